@@ -1,0 +1,3 @@
+//! The data sets.
+
+pub mod dataset;

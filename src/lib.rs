@@ -1,0 +1,7 @@
+//! foldconv: convolutions that are trained over-parameterised or dynamic, and folded, exactly, into compact kernels.
+
+pub mod error;
+pub mod files;
+pub mod registry;
+
+pub mod data;

@@ -1,0 +1,93 @@
+//! `{name: maconv, intermediate: 20}`: a mapping whose `name` chooses the type of the other keys.
+//!
+//! serde's internally tagged enums read the same form but lose the key at which a value is wrong; this keeps it.
+
+/// Declares an enum of named configs and its (de)serialisation. Each variant holds the `Config` of one operator,
+/// network or data set; an unknown name or key is an error that names it.
+#[macro_export]
+macro_rules! registry {
+    ($(#[$doc:meta])* $vis:vis enum $enum:ident, $what:literal {
+        $($name:literal => $variant:ident($config:ty)),+ $(,)?
+    }) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq)]
+        $vis enum $enum { $($variant($config)),+ }
+
+        impl $enum {
+            /// Every name that a config file may give.
+            pub const NAMES: &'static [&'static str] = &[$($name),+];
+
+            /// The name that the config file gives.
+            pub fn name(&self) -> &'static str {
+                match self { $(Self::$variant(_) => $name),+ }
+            }
+        }
+
+        impl serde::Serialize for $enum {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                match self {
+                    $(Self::$variant(config) => {
+                        $crate::registry::to_mapping::<S::Error, _>($name, config)?.serialize(serializer)
+                    })+
+                }
+            }
+        }
+
+        impl<'de> serde::Deserialize<'de> for $enum {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let (name, rest) = $crate::registry::split_name::<D>(deserializer, $what, Self::NAMES)?;
+                match name.as_str() {
+                    $($name => Ok(Self::$variant($crate::registry::options::<D::Error, _>(rest)?)),)+
+                    _ => unreachable!("split_name returns a known name"),
+                }
+            }
+        }
+    };
+}
+
+use serde::de::{DeserializeOwned, Error as _};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_yaml::{Mapping, Value};
+
+/// `name` first, then the options.
+#[doc(hidden)]
+pub fn to_mapping<E: serde::ser::Error, C: Serialize>(name: &str, config: &C) -> Result<Mapping, E> {
+    let mut mapping = Mapping::new();
+    mapping.insert("name".into(), name.into());
+    match serde_yaml::to_value(config).map_err(E::custom)? {
+        Value::Mapping(options) => mapping.extend(options),
+        Value::Null => {}
+        other => return Err(E::custom(format!("options must be a mapping, not {other:?}"))),
+    }
+    Ok(mapping)
+}
+
+/// Takes `name` out of the mapping; refuses a missing or unknown one.
+#[doc(hidden)]
+pub fn split_name<'de, D: Deserializer<'de>>(
+    deserializer: D,
+    what: &str,
+    known: &[&str],
+) -> Result<(String, Mapping), D::Error> {
+    let mut mapping = Mapping::deserialize(deserializer)?;
+    let name = match mapping.remove("name") {
+        Some(Value::String(name)) => name,
+        Some(_) => return Err(D::Error::custom(format!("name: the {what}'s name must be a string"))),
+        None => return Err(D::Error::custom(format!("name: missing; give one of {}", known.join(", ")))),
+    };
+    if !known.contains(&name.as_str()) {
+        let hint = crate::error::suggest(&name, known.iter().copied());
+        return Err(D::Error::custom(format!("name: no {what} `{name}`{hint}")));
+    }
+    Ok((name, mapping))
+}
+
+/// Reads the options; an error says at which key.
+#[doc(hidden)]
+pub fn options<E: serde::de::Error, C: DeserializeOwned>(rest: Mapping) -> Result<C, E> {
+    serde_path_to_error::deserialize(Value::Mapping(rest)).map_err(|error| {
+        let path = error.path().to_string();
+        let inner = error.into_inner();
+        if path == "." { E::custom(inner) } else { E::custom(format!("{path}: {inner}")) }
+    })
+}
