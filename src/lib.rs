@@ -4,4 +4,12 @@ pub mod error;
 pub mod files;
 pub mod registry;
 
+pub mod algebra;
+
+pub mod op;
+
 pub mod data;
+
+pub mod net;
+
+pub mod fold;

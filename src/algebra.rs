@@ -1,0 +1,452 @@
+//! The algebra of kernels: pure functions from which every fold is made.
+//!
+//! Tensors are x (N, C_in, H, W) and kernels W (C_out, C_in/groups, kh, kw), cross-correlation as in PyTorch. Every function
+//! here is exact, borders included, or refuses with a [`FoldError`]; none approximates. Folds run in float64.
+//!
+//! The window rule on which all of it rests: tap `a` of output `i` reads the input at `stride*i - padding + dilation*a`.
+
+use serde::{Deserialize, Serialize};
+use std::cell::Cell;
+use tch::Tensor;
+
+/// What stands beyond the edge of the input of a convolution.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PaddingMode {
+    /// Zeros.
+    #[default]
+    Zeros,
+    /// The image mirrored at its edge pixel.
+    Reflect,
+    /// The edge pixel repeated.
+    Replicate,
+    /// The opposite side of the image.
+    Circular,
+}
+
+/// The shape of a convolution: channels, kernel and how its window moves. Pairs are (height, width).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Geometry {
+    /// Channels of the input.
+    pub in_channels: i64,
+    /// Channels of the output.
+    pub out_channels: i64,
+    /// Size of the kernel.
+    pub kernel: [i64; 2],
+    /// Step of the window.
+    pub stride: [i64; 2],
+    /// Rows and columns added on each side of the input.
+    pub padding: [i64; 2],
+    /// Distance between taps.
+    pub dilation: [i64; 2],
+    /// Channel groups.
+    pub groups: i64,
+    /// What the padding is made of.
+    pub padding_mode: PaddingMode,
+}
+
+impl Geometry {
+    /// A square kernel of odd size `k` with stride 1 and the padding that keeps the size of the map.
+    pub fn same(in_channels: i64, out_channels: i64, k: i64) -> Geometry {
+        Geometry {
+            in_channels,
+            out_channels,
+            kernel: [k; 2],
+            stride: [1; 2],
+            padding: [k / 2; 2],
+            dilation: [1; 2],
+            groups: 1,
+            padding_mode: PaddingMode::Zeros,
+        }
+    }
+
+    /// With another stride, the same on both axes.
+    pub fn stride(self, stride: i64) -> Geometry {
+        Geometry { stride: [stride; 2], ..self }
+    }
+
+    /// With another padding, the same on both axes.
+    pub fn padding(self, padding: i64) -> Geometry {
+        Geometry { padding: [padding; 2], ..self }
+    }
+
+    /// With another dilation, the same on both axes.
+    pub fn dilation(self, dilation: i64) -> Geometry {
+        Geometry { dilation: [dilation; 2], ..self }
+    }
+
+    /// With channel groups.
+    pub fn groups(self, groups: i64) -> Geometry {
+        Geometry { groups, ..self }
+    }
+
+    /// Shape of the kernel: (C_out, C_in/groups, kh, kw).
+    pub fn weight_size(&self) -> [i64; 4] {
+        [self.out_channels, self.in_channels / self.groups, self.kernel[0], self.kernel[1]]
+    }
+
+    /// Inputs that one output sums over: C_in/groups * kh * kw.
+    pub fn fan_in(&self) -> i64 {
+        self.in_channels / self.groups * self.kernel[0] * self.kernel[1]
+    }
+
+    /// A 1x1 convolution that neither strides nor pads: a matrix product over channels.
+    pub fn is_pointwise(&self) -> bool {
+        self.kernel == [1; 2] && self.stride == [1; 2] && self.padding == [0; 2]
+    }
+}
+
+/// Why a fold would not be the same function. The text says what to change.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FoldError {
+    /// A non-linearity stands between convolutions.
+    #[error("{0} stands between two convolutions, and no kernel does what it does; train with `middle: none` or `middle: attention` to fold")]
+    NonLinear(&'static str),
+    /// A map between two convolutions is padded with what the composed kernel would not compute there.
+    #[error("{0} is wrong on the border; put the padding on the first convolution, or pad the map between with its bias")]
+    BorderInexact(&'static str),
+    /// No tap of the larger kernel sits where the smaller kernel's window is centred.
+    #[error("a {small}-tap kernel has no centred place in a {large}-tap one; use kernel sizes that are both odd or both even")]
+    EvenKernel {
+        /// Taps of the smaller kernel along the axis.
+        small: i64,
+        /// Taps of the larger kernel along the axis.
+        large: i64,
+    },
+    /// Windows that don't coincide because of the padding.
+    #[error("padding {found} puts the windows of the branches apart; it must be {expected} (the other branch's padding and the kernel sizes decide)")]
+    Padding {
+        /// Padding of the smaller kernel.
+        found: i64,
+        /// The padding at which the windows coincide.
+        expected: i64,
+    },
+    /// Taps that fall between those of the other kernel.
+    #[error("dilations {0} and {1} put taps between taps; use the same dilation")]
+    Dilation(i64, i64),
+    /// A stride in the first of two spatial convolutions.
+    #[error("the first of two spatial convolutions has stride {0}; put the stride on the second")]
+    Stride(i64),
+    /// Things that can't be added or chained at all.
+    #[error("the convolutions don't fit together: {0}")]
+    Shape(String),
+}
+
+/// A convolution with its numbers.
+#[derive(Debug)]
+pub struct Kernel {
+    /// (C_out, C_in/groups, kh, kw).
+    pub weight: Tensor,
+    /// (C_out), if any.
+    pub bias: Option<Tensor>,
+    /// How it is applied.
+    pub geometry: Geometry,
+}
+
+/// What batch norm is at evaluation statistics, per channel: y = scale * x + shift.
+#[derive(Debug)]
+pub struct Affine {
+    /// gamma / sqrt(running_var + eps), (C).
+    pub scale: Tensor,
+    /// beta - running_mean * scale, (C).
+    pub shift: Tensor,
+}
+
+/// What pads the map between two convolutions, where the second one pads with a constant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MiddlePad {
+    /// Zeros, as a convolution does by itself.
+    Zeros,
+    /// The first convolution's bias: what it would have computed from a zero input (BNAndPad of DBB).
+    Bias,
+}
+
+impl Kernel {
+    /// The convolution of x (N, C_in, H, W).
+    pub fn apply(&self, x: &Tensor) -> Tensor {
+        conv2d(x, &self.weight, self.bias.as_ref(), &self.geometry)
+    }
+
+    /// The same numbers in another precision.
+    pub fn to_kind(&self, kind: tch::Kind) -> Kernel {
+        Kernel {
+            weight: self.weight.to_kind(kind),
+            bias: self.bias.as_ref().map(|bias| bias.to_kind(kind)),
+            geometry: self.geometry,
+        }
+    }
+
+    /// The bias, zeros where there is none.
+    pub fn bias_or_zeros(&self) -> Tensor {
+        match &self.bias {
+            Some(bias) => bias.shallow_clone(),
+            None => Tensor::zeros([self.geometry.out_channels], (self.weight.kind(), self.weight.device())),
+        }
+    }
+
+    fn bias_is_zero(&self) -> bool {
+        self.bias.as_ref().is_none_or(|bias| bool::try_from(bias.eq(0.).all()).unwrap_or(false))
+    }
+
+    /// The same convolution written with fewer channel groups (`groups` divides the present number): zeros between blocks.
+    fn regroup(&self, groups: i64) -> Kernel {
+        let old = self.geometry;
+        if groups == old.groups {
+            return Kernel { weight: self.weight.shallow_clone(), bias: self.clone_bias(), geometry: old };
+        }
+        // Block (j, j) of each new group's (old/new x old/new) grid of blocks is old group j; the others are zero.
+        let per_group = old.groups / groups;
+        let [out, inner, kh, kw] = old.weight_size();
+        let blocks = self.weight.reshape([groups, per_group, out / old.groups, 1, inner, kh, kw]);
+        let diagonal = Tensor::eye(per_group, (self.weight.kind(), self.weight.device()));
+        let weight = blocks * diagonal.reshape([1, per_group, 1, per_group, 1, 1, 1]);
+        let geometry = old.groups(groups);
+        Kernel { weight: weight.reshape(geometry.weight_size()), bias: self.clone_bias(), geometry }
+    }
+
+    fn clone_bias(&self) -> Option<Tensor> {
+        self.bias.as_ref().map(Tensor::shallow_clone)
+    }
+}
+
+/// L1. Batch norm after a convolution: W' = S W per output channel, b' = t + S b.
+pub fn fold_bn(kernel: &Kernel, bn: &Affine) -> Kernel {
+    let shift = match &kernel.bias {
+        Some(bias) => &bn.shift + &bn.scale * bias,
+        None => bn.shift.shallow_clone(),
+    };
+    Kernel { weight: scale_rows(&kernel.weight, &bn.scale), bias: Some(shift), geometry: kernel.geometry }
+}
+
+/// L6. Scales each output channel of a kernel (C_out, ...), or of one kernel per expert or sample (..., C_out, C_in/g, kh, kw).
+///
+/// A batch norm after a mixture of experts scales every expert so; its shift stays one constant bias. (Folding the shift
+/// into the experts' biases is right only where the mixing weights sum to 1.)
+pub fn scale_rows(weight: &Tensor, scale: &Tensor) -> Tensor {
+    weight * scale.reshape([-1, 1, 1, 1])
+}
+
+/// L2. A smaller kernel written as one of `into`'s size, padding and dilation: its taps land on those that read the same pixels.
+///
+/// The groups of `into` are not looked at. Exact for every padding mode.
+///
+/// # Errors
+/// [`FoldError::EvenKernel`], [`FoldError::Padding`] or [`FoldError::Dilation`] where no such taps exist.
+pub fn embed(kernel: &Kernel, into: &Geometry) -> Result<Kernel, FoldError> {
+    let from = kernel.geometry;
+    if from.stride != into.stride || from.padding_mode != into.padding_mode && from.padding != [0; 2] {
+        return Err(FoldError::Shape(format!(
+            "strides {:?} and {:?}, padding modes {:?} and {:?}",
+            from.stride, into.stride, from.padding_mode, into.padding_mode
+        )));
+    }
+    let taps = [axis_taps(&from, into, 0)?, axis_taps(&from, into, 1)?];
+    let geometry = Geometry {
+        kernel: into.kernel,
+        padding: into.padding,
+        dilation: into.dilation,
+        padding_mode: into.padding_mode,
+        ..from
+    };
+    let weight = Tensor::zeros(geometry.weight_size(), (kernel.weight.kind(), kernel.weight.device()));
+    for (a, row) in taps[0].iter().enumerate() {
+        for (b, column) in taps[1].iter().enumerate() {
+            let tap = kernel.weight.select(3, b as i64).select(2, a as i64);
+            weight.select(3, *column).select(2, *row).copy_(&tap);
+        }
+    }
+    Ok(Kernel { weight, bias: kernel.clone_bias(), geometry })
+}
+
+/// Where each tap of `from` stands among the taps of `into`, along one axis.
+fn axis_taps(from: &Geometry, into: &Geometry, axis: usize) -> Result<Vec<i64>, FoldError> {
+    let (small, large) = (from.kernel[axis], into.kernel[axis]);
+    let (d, dilation) = (from.dilation[axis], into.dilation[axis]);
+    // The maps have one size, and the windows one centre, iff 2(P - p) is the difference of their extents.
+    let span = dilation * (large - 1) - d * (small - 1);
+    let offset = into.padding[axis] - from.padding[axis];
+    if span % 2 != 0 {
+        return Err(FoldError::EvenKernel { small, large });
+    }
+    if 2 * offset != span {
+        return Err(FoldError::Padding { found: from.padding[axis], expected: into.padding[axis] - span / 2 });
+    }
+    (0..small)
+        .map(|a| {
+            let at = offset + d * a;
+            let tap = at / dilation;
+            if at % dilation == 0 && (0..large).contains(&tap) {
+                Ok(tap)
+            } else if small == 1 {
+                Err(FoldError::EvenKernel { small, large })
+            } else {
+                Err(FoldError::Dilation(d, dilation))
+            }
+        })
+        .collect()
+}
+
+/// L2. The sum of two convolutions of the same input, as one. The smaller kernel is embedded in the larger.
+///
+/// # Errors
+/// Those of [`embed`], and [`FoldError::Shape`] where the channels differ.
+pub fn add(a: &Kernel, b: &Kernel) -> Result<Kernel, FoldError> {
+    let (ga, gb) = (a.geometry, b.geometry);
+    if (ga.in_channels, ga.out_channels) != (gb.in_channels, gb.out_channels) {
+        return Err(FoldError::Shape(format!(
+            "branches map {} -> {} and {} -> {} channels",
+            ga.in_channels, ga.out_channels, gb.in_channels, gb.out_channels
+        )));
+    }
+    // The axes may disagree on which kernel is larger (1x3 beside 3x1), so the sum takes the larger of each.
+    let along = |axis: usize| if ga.kernel[axis] >= gb.kernel[axis] { ga } else { gb };
+    let (rows, columns) = (along(0), along(1));
+    let into = Geometry {
+        kernel: [rows.kernel[0], columns.kernel[1]],
+        padding: [rows.padding[0], columns.padding[1]],
+        dilation: [rows.dilation[0], columns.dilation[1]],
+        padding_mode: if ga.padding == [0; 2] { gb.padding_mode } else { ga.padding_mode },
+        ..ga
+    };
+    let groups = gcd(ga.groups, gb.groups);
+    let (a, b) = (embed(&a.regroup(groups), &into)?, embed(&b.regroup(groups), &into)?);
+    let bias = match (&a.bias, &b.bias) {
+        (Some(a), Some(b)) => Some(a + b),
+        (one, other) => one.as_ref().or(other.as_ref()).map(Tensor::shallow_clone),
+    };
+    Ok(Kernel { weight: &a.weight + &b.weight, bias, geometry: a.geometry })
+}
+
+/// L3, L4, L5. One convolution after another, as one: the kernel is the true convolution of the two (the second one flipped),
+/// of size k1 + k2 - 1, and the bias is b2 + the second kernel's response to b1.
+///
+/// Exact where the second does not pad (so: k x k then 1x1, and all padding on the first). Where it does, exact only if the
+/// first is an unpadded 1x1 and the padding of the map between is what the 1x1 would have made of the padded input: it has no
+/// bias, or the padding is that bias ([`MiddlePad::Bias`]), or the padding is not a constant.
+///
+/// # Errors
+/// [`FoldError::BorderInexact`], [`FoldError::Dilation`], [`FoldError::Stride`] or [`FoldError::Shape`].
+pub fn compose(first: &Kernel, second: &Kernel, middle: MiddlePad) -> Result<Kernel, FoldError> {
+    let (g1, g2) = (first.geometry, second.geometry);
+    if g1.out_channels != g2.in_channels {
+        return Err(FoldError::Shape(format!("{} channels go into {}", g1.out_channels, g2.in_channels)));
+    }
+    if g2.padding != [0; 2] {
+        let commutes = g1.kernel == [1; 2] && g1.padding == [0; 2];
+        let same_value = g2.padding_mode != PaddingMode::Zeros || middle == MiddlePad::Bias || first.bias_is_zero();
+        if !commutes || !same_value {
+            return Err(FoldError::BorderInexact("zero padding between two convolutions"));
+        }
+    }
+    let dilation = [composed_dilation(&g1, &g2, 0)?, composed_dilation(&g1, &g2, 1)?];
+    let groups = gcd(g1.groups, g2.groups);
+    let (w1, w2) = (first.regroup(groups), second.regroup(groups));
+    let geometry = Geometry {
+        in_channels: g1.in_channels,
+        out_channels: g2.out_channels,
+        kernel: [g1.kernel[0] + g2.kernel[0] - 1, g1.kernel[1] + g2.kernel[1] - 1],
+        stride: [g1.stride[0] * g2.stride[0], g1.stride[1] * g2.stride[1]],
+        padding: if g2.padding == [0; 2] { g1.padding } else { g2.padding },
+        dilation,
+        groups,
+        padding_mode: if g2.padding == [0; 2] { g1.padding_mode } else { g2.padding_mode },
+    };
+    let weight = convolve(&w1.weight, &w2.weight, groups).reshape(geometry.weight_size());
+    let bias = match (&first.bias, &second.bias) {
+        (None, bias) => bias.as_ref().map(Tensor::shallow_clone),
+        (Some(b1), _) => Some(second.bias_or_zeros() + respond(&w2.weight, b1, groups)),
+    };
+    Ok(Kernel { weight, bias, geometry })
+}
+
+/// The common dilation of two chained kernels along an axis.
+fn composed_dilation(first: &Geometry, second: &Geometry, axis: usize) -> Result<i64, FoldError> {
+    let (d1, d2) = (first.dilation[axis], second.dilation[axis]);
+    if second.kernel[axis] == 1 {
+        return Ok(d1);
+    }
+    if first.stride[axis] != 1 {
+        return Err(FoldError::Stride(first.stride[axis]));
+    }
+    if first.kernel[axis] > 1 && d1 != d2 {
+        return Err(FoldError::Dilation(d1, d2));
+    }
+    Ok(d2)
+}
+
+/// W[o, i, u] = sum over m and a + b = u of W2[o, m, b] W1[m, i, a], within each group. A transposed convolution is just that
+/// sum, with the output channels of W2 as its batch.
+fn convolve(w1: &Tensor, w2: &Tensor, groups: i64) -> Tensor {
+    let s2 = w2.size();
+    let (out, inner) = (s2[0] / groups, s2[1]);
+    let batch = w2.reshape([groups, out, inner, s2[2], s2[3]]).transpose(0, 1).reshape([out, groups * inner, s2[2], s2[3]]);
+    let composed = batch.conv_transpose2d(w1, None::<Tensor>, [1, 1], [0, 0], [0, 0], groups, [1, 1]);
+    let s = composed.size();
+    composed.reshape([out, groups, s[1] / groups, s[2], s[3]]).transpose(0, 1).contiguous()
+}
+
+/// What a kernel (C_out, C_in/groups, kh, kw) answers, away from borders, to an input that is the constant `value` (C_in).
+pub fn respond(weight: &Tensor, value: &Tensor, groups: i64) -> Tensor {
+    let size = weight.size();
+    let taps = weight.sum_dim_intlist([2, 3].as_slice(), false, None).reshape([groups, size[0] / groups, size[1]]);
+    taps.matmul(&value.reshape([groups, size[1], 1])).reshape([-1])
+}
+
+/// L7. A tied block convolution: one thin kernel for each of `blocks` equal blocks of channels, as a grouped convolution.
+///
+/// Bit-exact. A batch norm folded into the result unties it: the blocks then differ, because batch norm has one scale a channel.
+pub fn tile(kernel: &Kernel, blocks: i64) -> Kernel {
+    let thin = kernel.geometry;
+    Kernel {
+        weight: kernel.weight.repeat([blocks, 1, 1, 1]),
+        bias: kernel.bias.as_ref().map(|bias| bias.repeat([blocks])),
+        geometry: Geometry {
+            in_channels: thin.in_channels * blocks,
+            out_channels: thin.out_channels * blocks,
+            groups: thin.groups * blocks,
+            ..thin
+        },
+    }
+}
+
+fn gcd(a: i64, b: i64) -> i64 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+thread_local! {
+    static MACS: Cell<Option<i64>> = const { Cell::new(None) };
+}
+
+/// Runs `work` and counts the multiply-accumulates of every convolution and product that it does through this crate.
+pub fn count_macs<T>(work: impl FnOnce() -> T) -> (T, i64) {
+    let outer = MACS.replace(Some(0));
+    let result = work();
+    let counted = MACS.replace(outer).unwrap_or(0);
+    add_macs(counted);
+    (result, counted)
+}
+
+/// Adds to the count of an enclosing [`count_macs`].
+pub fn add_macs(macs: i64) {
+    MACS.set(MACS.get().map(|count| count + macs));
+}
+
+/// The convolution of x (N, C_in, H, W) with a kernel of the given geometry: the one place that calls libtorch's.
+pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, geometry: &Geometry) -> Tensor {
+    let Geometry { stride, padding, dilation, groups, .. } = *geometry;
+    let mode = match geometry.padding_mode {
+        PaddingMode::Reflect => "reflect",
+        PaddingMode::Replicate => "replicate",
+        PaddingMode::Circular => "circular",
+        PaddingMode::Zeros => "",
+    };
+    let y = if mode.is_empty() || padding == [0; 2] {
+        x.conv2d(weight, bias, stride, padding, dilation, groups)
+    } else {
+        let sides = [padding[1], padding[1], padding[0], padding[0]];
+        x.pad(sides, mode, None).conv2d(weight, bias, stride, [0, 0], dilation, groups)
+    };
+    // One product for each tap and input channel, at each output.
+    add_macs(y.numel() as i64 * geometry.fan_in());
+    y
+}

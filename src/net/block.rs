@@ -1,0 +1,135 @@
+//! Sites, and how an operator is put on one.
+
+use crate::algebra::{FoldError, Geometry};
+use crate::op::OperatorConfig;
+use crate::op::operator::{Compact, Operator};
+use serde::{Deserialize, Serialize};
+use std::fmt::Debug;
+use tch::{Tensor, nn};
+
+/// Which of the two forms of a network is built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Form {
+    /// As it is trained.
+    Expanded,
+    /// Folded.
+    Compact,
+}
+
+/// What a convolution is in its network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SiteKind {
+    /// The first convolution.
+    Stem,
+    /// 1x1.
+    Pointwise,
+    /// One channel a group.
+    Depthwise,
+    /// k x k over all channels (or groups of several).
+    Spatial,
+    /// On a shortcut around a block.
+    Shortcut,
+}
+
+impl SiteKind {
+    /// Every kind, by the name that `apply_to` gives it.
+    pub const ALL: [(&'static str, SiteKind); 5] = [
+        ("stem", SiteKind::Stem),
+        ("pointwise", SiteKind::Pointwise),
+        ("depthwise", SiteKind::Depthwise),
+        ("spatial", SiteKind::Spatial),
+        ("shortcut", SiteKind::Shortcut),
+    ];
+
+    /// The name that `apply_to` gives it.
+    pub fn name(self) -> &'static str {
+        Self::ALL.iter().find(|(_, kind)| *kind == self).map_or("", |(name, _)| name)
+    }
+}
+
+/// A convolution of a network, with what stands behind it, in one of the two forms.
+#[derive(Debug)]
+pub struct Site {
+    /// The path of its convolution: PyTorch's name where PyTorch has the network.
+    pub name: String,
+    /// What it is in its network.
+    pub kind: SiteKind,
+    /// Its shape.
+    pub geometry: Geometry,
+    /// The name of the operator on it.
+    pub operator: &'static str,
+    module: Module,
+}
+
+#[derive(Debug)]
+enum Module {
+    Expanded(Box<dyn Operator>),
+    Compact(Compact),
+}
+
+impl Site {
+    /// The compact form.
+    ///
+    /// # Errors
+    /// The operator's refusal, or that there is nothing left to fold.
+    pub fn fold(&self) -> Result<Compact, FoldError> {
+        match &self.module {
+            Module::Expanded(operator) => operator.fold(),
+            Module::Compact(_) => Err(FoldError::Shape("this network is folded already".into())),
+        }
+    }
+}
+
+impl nn::ModuleT for Site {
+    fn forward_t(&self, x: &Tensor, train: bool) -> Tensor {
+        match &self.module {
+            Module::Expanded(operator) => operator.forward_t(x, train),
+            Module::Compact(compact) => compact.apply(x),
+        }
+    }
+}
+
+/// What a network asks for each of its convolutions.
+#[derive(Debug)]
+pub struct Builder<'a> {
+    /// What goes on the chosen sites; resolved.
+    pub operator: &'a OperatorConfig,
+    /// The chosen sites: kinds, site names, `all`; empty means those that the network's paper replaces.
+    pub apply_to: &'a [String],
+    /// Which form is built.
+    pub form: Form,
+}
+
+impl Builder<'_> {
+    /// The convolution on `root`/`conv` and its batch norm on `root`/`bn` (dotted names). `default`: whether an operator
+    /// replaces it where `apply_to` says nothing.
+    pub fn site(&self, root: &nn::Path, conv: &str, bn: &str, kind: SiteKind, geometry: Geometry, default: bool) -> Site {
+        let (conv, bn) = (sub(root, conv), sub(root, bn));
+        let name = conv.components().collect::<Vec<_>>().join(".");
+        let chosen = match self.apply_to {
+            [] => default,
+            names => names.iter().any(|wanted| wanted == "all" || wanted == kind.name() || *wanted == name),
+        };
+        let plain = OperatorConfig::default();
+        let operator = if chosen { self.operator } else { &plain };
+        let module = match self.form {
+            Form::Expanded => Module::Expanded(operator.expanded(&conv, &bn, geometry)),
+            Form::Compact => Module::Compact(operator.compact(&conv, geometry)),
+        };
+        Site { name, kind, geometry, operator: operator.name(), module }
+    }
+}
+
+/// The path below `root` that a dotted name means.
+pub fn sub<'a>(root: &nn::Path<'a>, dotted: &str) -> nn::Path<'a> {
+    let mut parts = dotted.split('.');
+    let first = root.sub(parts.next().unwrap_or_default());
+    parts.fold(first, |path, part| path.sub(part))
+}
+
+/// A network: x (N, C, H, W) to logits (N, classes).
+pub trait Network: nn::ModuleT {
+    /// Its convolutions, in the order in which they run.
+    fn sites(&self) -> Vec<&Site>;
+}

@@ -1,0 +1,148 @@
+//! MobileNetV2 (Sandler et al., CVPR 2018), with torchvision's names and widths, and a stem for CIFAR's 32x32 images.
+
+use crate::algebra::Geometry;
+use crate::net::block::{Builder, Network, Site, SiteKind, sub};
+use crate::op::layers::Linear;
+use serde::{Deserialize, Serialize};
+use tch::{Tensor, nn, nn::ModuleT};
+
+/// Expansion, channels, blocks and stride of each stage.
+const STAGES: [(i64, i64, i64, i64); 7] =
+    [(1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)];
+
+/// The first convolution.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stem {
+    /// Stride 2, as published, for 224x224 images.
+    #[default]
+    Imagenet,
+    /// Stride 1 in the first convolution and in the stage of 24 channels: 32x32 images end as 4x4 maps.
+    Cifar,
+}
+
+/// Options of `mobilenet_v2`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Multiplies the channels, rounded to multiples of 8. Default 1.
+    pub width: f64,
+    /// The first convolution. Default `imagenet`.
+    pub stem: Stem,
+    /// Dropout before the classifier, in [0, 1). Default 0.2.
+    pub dropout: f64,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config { width: 1., stem: Stem::Imagenet, dropout: 0.2 }
+    }
+}
+
+/// The nearest multiple of 8 that is at least 90 % of `channels` (and at least 8), as torchvision rounds.
+fn make_divisible(channels: f64) -> i64 {
+    let rounded = ((channels + 4.) as i64 / 8 * 8).max(8);
+    if (rounded as f64) < 0.9 * channels { rounded + 8 } else { rounded }
+}
+
+/// An inverted residual: [1x1 expansion,] depthwise 3x3, 1x1 projection without an activation.
+#[derive(Debug)]
+struct Block {
+    expansion: Option<Site>,
+    depthwise: Site,
+    projection: Site,
+    residual: bool,
+}
+
+/// The network; the operator goes on the 1x1 convolutions of the blocks unless `apply_to` says otherwise.
+#[derive(Debug)]
+pub struct MobileNetV2 {
+    stem: Site,
+    blocks: Vec<Block>,
+    last: Site,
+    dropout: f64,
+    classifier: Linear,
+}
+
+impl MobileNetV2 {
+    /// On `root`: torchvision's names, `features.0.0.weight` to `classifier.1.bias`.
+    pub fn new(root: &nn::Path, builder: &Builder, config: &Config, channels: i64, classes: i64) -> MobileNetV2 {
+        let cifar = config.stem == Stem::Cifar;
+        let mut inputs = make_divisible(32. * config.width);
+        let stem = Geometry::same(channels, inputs, 3).stride(if cifar { 1 } else { 2 });
+        let stem = builder.site(root, "features.0.0", "features.0.1", SiteKind::Stem, stem, false);
+        let mut blocks = Vec::new();
+        for (expansion, channels, repeats, stride) in STAGES {
+            let outputs = make_divisible(channels as f64 * config.width);
+            for repeat in 0..repeats {
+                let stride = if repeat > 0 || cifar && channels == 24 { 1 } else { stride };
+                let path = sub(root, &format!("features.{}.conv", blocks.len() + 1));
+                blocks.push(Block::new(&path, builder, inputs, outputs, stride, expansion));
+                inputs = outputs;
+            }
+        }
+        let outputs = make_divisible(1280. * config.width.max(1.));
+        let name = format!("features.{}", blocks.len() + 1);
+        let last = Geometry::same(inputs, outputs, 1);
+        MobileNetV2 {
+            stem,
+            blocks,
+            last: builder.site(root, &format!("{name}.0"), &format!("{name}.1"), SiteKind::Pointwise, last, false),
+            dropout: config.dropout,
+            classifier: Linear::new(&sub(root, "classifier.1"), outputs, classes),
+        }
+    }
+}
+
+impl Block {
+    /// On `path`, torchvision's Sequential: `0.0` and `0.1` the expansion, `1.0` and `1.1` the depthwise, `2` and `3` the
+    /// projection; without an expansion everything is one number lower.
+    fn new(path: &nn::Path, builder: &Builder, inputs: i64, outputs: i64, stride: i64, expansion: i64) -> Block {
+        let hidden = inputs * expansion;
+        let at = i64::from(expansion != 1);
+        let site = |conv: &str, bn: &str, kind, geometry, default| builder.site(path, conv, bn, kind, geometry, default);
+        let depthwise = Geometry::same(hidden, hidden, 3).stride(stride).groups(hidden);
+        Block {
+            expansion: (expansion != 1)
+                .then(|| site("0.0", "0.1", SiteKind::Pointwise, Geometry::same(inputs, hidden, 1), true)),
+            depthwise: site(&format!("{at}.0"), &format!("{at}.1"), SiteKind::Depthwise, depthwise, false),
+            projection: site(
+                &format!("{}", at + 1),
+                &format!("{}", at + 2),
+                SiteKind::Pointwise,
+                Geometry::same(hidden, outputs, 1),
+                true,
+            ),
+            residual: stride == 1 && inputs == outputs,
+        }
+    }
+
+    fn forward_t(&self, x: &Tensor, train: bool) -> Tensor {
+        let expanded = self.expansion.as_ref().map(|site| relu6(site.forward_t(x, train)));
+        let y = relu6(self.depthwise.forward_t(expanded.as_ref().unwrap_or(x), train));
+        let y = self.projection.forward_t(&y, train);
+        if self.residual { y + x } else { y }
+    }
+}
+
+fn relu6(mut x: Tensor) -> Tensor {
+    x.relu6_()
+}
+
+impl nn::ModuleT for MobileNetV2 {
+    fn forward_t(&self, x: &Tensor, train: bool) -> Tensor {
+        let first = relu6(self.stem.forward_t(x, train));
+        let y = self.blocks.iter().fold(first, |x, block| block.forward_t(&x, train));
+        let pooled = relu6(self.last.forward_t(&y, train)).mean_dim([2, 3].as_slice(), false, None);
+        self.classifier.forward(&pooled.dropout(self.dropout, train))
+    }
+}
+
+impl Network for MobileNetV2 {
+    fn sites(&self) -> Vec<&Site> {
+        let blocks = self.blocks.iter().flat_map(|block| {
+            block.expansion.iter().chain([&block.depthwise, &block.projection])
+        });
+        std::iter::once(&self.stem).chain(blocks).chain([&self.last]).collect()
+    }
+}

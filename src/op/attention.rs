@@ -1,0 +1,61 @@
+//! The attention that opens or closes the middle channels of a dynamic operator: a = gate(FC2(relu(FC1(GAP(x)))) / temperature).
+//!
+//! Squeeze-and-excitation (Hu et al., CVPR 2018) of the operator's INPUT: pooling anything behind a k x k convolution would
+//! not be a function of GAP(x), and the compact form would have to run that convolution to know its kernel.
+
+use crate::op::layers::Linear;
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor, nn};
+
+/// What turns the last layer's output into weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GateKind {
+    /// Each channel by itself, in (0, 1).
+    #[default]
+    Sigmoid,
+    /// Over the channels, summing to 1.
+    Softmax,
+}
+
+/// One weight a channel, from the pooled input.
+#[derive(Debug)]
+pub struct Gate {
+    fc1: Linear,
+    fc2: Linear,
+    kind: GateKind,
+    temperature: f64,
+}
+
+impl Gate {
+    /// On `path`: `fc1` (hidden, inputs) and `fc2` (channels, hidden), with biases.
+    pub fn new(path: &nn::Path, inputs: i64, hidden: i64, channels: i64, kind: GateKind, temperature: f64) -> Gate {
+        Gate {
+            fc1: Linear::new(&(path / "fc1"), inputs, hidden),
+            fc2: Linear::new(&(path / "fc2"), hidden, channels),
+            kind,
+            temperature,
+        }
+    }
+
+    /// Weights (N, channels) from x (N, C_in, H, W).
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        let pooled = x.mean_dim([2, 3].as_slice(), false, None);
+        let scores = self.fc2.forward(&self.fc1.forward(&pooled).relu()) / self.temperature;
+        match self.kind {
+            GateKind::Sigmoid => scores.sigmoid(),
+            GateKind::Softmax => scores.softmax(1, None),
+        }
+    }
+
+    /// Detached and in another precision.
+    pub fn to_kind(&self, kind: Kind) -> Gate {
+        Gate { fc1: self.fc1.to_kind(kind), fc2: self.fc2.to_kind(kind), ..*self }
+    }
+
+    /// Its numbers, by their names below `prefix`.
+    pub fn tensors(&self, prefix: &str) -> Vec<(String, Tensor)> {
+        let layers = [("fc1", &self.fc1), ("fc2", &self.fc2)];
+        layers.iter().flat_map(|(name, layer)| layer.tensors(&format!("{prefix}.{name}"))).collect()
+    }
+}

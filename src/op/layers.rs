@@ -1,0 +1,177 @@
+//! The layers that operators and networks are made of, with PyTorch's initial values (tch's own differ) and PyTorch's names.
+
+use crate::algebra::{self, Affine, Geometry, Kernel};
+use tch::{Kind, Tensor, nn, nn::Init};
+
+/// PyTorch's default for convolutions and linear layers, weight and bias: U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+pub fn uniform(fan_in: i64) -> Init {
+    let bound = 1. / (fan_in.max(1) as f64).sqrt();
+    Init::Uniform { lo: -bound, up: bound }
+}
+
+/// The variable `weight` of a convolution.
+pub fn conv_weight(path: &nn::Path, geometry: &Geometry) -> Tensor {
+    path.var("weight", &geometry.weight_size(), uniform(geometry.fan_in()))
+}
+
+/// The variable `weight` of a convolution in compact form: zero until it is loaded.
+pub fn empty_weight(path: &nn::Path, geometry: &Geometry) -> Tensor {
+    path.var("weight", &geometry.weight_size(), Init::Const(0.))
+}
+
+/// The variables `weight` and `bias` of a convolution in compact form: zero until they are loaded.
+pub fn empty_kernel(path: &nn::Path, geometry: Geometry) -> Kernel {
+    let bias = path.var("bias", &[geometry.out_channels], Init::Const(0.));
+    Kernel { weight: empty_weight(path, &geometry), bias: Some(bias), geometry }
+}
+
+/// Batch norm over (N, C, H, W), as torch.nn.BatchNorm2d: momentum 0.1, eps 1e-5, weight 1, bias 0.
+#[derive(Debug)]
+pub struct BatchNorm {
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+}
+
+impl BatchNorm {
+    const MOMENTUM: f64 = 0.1;
+    const EPS: f64 = 1e-5;
+
+    /// On `path`: `weight`, `bias`, `running_mean`, `running_var`, each (C).
+    pub fn new(path: &nn::Path, channels: i64) -> BatchNorm {
+        BatchNorm {
+            weight: path.var("weight", &[channels], Init::Const(1.)),
+            bias: path.var("bias", &[channels], Init::Const(0.)),
+            running_mean: path.zeros_no_train("running_mean", &[channels]),
+            running_var: path.ones_no_train("running_var", &[channels]),
+        }
+    }
+
+    /// What it is at evaluation statistics, in float64.
+    pub fn affine(&self) -> Affine {
+        let double = |tensor: &Tensor| tensor.detach().to_kind(Kind::Double);
+        let scale = double(&self.weight) / (double(&self.running_var) + Self::EPS).sqrt();
+        let shift = double(&self.bias) - double(&self.running_mean) * &scale;
+        Affine { scale, shift }
+    }
+
+    /// Normalises with the statistics of the batch in training, with the running ones otherwise.
+    pub fn forward(&self, x: &Tensor, train: bool) -> Tensor {
+        let (weight, bias) = (Some(&self.weight), Some(&self.bias));
+        let (mean, var) = (Some(&self.running_mean), Some(&self.running_var));
+        x.batch_norm(weight, bias, mean, var, train, Self::MOMENTUM, Self::EPS, true)
+    }
+}
+
+/// What stands behind a convolution: a batch norm, a bias, or nothing.
+#[derive(Debug)]
+pub enum Norm {
+    /// Batch norm.
+    Batch(BatchNorm),
+    /// A bias (C).
+    Bias(Tensor),
+    /// Nothing.
+    None,
+}
+
+impl Norm {
+    /// Batch norm on `path`/bn.
+    pub fn batch(path: &nn::Path, channels: i64) -> Norm {
+        Norm::Batch(BatchNorm::new(&(path / "bn"), channels))
+    }
+
+    /// The `bias` of a convolution of that fan-in, on `path`.
+    pub fn bias(path: &nn::Path, channels: i64, fan_in: i64) -> Norm {
+        Norm::Bias(path.var("bias", &[channels], uniform(fan_in)))
+    }
+
+    /// y of x (N, C, H, W).
+    pub fn forward(&self, x: Tensor, train: bool) -> Tensor {
+        match self {
+            Norm::Batch(bn) => bn.forward(&x, train),
+            Norm::Bias(bias) => x + bias.reshape([1, -1, 1, 1]),
+            Norm::None => x,
+        }
+    }
+
+    /// The kernel with this behind it, at evaluation statistics.
+    pub fn fold_into(&self, kernel: Kernel) -> Kernel {
+        match self {
+            Norm::Batch(bn) => algebra::fold_bn(&kernel, &bn.affine()),
+            Norm::Bias(bias) => {
+                let bias = bias.detach().to_kind(Kind::Double) + kernel.bias_or_zeros();
+                Kernel { bias: Some(bias), ..kernel }
+            }
+            Norm::None => kernel,
+        }
+    }
+}
+
+/// A convolution without a bias of its own, and what stands behind it.
+#[derive(Debug)]
+pub struct ConvNorm {
+    weight: Tensor,
+    geometry: Geometry,
+    norm: Norm,
+}
+
+impl ConvNorm {
+    /// A convolution whose `weight` lies on `path`.
+    pub fn new(path: &nn::Path, geometry: Geometry, norm: Norm) -> ConvNorm {
+        ConvNorm { weight: conv_weight(path, &geometry), geometry, norm }
+    }
+
+    /// y (N, C_out, H', W') of x (N, C_in, H, W).
+    pub fn forward(&self, x: &Tensor, train: bool) -> Tensor {
+        self.norm.forward(algebra::conv2d(x, &self.weight, None, &self.geometry), train)
+    }
+
+    /// The convolution alone, differentiable: the numbers are the variables themselves.
+    pub fn kernel(&self) -> Kernel {
+        Kernel { weight: self.weight.shallow_clone(), bias: None, geometry: self.geometry }
+    }
+
+    /// Both as one kernel, at evaluation statistics, in float64.
+    pub fn fold(&self) -> Kernel {
+        let weight = self.weight.detach().to_kind(Kind::Double);
+        self.norm.fold_into(Kernel { weight, bias: None, geometry: self.geometry })
+    }
+}
+
+/// A fully connected layer, as torch.nn.Linear: weight (out, in), bias (out).
+#[derive(Debug)]
+pub struct Linear {
+    weight: Tensor,
+    bias: Tensor,
+}
+
+impl Linear {
+    /// On `path`: `weight` and `bias`.
+    pub fn new(path: &nn::Path, inputs: i64, outputs: i64) -> Linear {
+        Linear {
+            weight: path.var("weight", &[outputs, inputs], uniform(inputs)),
+            bias: path.var("bias", &[outputs], uniform(inputs)),
+        }
+    }
+
+    /// y (N, out) of x (N, in).
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        let y = x.linear(&self.weight, Some(&self.bias));
+        algebra::add_macs(y.numel() as i64 * self.weight.size()[1]);
+        y
+    }
+
+    /// Detached and in another precision.
+    pub fn to_kind(&self, kind: Kind) -> Linear {
+        Linear { weight: self.weight.detach().to_kind(kind), bias: self.bias.detach().to_kind(kind) }
+    }
+
+    /// Its numbers, by their names below `prefix`.
+    pub fn tensors(&self, prefix: &str) -> [(String, Tensor); 2] {
+        [
+            (format!("{prefix}.weight"), self.weight.shallow_clone()),
+            (format!("{prefix}.bias"), self.bias.shallow_clone()),
+        ]
+    }
+}

@@ -1,0 +1,290 @@
+//! `maconv` and `mdconv`: the multi-branch expansions of Luo & Zhan, High Technology Letters 28(3), 2022.
+//!
+//! Expanded: y = BN2(W2 · middle(BN1(W1 * x))) + BN0(W0 * x), where W1 is k x k with m channels, W2 is 1x1 and W0 (the bypass)
+//! is k x k. MAConv has nothing in the middle; MDConv multiplies each middle channel by an attention A(x) of the sample.
+//! Compact: W(x) = S2 W2 diag(A) S1 W1 + S0 W0 and b(x) = t2 + t0 + S2 W2 diag(A) t1, with (S, t) the batch norms at evaluation.
+
+use crate::algebra::{self, FoldError, Geometry, Kernel, MiddlePad};
+use crate::op::attention::{Gate, GateKind};
+use crate::op::layers::{BatchNorm, ConvNorm, Norm, empty_kernel, empty_weight};
+use crate::op::mdconv::{GatedKernel, LowRank};
+use crate::op::operator::{Compact, Operator};
+use crate::op::per_sample::{self, PerSample};
+use serde::{Deserialize, Serialize};
+use tch::{Tensor, nn};
+
+/// What stands between the two convolutions of the expansion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Middle {
+    /// Nothing: one static kernel (MAConv).
+    None,
+    /// A weight a channel and sample: one kernel a sample (MDConv).
+    Attention,
+    /// ReLU: can't be folded (the comparison of Table 8).
+    Relu,
+}
+
+/// Where the batch norms are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Bn {
+    /// Behind each convolution.
+    Each,
+    /// One, behind the sum of the branches.
+    Sum,
+    /// None; the convolutions have biases.
+    None,
+}
+
+/// What is run in training.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Form {
+    /// The branches.
+    #[default]
+    Expanded,
+    /// The kernel composed of the branches' kernels ("compact training", Table 9).
+    Compact,
+}
+
+/// Options of `maconv` and `mdconv`; they differ only in the default of `middle`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Channels m between W1 and W2, rounded up to a multiple of the groups. Default 20.
+    pub intermediate: i64,
+    /// Whether there is the branch W0. Default true.
+    pub bypass: bool,
+    /// What is between W1 and W2. Default: `none` in maconv, `attention` in mdconv.
+    pub middle: Option<Middle>,
+    /// Where the batch norms are. Default: `each`, or `sum` where the form is compact.
+    pub bn: Option<Bn>,
+    /// What is run in training. Default `expanded`.
+    pub form: Form,
+    /// What makes weights of the attention's scores. Default `sigmoid`.
+    pub gate: GateKind,
+    /// What the attention's scores are divided by. Default 1.
+    pub temperature: f64,
+    /// Hidden units of the attention, as a multiple of C_in (rounded down, at least 1). Default 0.25.
+    pub hidden: f64,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            intermediate: 20,
+            bypass: true,
+            middle: None,
+            bn: None,
+            form: Form::Expanded,
+            gate: GateKind::Sigmoid,
+            temperature: 1.,
+            hidden: 0.25,
+        }
+    }
+}
+
+impl Config {
+    /// Fills what depends on the operator's name or on other options.
+    ///
+    /// # Errors
+    /// What is wrong, as `key: reason`.
+    pub fn resolve(mut self, middle: Middle) -> Result<Config, String> {
+        let middle = *self.middle.get_or_insert(middle);
+        let compact = self.form == Form::Compact;
+        let bn = *self.bn.get_or_insert(if compact { Bn::Sum } else { Bn::Each });
+        if self.intermediate < 1 {
+            return Err(format!("intermediate: {} channels; give at least 1", self.intermediate));
+        }
+        if !(self.temperature.is_finite() && self.temperature > 0.) {
+            return Err(format!("temperature: {}; give a number above 0", self.temperature));
+        }
+        if !(self.hidden.is_finite() && self.hidden > 0.) {
+            return Err(format!("hidden: {}; give a number above 0 (a multiple of C_in)", self.hidden));
+        }
+        if compact && bn == Bn::Each {
+            return Err("bn: `each` has no place in `form: compact`, which makes one map; use `sum` or `none`".into());
+        }
+        if compact && middle == Middle::Relu {
+            return Err("form: `compact` composes the kernels, and `middle: relu` stands between them; use one or the other".into());
+        }
+        Ok(self)
+    }
+
+    /// Channels m between W1 and W2 at a site.
+    fn middle_channels(&self, geometry: &Geometry) -> i64 {
+        (self.intermediate + geometry.groups - 1) / geometry.groups * geometry.groups
+    }
+
+    fn gate(&self, path: &nn::Path, geometry: &Geometry) -> Option<Gate> {
+        let inputs = geometry.in_channels;
+        let hidden = ((inputs as f64 * self.hidden) as i64).max(1);
+        let channels = self.middle_channels(geometry);
+        (self.middle == Some(Middle::Attention))
+            .then(|| Gate::new(&(path / "attention"), inputs, hidden, channels, self.gate, self.temperature))
+    }
+
+    /// The compact form on `path`, its numbers still to be set.
+    pub fn compact(&self, path: &nn::Path, geometry: Geometry) -> Compact {
+        match self.gate(path, &geometry) {
+            None => Compact::Static(empty_kernel(path, geometry)),
+            Some(gate) => {
+                let (first, second) = self.geometries(&geometry);
+                let bias = path.var("bias", &[geometry.out_channels], nn::Init::Const(0.));
+                let weight = self.bypass.then(|| empty_weight(path, &geometry));
+                let first = empty_kernel(&(path / "first"), first);
+                let second = empty_weight(&(path / "second"), &second);
+                let kernels = LowRank { weight, bias, first, second };
+                Compact::PerSample(PerSample { maker: Box::new(GatedKernel { kernels, gate }), geometry })
+            }
+        }
+    }
+
+    /// The geometries of W1 and W2: all of the window is W1's.
+    fn geometries(&self, site: &Geometry) -> (Geometry, Geometry) {
+        let m = self.middle_channels(site);
+        let second = Geometry::same(m, site.out_channels, 1).groups(site.groups);
+        (Geometry { out_channels: m, ..*site }, second)
+    }
+}
+
+/// The expansion of one convolution.
+#[derive(Debug)]
+pub struct MaConv {
+    first: ConvNorm,
+    second: ConvNorm,
+    bypass: Option<ConvNorm>,
+    middle: Middle,
+    gate: Option<Gate>,
+    after: Norm,
+    form: Form,
+    geometry: Geometry,
+}
+
+impl MaConv {
+    /// On `path`: `first` (W1), `second` (W2), `bypass` (W0), `attention`, and `bn` or `bias` behind the sum.
+    /// `config` must be resolved.
+    pub fn new(path: &nn::Path, geometry: Geometry, config: &Config) -> MaConv {
+        let branch_norm = config.bn.unwrap_or(Bn::Each);
+        let compact = config.form == Form::Compact;
+        let branch = |name: &str, geometry: Geometry| {
+            let path = path / name;
+            let norm = match branch_norm {
+                Bn::Each => Norm::batch(&path, geometry.out_channels),
+                Bn::None if !compact => Norm::bias(&path, geometry.out_channels, geometry.fan_in()),
+                Bn::None | Bn::Sum => Norm::None,
+            };
+            ConvNorm::new(&path, geometry, norm)
+        };
+        let (first, second) = config.geometries(&geometry);
+        MaConv {
+            first: branch("first", first),
+            second: branch("second", second),
+            bypass: config.bypass.then(|| branch("bypass", geometry)),
+            middle: config.middle.unwrap_or(Middle::None),
+            gate: config.gate(path, &geometry),
+            after: match branch_norm {
+                Bn::Sum => Norm::Batch(BatchNorm::new(&(path / "bn"), geometry.out_channels)),
+                Bn::None if compact => Norm::bias(path, geometry.out_channels, geometry.fan_in()),
+                Bn::None | Bn::Each => Norm::None,
+            },
+            form: config.form,
+            geometry,
+        }
+    }
+
+    fn forward_branches(&self, x: &Tensor, train: bool) -> Tensor {
+        let middle = self.first.forward(x, train);
+        let middle = match (&self.gate, self.middle) {
+            (Some(gate), _) => middle * gate.forward(x).unsqueeze(-1).unsqueeze(-1),
+            (None, Middle::Relu) => middle.relu(),
+            (None, _) => middle,
+        };
+        let sum = self.second.forward(&middle, train);
+        match &self.bypass {
+            Some(bypass) => sum + bypass.forward(x, train),
+            None => sum,
+        }
+    }
+
+    /// Compact training: one convolution with the composed kernel; gradients reach W1, W2 and W0 through the composition.
+    fn forward_composed(&self, x: &Tensor) -> Tensor {
+        let kernels = Parts {
+            first: self.first.kernel(),
+            second: self.second.kernel(),
+            bypass: self.bypass.as_ref().map(ConvNorm::kernel),
+        };
+        match &self.gate {
+            None => match kernels.compose() {
+                Ok(kernel) => kernel.apply(x),
+                Err(error) => unreachable!("W2 is an unpadded 1x1, which composes with any W1: {error}"),
+            },
+            Some(gate) => {
+                let (weight, bias) = kernels.low_rank().mix(&gate.forward(x));
+                per_sample::conv2d(x, &weight, &bias, &self.geometry)
+            }
+        }
+    }
+}
+
+/// The three kernels of the expansion.
+struct Parts {
+    first: Kernel,
+    second: Kernel,
+    bypass: Option<Kernel>,
+}
+
+impl Parts {
+    /// The static kernel W2 W1 + W0.
+    fn compose(&self) -> Result<Kernel, FoldError> {
+        let chain = algebra::compose(&self.first, &self.second, MiddlePad::Zeros)?;
+        match &self.bypass {
+            Some(bypass) => algebra::add(&chain, bypass),
+            None => Ok(chain),
+        }
+    }
+
+    /// The kernels per sample W2 diag(A) W1 + W0.
+    fn low_rank(self) -> LowRank {
+        let bias = match &self.bypass {
+            Some(bypass) => self.second.bias_or_zeros() + bypass.bias_or_zeros(),
+            None => self.second.bias_or_zeros(),
+        };
+        let first = Kernel { bias: Some(self.first.bias_or_zeros()), ..self.first };
+        LowRank { weight: self.bypass.map(|bypass| bypass.weight), bias, first, second: self.second.weight }
+    }
+}
+
+impl nn::ModuleT for MaConv {
+    fn forward_t(&self, x: &Tensor, train: bool) -> Tensor {
+        let sum = match self.form {
+            Form::Expanded => self.forward_branches(x, train),
+            Form::Compact => self.forward_composed(x),
+        };
+        self.after.forward(sum, train)
+    }
+}
+
+impl Operator for MaConv {
+    fn fold(&self) -> Result<Compact, FoldError> {
+        if self.middle == Middle::Relu {
+            return Err(FoldError::NonLinear("a ReLU"));
+        }
+        let parts = Parts {
+            first: self.first.fold(),
+            second: self.second.fold(),
+            bypass: self.bypass.as_ref().map(ConvNorm::fold),
+        };
+        match &self.gate {
+            None => Ok(Compact::Static(self.after.fold_into(parts.compose()?))),
+            Some(gate) => {
+                let maker = GatedKernel {
+                    kernels: parts.low_rank().behind(&self.after),
+                    gate: gate.to_kind(tch::Kind::Double),
+                };
+                Ok(Compact::PerSample(PerSample { maker: Box::new(maker), geometry: self.geometry }))
+            }
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! The operators: folded they are the same function, and a network of them has the published number of parameters.
+//!
+//! Tolerance: float64 throughout, so the two forms differ by the rounding of a few hundred sums, about 1e-15 relative;
+//! 1e-12 is three digits of room and ten below the error of any wrong fold.
+
+use foldconv::algebra::{FoldError, Geometry};
+use foldconv::data::dataset::Spec;
+use foldconv::fold::{assign, fold};
+use foldconv::net::NetConfig;
+use foldconv::net::block::{Builder, Form, Network};
+use foldconv::op::OperatorConfig;
+use foldconv::op::operator::{Compact, Operator};
+use tch::{Device, Kind, Tensor, nn};
+
+const TOLERANCE: f64 = 1e-12;
+
+fn operator(yaml: &str) -> OperatorConfig {
+    serde_yaml::from_str::<OperatorConfig>(yaml).unwrap().resolve().unwrap()
+}
+
+fn relative(a: &Tensor, b: &Tensor) -> f64 {
+    assert_eq!(a.size(), b.size());
+    f64::try_from((a - b).norm() / b.norm()).unwrap()
+}
+
+fn double_store() -> nn::VarStore {
+    let mut store = nn::VarStore::new(Device::Cpu);
+    store.double();
+    store
+}
+
+/// Running statistics and affine values as training leaves them: nowhere 0 or 1.
+fn randomise(store: &mut nn::VarStore) {
+    store.double();
+    tch::no_grad(|| {
+        for (name, mut variable) in store.variables() {
+            if name.ends_with("running_var") || variable.dim() == 1 && name.ends_with("bn.weight") {
+                let _ = variable.uniform_(0.5, 2.);
+            } else if variable.dim() == 1 {
+                let _ = variable.normal_(0., 1.);
+            }
+        }
+    });
+}
+
+fn expanded(config: &OperatorConfig, geometry: Geometry) -> (nn::VarStore, Box<dyn Operator>) {
+    let mut store = double_store();
+    let root = store.root();
+    let module = config.expanded(&(&root / "conv"), &(&root / "bn"), geometry);
+    randomise(&mut store);
+    (store, module)
+}
+
+fn geometries() -> Vec<Geometry> {
+    let mut all = Vec::new();
+    for k in [1, 2, 3, 5] {
+        for stride in [1, 2] {
+            for dilation in [1, 2] {
+                for groups in [1, 2, 8] {
+                    for padding in [0, k / 2 * dilation, k / 2 * dilation + 1] {
+                        all.push(Geometry::same(8, 16, k).stride(stride).dilation(dilation).groups(groups).padding(padding));
+                    }
+                }
+            }
+        }
+    }
+    all
+}
+
+fn options() -> Vec<String> {
+    let mut all = vec!["{name: plain}".to_string()];
+    for name in ["maconv", "mdconv"] {
+        for bypass in [true, false] {
+            for (form, bn) in [("expanded", "each"), ("expanded", "sum"), ("expanded", "none"), ("compact", "sum"), ("compact", "none")] {
+                all.push(format!("{{name: {name}, bypass: {bypass}, form: {form}, bn: {bn}, intermediate: 6}}"));
+            }
+        }
+    }
+    all.push("{name: mdconv, gate: softmax, temperature: 30, hidden: 4}".to_string());
+    all
+}
+
+#[test]
+fn every_option_folds_exactly_at_every_geometry() {
+    for options in options() {
+        let config = operator(&options);
+        for geometry in geometries() {
+            let (_store, module) = expanded(&config, geometry);
+            // 9 x 12 with kernels up to 9 taps wide: the border ring is most of the map. Batch 1 takes another path.
+            for n in [1, 3] {
+                let x = Tensor::randn([n, 8, 9, 12], (Kind::Double, Device::Cpu));
+                let y = module.forward_t(&x, false);
+                let compact = module.fold().unwrap();
+                let error = relative(&compact.apply(&x), &y);
+                assert!(error < TOLERANCE, "{options} {geometry:?}: {error:e}");
+                let is_static = matches!(compact, Compact::Static(_));
+                assert_eq!(is_static, !options.contains("mdconv"), "{options}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_fold_is_of_the_evaluation_statistics() {
+    let (_store, module) = expanded(&operator("{name: maconv}"), Geometry::same(8, 16, 3));
+    let x = Tensor::randn([4, 8, 9, 12], (Kind::Double, Device::Cpu));
+    let folded = module.fold().unwrap().apply(&x);
+    // Batch statistics are another function; and the training step moves the running ones, which a new fold follows.
+    assert!(relative(&folded, &module.forward_t(&x, true)) > 1e-3);
+    let y = module.forward_t(&x, false);
+    assert!(relative(&folded, &y) > 1e-3);
+    assert!(relative(&module.fold().unwrap().apply(&x), &y) < TOLERANCE);
+}
+
+#[test]
+fn relu_in_the_middle_is_refused() {
+    for name in ["maconv", "mdconv"] {
+        let (_store, module) = expanded(&operator(&format!("{{name: {name}, middle: relu}}")), Geometry::same(8, 16, 3));
+        assert_eq!(module.fold().unwrap_err(), FoldError::NonLinear("a ReLU"));
+    }
+}
+
+#[test]
+fn options_that_contradict_are_refused_by_key() {
+    let refusal = |yaml: &str| serde_yaml::from_str::<OperatorConfig>(yaml).unwrap().resolve().unwrap_err();
+    assert!(refusal("{name: maconv, intermediate: 0}").starts_with("intermediate: "));
+    assert!(refusal("{name: mdconv, temperature: 0}").starts_with("temperature: "));
+    assert!(refusal("{name: mdconv, temperature: .nan}").starts_with("temperature: "));
+    assert!(refusal("{name: mdconv, hidden: 0}").starts_with("hidden: "));
+    assert!(refusal("{name: maconv, form: compact, bn: each}").starts_with("bn: "));
+    assert!(refusal("{name: maconv, form: compact, middle: relu}").starts_with("form: "));
+}
+
+#[test]
+fn compact_training_is_the_expanded_form_without_its_inner_norms() {
+    // The same weights by name: with one norm behind the sum, composing first or last is the same function.
+    for name in ["maconv", "mdconv"] {
+        let geometry = Geometry::same(8, 16, 3).stride(2);
+        let (store, branches) = expanded(&operator(&format!("{{name: {name}, bn: sum}}")), geometry);
+        let (other, composed) = expanded(&operator(&format!("{{name: {name}, form: compact}}")), geometry);
+        assign(&other, &store.variables()).unwrap();
+        let x = Tensor::randn([3, 8, 9, 12], (Kind::Double, Device::Cpu)).set_requires_grad(true);
+        let probe = Tensor::randn([3, 16, 5, 6], (Kind::Double, Device::Cpu));
+        let run = |module: &dyn Operator, store: &nn::VarStore| {
+            let y = module.forward_t(&x, true);
+            let mut names: Vec<String> = store.variables().into_iter().filter(|(_, v)| v.requires_grad()).map(|(n, _)| n).collect();
+            names.sort();
+            let variables = store.variables();
+            let inputs: Vec<&Tensor> = names.iter().map(|name| &variables[name]).chain([&x]).collect();
+            let gradients = Tensor::run_backward(&[(&y * &probe).sum(Kind::Double)], &inputs, false, false);
+            (y, gradients)
+        };
+        let ((y, gradients), (z, others)) = (run(&*branches, &store), run(&*composed, &other));
+        assert!(relative(&z, &y) < TOLERANCE);
+        for (a, b) in gradients.iter().zip(&others) {
+            assert!(relative(b, a) < 1e-10, "{name}");
+        }
+    }
+}
+
+#[test]
+fn gradients_equal_finite_differences() {
+    for options in options().into_iter().chain(["{name: maconv, middle: relu}".to_string()]) {
+        let (_store, module) = expanded(&operator(&options), Geometry::same(2, 2, 3).groups(2));
+        let x = Tensor::randn([2, 2, 4, 3], (Kind::Double, Device::Cpu)).set_requires_grad(true);
+        let probe = Tensor::randn([2, 2, 4, 3], (Kind::Double, Device::Cpu));
+        let loss = |x: &Tensor| (module.forward_t(x, true) * &probe).sum(Kind::Double);
+        let gradient = Tensor::run_backward(&[loss(&x)], &[&x], false, false).remove(0);
+        let direction = Tensor::randn([2, 2, 4, 3], (Kind::Double, Device::Cpu));
+        let expected = f64::try_from((&gradient * &direction).sum(Kind::Double)).unwrap();
+        // Central differences: the error falls with step^2 (1e-10 here) until rounding (1e-16 / step) takes over.
+        let step = 1e-5;
+        let at = |t: f64| tch::no_grad(|| f64::try_from(loss(&(&x + &direction * t))).unwrap());
+        let measured = (at(step) - at(-step)) / (2. * step);
+        assert!((measured - expected).abs() < 1e-6 * expected.abs().max(1.), "{options}: {measured} {expected}");
+    }
+}
+
+fn network(net: &str, operator: &OperatorConfig, form: Form, classes: i64) -> (nn::VarStore, Box<dyn Network>) {
+    let store = nn::VarStore::new(Device::Cpu);
+    let config: NetConfig = serde_yaml::from_str(net).unwrap();
+    let builder = Builder { operator, apply_to: &[], form };
+    let network = config.build(&store.root(), &builder, Spec { classes, channels: 3, size: 32 });
+    for name in store.variables().keys() {
+        assert!(!name.contains("__"), "{name} was registered twice");
+    }
+    (store, network)
+}
+
+fn parameters(store: &nn::VarStore) -> i64 {
+    store.trainable_variables().iter().map(|variable| variable.numel() as i64).sum()
+}
+
+/// Kernels and attention matrices alone: no batch norms, no biases.
+fn weights(store: &nn::VarStore) -> i64 {
+    store.trainable_variables().iter().filter(|v| v.dim() > 1).map(|v| v.numel() as i64).sum()
+}
+
+#[test]
+fn parameter_counts_are_the_published_ones() {
+    let (plain, maconv, mdconv) = (operator("{name: plain}"), operator("{name: maconv}"), operator("{name: mdconv}"));
+    let rows = [
+        ("{name: smallnet}", 10, 5_386, 3_520, 4_224),
+        ("{name: smallnet, width: 0.5}", 10, 2_290, 1_920, 2_264),
+        ("{name: smallnet, width: 2}", 10, 15_418, 6_720, 8_624),
+        ("{name: smallnet, width: 4}", 10, 50_842, 13_120, 19_344),
+        ("{name: mobilenet_v2}", 1000, 3_504_872, 338_560, 1_539_552),
+        ("{name: mobilenet_v2, width: 0.75}", 1000, 2_636_424, 258_400, 948_016),
+        ("{name: mobilenet_v2, width: 0.5}", 1000, 1_968_680, 171_520, 484_520),
+        ("{name: mobilenet_v2, width: 0.35}", 1000, 1_677_128, 123_520, 284_416),
+        ("{name: mobilenet_v2, stem: cifar}", 10, 2_236_682, 338_560, 1_539_552),
+        ("{name: mobilenet_v2, width: 0.35, stem: cifar}", 10, 408_938, 123_520, 284_416),
+    ];
+    for (net, classes, total, ma_extra, md_extra) in rows {
+        let (store, _) = network(net, &plain, Form::Expanded, classes);
+        assert_eq!(parameters(&store), total, "{net}");
+        let base = weights(&store);
+        assert_eq!(weights(&network(net, &maconv, Form::Expanded, classes).0) - base, ma_extra, "{net}");
+        assert_eq!(weights(&network(net, &mdconv, Form::Expanded, classes).0) - base, md_extra, "{net}");
+        // Folded, maconv costs nothing, and mdconv keeps its low-rank part.
+        assert_eq!(weights(&network(net, &maconv, Form::Compact, classes).0), base, "{net}");
+        assert_eq!(weights(&network(net, &mdconv, Form::Compact, classes).0) - base, md_extra, "{net}");
+    }
+}
+
+#[test]
+fn a_folded_network_is_the_same_function() {
+    for net in ["{name: smallnet}", "{name: mobilenet_v2, width: 0.35, stem: cifar}"] {
+        for options in ["{name: plain}", "{name: maconv}", "{name: mdconv, gate: softmax}"] {
+            let config = operator(options);
+            let (mut store, expanded) = network(net, &config, Form::Expanded, 10);
+            randomise(&mut store);
+            let (mut compact_store, compact) = network(net, &config, Form::Compact, 10);
+            compact_store.double();
+            assign(&compact_store, &fold(&*expanded, &store).unwrap()).unwrap();
+            let x = Tensor::randn([2, 3, 32, 32], (Kind::Double, Device::Cpu));
+            let error = relative(&compact.forward_t(&x, false), &expanded.forward_t(&x, false));
+            assert!(error < 1e-11, "{net} {options}: {error:e}");
+        }
+    }
+}
+
+#[test]
+fn initial_values_are_pytorchs() {
+    tch::manual_seed(0);
+    let (store, _) = network("{name: mobilenet_v2}", &operator("{name: mdconv}"), Form::Expanded, 1000);
+    for (name, variable) in store.variables() {
+        let (low, high) = (variable.min().double_value(&[]), variable.max().double_value(&[]));
+        let size = variable.size();
+        if name.ends_with("running_var") || size.len() == 1 && !name.contains("fc") && name.ends_with("weight") {
+            assert_eq!((low, high), (1., 1.), "{name}");
+        } else if size.len() == 1 && !name.contains("fc") && !name.contains("classifier") {
+            assert_eq!((low, high), (0., 0.), "{name}");
+        } else if size.len() > 1 {
+            // U(-b, b) with b = 1/sqrt(fan_in): the standard deviation is b/sqrt(3).
+            let bound = 1. / (size[1..].iter().product::<i64>() as f64).sqrt();
+            assert!(low >= -bound && high <= bound, "{name}: {low} {high} beyond {bound}");
+            if variable.numel() > 10_000 {
+                let deviation = variable.std(true).double_value(&[]) * 3f64.sqrt() / bound;
+                assert!((deviation - 1.).abs() < 0.05, "{name}: {deviation}");
+            }
+        }
+    }
+}
