@@ -12,4 +12,8 @@ pub mod data;
 
 pub mod net;
 
+pub mod config;
+
 pub mod fold;
+
+pub mod train;

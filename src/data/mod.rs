@@ -1,3 +1,130 @@
-//! The data sets.
+//! The data sets: names and options in, resident images out.
 
+pub mod augment;
+pub mod cifar;
 pub mod dataset;
+mod pickle;
+pub mod shapes;
+
+use crate::bad_request;
+use anyhow::Result;
+use augment::Augment;
+use dataset::{Dataset, Source, Spec};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_yaml::{Mapping, Value};
+use std::path::PathBuf;
+
+crate::registry! {
+    /// A data set and its options.
+    pub enum SourceConfig, "data set" {
+        "cifar10" => Cifar10(cifar::Cifar10Config),
+        "cifar100" => Cifar100(cifar::Cifar100Config),
+        "shapes" => Shapes(shapes::Config),
+    }
+}
+
+/// The section `data`: the set, and what is common to all sets.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DataConfig {
+    /// Which set.
+    pub source: SourceConfig,
+    /// The rest of the section.
+    pub common: Common,
+}
+
+/// The options that every data set has.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Common {
+    /// The folder that holds the set. Default: the environment variable FOLDCONV_DATA.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub root: Option<PathBuf>,
+    /// Use only the first training images. Default: all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<i64>,
+    /// What is done to a training image. Default: nothing.
+    pub augment: Augment,
+}
+
+impl Common {
+    const KEYS: [&'static str; 3] = ["root", "limit", "augment"];
+}
+
+impl Serialize for DataConfig {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        use serde::ser::Error as _;
+        let mut mapping = Mapping::new();
+        for part in [serde_yaml::to_value(&self.source), serde_yaml::to_value(&self.common)] {
+            if let Value::Mapping(part) = part.map_err(S::Error::custom)? {
+                mapping.extend(part);
+            }
+        }
+        mapping.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for DataConfig {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let (common, source): (Mapping, Mapping) = Mapping::deserialize(deserializer)?
+            .into_iter()
+            .partition(|(key, _)| key.as_str().is_some_and(|key| Common::KEYS.contains(&key)));
+        Ok(DataConfig {
+            source: SourceConfig::deserialize(Value::Mapping(source)).map_err(D::Error::custom)?,
+            common: crate::registry::options(common)?,
+        })
+    }
+}
+
+impl SourceConfig {
+    fn source(&self) -> &dyn Source {
+        match self {
+            SourceConfig::Cifar10(config) => config,
+            SourceConfig::Cifar100(config) => config,
+            SourceConfig::Shapes(config) => config,
+        }
+    }
+}
+
+impl DataConfig {
+    /// Number of classes and shape of the images that a network gets, known without reading the set.
+    pub fn spec(&self) -> Spec {
+        let spec = self.source.source().spec();
+        Spec { size: self.common.augment.crop.unwrap_or(spec.size), ..spec }
+    }
+
+    /// Refuses options out of their range.
+    ///
+    /// # Errors
+    /// What is wrong, as `key: reason`.
+    pub fn check(&self) -> Result<(), String> {
+        let Common { limit, augment, .. } = &self.common;
+        let size = self.source.source().spec().size;
+        if limit.is_some_and(|limit| limit < 1) {
+            return Err("limit: use at least 1 training image".into());
+        }
+        if !(0..=size).contains(&augment.pad) {
+            return Err(format!("augment.pad: {}; give 0 to {size}", augment.pad));
+        }
+        if augment.crop.is_some_and(|crop| !(1..=size).contains(&crop)) {
+            return Err(format!("augment.crop: {}; give 1 to {size}, the size of the image", augment.crop.unwrap_or(0)));
+        }
+        Ok(())
+    }
+
+    /// Reads the set; `limit` applied.
+    ///
+    /// # Errors
+    /// One line that says what is missing or damaged, and where.
+    pub fn load(&self) -> Result<Dataset> {
+        let root = self.common.root.clone().or_else(|| std::env::var_os("FOLDCONV_DATA").map(PathBuf::from));
+        let mut dataset = self.source.source().load(root.as_deref())?;
+        if let Some(limit) = self.common.limit {
+            dataset.train = dataset.train.take(limit);
+        }
+        if dataset.train.is_empty() || dataset.test.is_empty() {
+            bad_request!("{}: a split is empty", self.source.name());
+        }
+        Ok(dataset)
+    }
+}

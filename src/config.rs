@@ -1,0 +1,332 @@
+//! An experiment: a YAML file, the keys that `--set` overrides, and the resolved trial that is run and saved.
+//!
+//! A file holds one trial (`data`, `net`, `operator`, `apply_to`, `train`, `seed`), and for a sweep also `axes` (a grid) or
+//! `vary` (one factor at a time), `baseline` and `seeds`. `base: other.yaml` takes another file's keys first, one level deep.
+//! serde_yaml stays behind this module and the registry.
+
+use crate::data::DataConfig;
+use crate::error::suggest;
+use crate::net::NetConfig;
+use crate::net::block::SiteKind;
+use crate::op::OperatorConfig;
+use crate::{bad_request, files};
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+pub use serde_yaml::{Mapping, Value};
+use sha2::{Digest, Sha256};
+use std::path::Path;
+
+/// A trial: everything that its result depends on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The images.
+    pub data: DataConfig,
+    /// The network.
+    pub net: NetConfig,
+    /// What stands on its chosen sites. Default `plain`.
+    #[serde(default)]
+    pub operator: OperatorConfig,
+    /// The chosen sites: kinds (`pointwise`, `spatial` …), site names, or `all`. Default: those of the network's paper.
+    #[serde(default)]
+    pub apply_to: Vec<String>,
+    /// How it is trained.
+    #[serde(default)]
+    pub train: TrainConfig,
+    /// Decides the initial values, the order of the images, their augmentation and the dropout. Default 0.
+    #[serde(default)]
+    pub seed: u64,
+}
+
+/// How a trial is trained: SGD as torch.optim.SGD.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Passes over the training set. Default 200.
+    pub epochs: u64,
+    /// Images a step; the last step of an epoch takes what is left. Default 128.
+    pub batch: usize,
+    /// Highest learning rate. Default 0.1.
+    pub lr: f64,
+    /// How the learning rate falls. Default `cosine`.
+    pub schedule: Schedule,
+    /// Epochs over which the learning rate first rises linearly from 0. Default 0.
+    pub warmup: f64,
+    /// Momentum. Default 0.9.
+    pub momentum: f64,
+    /// Nesterov's momentum. Default false.
+    pub nesterov: bool,
+    /// L2 penalty added to the gradient. Default 5e-4.
+    pub weight_decay: f64,
+    /// Whether the penalty is also on batch norms and biases, as PyTorch's optimizers do. Default true.
+    pub decay_norm_and_bias: bool,
+    /// Label smoothing of the cross-entropy. Default 0.
+    pub label_smoothing: f64,
+}
+
+/// How the learning rate falls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Schedule {
+    /// Along half a cosine to 0, a step at a time.
+    Cosine,
+    /// Not at all.
+    Constant,
+}
+
+impl Default for TrainConfig {
+    fn default() -> TrainConfig {
+        TrainConfig {
+            epochs: 200,
+            batch: 128,
+            lr: 0.1,
+            schedule: Schedule::Cosine,
+            warmup: 0.,
+            momentum: 0.9,
+            nesterov: false,
+            weight_decay: 5e-4,
+            decay_norm_and_bias: true,
+            label_smoothing: 0.,
+        }
+    }
+}
+
+impl TrainConfig {
+    fn check(&self) -> Result<(), String> {
+        let fraction = |key: &str, value: f64| {
+            if (0. ..1.).contains(&value) { Ok(()) } else { Err(format!("{key}: {value}; give a number from 0 to less than 1")) }
+        };
+        fraction("momentum", self.momentum)?;
+        fraction("label_smoothing", self.label_smoothing)?;
+        if self.epochs < 1 {
+            return Err("epochs: 0; train at least 1".into());
+        }
+        if self.batch < 1 {
+            return Err("batch: 0; use at least 1 image".into());
+        }
+        if !(self.lr.is_finite() && self.lr > 0.) {
+            return Err(format!("lr: {}; give a number above 0", self.lr));
+        }
+        if !(self.weight_decay.is_finite() && self.weight_decay >= 0.) {
+            return Err(format!("weight_decay: {}; give 0 or more", self.weight_decay));
+        }
+        if !(self.warmup >= 0. && self.warmup <= self.epochs as f64) {
+            return Err(format!("warmup: {}; give 0 to {} epochs", self.warmup, self.epochs));
+        }
+        Ok(())
+    }
+}
+
+impl Config {
+    /// Reads, resolves and checks a trial. `origin` names the file in errors.
+    ///
+    /// # Errors
+    /// A [`crate::error::BadRequest`]: `file: section.key: reason`.
+    pub fn new(keys: &Mapping, origin: &str) -> Result<Config> {
+        let parsed: Result<Config, _> = serde_path_to_error::deserialize(Value::Mapping(keys.clone()));
+        let mut config = match parsed {
+            Ok(config) => config,
+            Err(error) => {
+                let path = error.path().to_string();
+                let reason = explain(&error.into_inner().to_string());
+                if path == "." { bad_request!("{origin}: {reason}") } else { bad_request!("{origin}: {path}: {reason}") }
+            }
+        };
+        let resolved = config.operator.clone().resolve().map_err(|reason| format!("operator.{reason}"));
+        let checks = [
+            resolved.map(|operator| config.operator = operator),
+            config.net.check().map_err(|reason| format!("net.{reason}")),
+            config.data.check().map_err(|reason| format!("data.{reason}")),
+            config.train.check().map_err(|reason| format!("train.{reason}")),
+        ];
+        for check in checks {
+            if let Err(reason) = check {
+                bad_request!("{origin}: {reason}");
+            }
+        }
+        Ok(config)
+    }
+
+    /// The name of the trial: a hash of all that its result depends on, so not of where the data lie.
+    pub fn hash(&self) -> String {
+        let mut identity = self.clone();
+        identity.data.common.root = None;
+        let text = serde_json::to_string(&identity).unwrap_or_default();
+        Sha256::digest(text).iter().take(6).map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// The resolved file.
+    pub fn to_yaml(&self) -> String {
+        serde_yaml::to_string(self).unwrap_or_default()
+    }
+
+    /// Refuses names in `apply_to` that are no kind and no site of the network.
+    pub fn check_sites<'a>(&self, sites: impl Iterator<Item = &'a str> + Clone) -> Result<()> {
+        for wanted in &self.apply_to {
+            let kinds = SiteKind::ALL.iter().map(|(name, _)| *name).chain(["all"]);
+            if !kinds.clone().chain(sites.clone()).any(|name| name == wanted) {
+                let hint = suggest(wanted, kinds);
+                bad_request!("apply_to: `{wanted}` is no kind and no site of {}{hint} (`foldconv describe` lists the sites)", self.net.name());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A YAML file with `--set` applied, not yet read as trials.
+#[derive(Clone, Debug)]
+pub struct Document {
+    /// The keys of one trial.
+    pub trial: Mapping,
+    /// The keys of a sweep that the file has.
+    pub sweep: Mapping,
+    /// The file, for errors.
+    pub origin: String,
+}
+
+/// The keys that make a file a sweep.
+pub const SWEEP_KEYS: [&str; 4] = ["axes", "vary", "baseline", "seeds"];
+
+impl Document {
+    /// Reads a file (and its `base`) and applies `key.key=value` overrides.
+    pub fn read(path: &Path, overrides: &[String]) -> Result<Document> {
+        let origin = path.display().to_string();
+        let mut keys = read_mapping(path)?;
+        if let Some(base) = keys.remove("base") {
+            let Some(name) = base.as_str() else { bad_request!("{origin}: base: give the name of a file") };
+            let base_path = path.with_file_name(name);
+            let mut all = read_mapping(&base_path)?;
+            if all.contains_key("base") {
+                bad_request!("{}: base: is itself based on another file; one level is the most", base_path.display());
+            }
+            all.extend(keys);
+            keys = all;
+        }
+        for text in overrides {
+            let Some((key, value)) = text.split_once('=') else {
+                bad_request!("--set {text}: give key.key=value");
+            };
+            match serde_yaml::from_str(value) {
+                Ok(value) => set(&mut keys, key, value)?,
+                Err(_) => bad_request!("--set {text}: the value is not YAML"),
+            }
+        }
+        let (sweep, trial) = keys.into_iter().partition(|(key, _)| key.as_str().is_some_and(|key| SWEEP_KEYS.contains(&key)));
+        Ok(Document { trial, sweep, origin })
+    }
+
+    /// The one trial of the file: without its axes, where it is a sweep.
+    pub fn config(&self) -> Result<Config> {
+        Config::new(&self.trial, &self.origin)
+    }
+}
+
+fn read_mapping(path: &Path) -> Result<Mapping> {
+    let text = files::read_text(path)?;
+    match serde_yaml::from_str(&text) {
+        Ok(Value::Mapping(mapping)) => Ok(mapping),
+        Ok(_) => bad_request!("{}: holds no `key: value` pairs", path.display()),
+        Err(error) => bad_request!("{}: not YAML: {error}", path.display()),
+    }
+}
+
+/// Sets a dotted key; the sections on the way are made where they are missing.
+pub fn set(keys: &mut Mapping, dotted: &str, value: Value) -> Result<()> {
+    match dotted.split_once('.') {
+        None => {
+            keys.insert(dotted.into(), value);
+            Ok(())
+        }
+        Some((section, rest)) => {
+            let entry = keys.entry(section.into()).or_insert_with(|| Value::Mapping(Mapping::new()));
+            match entry {
+                Value::Mapping(inner) => set(inner, rest, value),
+                _ => bad_request!("{dotted}: `{section}` holds a value, not keys"),
+            }
+        }
+    }
+}
+
+/// serde's message for an unknown key, with the nearest known one.
+fn explain(message: &str) -> String {
+    let Some(at) = message.find("unknown field `") else { return message.to_string() };
+    let quoted: Vec<&str> = message[at..].split('`').skip(1).step_by(2).collect();
+    let Some((typed, known)) = quoted.split_first() else { return message.to_string() };
+    // The section and sweep keys are known too, where the top level is meant.
+    let before = &message[..at];
+    if known.is_empty() {
+        return format!("{before}unknown key `{typed}`, there are no options here");
+    }
+    format!("{before}unknown key `{typed}`{}", suggest(typed, known.iter().copied()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(yaml: &str) -> Result<Config> {
+        Config::new(&serde_yaml::from_str(yaml)?, "a.yaml")
+    }
+
+    fn refusal(yaml: &str) -> String {
+        config(yaml).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_resolved_config_reads_back_as_itself() {
+        let first = config(
+            "{data: {name: cifar10, limit: 50, augment: {pad: 2, flip: true}}, net: {name: mobilenet_v2, width: 0.35, stem: cifar},
+              operator: {name: mdconv, gate: softmax}, train: {epochs: 3, weight_decay: 1.0e-4}, seed: 3}",
+        )
+        .unwrap();
+        let again = config(&first.to_yaml()).unwrap();
+        assert_eq!(first, again);
+        assert_eq!(first.to_yaml(), again.to_yaml());
+        assert!(first.to_yaml().contains("middle: attention"), "resolved:\n{}", first.to_yaml());
+    }
+
+    #[test]
+    fn the_hash_is_of_what_the_result_depends_on() {
+        let base = "data: {name: shapes}\nnet: {name: smallnet}\n";
+        let hash = |more: &str| config(&format!("{base}{more}")).unwrap().hash();
+        assert_eq!(hash(""), hash("seed: 0"));
+        assert_eq!(hash(""), hash("train: {lr: 0.1}"));
+        assert_ne!(hash(""), hash("seed: 1"));
+        assert_ne!(hash(""), hash("operator: {name: maconv}"));
+        let rooted = config("{data: {name: shapes, root: /elsewhere}, net: {name: smallnet}}").unwrap();
+        assert_eq!(hash(""), rooted.hash());
+    }
+
+    #[test]
+    fn errors_name_the_file_the_key_and_the_nearest_known_one() {
+        let base = "data: {name: shapes}\nnet: {name: smallnet}\n";
+        let with = |more: &str| refusal(&format!("{base}{more}"));
+        assert_eq!(with("operator: {name: maconv, intermdiate: 2}"), "a.yaml: operator: unknown key `intermdiate`, did you mean `intermediate`?");
+        assert_eq!(with("operator: {name: makonv}"), "a.yaml: operator: name: no operator `makonv`, did you mean `maconv`?");
+        assert_eq!(with("trian: {epochs: 1}"), "a.yaml: unknown key `trian`, did you mean `train`?");
+        assert!(with("train: {epochs: many}").starts_with("a.yaml: train.epochs: invalid type"), "{}", with("train: {epochs: many}"));
+        assert!(with("operator: {name: maconv, hidden: x}").starts_with("a.yaml: operator: hidden: invalid type"));
+        assert!(with("train: {lr: -1}").starts_with("a.yaml: train.lr: -1"));
+        assert!(with("operator: {name: mdconv, temperature: 0}").starts_with("a.yaml: operator.temperature: 0"));
+        assert!(refusal("{data: {name: shapes, limit: 0}, net: {name: smallnet}}").starts_with("a.yaml: data.limit: "));
+        assert!(refusal("{data: {name: shapes}, net: {name: smallnet, width: -1}}").starts_with("a.yaml: net.width: "));
+        assert!(refusal("{net: {name: smallnet}}").contains("missing field `data`"));
+        assert!(refusal("{data: {}, net: {name: smallnet}}").contains("data: name: missing; give one of cifar10"));
+    }
+
+    #[test]
+    fn overrides_reach_any_key_and_base_is_read_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("b.yaml");
+        std::fs::write(folder.path().join("a.yaml"), "{data: {name: shapes}, net: {name: smallnet}, seed: 4}").unwrap();
+        std::fs::write(&path, "{base: a.yaml, seed: 5, seeds: 3}").unwrap();
+        let overrides = ["train.epochs=7", "operator.name=mdconv", "net.width=0.5"].map(String::from);
+        let document = Document::read(&path, &overrides).unwrap();
+        let config = document.config().unwrap();
+        assert_eq!((config.seed, config.train.epochs, config.operator.name()), (5, 7, "mdconv"));
+        assert_eq!(document.sweep.len(), 1);
+        let error = |text: &str| Document::read(&path, &[text.to_string()]).unwrap_err().to_string();
+        assert_eq!(error("epochs"), "--set epochs: give key.key=value");
+        assert!(error("seed.x=1").contains("`seed` holds a value"));
+    }
+}

@@ -1,0 +1,1 @@
+pub use super::cifar::Cifar10Config as Config;

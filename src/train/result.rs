@@ -1,0 +1,67 @@
+//! `result.json`: what a finished trial leaves for reports.
+
+use serde::{Deserialize, Serialize};
+
+/// The outcome of a trial.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrialResult {
+    /// The trial's name: the hash of its resolved config.
+    pub hash: String,
+    /// Its seed.
+    pub seed: u64,
+    /// Epochs and steps trained.
+    pub epochs: u64,
+    /// Optimizer steps in all.
+    pub steps: u64,
+    /// Mean training loss of the last epoch.
+    pub train_loss: f64,
+    /// The network as it was trained, on the test split.
+    pub expanded: FormResult,
+    /// The folded network; none where the fold was refused.
+    pub compact: Option<FormResult>,
+    /// How the two compare.
+    pub fold: FoldResult,
+    /// Seconds of training and evaluation, restarts included.
+    pub seconds: f64,
+    /// foldconv's version, and its git revision where it was built from a checkout.
+    pub version: String,
+    /// Device that trained, as `cpu` or `cuda:0`.
+    pub device: String,
+    /// Threads of the CPU; results are deterministic for one number of them.
+    pub threads: usize,
+}
+
+/// One form of the network, measured on the test split.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FormResult {
+    /// Percent of images whose class is predicted first.
+    pub top1: f64,
+    /// Percent of images whose class is among the first five (all, if there are fewer classes).
+    pub top5: f64,
+    /// Mean cross-entropy.
+    pub loss: f64,
+    /// Parameters that training sets (running statistics not counted).
+    pub parameters: i64,
+    /// Multiply-accumulates for one image.
+    pub macs: i64,
+}
+
+/// Expanded against compact, over the test split.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum FoldResult {
+    /// Folded and compared.
+    Verified {
+        /// Percent of images for which both predict the same class.
+        agreement: f64,
+        /// Largest difference of a logit.
+        largest_difference: f64,
+        /// That over the largest logit.
+        relative_difference: f64,
+    },
+    /// Not foldable.
+    Refused {
+        /// Where and why.
+        refused: String,
+    },
+}
