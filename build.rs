@@ -21,6 +21,49 @@ fn main() {
         std::process::exit(1);
     }
     println!("cargo:rustc-link-arg=-Wl,-rpath,{lib}");
+    println!("cargo:rustc-env=FOLDCONV_LIBTORCH={}", release(root).unwrap_or_else(|| "unknown".into()));
+    #[cfg(feature = "native")]
+    native(root);
+    if let Some(revision) = revision() {
+        println!("cargo:rustc-env=FOLDCONV_REVISION={revision}");
+    }
+}
+
+/// Compiles src/native: the loops once for each generation of processors, and the function that libtorch differentiates.
+#[cfg(feature = "native")]
+fn native(root: &Path) {
+    println!("cargo:rerun-if-changed=src/native");
+    let x86 = std::env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64");
+    let processors: &[_] = if x86 {
+        // Not the compiler's preferred 256 bits: the loops are wide enough to pay for 512.
+        &[("baseline", vec![]), ("v3", vec!["-march=x86-64-v3"]), ("v4", vec!["-march=x86-64-v4", "-mprefer-vector-width=512"])]
+    } else {
+        &[("baseline", vec![])]
+    };
+    for (processor, flags) in processors {
+        let mut build = cc::Build::new();
+        build.cpp(true).std("c++17").opt_level(3).define("PROCESSOR", *processor).file("src/native/passes.cpp");
+        flags.iter().fold(&mut build, |build, flag| build.flag(flag)).compile(&format!("foldconv_passes_{processor}"));
+    }
+    let include = root.join("include");
+    cc::Build::new()
+        .cpp(true)
+        .std("c++17")
+        .opt_level(2)
+        .flag("-isystem")
+        .flag(&include)
+        .flag("-isystem")
+        .flag(include.join("torch/csrc/api/include"))
+        .file("src/native/norm_sum.cpp")
+        .compile("foldconv_native");
+}
+
+/// The git revision of the checkout that is built, if it is one.
+fn revision() -> Option<String> {
+    println!("cargo:rerun-if-changed=.git/logs/HEAD");
+    let git = std::process::Command::new("git").args(["rev-parse", "--short=12", "HEAD"]).output().ok()?;
+    let text = String::from_utf8(git.stdout).ok()?;
+    (git.status.success() && Path::new(".git").exists()).then(|| text.trim().to_string())
 }
 
 /// The release of a libtorch: `version.py` in the Python wheel, `build-version` in the C++ archive.

@@ -4,10 +4,12 @@
 //! `vary` (one factor at a time), `baseline` and `seeds`. `base: other.yaml` takes another file's keys first, one level deep.
 //! serde_yaml stays behind this module and the registry.
 
+use crate::algebra::count_macs;
 use crate::data::DataConfig;
+use crate::data::dataset::Spec;
 use crate::error::suggest;
 use crate::net::NetConfig;
-use crate::net::block::SiteKind;
+use crate::net::block::{Builder, Form, Network, Site, SiteKind};
 use crate::op::OperatorConfig;
 use crate::{bad_request, files};
 use anyhow::Result;
@@ -15,6 +17,7 @@ use serde::{Deserialize, Serialize};
 pub use serde_yaml::{Mapping, Value};
 use sha2::{Digest, Sha256};
 use std::path::Path;
+use tch::{Device, Kind, Tensor, nn};
 
 /// A trial: everything that its result depends on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -36,6 +39,28 @@ pub struct Config {
     /// Decides the initial values, the order of the images, their augmentation and the dropout. Default 0.
     #[serde(default)]
     pub seed: u64,
+}
+
+/// A network and the store that holds its variables.
+#[derive(Debug)]
+pub struct Built {
+    /// The variables.
+    pub store: nn::VarStore,
+    /// The network.
+    pub network: Box<dyn Network>,
+}
+
+impl Built {
+    /// Number of parameters that training sets (running statistics not counted).
+    pub fn parameters(&self) -> i64 {
+        self.store.trainable_variables().iter().map(|variable| variable.numel() as i64).sum()
+    }
+
+    /// Multiply-accumulates of the convolutions and products for one image.
+    pub fn macs(&self, spec: Spec) -> i64 {
+        let image = Tensor::zeros([1, spec.channels, spec.size, spec.size], (Kind::Float, self.store.device()));
+        count_macs(|| tch::no_grad(|| self.network.forward_t(&image, false))).1
+    }
 }
 
 /// How a trial is trained: SGD as torch.optim.SGD.
@@ -128,8 +153,8 @@ impl Config {
             Ok(config) => config,
             Err(error) => {
                 let path = error.path().to_string();
-                let reason = explain(&error.into_inner().to_string());
-                if path == "." { bad_request!("{origin}: {reason}") } else { bad_request!("{origin}: {path}: {reason}") }
+                let path = if path == "." { String::new() } else { format!("{path}: ") };
+                bad_request!("{origin}: {}", explain(&format!("{path}{}", error.into_inner())))
             }
         };
         let resolved = config.operator.clone().resolve().map_err(|reason| format!("operator.{reason}"));
@@ -160,16 +185,39 @@ impl Config {
         serde_yaml::to_string(self).unwrap_or_default()
     }
 
+    /// The network of the trial, with initial values drawn from libtorch's generator.
+    ///
+    /// # Errors
+    /// A [`crate::error::BadRequest`] where `apply_to` names what the network has not.
+    pub fn build(&self, form: Form, device: Device) -> Result<Built> {
+        let store = nn::VarStore::new(device);
+        let builder = Builder { operator: &self.operator, apply_to: &self.apply_to, form };
+        let network = self.net.build(&store.root(), &builder, self.data.spec());
+        debug_assert!(store.variables().keys().all(|name| !name.contains("__")), "a name was registered twice");
+        self.check_sites(&network.sites())?;
+        Ok(Built { store, network })
+    }
+
     /// Refuses names in `apply_to` that are no kind and no site of the network.
-    pub fn check_sites<'a>(&self, sites: impl Iterator<Item = &'a str> + Clone) -> Result<()> {
+    fn check_sites(&self, sites: &[&Site]) -> Result<()> {
         for wanted in &self.apply_to {
             let kinds = SiteKind::ALL.iter().map(|(name, _)| *name).chain(["all"]);
-            if !kinds.clone().chain(sites.clone()).any(|name| name == wanted) {
+            if !kinds.clone().any(|kind| kind == wanted) && !sites.iter().any(|site| site.name == *wanted) {
                 let hint = suggest(wanted, kinds);
                 bad_request!("apply_to: `{wanted}` is no kind and no site of {}{hint} (`foldconv describe` lists the sites)", self.net.name());
             }
         }
         Ok(())
+    }
+}
+
+/// The data set of that name, with the options that `like` shares with all sets.
+pub fn data_named(name: &str, like: &DataConfig) -> Result<DataConfig> {
+    let mut keys = Mapping::new();
+    keys.insert("name".into(), name.into());
+    match serde_yaml::from_value::<DataConfig>(Value::Mapping(keys)) {
+        Ok(data) => Ok(DataConfig { common: like.common.clone(), ..data }),
+        Err(error) => bad_request!("--data {error}"),
     }
 }
 
@@ -252,12 +300,16 @@ fn explain(message: &str) -> String {
     let Some(at) = message.find("unknown field `") else { return message.to_string() };
     let quoted: Vec<&str> = message[at..].split('`').skip(1).step_by(2).collect();
     let Some((typed, known)) = quoted.split_first() else { return message.to_string() };
-    // The section and sweep keys are known too, where the top level is meant.
-    let before = &message[..at];
+    // serde's path ends with the unknown key itself: keep its section.
+    let path = message[..at].strip_suffix(&format!("{typed}: ")).unwrap_or(&message[..at]);
+    let place = match path.trim_end_matches(['.', ' ', ':']) {
+        "" => String::new(),
+        section => format!("{section}: "),
+    };
     if known.is_empty() {
-        return format!("{before}unknown key `{typed}`, there are no options here");
+        return format!("{place}unknown key `{typed}`, there are no options here");
     }
-    format!("{before}unknown key `{typed}`{}", suggest(typed, known.iter().copied()))
+    format!("{place}unknown key `{typed}`{}", suggest(typed, known.iter().copied()))
 }
 
 #[cfg(test)]
@@ -304,6 +356,7 @@ mod tests {
         assert_eq!(with("operator: {name: maconv, intermdiate: 2}"), "a.yaml: operator: unknown key `intermdiate`, did you mean `intermediate`?");
         assert_eq!(with("operator: {name: makonv}"), "a.yaml: operator: name: no operator `makonv`, did you mean `maconv`?");
         assert_eq!(with("trian: {epochs: 1}"), "a.yaml: unknown key `trian`, did you mean `train`?");
+        assert_eq!(with("train: {epocs: 1}"), "a.yaml: train: unknown key `epocs`, did you mean `epochs`?");
         assert!(with("train: {epochs: many}").starts_with("a.yaml: train.epochs: invalid type"), "{}", with("train: {epochs: many}"));
         assert!(with("operator: {name: maconv, hidden: x}").starts_with("a.yaml: operator: hidden: invalid type"));
         assert!(with("train: {lr: -1}").starts_with("a.yaml: train.lr: -1"));

@@ -8,7 +8,7 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use serde::{Deserialize, Serialize};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 /// What is done to a training image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -111,8 +111,9 @@ impl Batches {
         let mut draws = Vec::with_capacity(indices.len() * 3);
         for index in indices {
             let random = mix(mix(mix(seed) ^ epoch) ^ *index as u64);
-            let place = |bits: u64| ((bits & 0xffff_ffff) * (self.margin as u64 + 1) >> 32) as i64;
-            draws.extend([place(random), place(random >> 24 ^ random << 20), i64::from(self.flip && random >> 63 == 1)]);
+            // 31 bits for each place, one for the flip.
+            let place = |bits: u64| (((bits & 0x7fff_ffff) * (self.margin as u64 + 1)) >> 31) as i64;
+            draws.extend([place(random), place(random >> 31), i64::from(self.flip && random >> 63 == 1)]);
         }
         let draws = Tensor::from_slice(&draws).view([-1, 3]).to_device(self.pixels.device());
         let column = |at: i64| draws.select(1, at).unsqueeze(1);
@@ -172,6 +173,7 @@ fn mix(x: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tch::Device;
 
     fn split(n: i64) -> Split {
         let images = Tensor::randint(256, [n, 8, 8, 3], (Kind::Uint8, Device::Cpu));

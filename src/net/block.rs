@@ -1,9 +1,11 @@
 //! Sites, and how an operator is put on one.
 
-use crate::algebra::{FoldError, Geometry};
+use crate::algebra::{self, FoldError, Geometry};
 use crate::op::OperatorConfig;
+use crate::op::layers::Activation;
 use crate::op::operator::{Compact, Operator};
 use serde::{Deserialize, Serialize};
+use std::cell::RefCell;
 use std::fmt::Debug;
 use tch::{Tensor, nn};
 
@@ -59,6 +61,8 @@ pub struct Site {
     pub geometry: Geometry,
     /// The name of the operator on it.
     pub operator: &'static str,
+    /// What its network puts behind it.
+    pub activation: Activation,
     module: Module,
 }
 
@@ -83,14 +87,57 @@ impl Site {
 
 impl nn::ModuleT for Site {
     fn forward_t(&self, x: &Tensor, train: bool) -> Tensor {
-        match &self.module {
-            Module::Expanded(operator) => operator.forward_t(x, train),
-            Module::Compact(compact) => compact.apply(x),
+        let run = || match &self.module {
+            Module::Expanded(operator) => operator.forward_activated(x, self.activation, train),
+            Module::Compact(compact) => self.activation.apply(compact.apply(x)),
+        };
+        if TRACE.with_borrow(Option::is_none) {
+            return run();
         }
+        let (y, macs) = algebra::count_macs(run);
+        TRACE.with_borrow_mut(|trace| trace.iter_mut().for_each(|sites| sites.push(SiteTrace { macs, output: y.size() })));
+        y
     }
 }
 
-/// What a network asks for each of its convolutions.
+/// What one pass through a site did.
+#[derive(Clone, Debug)]
+pub struct SiteTrace {
+    /// Multiply-accumulates.
+    pub macs: i64,
+    /// Shape of the output.
+    pub output: Vec<i64>,
+}
+
+thread_local! {
+    static TRACE: RefCell<Option<Vec<SiteTrace>>> = const { RefCell::new(None) };
+}
+
+/// Runs a pass and tells what each site did, in the order in which they ran.
+pub fn trace_sites<T>(pass: impl FnOnce() -> T) -> (T, Vec<SiteTrace>) {
+    TRACE.set(Some(Vec::new()));
+    let result = pass();
+    (result, TRACE.take().unwrap_or_default())
+}
+
+/// A convolution, its batch norm and activation, as a network plans them.
+#[derive(Clone, Copy, Debug)]
+pub struct SitePlan<'a> {
+    /// Dotted name of the convolution below the network or block.
+    pub conv: &'a str,
+    /// Dotted name of the batch norm.
+    pub bn: &'a str,
+    /// What it is in its network.
+    pub kind: SiteKind,
+    /// Its shape.
+    pub geometry: Geometry,
+    /// What stands behind it.
+    pub activation: Activation,
+    /// Whether an operator replaces it where `apply_to` says nothing.
+    pub default: bool,
+}
+
+/// Builds the sites of a network in one of its forms.
 #[derive(Debug)]
 pub struct Builder<'a> {
     /// What goes on the chosen sites; resolved.
@@ -102,9 +149,9 @@ pub struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    /// The convolution on `root`/`conv` and its batch norm on `root`/`bn` (dotted names). `default`: whether an operator
-    /// replaces it where `apply_to` says nothing.
-    pub fn site(&self, root: &nn::Path, conv: &str, bn: &str, kind: SiteKind, geometry: Geometry, default: bool) -> Site {
+    /// The site that a network asks for, below `root`.
+    pub fn site(&self, root: &nn::Path, plan: SitePlan) -> Site {
+        let SitePlan { conv, bn, kind, geometry, activation, default } = plan;
         let (conv, bn) = (sub(root, conv), sub(root, bn));
         let name = conv.components().collect::<Vec<_>>().join(".");
         let chosen = match self.apply_to {
@@ -117,7 +164,7 @@ impl Builder<'_> {
             Form::Expanded => Module::Expanded(operator.expanded(&conv, &bn, geometry)),
             Form::Compact => Module::Compact(operator.compact(&conv, geometry)),
         };
-        Site { name, kind, geometry, operator: operator.name(), module }
+        Site { name, kind, geometry, operator: operator.name(), activation, module }
     }
 }
 

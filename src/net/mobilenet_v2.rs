@@ -1,8 +1,8 @@
 //! MobileNetV2 (Sandler et al., CVPR 2018), with torchvision's names and widths, and a stem for CIFAR's 32x32 images.
 
 use crate::algebra::Geometry;
-use crate::net::block::{Builder, Network, Site, SiteKind, sub};
-use crate::op::layers::Linear;
+use crate::net::block::{Builder, Network, Site, SiteKind, SitePlan, sub};
+use crate::op::layers::{Activation, Linear};
 use serde::{Deserialize, Serialize};
 use tch::{Tensor, nn, nn::ModuleT};
 
@@ -68,9 +68,11 @@ impl MobileNetV2 {
     /// On `root`: torchvision's names, `features.0.0.weight` to `classifier.1.bias`.
     pub fn new(root: &nn::Path, builder: &Builder, config: &Config, channels: i64, classes: i64) -> MobileNetV2 {
         let cifar = config.stem == Stem::Cifar;
+        let activation = Activation::Relu6;
         let mut inputs = make_divisible(32. * config.width);
-        let stem = Geometry::same(channels, inputs, 3).stride(if cifar { 1 } else { 2 });
-        let stem = builder.site(root, "features.0.0", "features.0.1", SiteKind::Stem, stem, false);
+        let geometry = Geometry::same(channels, inputs, 3).stride(if cifar { 1 } else { 2 });
+        let (conv, bn, kind) = ("features.0.0", "features.0.1", SiteKind::Stem);
+        let stem = builder.site(root, SitePlan { conv, bn, kind, geometry, activation, default: false });
         let mut blocks = Vec::new();
         for (expansion, channels, repeats, stride) in STAGES {
             let outputs = make_divisible(channels as f64 * config.width);
@@ -83,11 +85,12 @@ impl MobileNetV2 {
         }
         let outputs = make_divisible(1280. * config.width.max(1.));
         let name = format!("features.{}", blocks.len() + 1);
-        let last = Geometry::same(inputs, outputs, 1);
+        let (conv, bn) = (&*format!("{name}.0"), &*format!("{name}.1"));
+        let (kind, geometry) = (SiteKind::Pointwise, Geometry::same(inputs, outputs, 1));
         MobileNetV2 {
             stem,
             blocks,
-            last: builder.site(root, &format!("{name}.0"), &format!("{name}.1"), SiteKind::Pointwise, last, false),
+            last: builder.site(root, SitePlan { conv, bn, kind, geometry, activation, default: false }),
             dropout: config.dropout,
             classifier: Linear::new(&sub(root, "classifier.1"), outputs, classes),
         }
@@ -100,40 +103,40 @@ impl Block {
     fn new(path: &nn::Path, builder: &Builder, inputs: i64, outputs: i64, stride: i64, expansion: i64) -> Block {
         let hidden = inputs * expansion;
         let at = i64::from(expansion != 1);
-        let site = |conv: &str, bn: &str, kind, geometry, default| builder.site(path, conv, bn, kind, geometry, default);
-        let depthwise = Geometry::same(hidden, hidden, 3).stride(stride).groups(hidden);
+        let site = |conv: &str, bn: &str, kind, geometry, activation| {
+            let default = kind == SiteKind::Pointwise;
+            builder.site(path, SitePlan { conv, bn, kind, geometry, activation, default })
+        };
+        let (depthwise, pointwise) = (Geometry::same(hidden, hidden, 3).stride(stride).groups(hidden), SiteKind::Pointwise);
+        let name = |number: i64| number.to_string();
         Block {
             expansion: (expansion != 1)
-                .then(|| site("0.0", "0.1", SiteKind::Pointwise, Geometry::same(inputs, hidden, 1), true)),
-            depthwise: site(&format!("{at}.0"), &format!("{at}.1"), SiteKind::Depthwise, depthwise, false),
+                .then(|| site("0.0", "0.1", pointwise, Geometry::same(inputs, hidden, 1), Activation::Relu6)),
+            depthwise: site(&format!("{at}.0"), &format!("{at}.1"), SiteKind::Depthwise, depthwise, Activation::Relu6),
             projection: site(
-                &format!("{}", at + 1),
-                &format!("{}", at + 2),
-                SiteKind::Pointwise,
+                &name(at + 1),
+                &name(at + 2),
+                pointwise,
                 Geometry::same(hidden, outputs, 1),
-                true,
+                Activation::None,
             ),
             residual: stride == 1 && inputs == outputs,
         }
     }
 
     fn forward_t(&self, x: &Tensor, train: bool) -> Tensor {
-        let expanded = self.expansion.as_ref().map(|site| relu6(site.forward_t(x, train)));
-        let y = relu6(self.depthwise.forward_t(expanded.as_ref().unwrap_or(x), train));
+        let expanded = self.expansion.as_ref().map(|site| site.forward_t(x, train));
+        let y = self.depthwise.forward_t(expanded.as_ref().unwrap_or(x), train);
         let y = self.projection.forward_t(&y, train);
         if self.residual { y + x } else { y }
     }
 }
 
-fn relu6(mut x: Tensor) -> Tensor {
-    x.relu6_()
-}
-
 impl nn::ModuleT for MobileNetV2 {
     fn forward_t(&self, x: &Tensor, train: bool) -> Tensor {
-        let first = relu6(self.stem.forward_t(x, train));
+        let first = self.stem.forward_t(x, train);
         let y = self.blocks.iter().fold(first, |x, block| block.forward_t(&x, train));
-        let pooled = relu6(self.last.forward_t(&y, train)).mean_dim([2, 3].as_slice(), false, None);
+        let pooled = self.last.forward_t(&y, train).mean_dim([2, 3].as_slice(), false, None);
         self.classifier.forward(&pooled.dropout(self.dropout, train))
     }
 }

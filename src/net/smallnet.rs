@@ -2,8 +2,8 @@
 //! stride 2] with 16, 32 and 64 channels times `width`, average pooling, one linear layer. ReLU behind every batch norm.
 
 use crate::algebra::Geometry;
-use crate::net::block::{Builder, Network, Site, SiteKind, sub};
-use crate::op::layers::Linear;
+use crate::net::block::{Builder, Network, Site, SiteKind, SitePlan, sub};
+use crate::op::layers::{Activation, Linear};
 use serde::{Deserialize, Serialize};
 use tch::{Tensor, nn};
 
@@ -32,7 +32,8 @@ impl SmallNet {
     /// On `root`: `stem`, `blocks.{0,1,2}.{pointwise,depthwise}`, each with `conv` and `bn`, and `classifier`.
     pub fn new(root: &nn::Path, builder: &Builder, config: &Config, channels: i64, classes: i64) -> SmallNet {
         let site = |name: &str, kind, geometry, default| {
-            builder.site(root, &format!("{name}.conv"), &format!("{name}.bn"), kind, geometry, default)
+            let (conv, bn) = (&*format!("{name}.conv"), &*format!("{name}.bn"));
+            builder.site(root, SitePlan { conv, bn, kind, geometry, activation: Activation::Relu, default })
         };
         let mut sites = vec![site("stem", SiteKind::Stem, Geometry::same(channels, 16, 3), false)];
         let mut inputs = 16;
@@ -50,8 +51,7 @@ impl SmallNet {
 
 impl nn::ModuleT for SmallNet {
     fn forward_t(&self, x: &Tensor, train: bool) -> Tensor {
-        let first = self.sites[0].forward_t(x, train).relu_();
-        let last = self.sites[1..].iter().fold(first, |x, site| site.forward_t(&x, train).relu_());
+        let last = self.sites.iter().fold(x.shallow_clone(), |x, site| site.forward_t(&x, train));
         self.classifier.forward(&last.mean_dim([2, 3].as_slice(), false, None))
     }
 }

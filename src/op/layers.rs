@@ -1,7 +1,39 @@
 //! The layers that operators and networks are made of, with PyTorch's initial values (tch's own differ) and PyTorch's names.
 
 use crate::algebra::{self, Affine, Geometry, Kernel};
+use crate::native::{self, Term};
 use tch::{Kind, Tensor, nn, nn::Init};
+
+/// What stands behind a convolution and its batch norm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// Nothing.
+    None,
+    /// max(x, 0).
+    Relu,
+    /// min(max(x, 0), 6).
+    Relu6,
+}
+
+impl Activation {
+    /// y of x, in place.
+    pub fn apply(self, mut x: Tensor) -> Tensor {
+        match self {
+            Activation::None => x,
+            Activation::Relu => x.relu_(),
+            Activation::Relu6 => x.relu6_(),
+        }
+    }
+
+    /// It is clamp(x, low, high).
+    fn bounds(self) -> (f64, f64) {
+        match self {
+            Activation::None => (f64::NEG_INFINITY, f64::INFINITY),
+            Activation::Relu => (0., f64::INFINITY),
+            Activation::Relu6 => (0., 6.),
+        }
+    }
+}
 
 /// PyTorch's default for convolutions and linear layers, weight and bias: U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
 pub fn uniform(fan_in: i64) -> Init {
@@ -57,7 +89,7 @@ impl BatchNorm {
     }
 
     /// Normalises with the statistics of the batch in training, with the running ones otherwise.
-    pub fn forward(&self, x: &Tensor, train: bool) -> Tensor {
+    fn forward(&self, x: &Tensor, train: bool) -> Tensor {
         let (weight, bias) = (Some(&self.weight), Some(&self.bias));
         let (mean, var) = (Some(&self.running_mean), Some(&self.running_var));
         x.batch_norm(weight, bias, mean, var, train, Self::MOMENTUM, Self::EPS, true)
@@ -86,13 +118,32 @@ impl Norm {
         Norm::Bias(path.var("bias", &[channels], uniform(fan_in)))
     }
 
-    /// y of x (N, C, H, W).
-    pub fn forward(&self, x: Tensor, train: bool) -> Tensor {
-        match self {
+    /// activation(norm(x)) of x (N, C, H, W).
+    pub fn forward(&self, x: Tensor, activation: Activation, train: bool) -> Tensor {
+        Norm::sum(vec![(self, x)], activation, train)
+    }
+
+    /// activation(sum of norm(x)): in training, batch norms, their sum and the activation are one pass where possible.
+    pub fn sum(terms: Vec<(&Norm, Tensor)>, activation: Activation, train: bool) -> Tensor {
+        if train && let Some(y) = Norm::sum_native(&terms, activation) {
+            return y;
+        }
+        let parts = terms.into_iter().map(|(norm, x)| match norm {
             Norm::Batch(bn) => bn.forward(&x, train),
             Norm::Bias(bias) => x + bias.reshape([1, -1, 1, 1]),
             Norm::None => x,
+        });
+        activation.apply(parts.reduce(|sum, part| sum + part).unwrap_or_default())
+    }
+
+    fn sum_native(terms: &[(&Norm, Tensor)], activation: Activation) -> Option<Tensor> {
+        let mut all = Vec::with_capacity(terms.len());
+        for (norm, x) in terms {
+            let Norm::Batch(BatchNorm { weight, bias, running_mean, running_var }) = norm else { return None };
+            all.push(Term { x, weight, bias, running_mean, running_var });
         }
+        let (low, high) = activation.bounds();
+        native::norm_sum(&all, BatchNorm::MOMENTUM, BatchNorm::EPS, low, high)
     }
 
     /// The kernel with this behind it, at evaluation statistics.
@@ -122,9 +173,14 @@ impl ConvNorm {
         ConvNorm { weight: conv_weight(path, &geometry), geometry, norm }
     }
 
-    /// y (N, C_out, H', W') of x (N, C_in, H, W).
-    pub fn forward(&self, x: &Tensor, train: bool) -> Tensor {
-        self.norm.forward(algebra::conv2d(x, &self.weight, None, &self.geometry), train)
+    /// activation(norm(W * x)): y (N, C_out, H', W') of x (N, C_in, H, W).
+    pub fn forward(&self, x: &Tensor, activation: Activation, train: bool) -> Tensor {
+        Norm::sum(vec![self.term(x)], activation, train)
+    }
+
+    /// A term of [`Norm::sum`]: the norm, and W * x.
+    pub fn term(&self, x: &Tensor) -> (&Norm, Tensor) {
+        (&self.norm, algebra::conv2d(x, &self.weight, None, &self.geometry))
     }
 
     /// The convolution alone, differentiable: the numbers are the variables themselves.

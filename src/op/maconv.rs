@@ -6,7 +6,7 @@
 
 use crate::algebra::{self, FoldError, Geometry, Kernel, MiddlePad};
 use crate::op::attention::{Gate, GateKind};
-use crate::op::layers::{BatchNorm, ConvNorm, Norm, empty_kernel, empty_weight};
+use crate::op::layers::{Activation, BatchNorm, ConvNorm, Norm, empty_kernel, empty_weight};
 use crate::op::mdconv::{GatedKernel, LowRank};
 use crate::op::operator::{Compact, Operator};
 use crate::op::per_sample::{self, PerSample};
@@ -194,18 +194,14 @@ impl MaConv {
         }
     }
 
-    fn forward_branches(&self, x: &Tensor, train: bool) -> Tensor {
-        let middle = self.first.forward(x, train);
-        let middle = match (&self.gate, self.middle) {
-            (Some(gate), _) => middle * gate.forward(x).unsqueeze(-1).unsqueeze(-1),
-            (None, Middle::Relu) => middle.relu(),
-            (None, _) => middle,
-        };
-        let sum = self.second.forward(&middle, train);
-        match &self.bypass {
-            Some(bypass) => sum + bypass.forward(x, train),
-            None => sum,
+    /// The terms whose sum the branches are: each a norm and the map that it normalises.
+    fn branches(&self, x: &Tensor, train: bool) -> Vec<(&Norm, Tensor)> {
+        let relu = if self.middle == Middle::Relu { Activation::Relu } else { Activation::None };
+        let mut middle = self.first.forward(x, relu, train);
+        if let Some(gate) = &self.gate {
+            middle = middle * gate.forward(x).unsqueeze(-1).unsqueeze(-1);
         }
+        std::iter::once(self.second.term(&middle)).chain(self.bypass.iter().map(|bypass| bypass.term(x))).collect()
     }
 
     /// Compact training: one convolution with the composed kernel; gradients reach W1, W2 and W0 through the composition.
@@ -258,15 +254,21 @@ impl Parts {
 
 impl nn::ModuleT for MaConv {
     fn forward_t(&self, x: &Tensor, train: bool) -> Tensor {
-        let sum = match self.form {
-            Form::Expanded => self.forward_branches(x, train),
-            Form::Compact => self.forward_composed(x),
-        };
-        self.after.forward(sum, train)
+        self.forward_activated(x, Activation::None, train)
     }
 }
 
 impl Operator for MaConv {
+    fn forward_activated(&self, x: &Tensor, activation: Activation, train: bool) -> Tensor {
+        match (self.form, &self.after) {
+            (Form::Expanded, Norm::None) => Norm::sum(self.branches(x, train), activation, train),
+            (Form::Expanded, after) => {
+                after.forward(Norm::sum(self.branches(x, train), Activation::None, train), activation, train)
+            }
+            (Form::Compact, after) => after.forward(self.forward_composed(x), activation, train),
+        }
+    }
+
     fn fold(&self) -> Result<Compact, FoldError> {
         if self.middle == Middle::Relu {
             return Err(FoldError::NonLinear("a ReLU"));

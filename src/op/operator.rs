@@ -1,11 +1,17 @@
 //! What an operator is: the thing that stands in place of one convolution and the batch norm behind it, and what it folds to.
 
 pub use crate::algebra::{Affine, FoldError, Geometry, Kernel};
+use crate::op::layers::Activation;
 use crate::op::per_sample::PerSample;
 use tch::{Tensor, nn};
 
 /// What stands in place of one convolution and the batch norm behind it: x (N, C_in, H, W) to y (N, C_out, H', W').
 pub trait Operator: nn::ModuleT {
+    /// The operator and the activation that its network puts behind it, which it may run as one.
+    fn forward_activated(&self, x: &Tensor, activation: Activation, train: bool) -> Tensor {
+        activation.apply(self.forward_t(x, train))
+    }
+
     /// The same function, at evaluation statistics, as one kernel or one kernel per sample. Computed in float64 and pure:
     /// the operator stays as it is.
     ///

@@ -1,7 +1,7 @@
 //! `plain`: the convolution and its batch norm as they are, y = BN(W * x); what every other operator is compared with.
 
 use crate::algebra::{FoldError, Geometry};
-use crate::op::layers::{BatchNorm, ConvNorm, Norm};
+use crate::op::layers::{Activation, BatchNorm, ConvNorm, Norm};
 use crate::op::operator::{Compact, Operator};
 use serde::{Deserialize, Serialize};
 use tch::{Tensor, nn};
@@ -25,11 +25,15 @@ impl Plain {
 
 impl nn::ModuleT for Plain {
     fn forward_t(&self, x: &Tensor, train: bool) -> Tensor {
-        self.0.forward(x, train)
+        self.forward_activated(x, Activation::None, train)
     }
 }
 
 impl Operator for Plain {
+    fn forward_activated(&self, x: &Tensor, activation: Activation, train: bool) -> Tensor {
+        self.0.forward(x, activation, train)
+    }
+
     fn fold(&self) -> Result<Compact, FoldError> {
         Ok(Compact::Static(self.0.fold()))
     }

@@ -1,3 +1,269 @@
-//! Training: the optimizer, the schedule, the loop and what it leaves behind.
+//! Training: one trial, from its config to `result.json`.
 
+pub mod checkpoint;
+pub mod evaluate;
+pub mod log;
+pub mod optimizer;
 pub mod result;
+pub mod schedule;
+pub mod trainer;
+
+use crate::config::{Built, Config};
+use crate::fold::Refused;
+use crate::net::block::Form;
+use crate::weights::{About, Model};
+use crate::{bad_request, device, files};
+use anyhow::{Context, Result, bail};
+use checkpoint::{Progress, Row};
+use result::{FoldResult, TrialResult};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+use tch::{Device, Kind, Tensor};
+use trainer::Trainer;
+
+/// The version of this crate and, where it was built from a checkout, its git revision.
+pub fn version() -> String {
+    match option_env!("FOLDCONV_REVISION") {
+        Some(revision) => format!("{} ({revision})", env!("CARGO_PKG_VERSION")),
+        None => env!("CARGO_PKG_VERSION").to_string(),
+    }
+}
+
+/// A trial in its folder.
+struct Trial {
+    trainer: Trainer,
+    folder: PathBuf,
+    progress: Progress,
+    /// Loss of each step of the running epoch, on the device.
+    losses: Tensor,
+    stop: Arc<AtomicBool>,
+    started: Instant,
+}
+
+/// Trains a trial in `folder`, or goes on with the one that is there, then folds it and compares both forms on every test
+/// image. Leaves config.yaml, metrics.csv, checkpoint.safetensors, model.safetensors, compact.safetensors, result.json and
+/// tensorboard/.
+///
+/// # Errors
+/// A folder that holds another trial; data that can't be read; a loss that is not finite; an interruption.
+pub fn train(config: &Config, folder: &Path, device: Device) -> Result<TrialResult> {
+    files::create_dir(folder)?;
+    let hash = config.hash();
+    if let Some(result) = earlier(config, &hash, folder)? {
+        return Ok(result);
+    }
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        // The second signal ends the process at once.
+        signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&stop))?;
+        signal_hook::flag::register(signal, Arc::clone(&stop))?;
+    }
+    let trainer = Trainer::new(config, config.data.load()?, device)?;
+    let about = format!("# foldconv {}, trial {hash}\n", version());
+    files::write_atomic(&folder.join("config.yaml"), (about + &config.to_yaml()).as_bytes())?;
+    let losses = Tensor::zeros([trainer.steps_per_epoch() as i64], (Kind::Float, device));
+    let progress = Progress { hash, ..Progress::default() };
+    let mut trial = Trial { trainer, folder: folder.to_path_buf(), progress, losses, stop, started: Instant::now() };
+    trial.resume()?;
+    trial.run()?;
+    trial.finish(device)
+}
+
+/// The result of a trial that is done. Refuses a folder that holds something else.
+fn earlier(config: &Config, hash: &str, folder: &Path) -> Result<Option<TrialResult>> {
+    let saved = folder.join("config.yaml");
+    if saved.exists() {
+        let other = crate::config::Document::read(&saved, &[])?.config()?;
+        if other.hash() != hash {
+            bad_request!(
+                "{}: holds another trial ({}, this is {hash}); give another --out, or the same config to go on",
+                folder.display(),
+                other.hash()
+            );
+        }
+    }
+    let path = folder.join("result.json");
+    if !path.exists() {
+        return Ok(None);
+    }
+    match serde_json::from_str(&files::read_text(&path)?) {
+        Ok(result) => {
+            eprintln!("{}: trial {} is done already", folder.display(), config.hash());
+            Ok(Some(result))
+        }
+        Err(error) => bad_request!("{}: damaged ({error}); delete it to run the trial again", path.display()),
+    }
+}
+
+impl Trial {
+    fn checkpoint_path(&self) -> PathBuf {
+        self.folder.join("checkpoint.safetensors")
+    }
+
+    fn resume(&mut self) -> Result<()> {
+        let path = self.checkpoint_path();
+        if !path.exists() {
+            return Ok(());
+        }
+        let Trainer { network, sgd, .. } = &mut self.trainer;
+        let progress = checkpoint::load(&path, network, sgd, &mut self.losses)?;
+        if progress.hash != self.progress.hash {
+            bad_request!("{}: is of another trial ({})", path.display(), progress.hash);
+        }
+        eprintln!("going on after epoch {}, step {}", progress.epoch, progress.step);
+        self.progress = progress;
+        Ok(())
+    }
+
+    fn run(&mut self) -> Result<()> {
+        let epochs = self.trainer.config.train.epochs;
+        let steps = self.trainer.steps_per_epoch();
+        let mut bar = log::Bar::new(epochs * steps, self.progress.epoch * steps + self.progress.step, epochs);
+        let mut scalars = log::Scalars::new(&self.folder);
+        while self.progress.epoch < epochs {
+            let row = self.epoch(&mut bar)?;
+            scalars.epoch(&row);
+            bar.epoch(&row);
+        }
+        bar.finish();
+        Ok(())
+    }
+
+    /// Trains what is left of an epoch, evaluates, and checkpoints.
+    fn epoch(&mut self, bar: &mut log::Bar) -> Result<Row> {
+        let (epoch, first) = (self.progress.epoch, self.progress.step);
+        let steps = self.trainer.steps_per_epoch();
+        let order = self.trainer.order(epoch);
+        let clock = Instant::now();
+        let batch = self.trainer.config.train.batch as f64;
+        for step in first..steps {
+            if self.stop.load(Ordering::Relaxed) {
+                bar.finish();
+                self.check_losses(step)?;
+                self.save()?;
+                bail!("interrupted after epoch {epoch}, step {step}; the same command goes on from here");
+            }
+            let loss = self.trainer.step(&order, epoch, step);
+            self.losses.narrow(0, step as i64, 1).copy_(&loss.reshape([1]));
+            self.progress.step = step + 1;
+            if bar.is_due() {
+                self.check_losses(step + 1)?;
+                let speed = (step + 1 - first) as f64 * batch / clock.elapsed().as_secs_f64();
+                let top1 = self.progress.history.last().map(|row| row.top1);
+                bar.show(epoch + 1, epoch * steps + step + 1, loss.double_value(&[]), top1, speed);
+            }
+        }
+        let train_loss = self.check_losses(steps)?;
+        let images = order.len() as f64 - first as f64 * batch;
+        let images_per_second = images / clock.elapsed().as_secs_f64();
+        let test = evaluate::evaluate(&self.trainer.network, &self.trainer.test)?;
+        let row = Row {
+            epoch: epoch + 1,
+            lr: self.trainer.learning_rate(epoch, steps - 1),
+            train_loss,
+            test_loss: test.loss,
+            top1: test.top1,
+            top5: test.top5,
+            images_per_second,
+            seconds: self.seconds(),
+        };
+        self.progress.history.push(row.clone());
+        self.progress.epoch = epoch + 1;
+        self.progress.step = 0;
+        self.save()?;
+        self.write_metrics()?;
+        Ok(row)
+    }
+
+    fn seconds(&self) -> f64 {
+        self.progress.seconds + self.started.elapsed().as_secs_f64()
+    }
+
+    /// The mean loss of the first `steps` of the epoch.
+    ///
+    /// # Errors
+    /// Names the first step whose loss is not finite; nothing after it is saved.
+    fn check_losses(&self, steps: u64) -> Result<f64> {
+        let losses: Vec<f64> = (&self.losses.narrow(0, 0, steps as i64).to_kind(Kind::Double)).try_into()?;
+        if let Some(step) = losses.iter().position(|loss| !loss.is_finite()) {
+            bail!(
+                "the loss is {} at epoch {}, step {}; lower train.lr or lengthen train.warmup",
+                losses[step],
+                self.progress.epoch + 1,
+                step + 1
+            );
+        }
+        Ok(losses.iter().sum::<f64>() / steps.max(1) as f64)
+    }
+
+    fn save(&mut self) -> Result<()> {
+        let progress = Progress { seconds: self.seconds(), ..self.progress.clone() };
+        checkpoint::save(&self.checkpoint_path(), &progress, &self.trainer.network, &self.trainer.sgd, &self.losses)
+    }
+
+    /// The whole file anew, from the checkpoint's history: a resumed run leaves no row twice.
+    fn write_metrics(&self) -> Result<()> {
+        let mut csv = csv::Writer::from_writer(Vec::new());
+        for row in &self.progress.history {
+            csv.serialize(row)?;
+        }
+        files::write_atomic(&self.folder.join("metrics.csv"), &csv.into_inner()?)
+    }
+
+    /// Folds, compares and writes the result.
+    fn finish(self, device: Device) -> Result<TrialResult> {
+        self.write_metrics()?;
+        let Trainer { config, network, test, .. } = &self.trainer;
+        let about = About {
+            version: version(),
+            form: Form::Expanded,
+            config: config.clone(),
+            normalisation: self.trainer.normalisation.clone(),
+            classes: self.trainer.classes.clone(),
+        };
+        let model = Model { about, tensors: network.store.variables() };
+        model.save(&self.folder.join("model.safetensors"))?;
+        let spec = config.data.spec();
+        let (expanded, compact, fold) = match fold_model(&model, device)? {
+            Ok((folded, compact)) => {
+                folded.save(&self.folder.join("compact.safetensors"))?;
+                let both = evaluate::compare(network, &compact, test)?;
+                (both.expanded, Some(both.compact.with_cost(&compact, spec)), both.agreement.into())
+            }
+            Err(refused) => {
+                let fold = FoldResult::Refused { refused: refused.to_string() };
+                (evaluate::evaluate(network, test)?, None, fold)
+            }
+        };
+        let result = TrialResult {
+            hash: self.progress.hash.clone(),
+            seed: config.seed,
+            epochs: config.train.epochs,
+            steps: config.train.epochs * self.trainer.steps_per_epoch(),
+            train_loss: self.progress.history.last().map_or(0., |row| row.train_loss),
+            expanded: expanded.with_cost(network, spec),
+            compact,
+            fold,
+            seconds: self.seconds(),
+            version: version(),
+            device: device::name(device),
+            threads: device::set_threads(None),
+        };
+        let json = serde_json::to_string_pretty(&result).context("result.json")?;
+        files::write_atomic(&self.folder.join("result.json"), json.as_bytes())?;
+        Ok(result)
+    }
+}
+
+/// The compact form of a model, as a file and as a network; or why there is none.
+fn fold_model(model: &Model, device: Device) -> Result<Result<(Model, Built), Refused>> {
+    match model.fold() {
+        Ok(folded) => {
+            let built = folded.build(device)?;
+            Ok(Ok((folded, built)))
+        }
+        Err(error) => error.downcast::<Refused>().map(Err),
+    }
+}

@@ -1,0 +1,77 @@
+//! How fast: latency of a network, throughput of its training.
+
+use crate::config::{Built, Config};
+use crate::data::dataset::Spec;
+use crate::device::synchronize;
+use crate::train::trainer::Trainer;
+use anyhow::Result;
+use serde::Serialize;
+use std::time::{Duration, Instant};
+use tch::{Device, Kind, Tensor};
+
+/// Median seconds of a forward pass of `batch` images, at evaluation: at least 10 runs and half a second, after 3 that don't
+/// count.
+pub fn latency(network: &Built, spec: Spec, batch: i64) -> f64 {
+    let device = network.store.device();
+    let x = images(spec, batch, device);
+    let run = || {
+        let clock = Instant::now();
+        let _ = tch::no_grad(|| network.network.forward_t(&x, false));
+        synchronize(device);
+        clock.elapsed()
+    };
+    for _ in 0..3 {
+        run();
+    }
+    let mut times = Vec::new();
+    while times.len() < 10 || times.iter().sum::<Duration>() < Duration::from_millis(500) {
+        times.push(run());
+    }
+    median(&mut times).as_secs_f64()
+}
+
+/// Random images (batch, C, size, size), channels_last.
+fn images(spec: Spec, batch: i64, device: Device) -> Tensor {
+    Tensor::randn([batch, spec.size, spec.size, spec.channels], (Kind::Float, device)).permute([0, 3, 1, 2])
+}
+
+fn median(times: &mut [Duration]) -> Duration {
+    times.sort();
+    let middle = times.len() / 2;
+    if times.len() % 2 == 1 { times[middle] } else { (times[middle - 1] + times[middle]) / 2 }
+}
+
+/// Throughput of training.
+#[derive(Debug, Serialize)]
+pub struct TrainSpeed {
+    /// Training images a second, from the median step.
+    pub images_per_second: f64,
+    /// Median seconds of a step: gather, forward, backward, update.
+    pub step_seconds: f64,
+    /// Steps measured.
+    pub steps: u64,
+    /// Images a step.
+    pub batch: usize,
+}
+
+/// Trains `warmup` steps that don't count and `steps` that do.
+pub fn train_speed(config: &Config, device: Device, warmup: u64, steps: u64) -> Result<TrainSpeed> {
+    let mut trainer = Trainer::new(config, config.data.load()?, device)?;
+    let batch = config.train.batch;
+    // Whole batches only, so that all steps do the same work.
+    let steps_per_epoch = (trainer.train.len() / batch).max(1) as u64;
+    let mut times = Vec::new();
+    for step in 0..warmup + steps {
+        let (epoch, at) = (step / steps_per_epoch, step % steps_per_epoch);
+        let order = trainer.order(epoch);
+        let clock = Instant::now();
+        let _ = trainer.step(&order, epoch, at);
+        synchronize(device);
+        if step >= warmup {
+            times.push(clock.elapsed());
+        }
+    }
+    let step_seconds = median(&mut times).as_secs_f64();
+    let batch = batch.min(trainer.train.len());
+    Ok(TrainSpeed { images_per_second: batch as f64 / step_seconds, step_seconds, steps, batch })
+}

@@ -1,0 +1,89 @@
+//! `foldconv compare MODEL`: the expanded form against the compact one.
+
+use super::output::{json, print, table, thousands};
+use super::{FromModel, Machine};
+use crate::bad_request;
+use crate::bench::latency;
+use crate::data::augment::Batches;
+use crate::net::block::Form;
+use crate::train::evaluate;
+use crate::train::result::{FoldResult, FormResult};
+use anyhow::Result;
+use clap::Args;
+use serde::Serialize;
+
+#[derive(Debug, Args)]
+pub struct Options {
+    #[command(flatten)]
+    from: FromModel,
+}
+
+/// The JSON document.
+#[derive(Serialize)]
+struct Comparison {
+    images: usize,
+    expanded: Measured,
+    compact: Measured,
+    fold: FoldResult,
+}
+
+#[derive(Serialize)]
+struct Measured {
+    #[serde(flatten)]
+    result: FormResult,
+    /// Milliseconds of a batch of 1 and of 128, medians.
+    latency_ms_1: f64,
+    latency_ms_128: f64,
+}
+
+pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
+    let device = machine.prepare()?;
+    let model = options.from.load()?;
+    if model.about.form == Form::Compact {
+        bad_request!("{}: is in compact form; compare the expanded model it was folded from", options.from.model.display());
+    }
+    let data = &model.about.config.data;
+    let (expanded, compact) = (model.build(device)?, model.fold()?.build(device)?);
+    let test = data.load()?.test.to_device(device);
+    let batches = Batches::test(&test, &data.common.augment, &model.about.normalisation);
+    let both = evaluate::compare(&expanded, &compact, &batches)?;
+    let spec = data.spec();
+    let measure = |network, evaluation: evaluate::Evaluation| Measured {
+        result: evaluation.with_cost(network, spec),
+        latency_ms_1: 1e3 * latency(network, spec, 1),
+        latency_ms_128: 1e3 * latency(network, spec, 128),
+    };
+    let comparison = Comparison {
+        images: batches.len(),
+        expanded: measure(&expanded, both.expanded),
+        compact: measure(&compact, both.compact),
+        fold: both.agreement.into(),
+    };
+    if as_json {
+        return json(&comparison);
+    }
+    print_text(&comparison);
+    Ok(())
+}
+
+fn print_text(comparison: &Comparison) {
+    let (a, b) = (&comparison.expanded, &comparison.compact);
+    let mut rows = table(&["", "expanded", "compact"]);
+    let mut row = |name: &str, show: &dyn Fn(&Measured) -> String| {
+        rows.add_row([name.to_string(), show(a), show(b)]);
+    };
+    row("top-1", &|form| format!("{:.2} %", form.result.top1));
+    row("top-5", &|form| format!("{:.2} %", form.result.top5));
+    row("loss", &|form| format!("{:.4}", form.result.loss));
+    row("parameters", &|form| thousands(form.result.parameters));
+    row("MACs, one image", &|form| thousands(form.result.macs));
+    row("latency, batch 1", &|form| format!("{:.2} ms", form.latency_ms_1));
+    row("latency, batch 128", &|form| format!("{:.2} ms", form.latency_ms_128));
+    print(&rows);
+    if let FoldResult::Verified { agreement, largest_difference, relative_difference } = comparison.fold {
+        println!(
+            "{agreement:.2} % of {} predictions agree; the largest logit difference is {largest_difference:.1e} ({relative_difference:.1e} of the largest logit)",
+            thousands(comparison.images as i64)
+        );
+    }
+}

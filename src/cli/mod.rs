@@ -1,0 +1,147 @@
+//! The command line: what was typed becomes a command; results go to stdout, progress and logs to stderr.
+
+mod bench;
+mod compare;
+mod describe;
+mod doctor;
+mod eval;
+mod fold;
+mod output;
+mod report;
+mod sweep;
+mod train;
+
+use crate::config::Document;
+use crate::weights::Model;
+use crate::{config, device};
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+use tch::Device;
+
+/// Train convolutions over-parameterised or dynamic, fold them exactly, compare both forms.
+#[derive(Debug, Parser)]
+#[command(name = "foldconv", version, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    machine: Machine,
+    /// Print one JSON document instead of text
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+/// Where it runs.
+#[derive(Clone, Debug, Args)]
+struct Machine {
+    /// cpu, cuda, cuda:N, or auto: CUDA where there is a driver
+    #[arg(long, global = true, default_value = "auto")]
+    device: String,
+    /// Threads of the CPU [default: one a core]
+    #[arg(long, global = true, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// List the layers of a trial, with parameters and MACs in both forms
+    Describe(FromConfig),
+    /// Train one trial, or go on with the one in --out; fold it and compare
+    Train(train::Options),
+    /// Run all trials of a file; the same command again goes on
+    Sweep(sweep::Options),
+    /// Make the tables of a sweep
+    Report(report::Options),
+    /// Fold a model and verify it
+    Fold(fold::Options),
+    /// Compare a model's expanded and compact form
+    Compare(compare::Options),
+    /// Measure a model on the test split
+    Eval(eval::Options),
+    /// Measure speed
+    Bench(bench::Options),
+    /// Say what this machine has and what is missing
+    Doctor,
+}
+
+/// A config file and its overrides.
+#[derive(Debug, Args)]
+struct FromConfig {
+    /// YAML file of a trial or a sweep
+    config: PathBuf,
+    /// Override a key of the file, as train.epochs=3
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    overrides: Vec<String>,
+}
+
+impl FromConfig {
+    fn document(&self) -> Result<Document> {
+        Document::read(&self.config, &self.overrides)
+    }
+}
+
+/// A model file and the data to run it on.
+#[derive(Debug, Args)]
+struct FromModel {
+    /// Model file, as `train` writes it
+    model: PathBuf,
+    /// Data set to use instead of the one that the model was trained on
+    #[arg(long, value_name = "NAME")]
+    data: Option<String>,
+    /// Folder that holds the data set [default: where it was in training, or FOLDCONV_DATA]
+    #[arg(long, value_name = "FOLDER")]
+    root: Option<PathBuf>,
+}
+
+impl FromModel {
+    /// The model, its config changed to the data that was asked for.
+    fn load(&self) -> Result<Model> {
+        let mut model = Model::load(&self.model)?;
+        let about = &mut model.about;
+        let classes = about.config.data.spec().classes;
+        if let Some(name) = &self.data {
+            about.config.data = config::data_named(name, &about.config.data)?;
+        }
+        if self.root.is_some() {
+            about.config.data.common.root.clone_from(&self.root);
+        }
+        let found = about.config.data.spec().classes;
+        if found != classes {
+            crate::bad_request!("--data: the set has {found} classes, and the model was trained on {classes}");
+        }
+        Ok(model)
+    }
+}
+
+impl Machine {
+    /// Sets the threads and chooses the device.
+    fn prepare(&self) -> Result<Device> {
+        device::set_threads(self.threads.map(usize::from));
+        device::choose(&self.device)
+    }
+
+    /// The flags again, for a child process.
+    fn flags(&self) -> Vec<String> {
+        let threads = self.threads.iter().flat_map(|n| ["--threads".to_string(), n.to_string()]);
+        ["--device".to_string(), self.device.clone()].into_iter().chain(threads).collect()
+    }
+}
+
+impl Cli {
+    /// Carries the command out.
+    pub fn run(&self) -> Result<()> {
+        let (machine, json) = (&self.machine, self.json);
+        match &self.command {
+            Command::Describe(options) => describe::run(options, json),
+            Command::Train(options) => train::run(options, machine, json),
+            Command::Sweep(options) => sweep::run(options, machine, json),
+            Command::Report(options) => report::run(options, json),
+            Command::Fold(options) => fold::run(options, machine, json),
+            Command::Compare(options) => compare::run(options, machine, json),
+            Command::Eval(options) => eval::run(options, machine, json),
+            Command::Bench(options) => bench::run(options, machine, json),
+            Command::Doctor => doctor::run(machine, json),
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! Stochastic gradient descent with momentum, as torch.optim.SGD, on one flat buffer.
+//!
+//! Every parameter is a view of the buffer, so a step is a handful of operations however many parameters there are, and the
+//! optimizer's state is one tensor that a checkpoint can hold (libtorch's optimizer can't save its own).
+
+use crate::config::TrainConfig;
+use tch::{Kind, Tensor, nn};
+
+/// SGD over the trainable variables of a store.
+#[derive(Debug)]
+pub struct Sgd {
+    parameters: Vec<Tensor>,
+    flat: Tensor,
+    velocity: Tensor,
+    /// The first so many numbers of the buffer get weight decay.
+    decayed: i64,
+    momentum: f64,
+    nesterov: bool,
+    weight_decay: f64,
+}
+
+impl Sgd {
+    /// Moves the store's trainable variables into one buffer; modules that hold them follow.
+    pub fn new(store: &nn::VarStore, config: &TrainConfig) -> Sgd {
+        let mut named: Vec<(String, Tensor)> = store.variables().into_iter().filter(|(_, v)| v.requires_grad()).collect();
+        // Decayed parameters first, so that they are one slice; names make the order the same in every process.
+        let decays = |tensor: &Tensor| config.decay_norm_and_bias || tensor.dim() > 1;
+        named.sort_by(|(a, x), (b, y)| (!decays(x), a).cmp(&(!decays(y), b)));
+        let decayed = named.iter().filter(|(_, tensor)| decays(tensor)).map(|(_, tensor)| tensor.numel() as i64).sum();
+        let parameters: Vec<Tensor> = named.into_iter().map(|(_, tensor)| tensor).collect();
+        let flat = tch::no_grad(|| flatten(&parameters));
+        let mut offset = 0;
+        for parameter in &parameters {
+            let n = parameter.numel() as i64;
+            let mut parameter = parameter.shallow_clone();
+            parameter.set_data(&flat.narrow(0, offset, n).view(parameter.size().as_slice()));
+            offset += n;
+        }
+        Sgd {
+            velocity: flat.zeros_like(),
+            parameters,
+            flat,
+            decayed,
+            momentum: config.momentum,
+            nesterov: config.nesterov,
+            weight_decay: config.weight_decay,
+        }
+    }
+
+    /// One step down the gradient of `loss`.
+    pub fn step(&mut self, loss: &Tensor, lr: f64) {
+        let gradients = Tensor::run_backward(&[loss], &self.parameters, false, false);
+        tch::no_grad(|| {
+            let gradient = flatten(&gradients);
+            if self.weight_decay > 0. {
+                let mut decayed = gradient.narrow(0, 0, self.decayed);
+                decayed += self.flat.narrow(0, 0, self.decayed) * self.weight_decay;
+            }
+            self.velocity *= self.momentum;
+            self.velocity += &gradient;
+            let step = if self.nesterov { gradient + &self.velocity * self.momentum } else { self.velocity.shallow_clone() };
+            self.flat -= step * lr;
+        });
+    }
+
+    /// The running sum of gradients: all that a checkpoint needs beside the parameters.
+    pub fn velocity(&self) -> &Tensor {
+        &self.velocity
+    }
+
+    /// Takes up the running sum of a checkpoint.
+    pub fn set_velocity(&mut self, velocity: &Tensor) -> anyhow::Result<()> {
+        anyhow::ensure!(velocity.size() == self.velocity.size(), "the optimizer's state is of another network");
+        Ok(self.velocity.f_copy_(velocity)?)
+    }
+}
+
+fn flatten(tensors: &[Tensor]) -> Tensor {
+    let rows: Vec<Tensor> = tensors.iter().map(|tensor| tensor.reshape([-1])).collect();
+    Tensor::cat(&rows, 0)
+}
+
+/// The loss of logits (N, classes) for labels (N): mean cross-entropy with label smoothing.
+pub fn cross_entropy(logits: &Tensor, labels: &Tensor, label_smoothing: f64) -> Tensor {
+    logits.cross_entropy_loss(labels, None::<Tensor>, tch::Reduction::Mean, -100, label_smoothing).to_kind(Kind::Float)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Device;
+
+    /// torch.optim.SGD written out for each parameter by itself (its documentation's pseudocode, dampening 0).
+    fn reference(p: &Tensor, velocity: &mut Option<Tensor>, gradient: &Tensor, config: &TrainConfig, decay: bool, lr: f64) -> Tensor {
+        let gradient = if decay { gradient + p * config.weight_decay } else { gradient.shallow_clone() };
+        let v = match velocity.take() {
+            None => gradient.copy(),
+            Some(v) => v * config.momentum + &gradient,
+        };
+        let step = if config.nesterov { &gradient + &v * config.momentum } else { v.copy() };
+        *velocity = Some(v);
+        p - step * lr
+    }
+
+    #[test]
+    fn steps_are_those_of_pytorchs_sgd() {
+        for (nesterov, decay_norm_and_bias) in [(false, true), (true, true), (false, false)] {
+            let config = TrainConfig { nesterov, decay_norm_and_bias, weight_decay: 0.01, ..TrainConfig::default() };
+            let mut store = nn::VarStore::new(Device::Cpu);
+            store.double();
+            let root = store.root();
+            let weight = root.var("weight", &[3, 2], nn::Init::Randn { mean: 0., stdev: 1. });
+            let bias = root.var("bias", &[3], nn::Init::Randn { mean: 0., stdev: 1. });
+            let x = Tensor::randn([5, 2], (Kind::Double, Device::Cpu));
+            let mut expected = [weight.detach().copy(), bias.detach().copy()];
+            let mut velocities = [None, None];
+            let mut sgd = Sgd::new(&store, &config);
+            for step in 1..6 {
+                let loss = |w: &Tensor, b: &Tensor| x.linear(w, Some(b)).sin().sum(Kind::Double);
+                let lr = 0.1 / step as f64;
+                let leaves = expected.each_ref().map(|p| p.copy().set_requires_grad(true));
+                let gradients = Tensor::run_backward(&[loss(&leaves[0], &leaves[1])], &leaves, false, false);
+                for i in 0..2 {
+                    let decay = i == 0 || decay_norm_and_bias;
+                    expected[i] = reference(&expected[i], &mut velocities[i], &gradients[i], &config, decay, lr);
+                }
+                sgd.step(&loss(&weight, &bias), lr);
+            }
+            for (parameter, expected) in [&weight, &bias].into_iter().zip(&expected) {
+                assert!((parameter - expected).abs().max().double_value(&[]) < 1e-14);
+            }
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! The model file: the variables of a network in one of its two forms, and all that is needed to build and feed it.
+
+pub mod tensors;
+
+use crate::config::{Built, Config};
+use crate::data::augment::Normalisation;
+use crate::fold;
+use crate::net::block::Form;
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::path::Path;
+use tch::{Device, Tensor};
+
+/// A network in a file.
+#[derive(Debug)]
+pub struct Model {
+    /// What the file says beside the numbers.
+    pub about: About,
+    /// The variables by name.
+    pub tensors: HashMap<String, Tensor>,
+}
+
+/// What a model file says beside the numbers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct About {
+    /// The version of foldconv that wrote it.
+    pub version: String,
+    /// Which form of the network it is.
+    pub form: Form,
+    /// The resolved config that it was trained with.
+    pub config: Config,
+    /// How its images are normalised.
+    pub normalisation: Normalisation,
+    /// Name of each class.
+    pub classes: Vec<String>,
+}
+
+impl Model {
+    /// Writes the file.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        tensors::write(path, &self.about, &self.tensors)
+    }
+
+    /// Reads a file.
+    pub fn load(path: &Path) -> Result<Model> {
+        let (about, tensors) = tensors::read(path)?;
+        Ok(Model { about, tensors })
+    }
+
+    /// The network with its numbers, on a device.
+    pub fn build(&self, device: Device) -> Result<Built> {
+        let built = self.about.config.build(self.about.form, device)?;
+        fold::assign(&built.store, &self.tensors).context("the model file does not fit its own config")?;
+        Ok(built)
+    }
+
+    /// The compact form of an expanded model.
+    ///
+    /// # Errors
+    /// [`fold::Refused`] where the fold would not be exact.
+    pub fn fold(&self) -> Result<Model> {
+        let expanded = self.build(Device::Cpu)?;
+        let folded = fold::fold(&*expanded.network, &expanded.store)?;
+        let compact = self.about.config.build(Form::Compact, Device::Cpu)?;
+        fold::assign(&compact.store, &folded)?;
+        let about = About { form: Form::Compact, ..self.about.clone() };
+        Ok(Model { about, tensors: compact.store.variables() })
+    }
+}
