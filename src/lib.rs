@@ -17,3 +17,7 @@ pub mod config;
 pub mod fold;
 
 pub mod train;
+
+pub mod sweep;
+
+pub mod report;
