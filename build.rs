@@ -8,8 +8,7 @@ const LIBTORCH_RELEASE: &str = "2.11.";
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-env-changed=LIBTORCH");
-    let lib = std::env::var("DEP_TCH_LIBTORCH_LIB")
-        .expect("torch-sys tells where libtorch's lib folder is");
+    let lib = std::env::var("DEP_TCH_LIBTORCH_LIB").expect("torch-sys tells where libtorch's lib folder is");
     let root = Path::new(&lib).parent().expect("the lib folder lies in libtorch's folder");
     if let Some(version) = release(root)
         && !version.starts_with(LIBTORCH_RELEASE)
@@ -36,7 +35,11 @@ fn native(root: &Path) {
     let x86 = std::env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64");
     let processors: &[_] = if x86 {
         // Not the compiler's preferred 256 bits: the loops are wide enough to pay for 512.
-        &[("baseline", vec![]), ("v3", vec!["-march=x86-64-v3"]), ("v4", vec!["-march=x86-64-v4", "-mprefer-vector-width=512"])]
+        &[
+            ("baseline", vec![]),
+            ("v3", vec!["-march=x86-64-v3"]),
+            ("v4", vec!["-march=x86-64-v4", "-mprefer-vector-width=512"]),
+        ]
     } else {
         &[("baseline", vec![])]
     };
@@ -50,6 +53,8 @@ fn native(root: &Path) {
         .cpp(true)
         .std("c++17")
         .opt_level(2)
+        // at::parallel_for is a template over OpenMP; the runtime is the one that libtorch brings.
+        .flag("-fopenmp")
         .flag("-isystem")
         .flag(&include)
         .flag("-isystem")

@@ -100,13 +100,19 @@ impl Geometry {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FoldError {
     /// A non-linearity stands between convolutions.
-    #[error("{0} stands between two convolutions, and no kernel does what it does; train with `middle: none` or `middle: attention` to fold")]
+    #[error(
+        "{0} stands between two convolutions, and no kernel does what it does; train with `middle: none` or `middle: attention` to fold"
+    )]
     NonLinear(&'static str),
     /// A map between two convolutions is padded with what the composed kernel would not compute there.
-    #[error("{0} is wrong on the border; put the padding on the first convolution, or pad the map between with its bias")]
+    #[error(
+        "{0} is wrong on the border; put the padding on the first convolution, or pad the map between with its bias"
+    )]
     BorderInexact(&'static str),
     /// No tap of the larger kernel sits where the smaller kernel's window is centred.
-    #[error("a {small}-tap kernel has no centred place in a {large}-tap one; use kernel sizes that are both odd or both even")]
+    #[error(
+        "a {small}-tap kernel has no centred place in a {large}-tap one; use kernel sizes that are both odd or both even"
+    )]
     EvenKernel {
         /// Taps of the smaller kernel along the axis.
         small: i64,
@@ -114,7 +120,9 @@ pub enum FoldError {
         large: i64,
     },
     /// Windows that don't coincide because of the padding.
-    #[error("padding {found} puts the windows of the branches apart; it must be {expected} (the other branch's padding and the kernel sizes decide)")]
+    #[error(
+        "padding {found} puts the windows of the branches apart; it must be {expected} (the other branch's padding and the kernel sizes decide)"
+    )]
     Padding {
         /// Padding of the smaller kernel.
         found: i64,
@@ -379,7 +387,8 @@ fn composed_dilation(first: &Geometry, second: &Geometry, axis: usize) -> Result
 fn convolve(w1: &Tensor, w2: &Tensor, groups: i64) -> Tensor {
     let s2 = w2.size();
     let (out, inner) = (s2[0] / groups, s2[1]);
-    let batch = w2.reshape([groups, out, inner, s2[2], s2[3]]).transpose(0, 1).reshape([out, groups * inner, s2[2], s2[3]]);
+    let batch =
+        w2.reshape([groups, out, inner, s2[2], s2[3]]).transpose(0, 1).reshape([out, groups * inner, s2[2], s2[3]]);
     let composed = batch.conv_transpose2d(w1, None::<Tensor>, [1, 1], [0, 0], [0, 0], groups, [1, 1]);
     let s = composed.size();
     composed.reshape([out, groups, s[1] / groups, s[2], s[3]]).transpose(0, 1).contiguous()

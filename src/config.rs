@@ -119,7 +119,11 @@ impl Default for TrainConfig {
 impl TrainConfig {
     fn check(&self) -> Result<(), String> {
         let fraction = |key: &str, value: f64| {
-            if (0. ..1.).contains(&value) { Ok(()) } else { Err(format!("{key}: {value}; give a number from 0 to less than 1")) }
+            if (0. ..1.).contains(&value) {
+                Ok(())
+            } else {
+                Err(format!("{key}: {value}; give a number from 0 to less than 1"))
+            }
         };
         fraction("momentum", self.momentum)?;
         fraction("label_smoothing", self.label_smoothing)?;
@@ -204,7 +208,10 @@ impl Config {
             let kinds = SiteKind::ALL.iter().map(|(name, _)| *name).chain(["all"]);
             if !kinds.clone().any(|kind| kind == wanted) && !sites.iter().any(|site| site.name == *wanted) {
                 let hint = suggest(wanted, kinds);
-                bad_request!("apply_to: `{wanted}` is no kind and no site of {}{hint} (`foldconv describe` lists the sites)", self.net.name());
+                bad_request!(
+                    "apply_to: `{wanted}` is no kind and no site of {}{hint} (`foldconv describe` lists the sites)",
+                    self.net.name()
+                );
             }
         }
         Ok(())
@@ -259,7 +266,8 @@ impl Document {
                 Err(_) => bad_request!("--set {text}: the value is not YAML"),
             }
         }
-        let (sweep, trial) = keys.into_iter().partition(|(key, _)| key.as_str().is_some_and(|key| SWEEP_KEYS.contains(&key)));
+        let (sweep, trial) =
+            keys.into_iter().partition(|(key, _)| key.as_str().is_some_and(|key| SWEEP_KEYS.contains(&key)));
         Ok(Document { trial, sweep, origin })
     }
 
@@ -353,11 +361,21 @@ mod tests {
     fn errors_name_the_file_the_key_and_the_nearest_known_one() {
         let base = "data: {name: shapes}\nnet: {name: smallnet}\n";
         let with = |more: &str| refusal(&format!("{base}{more}"));
-        assert_eq!(with("operator: {name: maconv, intermdiate: 2}"), "a.yaml: operator: unknown key `intermdiate`, did you mean `intermediate`?");
-        assert_eq!(with("operator: {name: makonv}"), "a.yaml: operator: name: no operator `makonv`, did you mean `maconv`?");
+        assert_eq!(
+            with("operator: {name: maconv, intermdiate: 2}"),
+            "a.yaml: operator: unknown key `intermdiate`, did you mean `intermediate`?"
+        );
+        assert_eq!(
+            with("operator: {name: makonv}"),
+            "a.yaml: operator: name: no operator `makonv`, did you mean `maconv`?"
+        );
         assert_eq!(with("trian: {epochs: 1}"), "a.yaml: unknown key `trian`, did you mean `train`?");
         assert_eq!(with("train: {epocs: 1}"), "a.yaml: train: unknown key `epocs`, did you mean `epochs`?");
-        assert!(with("train: {epochs: many}").starts_with("a.yaml: train.epochs: invalid type"), "{}", with("train: {epochs: many}"));
+        assert!(
+            with("train: {epochs: many}").starts_with("a.yaml: train.epochs: invalid type"),
+            "{}",
+            with("train: {epochs: many}")
+        );
         assert!(with("operator: {name: maconv, hidden: x}").starts_with("a.yaml: operator: hidden: invalid type"));
         assert!(with("train: {lr: -1}").starts_with("a.yaml: train.lr: -1"));
         assert!(with("operator: {name: mdconv, temperature: 0}").starts_with("a.yaml: operator.temperature: 0"));

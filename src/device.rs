@@ -53,7 +53,9 @@ pub fn open_cuda() -> Result<(), BadRequest> {
     match library {
         Ok(library) => std::mem::forget(library),
         Err(error) => {
-            return Err(BadRequest(format!("CUDA: this libtorch has no CUDA part ({error}); install one with CUDA or use --device cpu")));
+            return Err(BadRequest(format!(
+                "CUDA: this libtorch has no CUDA part ({error}); install one with CUDA or use --device cpu"
+            )));
         }
     }
     if Cuda::is_available() {

@@ -22,10 +22,8 @@ pub fn exit_status(error: &anyhow::Error) -> u8 {
 
 /// The error and its causes on one line. libtorch appends a C++ stack to its messages; only their first line is kept.
 pub fn one_line(error: &anyhow::Error) -> String {
-    let causes: Vec<String> = error
-        .chain()
-        .map(|cause| cause.to_string().lines().next().unwrap_or_default().trim().to_string())
-        .collect();
+    let causes: Vec<String> =
+        error.chain().map(|cause| cause.to_string().lines().next().unwrap_or_default().trim().to_string()).collect();
     causes.join(": ")
 }
 

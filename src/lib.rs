@@ -37,4 +37,8 @@ pub mod train;
 
 pub mod bench;
 
+pub mod sweep;
+
+pub mod report;
+
 pub mod cli;

@@ -11,7 +11,10 @@ fn main() -> ExitCode {
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
     std::panic::set_hook(Box::new(|panic| {
         let message = panic.to_string();
-        eprintln!("foldconv: internal error, please report it: {}", message.lines().collect::<Vec<_>>().join(" ").chars().take(400).collect::<String>());
+        eprintln!(
+            "foldconv: internal error, please report it: {}",
+            message.lines().collect::<Vec<_>>().join(" ").chars().take(400).collect::<String>()
+        );
     }));
     match std::panic::catch_unwind(|| Cli::parse().run()) {
         Ok(Ok(())) => ExitCode::SUCCESS,

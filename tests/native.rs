@@ -49,9 +49,10 @@ fn fused(cases: &[Case], low: f64, high: f64, probe: &Tensor) -> Vec<Tensor> {
 
 fn composed(cases: &[Case], low: f64, high: f64, probe: &Tensor) -> Vec<Tensor> {
     let running: Vec<(Tensor, Tensor)> = cases.iter().map(copies).collect();
-    let parts = cases.iter().zip(&running).map(|(c, (m, v))| {
-        c.x.batch_norm(Some(&c.weight), Some(&c.bias), Some(m), Some(v), true, 0.1, 1e-5, true)
-    });
+    let parts = cases
+        .iter()
+        .zip(&running)
+        .map(|(c, (m, v))| c.x.batch_norm(Some(&c.weight), Some(&c.bias), Some(m), Some(v), true, 0.1, 1e-5, true));
     let y = parts.reduce(|a, b| a + b).unwrap().clamp(low, high);
     finish(y, cases, running, probe)
 }
@@ -78,14 +79,16 @@ const ACTIVATIONS: [(f64, f64); 3] = [(f64::NEG_INFINITY, f64::INFINITY), (0., f
 #[test]
 fn equals_libtorch_in_float64() {
     // 16, 8, 4 and 1 channels at a time, and all of them together; more rows than a chunk; few positions.
-    let sizes = [[3, 1, 5, 7], [2, 3, 4, 4], [2, 20, 9, 5], [4, 29, 3, 3], [2, 64, 1, 1], [5, 16, 40, 41], [2, 7, 1, 1]];
+    let sizes =
+        [[3, 1, 5, 7], [2, 3, 4, 4], [2, 20, 9, 5], [4, 29, 3, 3], [2, 64, 1, 1], [5, 16, 40, 41], [2, 7, 1, 1]];
     for size in sizes {
         for (low, high) in ACTIVATIONS {
             for channels_last in [true, false] {
                 for terms in 1..=4 {
                     let cases: Vec<Case> = (0..terms).map(|_| case(size, channels_last, 0.3, Kind::Double)).collect();
                     // A gradient in another order than the map's.
-                    let probe = Tensor::randn([size[2], size[3], size[1], size[0]], (Kind::Double, Device::Cpu)).permute([3, 2, 0, 1]);
+                    let probe = Tensor::randn([size[2], size[3], size[1], size[0]], (Kind::Double, Device::Cpu))
+                        .permute([3, 2, 0, 1]);
                     let error = largest_error(&fused(&cases, low, high, &probe), &composed(&cases, low, high, &probe));
                     assert!(error < 1e-10, "{size:?} {low} {high} {channels_last} {terms}: {error:e}");
                 }
@@ -109,15 +112,22 @@ fn float32_with_a_mean_far_from_zero_keeps_its_variance() {
     // Mean 100 times the deviation: sums around 0 would lose four of seven digits. The reference is float64 on the same numbers.
     let single = case([8, 24, 16, 16], true, 100., Kind::Float);
     let double = |t: &Tensor| t.detach().to_kind(Kind::Double).set_requires_grad(true);
-    let same = Case { x: double(&single.x), weight: double(&single.weight), bias: double(&single.bias),
-        mean: single.mean.to_kind(Kind::Double), var: single.var.to_kind(Kind::Double) };
+    let same = Case {
+        x: double(&single.x),
+        weight: double(&single.weight),
+        bias: double(&single.bias),
+        mean: single.mean.to_kind(Kind::Double),
+        var: single.var.to_kind(Kind::Double),
+    };
     let probe = Tensor::randn([8, 24, 16, 16], (Kind::Float, Device::Cpu));
     let ours = fused(&[single], 0., f64::INFINITY, &probe);
     let exact = composed(&[same], 0., f64::INFINITY, &probe.to_kind(Kind::Double));
     // Float32 inputs of 100 carry an error of 4e-6 each in the normalised value; outputs near the clamp's edge flip their mask.
-    let errors: Vec<f64> = ours.iter().zip(&exact).map(|(a, b)| {
-        ((a.to_kind(Kind::Double) - b).norm() / b.norm()).double_value(&[])
-    }).collect();
+    let errors: Vec<f64> = ours
+        .iter()
+        .zip(&exact)
+        .map(|(a, b)| ((a.to_kind(Kind::Double) - b).norm() / b.norm()).double_value(&[]))
+        .collect();
     assert!(errors[0] < 1e-5 && errors[5] < 1e-6, "{errors:?}");
     assert!(errors[1..4].iter().all(|e| *e < 1e-2), "{errors:?}");
 }

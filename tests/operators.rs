@@ -58,7 +58,9 @@ fn geometries() -> Vec<Geometry> {
             for dilation in [1, 2] {
                 for groups in [1, 2, 8] {
                     for padding in [0, k / 2 * dilation, k / 2 * dilation + 1] {
-                        all.push(Geometry::same(8, 16, k).stride(stride).dilation(dilation).groups(groups).padding(padding));
+                        all.push(
+                            Geometry::same(8, 16, k).stride(stride).dilation(dilation).groups(groups).padding(padding),
+                        );
                     }
                 }
             }
@@ -71,7 +73,13 @@ fn options() -> Vec<String> {
     let mut all = vec!["{name: plain}".to_string()];
     for name in ["maconv", "mdconv"] {
         for bypass in [true, false] {
-            for (form, bn) in [("expanded", "each"), ("expanded", "sum"), ("expanded", "none"), ("compact", "sum"), ("compact", "none")] {
+            for (form, bn) in [
+                ("expanded", "each"),
+                ("expanded", "sum"),
+                ("expanded", "none"),
+                ("compact", "sum"),
+                ("compact", "none"),
+            ] {
                 all.push(format!("{{name: {name}, bypass: {bypass}, form: {form}, bn: {bn}, intermediate: 6}}"));
             }
         }
@@ -115,7 +123,8 @@ fn the_fold_is_of_the_evaluation_statistics() {
 #[test]
 fn relu_in_the_middle_is_refused() {
     for name in ["maconv", "mdconv"] {
-        let (_store, module) = expanded(&operator(&format!("{{name: {name}, middle: relu}}")), Geometry::same(8, 16, 3));
+        let (_store, module) =
+            expanded(&operator(&format!("{{name: {name}, middle: relu}}")), Geometry::same(8, 16, 3));
         assert_eq!(module.fold().unwrap_err(), FoldError::NonLinear("a ReLU"));
     }
 }
@@ -143,7 +152,8 @@ fn compact_training_is_the_expanded_form_without_its_inner_norms() {
         let probe = Tensor::randn([3, 16, 5, 6], (Kind::Double, Device::Cpu));
         let run = |module: &dyn Operator, store: &nn::VarStore| {
             let y = module.forward_t(&x, true);
-            let mut names: Vec<String> = store.variables().into_iter().filter(|(_, v)| v.requires_grad()).map(|(n, _)| n).collect();
+            let mut names: Vec<String> =
+                store.variables().into_iter().filter(|(_, v)| v.requires_grad()).map(|(n, _)| n).collect();
             names.sort();
             let variables = store.variables();
             let inputs: Vec<&Tensor> = names.iter().map(|name| &variables[name]).chain([&x]).collect();

@@ -40,7 +40,10 @@ pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
     let device = machine.prepare()?;
     let model = options.from.load()?;
     if model.about.form == Form::Compact {
-        bad_request!("{}: is in compact form; compare the expanded model it was folded from", options.from.model.display());
+        bad_request!(
+            "{}: is in compact form; compare the expanded model it was folded from",
+            options.from.model.display()
+        );
     }
     let data = &model.about.config.data;
     let (expanded, compact) = (model.build(device)?, model.fold()?.build(device)?);

@@ -51,11 +51,15 @@ fn cuda() -> Result<Vec<String>, String> {
 
 fn data() -> Result<String, String> {
     let Some(root) = std::env::var_os("FOLDCONV_DATA") else {
-        return Err("FOLDCONV_DATA is not set; `shapes` is built in, CIFAR is at https://www.cs.toronto.edu/~kriz/cifar.html".into());
+        return Err(
+            "FOLDCONV_DATA is not set; `shapes` is built in, CIFAR is at https://www.cs.toronto.edu/~kriz/cifar.html"
+                .into(),
+        );
     };
     let folder = std::path::Path::new(&root);
     let entries = std::fs::read_dir(folder).map_err(|error| format!("FOLDCONV_DATA={}: {error}", folder.display()))?;
-    let mut names: Vec<String> = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    let mut names: Vec<String> =
+        entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
     names.sort();
     Ok(format!("FOLDCONV_DATA={} holds {}", folder.display(), names.join(", ")))
 }

@@ -2,11 +2,11 @@
 
 use super::Machine;
 use super::output::{json, thousands};
+use crate::bad_request;
 use crate::config::Built;
 use crate::fold::Agreement;
 use crate::net::block::Form;
 use crate::weights::Model;
-use crate::bad_request;
 use anyhow::{Result, bail};
 use clap::Args;
 use std::path::PathBuf;
@@ -66,8 +66,6 @@ fn verify(model: &Model, expanded: &Built, compact: &Built) -> Result<Agreement>
     tch::manual_seed(0);
     let x = Tensor::randn([BATCH, spec.channels, spec.size, spec.size], (Kind::Float, expanded.store.device()));
     let mut agreement = Agreement::default();
-    tch::no_grad(|| {
-        agreement.add(&expanded.network.forward_t(&x, false), &compact.network.forward_t(&x, false))
-    })?;
+    tch::no_grad(|| agreement.add(&expanded.network.forward_t(&x, false), &compact.network.forward_t(&x, false)))?;
     Ok(agreement)
 }

@@ -30,12 +30,8 @@ pub fn print(table: &Table) {
 /// 3504872 as 3,504,872.
 pub fn thousands(number: i64) -> String {
     let digits = number.abs().to_string();
-    let groups: Vec<String> = digits
-        .as_bytes()
-        .rchunks(3)
-        .rev()
-        .map(|group| String::from_utf8_lossy(group).into_owned())
-        .collect();
+    let groups: Vec<String> =
+        digits.as_bytes().rchunks(3).rev().map(|group| String::from_utf8_lossy(group).into_owned()).collect();
     format!("{}{}", if number < 0 { "-" } else { "" }, groups.join(","))
 }
 
@@ -43,6 +39,9 @@ pub fn thousands(number: i64) -> String {
 mod tests {
     #[test]
     fn thousands_are_grouped() {
-        assert_eq!([0, 12, 123, 1234, 3_504_872, -1000].map(super::thousands), ["0", "12", "123", "1,234", "3,504,872", "-1,000"]);
+        assert_eq!(
+            [0, 12, 123, 1234, 3_504_872, -1000].map(super::thousands),
+            ["0", "12", "123", "1,234", "3,504,872", "-1,000"]
+        );
     }
 }

@@ -1,6 +1,8 @@
 //! `foldconv sweep FILE --out DIR`: all trials of a file.
 
+use super::output::json;
 use super::{FromConfig, Machine};
+use crate::sweep;
 use anyhow::Result;
 use clap::Args;
 use std::path::PathBuf;
@@ -17,6 +19,14 @@ pub struct Options {
     dry_run: bool,
 }
 
-pub fn run(_options: &Options, _machine: &Machine, _json: bool) -> Result<()> {
-    todo!()
+pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
+    let document = options.from.document()?;
+    if options.dry_run {
+        let preview = sweep::preview(&document, &options.out)?;
+        return if as_json { json(&preview) } else { Ok(println!("{preview}")) };
+    }
+    let outcome = sweep::run(&document, &options.out, &machine.flags())?;
+    // What is finished is reported even where something failed.
+    super::report::print(&options.out, as_json)?;
+    outcome.check()
 }

@@ -107,7 +107,10 @@ impl DataConfig {
             return Err(format!("augment.pad: {}; give 0 to {size}", augment.pad));
         }
         if augment.crop.is_some_and(|crop| !(1..=size).contains(&crop)) {
-            return Err(format!("augment.crop: {}; give 1 to {size}, the size of the image", augment.crop.unwrap_or(0)));
+            return Err(format!(
+                "augment.crop: {}; give 1 to {size}, the size of the image",
+                augment.crop.unwrap_or(0)
+            ));
         }
         Ok(())
     }

@@ -95,7 +95,9 @@ impl nn::ModuleT for Site {
             return run();
         }
         let (y, macs) = algebra::count_macs(run);
-        TRACE.with_borrow_mut(|trace| trace.iter_mut().for_each(|sites| sites.push(SiteTrace { macs, output: y.size() })));
+        TRACE.with_borrow_mut(|trace| {
+            trace.iter_mut().for_each(|sites| sites.push(SiteTrace { macs, output: y.size() }))
+        });
         y
     }
 }

@@ -107,7 +107,8 @@ impl Block {
             let default = kind == SiteKind::Pointwise;
             builder.site(path, SitePlan { conv, bn, kind, geometry, activation, default })
         };
-        let (depthwise, pointwise) = (Geometry::same(hidden, hidden, 3).stride(stride).groups(hidden), SiteKind::Pointwise);
+        let (depthwise, pointwise) =
+            (Geometry::same(hidden, hidden, 3).stride(stride).groups(hidden), SiteKind::Pointwise);
         let name = |number: i64| number.to_string();
         Block {
             expansion: (expansion != 1)
@@ -143,9 +144,8 @@ impl nn::ModuleT for MobileNetV2 {
 
 impl Network for MobileNetV2 {
     fn sites(&self) -> Vec<&Site> {
-        let blocks = self.blocks.iter().flat_map(|block| {
-            block.expansion.iter().chain([&block.depthwise, &block.projection])
-        });
+        let blocks =
+            self.blocks.iter().flat_map(|block| block.expansion.iter().chain([&block.depthwise, &block.projection]));
         std::iter::once(&self.stem).chain(blocks).chain([&self.last]).collect()
     }
 }

@@ -107,7 +107,10 @@ impl Config {
             return Err("bn: `each` has no place in `form: compact`, which makes one map; use `sum` or `none`".into());
         }
         if compact && middle == Middle::Relu {
-            return Err("form: `compact` composes the kernels, and `middle: relu` stands between them; use one or the other".into());
+            return Err(
+                "form: `compact` composes the kernels, and `middle: relu` stands between them; use one or the other"
+                    .into(),
+            );
         }
         Ok(self)
     }

@@ -41,7 +41,8 @@ impl LowRank {
         let out = self.second.size()[0];
         let n = gates.size()[0];
         // Per group: (N, g, C_out/g, m/g) times (g, m/g, fan_in).
-        let gated = self.second.reshape([1, groups, out / groups, m / groups]) * gates.reshape([n, groups, 1, m / groups]);
+        let gated =
+            self.second.reshape([1, groups, out / groups, m / groups]) * gates.reshape([n, groups, 1, m / groups]);
         let first = self.first.weight.reshape([groups, m / groups, geometry.fan_in()]);
         let [_, inner, kh, kw] = geometry.weight_size();
         let low_rank = gated.matmul(&first).reshape([n, out, inner, kh, kw]);

@@ -77,7 +77,11 @@ mod tests {
         ];
         for geometry in shapes {
             let [o, i, kh, kw] = geometry.weight_size();
-            let (x, weight, bias) = (Tensor::randn([3, 6, 7, 8], double), Tensor::randn([3, o, i, kh, kw], double), Tensor::randn([3, o], double));
+            let (x, weight, bias) = (
+                Tensor::randn([3, 6, 7, 8], double),
+                Tensor::randn([3, o, i, kh, kw], double),
+                Tensor::randn([3, o], double),
+            );
             let one = |n| algebra::conv2d(&x.narrow(0, n, 1), &weight.get(n), Some(&bias.get(n)), &geometry);
             let expected = Tensor::cat(&(0..3).map(one).collect::<Vec<_>>(), 0);
             let difference = f64::try_from((conv2d(&x, &weight, &bias, &geometry) - expected).abs().max()).unwrap();

@@ -121,7 +121,8 @@ mod tests {
 
     #[test]
     fn scores_are_means_over_all_images_whatever_the_batches() {
-        let logits = Tensor::from_slice(&[5., 4., 3., 2., 1., 0., 0., 1., 2., 3., 4., 5., 0., 9., 0., 0., 0., 1.]).view([3, 6]);
+        let logits =
+            Tensor::from_slice(&[5., 4., 3., 2., 1., 0., 0., 1., 2., 3., 4., 5., 0., 9., 0., 0., 0., 1.]).view([3, 6]);
         let labels = Tensor::from_slice(&[0i64, 0, 1]);
         let mut all = Scores::default();
         all.add(&logits, &labels);

@@ -22,7 +22,8 @@ pub struct Sgd {
 impl Sgd {
     /// Moves the store's trainable variables into one buffer; modules that hold them follow.
     pub fn new(store: &nn::VarStore, config: &TrainConfig) -> Sgd {
-        let mut named: Vec<(String, Tensor)> = store.variables().into_iter().filter(|(_, v)| v.requires_grad()).collect();
+        let mut named: Vec<(String, Tensor)> =
+            store.variables().into_iter().filter(|(_, v)| v.requires_grad()).collect();
         // Decayed parameters first, so that they are one slice; names make the order the same in every process.
         let decays = |tensor: &Tensor| config.decay_norm_and_bias || tensor.dim() > 1;
         named.sort_by(|(a, x), (b, y)| (!decays(x), a).cmp(&(!decays(y), b)));
@@ -58,7 +59,8 @@ impl Sgd {
             }
             self.velocity *= self.momentum;
             self.velocity += &gradient;
-            let step = if self.nesterov { gradient + &self.velocity * self.momentum } else { self.velocity.shallow_clone() };
+            let step =
+                if self.nesterov { gradient + &self.velocity * self.momentum } else { self.velocity.shallow_clone() };
             self.flat -= step * lr;
         });
     }
@@ -91,7 +93,14 @@ mod tests {
     use tch::Device;
 
     /// torch.optim.SGD written out for each parameter by itself (its documentation's pseudocode, dampening 0).
-    fn reference(p: &Tensor, velocity: &mut Option<Tensor>, gradient: &Tensor, config: &TrainConfig, decay: bool, lr: f64) -> Tensor {
+    fn reference(
+        p: &Tensor,
+        velocity: &mut Option<Tensor>,
+        gradient: &Tensor,
+        config: &TrainConfig,
+        decay: bool,
+        lr: f64,
+    ) -> Tensor {
         let gradient = if decay { gradient + p * config.weight_decay } else { gradient.shallow_clone() };
         let v = match velocity.take() {
             None => gradient.copy(),

@@ -14,7 +14,11 @@ use tch::{Device, Kind, Tensor};
 const DOCUMENT: &str = "foldconv";
 
 /// Writes tensors and a document; the same content gives the same bytes.
-pub fn write<'a, M: Serialize>(path: &Path, document: &M, tensors: impl IntoIterator<Item = (&'a String, &'a Tensor)>) -> Result<()> {
+pub fn write<'a, M: Serialize>(
+    path: &Path,
+    document: &M,
+    tensors: impl IntoIterator<Item = (&'a String, &'a Tensor)>,
+) -> Result<()> {
     let mut buffers = BTreeMap::new();
     for (name, tensor) in tensors {
         let dtype = dtype(tensor.kind()).with_context(|| format!("{name}: cannot save {:?}", tensor.kind()))?;
@@ -54,7 +58,9 @@ pub fn read<M: DeserializeOwned>(path: &Path) -> Result<(M, HashMap<String, Tens
     };
     match parse() {
         Ok(parsed) => Ok(parsed),
-        Err(error) => bad_request!("{}: not a foldconv file, or damaged: {}", path.display(), crate::error::one_line(&error)),
+        Err(error) => {
+            bad_request!("{}: not a foldconv file, or damaged: {}", path.display(), crate::error::one_line(&error))
+        }
     }
 }
 

@@ -1,0 +1,291 @@
+//! The two tables of a sweep: the pivot, as a paper shows it, and the detail, one row a point.
+
+use crate::report::statistics::Statistics;
+use crate::report::summary::{PointSummary, Summary};
+use comfy_table::presets::{ASCII_MARKDOWN, UTF8_HORIZONTAL_ONLY};
+use std::collections::BTreeMap;
+
+/// A table, still to be rendered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Table {
+    /// The first row.
+    pub header: Vec<String>,
+    /// The others, as long as the header.
+    pub rows: Vec<Vec<String>>,
+    /// Lines below the table.
+    pub footnotes: Vec<String>,
+}
+
+impl Table {
+    /// For a terminal.
+    pub fn terminal(&self) -> String {
+        let footnotes: String = self.footnotes.iter().map(|note| format!("{note}\n")).collect();
+        format!("{}\n{footnotes}", self.render(UTF8_HORIZONTAL_ONLY, str::to_string))
+    }
+
+    /// As Markdown.
+    pub fn markdown(&self) -> String {
+        let table = self.render(ASCII_MARKDOWN, |cell| cell.replace('|', "\\|"));
+        let footnotes: String = self.footnotes.iter().map(|note| format!("\n{note}\n")).collect();
+        format!("{table}\n{footnotes}")
+    }
+
+    fn render(&self, preset: &str, cell: impl Fn(&str) -> String) -> String {
+        let mut table = comfy_table::Table::new();
+        let row = |cells: &Vec<String>| cells.iter().map(|text| cell(text)).collect::<Vec<String>>();
+        table.load_preset(preset).set_header(row(&self.header)).add_rows(self.rows.iter().map(row));
+        table.trim_fmt()
+    }
+}
+
+/// Expanded top-1: the last axis as columns and the others as rows; where one key is varied at a time, one row a point.
+/// None where there is no axis.
+pub fn pivot(summary: &Summary) -> Option<Table> {
+    let last = summary.axes.len().checked_sub(1)?;
+    if !summary.grid {
+        let header = summary.axes.iter().cloned().chain(["top-1, %".into()]).collect();
+        let row = |point: &PointSummary| labels(point).chain([top1_cell(point)]).collect();
+        return Some(Table { header, rows: summary.points.iter().map(row).collect(), footnotes: Vec::new() });
+    }
+    // By place, because a baseline leaves holes in the grid.
+    let mut columns: Vec<&str> = Vec::new();
+    let mut header: Vec<String> = summary.axes[..last].to_vec();
+    let mut keys: Vec<Vec<String>> = Vec::new();
+    let mut cells: BTreeMap<(usize, usize), String> = BTreeMap::new();
+    for point in &summary.points {
+        let place = &point.coordinates[last];
+        let column = columns.iter().position(|label| *label == place.label).unwrap_or_else(|| {
+            columns.push(&place.label);
+            header.push(place.short.clone());
+            columns.len() - 1
+        });
+        let key: Vec<String> = labels(point).take(last).collect();
+        let row = keys.iter().position(|of| *of == key).unwrap_or_else(|| {
+            keys.push(key);
+            keys.len() - 1
+        });
+        cells.insert((row, column), top1_cell(point));
+    }
+    let row = |(row, key): (usize, Vec<String>)| {
+        let cells = (0..columns.len()).map(|column| cells.get(&(row, column)).cloned().unwrap_or_default());
+        key.into_iter().chain(cells).collect()
+    };
+    Some(Table { rows: keys.into_iter().enumerate().map(row).collect(), header, footnotes: Vec::new() })
+}
+
+/// One row a point with all that is measured.
+pub fn detail(summary: &Summary) -> Table {
+    let mut footnotes: Vec<String> = Vec::new();
+    let measured = [
+        "n",
+        "top-1 expanded, %",
+        "top-1 compact, %",
+        "agreement, %",
+        "fold error",
+        "parameters, expanded → compact",
+        "MACs compact",
+    ];
+    let header = summary.axes.iter().cloned().chain(measured.map(String::from)).collect();
+    let rows = summary.points.iter().map(|point| detail_row(point, &mut footnotes)).collect();
+    Table { header, rows, footnotes }
+}
+
+fn detail_row(point: &PointSummary, footnotes: &mut Vec<String>) -> Vec<String> {
+    const NONE: &str = "–";
+    let expanded = point.results().next().map(|result| &result.expanded);
+    let compact = point.compact().next();
+    let (agreement, error) = match point.worst_fold() {
+        Some((agreement, error)) => (rounded_down(agreement), scientific(error)),
+        None => (NONE.into(), NONE.into()),
+    };
+    let error = match point.refused() {
+        Some(reason) => format!("refused [{}]", footnote(reason, footnotes)),
+        None => error,
+    };
+    let parameters = match (expanded, compact) {
+        (Some(expanded), Some(compact)) => {
+            format!("{} → {}", thousands(expanded.parameters), thousands(compact.parameters))
+        }
+        (Some(expanded), None) => thousands(expanded.parameters),
+        (None, _) => NONE.into(),
+    };
+    let statistics = |of: Option<Statistics>| of.map_or(NONE.into(), |of| of.to_string());
+    let measured = [
+        point.count(),
+        statistics(point.expanded_top1()),
+        statistics(point.compact_top1()),
+        agreement,
+        error,
+        parameters,
+        compact.map_or(NONE.into(), |compact| thousands(compact.macs)),
+    ];
+    labels(point).chain(measured).collect()
+}
+
+/// The number of the footnote that gives a reason; points with the same reason share it.
+fn footnote(reason: &str, footnotes: &mut Vec<String>) -> usize {
+    let known = footnotes.iter().position(|note| note.split_once("] ").is_some_and(|(_, text)| text == reason));
+    known.unwrap_or_else(|| {
+        footnotes.push(format!("[{}] {reason}", footnotes.len() + 1));
+        footnotes.len() - 1
+    }) + 1
+}
+
+fn labels(point: &PointSummary) -> impl Iterator<Item = String> {
+    point.coordinates.iter().map(|coordinate| coordinate.label.clone())
+}
+
+/// `81.23 ± 0.45`, and how many seeds are there where some are missing.
+fn top1_cell(point: &PointSummary) -> String {
+    let complete = point.results().count() == point.trials.len();
+    match point.expanded_top1() {
+        Some(statistics) if complete => statistics.to_string(),
+        Some(statistics) => format!("{statistics} ({})", point.count()),
+        None => format!("({})", point.count()),
+    }
+}
+
+/// Percent, rounded down: 100.00 only where all images agree. The small term is for 81.85, a hundred times which
+/// is a little less than 8185 in binary.
+fn rounded_down(percent: f64) -> String {
+    format!("{:.2}", (percent * 100. + 1e-6).floor() / 100.)
+}
+
+/// `3.1e-7`.
+fn scientific(value: f64) -> String {
+    if value == 0. { "0".into() } else { format!("{value:.1e}") }
+}
+
+/// `1,234,567`.
+fn thousands(n: i64) -> String {
+    let digits = n.unsigned_abs().to_string();
+    let mut out = String::from(if n < 0 { "-" } else { "" });
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sweep::plan::Plan;
+    use crate::sweep::store::Store;
+    use crate::sweep::store::tests::{result, started, write_result};
+    use crate::train::result::{FoldResult, TrialResult};
+
+    const GRID: &str = "{axes: {net: [{name: smallnet}, {name: mobilenet_v2, width: 0.35}],
+        operator: [{name: maconv}, {name: maconv, middle: relu}], operator.bypass: [true, false]},
+        baseline: {operator: {name: plain}}, seeds: 3}";
+
+    /// Every trial finished, with a top-1 of 80 + its place in the plan, plus 0.5 a seed; ReLU refused.
+    fn finish(store: &Store, plan: &Plan) {
+        for (at, point) in plan.points.iter().enumerate() {
+            for trial in &point.trials {
+                let seed = trial.config.seed;
+                let mut result = result(&trial.hash, seed, 80. + at as f64 + 0.5 * seed as f64);
+                if point.title.contains("relu") {
+                    let refused = "blocks.0: a ReLU stands between the convolutions".into();
+                    result = TrialResult { compact: None, fold: FoldResult::Refused { refused }, ..result };
+                }
+                write_result(store, &result);
+            }
+        }
+    }
+
+    fn remove(store: &Store, plan: &Plan, point: usize, seed: usize) {
+        std::fs::remove_file(store.trial(&plan.points[point].trials[seed].hash).join("result.json")).unwrap();
+    }
+
+    #[test]
+    fn the_pivot_has_the_last_axis_as_columns() {
+        let (_folder, store, plan) = started(GRID);
+        finish(&store, &plan);
+        remove(&store, &plan, 1, 1);
+        for seed in [1, 2] {
+            remove(&store, &plan, 2, seed);
+        }
+        for seed in 0..3 {
+            remove(&store, &plan, 3, seed);
+        }
+        let table = pivot(&Summary::read(&store).unwrap()).unwrap();
+        assert_eq!(table.header, ["net", "operator", "–", "bypass=true", "bypass=false"]);
+        assert_eq!(table.rows.len(), 6);
+        assert_eq!(table.rows[0], ["smallnet", "plain", "80.50 ± 0.50", "", ""]);
+        assert_eq!(table.rows[1], ["smallnet", "maconv", "", "81.50 ± 0.71 (2 of 3)", "82.00 (1 of 3)"]);
+        assert_eq!(table.rows[2], ["smallnet", "maconv middle=relu", "", "(0 of 3)", "84.50 ± 0.50"]);
+        assert_eq!(
+            table.rows[5],
+            ["mobilenet_v2 width=0.35", "maconv middle=relu", "", "88.50 ± 0.50", "89.50 ± 0.50"]
+        );
+    }
+
+    #[test]
+    fn one_axis_is_one_row_and_varied_keys_are_a_row_a_point() {
+        let (_folder, store, plan) =
+            started("{axes: {operator.intermediate: [5, 10]}, baseline: {operator: {name: plain}}}");
+        finish(&store, &plan);
+        let table = pivot(&Summary::read(&store).unwrap()).unwrap();
+        assert_eq!(table.header, ["plain", "intermediate=5", "intermediate=10"]);
+        assert_eq!(table.rows, [["80.00", "81.00", "82.00"]]);
+
+        let (_folder, store, plan) = started("{vary: {operator.intermediate: [5], net.width: [2]}}");
+        finish(&store, &plan);
+        let table = pivot(&Summary::read(&store).unwrap()).unwrap();
+        assert_eq!(table.header, ["operator.intermediate", "net.width", "top-1, %"]);
+        assert_eq!(table.rows, [["20", "1", "80.00"], ["5", "1", "81.00"], ["20", "2", "82.00"]]);
+
+        let (_folder, store, _) = started("{seeds: 2}");
+        assert_eq!(pivot(&Summary::read(&store).unwrap()), None);
+    }
+
+    #[test]
+    fn the_detail_has_what_is_measured_and_says_why_a_fold_was_refused() {
+        let (_folder, store, plan) = started(GRID);
+        finish(&store, &plan);
+        remove(&store, &plan, 1, 0);
+        for seed in 0..3 {
+            remove(&store, &plan, 2, seed);
+        }
+        let table = detail(&Summary::read(&store).unwrap());
+        assert_eq!(table.header[..5], ["net", "operator", "operator.bypass", "n", "top-1 expanded, %"]);
+        let row = |at: usize| table.rows[at].join(" | ");
+        let numbers = "99.99 | 3.1e-7 | 8,906 → 5,386 | 1,234,567";
+        assert_eq!(row(0), format!("smallnet | plain | – | 3 | 80.50 ± 0.50 | 80.49 ± 0.50 | {numbers}"));
+        assert_eq!(row(1), format!("smallnet | maconv | true | 2 of 3 | 81.75 ± 0.35 | 81.74 ± 0.35 | {numbers}"));
+        assert_eq!(row(2), "smallnet | maconv | false | 0 of 3 | – | – | – | – | – | –");
+        let refused = "smallnet | maconv middle=relu | true | 3 | 83.50 ± 0.50 | – | – | refused [1] | 8,906 | –";
+        assert_eq!(row(3), refused);
+        assert_eq!(
+            table.footnotes,
+            ["[1] blocks.0: a ReLU stands between the convolutions"],
+            "one, shared by four points"
+        );
+    }
+
+    #[test]
+    fn a_table_renders_for_a_terminal_and_as_markdown() {
+        let rows = vec![vec!["a|b".into(), "1 ± 2".into()]];
+        let table = Table { header: vec!["x".into(), "y".into()], rows, footnotes: vec!["[1] why".into()] };
+        assert_eq!(table.markdown(), "| x    | y     |\n|------|-------|\n| a\\|b | 1 ± 2 |\n\n[1] why\n");
+        let lines = table.terminal();
+        let lines: Vec<&str> = lines.lines().map(str::trim).collect();
+        assert!(
+            lines.contains(&"x     y") && lines.contains(&"a|b   1 ± 2") && lines.last() == Some(&"[1] why"),
+            "{lines:?}"
+        );
+    }
+
+    #[test]
+    fn numbers_are_written_as_a_paper_writes_them() {
+        assert_eq!(
+            [0, 12, 999, 1000, 1_234_567, -1000].map(thousands),
+            ["0", "12", "999", "1,000", "1,234,567", "-1,000"]
+        );
+        assert_eq!([100., 99.999, 99.99, 81.85, 0.].map(rounded_down), ["100.00", "99.99", "99.99", "81.85", "0.00"]);
+        assert_eq!([3.14e-7, 0., 0.02].map(scientific), ["3.1e-7", "0", "2.0e-2"]);
+    }
+}

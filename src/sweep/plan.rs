@@ -1,0 +1,354 @@
+//! A sweep file -> its points, each with one trial a seed; every config is resolved and checked here, before any is trained.
+
+use crate::bad_request;
+use crate::config::{self, Config, Document, Mapping, Value};
+use crate::net::block::Form;
+use crate::sweep::axes::{Axis, DASH, SweepKeys, label, short};
+use anyhow::{Context, Result};
+use std::collections::HashSet;
+
+/// More trials than this are a slip in a file.
+const MOST_TRIALS: usize = 100_000;
+
+/// The trials of a sweep file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// The keys of the coordinates, in the order of the file.
+    pub axes: Vec<String>,
+    /// Whether the points are a grid over the axes; else they differ from a base point in one key each.
+    pub grid: bool,
+    /// In a grid the first axis is slowest and a baseline stands before the points that it is compared with.
+    pub points: Vec<Point>,
+}
+
+/// What is trained once a seed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Point {
+    /// One an axis.
+    pub coordinates: Vec<Coordinate>,
+    /// What tells it from the other points: `maconv bypass=true`.
+    pub title: String,
+    /// One a seed.
+    pub trials: Vec<Trial>,
+}
+
+/// The place of a point on one axis.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Coordinate {
+    /// The axis.
+    pub key: String,
+    /// Its value, as a table shows it under the key.
+    pub label: String,
+    /// Its value where no key stands above it: `bypass=true`.
+    pub short: String,
+}
+
+/// One training run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Trial {
+    /// Resolved.
+    pub config: Config,
+    /// Its name; trials that resolve to the same config share it.
+    pub hash: String,
+}
+
+/// What a point has on one axis. The order is that of the points of a grid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Choice {
+    /// The baseline's, in whose section the axis lies.
+    Baseline,
+    /// The file's own.
+    Base,
+    /// One of the axis.
+    Value(usize),
+}
+
+impl Plan {
+    /// Plans the trials of a file.
+    ///
+    /// # Errors
+    /// A [`crate::error::BadRequest`] that names the file and the key, or the point whose config is wrong.
+    pub fn new(document: &Document) -> Result<Plan> {
+        let keys = SweepKeys::read(document)?;
+        let mut points: Vec<Point> = Vec::new();
+        let mut seen = HashSet::new();
+        for choices in combinations(&keys, &document.origin)? {
+            let point = point(document, &keys, &choices)?;
+            // In `vary`, the value that the file has itself is the base point once more.
+            let labels: Vec<String> = point.coordinates.iter().map(|coordinate| coordinate.label.clone()).collect();
+            if seen.insert((labels, point.trials[0].hash.clone())) {
+                points.push(point);
+            }
+        }
+        check_sites(&points, &document.origin)?;
+        Ok(Plan { axes: keys.axes.into_iter().map(|axis| axis.key).collect(), grid: keys.grid, points })
+    }
+
+    /// Every trial once, with the first point that has it.
+    pub fn trials(&self) -> Vec<(&Point, &Trial)> {
+        let mut seen = HashSet::new();
+        let all = self.points.iter().flat_map(|point| point.trials.iter().map(move |trial| (point, trial)));
+        all.filter(|(_, trial)| seen.insert(trial.hash.as_str())).collect()
+    }
+}
+
+/// What each point has on each axis.
+fn combinations(keys: &SweepKeys, origin: &str) -> Result<Vec<Vec<Choice>>> {
+    let lengths: Vec<usize> = keys.axes.iter().map(|axis| axis.values.len()).collect();
+    let points = if keys.grid {
+        lengths.iter().try_fold(1, |product: usize, n| product.checked_mul(*n.max(&1)))
+    } else {
+        Some(1 + lengths.iter().sum::<usize>())
+    };
+    // With a baseline there are at most twice as many.
+    let trials = points.and_then(|points| points.checked_mul(keys.seeds.as_ref().map_or(1, Vec::len)));
+    if trials.is_none_or(|trials| trials > MOST_TRIALS) {
+        bad_request!("{origin}: makes more than {MOST_TRIALS} trials; split it into several sweeps");
+    }
+    let own = if keys.grid { grid(&lengths) } else { vary(&lengths) };
+    if keys.baseline.is_empty() {
+        return Ok(own);
+    }
+    let replaced: Vec<bool> = keys.axes.iter().map(|axis| keys.baseline_replaces(&axis.key)).collect();
+    let replace = |(choice, replaced): (&Choice, &bool)| if *replaced { Choice::Baseline } else { *choice };
+    let mut seen = HashSet::new();
+    let baseline = own.iter().map(|choices| choices.iter().zip(&replaced).map(replace).collect::<Vec<Choice>>());
+    let mut all: Vec<Vec<Choice>> = baseline.filter(|choices| seen.insert(choices.clone())).collect();
+    all.extend(own);
+    if keys.grid {
+        all.sort();
+    }
+    Ok(all)
+}
+
+/// The cartesian product, the first axis slowest.
+fn grid(lengths: &[usize]) -> Vec<Vec<Choice>> {
+    lengths.iter().fold(vec![Vec::new()], |shorter, n| {
+        let choices: Vec<Choice> = if *n == 0 { vec![Choice::Base] } else { (0..*n).map(Choice::Value).collect() };
+        let longer = |start: &Vec<Choice>| {
+            choices.iter().map(|choice| [start.as_slice(), &[*choice]].concat()).collect::<Vec<_>>()
+        };
+        shorter.iter().flat_map(longer).collect()
+    })
+}
+
+/// The base, then each value of each axis with the others at the base.
+fn vary(lengths: &[usize]) -> Vec<Vec<Choice>> {
+    let base = vec![Choice::Base; lengths.len()];
+    let mut all = vec![base.clone()];
+    for (axis, n) in lengths.iter().enumerate() {
+        for value in 0..*n {
+            let mut choices = base.clone();
+            choices[axis] = Choice::Value(value);
+            all.push(choices);
+        }
+    }
+    all
+}
+
+fn point(document: &Document, keys: &SweepKeys, choices: &[Choice]) -> Result<Point> {
+    // Label and short label of what the sweep sets; what the file itself has is known once the config is resolved.
+    let shown = |(axis, choice): (&Axis, &Choice)| match choice {
+        Choice::Base => None,
+        Choice::Baseline => Some((keys.baseline_label(axis), keys.baseline_label(axis))),
+        Choice::Value(at) => {
+            let label = label(&axis.values[*at]);
+            Some((label.clone(), short(&axis.key, &label)))
+        }
+    };
+    let shown: Vec<Option<(String, String)>> = keys.axes.iter().zip(choices).map(shown).collect();
+    let parts: Vec<&str> =
+        shown.iter().flatten().map(|(_, short)| short.as_str()).filter(|short| *short != DASH).collect();
+    let title = if parts.is_empty() { "base".into() } else { parts.join(" ") };
+
+    let place = format!("{}: at {title}", document.origin);
+    let written = trial_keys(document, keys, choices).with_context(|| place.clone())?;
+    let config = Config::new(&written, &place)?;
+    let written = Value::Mapping(written);
+
+    let coordinate = |(axis, shown): (&Axis, Option<(String, String)>)| {
+        let (label, short) = shown.unwrap_or_else(|| {
+            let label = own_label(&axis.key, &written, &config);
+            (label.clone(), short(&axis.key, &label))
+        });
+        Coordinate { key: axis.key.clone(), label, short }
+    };
+    let coordinates = keys.axes.iter().zip(shown).map(coordinate).collect();
+    let seeds = keys.seeds.clone().unwrap_or(vec![config.seed]);
+    let trials = seeds.into_iter().map(|seed| {
+        let config = Config { seed, ..config.clone() };
+        Trial { hash: config.hash(), config }
+    });
+    Ok(Point { coordinates, title, trials: trials.collect() })
+}
+
+/// The file's keys with what the point changes.
+fn trial_keys(document: &Document, keys: &SweepKeys, choices: &[Choice]) -> Result<Mapping> {
+    let mut trial = document.trial.clone();
+    if choices.contains(&Choice::Baseline) {
+        trial.extend(keys.baseline.clone());
+    }
+    let mut values: Vec<(&str, &Value)> = Vec::new();
+    for (axis, choice) in keys.axes.iter().zip(choices) {
+        if let Choice::Value(at) = choice {
+            values.push((&axis.key, &axis.values[*at]));
+        }
+    }
+    // Sections first, so that a key inside of one finds it there.
+    values.sort_by_key(|(key, _)| key.matches('.').count());
+    for (key, value) in values {
+        config::set(&mut trial, key, value.clone())?;
+    }
+    Ok(trial)
+}
+
+/// What a point has by itself on an axis: as written where it is written, else the default.
+fn own_label(key: &str, written: &Value, config: &Config) -> String {
+    let look_up = |keys: &Value| key.split('.').try_fold(keys.clone(), |keys, part| keys.get(part).cloned());
+    let resolved = || serde_yaml::to_value(config).ok().as_ref().and_then(look_up);
+    look_up(written).or_else(resolved).map_or(DASH.into(), |value| label(&value))
+}
+
+/// Refuses names in `apply_to` that a point's network does not have: building it looks.
+fn check_sites(points: &[Point], origin: &str) -> Result<()> {
+    for point in points {
+        let config = &point.trials[0].config;
+        if !config.apply_to.is_empty() {
+            let built = config.build(Form::Compact, tch::Device::Cpu);
+            built.with_context(|| format!("{origin}: at {}", point.title))?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(trial: &str, sweep: &str) -> Result<Plan> {
+        let read = |yaml: &str| serde_yaml::from_str(yaml).unwrap();
+        Plan::new(&Document { trial: read(trial), sweep: read(sweep), origin: "a.yaml".into() })
+    }
+
+    const TRIAL: &str = "{data: {name: cifar10}, net: {name: smallnet}, operator: {name: mdconv}, seed: 9}";
+
+    fn titles(plan: &Plan) -> Vec<&str> {
+        plan.points.iter().map(|point| point.title.as_str()).collect()
+    }
+
+    fn labels(point: &Point) -> Vec<&str> {
+        point.coordinates.iter().map(|coordinate| coordinate.label.as_str()).collect()
+    }
+
+    #[test]
+    fn a_grid_has_its_first_axis_slowest_and_the_baseline_once_for_each_net() {
+        let sweep =
+            "{axes: {net: [{name: smallnet}, {name: mobilenet_v2, width: 0.35}], operator.bypass: [true, false],
+                      operator: [{name: maconv}, {name: mdconv}]}, baseline: {operator: {name: plain}}, seeds: 2}";
+        let plan = plan(TRIAL, sweep).unwrap();
+        assert_eq!(plan.axes, ["net", "operator.bypass", "operator"]);
+        let expected = [
+            "smallnet plain",
+            "smallnet bypass=true maconv",
+            "smallnet bypass=true mdconv",
+            "smallnet bypass=false maconv",
+            "smallnet bypass=false mdconv",
+        ];
+        assert_eq!(titles(&plan)[..5], expected);
+        assert_eq!(titles(&plan)[5], "mobilenet_v2 width=0.35 plain");
+        assert_eq!((plan.points.len(), plan.trials().len()), (10, 20));
+        assert_eq!(labels(&plan.points[0]), ["smallnet", "–", "plain"]);
+        assert_eq!(labels(&plan.points[9]), ["mobilenet_v2 width=0.35", "false", "mdconv"]);
+        let OperatorConfig::MaConv(config) = &plan.points[3].trials[1].config.operator else { panic!("not maconv") };
+        assert!(!config.bypass, "the key inside a section survives the section, whatever their order");
+        assert_eq!(plan.points[0].trials[1].config.operator, OperatorConfig::default());
+        assert_eq!(plan.points[3].trials.iter().map(|trial| trial.config.seed).collect::<Vec<_>>(), [0, 1]);
+    }
+
+    #[test]
+    fn vary_changes_one_key_at_a_time_and_has_the_base_once() {
+        let sweep =
+            "{vary: {operator.hidden: [0.25, 0.5], operator.gate: [softmax], net: [{name: smallnet, width: 2}]}}";
+        let plan = plan(TRIAL, sweep).unwrap();
+        assert_eq!(titles(&plan), ["base", "hidden=0.5", "gate=softmax", "smallnet width=2"]);
+        assert_eq!(labels(&plan.points[0]), ["0.25", "sigmoid", "smallnet"]);
+        assert_eq!(labels(&plan.points[1]), ["0.5", "sigmoid", "smallnet"]);
+        assert_eq!(labels(&plan.points[3]), ["0.25", "sigmoid", "smallnet width=2"]);
+        assert_eq!(plan.points[0].trials.len(), 1);
+        assert_eq!(plan.points[0].trials[0].config.seed, 9, "without `seeds`, the file's own");
+    }
+
+    #[test]
+    fn vary_compares_the_baseline_at_every_value_that_it_leaves() {
+        let sweep = "{vary: {operator.hidden: [0.5], net.width: [2]}, baseline: {operator: {name: plain}}}";
+        let plan = plan(TRIAL, sweep).unwrap();
+        assert_eq!(titles(&plan), ["plain", "plain width=2", "base", "hidden=0.5", "width=2"]);
+        assert_eq!(labels(&plan.points[0]), ["plain", "1"]);
+        // An option that the point's own operator does not have.
+        let plan = self::plan(TRIAL, "{vary: {operator: [{name: plain}], operator.hidden: [2]}}").unwrap();
+        assert_eq!(labels(&plan.points[1]), ["plain", "–"]);
+    }
+
+    #[test]
+    fn a_baseline_in_a_section_without_an_axis_is_told_apart_by_that_section() {
+        let plan = plan(TRIAL, "{axes: {net.width: [1, 2]}, baseline: {operator: {name: plain}}}").unwrap();
+        assert_eq!(plan.axes, ["net.width", "operator"]);
+        let all: Vec<Vec<&str>> = plan.points.iter().map(labels).collect();
+        assert_eq!(all, [["1", "plain"], ["1", "mdconv"], ["2", "plain"], ["2", "mdconv"]]);
+    }
+
+    #[test]
+    fn trials_that_resolve_to_the_same_config_run_once_and_are_shown_in_each_place() {
+        let sweep = "{axes: {operator: [{name: mdconv}, {name: mdconv, intermediate: 20}]}, seeds: 2}";
+        let plan = plan(TRIAL, sweep).unwrap();
+        assert_eq!((plan.points.len(), plan.trials().len()), (2, 2));
+        assert_eq!(plan.points[0].trials, plan.points[1].trials);
+        assert_eq!(plan.trials()[1].0.title, "mdconv");
+    }
+
+    #[test]
+    fn without_sweep_keys_there_is_the_one_trial_of_the_file() {
+        let plan = plan(TRIAL, "{}").unwrap();
+        assert_eq!((titles(&plan), plan.trials().len()), (vec!["base"], 1));
+        assert_eq!(plan.points[0].trials[0].config.seed, 9);
+    }
+
+    #[test]
+    fn a_wrong_config_is_an_error_that_names_its_point() {
+        let refusal = |sweep: &str| {
+            let error = plan(TRIAL, sweep).unwrap_err();
+            assert_eq!(crate::error::exit_status(&error), 2);
+            crate::error::one_line(&error)
+        };
+        let inside = refusal("{axes: {operator: [{name: maconv}, {name: plain}], operator.bypass: [true]}}");
+        assert!(inside.starts_with("a.yaml: at plain bypass=true: operator: "), "{inside}");
+        assert!(inside.ends_with("unknown key `bypass`, there are no options here"), "{inside}");
+        let section = refusal("{axes: {operater.hidden: [1]}}");
+        assert!(section.starts_with("a.yaml: at hidden=1: "), "{section}");
+        assert!(section.ends_with("unknown key `operater`, did you mean `operator`?"), "{section}");
+        assert!(refusal("{axes: {net.width: [1, -1]}}").starts_with("a.yaml: at width=-1: net.width: -1; give"));
+        assert_eq!(refusal("{axes: {seed.x: [1]}}"), "a.yaml: at x=1: seed.x: `seed` holds a value, not keys");
+        assert!(
+            refusal("{axes: {apply_to: [[stem], [poinwise]]}}")
+                .contains(": at apply_to=poinwise: apply_to: `poinwise` is no")
+        );
+        assert!(refusal("{seeds: 100001}").starts_with("a.yaml: makes more than 100000 trials"));
+        assert!(refusal("{seeds: 99999999999999}").starts_with("a.yaml: makes more than 100000 trials"));
+    }
+
+    #[test]
+    fn a_site_may_be_named_where_the_network_has_it() {
+        let plan = plan(TRIAL, "{axes: {apply_to: [[stem.conv], [blocks.0.pointwise.conv, depthwise]]}}").unwrap();
+        assert_eq!(titles(&plan), ["apply_to=stem.conv", "apply_to=blocks.0.pointwise.conv+depthwise"]);
+    }
+
+    #[test]
+    fn a_thousand_trials_are_planned_in_well_under_a_second() {
+        let values = (1..=1000).map(|n| n.to_string()).collect::<Vec<_>>().join(", ");
+        let start = std::time::Instant::now();
+        let plan = plan(TRIAL, &format!("{{axes: {{operator.intermediate: [{values}]}}}}")).unwrap();
+        assert_eq!(plan.trials().len(), 1000);
+        // A few hundredths of a second, lightly optimised; the rest is room for a busy machine.
+        assert!(start.elapsed().as_secs_f64() < 0.8, "{:?}", start.elapsed());
+    }
+}

@@ -1,0 +1,318 @@
+//! The folder of a sweep: `sweep.yaml`, all that a report needs to know, and `trials/HASH/` with each trial's `config.yaml` and,
+//! once it is finished, its `result.json`. A trial's folder is named after its config, so a changed file keeps what it shares.
+
+use crate::config::Document;
+use crate::sweep::plan::{Plan, Trial};
+use crate::train::result::TrialResult;
+use crate::{bad_request, files};
+use anyhow::{Context, Result};
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+
+/// Stands behind the sweep's name in the first line of `sweep.yaml`.
+const HEADER: &str = ": the file of this sweep, as it was read";
+
+/// The folder of a sweep.
+#[derive(Clone, Debug)]
+pub struct Store {
+    root: PathBuf,
+}
+
+impl Store {
+    /// The folder of a sweep that has been started.
+    ///
+    /// # Errors
+    /// A [`crate::error::BadRequest`]: it holds no `sweep.yaml`.
+    pub fn open(root: &Path) -> Result<Store> {
+        let store = Store { root: root.into() };
+        if !store.file().is_file() {
+            bad_request!(
+                "{}: holds no sweep (no sweep.yaml); `foldconv sweep FILE --out DIR` makes one",
+                root.display()
+            );
+        }
+        Ok(store)
+    }
+
+    /// The folder that a sweep may have, though it need not be there yet.
+    ///
+    /// # Errors
+    /// A [`crate::error::BadRequest`]: it holds something else.
+    pub fn at(root: &Path) -> Result<Store> {
+        let store = Store { root: root.into() };
+        if store.file().is_file() {
+            return Ok(store);
+        }
+        match std::fs::read_dir(root) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => bad_request!("{}: cannot read this folder: {error}", root.display()),
+            Ok(entries) => {
+                // What a crash left in the midst of writing the first file is ours.
+                let foreign = |entry: std::fs::DirEntry| !entry.file_name().to_string_lossy().starts_with(".partial-");
+                if entries.flatten().any(foreign) {
+                    bad_request!("{}: holds something else than a sweep; give a new or empty folder", root.display());
+                }
+            }
+        }
+        Ok(store)
+    }
+
+    /// Writes the plan file.
+    ///
+    /// # Errors
+    /// A [`crate::error::BadRequest`]: it holds results, and none of them is of this sweep.
+    pub fn start(&self, document: &Document, plan: &Plan) -> Result<()> {
+        if self.file().is_file() {
+            self.refuse_other_sweep(plan)?;
+        }
+        files::create_dir(&self.root.join("trials"))?;
+        let own_file = Path::new(&document.origin).canonicalize().ok() == self.file().canonicalize().ok();
+        let name = match Path::new(&document.origin).file_stem() {
+            Some(stem) if !(own_file && self.file().is_file()) => stem.to_string_lossy().replace(char::is_control, " "),
+            _ => self.name()?,
+        };
+        let mut keys = document.trial.clone();
+        keys.extend(document.sweep.clone());
+        let yaml = serde_yaml::to_string(&keys).with_context(|| format!("{}: cannot write", self.file().display()))?;
+        files::write_atomic(&self.file(), format!("# {name}{HEADER}\n{yaml}").as_bytes())
+    }
+
+    fn refuse_other_sweep(&self, plan: &Plan) -> Result<()> {
+        // A file that can't be planned any more says nothing about what the folder holds.
+        let Ok(old) = self.document().and_then(|document| Plan::new(&document)) else { return Ok(()) };
+        let shared = |hash: &str| plan.trials().iter().any(|(_, trial)| trial.hash == hash);
+        let finished: Vec<_> = old.trials().into_iter().filter(|(_, trial)| self.is_finished(&trial.hash)).collect();
+        if !finished.is_empty() && !finished.iter().any(|(_, trial)| shared(&trial.hash)) {
+            let root = self.root.display();
+            bad_request!(
+                "{root}: holds results of `{}`, none of them of this sweep; give another folder",
+                self.name()?
+            );
+        }
+        Ok(())
+    }
+
+    /// The sweep's file, as it was read when it was started last.
+    pub fn document(&self) -> Result<Document> {
+        Document::read(&self.file(), &[])
+    }
+
+    /// What the sweep is called: the name of the file that it was started with, else of its folder.
+    pub fn name(&self) -> Result<String> {
+        let text = files::read_text(&self.file())?;
+        let header = text.lines().next().and_then(|line| line.strip_prefix("# ")?.strip_suffix(HEADER));
+        let folder = || self.root.file_name().map(|name| name.to_string_lossy().into_owned());
+        Ok(header.map(String::from).or_else(folder).unwrap_or("sweep".into()))
+    }
+
+    /// The folder.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn file(&self) -> PathBuf {
+        self.root.join("sweep.yaml")
+    }
+
+    /// The folder of a trial.
+    pub fn trial(&self, hash: &str) -> PathBuf {
+        self.root.join("trials").join(hash)
+    }
+
+    /// Makes a trial's folder and writes its config.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn prepare(&self, trial: &Trial) -> Result<PathBuf> {
+        let folder = self.trial(&trial.hash);
+        files::create_dir(&folder)?;
+        let config = folder.join("config.yaml");
+        files::write_atomic(&config, trial.config.to_yaml().as_bytes())?;
+        Ok(config)
+    }
+
+    /// Whether a trial has left its result.
+    pub fn is_finished(&self, hash: &str) -> bool {
+        self.trial(hash).join("result.json").is_file()
+    }
+
+    /// A trial's result; none where it isn't finished.
+    ///
+    /// # Errors
+    /// A [`crate::error::BadRequest`] that names a file which is damaged.
+    pub fn result(&self, hash: &str) -> Result<Option<TrialResult>> {
+        if !self.is_finished(hash) {
+            return Ok(None);
+        }
+        let path = self.trial(hash).join("result.json");
+        let result: TrialResult = match serde_json::from_slice(&files::read(&path)?) {
+            Ok(result) => result,
+            Err(error) => {
+                bad_request!("{}: damaged ({error}); delete it, and the sweep trains this trial again", path.display())
+            }
+        };
+        if result.hash != hash {
+            bad_request!(
+                "{}: is the result of trial {}; delete it, and the sweep trains this trial",
+                path.display(),
+                result.hash
+            );
+        }
+        Ok(Some(result))
+    }
+
+    /// Makes the folder, if need be, and keeps other sweeps out of it for as long as the file is open.
+    ///
+    /// # Errors
+    /// A [`crate::error::BadRequest`]: another process has it.
+    pub fn lock(&self) -> Result<File> {
+        files::create_dir(&self.root)?;
+        let folder = File::open(&self.root).with_context(|| format!("{}: cannot open", self.root.display()))?;
+        // SAFETY: `folder` is open, and flock touches nothing but the lock on it.
+        let failed = unsafe { libc::flock(folder.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } != 0;
+        // A file system that knows no locks on folders keeps nobody out, and nobody's sweep from running.
+        if failed && std::io::Error::last_os_error().kind() == std::io::ErrorKind::WouldBlock {
+            bad_request!(
+                "{}: another process runs a sweep here; wait for it, or give another folder",
+                self.root.display()
+            );
+        }
+        Ok(folder)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::train::result::{FoldResult, FormResult};
+
+    /// A file whose operator is swept, with one seed.
+    pub(crate) fn document(sweep: &str) -> Document {
+        let trial = "{data: {name: cifar10, root: /images}, net: {name: smallnet}, operator: {name: maconv}}";
+        let read = |yaml: &str| serde_yaml::from_str(yaml).unwrap();
+        Document { trial: read(trial), sweep: read(sweep), origin: "ablations/width.yaml".into() }
+    }
+
+    /// A result with an expanded top-1 of that many percent, folded exactly.
+    pub(crate) fn result(hash: &str, seed: u64, top1: f64) -> TrialResult {
+        let form = |top1, parameters| FormResult { top1, top5: 98.5, loss: 0.625, parameters, macs: 1_234_567 };
+        TrialResult {
+            hash: hash.into(),
+            seed,
+            epochs: 2,
+            steps: 20,
+            train_loss: 0.5,
+            expanded: form(top1, 8906),
+            compact: Some(form(top1 - 0.01, 5386)),
+            fold: FoldResult::Verified { agreement: 99.99, largest_difference: 1e-6, relative_difference: 3.14e-7 },
+            seconds: 12.3,
+            version: "0.1.0".into(),
+            device: "cpu".into(),
+            threads: 2,
+        }
+    }
+
+    pub(crate) fn write_result(store: &Store, result: &TrialResult) {
+        let folder = store.trial(&result.hash);
+        std::fs::create_dir_all(&folder).unwrap();
+        files::write_atomic(&folder.join("result.json"), &serde_json::to_vec(result).unwrap()).unwrap();
+    }
+
+    /// A store that has been started, its plan, and its folder.
+    pub(crate) fn started(sweep: &str) -> (tempfile::TempDir, Store, Plan) {
+        let folder = tempfile::tempdir().unwrap();
+        let document = document(sweep);
+        let plan = Plan::new(&document).unwrap();
+        let store = Store::at(&folder.path().join("runs/width")).unwrap();
+        store.start(&document, &plan).unwrap();
+        (folder, store, plan)
+    }
+
+    const WIDTHS: &str = "{axes: {net.width: [1, 2]}, seeds: 2}";
+
+    fn refusal<T>(result: Result<T>) -> String {
+        let error = result.err().unwrap();
+        assert_eq!(crate::error::exit_status(&error), 2);
+        error.to_string()
+    }
+
+    #[test]
+    fn the_plan_file_reads_back_as_the_same_plan() {
+        let (_folder, store, plan) = started(WIDTHS);
+        let again = Store::open(store.root()).unwrap();
+        assert_eq!(Plan::new(&again.document().unwrap()).unwrap(), plan);
+        assert_eq!(again.name().unwrap(), "width");
+        // Started with its own plan file, it keeps its name.
+        store.start(&again.document().unwrap(), &plan).unwrap();
+        assert_eq!(again.name().unwrap(), "width");
+        std::fs::write(store.file(), "{data: {name: cifar10}, net: {name: smallnet}}").unwrap();
+        assert_eq!(again.name().unwrap(), "width", "that of the folder");
+    }
+
+    #[test]
+    fn a_folder_that_holds_something_else_is_refused_and_left_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(refusal(Store::open(folder.path())).contains("holds no sweep"));
+        assert!(Store::at(folder.path()).is_ok() && Store::at(&folder.path().join("new")).is_ok());
+        std::fs::write(folder.path().join(".partial-x"), "").unwrap();
+        assert!(Store::at(folder.path()).is_ok());
+        std::fs::write(folder.path().join("thesis.tex"), "").unwrap();
+        assert!(refusal(Store::at(folder.path())).contains("holds something else"));
+        assert!(refusal(Store::at(&folder.path().join("thesis.tex"))).contains("cannot read this folder"));
+    }
+
+    #[test]
+    fn a_sweep_may_grow_but_not_replace_another() {
+        let (_folder, store, plan) = started(WIDTHS);
+        let start = |sweep: &str| {
+            let document = document(sweep);
+            store.start(&document, &Plan::new(&document).unwrap())
+        };
+        start("{axes: {operator.intermediate: [4]}}").expect("nothing is lost yet");
+        start(WIDTHS).unwrap();
+        write_result(&store, &result(&plan.points[0].trials[0].hash, 0, 80.));
+        start("{axes: {net.width: [1, 2, 4]}, seeds: 5}").expect("shares a result");
+        let error = refusal(start("{axes: {operator.intermediate: [4]}}"));
+        assert!(
+            error.ends_with("runs/width: holds results of `width`, none of them of this sweep; give another folder"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_result_is_there_whole_or_an_error_names_it() {
+        let (_folder, store, plan) = started(WIDTHS);
+        let trial = &plan.points[1].trials[0];
+        assert_eq!(store.result(&trial.hash).unwrap(), None);
+        store.prepare(trial).unwrap();
+        assert!(!store.is_finished(&trial.hash), "a config alone is no result");
+        let good = result(&trial.hash, 0, 80.);
+        write_result(&store, &good);
+        assert_eq!(store.result(&trial.hash).unwrap(), Some(good.clone()));
+        let path = store.trial(&trial.hash).join("result.json");
+        std::fs::write(&path, "{\"hash\": ").unwrap();
+        let error = refusal(store.result(&trial.hash));
+        assert!(error.starts_with(&format!("{}: damaged (EOF", path.display())), "{error}");
+        std::fs::write(&path, serde_json::to_vec(&TrialResult { hash: "abc".into(), ..good }).unwrap()).unwrap();
+        assert!(refusal(store.result(&trial.hash)).contains("is the result of trial abc"));
+    }
+
+    #[test]
+    fn a_folder_has_one_sweep_at_a_time() {
+        let (_folder, store, _) = started(WIDTHS);
+        let lock = store.lock().unwrap();
+        assert!(refusal(store.lock()).contains("another process runs a sweep here"));
+        drop(lock);
+        store.lock().unwrap();
+    }
+
+    #[test]
+    fn the_trial_folder_holds_the_config_with_the_place_of_its_data() {
+        let (_folder, store, plan) = started(WIDTHS);
+        let trial = &plan.points[0].trials[1];
+        let path = store.prepare(trial).unwrap();
+        let read = Document::read(&path, &[]).unwrap().config().unwrap();
+        assert_eq!((&read, read.data.common.root.as_deref()), (&trial.config, Some(Path::new("/images"))));
+    }
+}
