@@ -45,7 +45,13 @@ fn native(root: &Path) {
     };
     for (processor, flags) in processors {
         let mut build = cc::Build::new();
-        build.cpp(true).std("c++17").opt_level(3).define("PROCESSOR", *processor).file("src/native/passes.cpp");
+        build
+            .cpp(true)
+            .std("c++17")
+            .opt_level(3)
+            .flag_if_supported("-Wno-psabi")
+            .define("PROCESSOR", *processor)
+            .file("src/native/passes.cpp");
         flags.iter().fold(&mut build, |build, flag| build.flag(flag)).compile(&format!("foldconv_passes_{processor}"));
     }
     let include = root.join("include");

@@ -23,7 +23,11 @@ pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
     let document = options.from.document()?;
     if options.dry_run {
         let preview = sweep::preview(&document, &options.out)?;
-        return if as_json { json(&preview) } else { Ok(println!("{preview}")) };
+        if as_json {
+            return json(&preview);
+        }
+        println!("{preview}");
+        return Ok(());
     }
     let outcome = sweep::run(&document, &options.out, &machine.flags())?;
     // What is finished is reported even where something failed.

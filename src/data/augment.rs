@@ -17,6 +17,7 @@ pub struct Augment {
     /// Black pixels added on each side before the crop. Default 0.
     pub pad: i64,
     /// Side of the random crop (test images: of the centre crop). Default: the size of the image.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub crop: Option<i64>,
     /// Whether half of the images are mirrored. Default false.
     pub flip: bool,

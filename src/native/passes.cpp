@@ -9,28 +9,48 @@ namespace {
 // their sums are short enough to be kept in T, in registers, before they are added to doubles.
 constexpr int64_t TILE = 128;
 
+// The widest vector of the processor. A wider one would be split, and the compiler splits comparisons into single numbers.
+#if defined(__AVX512F__)
+constexpr int VECTOR_BYTES = 64;
+#elif defined(__AVX__)
+constexpr int VECTOR_BYTES = 32;
+#else
+constexpr int VECTOR_BYTES = 16;
+#endif
+
 #define INLINE inline __attribute__((always_inline))
 
-// Calls block.run<W>(c, first, last) for all channels and rows: W channels from c on, as wide as fits.
-template <typename Block>
+// W numbers in a register (GCC's and Clang's vector extension).
+template <typename T, int W>
+struct Lanes {
+    typedef T V __attribute__((vector_size(sizeof(T) * W)));
+
+    static INLINE V load(const T* from) {
+        V v;
+        __builtin_memcpy(&v, from, sizeof v);
+        return v;
+    }
+    static INLINE void store(T* to, V v) { __builtin_memcpy(to, &v, sizeof v); }
+    static INLINE void add(double* to, V v) {
+        for (int j = 0; j < W; j++) to[j] += v[j];
+    }
+};
+
+// Calls block.run<W>(c, first, last) for the channels from c on, W at a time, and the rest with half the width.
+template <int W, typename Block>
+INLINE void over_channels(Block block, int64_t c, int64_t channels, int64_t first, int64_t last) {
+    for (; c + W <= channels; c += W) block.template run<W>(c, first, last);
+    if constexpr (W > 1) over_channels<W / 2>(block, c, channels, first, last);
+}
+
+// Calls block.run for all channels and rows, a tile of rows after the other.
+template <typename T, typename Block>
 INLINE void over_tiles(Block block, int64_t channels, int64_t first, int64_t last) {
     for (int64_t row = first; row < last; row += TILE) {
         const int64_t end = row + TILE < last ? row + TILE : last;
-        int64_t c = 0;
-        for (; c + 16 <= channels; c += 16) block.template run<16>(c, row, end);
-        for (; c + 8 <= channels; c += 8) block.template run<8>(c, row, end);
-        for (; c + 4 <= channels; c += 4) block.template run<4>(c, row, end);
-        for (; c < channels; c++) block.template run<1>(c, row, end);
+        over_channels<VECTOR_BYTES / sizeof(T)>(block, 0, channels, row, end);
     }
 }
-
-template <typename T, int W>
-struct Lane {
-    T value[W];
-    INLINE explicit Lane(const T* from) {
-        for (int j = 0; j < W; j++) value[j] = from[j];
-    }
-};
 
 template <typename T>
 struct Moments {
@@ -41,41 +61,51 @@ struct Moments {
 
     template <int W>
     INLINE void run(int64_t c, int64_t first, int64_t last) const {
-        const Lane<T, W> middle(centre + c);
-        T sum[W] = {}, squares[W] = {};
+        using L = Lanes<T, W>;
+        const typename L::V middle = L::load(centre + c);
+        typename L::V sum = {}, squares = {};
         for (int64_t r = first; r < last; r++) {
-            const T* at = x + r * channels + c;
-            for (int j = 0; j < W; j++) {
-                const T d = at[j] - middle.value[j];
-                sum[j] += d;
-                squares[j] += d * d;
-            }
+            const typename L::V d = L::load(x + r * channels + c) - middle;
+            sum += d;
+            squares += d * d;
         }
-        for (int j = 0; j < W; j++) {
-            sums[c + j] += sum[j];
-            sums[channels + c + j] += squares[j];
-        }
+        L::add(sums + c, sum);
+        L::add(sums + channels + c, squares);
     }
 };
 
-// The scales and the shift of W channels, and the value before the clamp.
+// W channels of N terms.
 template <typename T, int W, int N>
 struct Affine {
-    T scale[N][W], shift[W];
-    INLINE Affine(const Terms<T>& t, int64_t c) {
-        for (int j = 0; j < W; j++) shift[j] = t.shift[c + j];
-        for (int i = 0; i < N; i++)
-            for (int j = 0; j < W; j++) scale[i][j] = t.scale[i][c + j];
+    using L = Lanes<T, W>;
+    using V = typename L::V;
+    V scale[N], shift, low, high;
+
+    INLINE Affine(const Terms<T>& t, int64_t c) : shift(L::load(t.shift + c)), low(V{} + t.low), high(V{} + t.high) {
+        for (int i = 0; i < N; i++) scale[i] = L::load(t.scale[i] + c);
     }
-    INLINE T value(const Terms<T>& t, int64_t at, int j) const {
-        T sum = shift[j];
-        for (int i = 0; i < N; i++) sum += scale[i][j] * t.x[i][at + j];
+
+    // What the clamp gets; x become the numbers of the maps.
+    INLINE V value(const Terms<T>& t, int64_t at, V (&x)[N]) const {
+        V sum = shift;
+        for (int i = 0; i < N; i++) {
+            x[i] = L::load(t.x[i] + at);
+            sum += scale[i] * x[i];
+        }
         return sum;
     }
-    // The gradient before the clamp: dy where the clamp let its input through. A NaN passes both ways, as in libtorch.
-    INLINE T gradient(const Terms<T>& t, int64_t at, int j, const T* dy) const {
-        const T before = value(t, at, j);
-        return (before <= t.low || before >= t.high) ? T(0) : dy[at + j];
+
+    // A NaN passes, as it does in libtorch.
+    INLINE V clamp(V value) const {
+        value = value < low ? low : value;
+        return value > high ? high : value;
+    }
+
+    // The gradient before the clamp: dy where the clamp let its input through.
+    INLINE V gradient(const Terms<T>& t, const T* dy, int64_t at, V (&x)[N]) const {
+        const V before = value(t, at, x);
+        const V after = before <= low ? V{} : L::load(dy + at);
+        return before >= high ? V{} : after;
     }
 };
 
@@ -86,13 +116,12 @@ struct Forward {
 
     template <int W>
     INLINE void run(int64_t c, int64_t first, int64_t last) const {
-        const Affine<T, W, N> affine(t, c);
+        using A = Affine<T, W, N>;
+        const A affine(t, c);
         for (int64_t r = first; r < last; r++) {
             const int64_t at = r * t.channels + c;
-            for (int j = 0; j < W; j++) {
-                const T value = affine.value(t, at, j);
-                y[at + j] = value < t.low ? t.low : (value > t.high ? t.high : value);
-            }
+            typename A::V x[N];
+            A::L::store(y + at, affine.clamp(affine.value(t, at, x)));
         }
     }
 };
@@ -105,22 +134,17 @@ struct Sums {
 
     template <int W>
     INLINE void run(int64_t c, int64_t first, int64_t last) const {
-        const Affine<T, W, N> affine(t, c);
-        T centre[N][W], sum[W] = {}, products[N][W] = {};
-        for (int i = 0; i < N; i++)
-            for (int j = 0; j < W; j++) centre[i][j] = t.centre[i][c + j];
+        using A = Affine<T, W, N>;
+        const A affine(t, c);
+        typename A::V x[N], centre[N], sum = {}, products[N] = {};
+        for (int i = 0; i < N; i++) centre[i] = A::L::load(t.centre[i] + c);
         for (int64_t r = first; r < last; r++) {
-            const int64_t at = r * t.channels + c;
-            for (int j = 0; j < W; j++) {
-                const T g = affine.gradient(t, at, j, dy);
-                sum[j] += g;
-                for (int i = 0; i < N; i++) products[i][j] += g * (t.x[i][at + j] - centre[i][j]);
-            }
+            const typename A::V g = affine.gradient(t, dy, r * t.channels + c, x);
+            sum += g;
+            for (int i = 0; i < N; i++) products[i] += g * (x[i] - centre[i]);
         }
-        for (int j = 0; j < W; j++) {
-            sums[c + j] += sum[j];
-            for (int i = 0; i < N; i++) sums[(1 + i) * t.channels + c + j] += products[i][j];
-        }
+        A::L::add(sums + c, sum);
+        for (int i = 0; i < N; i++) A::L::add(sums + (1 + i) * t.channels + c, products[i]);
     }
 };
 
@@ -134,35 +158,31 @@ struct Backward {
 
     template <int W>
     INLINE void run(int64_t c, int64_t first, int64_t last) const {
-        const Affine<T, W, N> affine(t, c);
-        T a[N][W], b[N][W];
-        for (int i = 0; i < N; i++)
-            for (int j = 0; j < W; j++) a[i][j] = slope[i][c + j], b[i][j] = offset[i][c + j];
+        using A = Affine<T, W, N>;
+        const A affine(t, c);
+        typename A::V x[N], a[N], b[N];
+        for (int i = 0; i < N; i++) a[i] = A::L::load(slope[i] + c), b[i] = A::L::load(offset[i] + c);
         for (int64_t r = first; r < last; r++) {
             const int64_t at = r * t.channels + c;
-            for (int j = 0; j < W; j++) {
-                const T g = affine.gradient(t, at, j, dy);
-                for (int i = 0; i < N; i++) {
-                    dx[i][at + j] = affine.scale[i][j] * g + (a[i][j] * t.x[i][at + j] + b[i][j]);
-                }
-            }
+            const typename A::V g = affine.gradient(t, dy, at, x);
+            for (int i = 0; i < N; i++) A::L::store(dx[i] + at, affine.scale[i] * g + (a[i] * x[i] + b[i]));
         }
     }
 };
 
 template <typename T>
 void moments(const T* x, const T* centre, int64_t channels, int64_t first, int64_t last, double* sums) {
-    over_tiles(Moments<T>{x, centre, channels, sums}, channels, first, last);
+    over_tiles<T>(Moments<T>{x, centre, channels, sums}, channels, first, last);
 }
 
 // The number of terms becomes a constant, so that the loops over them are unrolled.
 template <typename T, template <typename, int> class Pass, typename... Args>
 INLINE void dispatch(const Terms<T>& t, int64_t first, int64_t last, Args... args) {
     switch (t.n) {
-        case 1: return over_tiles(Pass<T, 1>{t, args...}, t.channels, first, last);
-        case 2: return over_tiles(Pass<T, 2>{t, args...}, t.channels, first, last);
-        case 3: return over_tiles(Pass<T, 3>{t, args...}, t.channels, first, last);
-        case 4: return over_tiles(Pass<T, 4>{t, args...}, t.channels, first, last);
+        case 1: return over_tiles<T>(Pass<T, 1>{t, args...}, t.channels, first, last);
+        case 2: return over_tiles<T>(Pass<T, 2>{t, args...}, t.channels, first, last);
+        case 3: return over_tiles<T>(Pass<T, 3>{t, args...}, t.channels, first, last);
+        case 4: return over_tiles<T>(Pass<T, 4>{t, args...}, t.channels, first, last);
     }
 }
 

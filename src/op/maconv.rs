@@ -202,7 +202,7 @@ impl MaConv {
         let relu = if self.middle == Middle::Relu { Activation::Relu } else { Activation::None };
         let mut middle = self.first.forward(x, relu, train);
         if let Some(gate) = &self.gate {
-            middle = middle * gate.forward(x).unsqueeze(-1).unsqueeze(-1);
+            middle *= gate.forward(x).unsqueeze(-1).unsqueeze(-1);
         }
         std::iter::once(self.second.term(&middle)).chain(self.bypass.iter().map(|bypass| bypass.term(x))).collect()
     }

@@ -224,6 +224,7 @@ fn check_sites(points: &[Point], origin: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::op::OperatorConfig;
 
     fn plan(trial: &str, sweep: &str) -> Result<Plan> {
         let read = |yaml: &str| serde_yaml::from_str(yaml).unwrap();

@@ -1,0 +1,44 @@
+# `make demo` sets up and runs the main job, `make test` sets up and passes the tests; `make setup` is what both call.
+# A LIBTORCH in the environment is used as it is; otherwise .venv gets torch and .venv/libtorch is a link to it.
+
+PYTHON ?= python3
+TORCH := 2.11.0
+VENV := .venv
+BINARY := $(or $(CARGO_TARGET_DIR),target)/release/foldconv
+
+.PHONY: setup demo build test lint bench-peer
+
+setup: tools $(if $(LIBTORCH),,$(VENV)/libtorch/version.py)
+	@$(if $(LIBTORCH),sh .ci/check-libtorch "$(LIBTORCH)" $(TORCH))
+
+.PHONY: tools
+tools:
+	@command -v cargo >/dev/null || { echo "cargo is missing: install Rust 1.88 or newer, https://rustup.rs" >&2; exit 2; }
+	@command -v $(or $(CXX),c++) >/dev/null || { echo "a C++ compiler is missing: install g++ or clang (Debian: apt-get install g++)" >&2; exit 2; }
+
+$(VENV)/libtorch/version.py:
+	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 9))' 2>/dev/null || \
+	  { echo "Python 3.9 or newer with venv is missing (Debian: apt-get install python3-venv)" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check torch==$(TORCH) numpy
+	ln -sfn "$$($(VENV)/bin/python -c 'import os, torch; print(os.path.dirname(torch.__file__))')" $(VENV)/libtorch
+
+build: setup
+	cargo build --release
+
+# Two operators with and without the bypass, and the plain convolution, two seeds each, on images made in memory.
+demo: build
+	$(BINARY) sweep ablations/quickstart.yaml --out runs/quickstart
+
+test: setup
+	cargo test
+
+lint: setup
+	cargo fmt --check
+	cargo clippy --all-targets -- -D warnings
+	cargo clippy --all-targets --no-default-features -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
+
+# Images a second of training, ours over PyTorch's, in one interleaved run.
+bench-peer: build
+	$(VENV)/bin/python benches/peer.py --foldconv $(BINARY)
