@@ -1,23 +1,221 @@
-use super::dataset::*;
-use serde::*;
-macro_rules! stub {
-    ($n:ident) => {
-        #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-        #[serde(deny_unknown_fields)]
-        pub struct $n {}
-        impl Source for $n {
-            fn spec(&self) -> Spec {
-                Spec { classes: 10, channels: 3, size: 32 }
-            }
-            fn load(&self, _r: Option<&std::path::Path>) -> anyhow::Result<Dataset> {
-                let s = |n: i64| Split {
-                    images: tch::Tensor::randint(256, [n, 32, 32, 3], (tch::Kind::Uint8, tch::Device::Cpu)),
-                    labels: tch::Tensor::randint(10, [n], (tch::Kind::Int64, tch::Device::Cpu)),
-                };
-                Ok(Dataset { train: s(2048), test: s(500), classes: (0..10).map(|i| i.to_string()).collect() })
-            }
-        }
-    };
+//! CIFAR-10 and CIFAR-100: 60,000 RGB photographs of 32x32 pixels in 10 or 100 classes.
+//!
+//! A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009; to be had from
+//! <https://www.cs.toronto.edu/~kriz/cifar.html>. Both official forms are read, each as a folder or as the archive:
+//!
+//! | form | folder | archive |
+//! |---|---|---|
+//! | binary | `cifar-10-batches-bin`, `cifar-100-binary` | `cifar-10-binary.tar.gz`, `cifar-100-binary.tar.gz` |
+//! | python | `cifar-10-batches-py`, `cifar-100-python` | `cifar-10-python.tar.gz`, `cifar-100-python.tar.gz` |
+//!
+//! Of CIFAR-100's two labels the fine one is used. Files may hold fewer images than the official ones.
+
+mod batch;
+mod container;
+#[cfg(test)]
+mod tests;
+
+use crate::bad_request;
+use crate::data::dataset::{Dataset, Source, Spec, Split};
+use anyhow::Result;
+use batch::Batch;
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// Where CIFAR is to be had.
+const HOME: &str = "https://www.cs.toronto.edu/~kriz/cifar.html";
+
+/// Bytes of one image: 3 planes of 32x32.
+const PIXELS: usize = 3072;
+
+/// CIFAR-10; has no options.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cifar10Config {}
+
+/// CIFAR-100, with its fine labels; has no options.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cifar100Config {}
+
+impl Source for Cifar10Config {
+    fn spec(&self) -> Spec {
+        CIFAR10.spec()
+    }
+
+    /// Reads CIFAR-10 from below `root`, from its batches' folder or from its archive.
+    fn load(&self, root: Option<&Path>) -> Result<Dataset> {
+        load(&CIFAR10, root)
+    }
 }
-stub!(Cifar10Config);
-stub!(Cifar100Config);
+
+impl Source for Cifar100Config {
+    fn spec(&self) -> Spec {
+        CIFAR100.spec()
+    }
+
+    /// Reads CIFAR-100 from below `root`, from its batches' folder or from its archive.
+    fn load(&self, root: Option<&Path>) -> Result<Dataset> {
+        load(&CIFAR100, root)
+    }
+}
+
+/// One of the two data sets.
+struct Variant {
+    name: &'static str,
+    classes: i64,
+    /// The classes' names in case the file that holds them is missing; empty: `class 0` and so on.
+    fallback: &'static [&'static str],
+    /// Images in each official file of the training split.
+    train_records: usize,
+    /// Images in the official file of the test split.
+    test_records: usize,
+    forms: [Form; 2],
+}
+
+/// One of the forms in which a data set is distributed.
+struct Form {
+    folder: &'static str,
+    archive: &'static str,
+    encoding: Encoding,
+    train: &'static [&'static str],
+    test: &'static str,
+    names: &'static str,
+}
+
+/// How a file holds its images, and how the names of the classes are held.
+#[derive(Clone, Copy)]
+enum Encoding {
+    /// Records of this many label bytes, the last of which counts, and 3072 pixels; a name a line.
+    Binary { label_bytes: usize },
+    /// A pickled dict with the pixels as `data`; these are the keys of the labels and of the names.
+    Python { labels: &'static str, names: &'static str },
+}
+
+const CIFAR10: Variant = Variant {
+    name: "CIFAR-10",
+    classes: 10,
+    fallback: &["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"],
+    train_records: 10_000,
+    test_records: 10_000,
+    forms: [
+        Form {
+            folder: "cifar-10-batches-bin",
+            archive: "cifar-10-binary.tar.gz",
+            encoding: Encoding::Binary { label_bytes: 1 },
+            train: &[
+                "data_batch_1.bin",
+                "data_batch_2.bin",
+                "data_batch_3.bin",
+                "data_batch_4.bin",
+                "data_batch_5.bin",
+            ],
+            test: "test_batch.bin",
+            names: "batches.meta.txt",
+        },
+        Form {
+            folder: "cifar-10-batches-py",
+            archive: "cifar-10-python.tar.gz",
+            encoding: Encoding::Python { labels: "labels", names: "label_names" },
+            train: &["data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5"],
+            test: "test_batch",
+            names: "batches.meta",
+        },
+    ],
+};
+
+const CIFAR100: Variant = Variant {
+    name: "CIFAR-100",
+    classes: 100,
+    fallback: &[],
+    train_records: 50_000,
+    test_records: 10_000,
+    forms: [
+        Form {
+            folder: "cifar-100-binary",
+            archive: "cifar-100-binary.tar.gz",
+            encoding: Encoding::Binary { label_bytes: 2 },
+            train: &["train.bin"],
+            test: "test.bin",
+            names: "fine_label_names.txt",
+        },
+        Form {
+            folder: "cifar-100-python",
+            archive: "cifar-100-python.tar.gz",
+            encoding: Encoding::Python { labels: "fine_labels", names: "fine_label_names" },
+            train: &["train"],
+            test: "test",
+            names: "meta",
+        },
+    ],
+};
+
+impl Variant {
+    fn spec(&self) -> Spec {
+        Spec { classes: self.classes, channels: 3, size: 32 }
+    }
+
+    /// Images in the official file of this name; `None` for a file without images.
+    fn records(&self, form: &Form, file: &str) -> Option<usize> {
+        if form.train.contains(&file) {
+            Some(self.train_records)
+        } else {
+            (file == form.test).then_some(self.test_records)
+        }
+    }
+}
+
+impl Form {
+    /// The files that hold images: those of the training split in order, then that of the test split.
+    fn batches(&self) -> impl Iterator<Item = &'static str> {
+        self.train.iter().copied().chain([self.test])
+    }
+}
+
+fn load(variant: &Variant, root: Option<&Path>) -> Result<Dataset> {
+    let Some(root) = root else {
+        bad_request!(
+            "data.root is not given: name the folder that holds {} with `--set data.root=…` or FOLDCONV_DATA ({HOME})",
+            variant.name
+        );
+    };
+    let (form, container) = container::locate(variant, root)?;
+    let mut batches: Vec<Option<Batch>> = form.batches().map(|_| None).collect();
+    let mut names = None;
+    container.visit(variant, form, &mut |file, path, bytes| {
+        match form.batches().position(|batch| batch == file) {
+            Some(at) => batches[at] = Some(batch::read(variant, form, file, path, bytes)?),
+            None => names = Some(batch::read_names(variant, form, path, bytes)?),
+        }
+        Ok(())
+    })?;
+
+    let mut whole = Vec::with_capacity(batches.len());
+    for (batch, file) in batches.into_iter().zip(form.batches()) {
+        match batch {
+            Some(batch) => whole.push(batch),
+            None => bad_request!("{}: missing; {} has it, from {HOME}", container.path_of(file), form.archive),
+        }
+    }
+    let classes = names.unwrap_or_else(|| fallback_names(variant));
+    let test = split(variant, "test", whole.split_off(form.train.len()))?;
+    Ok(Dataset { train: split(variant, "train", whole)?, test, classes })
+}
+
+/// The classes' names where no file holds them.
+fn fallback_names(variant: &Variant) -> Vec<String> {
+    if variant.fallback.is_empty() {
+        return (0..variant.classes).map(|class| format!("class {class}")).collect();
+    }
+    variant.fallback.iter().map(|name| name.to_string()).collect()
+}
+
+/// One split of several files, in their order.
+fn split(variant: &Variant, which: &str, batches: Vec<Batch>) -> Result<Split> {
+    let mut whole = Batch::default();
+    for mut batch in batches {
+        whole.labels.append(&mut batch.labels);
+        whole.pixels.append(&mut batch.pixels);
+    }
+    Split::new(&format!("{} {which}", variant.name), variant.spec(), &whole.pixels, &whole.labels)
+}

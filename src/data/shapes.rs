@@ -1,1 +1,99 @@
-pub use super::cifar::Cifar10Config as Config;
+//! A made-up data set: ten shapes that differ in form alone, amid noise. Needs no files, so it is what examples,
+//! tests and first steps train on.
+//!
+//! 32x32 RGB images of a disk, ring, square, triangle, star, cross, heart, crescent, striped disk or hourglass, in
+//! any colour that is brighter than the background, in any rotation, with place and size varied, on a background
+//! with a gradient, with distractors behind the shape, a bar across it and noise on every pixel. Nothing but the
+//! form depends on the class.
+//!
+//! How hard it is was chosen so that a network of 5,386 parameters learns it halfway in seconds, and a better one
+//! has something to gain. Measured with PyTorch 2.11 on the CPU, by the mean and range of top-1 on the test split
+//! over 4 initialisations: 72.3 (70.5 to 75.8) for `seed: 0`, 71.9 (68.6 to 76.8) for 1, 73.0 (71.8 to 75.0) for 2;
+//! on the training split it is some 4 points higher. The network is a 3x3 convolution to 16 channels, then
+//! thrice (with 16, 32, 64) a 1x1 convolution and a depthwise 3x3 one with stride 2, each followed by batch norm and
+//! ReLU, then the mean over the pixels and a linear layer. Trained for 5 epochs of 62 batches of 64, without
+//! augmentation, each channel scaled to mean 0 and variance 1, by SGD with momentum 0.9, weight decay 5e-4 and a
+//! learning rate that falls from 0.1 to 0 along a cosine, step by step. What is easy for people is hardest for it:
+//! it takes squares and hearts for each other and for disks.
+
+mod render;
+#[cfg(test)]
+mod tests;
+
+use crate::bad_request;
+use crate::data::dataset::{Dataset, Source, Spec, Split};
+use anyhow::Result;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::SeedableRng;
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// How the images look; every number of it is part of the difficulty that was measured (see the top of this file).
+const LOOK: render::Look = render::Look {
+    radius: (10.0, 13.0),
+    shift: 2.25,
+    stretch: 1.15,
+    brighter: 0.4,
+    gradient: 0.3,
+    distractors: 2,
+    occlusion: 2.5,
+    noise: 0.04,
+};
+
+/// Images in a split at most: 3 GiB of them.
+const MOST_IMAGES: i64 = 1 << 20;
+
+/// Images to make.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Images in the training split, 1 to 1048576. 4000 by default.
+    pub train: i64,
+    /// Images in the test split, 1 to 1048576. 1000 by default.
+    pub test: i64,
+    /// Chooses the images. Image i of a split depends on the seed, the split and i alone (but for a rounding that
+    /// another platform's sine may change). 0 by default.
+    pub seed: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config { train: 4000, test: 1000, seed: 0 }
+    }
+}
+
+impl Source for Config {
+    fn spec(&self) -> Spec {
+        Spec { classes: render::CLASSES.len() as i64, channels: 3, size: render::SIZE as i64 }
+    }
+
+    /// Draws the images; reads nothing.
+    fn load(&self, _root: Option<&Path>) -> Result<Dataset> {
+        for (key, count) in [("train", self.train), ("test", self.test)] {
+            if !(1..=MOST_IMAGES).contains(&count) {
+                bad_request!("data.{key}: {count} images, expected 1 to {MOST_IMAGES}");
+            }
+        }
+        Ok(Dataset {
+            train: self.split(0, self.train)?,
+            test: self.split(1, self.test)?,
+            classes: render::CLASSES.iter().map(|name| name.to_string()).collect(),
+        })
+    }
+}
+
+impl Config {
+    /// Split 0 (train) or 1 (test). The classes take turns, so that the first images of a split are balanced too.
+    fn split(&self, split: u64, count: i64) -> Result<Split> {
+        let (mut pixels, mut labels) = (Vec::new(), Vec::new());
+        for image in 0..count as u64 {
+            let class = (image % render::CLASSES.len() as u64) as usize;
+            let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
+            // No two images share a stream, within a split or between the two.
+            rng.set_stream(image << 1 | split);
+            render::draw(class, &LOOK, &mut rng, &mut pixels);
+            labels.push(class as u8);
+        }
+        Split::new("shapes", self.spec(), &pixels, &labels)
+    }
+}

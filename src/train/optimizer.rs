@@ -116,10 +116,10 @@ mod tests {
         for (nesterov, decay_norm_and_bias) in [(false, true), (true, true), (false, false)] {
             let config = TrainConfig { nesterov, decay_norm_and_bias, weight_decay: 0.01, ..TrainConfig::default() };
             let mut store = nn::VarStore::new(Device::Cpu);
-            store.double();
             let root = store.root();
             let weight = root.var("weight", &[3, 2], nn::Init::Randn { mean: 0., stdev: 1. });
             let bias = root.var("bias", &[3], nn::Init::Randn { mean: 0., stdev: 1. });
+            store.double();
             let x = Tensor::randn([5, 2], (Kind::Double, Device::Cpu));
             let mut expected = [weight.detach().copy(), bias.detach().copy()];
             let mut velocities = [None, None];

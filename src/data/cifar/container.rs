@@ -1,0 +1,130 @@
+//! Finding CIFAR under the folder that the user gave, and reading its files from a folder or an archive.
+
+use super::{Form, HOME, Variant, batch};
+use crate::bad_request;
+use anyhow::Result;
+use flate2::read::GzDecoder;
+use std::fs::File;
+use std::io::{BufReader, Read};
+use std::path::{Path, PathBuf};
+
+/// What holds the files of one form.
+#[derive(Debug)]
+pub enum Container {
+    Folder(PathBuf),
+    Archive(PathBuf),
+}
+
+/// Is given a file's name, the same with what holds it for use in errors, and its content.
+type Visitor<'v> = &'v mut dyn FnMut(&str, &str, &[u8]) -> Result<()>;
+
+/// The first of: a folder below `root`, `root` itself, an archive below `root`; `root` may also be an archive.
+pub fn locate<'v>(variant: &'v Variant, root: &Path) -> Result<(&'v Form, Container)> {
+    let forms = &variant.forms;
+    let [binary, python] = forms;
+    if root.is_dir() {
+        if let Some(form) = forms.iter().find(|form| root.join(form.folder).is_dir()) {
+            return Ok((form, Container::Folder(root.join(form.folder))));
+        }
+        let is_own = |form: &&Form| {
+            root.file_name().is_some_and(|name| name == form.folder)
+                || form.batches().any(|file| root.join(file).is_file())
+        };
+        if let Some(form) = forms.iter().find(is_own) {
+            return Ok((form, Container::Folder(root.to_path_buf())));
+        }
+        if let Some(form) = forms.iter().find(|form| root.join(form.archive).is_file()) {
+            return Ok((form, Container::Archive(root.join(form.archive))));
+        }
+    } else if root.is_file() {
+        if let Some(form) = forms.iter().find(|form| root.file_name().is_some_and(|name| name == form.archive)) {
+            return Ok((form, Container::Archive(root.to_path_buf())));
+        }
+        bad_request!(
+            "{}: a file that is neither {} nor {} (data.root; {HOME})",
+            root.display(),
+            binary.archive,
+            python.archive
+        );
+    }
+    let what = if root.is_dir() { "holds none of" } else { "no such folder; it should hold one of" };
+    bad_request!(
+        "{}: {what} {}/, {}/, {}, {} (data.root; {} is to be had from {HOME})",
+        root.display(),
+        binary.folder,
+        python.folder,
+        binary.archive,
+        python.archive,
+        variant.name
+    )
+}
+
+impl Container {
+    /// A file's name, for use in errors.
+    pub fn path_of(&self, file: &str) -> String {
+        match self {
+            Container::Folder(folder) => folder.join(file).display().to_string(),
+            Container::Archive(archive) => format!("{} ({file})", archive.display()),
+        }
+    }
+
+    /// Hands over every file of the form that is there, one at a time; a file that is too large isn't read.
+    pub fn visit(&self, variant: &Variant, form: &Form, visitor: Visitor) -> Result<()> {
+        match self {
+            Container::Folder(folder) => self.visit_folder(folder, variant, form, visitor),
+            Container::Archive(archive) => self.visit_archive(archive, variant, form, visitor),
+        }
+    }
+
+    fn visit_folder(&self, folder: &Path, variant: &Variant, form: &Form, visitor: Visitor) -> Result<()> {
+        for file in form.batches().chain([form.names]) {
+            let path = self.path_of(file);
+            // A file that isn't there is for the caller to judge: the names are optional.
+            let Ok(metadata) = std::fs::metadata(folder.join(file)) else { continue };
+            batch::check_size(variant, form, file, &path, metadata.len())?;
+            visitor(file, &path, &crate::files::read(&folder.join(file))?)?;
+        }
+        Ok(())
+    }
+
+    fn visit_archive(&self, archive: &Path, variant: &Variant, form: &Form, visitor: Visitor) -> Result<()> {
+        let stream = match File::open(archive) {
+            Ok(file) => GzDecoder::new(BufReader::new(file)),
+            Err(error) => bad_request!("{}: cannot read: {error}", archive.display()),
+        };
+        let mut tar = tar::Archive::new(stream);
+        // Raw entries: a long name would otherwise be read into memory, whatever its length, and CIFAR has none.
+        let entries = match tar.entries() {
+            Ok(entries) => entries.raw(true),
+            Err(error) => return damaged(archive, error),
+        };
+        for entry in entries {
+            let mut entry = match entry {
+                Ok(entry) if entry.header().entry_type().is_file() => entry,
+                Ok(_) => continue,
+                Err(error) => return damaged(archive, error),
+            };
+            let name = entry.path_bytes();
+            let name = name.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+            let Some(file) = form.batches().chain([form.names]).find(|file| file.as_bytes() == name) else { continue };
+            let path = self.path_of(file);
+            batch::check_size(variant, form, file, &path, entry.size())?;
+            let (size, mut bytes) = (entry.size(), Vec::new());
+            match entry.read_to_end(&mut bytes) {
+                Ok(read) if read as u64 == size => {}
+                Ok(_) => return damaged(archive, std::io::ErrorKind::UnexpectedEof.into()),
+                Err(error) => return damaged(archive, error),
+            }
+            visitor(file, &path, &bytes)?;
+        }
+        // gzip's checksum comes last; it is only compared when everything has been read.
+        match std::io::copy(&mut tar.into_inner(), &mut std::io::sink()) {
+            Ok(_) => Ok(()),
+            Err(error) => damaged(archive, error),
+        }
+    }
+}
+
+fn damaged(archive: &Path, error: std::io::Error) -> Result<()> {
+    bad_request!("{}: cut short or damaged ({error}); get it again from {HOME}", archive.display())
+}
