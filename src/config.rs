@@ -186,7 +186,12 @@ impl Config {
 
     /// The resolved file.
     pub fn to_yaml(&self) -> String {
-        serde_yaml::to_string(self).unwrap_or_default()
+        yaml(self)
+    }
+
+    /// The resolved file, as keys.
+    pub fn to_value(&self) -> Value {
+        serde_yaml::to_value(self).unwrap_or_default()
     }
 
     /// The network of the trial, with initial values drawn from libtorch's generator.
@@ -271,10 +276,22 @@ impl Document {
         Ok(Document { trial, sweep, origin })
     }
 
+    /// The file with everything applied.
+    pub fn to_yaml(&self) -> String {
+        let mut keys = self.trial.clone();
+        keys.extend(self.sweep.clone());
+        yaml(&keys)
+    }
+
     /// The one trial of the file: without its axes, where it is a sweep.
     pub fn config(&self) -> Result<Config> {
         Config::new(&self.trial, &self.origin)
     }
+}
+
+/// YAML of keys and values, which can always be written.
+pub fn yaml(keys: &impl Serialize) -> String {
+    serde_yaml::to_string(keys).unwrap_or_default()
 }
 
 fn read_mapping(path: &Path) -> Result<Mapping> {

@@ -2,7 +2,7 @@
 //!
 //! The floors, from the ground up; a module uses only floors below its own:
 //!
-//! 1. [`error`], [`files`], [`registry`], [`algebra`] (pure functions on kernels), [`device`]
+//! 1. [`error`], [`files`], [`registry`], [`text`], [`native`], [`algebra`] (pure functions on kernels), [`device`]
 //! 2. [`op`] (operators: one file each, expanded form and fold), [`data`] (data sets and batches)
 //! 3. [`net`] (networks: sites on which operators stand)
 //! 4. [`config`] (an experiment file, resolved)
@@ -22,6 +22,7 @@ pub mod error;
 pub mod files;
 pub mod native;
 pub mod registry;
+pub mod text;
 
 pub mod data;
 pub mod op;

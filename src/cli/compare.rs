@@ -1,11 +1,12 @@
 //! `foldconv compare MODEL`: the expanded form against the compact one.
 
-use super::output::{json, print, table, thousands};
+use super::output::{json, print};
 use super::{FromModel, Machine};
 use crate::bad_request;
 use crate::bench::latency;
 use crate::data::augment::Batches;
 use crate::net::block::Form;
+use crate::text::{align_right, table, thousands};
 use crate::train::evaluate;
 use crate::train::result::{FoldResult, FormResult};
 use anyhow::Result;
@@ -71,7 +72,7 @@ pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
 
 fn print_text(comparison: &Comparison) {
     let (a, b) = (&comparison.expanded, &comparison.compact);
-    let mut rows = table(&["", "expanded", "compact"]);
+    let mut rows = table(["", "expanded", "compact"]);
     let mut row = |name: &str, show: &dyn Fn(&Measured) -> String| {
         rows.add_row([name.to_string(), show(a), show(b)]);
     };
@@ -82,6 +83,7 @@ fn print_text(comparison: &Comparison) {
     row("MACs, one image", &|form| thousands(form.result.macs));
     row("latency, batch 1", &|form| format!("{:.2} ms", form.latency_ms_1));
     row("latency, batch 128", &|form| format!("{:.2} ms", form.latency_ms_128));
+    align_right(&mut rows, 1..3);
     print(&rows);
     if let FoldResult::Verified { agreement, largest_difference, relative_difference } = comparison.fold {
         println!(

@@ -1,11 +1,12 @@
 //! `foldconv describe CONFIG`: layers, parameters and MACs, expanded and compact.
 
 use super::FromConfig;
-use super::output::{json, print, table, thousands};
+use super::output::{json, print};
 use crate::algebra::Geometry;
 use crate::config::{Built, Config};
 use crate::net::block::{Form, Site, SiteTrace, trace_sites};
 use crate::op::OperatorConfig;
+use crate::text::{align_right, table, thousands};
 use anyhow::Result;
 use serde::Serialize;
 use tch::{Device, Kind, Tensor, nn};
@@ -43,7 +44,7 @@ pub fn run(options: &FromConfig, as_json: bool) -> Result<()> {
         return json(&description);
     }
     println!("{}", config.to_yaml());
-    let mut rows = table(&["site", "kind", "operator", "shape", "output", "parameters", "compact", "MACs", "compact"]);
+    let mut rows = table(["site", "kind", "operator", "shape", "output", "parameters", "compact", "MACs", "compact"]);
     for layer in &description.sites {
         let output: Vec<String> = layer.output[1..].iter().map(i64::to_string).collect();
         let numbers = [layer.expanded.parameters, layer.compact.parameters, layer.expanded.macs, layer.compact.macs];
@@ -53,6 +54,7 @@ pub fn run(options: &FromConfig, as_json: bool) -> Result<()> {
     let (expanded, compact) = (description.expanded, description.compact);
     let totals = [expanded.parameters, compact.parameters, expanded.macs, compact.macs].map(thousands);
     rows.add_row(["network (classifier included)", "", "", "", ""].map(String::from).into_iter().chain(totals));
+    align_right(&mut rows, 5..9);
     print(&rows);
     Ok(())
 }

@@ -1,11 +1,12 @@
 //! `foldconv fold MODEL -o COMPACT`: folds and verifies.
 
 use super::Machine;
-use super::output::{json, thousands};
+use super::output::json;
 use crate::bad_request;
 use crate::config::Built;
 use crate::fold::Agreement;
 use crate::net::block::Form;
+use crate::text::thousands;
 use crate::weights::Model;
 use anyhow::{Result, bail};
 use clap::Args;

@@ -22,6 +22,6 @@ pub fn print(folder: &Path, as_json: bool) -> Result<()> {
     if as_json {
         return json(&report);
     }
-    println!("{}", report.text);
+    println!("{}\nreport: {}", report.text.trim_end(), report.markdown.display());
     Ok(())
 }

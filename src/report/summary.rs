@@ -1,6 +1,6 @@
 //! A sweep folder -> what is known of each of its points.
 
-use crate::config::{Config, Value};
+use crate::config::{self, Config, Value};
 use crate::report::statistics::Statistics;
 use crate::sweep::plan::{Coordinate, Plan, Point, Trial};
 use crate::sweep::store::Store;
@@ -62,7 +62,7 @@ impl Summary {
             data.remove("root");
         }
         // Where the axes give whole sections, the file alone need not be a trial; then it is shown as it was written.
-        let as_written = || serde_yaml::to_string(&base).unwrap_or_default();
+        let as_written = || config::yaml(&base);
         let resolved = Config::new(&base, &document.origin).map(|config| config.to_yaml());
         Ok(Summary {
             title: store.name()?,

@@ -2,7 +2,8 @@
 
 use crate::report::statistics::Statistics;
 use crate::report::summary::{PointSummary, Summary};
-use comfy_table::presets::{ASCII_MARKDOWN, UTF8_HORIZONTAL_ONLY};
+use crate::text::{self, thousands};
+use comfy_table::presets::ASCII_MARKDOWN;
 use std::collections::BTreeMap;
 
 /// A table, still to be rendered.
@@ -20,21 +21,18 @@ impl Table {
     /// For a terminal.
     pub fn terminal(&self) -> String {
         let footnotes: String = self.footnotes.iter().map(|note| format!("{note}\n")).collect();
-        format!("{}\n{footnotes}", self.render(UTF8_HORIZONTAL_ONLY, str::to_string))
+        let mut table = text::table(&self.header);
+        table.add_rows(&self.rows);
+        format!("{}\n{footnotes}", text::render(&table))
     }
 
     /// As Markdown.
     pub fn markdown(&self) -> String {
-        let table = self.render(ASCII_MARKDOWN, |cell| cell.replace('|', "\\|"));
-        let footnotes: String = self.footnotes.iter().map(|note| format!("\n{note}\n")).collect();
-        format!("{table}\n{footnotes}")
-    }
-
-    fn render(&self, preset: &str, cell: impl Fn(&str) -> String) -> String {
         let mut table = comfy_table::Table::new();
-        let row = |cells: &Vec<String>| cells.iter().map(|text| cell(text)).collect::<Vec<String>>();
-        table.load_preset(preset).set_header(row(&self.header)).add_rows(self.rows.iter().map(row));
-        table.trim_fmt()
+        let row = |cells: &Vec<String>| cells.iter().map(|cell| cell.replace('|', "\\|")).collect::<Vec<String>>();
+        table.load_preset(ASCII_MARKDOWN).set_header(row(&self.header)).add_rows(self.rows.iter().map(row));
+        let footnotes: String = self.footnotes.iter().map(|note| format!("\n{note}\n")).collect();
+        format!("{}\n{footnotes}", text::render(&table))
     }
 }
 
@@ -76,15 +74,8 @@ pub fn pivot(summary: &Summary) -> Option<Table> {
 /// One row a point with all that is measured.
 pub fn detail(summary: &Summary) -> Table {
     let mut footnotes: Vec<String> = Vec::new();
-    let measured = [
-        "n",
-        "top-1 expanded, %",
-        "top-1 compact, %",
-        "agreement, %",
-        "fold error",
-        "parameters, expanded → compact",
-        "MACs compact",
-    ];
+    let measured =
+        ["n", "expanded top-1, %", "compact top-1, %", "agreement, %", "fold error", "parameters", "compact MACs"];
     let header = summary.axes.iter().cloned().chain(measured.map(String::from)).collect();
     let rows = summary.points.iter().map(|point| detail_row(point, &mut footnotes)).collect();
     Table { header, rows, footnotes }
@@ -154,19 +145,6 @@ fn rounded_down(percent: f64) -> String {
 /// `3.1e-7`.
 fn scientific(value: f64) -> String {
     if value == 0. { "0".into() } else { format!("{value:.1e}") }
-}
-
-/// `1,234,567`.
-fn thousands(n: i64) -> String {
-    let digits = n.unsigned_abs().to_string();
-    let mut out = String::from(if n < 0 { "-" } else { "" });
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
 }
 
 #[cfg(test)]
@@ -251,7 +229,7 @@ mod tests {
             remove(&store, &plan, 2, seed);
         }
         let table = detail(&Summary::read(&store).unwrap());
-        assert_eq!(table.header[..5], ["net", "operator", "operator.bypass", "n", "top-1 expanded, %"]);
+        assert_eq!(table.header[..5], ["net", "operator", "operator.bypass", "n", "expanded top-1, %"]);
         let row = |at: usize| table.rows[at].join(" | ");
         let numbers = "99.99 | 3.1e-7 | 8,906 → 5,386 | 1,234,567";
         assert_eq!(row(0), format!("smallnet | plain | – | 3 | 80.50 ± 0.50 | 80.49 ± 0.50 | {numbers}"));

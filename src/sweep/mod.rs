@@ -6,6 +6,7 @@ pub mod plan;
 pub mod store;
 
 use crate::config::Document;
+use crate::text;
 use anyhow::Result;
 use launch::{Launcher, Outcome};
 use plan::Plan;
@@ -67,13 +68,12 @@ pub struct PlannedTrial {
 
 impl fmt::Display for Preview {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let mut table = comfy_table::Table::new();
-        table.load_preset(comfy_table::presets::UTF8_HORIZONTAL_ONLY).set_header(["trial", "point", "seed", "state"]);
+        let mut table = text::table(["trial", "point", "seed", "state"]);
         for trial in &self.trials {
             let state = if trial.finished { "finished" } else { "to run" };
             table.add_row([&trial.hash, &trial.point, &trial.seed.to_string(), state]);
         }
-        writeln!(f, "{}", table.trim_fmt())?;
+        writeln!(f, "{}", text::render(&table))?;
         let finished = self.trials.iter().filter(|trial| trial.finished).count();
         write!(f, "{} trials, {finished} finished, {} to run", self.trials.len(), self.trials.len() - finished)
     }

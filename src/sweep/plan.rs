@@ -205,7 +205,7 @@ fn trial_keys(document: &Document, keys: &SweepKeys, choices: &[Choice]) -> Resu
 /// What a point has by itself on an axis: as written where it is written, else the default.
 fn own_label(key: &str, written: &Value, config: &Config) -> String {
     let look_up = |keys: &Value| key.split('.').try_fold(keys.clone(), |keys, part| keys.get(part).cloned());
-    let resolved = || serde_yaml::to_value(config).ok().as_ref().and_then(look_up);
+    let resolved = || look_up(&config.to_value());
     look_up(written).or_else(resolved).map_or(DASH.into(), |value| label(&value))
 }
 

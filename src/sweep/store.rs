@@ -72,10 +72,7 @@ impl Store {
             Some(stem) if !(own_file && self.file().is_file()) => stem.to_string_lossy().replace(char::is_control, " "),
             _ => self.name()?,
         };
-        let mut keys = document.trial.clone();
-        keys.extend(document.sweep.clone());
-        let yaml = serde_yaml::to_string(&keys).with_context(|| format!("{}: cannot write", self.file().display()))?;
-        files::write_atomic(&self.file(), format!("# {name}{HEADER}\n{yaml}").as_bytes())
+        files::write_atomic(&self.file(), format!("# {name}{HEADER}\n{}", document.to_yaml()).as_bytes())
     }
 
     fn refuse_other_sweep(&self, plan: &Plan) -> Result<()> {

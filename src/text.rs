@@ -1,0 +1,57 @@
+//! How tables and numbers are written for a person.
+
+use comfy_table::{CellAlignment, Table, TableComponent, presets};
+
+/// A table for a terminal: a line below the header and none between rows.
+pub fn table<T: Into<comfy_table::Row>>(header: T) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_header(header);
+    for line in [TableComponent::HorizontalLines, TableComponent::MiddleIntersections] {
+        table.remove_style(line);
+    }
+    table
+}
+
+/// Numbers line up at the right.
+pub fn align_right(table: &mut Table, columns: impl IntoIterator<Item = usize>) {
+    for column in columns {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+}
+
+/// The lines of a table, without the blanks at their ends.
+pub fn render(table: &Table) -> String {
+    table.to_string().lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
+}
+
+/// 3504872 as 3,504,872.
+pub fn thousands(number: i64) -> String {
+    let digits = number.unsigned_abs().to_string();
+    let groups: Vec<&str> =
+        digits.as_bytes().rchunks(3).rev().filter_map(|group| std::str::from_utf8(group).ok()).collect();
+    format!("{}{}", if number < 0 { "-" } else { "" }, groups.join(","))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thousands_are_grouped() {
+        let numbers = [0, 12, 123, 1234, 3_504_872, -1000, i64::MIN];
+        let expected = ["0", "12", "123", "1,234", "3,504,872", "-1,000", "-9,223,372,036,854,775,808"];
+        assert_eq!(numbers.map(thousands), expected);
+    }
+
+    #[test]
+    fn a_table_has_one_line_below_its_header_and_none_between_rows() {
+        let mut table = table(["a", "number"]);
+        table.add_row(["x", "1"]).add_row(["y", "22"]);
+        align_right(&mut table, [1]);
+        let lines: Vec<String> = render(&table).lines().map(String::from).collect();
+        assert_eq!(lines.len(), 6, "{lines:?}");
+        assert_eq!(lines[3..5], [" x        1", " y       22"]);
+    }
+}

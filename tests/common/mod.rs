@@ -1,0 +1,63 @@
+//! Runs the binary as a user does. Each test file uses a part of it.
+#![allow(dead_code)]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// A trial that takes a second: 256 made images, SmallNet.
+pub const TINY: &str = "data: {name: shapes, train: 256, test: 100}
+net: {name: smallnet}
+operator: {name: mdconv}
+train: {epochs: 2, batch: 64}
+";
+
+/// A command on the binary, with no data folder in its environment.
+pub fn foldconv() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_foldconv"));
+    command.env_remove("FOLDCONV_DATA").env("RUST_BACKTRACE", "0");
+    command
+}
+
+/// Runs it to its end.
+pub fn run<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Output {
+    foldconv().args(args).output().unwrap()
+}
+
+/// What it printed, where it must succeed.
+pub fn stdout(output: &Output) -> String {
+    assert!(output.status.success(), "{:?}\n{}", output.status, stderr(output));
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+/// What it said on stderr.
+pub fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// The one line of an error, where it must end with that status: nothing else on stderr, no stack.
+pub fn error(output: &Output, status: i32) -> String {
+    let text = stderr(output);
+    assert_eq!(output.status.code(), Some(status), "{text}");
+    let errors: Vec<&str> = text.lines().filter(|line| line.starts_with("foldconv: ")).collect();
+    assert_eq!(errors.len(), 1, "one line:\n{text}");
+    assert!(text.ends_with(&format!("{}\n", errors[0])), "the error is the last line:\n{text}");
+    assert!(!text.contains("frame #") && !text.contains("panicked"), "{text}");
+    errors[0].trim_start_matches("foldconv: ").to_string()
+}
+
+/// A folder with files in it.
+pub fn folder(files: &[(&str, &[u8])]) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, bytes) in files {
+        let path = folder.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, bytes).unwrap();
+    }
+    let path = folder.path().to_path_buf();
+    (folder, path)
+}
+
+/// A path as an argument.
+pub fn arg(path: &Path) -> String {
+    path.to_str().unwrap().to_string()
+}

@@ -1,0 +1,174 @@
+//! Every mistake that a user can make ends in one line that says what, where and what to do, and in exit status 2.
+
+mod common;
+
+use common::{TINY, arg, error, folder, run, stderr};
+use std::path::Path;
+use std::process::Command;
+
+/// `train` on a config, with overrides.
+fn train(config: &str, overrides: &[&str]) -> std::process::Output {
+    let (_guard, root) = folder(&[("a.yaml", config.as_bytes())]);
+    let mut args = vec!["train".to_string(), arg(&root.join("a.yaml")), "--out".into(), arg(&root.join("out"))];
+    args.extend(overrides.iter().flat_map(|text| ["--set".to_string(), text.to_string()]));
+    run(args)
+}
+
+fn refused(overrides: &[&str]) -> String {
+    error(&train(TINY, overrides), 2)
+}
+
+/// CIFAR-10 in binary form, one record a file, changed by `change`.
+fn cifar(change: impl Fn(&Path)) -> String {
+    let record = |label: u8| [vec![label], vec![7; 3072]].concat();
+    let names = ["data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch"];
+    let files: Vec<(String, Vec<u8>)> =
+        names.iter().map(|name| (format!("cifar-10-batches-bin/{name}.bin"), record(3))).collect();
+    let files: Vec<(&str, &[u8])> = files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
+    let (_guard, root) = folder(&files);
+    change(&root.join("cifar-10-batches-bin"));
+    let config = "data: {name: cifar10}\nnet: {name: smallnet}\ntrain: {epochs: 1}\n";
+    error(&train(config, &[&format!("data.root={}", root.display())]), 2)
+}
+
+#[test]
+fn data_that_is_not_there() {
+    let config = "data: {name: cifar10}\nnet: {name: smallnet}\n";
+    let none = error(&train(config, &[]), 2);
+    assert!(none.contains("data.root") && none.contains("FOLDCONV_DATA") && none.contains("cs.toronto.edu"), "{none}");
+    let missing = error(&train(config, &["data.root=/no/such/folder"]), 2);
+    assert!(missing.contains("/no/such/folder") && missing.contains("cs.toronto.edu"), "{missing}");
+    let (_guard, empty) = folder(&[]);
+    let nothing = error(&train(config, &[&format!("data.root={}", empty.display())]), 2);
+    for looked_for in
+        ["cifar-10-batches-bin", "cifar-10-batches-py", "cifar-10-binary.tar.gz", "cifar-10-python.tar.gz"]
+    {
+        assert!(nothing.contains(looked_for), "{nothing}");
+    }
+}
+
+#[test]
+fn data_that_is_damaged() {
+    let truncated = cifar(|root| std::fs::write(root.join("data_batch_2.bin"), [1; 3000]).unwrap());
+    assert!(truncated.contains("data_batch_2.bin") && truncated.contains("3000"), "{truncated}");
+    let oversized = cifar(|root| std::fs::write(root.join("test_batch.bin"), vec![0; 3073 * 10_001]).unwrap());
+    assert!(oversized.contains("test_batch.bin"), "{oversized}");
+    let label = cifar(|root| std::fs::write(root.join("data_batch_5.bin"), vec![10; 3073]).unwrap());
+    assert!(label.contains("data_batch_5.bin") && label.contains("10"), "{label}");
+    let empty = cifar(|root| std::fs::write(root.join("test_batch.bin"), []).unwrap());
+    assert!(empty.contains("test_batch.bin"), "{empty}");
+    let missing = cifar(|root| std::fs::remove_file(root.join("data_batch_3.bin")).unwrap());
+    assert!(missing.contains("data_batch_3.bin"), "{missing}");
+}
+
+#[test]
+fn configs_that_are_wrong() {
+    assert!(
+        refused(&["operator.intermdiate=3"])
+            .contains("operator: unknown key `intermdiate`, did you mean `intermediate`?")
+    );
+    assert!(refused(&["train.epochs=0"]).contains("train.epochs"));
+    assert!(refused(&["train.lr=fast"]).contains("train.lr: invalid type"));
+    assert!(refused(&["operator.temperature=-1"]).contains("operator.temperature: -1"));
+    assert!(refused(&["net.name=smalnet"]).contains("did you mean `smallnet`?"));
+    assert!(refused(&["net.width=0"]).contains("net.width"));
+    assert!(refused(&["data.limit=0"]).contains("data.limit"));
+    assert!(refused(&["data.train=0"]).contains("train"));
+    assert!(refused(&["data.augment.crop=64"]).contains("data.augment.crop"));
+    assert!(refused(&["apply_to=[pointwize]"]).contains("did you mean `pointwise`?"));
+    assert!(refused(&["epochs"]).contains("give key.key=value"));
+    assert!(refused(&["axes={seed: [1]}"]).contains("foldconv sweep"));
+    assert!(error(&train("- a\n- b\n", &[]), 2).contains("holds no `key: value` pairs"));
+    assert!(error(&train("a: [", &[]), 2).contains("not YAML"));
+    assert!(error(&train("net: {name: smallnet}\n", &[]), 2).contains("missing field `data`"));
+    assert!(error(&run(["describe", "/no/such/file.yaml"]), 2).contains("/no/such/file.yaml"));
+}
+
+#[test]
+fn sweeps_that_are_wrong() {
+    let sweep = |more: &str| {
+        let (_guard, root) = folder(&[("a.yaml", format!("{TINY}{more}").as_bytes())]);
+        error(&run(["sweep", &arg(&root.join("a.yaml")), "--out", &arg(&root.join("out")), "--dry-run"]), 2)
+    };
+    assert!(sweep("axes: {operator.bypas: [true]}\n").contains("did you mean `bypass`?"));
+    assert!(sweep("axes: {operator.bypass: []}\n").contains("operator.bypass"));
+    assert!(sweep("axes: {seed: [1]}\nvary: {seed: [1]}\n").contains("vary"));
+    let (_guard, root) = folder(&[("something.txt", b"mine")]);
+    assert!(error(&run(["report", &arg(&root)]), 2).contains("sweep.yaml"));
+}
+
+#[test]
+fn model_files_that_are_damaged() {
+    let (_guard, root) = folder(&[("empty", b""), ("text", b"not a model at all"), ("huge", &[0xff; 64])]);
+    for name in ["empty", "text", "huge"] {
+        for command in [vec!["eval"], vec!["compare"], vec!["fold", "-o", "/dev/null"]] {
+            let file = arg(&root.join(name));
+            let text = error(&run(command.iter().copied().chain([file.as_str()])), 2);
+            assert!(text.contains(name) && text.contains("not a foldconv file"), "{text}");
+        }
+    }
+    assert!(error(&run(["eval", "/no/such/model"]), 2).contains("/no/such/model"));
+}
+
+#[test]
+fn devices_that_are_not_there() {
+    assert!(error(&run(["eval", "x", "--device", "tpu"]), 2).contains("give cpu, cuda, cuda:N or auto"));
+    if !Path::new("/proc/driver/nvidia/version").exists() {
+        assert!(error(&run(["eval", "x", "--device", "cuda"]), 2).contains("CUDA"));
+    }
+}
+
+#[test]
+fn a_usage_error_has_status_2() {
+    for args in
+        [&["no-such-command"][..], &["train"], &["train", "a.yaml", "--out"], &["bench", "train", "a", "--steps", "0"]]
+    {
+        let output = run(args);
+        assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    }
+}
+
+#[test]
+fn a_folder_that_cannot_be_written() {
+    let (_guard, root) = folder(&[("a.yaml", TINY.as_bytes()), ("file", b"")]);
+    let output = run(["train", &arg(&root.join("a.yaml")), "--out", &arg(&root.join("file/out"))]);
+    assert!(error(&output, 2).contains("cannot make this folder"));
+}
+
+#[test]
+fn a_libtorch_of_another_release_is_one_line_that_says_what_to_install() {
+    let check = |files: &[(&str, &[u8])]| {
+        let (_guard, root) = folder(files);
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join(".ci/check-libtorch");
+        let output = Command::new("sh").arg(script).arg(&root).arg("2.11.0").output().unwrap();
+        (output.status.code(), stderr(&output))
+    };
+    assert_eq!(check(&[("build-version", b"2.11.0+cpu\n")]), (Some(0), String::new()));
+    assert_eq!(check(&[("version.py", b"x = 1\n__version__ = '2.11.0+cu130'\n")]), (Some(0), String::new()));
+    let (status, text) = check(&[("build-version", b"2.9.1\n")]);
+    assert!(
+        status == Some(2) && text.lines().count() == 1 && text.contains("2.9.1") && text.contains("2.11.0"),
+        "{text}"
+    );
+    let (status, text) = check(&[]);
+    assert!(status == Some(2) && text.lines().count() == 1 && text.contains("no libtorch there"), "{text}");
+}
+
+#[test]
+fn a_missing_tool_is_one_line_that_says_what_to_install() {
+    let make = |path: &str, python: &str| {
+        let output = Command::new("/usr/bin/make")
+            .args(["-s", "-C", env!("CARGO_MANIFEST_DIR"), "setup", "VENV=/no/such/venv", &format!("PYTHON={python}")])
+            .env("PATH", path)
+            .env_remove("LIBTORCH")
+            .env_remove("MAKEFLAGS")
+            .output();
+        output.map(|output| (output.status.success(), stderr(&output)))
+    };
+    let first = |text: &str| text.lines().next().unwrap_or_default().to_string();
+    let Ok((ok, text)) = make("/no/such/folder", "python3") else { return eprintln!("skipped: no /usr/bin/make here") };
+    assert!(!ok && first(&text).contains("cargo is missing: install Rust"), "{text}");
+    let path = std::env::var("PATH").unwrap();
+    let (ok, text) = make(&path, "/no/such/python").unwrap();
+    assert!(!ok && first(&text).contains("Python 3.9 or newer with venv is missing"), "{text}");
+}

@@ -1,0 +1,99 @@
+//! A sweep through the binary: all trials, the tables, and that the same command again goes on.
+
+mod common;
+
+use common::{TINY, arg, error, foldconv, folder, run, stderr, stdout};
+use serde_json::Value;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+const SWEEP: &str = "axes:
+  operator: [{name: maconv}, {name: maconv, middle: relu}]
+baseline: {operator: {name: plain}}
+seeds: 2
+";
+
+fn sweep(root: &Path, more: &[&str]) -> std::process::Output {
+    let args = ["sweep", &arg(&root.join("a.yaml")), "--out", &arg(&root.join("out"))].map(String::from);
+    run(args.iter().map(String::as_str).chain(more.iter().copied()))
+}
+
+fn started() -> (tempfile::TempDir, std::path::PathBuf) {
+    folder(&[("a.yaml", format!("{TINY}{SWEEP}").as_bytes())])
+}
+
+#[test]
+fn a_sweep_runs_reports_and_goes_on() {
+    let (_guard, root) = started();
+    let planned = stdout(&sweep(&root, &["--dry-run"]));
+    assert!(planned.ends_with("6 trials, 0 finished, 6 to run\n"), "{planned}");
+    assert!(!root.join("out").exists());
+
+    let first = stdout(&sweep(&root, &[]));
+    assert!(first.contains("6 of 6 trials are finished"), "{first}");
+    let report = root.join("out/report.md");
+    assert!(first.ends_with(&format!("report: {}\n", report.display())), "{first}");
+    assert!(first.contains("refused [1]") && first.contains("a ReLU stands between"), "{first}");
+
+    let again = sweep(&root, &[]);
+    assert!(stderr(&again).contains("6 of 6 trials are finished already"));
+    assert_eq!(stdout(&again), first);
+    let bytes = std::fs::read(&report).unwrap();
+    assert_eq!(stdout(&run(["report", &arg(&root.join("out"))])), first);
+    assert_eq!(std::fs::read(&report).unwrap(), bytes);
+
+    let json: Value = serde_json::from_str(&stdout(&run(["report", &arg(&root.join("out")), "--json"]))).unwrap();
+    let points = json["points"].as_array().unwrap();
+    assert_eq!(points.len(), 3);
+    for point in &points[..2] {
+        assert_eq!(point["agreement"], 100.0);
+        assert!(point["relative_difference"].as_f64().unwrap() < 1e-4);
+        assert_eq!(point["expanded_top1"], point["compact_top1"]);
+    }
+    let rows = csv::Reader::from_path(root.join("out/report.csv")).unwrap().into_records().count();
+    assert_eq!(rows, 6);
+
+    // A seed more adds trials and keeps the others.
+    let more = sweep(&root, &["--set", "seeds=3"]);
+    assert!(stderr(&more).contains("6 of 9 trials are finished already"));
+    assert!(stdout(&more).contains("9 of 9 trials are finished"));
+}
+
+#[test]
+fn an_interrupted_sweep_goes_on_where_it_was() {
+    let (_guard, root) = started();
+    let args = ["sweep", &arg(&root.join("a.yaml")), "--out", &arg(&root.join("out"))].map(String::from);
+    let child = foldconv().args(args).stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let (clock, trials) = (Instant::now(), root.join("out/trials"));
+    let finished = || {
+        let folders = std::fs::read_dir(&trials).into_iter().flatten().flatten();
+        folders.filter(|folder| folder.path().join("result.json").exists()).count()
+    };
+    while finished() == 0 && clock.elapsed() < Duration::from_secs(120) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // SAFETY: the child has not been waited for.
+    unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGINT) };
+    let stopped = child.wait_with_output().unwrap();
+    assert!(error(&stopped, 1).starts_with("interrupted"), "{}", stderr(&stopped));
+    let done = finished();
+    assert!((1..6).contains(&done), "{done} trials were done");
+    let rest = sweep(&root, &[]);
+    assert!(stderr(&rest).contains(&format!("{done} of 6 trials are finished already")));
+    assert!(stdout(&rest).contains("6 of 6 trials are finished"));
+}
+
+#[test]
+fn a_trial_that_fails_does_not_stop_the_others() {
+    let config = format!("{TINY}axes: {{train.lr: [1.0e30, 0.1]}}\n");
+    let (_guard, root) = folder(&[("a.yaml", config.as_bytes())]);
+    let output = sweep(&root, &[]);
+    let text = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(
+        text.contains("the loss is") && text.trim_end().lines().last().unwrap().contains("1 of 2 trials failed"),
+        "{text}"
+    );
+    assert!(String::from_utf8_lossy(&output.stdout).contains("1 of 2 trials are finished"));
+}

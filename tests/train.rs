@@ -1,0 +1,156 @@
+//! One trial through the binary: what it leaves, and that an interrupted one ends bit for bit like an undisturbed one.
+
+mod common;
+
+use common::{TINY, arg, error, foldconv, folder, run, stderr, stdout};
+use serde_json::Value;
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+/// Long enough to be interrupted, and with dropout, so that the generator's state matters too.
+const LONG: &str = "data: {name: shapes, train: 320, test: 50, augment: {pad: 2, flip: true}}
+net: {name: mobilenet_v2, width: 0.1, stem: cifar, dropout: 0.5}
+operator: {name: maconv, intermediate: 4}
+train: {epochs: 4, batch: 32, warmup: 1, label_smoothing: 0.1, decay_norm_and_bias: false}
+seed: 3
+";
+
+fn train(config: &Path, out: &Path) -> std::process::Output {
+    run(["train", &arg(config), "--out", &arg(out), "--threads", "2"])
+}
+
+fn start(config: &Path, out: &Path) -> Child {
+    let args = ["train", &arg(config), "--out", &arg(out), "--threads", "2"].map(String::from);
+    foldconv().args(args).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap()
+}
+
+/// Waits for the first checkpoint, then a little: into the next epoch.
+fn wait_for_checkpoint(child: &mut Child, out: &Path) {
+    let clock = Instant::now();
+    while !out.join("checkpoint.safetensors").exists() {
+        assert!(clock.elapsed() < Duration::from_secs(120) && child.try_wait().unwrap().is_none(), "no checkpoint");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    std::thread::sleep(Duration::from_millis(60));
+}
+
+/// metrics.csv without the columns that hold times.
+fn metrics(out: &Path) -> Vec<Vec<String>> {
+    let mut reader = csv::Reader::from_path(out.join("metrics.csv")).unwrap();
+    reader.records().map(|row| row.unwrap().iter().take(6).map(String::from).collect()).collect()
+}
+
+#[test]
+fn a_trial_leaves_everything_that_others_need() {
+    let (_guard, root) = folder(&[("a.yaml", TINY.as_bytes())]);
+    let out = root.join("out");
+    let first = stdout(&train(&root.join("a.yaml"), &out));
+    assert!(first.contains("100.00 % of predictions agree"), "{first}");
+    let names = [
+        "config.yaml",
+        "metrics.csv",
+        "result.json",
+        "checkpoint.safetensors",
+        "model.safetensors",
+        "compact.safetensors",
+    ];
+    for name in names {
+        assert!(out.join(name).is_file(), "{name}");
+    }
+    let events = std::fs::read_dir(out.join("tensorboard")).unwrap().next().unwrap().unwrap();
+    assert!(events.metadata().unwrap().len() > 100, "scalars are written");
+    assert_eq!(metrics(&out).len(), 2);
+    let result: Value = serde_json::from_slice(&std::fs::read(out.join("result.json")).unwrap()).unwrap();
+    assert_eq!(result["fold"]["agreement"], 100.0);
+    assert!(result["fold"]["relative_difference"].as_f64().unwrap() < 1e-4);
+    assert_eq!(result["expanded"]["parameters"], 10_030);
+    let config = std::fs::read_to_string(out.join("config.yaml")).unwrap();
+    assert!(config.starts_with("# foldconv 0.1.0"), "{config}");
+
+    // The saved config is the trial; a finished one is not run again.
+    let again = train(&out.join("config.yaml"), &out);
+    assert!(stderr(&again).contains("is done already"));
+    assert_eq!(stdout(&again), first);
+    // Another trial does not overwrite it.
+    let other = run(["train", &arg(&root.join("a.yaml")), "--set", "seed=1", "--out", &arg(&out)]);
+    assert!(error(&other, 2).contains("holds another trial"));
+
+    // The files need nothing but themselves.
+    let model = arg(&out.join("model.safetensors"));
+    let compact = arg(&root.join("compact.safetensors"));
+    assert!(stdout(&run(["fold", &model, "-o", &compact])).contains("9,506 parameters, 10,030 before"));
+    assert_eq!(std::fs::read(&compact).unwrap(), std::fs::read(out.join("compact.safetensors")).unwrap());
+    let top1 = |path: &str| -> Value { serde_json::from_str(&stdout(&run(["eval", path, "--json"]))).unwrap() };
+    assert_eq!(top1(&model)["top1"], result["expanded"]["top1"]);
+    assert_eq!(top1(&compact)["top1"], result["compact"]["top1"]);
+    let compared = stdout(&run(["compare", &model]));
+    for row in ["top-1", "top-5", "parameters", "MACs, one image", "latency, batch 1 ", "latency, batch 128"] {
+        assert!(compared.contains(row), "{row}:\n{compared}");
+    }
+    assert!(compared.contains("100.00 % of 100 predictions agree"), "{compared}");
+    assert!(error(&run(["fold", &compact, "-o", &model]), 2).contains("is in compact form already"));
+}
+
+#[test]
+fn the_same_config_and_seed_give_the_same_bytes() {
+    let (_guard, root) = folder(&[("a.yaml", TINY.as_bytes())]);
+    let model = |name: &str, more: &[&str]| {
+        let out = root.join(name);
+        let args = ["train", &arg(&root.join("a.yaml")), "--threads", "2", "--out", &arg(&out)].map(String::from);
+        stdout(&run(args.iter().map(String::as_str).chain(more.iter().copied())));
+        std::fs::read(out.join("model.safetensors")).unwrap()
+    };
+    assert!(model("a", &[]) == model("b", &[]));
+    assert!(model("a", &[]) != model("c", &["--set", "seed=1"]));
+}
+
+#[test]
+fn an_interrupted_trial_ends_bit_for_bit_like_an_undisturbed_one() {
+    let (_guard, root) = folder(&[("a.yaml", LONG.as_bytes())]);
+    let config = root.join("a.yaml");
+    stdout(&train(&config, &root.join("undisturbed")));
+    for (name, signal) in [("interrupted", libc::SIGINT), ("terminated", libc::SIGTERM), ("killed", libc::SIGKILL)] {
+        let out = root.join(name);
+        let mut child = start(&config, &out);
+        wait_for_checkpoint(&mut child, &out);
+        // SAFETY: the child has not been waited for.
+        unsafe { libc::kill(child.id() as libc::pid_t, signal) };
+        let stopped = child.wait_with_output().unwrap();
+        assert!(!stopped.status.success() && !out.join("result.json").exists(), "{name}: it had ended already");
+        if signal != libc::SIGKILL {
+            assert!(error(&stopped, 1).contains("interrupted after epoch"), "{name}");
+        }
+        let resumed = train(&config, &out);
+        assert!(stderr(&resumed).contains("going on after epoch"), "{name}: {}", stderr(&resumed));
+        stdout(&resumed);
+        let model = |folder: &str| std::fs::read(root.join(folder).join("model.safetensors")).unwrap();
+        assert!(model(name) == model("undisturbed"), "{name}");
+        assert_eq!(metrics(&out), metrics(&root.join("undisturbed")), "{name}");
+    }
+}
+
+#[test]
+fn a_loss_that_is_not_finite_names_the_step_and_keeps_the_last_good_checkpoint() {
+    let (_guard, root) = folder(&[("a.yaml", TINY.as_bytes())]);
+    let out = root.join("out");
+    let output = run(["train", &arg(&root.join("a.yaml")), "--out", &arg(&out), "--set", "train.lr=1e30"]);
+    let text = error(&output, 1);
+    assert!(text.contains("at epoch 1, step ") && text.contains("lower train.lr"), "{text}");
+    assert!(!out.join("checkpoint.safetensors").exists() && !out.join("result.json").exists());
+}
+
+#[test]
+fn a_fold_that_is_refused_names_the_site_and_says_what_to_change() {
+    let (_guard, root) = folder(&[("a.yaml", TINY.as_bytes())]);
+    let out = root.join("out");
+    let output = run(["train", &arg(&root.join("a.yaml")), "--out", &arg(&out), "--set", "operator.middle=relu"]);
+    assert!(
+        stdout(&output).contains("not folded: blocks.0.pointwise.conv (mdconv) can't be folded: a ReLU stands between")
+    );
+    let model = arg(&out.join("model.safetensors"));
+    let refusal = error(&run(["fold", &model, "-o", &arg(&root.join("c"))]), 1);
+    assert!(refusal.contains("blocks.0.pointwise.conv") && refusal.contains("`middle: none`"), "{refusal}");
+    assert!(!root.join("c").exists());
+    error(&run(["compare", &model]), 1);
+}
