@@ -8,20 +8,22 @@ BINARY := $(or $(CARGO_TARGET_DIR),target)/release/foldconv
 
 .PHONY: setup demo build test lint bench-peer
 
-setup: tools $(if $(LIBTORCH),,$(VENV)/libtorch/version.py)
-	@$(if $(LIBTORCH),sh .ci/check-libtorch "$(LIBTORCH)" $(TORCH))
+setup: tools $(if $(LIBTORCH),,$(VENV)/.torch-$(TORCH))
+	@sh .ci/check-libtorch "$(or $(LIBTORCH),$(VENV)/libtorch)" $(TORCH)
 
 .PHONY: tools
 tools:
 	@command -v cargo >/dev/null || { echo "cargo is missing: install Rust 1.88 or newer, https://rustup.rs" >&2; exit 2; }
 	@command -v $(or $(CXX),c++) >/dev/null || { echo "a C++ compiler is missing: install g++ or clang (Debian: apt-get install g++)" >&2; exit 2; }
 
-$(VENV)/libtorch/version.py:
+# The stamp names the release, so that an environment with another one is brought up to date.
+$(VENV)/.torch-$(TORCH):
 	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 9))' 2>/dev/null || \
 	  { echo "Python 3.9 or newer with venv is missing (Debian: apt-get install python3-venv)" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check torch==$(TORCH) numpy
 	ln -sfn "$$($(VENV)/bin/python -c 'import os, torch; print(os.path.dirname(torch.__file__))')" $(VENV)/libtorch
+	touch $@
 
 build: setup
 	cargo build --release
