@@ -35,7 +35,7 @@ pub struct Geometry {
     pub kernel: [i64; 2],
     /// Step of the window.
     pub stride: [i64; 2],
-    /// Rows and columns added on each side of the input.
+    /// Rows and columns added on each side of the input; of a negative number, so many are taken away.
     pub padding: [i64; 2],
     /// Distance between taps.
     pub dilation: [i64; 2],
@@ -449,13 +449,24 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, geometry: &Geo
         PaddingMode::Circular => "circular",
         PaddingMode::Zeros => "",
     };
-    let y = if mode.is_empty() || padding == [0; 2] {
+    let y = if padding.iter().all(|p| *p == 0 || mode.is_empty() && *p > 0) {
         x.conv2d(weight, bias, stride, padding, dilation, groups)
     } else {
-        let sides = [padding[1], padding[1], padding[0], padding[0]];
-        x.pad(sides, mode, None).conv2d(weight, bias, stride, [0, 0], dilation, groups)
+        let cropped = crop(x, &padding);
+        let sides = [padding[1], padding[1], padding[0], padding[0]].map(|p| p.max(0));
+        let mode = if mode.is_empty() { "constant" } else { mode };
+        cropped.pad(sides, mode, None).conv2d(weight, bias, stride, [0, 0], dilation, groups)
     };
     // One product for each tap and input channel, at each output.
     add_macs(y.numel() as i64 * geometry.fan_in());
     y
+}
+
+/// x (N, C, H, W) without the rows and columns that a negative padding takes away on each side.
+fn crop(x: &Tensor, padding: &[i64; 2]) -> Tensor {
+    let along = |x: Tensor, axis: i64, padding: i64| match -padding {
+        cut if cut > 0 => x.narrow(axis, cut, x.size()[axis as usize] - 2 * cut),
+        _ => x,
+    };
+    along(along(x.shallow_clone(), 2, padding[0]), 3, padding[1])
 }

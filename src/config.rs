@@ -161,9 +161,8 @@ impl Config {
                 bad_request!("{origin}: {}", explain(&format!("{path}{}", error.into_inner())))
             }
         };
-        let resolved = config.operator.clone().resolve().map_err(|reason| format!("operator.{reason}"));
         let checks = [
-            resolved.map(|operator| config.operator = operator),
+            config.operator.resolve().map_err(|reason| format!("operator.{reason}")),
             config.net.check().map_err(|reason| format!("net.{reason}")),
             config.data.check().map_err(|reason| format!("data.{reason}")),
             config.train.check().map_err(|reason| format!("train.{reason}")),
@@ -201,7 +200,7 @@ impl Config {
     pub fn build(&self, form: Form, device: Device) -> Result<Built> {
         let store = nn::VarStore::new(device);
         let builder = Builder { operator: &self.operator, apply_to: &self.apply_to, form };
-        let network = self.net.build(&store.root(), &builder, self.data.spec());
+        let network = self.net.build(&store.root(), &builder, self.data.spec())?;
         debug_assert!(store.variables().keys().all(|name| !name.contains("__")), "a name was registered twice");
         self.check_sites(&network.sites())?;
         Ok(Built { store, network })

@@ -9,13 +9,15 @@ use foldconv::fold::{assign, fold};
 use foldconv::net::NetConfig;
 use foldconv::net::block::{Builder, Form, Network};
 use foldconv::op::OperatorConfig;
-use foldconv::op::operator::{Compact, Operator};
+use foldconv::op::operator::{Compact, Operator, Place};
 use tch::{Device, Kind, Tensor, nn};
 
 const TOLERANCE: f64 = 1e-12;
 
 fn operator(yaml: &str) -> OperatorConfig {
-    serde_yaml::from_str::<OperatorConfig>(yaml).unwrap().resolve().unwrap()
+    let mut config: OperatorConfig = serde_yaml::from_str(yaml).unwrap();
+    config.resolve().unwrap();
+    config
 }
 
 fn relative(a: &Tensor, b: &Tensor) -> f64 {
@@ -46,7 +48,7 @@ fn randomise(store: &mut nn::VarStore) {
 fn expanded(config: &OperatorConfig, geometry: Geometry) -> (nn::VarStore, Box<dyn Operator>) {
     let mut store = double_store();
     let root = store.root();
-    let module = config.expanded(&(&root / "conv"), &(&root / "bn"), geometry);
+    let module = config.recipe().expanded(&Place { conv: &root / "conv", bn: Some(&root / "bn") }, geometry);
     randomise(&mut store);
     (store, module)
 }
@@ -190,7 +192,7 @@ fn network(net: &str, operator: &OperatorConfig, form: Form, classes: i64) -> (n
     let store = nn::VarStore::new(Device::Cpu);
     let config: NetConfig = serde_yaml::from_str(net).unwrap();
     let builder = Builder { operator, apply_to: &[], form };
-    let network = config.build(&store.root(), &builder, Spec { classes, channels: 3, size: 32 });
+    let network = config.build(&store.root(), &builder, Spec { classes, channels: 3, size: 32 }).unwrap();
     for name in store.variables().keys() {
         assert!(!name.contains("__"), "{name} was registered twice");
     }

@@ -6,6 +6,7 @@ use crate::algebra::Geometry;
 use crate::config::{Built, Config};
 use crate::net::block::{Form, Site, SiteTrace, trace_sites};
 use crate::op::OperatorConfig;
+use crate::op::operator::Place;
 use crate::text::{align_right, table, thousands};
 use anyhow::Result;
 use serde::Serialize;
@@ -95,13 +96,14 @@ fn trace(config: &Config, built: &Built) -> Vec<SiteTrace> {
 fn parameters(config: &Config, site: &Site) -> (i64, i64) {
     let plain = OperatorConfig::default();
     let operator = if site.operator == plain.name() { &plain } else { &config.operator };
-    let count = |build: &dyn Fn(&nn::Path)| {
+    let count = |build: &dyn Fn(&Place)| {
         let store = nn::VarStore::new(Device::Cpu);
-        build(&store.root());
+        let root = store.root();
+        build(&Place { conv: &root / "conv", bn: Some(&root / "bn") });
         store.trainable_variables().iter().map(|variable| variable.numel() as i64).sum()
     };
-    let expanded = count(&|root| drop(operator.expanded(&(root / "conv"), &(root / "bn"), site.geometry)));
-    (expanded, count(&|root| drop(operator.compact(root, site.geometry))))
+    let expanded = count(&|place| drop(operator.recipe().expanded(place, site.geometry)));
+    (expanded, count(&|place| drop(operator.recipe().compact(place, site.geometry))))
 }
 
 /// `16->32 3x3 s2 g16`: what differs from the default is said.

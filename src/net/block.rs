@@ -3,7 +3,9 @@
 use crate::algebra::{self, FoldError, Geometry};
 use crate::op::OperatorConfig;
 use crate::op::layers::Activation;
-use crate::op::operator::{Compact, Operator};
+use crate::bad_request;
+use crate::op::operator::{Compact, Operator, Place};
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
 use std::fmt::Debug;
@@ -152,7 +154,10 @@ pub struct Builder<'a> {
 
 impl Builder<'_> {
     /// The site that a network asks for, below `root`.
-    pub fn site(&self, root: &nn::Path, plan: SitePlan) -> Site {
+    ///
+    /// # Errors
+    /// A [`crate::error::BadRequest`] where the operator can't stand there.
+    pub fn site(&self, root: &nn::Path, plan: SitePlan) -> Result<Site> {
         let SitePlan { conv, bn, kind, geometry, activation, default } = plan;
         let (conv, bn) = (sub(root, conv), sub(root, bn));
         let name = conv.components().collect::<Vec<_>>().join(".");
@@ -162,11 +167,16 @@ impl Builder<'_> {
         };
         let plain = OperatorConfig::default();
         let operator = if chosen { self.operator } else { &plain };
+        let recipe = operator.recipe();
+        if let Err(reason) = recipe.fits(&geometry) {
+            bad_request!("operator.{reason} (at {name}; `apply_to` chooses the sites)");
+        }
+        let place = Place { conv, bn: Some(bn) };
         let module = match self.form {
-            Form::Expanded => Module::Expanded(operator.expanded(&conv, &bn, geometry)),
-            Form::Compact => Module::Compact(operator.compact(&conv, geometry)),
+            Form::Expanded => Module::Expanded(recipe.expanded(&place, geometry)),
+            Form::Compact => Module::Compact(recipe.compact(&place, geometry)),
         };
-        Site { name, kind, geometry, operator: operator.name(), activation, module }
+        Ok(Site { name, kind, geometry, operator: operator.name(), activation, module })
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::algebra::Geometry;
 use crate::net::block::{Builder, Network, Site, SiteKind, SitePlan, sub};
 use crate::op::layers::{Activation, Linear};
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use tch::{Tensor, nn, nn::ModuleT};
 
@@ -66,20 +67,20 @@ pub struct MobileNetV2 {
 
 impl MobileNetV2 {
     /// On `root`: torchvision's names, `features.0.0.weight` to `classifier.1.bias`.
-    pub fn new(root: &nn::Path, builder: &Builder, config: &Config, channels: i64, classes: i64) -> MobileNetV2 {
+    pub fn new(root: &nn::Path, builder: &Builder, config: &Config, channels: i64, classes: i64) -> Result<MobileNetV2> {
         let cifar = config.stem == Stem::Cifar;
         let activation = Activation::Relu6;
         let mut inputs = make_divisible(32. * config.width);
         let geometry = Geometry::same(channels, inputs, 3).stride(if cifar { 1 } else { 2 });
         let (conv, bn, kind) = ("features.0.0", "features.0.1", SiteKind::Stem);
-        let stem = builder.site(root, SitePlan { conv, bn, kind, geometry, activation, default: false });
+        let stem = builder.site(root, SitePlan { conv, bn, kind, geometry, activation, default: false })?;
         let mut blocks = Vec::new();
         for (expansion, channels, repeats, stride) in STAGES {
             let outputs = make_divisible(channels as f64 * config.width);
             for repeat in 0..repeats {
                 let stride = if repeat > 0 || cifar && channels == 24 { 1 } else { stride };
                 let path = sub(root, &format!("features.{}.conv", blocks.len() + 1));
-                blocks.push(Block::new(&path, builder, inputs, outputs, stride, expansion));
+                blocks.push(Block::new(&path, builder, inputs, outputs, stride, expansion)?);
                 inputs = outputs;
             }
         }
@@ -87,20 +88,20 @@ impl MobileNetV2 {
         let name = format!("features.{}", blocks.len() + 1);
         let (conv, bn) = (&*format!("{name}.0"), &*format!("{name}.1"));
         let (kind, geometry) = (SiteKind::Pointwise, Geometry::same(inputs, outputs, 1));
-        MobileNetV2 {
+        Ok(MobileNetV2 {
             stem,
             blocks,
-            last: builder.site(root, SitePlan { conv, bn, kind, geometry, activation, default: false }),
+            last: builder.site(root, SitePlan { conv, bn, kind, geometry, activation, default: false })?,
             dropout: config.dropout,
             classifier: Linear::new(&sub(root, "classifier.1"), outputs, classes),
-        }
+        })
     }
 }
 
 impl Block {
     /// On `path`, torchvision's Sequential: `0.0` and `0.1` the expansion, `1.0` and `1.1` the depthwise, `2` and `3` the
     /// projection; without an expansion everything is one number lower.
-    fn new(path: &nn::Path, builder: &Builder, inputs: i64, outputs: i64, stride: i64, expansion: i64) -> Block {
+    fn new(path: &nn::Path, builder: &Builder, inputs: i64, outputs: i64, stride: i64, expansion: i64) -> Result<Block> {
         let hidden = inputs * expansion;
         let at = i64::from(expansion != 1);
         let site = |conv: &str, bn: &str, kind, geometry, activation| {
@@ -109,20 +110,16 @@ impl Block {
         };
         let (depthwise, pointwise) =
             (Geometry::same(hidden, hidden, 3).stride(stride).groups(hidden), SiteKind::Pointwise);
-        let name = |number: i64| number.to_string();
-        Block {
-            expansion: (expansion != 1)
-                .then(|| site("0.0", "0.1", pointwise, Geometry::same(inputs, hidden, 1), Activation::Relu6)),
-            depthwise: site(&format!("{at}.0"), &format!("{at}.1"), SiteKind::Depthwise, depthwise, Activation::Relu6),
-            projection: site(
-                &name(at + 1),
-                &name(at + 2),
-                pointwise,
-                Geometry::same(hidden, outputs, 1),
-                Activation::None,
-            ),
+        let (widen, narrow) = (Geometry::same(inputs, hidden, 1), Geometry::same(hidden, outputs, 1));
+        let expansion = (expansion != 1).then(|| site("0.0", "0.1", pointwise, widen, Activation::Relu6));
+        let (conv, bn) = (format!("{at}.0"), format!("{at}.1"));
+        let (last, last_bn) = ((at + 1).to_string(), (at + 2).to_string());
+        Ok(Block {
+            expansion: expansion.transpose()?,
+            depthwise: site(&conv, &bn, SiteKind::Depthwise, depthwise, Activation::Relu6)?,
+            projection: site(&last, &last_bn, pointwise, narrow, Activation::None)?,
             residual: stride == 1 && inputs == outputs,
-        }
+        })
     }
 
     fn forward_t(&self, x: &Tensor, train: bool) -> Tensor {

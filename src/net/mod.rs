@@ -5,6 +5,7 @@ pub mod mobilenet_v2;
 pub mod smallnet;
 
 use crate::data::dataset::Spec;
+use anyhow::Result;
 use block::{Builder, Network};
 use tch::nn;
 
@@ -36,14 +37,18 @@ impl NetConfig {
     }
 
     /// The network on `root`, for images and classes of that shape.
-    pub fn build(&self, root: &nn::Path, builder: &Builder, spec: Spec) -> Box<dyn Network> {
-        match self {
+    ///
+    /// # Errors
+    /// A [`crate::error::BadRequest`] where the operator can't stand on a chosen site.
+    pub fn build(&self, root: &nn::Path, builder: &Builder, spec: Spec) -> Result<Box<dyn Network>> {
+        let Spec { channels, classes, .. } = spec;
+        Ok(match self {
             NetConfig::SmallNet(config) => {
-                Box::new(smallnet::SmallNet::new(root, builder, config, spec.channels, spec.classes))
+                Box::new(smallnet::SmallNet::new(root, builder, config, channels, classes)?)
             }
             NetConfig::MobileNetV2(config) => {
-                Box::new(mobilenet_v2::MobileNetV2::new(root, builder, config, spec.channels, spec.classes))
+                Box::new(mobilenet_v2::MobileNetV2::new(root, builder, config, channels, classes)?)
             }
-        }
+        })
     }
 }

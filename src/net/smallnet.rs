@@ -4,6 +4,7 @@
 use crate::algebra::Geometry;
 use crate::net::block::{Builder, Network, Site, SiteKind, SitePlan, sub};
 use crate::op::layers::{Activation, Linear};
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use tch::{Tensor, nn};
 
@@ -30,22 +31,22 @@ pub struct SmallNet {
 
 impl SmallNet {
     /// On `root`: `stem`, `blocks.{0,1,2}.{pointwise,depthwise}`, each with `conv` and `bn`, and `classifier`.
-    pub fn new(root: &nn::Path, builder: &Builder, config: &Config, channels: i64, classes: i64) -> SmallNet {
+    pub fn new(root: &nn::Path, builder: &Builder, config: &Config, channels: i64, classes: i64) -> Result<SmallNet> {
         let site = |name: &str, kind, geometry, default| {
             let (conv, bn) = (&*format!("{name}.conv"), &*format!("{name}.bn"));
             builder.site(root, SitePlan { conv, bn, kind, geometry, activation: Activation::Relu, default })
         };
-        let mut sites = vec![site("stem", SiteKind::Stem, Geometry::same(channels, 16, 3), false)];
+        let mut sites = vec![site("stem", SiteKind::Stem, Geometry::same(channels, 16, 3), false)?];
         let mut inputs = 16;
         for (block, base) in [16., 32., 64.].into_iter().enumerate() {
             let outputs = ((base * config.width).round() as i64).max(1);
             let pointwise = Geometry::same(inputs, outputs, 1);
             let depthwise = Geometry::same(outputs, outputs, 3).stride(2).groups(outputs);
-            sites.push(site(&format!("blocks.{block}.pointwise"), SiteKind::Pointwise, pointwise, true));
-            sites.push(site(&format!("blocks.{block}.depthwise"), SiteKind::Depthwise, depthwise, false));
+            sites.push(site(&format!("blocks.{block}.pointwise"), SiteKind::Pointwise, pointwise, true)?);
+            sites.push(site(&format!("blocks.{block}.depthwise"), SiteKind::Depthwise, depthwise, false)?);
             inputs = outputs;
         }
-        SmallNet { sites, classifier: Linear::new(&sub(root, "classifier"), inputs, classes) }
+        Ok(SmallNet { sites, classifier: Linear::new(&sub(root, "classifier"), inputs, classes) })
     }
 }
 

@@ -80,6 +80,11 @@ impl BatchNorm {
         }
     }
 
+    /// Sets gamma, the same for all channels.
+    pub fn set_weight(&mut self, gamma: f64) {
+        let _ = tch::no_grad(|| self.weight.fill_(gamma));
+    }
+
     /// What it is at evaluation statistics, in float64.
     pub fn affine(&self) -> Affine {
         let double = |tensor: &Tensor| tensor.detach().to_kind(Kind::Double);

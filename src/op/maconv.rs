@@ -8,7 +8,7 @@ use crate::algebra::{self, FoldError, Geometry, Kernel, MiddlePad};
 use crate::op::attention::{Gate, GateKind};
 use crate::op::layers::{Activation, BatchNorm, ConvNorm, Norm, empty_kernel, empty_weight};
 use crate::op::mdconv::{GatedKernel, LowRank};
-use crate::op::operator::{Compact, Operator};
+use crate::op::operator::{Compact, Operator, Place, Recipe};
 use crate::op::per_sample::{self, PerSample};
 use serde::{Deserialize, Serialize};
 use tch::{Tensor, nn};
@@ -86,11 +86,11 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Fills what depends on the operator's name or on other options.
+    /// Fills what depends on other options; `middle` is the operator's own default.
     ///
     /// # Errors
     /// What is wrong, as `key: reason`.
-    pub fn resolve(mut self, middle: Middle) -> Result<Config, String> {
+    pub fn resolve(&mut self, middle: Middle) -> Result<(), String> {
         let middle = *self.middle.get_or_insert(middle);
         let compact = self.form == Form::Compact;
         let bn = *self.bn.get_or_insert(if compact { Bn::Sum } else { Bn::Each });
@@ -112,7 +112,7 @@ impl Config {
                     .into(),
             );
         }
-        Ok(self)
+        Ok(())
     }
 
     /// Channels m between W1 and W2 at a site.
@@ -128,19 +128,13 @@ impl Config {
             .then(|| Gate::new(&(path / "attention"), inputs, hidden, channels, self.gate, self.temperature))
     }
 
-    /// The compact form on `path`, its numbers still to be set.
-    pub fn compact(&self, path: &nn::Path, geometry: Geometry) -> Compact {
-        match self.gate(path, &geometry) {
-            None => Compact::Static(empty_kernel(path, geometry)),
-            Some(gate) => {
-                let (first, second) = self.geometries(&geometry);
-                let bias = path.var("bias", &[geometry.out_channels], nn::Init::Const(0.));
-                let weight = self.bypass.then(|| empty_weight(path, &geometry));
-                let first = empty_kernel(&(path / "first"), first);
-                let second = empty_weight(&(path / "second"), &second);
-                let kernels = LowRank { weight, bias, first, second };
-                Compact::PerSample(PerSample { maker: Box::new(GatedKernel { kernels, gate }), geometry })
-            }
+    fn empty_low_rank(&self, path: &nn::Path, geometry: Geometry) -> LowRank {
+        let (first, second) = self.geometries(&geometry);
+        LowRank {
+            weight: self.bypass.then(|| empty_weight(path, &geometry)),
+            bias: path.var("bias", &[geometry.out_channels], nn::Init::Const(0.)),
+            first: empty_kernel(&(path / "first"), first),
+            second: empty_weight(&(path / "second"), &second),
         }
     }
 
@@ -149,6 +143,27 @@ impl Config {
         let m = self.middle_channels(site);
         let second = Geometry::same(m, site.out_channels, 1).groups(site.groups);
         (Geometry { out_channels: m, ..*site }, second)
+    }
+}
+
+impl Recipe for Config {
+    fn resolve(&mut self) -> Result<(), String> {
+        Config::resolve(self, Middle::None)
+    }
+
+    fn expanded(&self, place: &Place, geometry: Geometry) -> Box<dyn Operator> {
+        Box::new(MaConv::new(&place.conv, geometry, self))
+    }
+
+    fn compact(&self, place: &Place, geometry: Geometry) -> Compact {
+        let path = &place.conv;
+        match self.gate(path, &geometry) {
+            None => Compact::Static(empty_kernel(path, geometry)),
+            Some(gate) => {
+                let kernels = self.empty_low_rank(path, geometry);
+                Compact::PerSample(PerSample { maker: Box::new(GatedKernel { kernels, gate }), geometry })
+            }
+        }
     }
 }
 

@@ -2,11 +2,33 @@
 //!
 //! The expanded form, and the options, are in `maconv.rs`; `mdconv` is that with attention in the middle.
 
-use crate::algebra::{self, Kernel};
+use crate::algebra::{self, Geometry, Kernel};
 use crate::op::attention::Gate;
 use crate::op::layers::Norm;
+use crate::op::maconv;
+use crate::op::operator::{Compact, Operator, Place, Recipe};
 use crate::op::per_sample::KernelMaker;
+use serde::{Deserialize, Serialize};
 use tch::Tensor;
+
+/// The options of `maconv`, with attention in the middle unless they say otherwise.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Config(pub maconv::Config);
+
+impl Recipe for Config {
+    fn resolve(&mut self) -> Result<(), String> {
+        self.0.resolve(maconv::Middle::Attention)
+    }
+
+    fn expanded(&self, place: &Place, geometry: Geometry) -> Box<dyn Operator> {
+        self.0.expanded(place, geometry)
+    }
+
+    fn compact(&self, place: &Place, geometry: Geometry) -> Compact {
+        self.0.compact(place, geometry)
+    }
+}
 
 /// A static kernel, and a low-rank one whose middle channels can be weighted.
 #[derive(Debug)]

@@ -1,7 +1,7 @@
 //! What an operator is: the thing that stands in place of one convolution and the batch norm behind it, and what it folds to.
 
 pub use crate::algebra::{Affine, FoldError, Geometry, Kernel};
-use crate::op::layers::Activation;
+use crate::op::layers::{Activation, BatchNorm, Norm, empty_kernel};
 use crate::op::per_sample::PerSample;
 use tch::{Tensor, nn};
 
@@ -18,6 +18,49 @@ pub trait Operator: nn::ModuleT {
     /// # Errors
     /// [`FoldError`] where no kernel is that function.
     fn fold(&self) -> Result<Compact, FoldError>;
+}
+
+/// The options of an operator, and how the operator is made of them.
+pub trait Recipe {
+    /// Fills options that depend on others.
+    ///
+    /// # Errors
+    /// What is wrong, as `key: reason`.
+    fn resolve(&mut self) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// Refuses a convolution that the operator can't stand in place of.
+    ///
+    /// # Errors
+    /// What is wrong, as `key: reason`.
+    fn fits(&self, _geometry: &Geometry) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// The expanded form. The options are resolved and fit.
+    fn expanded(&self, place: &Place, geometry: Geometry) -> Box<dyn Operator>;
+
+    /// The compact form, its numbers still to be loaded.
+    fn compact(&self, place: &Place, geometry: Geometry) -> Compact {
+        Compact::Static(empty_kernel(&place.conv, geometry))
+    }
+}
+
+/// Where an operator's variables lie: two paths, because PyTorch's networks name a convolution and its batch norm apart.
+#[derive(Debug)]
+pub struct Place<'a> {
+    /// The convolution's, and all that an operator adds.
+    pub conv: nn::Path<'a>,
+    /// The batch norm's; none where nothing stands behind the convolution.
+    pub bn: Option<nn::Path<'a>>,
+}
+
+impl Place<'_> {
+    /// The batch norm behind the operator, for those that don't bring their own.
+    pub fn norm(&self, channels: i64) -> Norm {
+        self.bn.as_ref().map_or(Norm::None, |bn| Norm::Batch(BatchNorm::new(bn, channels)))
+    }
 }
 
 /// The compact form of an operator.

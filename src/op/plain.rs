@@ -1,8 +1,8 @@
 //! `plain`: the convolution and its batch norm as they are, y = BN(W * x); what every other operator is compared with.
 
 use crate::algebra::{FoldError, Geometry};
-use crate::op::layers::{Activation, BatchNorm, ConvNorm, Norm};
-use crate::op::operator::{Compact, Operator};
+use crate::op::layers::{Activation, ConvNorm};
+use crate::op::operator::{Compact, Operator, Place, Recipe};
 use serde::{Deserialize, Serialize};
 use tch::{Tensor, nn};
 
@@ -11,15 +11,20 @@ use tch::{Tensor, nn};
 #[serde(deny_unknown_fields)]
 pub struct Config {}
 
+impl Recipe for Config {
+    fn expanded(&self, place: &Place, geometry: Geometry) -> Box<dyn Operator> {
+        Box::new(Plain::new(place, geometry))
+    }
+}
+
 /// A convolution without bias and a batch norm.
 #[derive(Debug)]
 pub struct Plain(ConvNorm);
 
 impl Plain {
-    /// The convolution's `weight` on `conv`, the batch norm on `bn`: two paths, because PyTorch's networks name them apart.
-    pub fn new(conv: &nn::Path, bn: &nn::Path, geometry: Geometry) -> Plain {
-        let norm = Norm::Batch(BatchNorm::new(bn, geometry.out_channels));
-        Plain(ConvNorm::new(conv, geometry, norm))
+    /// `weight`, and the batch norm.
+    pub fn new(place: &Place, geometry: Geometry) -> Plain {
+        Plain(ConvNorm::new(&place.conv, geometry, place.norm(geometry.out_channels)))
     }
 }
 

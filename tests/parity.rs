@@ -1,0 +1,153 @@
+//! Every operator against what the public PyTorch implementations compute: tests/fixtures/parity, or the folder in
+//! FOLDCONV_PARITY. One safetensors file a case, float64: the module's state under its own names, an input, outputs in
+//! evaluation and in training, gradients, and the running statistics after the training step.
+//!
+//! Tolerance: both sides compute in float64 and differ in the order of sums alone, about 1e-14 relative; 1e-10 is far below
+//! the error of any wrong term. A case that is not understood is a failure.
+
+use foldconv::algebra::Geometry;
+use foldconv::op::OperatorConfig;
+use foldconv::op::operator::{Operator, Place};
+use safetensors::SafeTensors;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use tch::{Device, Kind, Tensor, nn};
+
+const TOLERANCE: f64 = 1e-10;
+
+/// A case file.
+struct Case {
+    name: String,
+    about: Value,
+    tensors: BTreeMap<String, Tensor>,
+}
+
+impl Case {
+    fn read(path: &Path) -> Case {
+        let bytes = std::fs::read(path).unwrap();
+        let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
+        let about = serde_json::from_str(&header.metadata().as_ref().unwrap()["case"]).unwrap();
+        let tensor = |view: safetensors::tensor::TensorView| {
+            let size: Vec<i64> = view.shape().iter().map(|n| *n as i64).collect();
+            let kind = match view.dtype() {
+                safetensors::Dtype::F64 => Kind::Double,
+                safetensors::Dtype::I64 => Kind::Int64,
+                other => panic!("{other:?}"),
+            };
+            Tensor::from_data_size(view.data(), &size, kind)
+        };
+        let tensors = SafeTensors::deserialize(&bytes).unwrap().tensors();
+        let tensors = tensors.into_iter().map(|(name, view)| (name, tensor(view))).collect();
+        Case { name: path.file_stem().unwrap().to_string_lossy().into_owned(), about, tensors }
+    }
+
+    fn number(&self, key: &str) -> Option<i64> {
+        self.about[key].as_i64()
+    }
+
+    fn geometry(&self) -> Option<Geometry> {
+        let of = |key| self.number(key);
+        let geometry = Geometry::same(of("c_in")?, of("c_out")?, of("kernel")?).stride(of("stride")?);
+        let geometry = geometry.dilation(of("dilation").unwrap_or(1)).groups(of("groups").unwrap_or(1));
+        Some(geometry.padding(of("padding")?))
+    }
+
+    /// The operator that the case is of, as a config file gives it. None: not understood.
+    fn operator(&self) -> Option<(String, Geometry)> {
+        let options = match self.about["op"].as_str()? {
+            "acb" => "{name: acb}".to_string(),
+            _ => return None,
+        };
+        Some((options, self.geometry()?))
+    }
+
+    /// Tensors whose names begin with `prefix`, without it.
+    fn below(&self, prefix: &str) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.tensors.iter().filter_map(move |(name, tensor)| Some((name.strip_prefix(prefix)?, tensor)))
+    }
+}
+
+fn relative(a: &Tensor, b: &Tensor) -> f64 {
+    assert_eq!(a.size(), b.size());
+    let scale = b.norm().double_value(&[]);
+    (a - b).norm().double_value(&[]) / if scale > 0. { scale } else { 1. }
+}
+
+/// Our variable of each of their names; every one of ours is set, and every one of theirs is used.
+fn load(case: &Case, store: &nn::VarStore) -> BTreeMap<String, Tensor> {
+    let variables = store.variables();
+    let mut loaded = BTreeMap::new();
+    for (name, tensor) in case.below("state.") {
+        if name.ends_with("num_batches_tracked") {
+            continue;
+        }
+        let ours = variables.get(&format!("op.{name}")).unwrap_or_else(|| panic!("{}: {name} is not ours: {:?}", case.name, variables.keys()));
+        assert_eq!(ours.size(), tensor.size(), "{}: {name}", case.name);
+        tch::no_grad(|| ours.shallow_clone().copy_(tensor));
+        loaded.insert(name.to_string(), ours.shallow_clone());
+    }
+    assert_eq!(loaded.len(), variables.len(), "{}: {:?}", case.name, variables.keys());
+    loaded
+}
+
+fn check(case: &Case) {
+    let name = &case.name;
+    let (options, geometry) = case.operator().unwrap_or_else(|| panic!("{name}: not understood: {}", case.about));
+    let mut config: OperatorConfig = serde_yaml::from_str(&options).unwrap();
+    config.resolve().unwrap();
+    let mut store = nn::VarStore::new(Device::Cpu);
+    let place = Place { conv: store.root() / "op", bn: None };
+    let operator = config.recipe().expanded(&place, geometry);
+    store.double();
+    let loaded = load(case, &store);
+    let close = |what: &str, a: &Tensor, b: &Tensor| {
+        let error = relative(a, b);
+        assert!(error < TOLERANCE, "{name}: {what} differs by {error:e}");
+    };
+    let x = case.tensors["x"].copy().set_requires_grad(true);
+    close("y_eval", &operator.forward_t(&x, false), &case.tensors["y_eval"]);
+    close("fold", &operator.fold().unwrap().apply(&x), &case.tensors["y_eval"]);
+    if let Some(expected) = case.tensors.get("y_train") {
+        check_training(case, &*operator, &x, expected, &loaded, &close);
+    }
+}
+
+fn check_training(
+    case: &Case,
+    operator: &dyn Operator,
+    x: &Tensor,
+    expected: &Tensor,
+    loaded: &BTreeMap<String, Tensor>,
+    close: &dyn Fn(&str, &Tensor, &Tensor),
+) {
+    let y = operator.forward_t(x, true);
+    close("y_train", &y, expected);
+    let names: Vec<&String> = loaded.iter().filter(|(_, v)| v.requires_grad()).map(|(name, _)| name).collect();
+    let inputs: Vec<&Tensor> = names.iter().map(|name| &loaded[*name]).chain([x]).collect();
+    let gradients = Tensor::run_backward(&[(y * &case.tensors["probe"]).sum(Kind::Double)], &inputs, false, false);
+    close("grad_x", &gradients[names.len()], &case.tensors["grad_x"]);
+    for (name, gradient) in names.iter().zip(&gradients) {
+        close(&format!("grad.{name}"), gradient, &case.tensors[&format!("grad.{name}")]);
+    }
+    for (name, expected) in case.below("after.").filter(|(name, _)| !name.ends_with("num_batches_tracked")) {
+        close(&format!("after.{name}"), &loaded[name], expected);
+    }
+}
+
+/// The operators that are there; cases of others wait for theirs.
+const OPERATORS: [&str; 1] = ["acb"];
+
+#[test]
+fn every_case_agrees_with_the_public_implementation() {
+    let folder = std::env::var_os("FOLDCONV_PARITY")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/parity"), PathBuf::from);
+    let mut paths: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "safetensors"));
+    paths.sort();
+    let cases: Vec<Case> = paths.iter().map(|path| Case::read(path)).collect();
+    let known: Vec<&Case> =
+        cases.iter().filter(|case| case.about["op"].as_str().is_some_and(|op| OPERATORS.contains(&op))).collect();
+    assert!(!known.is_empty());
+    known.into_iter().for_each(check);
+}
