@@ -33,16 +33,11 @@ fn main() {
 fn native(root: &Path) {
     println!("cargo:rerun-if-changed=src/native");
     let x86 = std::env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64");
-    let processors: &[_] = if x86 {
-        // Not the compiler's preferred 256 bits: the loops are wide enough to pay for 512.
-        &[
-            ("baseline", vec![]),
-            ("v3", vec!["-march=x86-64-v3"]),
-            ("v4", vec!["-march=x86-64-v4", "-mprefer-vector-width=512"]),
-        ]
-    } else {
-        &[("baseline", vec![])]
-    };
+    let avx512 = vec!["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma"];
+    let mut processors = vec![("baseline", vec![])];
+    if x86 {
+        processors.extend([("avx2", vec!["-mavx2", "-mfma"]), ("avx512", avx512)]);
+    }
     for (processor, flags) in processors {
         let mut build = cc::Build::new();
         build
@@ -50,9 +45,12 @@ fn native(root: &Path) {
             .std("c++17")
             .opt_level(3)
             .flag_if_supported("-Wno-psabi")
-            .define("PROCESSOR", *processor)
+            .define("PROCESSOR", processor)
             .file("src/native/passes.cpp");
-        flags.iter().fold(&mut build, |build, flag| build.flag(flag)).compile(&format!("foldconv_passes_{processor}"));
+        flags
+            .into_iter()
+            .fold(&mut build, |build, flag| build.flag(flag))
+            .compile(&format!("foldconv_passes_{processor}"));
     }
     let include = root.join("include");
     cc::Build::new()

@@ -25,6 +25,11 @@ pub fn norm_sum(terms: &[Term], momentum: f64, eps: f64, low: f64, high: f64) ->
     fused::norm_sum(terms, momentum, eps, low, high)
 }
 
+/// Uses the builds of the loops for no newer processors than this from now on: 0 any, 1 AVX2, 2 AVX-512 (the default). For tests.
+pub fn newest_processor(generation: i32) {
+    fused::newest_processor(generation);
+}
+
 #[cfg(not(feature = "native"))]
 mod fused {
     use super::Term;
@@ -33,6 +38,8 @@ mod fused {
     pub fn norm_sum(_: &[Term], _: f64, _: f64, _: f64, _: f64) -> Option<Tensor> {
         None
     }
+
+    pub fn newest_processor(_: i32) {}
 }
 
 #[cfg(feature = "native")]
@@ -55,6 +62,13 @@ mod fused {
             high: f64,
             error: *mut *mut c_char,
         ) -> *mut C_tensor;
+
+        fn foldconv_newest_processor(generation: i32);
+    }
+
+    pub fn newest_processor(generation: i32) {
+        // SAFETY: it sets an atomic.
+        unsafe { foldconv_newest_processor(generation) }
     }
 
     pub fn norm_sum(terms: &[Term], momentum: f64, eps: f64, low: f64, high: f64) -> Option<Tensor> {

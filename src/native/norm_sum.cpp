@@ -10,6 +10,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/types.h>
 
+#include <atomic>
 #include <cstring>
 
 #include "passes.h"
@@ -23,31 +24,30 @@ using torch::autograd::variable_list;
 // Rows of a partial sum. It doesn't depend on the number of threads, so neither do the results.
 constexpr int64_t CHUNK = 4096;
 
-template <typename T>
-const Passes<T>& passes();
+// The newest generation that may be used: 0 baseline, 1 AVX2, 2 AVX-512. Tests lower it.
+std::atomic<int> newest{2};
 
-template <>
-const Passes<float>& passes<float>() {
+int generation() {
 #if defined(__x86_64__)
-    static const Passes<float>& best = __builtin_cpu_supports("x86-64-v4")   ? float_v4
-                                       : __builtin_cpu_supports("x86-64-v3") ? float_v3
-                                                                             : float_baseline;
-    return best;
+    static const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    static const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    return std::min(newest.load(), avx512 ? 2 : avx2 ? 1 : 0);
 #else
-    return float_baseline;
+    return 0;
 #endif
 }
 
-template <>
-const Passes<double>& passes<double>() {
 #if defined(__x86_64__)
-    static const Passes<double>& best = __builtin_cpu_supports("x86-64-v4")   ? double_v4
-                                        : __builtin_cpu_supports("x86-64-v3") ? double_v3
-                                                                              : double_baseline;
-    return best;
+#define CHOOSE(type) (generation() == 2 ? type##_avx512 : generation() == 1 ? type##_avx2 : type##_baseline)
 #else
-    return double_baseline;
+#define CHOOSE(type) type##_baseline
 #endif
+
+template <typename T>
+const Passes<T>& passes() {
+    if constexpr (std::is_same_v<T, double>) return CHOOSE(double);
+    else return CHOOSE(float);
 }
 
 Tensor channels_last(const Tensor& x) { return x.contiguous(at::MemoryFormat::ChannelsLast); }
@@ -231,3 +231,6 @@ extern "C" Tensor* foldconv_norm_sum(Tensor* const* inputs, int64_t n, double mo
         return nullptr;
     }
 }
+
+// Uses builds for no newer processors than this from now on.
+extern "C" void foldconv_newest_processor(int generation) { newest = generation; }

@@ -36,5 +36,5 @@ struct Passes {
     extern const Passes<float> float_##processor; \
     extern const Passes<double> double_##processor;
 DECLARE_PASSES(baseline)
-DECLARE_PASSES(v3)
-DECLARE_PASSES(v4)
+DECLARE_PASSES(avx2)
+DECLARE_PASSES(avx512)

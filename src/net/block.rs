@@ -1,9 +1,9 @@
 //! Sites, and how an operator is put on one.
 
 use crate::algebra::{self, FoldError, Geometry};
+use crate::bad_request;
 use crate::op::OperatorConfig;
 use crate::op::layers::Activation;
-use crate::bad_request;
 use crate::op::operator::{Compact, Operator, Place};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};

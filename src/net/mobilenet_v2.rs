@@ -67,7 +67,13 @@ pub struct MobileNetV2 {
 
 impl MobileNetV2 {
     /// On `root`: torchvision's names, `features.0.0.weight` to `classifier.1.bias`.
-    pub fn new(root: &nn::Path, builder: &Builder, config: &Config, channels: i64, classes: i64) -> Result<MobileNetV2> {
+    pub fn new(
+        root: &nn::Path,
+        builder: &Builder,
+        config: &Config,
+        channels: i64,
+        classes: i64,
+    ) -> Result<MobileNetV2> {
         let cifar = config.stem == Stem::Cifar;
         let activation = Activation::Relu6;
         let mut inputs = make_divisible(32. * config.width);
@@ -101,7 +107,14 @@ impl MobileNetV2 {
 impl Block {
     /// On `path`, torchvision's Sequential: `0.0` and `0.1` the expansion, `1.0` and `1.1` the depthwise, `2` and `3` the
     /// projection; without an expansion everything is one number lower.
-    fn new(path: &nn::Path, builder: &Builder, inputs: i64, outputs: i64, stride: i64, expansion: i64) -> Result<Block> {
+    fn new(
+        path: &nn::Path,
+        builder: &Builder,
+        inputs: i64,
+        outputs: i64,
+        stride: i64,
+        expansion: i64,
+    ) -> Result<Block> {
         let hidden = inputs * expansion;
         let at = i64::from(expansion != 1);
         let site = |conv: &str, bn: &str, kind, geometry, activation| {

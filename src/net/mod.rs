@@ -43,9 +43,7 @@ impl NetConfig {
     pub fn build(&self, root: &nn::Path, builder: &Builder, spec: Spec) -> Result<Box<dyn Network>> {
         let Spec { channels, classes, .. } = spec;
         Ok(match self {
-            NetConfig::SmallNet(config) => {
-                Box::new(smallnet::SmallNet::new(root, builder, config, channels, classes)?)
-            }
+            NetConfig::SmallNet(config) => Box::new(smallnet::SmallNet::new(root, builder, config, channels, classes)?),
             NetConfig::MobileNetV2(config) => {
                 Box::new(mobilenet_v2::MobileNetV2::new(root, builder, config, channels, classes)?)
             }
