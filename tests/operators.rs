@@ -191,9 +191,19 @@ fn gradients_equal_finite_differences() {
 }
 
 fn network(net: &str, operator: &OperatorConfig, form: Form, classes: i64) -> (nn::VarStore, Box<dyn Network>) {
+    network_on(&[], net, operator, form, classes)
+}
+
+fn network_on(
+    apply_to: &[String],
+    net: &str,
+    operator: &OperatorConfig,
+    form: Form,
+    classes: i64,
+) -> (nn::VarStore, Box<dyn Network>) {
     let store = nn::VarStore::new(Device::Cpu);
     let config: NetConfig = serde_yaml::from_str(net).unwrap();
-    let builder = Builder { operator, apply_to: &[], form };
+    let builder = Builder { operator, apply_to, form };
     let network = config.build(&store.root(), &builder, Spec { classes, channels: 3, size: 32 }).unwrap();
     for name in store.variables().keys() {
         assert!(!name.contains("__"), "{name} was registered twice");
@@ -252,6 +262,30 @@ fn a_folded_network_is_the_same_function() {
             assert!(error < 1e-11, "{net} {options}: {error:e}");
         }
     }
+}
+
+#[test]
+fn an_operator_goes_where_apply_to_says() {
+    let config = operator("{name: mdconv, intermediate: 3}");
+    let operators = |apply_to: &[String]| -> Vec<&'static str> {
+        let (_store, network) = network_on(apply_to, "{name: smallnet}", &config, Form::Expanded, 10);
+        network.sites().iter().map(|site| site.operator).collect()
+    };
+    let (p, m) = ("plain", "mdconv");
+    assert_eq!(operators(&[]), [p, m, p, m, p, m, p]);
+    assert_eq!(operators(&["depthwise".into()]), [p, p, m, p, m, p, m]);
+    assert_eq!(operators(&["stem".into(), "blocks.1.pointwise.conv".into()]), [m, p, p, m, p, p, p]);
+
+    // Everywhere, strided depthwise convolutions included, it folds.
+    let all = ["all".to_string()];
+    let (mut store, expanded) = network_on(&all, "{name: smallnet}", &config, Form::Expanded, 10);
+    randomise(&mut store);
+    let (mut compact_store, compact) = network_on(&all, "{name: smallnet}", &config, Form::Compact, 10);
+    compact_store.double();
+    assign(&compact_store, &fold(&*expanded, &store).unwrap()).unwrap();
+    let x = Tensor::randn([2, 3, 32, 32], (Kind::Double, Device::Cpu));
+    let error = relative(&compact.forward_t(&x, false), &expanded.forward_t(&x, false));
+    assert!(error < 1e-11, "{error:e}");
 }
 
 #[test]
