@@ -2,13 +2,13 @@
 //!
 //! The floors, from the ground up; a module uses only floors below its own:
 //!
-//! 1. [`error`], [`files`], [`registry`], [`text`], [`native`], [`algebra`] (pure functions on kernels), [`device`]
+//! 1. [`error`], [`files`], [`mod@registry`], [`text`], [`native`], [`algebra`] (pure functions on kernels), [`device`]
 //! 2. [`op`] (operators: one file each, expanded form and fold), [`data`] (data sets and batches)
 //! 3. [`net`] (networks: sites on which operators stand)
 //! 4. [`config`] (an experiment file, resolved)
 //! 5. [`fold`] (a network to its compact form), [`weights`] (the model file)
 //! 6. [`train`] (one trial)
-//! 7. [`bench`] (latency and throughput)
+//! 7. [`mod@bench`] (latency and throughput)
 //! 8. [`sweep`] (the trials of a file)
 //! 9. [`report`] (tables of a sweep)
 //! 10. [`cli`] (the command line)

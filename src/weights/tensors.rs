@@ -37,7 +37,7 @@ pub fn write<'a, M: Serialize>(
     files::write_atomic(path, &safetensors::serialize(views, Some(metadata))?)
 }
 
-/// Reads a file that [`write`] wrote.
+/// Reads a file that [`write()`] wrote.
 ///
 /// # Errors
 /// A [`crate::error::BadRequest`] where the file is none, or is damaged.
