@@ -55,8 +55,10 @@ impl Case {
 
     /// The operator that the case is of, as a config file gives it. None: not understood.
     fn operator(&self) -> Option<(String, Geometry)> {
+        let se = self.about["se"].as_bool().unwrap_or(false);
         let options = match self.about["op"].as_str()? {
             "acb" => "{name: acb}".to_string(),
+            "repvgg" => format!("{{name: repvgg, se: {se}}}"),
             _ => return None,
         };
         Some((options, self.geometry()?))
@@ -82,7 +84,9 @@ fn load(case: &Case, store: &nn::VarStore) -> BTreeMap<String, Tensor> {
         if name.ends_with("num_batches_tracked") {
             continue;
         }
-        let ours = variables.get(&format!("op.{name}")).unwrap_or_else(|| panic!("{}: {name} is not ours: {:?}", case.name, variables.keys()));
+        let ours = variables
+            .get(&format!("op.{name}"))
+            .unwrap_or_else(|| panic!("{}: {name} is not ours: {:?}", case.name, variables.keys()));
         assert_eq!(ours.size(), tensor.size(), "{}: {name}", case.name);
         tch::no_grad(|| ours.shallow_clone().copy_(tensor));
         loaded.insert(name.to_string(), ours.shallow_clone());
@@ -136,7 +140,7 @@ fn check_training(
 }
 
 /// The operators that are there; cases of others wait for theirs.
-const OPERATORS: [&str; 1] = ["acb"];
+const OPERATORS: &[&str] = &["acb", "repvgg"];
 
 #[test]
 fn every_case_agrees_with_the_public_implementation() {

@@ -2,12 +2,17 @@
 
 pub mod acb;
 pub mod attention;
+pub mod branches;
 pub mod layers;
 pub mod maconv;
 pub mod mdconv;
 pub mod operator;
 pub mod per_sample;
 pub mod plain;
+#[cfg(test)]
+mod proof;
+pub mod repvgg;
+pub mod squeeze;
 
 use operator::Recipe;
 
@@ -18,6 +23,7 @@ crate::registry! {
         "maconv" => MaConv(maconv::Config),
         "mdconv" => MdConv(mdconv::Config),
         "acb" => Acb(acb::Config),
+        "repvgg" => RepVgg(repvgg::Config),
     }
 }
 
@@ -35,6 +41,7 @@ impl OperatorConfig {
             OperatorConfig::MaConv(config) => config,
             OperatorConfig::MdConv(config) => config,
             OperatorConfig::Acb(config) => config,
+            OperatorConfig::RepVgg(config) => config,
         }
     }
 
@@ -48,6 +55,7 @@ impl OperatorConfig {
             OperatorConfig::MaConv(config) => Recipe::resolve(config),
             OperatorConfig::MdConv(config) => config.resolve(),
             OperatorConfig::Acb(config) => config.resolve(),
+            OperatorConfig::RepVgg(config) => config.resolve(),
         }
     }
 }
