@@ -59,6 +59,7 @@ impl Case {
         let options = match self.about["op"].as_str()? {
             "acb" => "{name: acb}".to_string(),
             "repvgg" => format!("{{name: repvgg, se: {se}}}"),
+            "mobileone" => format!("{{name: mobileone, branches: {}, se: {se}}}", self.number("branches")?),
             _ => return None,
         };
         Some((options, self.geometry()?))
@@ -140,7 +141,7 @@ fn check_training(
 }
 
 /// The operators that are there; cases of others wait for theirs.
-const OPERATORS: &[&str] = &["acb", "repvgg"];
+const OPERATORS: &[&str] = &["acb", "repvgg", "mobileone"];
 
 #[test]
 fn every_case_agrees_with_the_public_implementation() {

@@ -6,6 +6,7 @@ pub mod branches;
 pub mod layers;
 pub mod maconv;
 pub mod mdconv;
+pub mod mobileone;
 pub mod operator;
 pub mod per_sample;
 pub mod plain;
@@ -24,6 +25,7 @@ crate::registry! {
         "mdconv" => MdConv(mdconv::Config),
         "acb" => Acb(acb::Config),
         "repvgg" => RepVgg(repvgg::Config),
+        "mobileone" => MobileOne(mobileone::Config),
     }
 }
 
@@ -42,6 +44,7 @@ impl OperatorConfig {
             OperatorConfig::MdConv(config) => config,
             OperatorConfig::Acb(config) => config,
             OperatorConfig::RepVgg(config) => config,
+            OperatorConfig::MobileOne(config) => config,
         }
     }
 
@@ -56,6 +59,7 @@ impl OperatorConfig {
             OperatorConfig::MdConv(config) => config.resolve(),
             OperatorConfig::Acb(config) => config.resolve(),
             OperatorConfig::RepVgg(config) => config.resolve(),
+            OperatorConfig::MobileOne(config) => config.resolve(),
         }
     }
 }
