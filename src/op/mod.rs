@@ -12,6 +12,7 @@ pub mod per_sample;
 pub mod plain;
 #[cfg(test)]
 mod proof;
+pub mod replk;
 pub mod repvgg;
 pub mod squeeze;
 
@@ -26,6 +27,7 @@ crate::registry! {
         "acb" => Acb(acb::Config),
         "repvgg" => RepVgg(repvgg::Config),
         "mobileone" => MobileOne(mobileone::Config),
+        "replk" => RepLk(replk::Config),
     }
 }
 
@@ -45,6 +47,7 @@ impl OperatorConfig {
             OperatorConfig::Acb(config) => config,
             OperatorConfig::RepVgg(config) => config,
             OperatorConfig::MobileOne(config) => config,
+            OperatorConfig::RepLk(config) => config,
         }
     }
 
@@ -60,6 +63,7 @@ impl OperatorConfig {
             OperatorConfig::Acb(config) => config.resolve(),
             OperatorConfig::RepVgg(config) => config.resolve(),
             OperatorConfig::MobileOne(config) => config.resolve(),
+            OperatorConfig::RepLk(config) => config.resolve(),
         }
     }
 }
