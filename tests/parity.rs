@@ -60,6 +60,7 @@ impl Case {
             "acb" => "{name: acb}".to_string(),
             "repvgg" => format!("{{name: repvgg, se: {se}}}"),
             "mobileone" => format!("{{name: mobileone, branches: {}, se: {se}}}", self.number("branches")?),
+            "dbb" => "{name: dbb}".to_string(),
             _ => return None,
         };
         Some((options, self.geometry()?))
@@ -141,7 +142,7 @@ fn check_training(
 }
 
 /// The operators that are there; cases of others wait for theirs.
-const OPERATORS: &[&str] = &["acb", "repvgg", "mobileone"];
+const OPERATORS: &[&str] = &["acb", "repvgg", "mobileone", "dbb"];
 
 #[test]
 fn every_case_agrees_with_the_public_implementation() {

@@ -3,6 +3,7 @@
 pub mod acb;
 pub mod attention;
 pub mod branches;
+pub mod dbb;
 pub mod layers;
 pub mod maconv;
 pub mod mdconv;
@@ -27,6 +28,7 @@ crate::registry! {
         "acb" => Acb(acb::Config),
         "repvgg" => RepVgg(repvgg::Config),
         "mobileone" => MobileOne(mobileone::Config),
+        "dbb" => Dbb(dbb::Config),
         "replk" => RepLk(replk::Config),
     }
 }
@@ -47,6 +49,7 @@ impl OperatorConfig {
             OperatorConfig::Acb(config) => config,
             OperatorConfig::RepVgg(config) => config,
             OperatorConfig::MobileOne(config) => config,
+            OperatorConfig::Dbb(config) => config,
             OperatorConfig::RepLk(config) => config,
         }
     }
@@ -63,6 +66,7 @@ impl OperatorConfig {
             OperatorConfig::Acb(config) => config.resolve(),
             OperatorConfig::RepVgg(config) => config.resolve(),
             OperatorConfig::MobileOne(config) => config.resolve(),
+            OperatorConfig::Dbb(config) => config.resolve(),
             OperatorConfig::RepLk(config) => config.resolve(),
         }
     }
