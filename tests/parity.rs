@@ -55,8 +55,12 @@ impl Case {
 
     /// The operator that the case is of, as a config file gives it. None: not understood.
     fn operator(&self) -> Option<(String, Geometry)> {
+        let se = self.about["se"].as_bool().unwrap_or(false);
         let options = match self.about["op"].as_str()? {
             "acb" => "{name: acb}".to_string(),
+            "repvgg" => format!("{{name: repvgg, se: {se}}}"),
+            "mobileone" => format!("{{name: mobileone, branches: {}, se: {se}}}", self.number("branches")?),
+            "dbb" => "{name: dbb}".to_string(),
             _ => return None,
         };
         Some((options, self.geometry()?))
@@ -138,7 +142,7 @@ fn check_training(
 }
 
 /// The operators that are there; cases of others wait for theirs.
-const OPERATORS: [&str; 1] = ["acb"];
+const OPERATORS: &[&str] = &["acb", "repvgg", "mobileone", "dbb"];
 
 #[test]
 fn every_case_agrees_with_the_public_implementation() {

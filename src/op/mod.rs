@@ -2,12 +2,20 @@
 
 pub mod acb;
 pub mod attention;
+pub mod branches;
+pub mod dbb;
 pub mod layers;
 pub mod maconv;
 pub mod mdconv;
+pub mod mobileone;
 pub mod operator;
 pub mod per_sample;
 pub mod plain;
+#[cfg(test)]
+mod proof;
+pub mod replk;
+pub mod repvgg;
+pub mod squeeze;
 
 use operator::Recipe;
 
@@ -18,6 +26,10 @@ crate::registry! {
         "maconv" => MaConv(maconv::Config),
         "mdconv" => MdConv(mdconv::Config),
         "acb" => Acb(acb::Config),
+        "repvgg" => RepVgg(repvgg::Config),
+        "mobileone" => MobileOne(mobileone::Config),
+        "dbb" => Dbb(dbb::Config),
+        "replk" => RepLk(replk::Config),
     }
 }
 
@@ -35,6 +47,10 @@ impl OperatorConfig {
             OperatorConfig::MaConv(config) => config,
             OperatorConfig::MdConv(config) => config,
             OperatorConfig::Acb(config) => config,
+            OperatorConfig::RepVgg(config) => config,
+            OperatorConfig::MobileOne(config) => config,
+            OperatorConfig::Dbb(config) => config,
+            OperatorConfig::RepLk(config) => config,
         }
     }
 
@@ -48,6 +64,10 @@ impl OperatorConfig {
             OperatorConfig::MaConv(config) => Recipe::resolve(config),
             OperatorConfig::MdConv(config) => config.resolve(),
             OperatorConfig::Acb(config) => config.resolve(),
+            OperatorConfig::RepVgg(config) => config.resolve(),
+            OperatorConfig::MobileOne(config) => config.resolve(),
+            OperatorConfig::Dbb(config) => config.resolve(),
+            OperatorConfig::RepLk(config) => config.resolve(),
         }
     }
 }

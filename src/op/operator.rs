@@ -3,6 +3,7 @@
 pub use crate::algebra::{Affine, FoldError, Geometry, Kernel};
 use crate::op::layers::{Activation, BatchNorm, Norm, empty_kernel};
 use crate::op::per_sample::PerSample;
+use crate::op::squeeze::SqueezeExcite;
 use tch::{Tensor, nn};
 
 /// What stands in place of one convolution and the batch norm behind it: x (N, C_in, H, W) to y (N, C_out, H', W').
@@ -70,27 +71,44 @@ pub enum Compact {
     Static(Kernel),
     /// One kernel and bias for each sample, made from the sample.
     PerSample(PerSample),
+    /// One kernel, and weights of its output's channels that are made from that output.
+    Gated {
+        /// The kernel.
+        kernel: Kernel,
+        /// What weighs the channels.
+        gate: SqueezeExcite,
+    },
 }
 
 impl Compact {
+    /// A kernel with what stands behind it, if anything does.
+    pub fn behind(kernel: Kernel, gate: Option<SqueezeExcite>) -> Compact {
+        match gate {
+            None => Compact::Static(kernel),
+            Some(gate) => Compact::Gated { kernel, gate },
+        }
+    }
+
     /// The convolution of x (N, C_in, H, W).
     pub fn apply(&self, x: &Tensor) -> Tensor {
         match self {
             Compact::Static(kernel) => kernel.apply(x),
             Compact::PerSample(kernels) => kernels.apply(x),
+            Compact::Gated { kernel, gate } => gate.forward(&kernel.apply(x)),
         }
     }
 
     /// Its numbers, by their names below the site.
     pub fn tensors(&self) -> Vec<(String, Tensor)> {
         match self {
-            Compact::Static(kernel) => {
-                let weight = ("weight".to_string(), kernel.weight.shallow_clone());
-                std::iter::once(weight)
-                    .chain(kernel.bias.iter().map(|bias| ("bias".to_string(), bias.shallow_clone())))
-                    .collect()
-            }
+            Compact::Static(kernel) => kernel_tensors(kernel).collect(),
             Compact::PerSample(kernels) => kernels.maker.tensors(),
+            Compact::Gated { kernel, gate } => kernel_tensors(kernel).chain(gate.tensors()).collect(),
         }
     }
+}
+
+fn kernel_tensors(kernel: &Kernel) -> impl Iterator<Item = (String, Tensor)> {
+    let weight = ("weight".to_string(), kernel.weight.shallow_clone());
+    std::iter::once(weight).chain(kernel.bias.iter().map(|bias| ("bias".to_string(), bias.shallow_clone())))
 }
