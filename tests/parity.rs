@@ -7,6 +7,7 @@
 
 use foldconv::algebra::Geometry;
 use foldconv::op::OperatorConfig;
+use foldconv::op::expandnet;
 use foldconv::op::operator::{Operator, Place};
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -57,9 +58,23 @@ impl Case {
     fn operator(&self) -> Option<(String, Geometry)> {
         let options = match self.about["op"].as_str()? {
             "acb" => "{name: acb}".to_string(),
+            "expandnet" => return self.expandnet(),
+            "orepa" => "{name: orepa}".to_string(),
+            "tbc" => format!("{{name: tbc, blocks: {}, bias: true}}", self.number("blocks")?),
             _ => return None,
         };
         Some((options, self.geometry()?))
+    }
+
+    /// Its chain cases say no channels or padding: those are the tensors'.
+    fn expandnet(&self) -> Option<(String, Geometry)> {
+        let (variant, rate, k) = (self.about["variant"].as_str()?, self.number("rate")?, self.number("kernel")?);
+        let (x, y) = (self.tensors["x"].size(), self.tensors["y_eval"].size());
+        let geometry = Geometry::same(x[1], y[1], k).stride(self.number("stride").unwrap_or(1));
+        let geometry = geometry.padding(self.number("padding").unwrap_or((y[2] - x[2] + k - 1) / 2));
+        let bias = self.tensors.contains_key("state.conv1.0.bias");
+        let geometry = geometry.groups(self.number("groups").unwrap_or(1));
+        Some((format!("{{name: expandnet, variant: {variant}, rate: {rate}, bias: {bias}}}"), geometry))
     }
 
     /// Tensors whose names begin with `prefix`, without it.
@@ -82,7 +97,8 @@ fn load(case: &Case, store: &nn::VarStore) -> BTreeMap<String, Tensor> {
         if name.ends_with("num_batches_tracked") {
             continue;
         }
-        let ours = variables.get(&format!("op.{name}")).unwrap_or_else(|| panic!("{}: {name} is not ours: {:?}", case.name, variables.keys()));
+        let own = if case.about["op"] == "expandnet" { expandnet::variable(name) } else { name };
+        let ours = variables.get(&format!("op.{own}")).unwrap_or_else(|| panic!("{}: {name} is not ours: {:?}", case.name, variables.keys()));
         assert_eq!(ours.size(), tensor.size(), "{}: {name}", case.name);
         tch::no_grad(|| ours.shallow_clone().copy_(tensor));
         loaded.insert(name.to_string(), ours.shallow_clone());
@@ -136,7 +152,7 @@ fn check_training(
 }
 
 /// The operators that are there; cases of others wait for theirs.
-const OPERATORS: [&str; 1] = ["acb"];
+const OPERATORS: [&str; 4] = ["acb", "expandnet", "orepa", "tbc"];
 
 #[test]
 fn every_case_agrees_with_the_public_implementation() {

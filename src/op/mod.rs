@@ -2,12 +2,17 @@
 
 pub mod acb;
 pub mod attention;
+pub mod expandnet;
 pub mod layers;
 pub mod maconv;
 pub mod mdconv;
 pub mod operator;
+pub mod orepa;
 pub mod per_sample;
 pub mod plain;
+#[cfg(test)]
+pub(crate) mod proof;
+pub mod tbc;
 
 use operator::Recipe;
 
@@ -18,6 +23,9 @@ crate::registry! {
         "maconv" => MaConv(maconv::Config),
         "mdconv" => MdConv(mdconv::Config),
         "acb" => Acb(acb::Config),
+        "tbc" => Tbc(tbc::Config),
+        "orepa" => Orepa(orepa::Config),
+        "expandnet" => ExpandNet(expandnet::Config),
     }
 }
 
@@ -35,6 +43,9 @@ impl OperatorConfig {
             OperatorConfig::MaConv(config) => config,
             OperatorConfig::MdConv(config) => config,
             OperatorConfig::Acb(config) => config,
+            OperatorConfig::Tbc(config) => config,
+            OperatorConfig::Orepa(config) => config,
+            OperatorConfig::ExpandNet(config) => config,
         }
     }
 
@@ -48,6 +59,9 @@ impl OperatorConfig {
             OperatorConfig::MaConv(config) => Recipe::resolve(config),
             OperatorConfig::MdConv(config) => config.resolve(),
             OperatorConfig::Acb(config) => config.resolve(),
+            OperatorConfig::Tbc(config) => config.resolve(),
+            OperatorConfig::Orepa(config) => config.resolve(),
+            OperatorConfig::ExpandNet(config) => config.resolve(),
         }
     }
 }
