@@ -58,6 +58,7 @@ impl Case {
     fn operator(&self) -> Option<(String, Geometry)> {
         let options = match self.about["op"].as_str()? {
             "acb" => "{name: acb}".to_string(),
+            "dcd" => format!("{{name: dcd, layout: {}, squeeze: {}}}", self.about["layout"].as_str()?, self.number("fc_squeeze").unwrap_or(16)),
             "expandnet" => return self.expandnet(),
             "orepa" => "{name: orepa}".to_string(),
             "tbc" => format!("{{name: tbc, blocks: {}, bias: true}}", self.number("blocks")?),
@@ -152,7 +153,7 @@ fn check_training(
 }
 
 /// The operators that are there; cases of others wait for theirs.
-const OPERATORS: [&str; 4] = ["acb", "expandnet", "orepa", "tbc"];
+const OPERATORS: [&str; 5] = ["acb", "dcd", "expandnet", "orepa", "tbc"];
 
 #[test]
 fn every_case_agrees_with_the_public_implementation() {

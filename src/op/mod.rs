@@ -2,6 +2,8 @@
 
 pub mod acb;
 pub mod attention;
+pub mod dcd;
+pub mod dcd_kernel;
 pub mod expandnet;
 pub mod layers;
 pub mod maconv;
@@ -23,6 +25,7 @@ crate::registry! {
         "maconv" => MaConv(maconv::Config),
         "mdconv" => MdConv(mdconv::Config),
         "acb" => Acb(acb::Config),
+        "dcd" => Dcd(dcd::Config),
         "tbc" => Tbc(tbc::Config),
         "orepa" => Orepa(orepa::Config),
         "expandnet" => ExpandNet(expandnet::Config),
@@ -43,6 +46,7 @@ impl OperatorConfig {
             OperatorConfig::MaConv(config) => config,
             OperatorConfig::MdConv(config) => config,
             OperatorConfig::Acb(config) => config,
+            OperatorConfig::Dcd(config) => config,
             OperatorConfig::Tbc(config) => config,
             OperatorConfig::Orepa(config) => config,
             OperatorConfig::ExpandNet(config) => config,
@@ -59,6 +63,7 @@ impl OperatorConfig {
             OperatorConfig::MaConv(config) => Recipe::resolve(config),
             OperatorConfig::MdConv(config) => config.resolve(),
             OperatorConfig::Acb(config) => config.resolve(),
+            OperatorConfig::Dcd(config) => config.resolve(),
             OperatorConfig::Tbc(config) => config.resolve(),
             OperatorConfig::Orepa(config) => config.resolve(),
             OperatorConfig::ExpandNet(config) => config.resolve(),
