@@ -7,6 +7,7 @@
 
 use foldconv::algebra::Geometry;
 use foldconv::op::OperatorConfig;
+use foldconv::op::expandnet;
 use foldconv::op::operator::{Operator, Place};
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -61,9 +62,24 @@ impl Case {
             "repvgg" => format!("{{name: repvgg, se: {se}}}"),
             "mobileone" => format!("{{name: mobileone, branches: {}, se: {se}}}", self.number("branches")?),
             "dbb" => "{name: dbb}".to_string(),
+            "dcd" => format!("{{name: dcd, layout: {}, squeeze: {}}}", self.about["layout"].as_str()?, self.number("fc_squeeze").unwrap_or(16)),
+            "expandnet" => return self.expandnet(),
+            "orepa" => "{name: orepa}".to_string(),
+            "tbc" => format!("{{name: tbc, blocks: {}, bias: true}}", self.number("blocks")?),
             _ => return None,
         };
         Some((options, self.geometry()?))
+    }
+
+    /// Its chain cases say no channels or padding: those are the tensors'.
+    fn expandnet(&self) -> Option<(String, Geometry)> {
+        let (variant, rate, k) = (self.about["variant"].as_str()?, self.number("rate")?, self.number("kernel")?);
+        let (x, y) = (self.tensors["x"].size(), self.tensors["y_eval"].size());
+        let geometry = Geometry::same(x[1], y[1], k).stride(self.number("stride").unwrap_or(1));
+        let geometry = geometry.padding(self.number("padding").unwrap_or((y[2] - x[2] + k - 1) / 2));
+        let bias = self.tensors.contains_key("state.conv1.0.bias");
+        let geometry = geometry.groups(self.number("groups").unwrap_or(1));
+        Some((format!("{{name: expandnet, variant: {variant}, rate: {rate}, bias: {bias}}}"), geometry))
     }
 
     /// Tensors whose names begin with `prefix`, without it.
@@ -86,9 +102,8 @@ fn load(case: &Case, store: &nn::VarStore) -> BTreeMap<String, Tensor> {
         if name.ends_with("num_batches_tracked") {
             continue;
         }
-        let ours = variables
-            .get(&format!("op.{name}"))
-            .unwrap_or_else(|| panic!("{}: {name} is not ours: {:?}", case.name, variables.keys()));
+        let own = if case.about["op"] == "expandnet" { expandnet::variable(name) } else { name };
+        let ours = variables.get(&format!("op.{own}")).unwrap_or_else(|| panic!("{}: {name} is not ours: {:?}", case.name, variables.keys()));
         assert_eq!(ours.size(), tensor.size(), "{}: {name}", case.name);
         tch::no_grad(|| ours.shallow_clone().copy_(tensor));
         loaded.insert(name.to_string(), ours.shallow_clone());
@@ -142,7 +157,7 @@ fn check_training(
 }
 
 /// The operators that are there; cases of others wait for theirs.
-const OPERATORS: &[&str] = &["acb", "repvgg", "mobileone", "dbb"];
+const OPERATORS: &[&str] = &["acb", "repvgg", "mobileone", "dbb", "dcd", "expandnet", "orepa", "tbc"];
 
 #[test]
 fn every_case_agrees_with_the_public_implementation() {

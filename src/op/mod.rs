@@ -4,11 +4,15 @@ pub mod acb;
 pub mod attention;
 pub mod branches;
 pub mod dbb;
+pub mod dcd;
+pub mod dcd_kernel;
+pub mod expandnet;
 pub mod layers;
 pub mod maconv;
 pub mod mdconv;
 pub mod mobileone;
 pub mod operator;
+pub mod orepa;
 pub mod per_sample;
 pub mod plain;
 #[cfg(test)]
@@ -16,6 +20,7 @@ mod proof;
 pub mod replk;
 pub mod repvgg;
 pub mod squeeze;
+pub mod tbc;
 
 use operator::Recipe;
 
@@ -30,6 +35,10 @@ crate::registry! {
         "mobileone" => MobileOne(mobileone::Config),
         "dbb" => Dbb(dbb::Config),
         "replk" => RepLk(replk::Config),
+        "dcd" => Dcd(dcd::Config),
+        "tbc" => Tbc(tbc::Config),
+        "orepa" => Orepa(orepa::Config),
+        "expandnet" => ExpandNet(expandnet::Config),
     }
 }
 
@@ -51,6 +60,10 @@ impl OperatorConfig {
             OperatorConfig::MobileOne(config) => config,
             OperatorConfig::Dbb(config) => config,
             OperatorConfig::RepLk(config) => config,
+            OperatorConfig::Dcd(config) => config,
+            OperatorConfig::Tbc(config) => config,
+            OperatorConfig::Orepa(config) => config,
+            OperatorConfig::ExpandNet(config) => config,
         }
     }
 
@@ -68,6 +81,10 @@ impl OperatorConfig {
             OperatorConfig::MobileOne(config) => config.resolve(),
             OperatorConfig::Dbb(config) => config.resolve(),
             OperatorConfig::RepLk(config) => config.resolve(),
+            OperatorConfig::Dcd(config) => config.resolve(),
+            OperatorConfig::Tbc(config) => config.resolve(),
+            OperatorConfig::Orepa(config) => config.resolve(),
+            OperatorConfig::ExpandNet(config) => config.resolve(),
         }
     }
 }
