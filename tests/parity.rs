@@ -57,9 +57,16 @@ impl Case {
     fn operator(&self) -> Option<(String, Geometry)> {
         let options = match self.about["op"].as_str()? {
             "acb" => "{name: acb}".to_string(),
+            "drconv" => self.drconv()?,
             _ => return None,
         };
         Some((options, self.geometry()?))
+    }
+
+    fn drconv(&self) -> Option<String> {
+        let (layout, regions) = (self.about["layout"].as_str()?, self.number("regions")?);
+        let experts = self.number("experts").unwrap_or(8);
+        Some(format!("{{name: drconv, layout: {layout}, regions: {regions}, experts: {experts}}}"))
     }
 
     /// Tensors whose names begin with `prefix`, without it.
@@ -136,7 +143,7 @@ fn check_training(
 }
 
 /// The operators that are there; cases of others wait for theirs.
-const OPERATORS: [&str; 1] = ["acb"];
+const OPERATORS: [&str; 2] = ["acb", "drconv"];
 
 #[test]
 fn every_case_agrees_with_the_public_implementation() {

@@ -2,12 +2,14 @@
 
 pub mod acb;
 pub mod attention;
+pub mod drconv;
 pub mod layers;
 pub mod maconv;
 pub mod mdconv;
 pub mod operator;
 pub mod per_sample;
 pub mod plain;
+pub mod regions;
 
 use operator::Recipe;
 
@@ -18,6 +20,7 @@ crate::registry! {
         "maconv" => MaConv(maconv::Config),
         "mdconv" => MdConv(mdconv::Config),
         "acb" => Acb(acb::Config),
+        "drconv" => DrConv(drconv::Config),
     }
 }
 
@@ -35,6 +38,7 @@ impl OperatorConfig {
             OperatorConfig::MaConv(config) => config,
             OperatorConfig::MdConv(config) => config,
             OperatorConfig::Acb(config) => config,
+            OperatorConfig::DrConv(config) => config,
         }
     }
 
@@ -48,6 +52,7 @@ impl OperatorConfig {
             OperatorConfig::MaConv(config) => Recipe::resolve(config),
             OperatorConfig::MdConv(config) => config.resolve(),
             OperatorConfig::Acb(config) => config.resolve(),
+            OperatorConfig::DrConv(config) => config.resolve(),
         }
     }
 }

@@ -3,6 +3,7 @@
 pub use crate::algebra::{Affine, FoldError, Geometry, Kernel};
 use crate::op::layers::{Activation, BatchNorm, Norm, empty_kernel};
 use crate::op::per_sample::PerSample;
+use crate::op::regions::Regional;
 use tch::{Tensor, nn};
 
 /// What stands in place of one convolution and the batch norm behind it: x (N, C_in, H, W) to y (N, C_out, H', W').
@@ -70,6 +71,8 @@ pub enum Compact {
     Static(Kernel),
     /// One kernel and bias for each sample, made from the sample.
     PerSample(PerSample),
+    /// Several kernels for each sample, and a map of which one stands where.
+    Regions(Regional),
 }
 
 impl Compact {
@@ -78,6 +81,7 @@ impl Compact {
         match self {
             Compact::Static(kernel) => kernel.apply(x),
             Compact::PerSample(kernels) => kernels.apply(x),
+            Compact::Regions(kernels) => kernels.apply(x),
         }
     }
 
@@ -91,6 +95,7 @@ impl Compact {
                     .collect()
             }
             Compact::PerSample(kernels) => kernels.maker.tensors(),
+            Compact::Regions(kernels) => kernels.maker.tensors(),
         }
     }
 }
