@@ -71,10 +71,18 @@ fn native(root: &Path) {
 
 /// The git revision of the checkout that is built, if it is one.
 fn revision() -> Option<String> {
-    println!("cargo:rerun-if-changed=.git/logs/HEAD");
-    let git = std::process::Command::new("git").args(["rev-parse", "--short=12", "HEAD"]).output().ok()?;
-    let text = String::from_utf8(git.stdout).ok()?;
-    (git.status.success() && Path::new(".git").exists()).then(|| text.trim().to_string())
+    let git = |args: &[&str]| {
+        let output = std::process::Command::new("git").args(args).output().ok()?;
+        let text = String::from_utf8(output.stdout).ok()?;
+        output.status.success().then(|| text.trim().to_string())
+    };
+    // A file that is not there counts as changed, and would run all of this at every build.
+    let log = git(&["rev-parse", "--git-path", "logs/HEAD"])?;
+    if !Path::new(".git").exists() || !Path::new(&log).exists() {
+        return None;
+    }
+    println!("cargo:rerun-if-changed={log}");
+    git(&["rev-parse", "--short=12", "HEAD"])
 }
 
 /// The release of a libtorch: `version.py` in the Python wheel, `build-version` in the C++ archive.

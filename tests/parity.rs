@@ -7,7 +7,8 @@
 
 use foldconv::algebra::Geometry;
 use foldconv::op::OperatorConfig;
-use foldconv::op::operator::{Operator, Place};
+use foldconv::op::operator::Place;
+use foldconv::op::{se, tied};
 use safetensors::SafeTensors;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -63,6 +64,22 @@ impl Case {
         Some((options, self.geometry()?))
     }
 
+    /// The block of a network that the case is of: a module that stands on no site. None: an operator, or not understood.
+    fn module(&self, path: &nn::Path) -> Option<Box<dyn nn::ModuleT>> {
+        let of = |key| self.number(key);
+        let gate = |config: se::Config| Some(Box::new(se::Se::new(path, of("channels")?, &config)) as _);
+        let reduction = of("reduction").unwrap_or(16);
+        match self.about["op"].as_str()? {
+            "se" => gate(se::Config { reduction, ..se::Config::default() }),
+            "tied_se" => gate(se::Config { reduction, ..se::Config::tied(of("blocks")?) }),
+            "tfc" => {
+                let config = tied::TfcConfig { blocks: of("blocks")? };
+                Some(Box::new(tied::Tfc::new(path, of("c_in")?, of("c_out")?, &config)))
+            }
+            _ => None,
+        }
+    }
+
     fn drconv(&self) -> Option<String> {
         let (layout, regions) = (self.about["layout"].as_str()?, self.number("regions")?);
         let experts = self.number("experts").unwrap_or(8);
@@ -100,12 +117,15 @@ fn load(case: &Case, store: &nn::VarStore) -> BTreeMap<String, Tensor> {
 
 fn check(case: &Case) {
     let name = &case.name;
-    let (options, geometry) = case.operator().unwrap_or_else(|| panic!("{name}: not understood: {}", case.about));
-    let mut config: OperatorConfig = serde_yaml::from_str(&options).unwrap();
-    config.resolve().unwrap();
     let mut store = nn::VarStore::new(Device::Cpu);
-    let place = Place { conv: store.root() / "op", bn: None };
-    let operator = config.recipe().expanded(&place, geometry);
+    let path = store.root() / "op";
+    let (mut module, mut operator) = (case.module(&path), None);
+    if module.is_none() {
+        let (options, geometry) = case.operator().unwrap_or_else(|| panic!("{name}: not understood: {}", case.about));
+        let mut config: OperatorConfig = serde_yaml::from_str(&options).unwrap();
+        config.resolve().unwrap();
+        operator = Some(config.recipe().expanded(&Place { conv: path, bn: None }, geometry));
+    }
     store.double();
     let loaded = load(case, &store);
     let close = |what: &str, a: &Tensor, b: &Tensor| {
@@ -113,22 +133,26 @@ fn check(case: &Case) {
         assert!(error < TOLERANCE, "{name}: {what} differs by {error:e}");
     };
     let x = case.tensors["x"].copy().set_requires_grad(true);
-    close("y_eval", &operator.forward_t(&x, false), &case.tensors["y_eval"]);
-    close("fold", &operator.fold().unwrap().apply(&x), &case.tensors["y_eval"]);
+    if let Some(operator) = operator {
+        close("fold", &operator.fold().unwrap().apply(&x), &case.tensors["y_eval"]);
+        module = Some(operator);
+    }
+    let module = module.unwrap();
+    close("y_eval", &module.forward_t(&x, false), &case.tensors["y_eval"]);
     if let Some(expected) = case.tensors.get("y_train") {
-        check_training(case, &*operator, &x, expected, &loaded, &close);
+        check_training(case, &*module, &x, expected, &loaded, &close);
     }
 }
 
 fn check_training(
     case: &Case,
-    operator: &dyn Operator,
+    module: &dyn nn::ModuleT,
     x: &Tensor,
     expected: &Tensor,
     loaded: &BTreeMap<String, Tensor>,
     close: &dyn Fn(&str, &Tensor, &Tensor),
 ) {
-    let y = operator.forward_t(x, true);
+    let y = module.forward_t(x, true);
     close("y_train", &y, expected);
     let names: Vec<&String> = loaded.iter().filter(|(_, v)| v.requires_grad()).map(|(name, _)| name).collect();
     let inputs: Vec<&Tensor> = names.iter().map(|name| &loaded[*name]).chain([x]).collect();
@@ -143,7 +167,7 @@ fn check_training(
 }
 
 /// The operators that are there; cases of others wait for theirs.
-const OPERATORS: [&str; 2] = ["acb", "drconv"];
+const OPERATORS: [&str; 5] = ["acb", "drconv", "se", "tied_se", "tfc"];
 
 #[test]
 fn every_case_agrees_with_the_public_implementation() {

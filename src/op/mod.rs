@@ -10,6 +10,8 @@ pub mod operator;
 pub mod per_sample;
 pub mod plain;
 pub mod regions;
+pub mod se;
+pub mod tied;
 
 use operator::Recipe;
 
