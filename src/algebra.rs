@@ -443,23 +443,27 @@ pub fn add_macs(macs: i64) {
 /// The convolution of x (N, C_in, H, W) with a kernel of the given geometry: the one place that calls libtorch's.
 pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, geometry: &Geometry) -> Tensor {
     let Geometry { stride, padding, dilation, groups, .. } = *geometry;
-    let mode = match geometry.padding_mode {
-        PaddingMode::Reflect => "reflect",
-        PaddingMode::Replicate => "replicate",
-        PaddingMode::Circular => "circular",
-        PaddingMode::Zeros => "",
-    };
-    let y = if padding.iter().all(|p| *p == 0 || mode.is_empty() && *p > 0) {
+    let zeros = geometry.padding_mode == PaddingMode::Zeros;
+    let y = if padding.iter().all(|p| *p == 0 || zeros && *p > 0) {
         x.conv2d(weight, bias, stride, padding, dilation, groups)
     } else {
-        let cropped = crop(x, &padding);
-        let sides = [padding[1], padding[1], padding[0], padding[0]].map(|p| p.max(0));
-        let mode = if mode.is_empty() { "constant" } else { mode };
-        cropped.pad(sides, mode, None).conv2d(weight, bias, stride, [0, 0], dilation, groups)
+        pad(x, geometry).conv2d(weight, bias, stride, [0, 0], dilation, groups)
     };
     // One product for each tap and input channel, at each output.
     add_macs(y.numel() as i64 * geometry.fan_in());
     y
+}
+
+/// x (N, C, H, W) with its padding around it, or without what a negative padding takes away.
+pub fn pad(x: &Tensor, geometry: &Geometry) -> Tensor {
+    let mode = match geometry.padding_mode {
+        PaddingMode::Reflect => "reflect",
+        PaddingMode::Replicate => "replicate",
+        PaddingMode::Circular => "circular",
+        PaddingMode::Zeros => "constant",
+    };
+    let [rows, columns] = geometry.padding.map(|p| p.max(0));
+    crop(x, &geometry.padding).pad([columns, columns, rows, rows], mode, None)
 }
 
 /// x (N, C, H, W) without the rows and columns that a negative padding takes away on each side.

@@ -8,7 +8,8 @@
 use foldconv::algebra::Geometry;
 use foldconv::op::OperatorConfig;
 use foldconv::op::expandnet;
-use foldconv::op::operator::{Operator, Place};
+use foldconv::op::operator::Place;
+use foldconv::op::{se, tied};
 use safetensors::SafeTensors;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -62,10 +63,15 @@ impl Case {
             "repvgg" => format!("{{name: repvgg, se: {se}}}"),
             "mobileone" => format!("{{name: mobileone, branches: {}, se: {se}}}", self.number("branches")?),
             "dbb" => "{name: dbb}".to_string(),
-            "dcd" => format!("{{name: dcd, layout: {}, squeeze: {}}}", self.about["layout"].as_str()?, self.number("fc_squeeze").unwrap_or(16)),
+            "dcd" => format!(
+                "{{name: dcd, layout: {}, squeeze: {}}}",
+                self.about["layout"].as_str()?,
+                self.number("fc_squeeze").unwrap_or(16)
+            ),
             "expandnet" => return self.expandnet(),
             "orepa" => "{name: orepa}".to_string(),
             "tbc" => format!("{{name: tbc, blocks: {}, bias: true}}", self.number("blocks")?),
+            "drconv" => self.drconv()?,
             _ => return None,
         };
         Some((options, self.geometry()?))
@@ -80,6 +86,28 @@ impl Case {
         let bias = self.tensors.contains_key("state.conv1.0.bias");
         let geometry = geometry.groups(self.number("groups").unwrap_or(1));
         Some((format!("{{name: expandnet, variant: {variant}, rate: {rate}, bias: {bias}}}"), geometry))
+    }
+
+    /// The block of a network that the case is of: a module that stands on no site. None: an operator, or not understood.
+    fn module(&self, path: &nn::Path) -> Option<Box<dyn nn::ModuleT>> {
+        let of = |key| self.number(key);
+        let gate = |config: se::Config| Some(Box::new(se::Se::new(path, of("channels")?, &config)) as _);
+        let reduction = of("reduction").unwrap_or(16);
+        match self.about["op"].as_str()? {
+            "se" => gate(se::Config { reduction, ..se::Config::default() }),
+            "tied_se" => gate(se::Config { reduction, ..se::Config::tied(of("blocks")?) }),
+            "tfc" => {
+                let config = tied::TfcConfig { blocks: of("blocks")? };
+                Some(Box::new(tied::Tfc::new(path, of("c_in")?, of("c_out")?, &config)))
+            }
+            _ => None,
+        }
+    }
+
+    fn drconv(&self) -> Option<String> {
+        let (layout, regions) = (self.about["layout"].as_str()?, self.number("regions")?);
+        let experts = self.number("experts").unwrap_or(8);
+        Some(format!("{{name: drconv, layout: {layout}, regions: {regions}, experts: {experts}}}"))
     }
 
     /// Tensors whose names begin with `prefix`, without it.
@@ -103,7 +131,9 @@ fn load(case: &Case, store: &nn::VarStore) -> BTreeMap<String, Tensor> {
             continue;
         }
         let own = if case.about["op"] == "expandnet" { expandnet::variable(name) } else { name };
-        let ours = variables.get(&format!("op.{own}")).unwrap_or_else(|| panic!("{}: {name} is not ours: {:?}", case.name, variables.keys()));
+        let ours = variables
+            .get(&format!("op.{own}"))
+            .unwrap_or_else(|| panic!("{}: {name} is not ours: {:?}", case.name, variables.keys()));
         assert_eq!(ours.size(), tensor.size(), "{}: {name}", case.name);
         tch::no_grad(|| ours.shallow_clone().copy_(tensor));
         loaded.insert(name.to_string(), ours.shallow_clone());
@@ -114,12 +144,15 @@ fn load(case: &Case, store: &nn::VarStore) -> BTreeMap<String, Tensor> {
 
 fn check(case: &Case) {
     let name = &case.name;
-    let (options, geometry) = case.operator().unwrap_or_else(|| panic!("{name}: not understood: {}", case.about));
-    let mut config: OperatorConfig = serde_yaml::from_str(&options).unwrap();
-    config.resolve().unwrap();
     let mut store = nn::VarStore::new(Device::Cpu);
-    let place = Place { conv: store.root() / "op", bn: None };
-    let operator = config.recipe().expanded(&place, geometry);
+    let path = store.root() / "op";
+    let (mut module, mut operator) = (case.module(&path), None);
+    if module.is_none() {
+        let (options, geometry) = case.operator().unwrap_or_else(|| panic!("{name}: not understood: {}", case.about));
+        let mut config: OperatorConfig = serde_yaml::from_str(&options).unwrap();
+        config.resolve().unwrap();
+        operator = Some(config.recipe().expanded(&Place { conv: path, bn: None }, geometry));
+    }
     store.double();
     let loaded = load(case, &store);
     let close = |what: &str, a: &Tensor, b: &Tensor| {
@@ -127,22 +160,26 @@ fn check(case: &Case) {
         assert!(error < TOLERANCE, "{name}: {what} differs by {error:e}");
     };
     let x = case.tensors["x"].copy().set_requires_grad(true);
-    close("y_eval", &operator.forward_t(&x, false), &case.tensors["y_eval"]);
-    close("fold", &operator.fold().unwrap().apply(&x), &case.tensors["y_eval"]);
+    if let Some(operator) = operator {
+        close("fold", &operator.fold().unwrap().apply(&x), &case.tensors["y_eval"]);
+        module = Some(operator);
+    }
+    let module = module.unwrap();
+    close("y_eval", &module.forward_t(&x, false), &case.tensors["y_eval"]);
     if let Some(expected) = case.tensors.get("y_train") {
-        check_training(case, &*operator, &x, expected, &loaded, &close);
+        check_training(case, &*module, &x, expected, &loaded, &close);
     }
 }
 
 fn check_training(
     case: &Case,
-    operator: &dyn Operator,
+    module: &dyn nn::ModuleT,
     x: &Tensor,
     expected: &Tensor,
     loaded: &BTreeMap<String, Tensor>,
     close: &dyn Fn(&str, &Tensor, &Tensor),
 ) {
-    let y = operator.forward_t(x, true);
+    let y = module.forward_t(x, true);
     close("y_train", &y, expected);
     let names: Vec<&String> = loaded.iter().filter(|(_, v)| v.requires_grad()).map(|(name, _)| name).collect();
     let inputs: Vec<&Tensor> = names.iter().map(|name| &loaded[*name]).chain([x]).collect();
@@ -157,7 +194,8 @@ fn check_training(
 }
 
 /// The operators that are there; cases of others wait for theirs.
-const OPERATORS: &[&str] = &["acb", "repvgg", "mobileone", "dbb", "dcd", "expandnet", "orepa", "tbc"];
+const OPERATORS: &[&str] =
+    &["acb", "repvgg", "mobileone", "dbb", "dcd", "expandnet", "orepa", "tbc", "drconv", "se", "tied_se", "tfc"];
 
 #[test]
 fn every_case_agrees_with_the_public_implementation() {

@@ -6,6 +6,7 @@ pub mod branches;
 pub mod dbb;
 pub mod dcd;
 pub mod dcd_kernel;
+pub mod drconv;
 pub mod expandnet;
 pub mod layers;
 pub mod maconv;
@@ -17,10 +18,13 @@ pub mod per_sample;
 pub mod plain;
 #[cfg(test)]
 mod proof;
+pub mod regions;
 pub mod replk;
 pub mod repvgg;
+pub mod se;
 pub mod squeeze;
 pub mod tbc;
+pub mod tied;
 
 use operator::Recipe;
 
@@ -39,6 +43,7 @@ crate::registry! {
         "tbc" => Tbc(tbc::Config),
         "orepa" => Orepa(orepa::Config),
         "expandnet" => ExpandNet(expandnet::Config),
+        "drconv" => DrConv(drconv::Config),
     }
 }
 
@@ -64,6 +69,7 @@ impl OperatorConfig {
             OperatorConfig::Tbc(config) => config,
             OperatorConfig::Orepa(config) => config,
             OperatorConfig::ExpandNet(config) => config,
+            OperatorConfig::DrConv(config) => config,
         }
     }
 
@@ -85,6 +91,7 @@ impl OperatorConfig {
             OperatorConfig::Tbc(config) => config.resolve(),
             OperatorConfig::Orepa(config) => config.resolve(),
             OperatorConfig::ExpandNet(config) => config.resolve(),
+            OperatorConfig::DrConv(config) => config.resolve(),
         }
     }
 }

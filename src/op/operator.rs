@@ -3,6 +3,7 @@
 pub use crate::algebra::{Affine, FoldError, Geometry, Kernel};
 use crate::op::layers::{Activation, BatchNorm, Norm, empty_kernel};
 use crate::op::per_sample::PerSample;
+use crate::op::regions::Regional;
 use crate::op::squeeze::SqueezeExcite;
 use tch::{Tensor, nn};
 
@@ -78,6 +79,8 @@ pub enum Compact {
         /// What weighs the channels.
         gate: SqueezeExcite,
     },
+    /// Several kernels for each sample, and a map of which one stands where.
+    Regions(Regional),
 }
 
 impl Compact {
@@ -95,6 +98,7 @@ impl Compact {
             Compact::Static(kernel) => kernel.apply(x),
             Compact::PerSample(kernels) => kernels.apply(x),
             Compact::Gated { kernel, gate } => gate.forward(&kernel.apply(x)),
+            Compact::Regions(kernels) => kernels.apply(x),
         }
     }
 
@@ -104,6 +108,7 @@ impl Compact {
             Compact::Static(kernel) => kernel_tensors(kernel).collect(),
             Compact::PerSample(kernels) => kernels.maker.tensors(),
             Compact::Gated { kernel, gate } => kernel_tensors(kernel).chain(gate.tensors()).collect(),
+            Compact::Regions(kernels) => kernels.maker.tensors(),
         }
     }
 }

@@ -1,0 +1,475 @@
+//! `drconv`: dynamic region-aware convolution (Chen et al., CVPR 2021). A guide F = G(x) with m channels divides the outputs
+//! into regions, M(u, v) = argmax_c F_c(u, v), and each region has a kernel made from the sample: y(u, v) = (W_M(u,v)(x) * x)(u, v).
+//!
+//! The argmax has no gradient. In training the guide gets that of softmax(F), with what the m kernels answer as constants
+//! (straight through), and only the kernel that was used gets one of its own. In evaluation there is none to the guide.
+//!
+//! Two layouts. `paper`: the guide is a convolution of the site's own kernel size, and the kernels are made of the input pooled
+//! to k x k. `experts`, the authors' published code: the guide is a 1x1 convolution, read where the window's centre stands, and
+//! each region mixes the same experts by its own weights, W_r = sum over e of 2 sigmoid(route_re)/E W_e. There the guide is the
+//! block's and serves several convolutions; here each has its own. Neither reference has channel groups; here the kernels may
+//! have them, while the guide sees all channels.
+
+use crate::algebra::{self, FoldError, Geometry, Kernel};
+use crate::op::layers::{Activation, Norm, conv_weight, uniform};
+use crate::op::operator::{Compact, Operator, Place, Recipe};
+use crate::op::regions::{self, RegionMaker, Regional};
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor, nn, nn::Init};
+
+/// Where the guide and the kernels come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Layout {
+    /// A k x k guide, and kernels made of the input pooled to k x k.
+    #[default]
+    Paper,
+    /// A 1x1 guide, and kernels mixed of experts.
+    Experts,
+}
+
+/// Options of `drconv`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Where the guide and the kernels come from. Default `paper`.
+    pub layout: Layout,
+    /// Regions m. Default 8.
+    pub regions: i64,
+    /// Experts that the regions' kernels are mixed of, in layout `experts`. Default 8.
+    pub experts: i64,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config { layout: Layout::Paper, regions: 8, experts: 8 }
+    }
+}
+
+impl Recipe for Config {
+    fn resolve(&mut self) -> Result<(), String> {
+        if self.regions < 1 {
+            return Err(format!("regions: {}; give at least 1", self.regions));
+        }
+        if self.experts < 1 {
+            return Err(format!("experts: {}; give at least 1", self.experts));
+        }
+        Ok(())
+    }
+
+    fn fits(&self, geometry: &Geometry) -> Result<(), String> {
+        let [kh, kw] = geometry.kernel;
+        if self.layout == Layout::Experts && (kh % 2 == 0 || kw % 2 == 0) {
+            return Err(format!(
+                "layout: `experts` reads the region at the window's centre, and a {kh}x{kw} kernel has none; use `paper`"
+            ));
+        }
+        Ok(())
+    }
+
+    fn expanded(&self, place: &Place, geometry: Geometry) -> Box<dyn Operator> {
+        Box::new(DrConv::new(place, geometry, self))
+    }
+
+    fn compact(&self, place: &Place, geometry: Geometry) -> Compact {
+        let mut maker = Maker::new(&place.conv, geometry, self);
+        // The shift of a norm that was folded in. The experts have a bias already.
+        let bias = || place.conv.var("bias", &[geometry.out_channels], Init::Const(0.));
+        maker.bias = Some(maker.bias.unwrap_or_else(bias));
+        Compact::Regions(Regional { maker: Box::new(maker), geometry })
+    }
+}
+
+/// What makes the kernels of a sample's regions.
+#[derive(Debug)]
+enum Generator {
+    /// expand(sigmoid(squeeze(x pooled to k x k))): C_in to m^2 channels, of which each region has m, to C_out C_in/groups a
+    /// region.
+    Pooled { squeeze: Kernel, expand: Kernel },
+    /// 2 sigmoid(route GAP(x) + bias)/E experts: route (m E, C_in), bias (m E), experts (C_out fan_in, E).
+    Mixed { route: Tensor, bias: Tensor, experts: Tensor },
+}
+
+impl Generator {
+    fn pooled(path: &nn::Path, geometry: &Geometry, m: i64) -> Generator {
+        let squeeze = Geometry::same(geometry.in_channels, m * m, 1);
+        let region = geometry.out_channels * (geometry.in_channels / geometry.groups);
+        let expand = Geometry::same(m * m, m * region, 1).groups(m);
+        Generator::Pooled { squeeze: convolution(&(path / 1), squeeze), expand: convolution(&(path / 3), expand) }
+    }
+
+    fn mixed(path: &nn::Path, geometry: &Geometry, m: i64, experts: i64) -> Generator {
+        // As the reference: the regions begin close to the mean of the experts.
+        let (fc, bound) = (path / "routing_fc", (6. / geometry.fan_in() as f64).sqrt());
+        let normal = Init::Randn { mean: 0., stdev: 0.01 };
+        Generator::Mixed {
+            route: fc.var("weight", &[m * experts, geometry.in_channels], normal),
+            bias: fc.var("bias", &[m * experts], Init::Const(0.)),
+            experts: path.var(
+                "weight",
+                &[geometry.out_channels * geometry.fan_in(), experts],
+                Init::Uniform { lo: -bound, up: bound },
+            ),
+        }
+    }
+
+    /// Kernels (N, m, C_out, C_in/groups, kh, kw) of x (N, C_in, H, W).
+    fn make(&self, x: &Tensor, geometry: &Geometry, m: i64) -> Tensor {
+        let n = x.size()[0];
+        let [out, inner, kh, kw] = geometry.weight_size();
+        let flat = match self {
+            Generator::Pooled { squeeze, expand } => {
+                expand.apply(&squeeze.apply(&x.adaptive_avg_pool2d([kh, kw])).sigmoid())
+            }
+            Generator::Mixed { route, bias, experts } => {
+                let count = experts.size()[1];
+                let scores = x.mean_dim([2, 3].as_slice(), false, None).linear(route, Some(bias));
+                let weights = (scores.sigmoid() * (2. / count as f64)).reshape([n, m, count]);
+                algebra::add_macs((n * route.numel() as i64) + n * m * experts.numel() as i64);
+                weights.matmul(&experts.transpose(0, 1))
+            }
+        };
+        flat.reshape([n, m, out, inner, kh, kw])
+    }
+}
+
+/// A convolution with a bias, its `weight` and `bias` on `path`.
+fn convolution(path: &nn::Path, geometry: Geometry) -> Kernel {
+    let bias = path.var("bias", &[geometry.out_channels], uniform(geometry.fan_in()));
+    Kernel { weight: conv_weight(path, &geometry), bias: Some(bias), geometry }
+}
+
+/// The guide and what makes the kernels; also the compact form.
+#[derive(Debug)]
+struct Maker {
+    guide: Kernel,
+    generator: Generator,
+    bias: Option<Tensor>,
+    regions: i64,
+    geometry: Geometry,
+}
+
+impl Maker {
+    fn new(path: &nn::Path, geometry: Geometry, config: &Config) -> Maker {
+        let m = config.regions;
+        let guide = Geometry { out_channels: m, groups: 1, ..geometry };
+        let (guide, generator, bias) = match config.layout {
+            Layout::Paper => {
+                let generator = Generator::pooled(&(path / "conv_kernel"), &geometry, m);
+                (convolution(&(path / "conv_guide"), guide), generator, None)
+            }
+            Layout::Experts => {
+                // The 1x1 stands on the centre of the window.
+                let centre = |axis: usize| guide.padding[axis] - guide.dilation[axis] * (guide.kernel[axis] / 2);
+                let guide = Geometry { kernel: [1; 2], padding: [centre(0), centre(1)], dilation: [1; 2], ..guide };
+                let weight = conv_weight(&(path / "masknet"), &guide);
+                let conv = path / "conv";
+                let bias = conv.var("bias", &[geometry.out_channels], Init::Const(0.));
+                let generator = Generator::mixed(&conv, &geometry, m, config.experts);
+                (Kernel { weight, bias: None, geometry: guide }, generator, Some(bias))
+            }
+        };
+        Maker { guide, generator, bias, regions: m, geometry }
+    }
+
+    /// With a norm behind it, detached and in float64: the scale goes into the rows of every kernel, the shift is one bias.
+    fn behind(&self, norm: &Norm) -> Maker {
+        let geometry = self.geometry;
+        let none = || Tensor::zeros([geometry.out_channels], (Kind::Double, self.guide.weight.device()));
+        let bias = self.bias.as_ref().map_or_else(none, double);
+        let fold = |weight: Tensor, bias: Tensor| norm.fold_into(Kernel { weight, bias: Some(bias), geometry });
+        // All that makes an output channel's kernel, with C_out as the fourth dimension from the last.
+        let rows = |tensor: &Tensor, regions: i64| {
+            let split = double(tensor).reshape([regions, geometry.out_channels, -1, 1, 1]);
+            fold(split, none()).weight.reshape(tensor.size())
+        };
+        let generator = match &self.generator {
+            Generator::Pooled { squeeze, expand } => Generator::Pooled {
+                squeeze: double_kernel(squeeze),
+                expand: Kernel {
+                    weight: rows(&expand.weight, self.regions),
+                    bias: Some(rows(&expand.bias_or_zeros(), self.regions)),
+                    geometry: expand.geometry,
+                },
+            },
+            Generator::Mixed { route, bias, experts } => {
+                Generator::Mixed { route: double(route), bias: double(bias), experts: rows(experts, 1) }
+            }
+        };
+        let bias = fold(Tensor::zeros([1; 4], (Kind::Double, bias.device())), bias).bias;
+        Maker { guide: double_kernel(&self.guide), generator, bias, ..*self }
+    }
+}
+
+fn double(tensor: &Tensor) -> Tensor {
+    tensor.detach().to_kind(Kind::Double)
+}
+
+fn double_kernel(kernel: &Kernel) -> Kernel {
+    Kernel { weight: double(&kernel.weight), bias: kernel.bias.as_ref().map(double), geometry: kernel.geometry }
+}
+
+impl RegionMaker for Maker {
+    fn kernels(&self, x: &Tensor) -> Tensor {
+        self.generator.make(x, &self.geometry, self.regions)
+    }
+
+    fn regions(&self, x: &Tensor) -> Tensor {
+        // Of equal scores the first wins.
+        self.guide.apply(x).argmax(1, false)
+    }
+
+    fn bias(&self) -> Option<&Tensor> {
+        self.bias.as_ref()
+    }
+
+    fn tensors(&self) -> Vec<(String, Tensor)> {
+        let (guide, bias, mut all): (_, _, Vec<_>) = match &self.generator {
+            Generator::Pooled { squeeze, expand } => {
+                let layers = [("conv_kernel.1", squeeze), ("conv_kernel.3", expand)];
+                ("conv_guide", "bias", layers.iter().flat_map(|(name, layer)| named(name, layer)).collect())
+            }
+            Generator::Mixed { route, bias, experts } => {
+                let numbers =
+                    [("conv.routing_fc.weight", route), ("conv.routing_fc.bias", bias), ("conv.weight", experts)];
+                ("masknet", "conv.bias", numbers.map(|(name, t)| (name.to_string(), t.shallow_clone())).into())
+            }
+        };
+        all.extend(named(guide, &self.guide));
+        all.extend(self.bias.iter().map(|tensor| (bias.to_string(), tensor.shallow_clone())));
+        all
+    }
+}
+
+/// The numbers of a convolution, by their names below `prefix`.
+fn named(prefix: &str, kernel: &Kernel) -> Vec<(String, Tensor)> {
+    let bias = kernel.bias.iter().map(|bias| (format!("{prefix}.bias"), bias.shallow_clone()));
+    std::iter::once((format!("{prefix}.weight"), kernel.weight.shallow_clone())).chain(bias).collect()
+}
+
+/// The convolution, and the norm behind it.
+#[derive(Debug)]
+pub struct DrConv {
+    maker: Maker,
+    norm: Norm,
+}
+
+impl DrConv {
+    /// With the references' names: `conv_guide`, `conv_kernel.1` and `conv_kernel.3`, or `masknet`, `conv.weight`, `conv.bias`
+    /// and `conv.routing_fc`; and the batch norm of the place.
+    pub fn new(place: &Place, geometry: Geometry, config: &Config) -> DrConv {
+        DrConv { maker: Maker::new(&place.conv, geometry, config), norm: place.norm(geometry.out_channels) }
+    }
+
+    /// The convolution alone.
+    fn convolve(&self, x: &Tensor, train: bool) -> Tensor {
+        let scores = self.maker.guide.apply(x);
+        let responses = regions::responses(x, &self.maker.kernels(x), &self.maker.geometry);
+        let mut y = regions::select(&responses, &scores.argmax(1, false));
+        if train {
+            y += straight_through(&scores, &responses);
+        }
+        regions::add_bias(y, self.maker.bias())
+    }
+}
+
+/// Zero, with the gradient of sum over r of softmax(scores)_r responses_r to the scores (N, m, H', W') alone.
+fn straight_through(scores: &Tensor, responses: &Tensor) -> Tensor {
+    let size = responses.size();
+    let (n, groups, m, per_group, h, w) = (size[0], size[1], size[2], size[3], size[4], size[5]);
+    let soft = scores.softmax(1, None);
+    let zero = (&soft - soft.detach()).reshape([n, 1, m, 1, h, w]);
+    (responses.detach() * zero).sum_dim_intlist(2, false, None).reshape([n, groups * per_group, h, w])
+}
+
+impl nn::ModuleT for DrConv {
+    fn forward_t(&self, x: &Tensor, train: bool) -> Tensor {
+        self.forward_activated(x, Activation::None, train)
+    }
+}
+
+impl Operator for DrConv {
+    fn forward_activated(&self, x: &Tensor, activation: Activation, train: bool) -> Tensor {
+        self.norm.forward(self.convolve(x, train), activation, train)
+    }
+
+    fn fold(&self) -> Result<Compact, FoldError> {
+        let maker = self.maker.behind(&self.norm);
+        Ok(Compact::Regions(Regional { maker: Box::new(maker), geometry: self.maker.geometry }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nn::ModuleT;
+    use tch::Device;
+
+    const DOUBLE: (Kind, Device) = (Kind::Double, Device::Cpu);
+
+    fn relative(a: &Tensor, b: &Tensor) -> f64 {
+        assert_eq!(a.size(), b.size());
+        ((a - b).norm() / b.norm()).double_value(&[])
+    }
+
+    /// With numbers as training leaves them: the vectors nowhere 0 or 1.
+    fn made(config: &Config, geometry: Geometry, norm: bool) -> (nn::VarStore, DrConv) {
+        let mut store = nn::VarStore::new(Device::Cpu);
+        let root = store.root();
+        let place = Place { conv: &root / "conv", bn: norm.then(|| &root / "bn") };
+        let operator = DrConv::new(&place, geometry, config);
+        store.double();
+        for (name, mut variable) in store.variables() {
+            let _ = tch::no_grad(|| match name.ends_with("running_var") {
+                true => variable.uniform_(0.5, 2.),
+                false if variable.dim() == 1 || name.ends_with("routing_fc.weight") => variable.normal_(0., 1.),
+                false => variable.shallow_clone(),
+            });
+        }
+        (store, operator)
+    }
+
+    fn configs() -> [Config; 4] {
+        let config = |layout, regions, experts| Config { layout, regions, experts };
+        let (paper, experts) = (Layout::Paper, Layout::Experts);
+        [config(paper, 3, 8), config(paper, 1, 8), config(experts, 4, 2), config(experts, 2, 1)]
+    }
+
+    #[test]
+    fn folds_exactly_at_every_geometry() {
+        tch::manual_seed(0);
+        // 5 x 7 with windows up to 9 wide: most outputs read the border.
+        for config in configs() {
+            for geometry in geometries().into_iter().filter(|geometry| config.fits(geometry).is_ok()) {
+                for norm in [true, false] {
+                    let (_store, operator) = made(&config, geometry, norm);
+                    let compact = operator.fold().unwrap();
+                    for n in [1, 3] {
+                        let x = Tensor::randn([n, 8, 5, 7], DOUBLE);
+                        let error = relative(&compact.apply(&x), &operator.forward_t(&x, false));
+                        assert!(error < 1e-12, "{config:?} {geometry:?}: {error:e}");
+                    }
+                }
+            }
+        }
+    }
+
+    fn geometries() -> Vec<Geometry> {
+        let mut all = Vec::new();
+        for (k, stride, dilation) in
+            [(1, 1, 1), (1, 2, 1), (2, 1, 2), (3, 1, 1), (3, 2, 1), (3, 1, 2), (3, 2, 2), (5, 2, 1), (5, 1, 2)]
+        {
+            for groups in [1, 2, 8] {
+                let geometry = Geometry::same(8, 8, k).stride(stride).dilation(dilation).groups(groups);
+                let same = k / 2 * dilation;
+                all.extend([same, same + 1].map(|padding| geometry.padding(padding)));
+            }
+        }
+        all
+    }
+
+    #[test]
+    fn the_compact_form_has_the_variables_that_the_fold_sets() {
+        for config in configs() {
+            let geometry = Geometry::same(4, 6, 3).groups(2);
+            let (_store, operator) = made(&config, geometry, true);
+            let store = nn::VarStore::new(Device::Cpu);
+            let place = Place { conv: store.root() / "conv", bn: None };
+            let _empty = config.compact(&place, geometry);
+            let sizes = |tensors: Vec<(String, Tensor)>| {
+                tensors.into_iter().map(|(name, t)| (name, t.size())).collect::<std::collections::BTreeMap<_, _>>()
+            };
+            let below = |(name, tensor): (String, Tensor)| (name["conv.".len()..].to_string(), tensor);
+            let folded = sizes(operator.fold().unwrap().tensors());
+            assert_eq!(folded, sizes(store.variables().into_iter().map(below).collect()));
+        }
+    }
+
+    /// In evaluation the gradients are those of the function, which is smooth but where a region ends.
+    #[test]
+    fn gradients_in_evaluation_equal_finite_differences() {
+        tch::manual_seed(0);
+        for config in configs() {
+            let (store, operator) = made(&config, Geometry::same(2, 4, 3).groups(2), true);
+            let x = Tensor::randn([2, 2, 4, 3], DOUBLE).set_requires_grad(true);
+            let probe = Tensor::randn([2, 4, 4, 3], DOUBLE);
+            let loss = || (operator.forward_t(&x, false) * &probe).sum(Kind::Double);
+            let mut inputs: Vec<Tensor> = vec![x.shallow_clone()];
+            inputs.extend(
+                store.variables().into_iter().filter(|(name, v)| v.requires_grad() && !guide(name)).map(|v| v.1),
+            );
+            let gradients = Tensor::run_backward(&[loss()], &inputs, false, false);
+            for (mut input, gradient) in inputs.into_iter().zip(gradients) {
+                let direction = input.randn_like();
+                let expected = (&gradient * &direction).sum(Kind::Double).double_value(&[]);
+                let step = 1e-6;
+                let mut moved = |by: f64| {
+                    tch::no_grad(|| {
+                        let _ = input.g_add_(&(&direction * by));
+                        loss().double_value(&[])
+                    })
+                };
+                let (up, down) = (moved(step), moved(-2. * step));
+                moved(step);
+                let measured = (up - down) / (2. * step);
+                assert!((measured - expected).abs() < 1e-6 * expected.abs().max(1.), "{measured} {expected}");
+            }
+        }
+    }
+
+    fn guide(name: &str) -> bool {
+        name.contains("conv_guide") || name.contains("masknet")
+    }
+
+    /// In training the guide's gradient is that of the softmax mixture of constant answers.
+    #[test]
+    fn the_gradient_of_the_guide_is_straight_through() {
+        tch::manual_seed(0);
+        for config in configs() {
+            let (store, operator) = made(&config, Geometry::same(4, 4, 3).stride(2), false);
+            let (x, probe) = (Tensor::randn([2, 4, 5, 6], DOUBLE), Tensor::randn([2, 4, 3, 3], DOUBLE));
+            let variables = store.variables();
+            let name = variables.keys().find(|name| guide(name) && name.ends_with("weight")).unwrap();
+            let gradient = |y: Tensor| {
+                let inputs = [&variables[name]];
+                Tensor::run_backward(&[(y * &probe).sum(Kind::Double)], &inputs, false, false).remove(0)
+            };
+            let maker = &operator.maker;
+            let answers = regions::responses(&x, &maker.kernels(&x), &maker.geometry).detach().squeeze_dim(1);
+            let soft = maker.guide.apply(&x).softmax(1, None).unsqueeze(2);
+            let expected = gradient((soft * answers).sum_dim_intlist(1, false, None));
+            let y = operator.forward_t(&x, true);
+            assert_eq!(y, operator.forward_t(&x, false));
+            // With one region the softmax is constant and both are 0.
+            let error = (gradient(y) - &expected).abs().max().double_value(&[]);
+            assert!(error < 1e-12, "{config:?}: {error:e}");
+            assert_eq!(config.regions > 1, expected.abs().max().double_value(&[]) > 1e-3);
+        }
+    }
+
+    #[test]
+    fn has_the_parameters_of_the_formulas() {
+        let (c_in, c_out, k, g) = (6, 10, 3, 2);
+        let geometry = Geometry::same(c_in, c_out, k).groups(g);
+        let count = |config: &Config| -> i64 {
+            made(config, geometry, false).0.trainable_variables().iter().map(|v| v.numel() as i64).sum()
+        };
+        let (m, e) = (4, 8);
+        let paper = Config { regions: m, ..Config::default() };
+        let generator = m * m * c_in + m * m + (m + 1) * m * c_in / g * c_out;
+        assert_eq!(count(&paper), generator + m * c_in * k * k + m);
+        let experts = e * c_out * c_in / g * k * k + e * m * (c_in + 1) + c_out;
+        assert_eq!(count(&Config { layout: Layout::Experts, ..paper }), experts + m * c_in);
+    }
+
+    #[test]
+    fn refuses_by_key() {
+        let refusal = |config: Config| config.clone().resolve().unwrap_err();
+        assert!(refusal(Config { regions: 0, ..Config::default() }).starts_with("regions: "));
+        assert!(refusal(Config { experts: 0, ..Config::default() }).starts_with("experts: "));
+        let even = Geometry::same(4, 4, 2);
+        let experts = Config { layout: Layout::Experts, ..Config::default() };
+        assert!(experts.fits(&even).unwrap_err().starts_with("layout: "));
+        assert_eq!(Config::default().fits(&even), Ok(()));
+    }
+}
