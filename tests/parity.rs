@@ -7,9 +7,11 @@
 
 use foldconv::algebra::Geometry;
 use foldconv::op::OperatorConfig;
+use foldconv::op::experts::Layout;
 use foldconv::op::operator::{Operator, Place};
+use foldconv::op::condconv;
 use safetensors::SafeTensors;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor, nn};
@@ -57,9 +59,28 @@ impl Case {
     fn operator(&self) -> Option<(String, Geometry)> {
         let options = match self.about["op"].as_str()? {
             "acb" => "{name: acb}".to_string(),
+            op @ ("condconv" | "dyconv") => self.experts(op)?,
             _ => return None,
         };
         Some((options, self.geometry()?))
+    }
+
+    /// Operators with experts. Whether those have biases only their variables tell. (JSON is YAML.)
+    fn experts(&self, op: &str) -> Option<String> {
+        let mut options = json!({"name": op, "experts": self.number("experts")?});
+        if let Some(temperature) = self.about.get("temperature") {
+            options["temperature"] = temperature.clone();
+        }
+        options["bias"] = self.below("state.").any(|(name, _)| name.trim_start_matches("conv.") == "bias").into();
+        Some(options.to_string())
+    }
+
+    /// How the implementation calls our variables, where it is not as we do.
+    fn layout(&self) -> Layout {
+        match self.about["layout"].as_str() {
+            Some("timm") => condconv::TIMM,
+            _ => &[],
+        }
     }
 
     /// Tensors whose names begin with `prefix`, without it.
@@ -82,7 +103,12 @@ fn load(case: &Case, store: &nn::VarStore) -> BTreeMap<String, Tensor> {
         if name.ends_with("num_batches_tracked") {
             continue;
         }
-        let ours = variables.get(&format!("op.{name}")).unwrap_or_else(|| panic!("{}: {name} is not ours: {:?}", case.name, variables.keys()));
+        let layout = case.layout();
+        let known = layout.iter().find(|(theirs, _)| *theirs == name).map_or(name, |(_, ours)| ours);
+        let ours = variables
+            .get(&format!("op.{known}"))
+            .unwrap_or_else(|| panic!("{}: {name} is not ours: {:?}", case.name, variables.keys()));
+        let tensor = &if layout.is_empty() { tensor.shallow_clone() } else { tensor.reshape(ours.size()) };
         assert_eq!(ours.size(), tensor.size(), "{}: {name}", case.name);
         tch::no_grad(|| ours.shallow_clone().copy_(tensor));
         loaded.insert(name.to_string(), ours.shallow_clone());
@@ -128,7 +154,7 @@ fn check_training(
     let gradients = Tensor::run_backward(&[(y * &case.tensors["probe"]).sum(Kind::Double)], &inputs, false, false);
     close("grad_x", &gradients[names.len()], &case.tensors["grad_x"]);
     for (name, gradient) in names.iter().zip(&gradients) {
-        close(&format!("grad.{name}"), gradient, &case.tensors[&format!("grad.{name}")]);
+        close(&format!("grad.{name}"), gradient, &case.tensors[&format!("grad.{name}")].reshape(gradient.size()));
     }
     for (name, expected) in case.below("after.").filter(|(name, _)| !name.ends_with("num_batches_tracked")) {
         close(&format!("after.{name}"), &loaded[name], expected);
@@ -136,18 +162,48 @@ fn check_training(
 }
 
 /// The operators that are there; cases of others wait for theirs.
-const OPERATORS: [&str; 1] = ["acb"];
+const OPERATORS: &[&str] = &["acb", "condconv", "dyconv"];
 
-#[test]
-fn every_case_agrees_with_the_public_implementation() {
+fn cases() -> Vec<Case> {
     let folder = std::env::var_os("FOLDCONV_PARITY")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/parity"), PathBuf::from);
     let mut paths: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     paths.retain(|path| path.extension().is_some_and(|extension| extension == "safetensors"));
     paths.sort();
-    let cases: Vec<Case> = paths.iter().map(|path| Case::read(path)).collect();
+    paths.iter().map(|path| Case::read(path)).collect()
+}
+
+#[test]
+fn every_case_agrees_with_the_public_implementation() {
+    let cases = cases();
     let known: Vec<&Case> =
         cases.iter().filter(|case| case.about["op"].as_str().is_some_and(|op| OPERATORS.contains(&op))).collect();
     assert!(!known.is_empty());
     known.into_iter().for_each(check);
+}
+
+/// The same cases as timm would have written them.
+#[test]
+fn other_layouts_of_the_same_numbers_load() {
+    for mut case in cases() {
+        match case.about["op"].as_str() {
+            Some("condconv") => case.about["layout"] = "timm".into(),
+            _ => continue,
+        }
+        let layout = case.layout();
+        let theirs = |(key, tensor): (String, Tensor)| {
+            let Some((prefix, name)) = key.split_once('.').filter(|(prefix, _)| ["state", "grad"].contains(prefix))
+            else {
+                return (key, tensor);
+            };
+            let tensor = match (case.about["layout"].as_str(), name) {
+                (Some("timm"), "conv.weight") => tensor.flatten(1, -1),
+                _ => tensor,
+            };
+            let name = layout.iter().find(|(_, ours)| *ours == name).map_or(name, |(theirs, _)| theirs);
+            (format!("{prefix}.{name}"), tensor)
+        };
+        let tensors = case.tensors.into_iter().map(theirs).collect();
+        check(&Case { tensors, ..case });
+    }
 }

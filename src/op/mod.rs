@@ -2,12 +2,17 @@
 
 pub mod acb;
 pub mod attention;
+pub mod condconv;
+pub mod dyconv;
+pub mod experts;
 pub mod layers;
 pub mod maconv;
 pub mod mdconv;
 pub mod operator;
 pub mod per_sample;
 pub mod plain;
+#[cfg(test)]
+mod proof;
 
 use operator::Recipe;
 
@@ -18,6 +23,8 @@ crate::registry! {
         "maconv" => MaConv(maconv::Config),
         "mdconv" => MdConv(mdconv::Config),
         "acb" => Acb(acb::Config),
+        "dyconv" => DyConv(dyconv::Config),
+        "condconv" => CondConv(condconv::Config),
     }
 }
 
@@ -35,6 +42,8 @@ impl OperatorConfig {
             OperatorConfig::MaConv(config) => config,
             OperatorConfig::MdConv(config) => config,
             OperatorConfig::Acb(config) => config,
+            OperatorConfig::DyConv(config) => config,
+            OperatorConfig::CondConv(config) => config,
         }
     }
 
@@ -48,6 +57,8 @@ impl OperatorConfig {
             OperatorConfig::MaConv(config) => Recipe::resolve(config),
             OperatorConfig::MdConv(config) => config.resolve(),
             OperatorConfig::Acb(config) => config.resolve(),
+            OperatorConfig::DyConv(config) => config.resolve(),
+            OperatorConfig::CondConv(config) => config.resolve(),
         }
     }
 }

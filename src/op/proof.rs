@@ -1,0 +1,129 @@
+//! What the tests of every operator state: folded it is the same function, and its gradients are those of its values.
+//!
+//! Tolerances: float64 throughout, so two forms differ by the rounding of a few hundred sums, about 1e-15 relative; 1e-12 is
+//! three digits of room and ten below the error of any wrong fold. Central differences with step 1e-5 are good to 1e-6.
+
+use crate::algebra::Geometry;
+use crate::op::OperatorConfig;
+use crate::op::operator::{Compact, Operator, Place};
+use std::collections::HashMap;
+use tch::{Device, Kind, Tensor, nn};
+
+const DOUBLE: (Kind, Device) = (Kind::Double, Device::Cpu);
+
+/// The options of an operator, resolved, as a config file gives them.
+pub fn options(yaml: &str) -> OperatorConfig {
+    let mut config: OperatorConfig = serde_yaml::from_str(yaml).unwrap();
+    config.resolve().unwrap_or_else(|reason| panic!("{yaml}: {reason}"));
+    config
+}
+
+/// What is wrong with options that don't resolve, or with a convolution that they don't fit.
+pub fn refusal(yaml: &str, geometry: Geometry) -> String {
+    let mut config: OperatorConfig = serde_yaml::from_str(yaml).unwrap();
+    config.resolve().and_then(|()| config.recipe().fits(&geometry)).unwrap_err()
+}
+
+/// |a - b| / |b|.
+pub fn relative(a: &Tensor, b: &Tensor) -> f64 {
+    assert_eq!(a.size(), b.size());
+    f64::try_from((a - b).norm() / b.norm().clamp_min(1e-300)).unwrap()
+}
+
+/// The expanded form in float64, with running statistics and affine values as training leaves them: nowhere 0 or 1.
+pub fn expanded(config: &OperatorConfig, geometry: Geometry) -> (nn::VarStore, Box<dyn Operator>) {
+    config.recipe().fits(&geometry).unwrap_or_else(|reason| panic!("{config:?} {geometry:?}: {reason}"));
+    let mut store = nn::VarStore::new(Device::Cpu);
+    let root = store.root();
+    let operator = config.recipe().expanded(&Place { conv: &root / "conv", bn: Some(&root / "bn") }, geometry);
+    store.double();
+    tch::no_grad(|| {
+        for (name, mut variable) in store.variables() {
+            if name.ends_with("running_var") {
+                let _ = variable.uniform_(0.5, 2.);
+            } else if variable.dim() == 1 || name.ends_with("vector") || name.contains("fc") {
+                let _ = variable.normal_(0.3, 1.);
+            }
+        }
+    });
+    (store, operator)
+}
+
+/// Folded it is the same function, also when its numbers are loaded into the compact form that the recipe makes. The kernels
+/// are as large as the map, so the border ring is most of it.
+pub fn folds_exactly(yaml: &str, geometries: &[Geometry]) {
+    let config = options(yaml);
+    for geometry in geometries {
+        let (_store, operator) = expanded(&config, *geometry);
+        let folded = operator.fold().unwrap_or_else(|error| panic!("{yaml} {geometry:?}: {error}"));
+        let mut store = nn::VarStore::new(Device::Cpu);
+        let root = store.root();
+        let loaded = config.recipe().compact(&Place { conv: root, bn: None }, *geometry);
+        store.double();
+        let tensors: HashMap<String, Tensor> = folded.tensors().into_iter().collect();
+        assert_eq!(tensors.len(), store.variables().len(), "{yaml} {geometry:?}");
+        tch::no_grad(|| {
+            for (name, mut variable) in store.variables() {
+                assert_eq!(variable.size(), tensors[&name].size(), "{yaml} {name}");
+                variable.copy_(&tensors[&name]);
+            }
+        });
+        assert_eq!(matches!(folded, Compact::Static(_)), matches!(loaded, Compact::Static(_)));
+        for n in [1, 3] {
+            let x = Tensor::randn([n, geometry.in_channels, 6, 9], DOUBLE);
+            let y = operator.forward_t(&x, false);
+            for compact in [&folded, &loaded] {
+                let error = relative(&compact.apply(&x), &y);
+                assert!(error < 1e-12, "{yaml} {geometry:?}: {error:e}");
+            }
+        }
+    }
+}
+
+/// The gradients of x and of every variable equal central differences along a random direction.
+pub fn gradients_are_differences(yaml: &str, geometry: Geometry) {
+    let (store, operator) = expanded(&options(yaml), geometry);
+    let x = Tensor::randn([2, geometry.in_channels, 4, 5], DOUBLE).set_requires_grad(true);
+    let probe = operator.forward_t(&x, true).randn_like().detach();
+    let loss = || (operator.forward_t(&x, true) * &probe).sum(Kind::Double);
+    let mut inputs: Vec<(String, Tensor)> =
+        store.variables().into_iter().filter(|(_, variable)| variable.requires_grad()).collect();
+    inputs.push(("x".into(), x.shallow_clone()));
+    let tensors: Vec<&Tensor> = inputs.iter().map(|(_, tensor)| tensor).collect();
+    let gradients = Tensor::run_backward(&[loss()], &tensors, false, false);
+    for ((name, input), gradient) in inputs.iter().zip(&gradients) {
+        let direction = input.randn_like().detach();
+        let expected = (gradient * &direction).sum(Kind::Double).double_value(&[]);
+        let step = 1e-5;
+        let at = |by: f64| {
+            tch::no_grad(|| {
+                let start = input.copy();
+                input.shallow_clone().copy_(&(&start + &direction * by));
+                let value = loss().double_value(&[]);
+                input.shallow_clone().copy_(&start);
+                value
+            })
+        };
+        let measured = (at(step) - at(-step)) / (2. * step);
+        let error = (measured - expected).abs() / expected.abs().max(1.);
+        assert!(error < 1e-6, "{yaml} {name}: {measured} {expected}");
+    }
+}
+
+/// Parameters of the expanded form, without the batch norm that the network puts behind it.
+pub fn parameters(yaml: &str, geometry: Geometry) -> i64 {
+    let (store, _operator) = expanded(&options(yaml), geometry);
+    let own =
+        store.variables().into_iter().filter(|(name, variable)| variable.requires_grad() && !name.starts_with("bn."));
+    own.map(|(_, variable)| variable.numel() as i64).sum()
+}
+
+/// Strides and dilations 1 and 2, with the padding that keeps the map at stride 1, for a kernel of odd size.
+pub fn windows(geometry: Geometry) -> Vec<Geometry> {
+    let [kh, kw] = geometry.kernel;
+    let window = |stride, dilation: i64| {
+        let padding = [dilation * (kh / 2), dilation * (kw / 2)];
+        Geometry { padding, ..geometry.stride(stride).dilation(dilation) }
+    };
+    [(1, 1), (2, 1), (1, 2), (2, 2)].map(|(stride, dilation)| window(stride, dilation)).to_vec()
+}
