@@ -59,7 +59,7 @@ impl Case {
     fn operator(&self) -> Option<(String, Geometry)> {
         let options = match self.about["op"].as_str()? {
             "acb" => "{name: acb}".to_string(),
-            op @ ("condconv" | "dyconv") => self.experts(op)?,
+            op @ ("condconv" | "dyconv" | "odconv") => self.experts(op)?,
             _ => return None,
         };
         Some((options, self.geometry()?))
@@ -71,7 +71,9 @@ impl Case {
         if let Some(temperature) = self.about.get("temperature") {
             options["temperature"] = temperature.clone();
         }
-        options["bias"] = self.below("state.").any(|(name, _)| name.trim_start_matches("conv.") == "bias").into();
+        if op != "odconv" {
+            options["bias"] = self.below("state.").any(|(name, _)| name.trim_start_matches("conv.") == "bias").into();
+        }
         Some(options.to_string())
     }
 
@@ -162,7 +164,7 @@ fn check_training(
 }
 
 /// The operators that are there; cases of others wait for theirs.
-const OPERATORS: &[&str] = &["acb", "condconv", "dyconv"];
+const OPERATORS: &[&str] = &["acb", "condconv", "dyconv", "odconv"];
 
 fn cases() -> Vec<Case> {
     let folder = std::env::var_os("FOLDCONV_PARITY")

@@ -8,6 +8,7 @@ pub mod experts;
 pub mod layers;
 pub mod maconv;
 pub mod mdconv;
+pub mod odconv;
 pub mod operator;
 pub mod per_sample;
 pub mod plain;
@@ -23,6 +24,7 @@ crate::registry! {
         "maconv" => MaConv(maconv::Config),
         "mdconv" => MdConv(mdconv::Config),
         "acb" => Acb(acb::Config),
+        "odconv" => OdConv(odconv::Config),
         "dyconv" => DyConv(dyconv::Config),
         "condconv" => CondConv(condconv::Config),
     }
@@ -42,6 +44,7 @@ impl OperatorConfig {
             OperatorConfig::MaConv(config) => config,
             OperatorConfig::MdConv(config) => config,
             OperatorConfig::Acb(config) => config,
+            OperatorConfig::OdConv(config) => config,
             OperatorConfig::DyConv(config) => config,
             OperatorConfig::CondConv(config) => config,
         }
@@ -57,6 +60,7 @@ impl OperatorConfig {
             OperatorConfig::MaConv(config) => Recipe::resolve(config),
             OperatorConfig::MdConv(config) => config.resolve(),
             OperatorConfig::Acb(config) => config.resolve(),
+            OperatorConfig::OdConv(config) => config.resolve(),
             OperatorConfig::DyConv(config) => config.resolve(),
             OperatorConfig::CondConv(config) => config.resolve(),
         }
