@@ -9,7 +9,7 @@ use foldconv::algebra::Geometry;
 use foldconv::op::OperatorConfig;
 use foldconv::op::experts::Layout;
 use foldconv::op::operator::{Operator, Place};
-use foldconv::op::condconv;
+use foldconv::op::{condconv, weightnet};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -51,8 +51,11 @@ impl Case {
     fn geometry(&self) -> Option<Geometry> {
         let of = |key| self.number(key);
         let geometry = Geometry::same(of("c_in")?, of("c_out")?, of("kernel")?).stride(of("stride")?);
-        let geometry = geometry.dilation(of("dilation").unwrap_or(1)).groups(of("groups").unwrap_or(1));
-        Some(geometry.padding(of("padding")?))
+        let groups = if self.about["depthwise"] == true { of("c_in") } else { of("groups") };
+        let geometry = geometry.dilation(of("dilation").unwrap_or(1)).groups(groups.unwrap_or(1));
+        // WeightNet's convolutions have no choice of padding.
+        let padding = of("padding").or_else(|| of("kernel").filter(|_| self.about["op"] == "weightnet").map(|k| k / 2));
+        Some(geometry.padding(padding?))
     }
 
     /// The operator that the case is of, as a config file gives it. None: not understood.
@@ -60,6 +63,7 @@ impl Case {
         let options = match self.about["op"].as_str()? {
             "acb" => "{name: acb}".to_string(),
             op @ ("condconv" | "dyconv" | "odconv") => self.experts(op)?,
+            "weightnet" => "{name: weightnet}".to_string(),
             _ => return None,
         };
         Some((options, self.geometry()?))
@@ -81,6 +85,7 @@ impl Case {
     fn layout(&self) -> Layout {
         match self.about["layout"].as_str() {
             Some("timm") => condconv::TIMM,
+            Some("megengine") => weightnet::MEGENGINE,
             _ => &[],
         }
     }
@@ -164,7 +169,7 @@ fn check_training(
 }
 
 /// The operators that are there; cases of others wait for theirs.
-const OPERATORS: &[&str] = &["acb", "condconv", "dyconv", "odconv"];
+const OPERATORS: &[&str] = &["acb", "condconv", "dyconv", "odconv", "weightnet"];
 
 fn cases() -> Vec<Case> {
     let folder = std::env::var_os("FOLDCONV_PARITY")
@@ -184,15 +189,17 @@ fn every_case_agrees_with_the_public_implementation() {
     known.into_iter().for_each(check);
 }
 
-/// The same cases as timm would have written them.
+/// The same cases as timm and MegEngine would have written them.
 #[test]
 fn other_layouts_of_the_same_numbers_load() {
     for mut case in cases() {
         match case.about["op"].as_str() {
             Some("condconv") => case.about["layout"] = "timm".into(),
+            Some("weightnet") => case.about["layout"] = "megengine".into(),
             _ => continue,
         }
-        let layout = case.layout();
+        let (layout, filters) = (case.layout(), case.number("c_out").unwrap());
+        let groups = if case.about["depthwise"] == true { filters } else { 2 * filters };
         let theirs = |(key, tensor): (String, Tensor)| {
             let Some((prefix, name)) = key.split_once('.').filter(|(prefix, _)| ["state", "grad"].contains(prefix))
             else {
@@ -200,6 +207,8 @@ fn other_layouts_of_the_same_numbers_load() {
             };
             let tensor = match (case.about["layout"].as_str(), name) {
                 (Some("timm"), "conv.weight") => tensor.flatten(1, -1),
+                (Some("megengine"), "conv.wn_fc2.weight") => tensor.reshape([groups, -1, tensor.size()[1], 1, 1]),
+                (Some("megengine"), bias) if bias.ends_with("bias") => tensor.reshape([1, -1, 1, 1]),
                 _ => tensor,
             };
             let name = layout.iter().find(|(_, ours)| *ours == name).map_or(name, |(theirs, _)| theirs);

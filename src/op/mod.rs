@@ -14,6 +14,7 @@ pub mod per_sample;
 pub mod plain;
 #[cfg(test)]
 mod proof;
+pub mod weightnet;
 
 use operator::Recipe;
 
@@ -25,6 +26,7 @@ crate::registry! {
         "mdconv" => MdConv(mdconv::Config),
         "acb" => Acb(acb::Config),
         "odconv" => OdConv(odconv::Config),
+        "weightnet" => WeightNet(weightnet::Config),
         "dyconv" => DyConv(dyconv::Config),
         "condconv" => CondConv(condconv::Config),
     }
@@ -45,6 +47,7 @@ impl OperatorConfig {
             OperatorConfig::MdConv(config) => config,
             OperatorConfig::Acb(config) => config,
             OperatorConfig::OdConv(config) => config,
+            OperatorConfig::WeightNet(config) => config,
             OperatorConfig::DyConv(config) => config,
             OperatorConfig::CondConv(config) => config,
         }
@@ -61,6 +64,7 @@ impl OperatorConfig {
             OperatorConfig::MdConv(config) => config.resolve(),
             OperatorConfig::Acb(config) => config.resolve(),
             OperatorConfig::OdConv(config) => config.resolve(),
+            OperatorConfig::WeightNet(config) => config.resolve(),
             OperatorConfig::DyConv(config) => config.resolve(),
             OperatorConfig::CondConv(config) => config.resolve(),
         }
