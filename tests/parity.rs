@@ -8,10 +8,12 @@
 use foldconv::algebra::Geometry;
 use foldconv::op::OperatorConfig;
 use foldconv::op::expandnet;
+use foldconv::op::experts::Layout;
 use foldconv::op::operator::Place;
+use foldconv::op::{condconv, weightnet};
 use foldconv::op::{se, tied};
 use safetensors::SafeTensors;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor, nn};
@@ -51,8 +53,11 @@ impl Case {
     fn geometry(&self) -> Option<Geometry> {
         let of = |key| self.number(key);
         let geometry = Geometry::same(of("c_in")?, of("c_out")?, of("kernel")?).stride(of("stride")?);
-        let geometry = geometry.dilation(of("dilation").unwrap_or(1)).groups(of("groups").unwrap_or(1));
-        Some(geometry.padding(of("padding")?))
+        let groups = if self.about["depthwise"] == true { of("c_in") } else { of("groups") };
+        let geometry = geometry.dilation(of("dilation").unwrap_or(1)).groups(groups.unwrap_or(1));
+        // WeightNet's convolutions have no choice of padding.
+        let padding = of("padding").or_else(|| of("kernel").filter(|_| self.about["op"] == "weightnet").map(|k| k / 2));
+        Some(geometry.padding(padding?))
     }
 
     /// The operator that the case is of, as a config file gives it. None: not understood.
@@ -72,6 +77,8 @@ impl Case {
             "orepa" => "{name: orepa}".to_string(),
             "tbc" => format!("{{name: tbc, blocks: {}, bias: true}}", self.number("blocks")?),
             "drconv" => self.drconv()?,
+            op @ ("condconv" | "dyconv" | "odconv") => self.experts(op)?,
+            "weightnet" => "{name: weightnet}".to_string(),
             _ => return None,
         };
         Some((options, self.geometry()?))
@@ -110,6 +117,27 @@ impl Case {
         Some(format!("{{name: drconv, layout: {layout}, regions: {regions}, experts: {experts}}}"))
     }
 
+    /// Operators with experts. Whether those have biases only their variables tell. (JSON is YAML.)
+    fn experts(&self, op: &str) -> Option<String> {
+        let mut options = json!({"name": op, "experts": self.number("experts")?});
+        if let Some(temperature) = self.about.get("temperature") {
+            options["temperature"] = temperature.clone();
+        }
+        if op != "odconv" {
+            options["bias"] = self.below("state.").any(|(name, _)| name.trim_start_matches("conv.") == "bias").into();
+        }
+        Some(options.to_string())
+    }
+
+    /// How the implementation calls our variables, where it is not as we do.
+    fn layout(&self) -> Layout {
+        match self.about["layout"].as_str() {
+            Some("timm") => condconv::TIMM,
+            Some("megengine") => weightnet::MEGENGINE,
+            _ => &[],
+        }
+    }
+
     /// Tensors whose names begin with `prefix`, without it.
     fn below(&self, prefix: &str) -> impl Iterator<Item = (&str, &Tensor)> {
         self.tensors.iter().filter_map(move |(name, tensor)| Some((name.strip_prefix(prefix)?, tensor)))
@@ -130,10 +158,13 @@ fn load(case: &Case, store: &nn::VarStore) -> BTreeMap<String, Tensor> {
         if name.ends_with("num_batches_tracked") {
             continue;
         }
-        let own = if case.about["op"] == "expandnet" { expandnet::variable(name) } else { name };
+        let layout = case.layout();
+        let name_of = |name| if case.about["op"] == "expandnet" { expandnet::variable(name) } else { name };
+        let known = layout.iter().find(|(theirs, _)| *theirs == name).map_or(name_of(name), |(_, ours)| ours);
         let ours = variables
-            .get(&format!("op.{own}"))
+            .get(&format!("op.{known}"))
             .unwrap_or_else(|| panic!("{}: {name} is not ours: {:?}", case.name, variables.keys()));
+        let tensor = &if layout.is_empty() { tensor.shallow_clone() } else { tensor.reshape(ours.size()) };
         assert_eq!(ours.size(), tensor.size(), "{}: {name}", case.name);
         tch::no_grad(|| ours.shallow_clone().copy_(tensor));
         loaded.insert(name.to_string(), ours.shallow_clone());
@@ -186,27 +217,56 @@ fn check_training(
     let gradients = Tensor::run_backward(&[(y * &case.tensors["probe"]).sum(Kind::Double)], &inputs, false, false);
     close("grad_x", &gradients[names.len()], &case.tensors["grad_x"]);
     for (name, gradient) in names.iter().zip(&gradients) {
-        close(&format!("grad.{name}"), gradient, &case.tensors[&format!("grad.{name}")]);
+        close(&format!("grad.{name}"), gradient, &case.tensors[&format!("grad.{name}")].reshape(gradient.size()));
     }
     for (name, expected) in case.below("after.").filter(|(name, _)| !name.ends_with("num_batches_tracked")) {
         close(&format!("after.{name}"), &loaded[name], expected);
     }
 }
 
-/// The operators that are there; cases of others wait for theirs.
-const OPERATORS: &[&str] =
-    &["acb", "repvgg", "mobileone", "dbb", "dcd", "expandnet", "orepa", "tbc", "drconv", "se", "tied_se", "tfc"];
-
-#[test]
-fn every_case_agrees_with_the_public_implementation() {
+/// Every case of the folder.
+fn cases() -> Vec<Case> {
     let folder = std::env::var_os("FOLDCONV_PARITY")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/parity"), PathBuf::from);
     let mut paths: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     paths.retain(|path| path.extension().is_some_and(|extension| extension == "safetensors"));
     paths.sort();
-    let cases: Vec<Case> = paths.iter().map(|path| Case::read(path)).collect();
-    let known: Vec<&Case> =
-        cases.iter().filter(|case| case.about["op"].as_str().is_some_and(|op| OPERATORS.contains(&op))).collect();
-    assert!(!known.is_empty());
-    known.into_iter().for_each(check);
+    paths.iter().map(|path| Case::read(path)).collect()
+}
+
+#[test]
+fn every_case_agrees_with_the_public_implementation() {
+    let cases = cases();
+    assert!(!cases.is_empty());
+    cases.iter().for_each(check);
+}
+
+/// The same cases as timm and MegEngine would have written them.
+#[test]
+fn other_layouts_of_the_same_numbers_load() {
+    for mut case in cases() {
+        match case.about["op"].as_str() {
+            Some("condconv") => case.about["layout"] = "timm".into(),
+            Some("weightnet") => case.about["layout"] = "megengine".into(),
+            _ => continue,
+        }
+        let (layout, filters) = (case.layout(), case.number("c_out").unwrap());
+        let groups = if case.about["depthwise"] == true { filters } else { 2 * filters };
+        let theirs = |(key, tensor): (String, Tensor)| {
+            let Some((prefix, name)) = key.split_once('.').filter(|(prefix, _)| ["state", "grad"].contains(prefix))
+            else {
+                return (key, tensor);
+            };
+            let tensor = match (case.about["layout"].as_str(), name) {
+                (Some("timm"), "conv.weight") => tensor.flatten(1, -1),
+                (Some("megengine"), "conv.wn_fc2.weight") => tensor.reshape([groups, -1, tensor.size()[1], 1, 1]),
+                (Some("megengine"), bias) if bias.ends_with("bias") => tensor.reshape([1, -1, 1, 1]),
+                _ => tensor,
+            };
+            let name = layout.iter().find(|(_, ours)| *ours == name).map_or(name, |(theirs, _)| theirs);
+            (format!("{prefix}.{name}"), tensor)
+        };
+        let tensors = case.tensors.into_iter().map(theirs).collect();
+        check(&Case { tensors, ..case });
+    }
 }

@@ -18,6 +18,16 @@ pub enum GateKind {
     Softmax,
 }
 
+impl GateKind {
+    /// Weights (N, K) of scores (N, K).
+    pub fn weigh(self, scores: Tensor) -> Tensor {
+        match self {
+            GateKind::Sigmoid => scores.sigmoid(),
+            GateKind::Softmax => scores.softmax(1, None),
+        }
+    }
+}
+
 /// One weight a channel, from the pooled input.
 #[derive(Debug)]
 pub struct Gate {
@@ -41,11 +51,7 @@ impl Gate {
     /// Weights (N, channels) from x (N, C_in, H, W).
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let pooled = x.mean_dim([2, 3].as_slice(), false, None);
-        let scores = self.fc2.forward(&self.fc1.forward(&pooled).relu()) / self.temperature;
-        match self.kind {
-            GateKind::Sigmoid => scores.sigmoid(),
-            GateKind::Softmax => scores.softmax(1, None),
-        }
+        self.kind.weigh(self.fc2.forward(&self.fc1.forward(&pooled).relu()) / self.temperature)
     }
 
     /// Detached and in another precision.

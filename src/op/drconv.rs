@@ -83,9 +83,9 @@ impl Recipe for Config {
 /// What makes the kernels of a sample's regions.
 #[derive(Debug)]
 enum Generator {
-    /// expand(sigmoid(squeeze(x pooled to k x k))): C_in to m^2 channels, of which each region has m, to C_out C_in/groups a
-    /// region.
-    Pooled { squeeze: Kernel, expand: Kernel },
+    /// expand(sigmoid(squeeze(x pooled to k x k))), both 1x1: C_in to m^2 channels, of which each region has m, and those to
+    /// the region's C_out C_in/groups.
+    Pooled(Box<[Kernel; 2]>),
     /// 2 sigmoid(route GAP(x) + bias)/E experts: route (m E, C_in), bias (m E), experts (C_out fan_in, E).
     Mixed { route: Tensor, bias: Tensor, experts: Tensor },
 }
@@ -95,7 +95,7 @@ impl Generator {
         let squeeze = Geometry::same(geometry.in_channels, m * m, 1);
         let region = geometry.out_channels * (geometry.in_channels / geometry.groups);
         let expand = Geometry::same(m * m, m * region, 1).groups(m);
-        Generator::Pooled { squeeze: convolution(&(path / 1), squeeze), expand: convolution(&(path / 3), expand) }
+        Generator::Pooled(Box::new([convolution(&(path / 1), squeeze), convolution(&(path / 3), expand)]))
     }
 
     fn mixed(path: &nn::Path, geometry: &Geometry, m: i64, experts: i64) -> Generator {
@@ -118,7 +118,8 @@ impl Generator {
         let n = x.size()[0];
         let [out, inner, kh, kw] = geometry.weight_size();
         let flat = match self {
-            Generator::Pooled { squeeze, expand } => {
+            Generator::Pooled(layers) => {
+                let [squeeze, expand] = layers.as_ref();
                 expand.apply(&squeeze.apply(&x.adaptive_avg_pool2d([kh, kw])).sigmoid())
             }
             Generator::Mixed { route, bias, experts } => {
@@ -184,14 +185,13 @@ impl Maker {
             fold(split, none()).weight.reshape(tensor.size())
         };
         let generator = match &self.generator {
-            Generator::Pooled { squeeze, expand } => Generator::Pooled {
-                squeeze: double_kernel(squeeze),
-                expand: Kernel {
-                    weight: rows(&expand.weight, self.regions),
-                    bias: Some(rows(&expand.bias_or_zeros(), self.regions)),
-                    geometry: expand.geometry,
-                },
-            },
+            Generator::Pooled(layers) => {
+                let [squeeze, expand] = layers.as_ref();
+                let weight = rows(&expand.weight, self.regions);
+                let bias = Some(rows(&expand.bias_or_zeros(), self.regions));
+                let expand = Kernel { weight, bias, geometry: expand.geometry };
+                Generator::Pooled(Box::new([double_kernel(squeeze), expand]))
+            }
             Generator::Mixed { route, bias, experts } => {
                 Generator::Mixed { route: double(route), bias: double(bias), experts: rows(experts, 1) }
             }
@@ -225,9 +225,10 @@ impl RegionMaker for Maker {
 
     fn tensors(&self) -> Vec<(String, Tensor)> {
         let (guide, bias, mut all): (_, _, Vec<_>) = match &self.generator {
-            Generator::Pooled { squeeze, expand } => {
-                let layers = [("conv_kernel.1", squeeze), ("conv_kernel.3", expand)];
-                ("conv_guide", "bias", layers.iter().flat_map(|(name, layer)| named(name, layer)).collect())
+            Generator::Pooled(layers) => {
+                let names = ["conv_kernel.1", "conv_kernel.3"];
+                let numbers = names.iter().zip(layers.iter()).flat_map(|(name, layer)| named(name, layer));
+                ("conv_guide", "bias", numbers.collect())
             }
             Generator::Mixed { route, bias, experts } => {
                 let numbers =

@@ -3,15 +3,19 @@
 pub mod acb;
 pub mod attention;
 pub mod branches;
+pub mod condconv;
 pub mod dbb;
 pub mod dcd;
 pub mod dcd_kernel;
 pub mod drconv;
+pub mod dyconv;
 pub mod expandnet;
+pub mod experts;
 pub mod layers;
 pub mod maconv;
 pub mod mdconv;
 pub mod mobileone;
+pub mod odconv;
 pub mod operator;
 pub mod orepa;
 pub mod per_sample;
@@ -25,6 +29,7 @@ pub mod se;
 pub mod squeeze;
 pub mod tbc;
 pub mod tied;
+pub mod weightnet;
 
 use operator::Recipe;
 
@@ -44,6 +49,10 @@ crate::registry! {
         "orepa" => Orepa(orepa::Config),
         "expandnet" => ExpandNet(expandnet::Config),
         "drconv" => DrConv(drconv::Config),
+        "odconv" => OdConv(odconv::Config),
+        "weightnet" => WeightNet(weightnet::Config),
+        "dyconv" => DyConv(dyconv::Config),
+        "condconv" => CondConv(condconv::Config),
     }
 }
 
@@ -70,6 +79,10 @@ impl OperatorConfig {
             OperatorConfig::Orepa(config) => config,
             OperatorConfig::ExpandNet(config) => config,
             OperatorConfig::DrConv(config) => config,
+            OperatorConfig::OdConv(config) => config,
+            OperatorConfig::WeightNet(config) => config,
+            OperatorConfig::DyConv(config) => config,
+            OperatorConfig::CondConv(config) => config,
         }
     }
 
@@ -92,6 +105,10 @@ impl OperatorConfig {
             OperatorConfig::Orepa(config) => config.resolve(),
             OperatorConfig::ExpandNet(config) => config.resolve(),
             OperatorConfig::DrConv(config) => config.resolve(),
+            OperatorConfig::OdConv(config) => config.resolve(),
+            OperatorConfig::WeightNet(config) => config.resolve(),
+            OperatorConfig::DyConv(config) => config.resolve(),
+            OperatorConfig::CondConv(config) => config.resolve(),
         }
     }
 }

@@ -1,0 +1,278 @@
+//! What the dynamic convolutions with generated kernels share: experts whose mixture is the kernel of a sample,
+//! W(x) = sum_k a_k(x) W_k and b(x) = sum_k a_k(x) b_k + t, what routes a sample to them, and the operator around a maker of
+//! kernels, y = norm(W(x) * x + b(x)).
+//!
+//! A norm with scale S and shift t folds as S W_k, S b_k and the constant t. (Into the b_k the shift could go only where the
+//! a_k sum to 1.)
+
+use crate::algebra::{self, Affine, FoldError, Geometry, Kernel};
+use crate::op::attention::GateKind;
+use crate::op::layers::{Activation, Norm};
+use crate::op::operator::{Compact, Operator, Place};
+use crate::op::per_sample::{self, KernelMaker, PerSample};
+use tch::{Kind, Tensor, nn, nn::Init};
+
+/// How a public implementation calls our variables: (its name, ours). Its tensors may have other shapes, but the numbers lie
+/// in the same order, so that a reshape is all there is to do.
+pub type Layout = &'static [(&'static str, &'static str)];
+
+/// PyTorch's kaiming_normal_ with mode fan_out: N(0, 2/fan_out).
+pub fn kaiming_normal(fan_out: i64) -> Init {
+    Init::Randn { mean: 0., stdev: (2. / fan_out.max(1) as f64).sqrt() }
+}
+
+/// Refuses what is no number of experts, as `key: reason`.
+pub fn check_experts(experts: i64) -> Result<(), String> {
+    if experts < 1 { Err(format!("experts: {experts}; give at least 1")) } else { Ok(()) }
+}
+
+/// Refuses what is no positive number, as `key: reason`.
+pub fn check_positive(key: &str, value: f64) -> Result<(), String> {
+    let positive = value.is_finite() && value > 0.;
+    if positive { Ok(()) } else { Err(format!("{key}: {value}; give a number above 0")) }
+}
+
+/// The means (N, C) of the channels of x (N, C, H, W).
+pub fn pool(x: &Tensor) -> Tensor {
+    x.mean_dim([2, 3].as_slice(), false, None)
+}
+
+/// The path that a dotted name means below another.
+fn below<'a>(path: &nn::Path<'a>, dotted: &str) -> nn::Path<'a> {
+    dotted.split('.').fold(path.clone(), |path, part| path.sub(part))
+}
+
+/// A fully connected layer, or the 1x1 convolution of a pooled map, which is one: weight (out, in) or (out, in, 1, 1).
+#[derive(Debug)]
+pub struct Fc {
+    name: &'static str,
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl Fc {
+    /// `weight` of that size, and `bias` (out) if it has one, on `path`/`name` (dotted).
+    pub fn new(path: &nn::Path, name: &'static str, size: &[i64], weight: Init, bias: Option<Init>) -> Fc {
+        let path = below(path, name);
+        let bias = bias.map(|init| path.var("bias", &[size[0]], init));
+        Fc { name, weight: path.var("weight", size, weight), bias }
+    }
+
+    /// y (N, out) of x (N, in).
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        let weight = self.weight.flatten(1, -1);
+        let y = x.linear(&weight, self.bias.as_ref());
+        algebra::add_macs(y.numel() as i64 * weight.size()[1]);
+        y
+    }
+
+    /// Detached, in float64, with a norm behind it.
+    pub fn fold(&self, norm: &Norm) -> Fc {
+        let Affine { scale, shift } = affine(norm, &self.weight);
+        let mut size = vec![1; self.weight.dim()];
+        size[0] = -1;
+        let bias = self.bias.as_ref().map(|bias| double(bias) * &scale + &shift);
+        let bias = if matches!(norm, Norm::None) { bias } else { Some(bias.unwrap_or(shift)) };
+        Fc { name: self.name, weight: double(&self.weight) * scale.reshape(&size), bias }
+    }
+
+    /// Its numbers, by their names below the site.
+    pub fn tensors(&self) -> Vec<(String, Tensor)> {
+        let weight = (format!("{}.weight", self.name), self.weight.shallow_clone());
+        let bias = self.bias.iter().map(|bias| (format!("{}.bias", self.name), bias.shallow_clone()));
+        std::iter::once(weight).chain(bias).collect()
+    }
+}
+
+/// Detached and in float64.
+pub fn double(tensor: &Tensor) -> Tensor {
+    tensor.detach().to_kind(Kind::Double)
+}
+
+/// A norm at evaluation statistics, in float64, for the rows (C_out, ...) of a weight.
+pub fn affine(norm: &Norm, rows: &Tensor) -> Affine {
+    let channels = rows.size()[0];
+    let ones = Tensor::ones([channels, 1, 1, 1], (Kind::Double, rows.device()));
+    let identity =
+        Kernel { weight: ones, bias: None, geometry: Geometry::same(channels, channels, 1).groups(channels) };
+    let folded = norm.fold_into(identity);
+    Affine { scale: folded.weight.reshape([-1]), shift: folded.bias_or_zeros() }
+}
+
+/// The kernels, and biases, of which a sample's are a mixture.
+#[derive(Debug)]
+pub struct Experts {
+    prefix: &'static str,
+    weight: Tensor,
+    bias: Option<Tensor>,
+    shift: Option<Tensor>,
+}
+
+impl Experts {
+    /// `weight` (K, C_out, C_in/g, kh, kw) and, with an initial value for it, `bias` (K, C_out), on `path`/`prefix`; a prefix
+    /// that isn't empty ends with a dot.
+    pub fn new(
+        path: &nn::Path,
+        prefix: &'static str,
+        count: i64,
+        geometry: &Geometry,
+        weight: Init,
+        bias: Option<Init>,
+    ) -> Experts {
+        let path = prefix.strip_suffix('.').map_or(path.clone(), |prefix| below(path, prefix));
+        let [o, i, kh, kw] = geometry.weight_size();
+        let bias = bias.map(|init| path.var("bias", &[count, o], init));
+        Experts { prefix, weight: path.var("weight", &[count, o, i, kh, kw], weight), bias, shift: None }
+    }
+
+    /// In compact form there is the norm's shift as well: `shift` (C_out) on `path`.
+    pub fn with_shift(self, path: &nn::Path) -> Experts {
+        let shift = path.var("shift", &[self.weight.size()[1]], Init::Const(0.));
+        Experts { shift: Some(shift), ..self }
+    }
+
+    /// Kernels (N, C_out, C_in/g, kh, kw) and biases (N, C_out) of mixing weights (N, K).
+    pub fn mix(&self, mixing: &Tensor) -> (Tensor, Tensor) {
+        let (n, size) = (mixing.size()[0], self.weight.size());
+        let weight = mixing.matmul(&self.weight.flatten(1, -1)).reshape([n, size[1], size[2], size[3], size[4]]);
+        algebra::add_macs(weight.numel() as i64 * size[0]);
+        let bias = match (&self.bias, &self.shift) {
+            (Some(bias), Some(shift)) => mixing.matmul(bias) + shift,
+            (Some(bias), None) => mixing.matmul(bias),
+            (None, Some(shift)) => shift.expand([n, size[1]], false).contiguous(),
+            (None, None) => Tensor::zeros([n, size[1]], (weight.kind(), weight.device())),
+        };
+        (weight, bias)
+    }
+
+    /// Detached, in float64, with a norm behind it.
+    pub fn fold(&self, norm: &Norm) -> Experts {
+        let Affine { scale, shift } = affine(norm, &self.weight.select(0, 0));
+        Experts {
+            prefix: self.prefix,
+            weight: algebra::scale_rows(&double(&self.weight), &scale),
+            bias: self.bias.as_ref().map(|bias| double(bias) * scale),
+            shift: Some(shift),
+        }
+    }
+
+    /// Its numbers, by their names below the site.
+    pub fn tensors(&self) -> Vec<(String, Tensor)> {
+        let prefix = self.prefix;
+        let mut all = vec![(format!("{prefix}weight"), self.weight.shallow_clone())];
+        all.extend(self.bias.iter().map(|bias| (format!("{prefix}bias"), bias.shallow_clone())));
+        all.extend(self.shift.iter().map(|shift| ("shift".to_string(), shift.shallow_clone())));
+        all
+    }
+}
+
+/// Mixing weights from the pooled input: a = gate(scores(relu(hidden(GAP(x)))) / temperature).
+#[derive(Debug)]
+pub struct Router {
+    /// The layer before the scores, if there is one.
+    pub hidden: Option<Fc>,
+    /// One score an expert.
+    pub scores: Fc,
+    /// What makes weights of the scores.
+    pub gate: GateKind,
+    /// What the scores are divided by.
+    pub temperature: f64,
+}
+
+impl Router {
+    /// Weights (N, K) for x (N, C_in, H, W).
+    fn forward(&self, x: &Tensor) -> Tensor {
+        let pooled = pool(x);
+        let inputs = self.hidden.as_ref().map_or(pooled.shallow_clone(), |hidden| hidden.forward(&pooled).relu());
+        self.gate.weigh(self.scores.forward(&inputs) / self.temperature)
+    }
+
+    fn fold(&self) -> Router {
+        let layer = |fc: &Fc| fc.fold(&Norm::None);
+        Router { hidden: self.hidden.as_ref().map(layer), scores: layer(&self.scores), ..*self }
+    }
+
+    fn tensors(&self) -> Vec<(String, Tensor)> {
+        self.hidden.iter().chain([&self.scores]).flat_map(Fc::tensors).collect()
+    }
+}
+
+/// Experts and their router: all of DYConv and CondConv.
+#[derive(Debug)]
+pub struct Mixture {
+    /// The kernels that are mixed.
+    pub experts: Experts,
+    /// How.
+    pub router: Router,
+}
+
+impl Mixture {
+    /// In compact form; see [`Experts::with_shift`].
+    pub fn with_shift(self, path: &nn::Path) -> Mixture {
+        Mixture { experts: self.experts.with_shift(path), ..self }
+    }
+}
+
+impl KernelMaker for Mixture {
+    fn make(&self, x: &Tensor) -> (Tensor, Tensor) {
+        self.experts.mix(&self.router.forward(x))
+    }
+
+    fn tensors(&self) -> Vec<(String, Tensor)> {
+        self.experts.tensors().into_iter().chain(self.router.tensors()).collect()
+    }
+}
+
+impl TrainedMaker for Mixture {
+    fn fold(&self, norm: &Norm) -> Box<dyn KernelMaker> {
+        Box::new(Mixture { experts: self.experts.fold(norm), router: self.router.fold() })
+    }
+}
+
+/// A maker of kernels that is trained, with a norm behind its convolution.
+pub trait TrainedMaker: KernelMaker {
+    /// As [`KernelMaker::make`]; in training with the statistics of the batch where it has norms inside.
+    fn make_t(&self, x: &Tensor, _train: bool) -> (Tensor, Tensor) {
+        self.make(x)
+    }
+
+    /// Detached, at evaluation statistics, in float64, with the norm behind it.
+    fn fold(&self, norm: &Norm) -> Box<dyn KernelMaker>;
+}
+
+/// A dynamic convolution: y = norm(W(x) * x + b(x)).
+#[derive(Debug)]
+pub struct Dynamic<M> {
+    maker: M,
+    norm: Norm,
+    geometry: Geometry,
+}
+
+impl<M: TrainedMaker> Dynamic<M> {
+    /// With the batch norm of its place.
+    pub fn new(maker: M, place: &Place, geometry: Geometry) -> Dynamic<M> {
+        Dynamic { maker, norm: place.norm(geometry.out_channels), geometry }
+    }
+}
+
+impl<M: TrainedMaker> nn::ModuleT for Dynamic<M> {
+    fn forward_t(&self, x: &Tensor, train: bool) -> Tensor {
+        self.forward_activated(x, Activation::None, train)
+    }
+}
+
+impl<M: TrainedMaker> Operator for Dynamic<M> {
+    fn forward_activated(&self, x: &Tensor, activation: Activation, train: bool) -> Tensor {
+        let (weight, bias) = self.maker.make_t(x, train);
+        self.norm.forward(per_sample::conv2d(x, &weight, &bias, &self.geometry), activation, train)
+    }
+
+    fn fold(&self) -> Result<Compact, FoldError> {
+        Ok(compact(self.maker.fold(&self.norm), self.geometry))
+    }
+}
+
+/// The compact form of a maker of kernels.
+pub fn compact(maker: Box<dyn KernelMaker>, geometry: Geometry) -> Compact {
+    Compact::PerSample(PerSample { maker, geometry })
+}

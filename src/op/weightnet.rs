@@ -1,0 +1,201 @@
+//! `weightnet`: WeightNet (Ma et al., ECCV 2020), kernels made by a small network of the pooled input:
+//! y = W(x) * x, W(x) = FC2(sigmoid(FC1(reduce(GAP(x))))), where FC2 is block diagonal: each of C_out G blocks makes C_in/g k^2 / G
+//! numbers of one filter from M/G of the M C_out activations.
+//!
+//! A convolution with one input channel a group (depthwise) takes one block a filter, with M/G activations. Each operator has
+//! its own `reduce`. (In the paper's network the convolutions of a block share one.) The references know dense and depthwise
+//! convolutions of C channels; the rule holds for any number of groups.
+
+use crate::algebra::{self, Affine, Geometry};
+use crate::op::experts::{self, Dynamic, Fc, Layout, TrainedMaker};
+use crate::op::layers::{Norm, uniform};
+use crate::op::operator::{Compact, Operator, Place, Recipe};
+use crate::op::per_sample::KernelMaker;
+use serde::{Deserialize, Serialize};
+use tch::{Tensor, nn, nn::Init};
+
+/// The variables of the MegEngine original, whose grouped weights are (groups, out/groups, in/groups, 1, 1) and whose biases are
+/// (1, C, 1, 1); `reduce` is the block's, and called so too. Ours are called as the PyTorch port's below a block with one
+/// convolution, `conv`.
+pub const MEGENGINE: Layout = &[
+    ("wn_fc1.weight", "conv.wn_fc1.weight"),
+    ("wn_fc1.bias", "conv.wn_fc1.bias"),
+    ("wn_fc2.weight", "conv.wn_fc2.weight"),
+];
+
+/// Options of `weightnet`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// M: activations of FC1 for each filter; a multiple of `g`. Default 2.
+    pub m: i64,
+    /// G: blocks of FC2 for each filter. M/G is how many times the weights of the plain convolution FC2 has. Default 2.
+    pub g: i64,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config { m: 2, g: 2 }
+    }
+}
+
+impl Config {
+    /// Blocks of FC2 for each filter at a site.
+    fn blocks(&self, geometry: &Geometry) -> i64 {
+        if geometry.groups == geometry.in_channels { 1 } else { self.g }
+    }
+
+    /// On `path`, with the port's names: `reduce`, `conv.wn_fc1`, `conv.wn_fc2`.
+    fn maker(&self, path: &nn::Path, geometry: Geometry) -> Generator {
+        let (inputs, out, fan_in) = (geometry.in_channels, geometry.out_channels, geometry.fan_in());
+        let pooled = (inputs / 16).max(16);
+        let (blocks, width) = (self.blocks(&geometry), self.m / self.g);
+        let layer = |name, outputs, inputs| {
+            Fc::new(path, name, &[outputs, inputs, 1, 1], uniform(inputs), Some(uniform(inputs)))
+        };
+        // The kernels that it makes are then as large as PyTorch's. (A deviation of 1/(M/G), the port's, makes them
+        // sqrt(fan_in) too large.)
+        let init = uniform(fan_in);
+        Generator {
+            reduce: layer("reduce", pooled, inputs),
+            activate: layer("conv.wn_fc1", blocks * width * out, pooled),
+            weight: (path / "conv" / "wn_fc2").var("weight", &[out * fan_in, width, 1, 1], init),
+            shift: None,
+            blocks,
+            geometry,
+        }
+    }
+}
+
+impl Recipe for Config {
+    fn resolve(&mut self) -> Result<(), String> {
+        let Config { m, g } = *self;
+        if g < 1 {
+            return Err(format!("g: {g} blocks; give at least 1"));
+        }
+        if m < 1 || m % g != 0 {
+            return Err(format!("m: {m} activations do not divide among {g} blocks; give a multiple of `g`"));
+        }
+        Ok(())
+    }
+
+    fn fits(&self, geometry: &Geometry) -> Result<(), String> {
+        let (blocks, fan_in) = (self.blocks(geometry), geometry.fan_in());
+        if fan_in % blocks != 0 {
+            return Err(format!(
+                "g: a filter of {fan_in} numbers (C_in/groups * kh * kw) does not divide into {blocks} blocks; use `g: 1`"
+            ));
+        }
+        Ok(())
+    }
+
+    fn expanded(&self, place: &Place, geometry: Geometry) -> Box<dyn Operator> {
+        Box::new(Dynamic::new(self.maker(&place.conv, geometry), place, geometry))
+    }
+
+    fn compact(&self, place: &Place, geometry: Geometry) -> Compact {
+        let shift = place.conv.var("shift", &[geometry.out_channels], Init::Const(0.));
+        let maker = Generator { shift: Some(shift), ..self.maker(&place.conv, geometry) };
+        experts::compact(Box::new(maker), geometry)
+    }
+}
+
+/// The network that makes kernels.
+#[derive(Debug)]
+struct Generator {
+    reduce: Fc,
+    /// FC1.
+    activate: Fc,
+    /// FC2 (C_out C_in/g kh kw, M/G, 1, 1).
+    weight: Tensor,
+    /// The shift (C_out) of the batch norm that is folded into FC2.
+    shift: Option<Tensor>,
+    /// Blocks of FC2 for each filter.
+    blocks: i64,
+    geometry: Geometry,
+}
+
+impl KernelMaker for Generator {
+    fn make(&self, x: &Tensor) -> (Tensor, Tensor) {
+        let n = x.size()[0];
+        let [out, inner, kh, kw] = self.geometry.weight_size();
+        let (blocks, width) = (out * self.blocks, self.weight.size()[1]);
+        let activations = self.activate.forward(&self.reduce.forward(&experts::pool(x))).sigmoid();
+        // One product a block: (blocks, N, M/G) times (blocks, M/G, numbers).
+        let activations = activations.reshape([n, blocks, width]).transpose(0, 1);
+        let made = activations.bmm(&self.weight.reshape([blocks, -1, width]).transpose(1, 2));
+        algebra::add_macs(made.numel() as i64 * width);
+        let bias = match &self.shift {
+            Some(shift) => shift.expand([n, out], false).contiguous(),
+            None => Tensor::zeros([n, out], (x.kind(), x.device())),
+        };
+        (made.transpose(0, 1).reshape([n, out, inner, kh, kw]), bias)
+    }
+
+    fn tensors(&self) -> Vec<(String, Tensor)> {
+        let mut all = vec![("conv.wn_fc2.weight".to_string(), self.weight.shallow_clone())];
+        all.extend(self.shift.iter().map(|shift| ("shift".to_string(), shift.shallow_clone())));
+        all.extend([&self.reduce, &self.activate].into_iter().flat_map(Fc::tensors));
+        all
+    }
+}
+
+impl TrainedMaker for Generator {
+    fn fold(&self, norm: &Norm) -> Box<dyn KernelMaker> {
+        let filters = experts::double(&self.weight).reshape([self.geometry.out_channels, -1, 1, 1]);
+        let Affine { scale, shift } = experts::affine(norm, &filters);
+        Box::new(Generator {
+            reduce: self.reduce.fold(&Norm::None),
+            activate: self.activate.fold(&Norm::None),
+            weight: algebra::scale_rows(&filters, &scale).reshape(self.weight.size()),
+            shift: Some(shift),
+            ..*self
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::op::proof::*;
+
+    #[test]
+    fn folds_exactly_at_every_geometry_and_option() {
+        for yaml in ["{name: weightnet}", "{name: weightnet, m: 6}", "{name: weightnet, m: 3, g: 1}"] {
+            for k in [1, 3] {
+                for (outputs, groups) in [(16, 1), (16, 2), (16, 8), (8, 8)] {
+                    folds_exactly(yaml, &windows(Geometry::same(8, outputs, k).groups(groups)));
+                }
+            }
+        }
+        folds_exactly("{name: weightnet, g: 1}", &windows(Geometry::same(3, 4, 5)));
+    }
+
+    #[test]
+    fn gradients_equal_finite_differences() {
+        for yaml in ["{name: weightnet}", "{name: weightnet, m: 4}"] {
+            for geometry in [Geometry::same(4, 4, 3).groups(2).stride(2), Geometry::same(4, 4, 3).groups(4)] {
+                gradients_are_differences(yaml, geometry);
+            }
+        }
+    }
+
+    /// reduce p (C_in + 1), FC1 M C_out (p + 1), FC2 M/G C_out C_in/g k^2; with FC1 of M/G C_out where it is depthwise.
+    #[test]
+    fn it_has_the_parameters_of_the_formula() {
+        let dense = Geometry::same(16, 24, 3);
+        assert_eq!(parameters("{name: weightnet}", dense), 16 * 17 + 48 * 17 + 24 * 16 * 9);
+        assert_eq!(parameters("{name: weightnet, m: 4}", dense), 16 * 17 + 96 * 17 + 2 * 24 * 16 * 9);
+        let depthwise = Geometry::same(320, 320, 3).groups(320);
+        assert_eq!(parameters("{name: weightnet, m: 4}", depthwise), 20 * 321 + 640 * 21 + 2 * 320 * 9);
+    }
+
+    #[test]
+    fn options_and_sites_are_refused_by_key() {
+        let site = Geometry::same(8, 8, 3);
+        assert!(refusal("{name: weightnet, g: 0}", site).starts_with("g: "));
+        assert!(refusal("{name: weightnet, m: 3}", site).starts_with("m: "));
+        assert!(refusal("{name: weightnet, m: 0}", site).starts_with("m: "));
+        assert!(refusal("{name: weightnet}", Geometry::same(3, 8, 3)).starts_with("g: "));
+    }
+}
