@@ -90,6 +90,14 @@ impl Geometry {
         self.in_channels / self.groups * self.kernel[0] * self.kernel[1]
     }
 
+    /// Size (H', W') of the output for an input of that size.
+    pub fn output_size(&self, input: [i64; 2]) -> [i64; 2] {
+        [0, 1].map(|axis| {
+            let window = self.dilation[axis] * (self.kernel[axis] - 1) + 1;
+            (input[axis] + 2 * self.padding[axis] - window) / self.stride[axis] + 1
+        })
+    }
+
     /// A 1x1 convolution that neither strides nor pads: a matrix product over channels.
     pub fn is_pointwise(&self) -> bool {
         self.kernel == [1; 2] && self.stride == [1; 2] && self.padding == [0; 2]
@@ -433,6 +441,14 @@ pub fn count_macs<T>(work: impl FnOnce() -> T) -> (T, i64) {
     let counted = MACS.replace(outer).unwrap_or(0);
     add_macs(counted);
     (result, counted)
+}
+
+/// Work that an enclosing [`count_macs`] doesn't see.
+pub fn uncounted<T>(work: impl FnOnce() -> T) -> T {
+    let outer = MACS.replace(None);
+    let result = work();
+    MACS.set(outer);
+    result
 }
 
 /// Adds to the count of an enclosing [`count_macs`].

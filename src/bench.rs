@@ -2,11 +2,11 @@
 
 use crate::config::{Built, Config};
 use crate::data::dataset::Spec;
-use crate::device::synchronize;
+use crate::timing::{clock, median};
 use crate::train::trainer::Trainer;
 use anyhow::Result;
 use serde::Serialize;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tch::{Device, Kind, Tensor};
 
 /// Median seconds of a forward pass of `batch` images, at evaluation: at least 10 runs and half a second, after 3 that don't
@@ -14,12 +14,7 @@ use tch::{Device, Kind, Tensor};
 pub fn latency(network: &Built, spec: Spec, batch: i64) -> f64 {
     let device = network.store.device();
     let x = images(spec, batch, device);
-    let run = || {
-        let clock = Instant::now();
-        let _ = tch::no_grad(|| network.network.forward_t(&x, false));
-        synchronize(device);
-        clock.elapsed()
-    };
+    let run = || clock(device, || drop(tch::no_grad(|| network.network.forward_t(&x, false))));
     for _ in 0..3 {
         run();
     }
@@ -33,12 +28,6 @@ pub fn latency(network: &Built, spec: Spec, batch: i64) -> f64 {
 /// Random images (batch, C, size, size), channels_last.
 fn images(spec: Spec, batch: i64, device: Device) -> Tensor {
     Tensor::randn([batch, spec.size, spec.size, spec.channels], (Kind::Float, device)).permute([0, 3, 1, 2])
-}
-
-fn median(times: &mut [Duration]) -> Duration {
-    times.sort();
-    let middle = times.len() / 2;
-    if times.len() % 2 == 1 { times[middle] } else { (times[middle - 1] + times[middle]) / 2 }
 }
 
 /// Throughput of training.
@@ -64,11 +53,9 @@ pub fn train_speed(config: &Config, device: Device, warmup: u64, steps: u64) -> 
     for step in 0..warmup + steps {
         let (epoch, at) = (step / steps_per_epoch, step % steps_per_epoch);
         let order = trainer.order(epoch);
-        let clock = Instant::now();
-        let _ = trainer.step(&order, epoch, at);
-        synchronize(device);
+        let time = clock(device, || drop(trainer.step(&order, epoch, at)));
         if step >= warmup {
-            times.push(clock.elapsed());
+            times.push(time);
         }
     }
     let step_seconds = median(&mut times).as_secs_f64();

@@ -9,8 +9,8 @@ use crate::data::DataConfig;
 use crate::data::dataset::Spec;
 use crate::error::suggest;
 use crate::net::NetConfig;
-use crate::net::block::{Builder, Form, Network, Site, SiteKind};
-use crate::op::OperatorConfig;
+use crate::net::block::{Builder, Form, Network, Plan, Site, SiteKind};
+use crate::op::{AttentionConfig, ClassifierConfig, OperatorConfig};
 use crate::{bad_request, files};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -33,12 +33,22 @@ pub struct Config {
     /// The chosen sites: kinds (`pointwise`, `spatial` …), site names, or `all`. Default: those of the network's paper.
     #[serde(default)]
     pub apply_to: Vec<String>,
+    /// What stands behind each block of the network. Default: nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attention: Option<AttentionConfig>,
+    /// The last layer. Default `linear`.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub classifier: ClassifierConfig,
     /// How it is trained.
     #[serde(default)]
     pub train: TrainConfig,
     /// Decides the initial values, the order of the images, their augmentation and the dropout. Default 0.
     #[serde(default)]
     pub seed: u64,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// A network and the store that holds its variables.
@@ -162,8 +172,14 @@ impl Config {
             }
         };
         let checks = [
-            config.operator.resolve().map_err(|reason| format!("operator.{reason}")),
-            config.net.check().map_err(|reason| format!("net.{reason}")),
+            config.operator.recipe_mut().resolve().map_err(|reason| format!("operator.{reason}")),
+            config
+                .attention
+                .as_mut()
+                .map_or(Ok(()), |attention| attention.recipe_mut().resolve())
+                .map_err(|reason| format!("attention.{reason}")),
+            config.classifier.recipe_mut().resolve().map_err(|reason| format!("classifier.{reason}")),
+            config.net.recipe().check().map_err(|reason| format!("net.{reason}")),
             config.data.check().map_err(|reason| format!("data.{reason}")),
             config.train.check().map_err(|reason| format!("train.{reason}")),
         ];
@@ -198,9 +214,18 @@ impl Config {
     /// # Errors
     /// A [`crate::error::BadRequest`] where `apply_to` names what the network has not.
     pub fn build(&self, form: Form, device: Device) -> Result<Built> {
+        self.build_planned(form, &Plan::new(), device)
+    }
+
+    /// The same, its compact operators computed as the plan says.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn build_planned(&self, form: Form, plan: &Plan, device: Device) -> Result<Built> {
         let store = nn::VarStore::new(device);
-        let builder = Builder { operator: &self.operator, apply_to: &self.apply_to, form };
-        let network = self.net.build(&store.root(), &builder, self.data.spec())?;
+        let (apply_to, attention, classifier) = (&*self.apply_to, self.attention.as_ref(), &self.classifier);
+        let builder = Builder { apply_to, attention, classifier, plan, ..Builder::new(&self.operator, form) };
+        let network = self.net.recipe().build(&store.root(), &builder, self.data.spec())?;
         debug_assert!(store.variables().keys().all(|name| !name.contains("__")), "a name was registered twice");
         self.check_sites(&network.sites())?;
         Ok(Built { store, network })

@@ -3,10 +3,10 @@
 //! serde's internally tagged enums read the same form but lose the key at which a value is wrong; this keeps it.
 
 /// Declares an enum of named configs and its (de)serialisation. Each variant holds the `Config` of one operator,
-/// network or data set; an unknown name or key is an error that names it.
+/// network or data set, which implements the trait; an unknown name or key is an error that names it.
 #[macro_export]
 macro_rules! registry {
-    ($(#[$doc:meta])* $vis:vis enum $enum:ident, $what:literal {
+    ($(#[$doc:meta])* $vis:vis enum $enum:ident: $trait:path, $what:literal {
         $($name:literal => $variant:ident($config:ty)),+ $(,)?
     }) => {
         $(#[$doc])*
@@ -20,6 +20,21 @@ macro_rules! registry {
             /// The name that the config file gives.
             pub fn name(&self) -> &'static str {
                 match self { $(Self::$variant(_) => $name),+ }
+            }
+
+            /// The options, as what they make.
+            pub fn recipe(&self) -> &dyn $trait {
+                match self { $(Self::$variant(config) => config),+ }
+            }
+
+            /// The options, to fill what is left open in them.
+            pub fn recipe_mut(&mut self) -> &mut dyn $trait {
+                match self { $(Self::$variant(config) => config),+ }
+            }
+
+            /// The JSON schema of the options of each name, with their descriptions.
+            pub fn schemas() -> Vec<(&'static str, schemars::Schema)> {
+                vec![$(($name, schemars::schema_for!($config))),+]
             }
         }
 

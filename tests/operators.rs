@@ -16,7 +16,7 @@ const TOLERANCE: f64 = 1e-12;
 
 fn operator(yaml: &str) -> OperatorConfig {
     let mut config: OperatorConfig = serde_yaml::from_str(yaml).unwrap();
-    config.resolve().unwrap();
+    config.recipe_mut().resolve().unwrap();
     config
 }
 
@@ -49,7 +49,7 @@ fn randomise(store: &mut nn::VarStore) {
 fn expanded(config: &OperatorConfig, geometry: Geometry) -> (nn::VarStore, Box<dyn Operator>) {
     let mut store = double_store();
     let root = store.root();
-    let module = config.recipe().expanded(&Place { conv: &root / "conv", bn: Some(&root / "bn") }, geometry);
+    let module = config.recipe().expanded(&Place::new(&root / "conv", Some(&root / "bn")), geometry);
     randomise(&mut store);
     (store, module)
 }
@@ -134,7 +134,8 @@ fn relu_in_the_middle_is_refused() {
 
 #[test]
 fn options_that_contradict_are_refused_by_key() {
-    let refusal = |yaml: &str| serde_yaml::from_str::<OperatorConfig>(yaml).unwrap().resolve().unwrap_err();
+    let refusal =
+        |yaml: &str| serde_yaml::from_str::<OperatorConfig>(yaml).unwrap().recipe_mut().resolve().unwrap_err();
     assert!(refusal("{name: maconv, intermediate: 0}").starts_with("intermediate: "));
     assert!(refusal("{name: mdconv, temperature: 0}").starts_with("temperature: "));
     assert!(refusal("{name: mdconv, temperature: .nan}").starts_with("temperature: "));
@@ -208,8 +209,8 @@ fn network_on(
 ) -> (nn::VarStore, Box<dyn Network>) {
     let store = nn::VarStore::new(Device::Cpu);
     let config: NetConfig = serde_yaml::from_str(net).unwrap();
-    let builder = Builder { operator, apply_to, form };
-    let network = config.build(&store.root(), &builder, Spec { classes, channels: 3, size: 32 }).unwrap();
+    let builder = Builder { apply_to, ..Builder::new(operator, form) };
+    let network = config.recipe().build(&store.root(), &builder, Spec { classes, channels: 3, size: 32 }).unwrap();
     for name in store.variables().keys() {
         assert!(!name.contains("__"), "{name} was registered twice");
     }

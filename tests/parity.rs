@@ -102,9 +102,9 @@ impl Case {
         let reduction = of("reduction").unwrap_or(16);
         match self.about["op"].as_str()? {
             "se" => gate(se::Config { reduction, ..se::Config::default() }),
-            "tied_se" => gate(se::Config { reduction, ..se::Config::tied(of("blocks")?) }),
+            "tied_se" => gate(se::Config { reduction, blocks: of("blocks"), ..se::Config::of(se::Layout::Tied) }),
             "tfc" => {
-                let config = tied::TfcConfig { blocks: of("blocks")? };
+                let config = tied::Config { blocks: of("blocks")? };
                 Some(Box::new(tied::Tfc::new(path, of("c_in")?, of("c_out")?, &config)))
             }
             _ => None,
@@ -152,7 +152,9 @@ fn relative(a: &Tensor, b: &Tensor) -> f64 {
 
 /// Our variable of each of their names; every one of ours is set, and every one of theirs is used.
 fn load(case: &Case, store: &nn::VarStore) -> BTreeMap<String, Tensor> {
-    let variables = store.variables();
+    // What the references keep beside their state: the temperature is an option there.
+    let mut variables = store.variables();
+    variables.retain(|name, _| !name.ends_with(".temperature"));
     let mut loaded = BTreeMap::new();
     for (name, tensor) in case.below("state.") {
         if name.ends_with("num_batches_tracked") {
@@ -181,8 +183,8 @@ fn check(case: &Case) {
     if module.is_none() {
         let (options, geometry) = case.operator().unwrap_or_else(|| panic!("{name}: not understood: {}", case.about));
         let mut config: OperatorConfig = serde_yaml::from_str(&options).unwrap();
-        config.resolve().unwrap();
-        operator = Some(config.recipe().expanded(&Place { conv: path, bn: None }, geometry));
+        config.recipe_mut().resolve().unwrap();
+        operator = Some(config.recipe().expanded(&Place::new(path, None), geometry));
     }
     store.double();
     let loaded = load(case, &store);

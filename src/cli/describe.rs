@@ -99,7 +99,7 @@ fn parameters(config: &Config, site: &Site) -> (i64, i64) {
     let count = |build: &dyn Fn(&Place)| {
         let store = nn::VarStore::new(Device::Cpu);
         let root = store.root();
-        build(&Place { conv: &root / "conv", bn: Some(&root / "bn") });
+        build(&Place { conv: &root / "conv", bn: Some(&root / "bn"), block: site.block });
         store.trainable_variables().iter().map(|variable| variable.numel() as i64).sum()
     };
     let expanded = count(&|place| drop(operator.recipe().expanded(place, site.geometry)));

@@ -19,6 +19,7 @@ use crate::bad_request;
 use crate::data::dataset::{Dataset, Source, Spec, Split};
 use anyhow::Result;
 use batch::Batch;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -29,12 +30,12 @@ const HOME: &str = "https://www.cs.toronto.edu/~kriz/cifar.html";
 const PIXELS: usize = 3072;
 
 /// CIFAR-10; has no options.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Cifar10Config {}
 
 /// CIFAR-100, with its fine labels; has no options.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Cifar100Config {}
 

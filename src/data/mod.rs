@@ -17,7 +17,7 @@ use std::path::PathBuf;
 
 crate::registry! {
     /// A data set and its options.
-    pub enum SourceConfig, "data set" {
+    pub enum SourceConfig: Source, "data set" {
         "cifar10" => Cifar10(cifar::Cifar10Config),
         "cifar100" => Cifar100(cifar::Cifar100Config),
         "shapes" => Shapes(shapes::Config),
@@ -76,20 +76,10 @@ impl<'de> Deserialize<'de> for DataConfig {
     }
 }
 
-impl SourceConfig {
-    fn source(&self) -> &dyn Source {
-        match self {
-            SourceConfig::Cifar10(config) => config,
-            SourceConfig::Cifar100(config) => config,
-            SourceConfig::Shapes(config) => config,
-        }
-    }
-}
-
 impl DataConfig {
     /// Number of classes and shape of the images that a network gets, known without reading the set.
     pub fn spec(&self) -> Spec {
-        let spec = self.source.source().spec();
+        let spec = self.source.recipe().spec();
         Spec { size: self.common.augment.crop.unwrap_or(spec.size), ..spec }
     }
 
@@ -99,7 +89,7 @@ impl DataConfig {
     /// What is wrong, as `key: reason`.
     pub fn check(&self) -> Result<(), String> {
         let Common { limit, augment, .. } = &self.common;
-        let size = self.source.source().spec().size;
+        let size = self.source.recipe().spec().size;
         if limit.is_some_and(|limit| limit < 1) {
             return Err("limit: use at least 1 training image".into());
         }
@@ -121,7 +111,7 @@ impl DataConfig {
     /// One line that says what is missing or damaged, and where.
     pub fn load(&self) -> Result<Dataset> {
         let root = self.common.root.clone().or_else(|| std::env::var_os("FOLDCONV_DATA").map(PathBuf::from));
-        let mut dataset = self.source.source().load(root.as_deref())?;
+        let mut dataset = self.source.recipe().load(root.as_deref())?;
         if let Some(limit) = self.common.limit {
             dataset.train = dataset.train.take(limit);
         }

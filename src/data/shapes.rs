@@ -25,6 +25,7 @@ use crate::data::dataset::{Dataset, Source, Spec, Split};
 use anyhow::Result;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -44,7 +45,7 @@ const LOOK: render::Look = render::Look {
 const MOST_IMAGES: i64 = 1 << 20;
 
 /// Images to make.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Images in the training split, 1 to 1048576. 4000 by default.

@@ -2,14 +2,17 @@
 
 use crate::algebra::{self, FoldError, Geometry};
 use crate::bad_request;
-use crate::op::OperatorConfig;
-use crate::op::layers::Activation;
-use crate::op::operator::{Compact, Operator, Place};
+use crate::data::dataset::Spec;
+use crate::op::layers::{Activation, LinearConfig, below};
+use crate::op::operator::{Compact, Operator, Place, Shared};
+use crate::op::per_sample::{Execution, PerSample};
+use crate::op::{AttentionConfig, ClassifierConfig, OperatorConfig, plain};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fmt::Debug;
-use tch::{Tensor, nn};
+use tch::{Tensor, nn, nn::ModuleT};
 
 /// Which of the two forms of a network is built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,6 +68,8 @@ pub struct Site {
     pub operator: &'static str,
     /// What its network puts behind it.
     pub activation: Activation,
+    /// Channels of the input of the block in which it stands, if any.
+    pub block: Option<i64>,
     module: Module,
 }
 
@@ -75,6 +80,29 @@ enum Module {
 }
 
 impl Site {
+    /// y of x (N, C_in, H, W), with what the operators of the block share.
+    pub fn forward(&self, x: &Tensor, shared: Option<&Tensor>, train: bool) -> Tensor {
+        let run = || match (&self.module, shared) {
+            (Module::Expanded(operator), None) => operator.forward_activated(x, self.activation, train),
+            (Module::Expanded(operator), Some(shared)) => operator.forward_shared(x, shared, self.activation, train),
+            (Module::Compact(compact), shared) => self.activation.apply(compact.apply_shared(x, shared)),
+        };
+        if TRACE.with_borrow(Option::is_none) {
+            return run();
+        }
+        let (y, macs) = algebra::count_macs(run);
+        let trace = SiteTrace { macs, input: x.size(), output: y.size() };
+        TRACE.with_borrow_mut(|sites| sites.iter_mut().for_each(|sites| sites.push(trace.clone())));
+        y
+    }
+
+    /// Moves what moves with training to where it is after so many epochs.
+    pub fn anneal(&self, epochs: f64) {
+        if let Module::Expanded(operator) = &self.module {
+            operator.anneal(epochs);
+        }
+    }
+
     /// The compact form.
     ///
     /// # Errors
@@ -85,22 +113,19 @@ impl Site {
             Module::Compact(_) => Err(FoldError::Shape("this network is folded already".into())),
         }
     }
+
+    /// The kernels per sample that it is, where it is that.
+    pub fn per_sample(&self) -> Option<&PerSample> {
+        match &self.module {
+            Module::Compact(Compact::PerSample(kernels)) => Some(kernels),
+            _ => None,
+        }
+    }
 }
 
 impl nn::ModuleT for Site {
     fn forward_t(&self, x: &Tensor, train: bool) -> Tensor {
-        let run = || match &self.module {
-            Module::Expanded(operator) => operator.forward_activated(x, self.activation, train),
-            Module::Compact(compact) => self.activation.apply(compact.apply(x)),
-        };
-        if TRACE.with_borrow(Option::is_none) {
-            return run();
-        }
-        let (y, macs) = algebra::count_macs(run);
-        TRACE.with_borrow_mut(|trace| {
-            trace.iter_mut().for_each(|sites| sites.push(SiteTrace { macs, output: y.size() }))
-        });
-        y
+        self.forward(x, None, train)
     }
 }
 
@@ -109,6 +134,8 @@ impl nn::ModuleT for Site {
 pub struct SiteTrace {
     /// Multiply-accumulates.
     pub macs: i64,
+    /// Shape of the input.
+    pub input: Vec<i64>,
     /// Shape of the output.
     pub output: Vec<i64>,
 }
@@ -141,6 +168,9 @@ pub struct SitePlan<'a> {
     pub default: bool,
 }
 
+/// How the compact operators of a network are computed, by site. A site that isn't in it makes its kernels.
+pub type Plan = BTreeMap<String, Execution>;
+
 /// Builds the sites of a network in one of its forms.
 #[derive(Debug)]
 pub struct Builder<'a> {
@@ -148,47 +178,194 @@ pub struct Builder<'a> {
     pub operator: &'a OperatorConfig,
     /// The chosen sites: kinds, site names, `all`; empty means those that the network's paper replaces.
     pub apply_to: &'a [String],
+    /// What goes behind each block.
+    pub attention: Option<&'a AttentionConfig>,
+    /// The last layer.
+    pub classifier: &'a ClassifierConfig,
     /// Which form is built.
     pub form: Form,
+    /// How compact operators are computed.
+    pub plan: &'a Plan,
 }
 
-impl Builder<'_> {
-    /// The site that a network asks for, below `root`.
+static PLAIN: OperatorConfig = OperatorConfig::Plain(plain::Config {});
+static LINEAR: ClassifierConfig = ClassifierConfig::Linear(LinearConfig {});
+static NO_PLAN: Plan = Plan::new();
+
+impl<'a> Builder<'a> {
+    /// Puts the operator on the sites of the network's paper; no attention, a linear classifier.
+    pub fn new(operator: &'a OperatorConfig, form: Form) -> Builder<'a> {
+        Builder { operator, apply_to: &[], attention: None, classifier: &LINEAR, form, plan: &NO_PLAN }
+    }
+
+    /// The site that a network asks for, below `root`, in no block.
     ///
     /// # Errors
     /// A [`crate::error::BadRequest`] where the operator can't stand there.
     pub fn site(&self, root: &nn::Path, plan: SitePlan) -> Result<Site> {
+        Ok(self.place(root, plan, None)?.0)
+    }
+
+    /// A block of the network on `path`, whose input has so many channels.
+    pub fn block<'p>(&'a self, path: &nn::Path<'p>, channels: i64) -> Block<'a, 'p> {
+        Block { builder: self, path: path.clone(), channels, shared: None }
+    }
+
+    /// The last layer, from so many features to so many classes.
+    ///
+    /// # Errors
+    /// A [`crate::error::BadRequest`] where it can't stand there.
+    pub fn classifier(&self, path: &nn::Path, inputs: i64, classes: i64) -> Result<Box<dyn ModuleT>> {
+        match self.classifier.recipe().build(path, inputs, classes) {
+            Ok(layer) => Ok(layer),
+            Err(reason) => bad_request!("classifier.{reason} (at {})", dotted(path)),
+        }
+    }
+
+    /// The site, and whether the operator was put on it.
+    fn place(&self, root: &nn::Path, plan: SitePlan, block: Option<i64>) -> Result<(Site, bool)> {
         let SitePlan { conv, bn, kind, geometry, activation, default } = plan;
-        let (conv, bn) = (sub(root, conv), sub(root, bn));
-        let name = conv.components().collect::<Vec<_>>().join(".");
+        let (conv, bn) = (below(root, conv), below(root, bn));
+        let name = dotted(&conv);
         let chosen = match self.apply_to {
             [] => default,
             names => names.iter().any(|wanted| wanted == "all" || wanted == kind.name() || *wanted == name),
         };
-        let plain = OperatorConfig::default();
-        let operator = if chosen { self.operator } else { &plain };
+        let operator = if chosen { self.operator } else { &PLAIN };
         let recipe = operator.recipe();
         if let Err(reason) = recipe.fits(&geometry) {
             bad_request!("operator.{reason} (at {name}; `apply_to` chooses the sites)");
         }
-        let place = Place { conv, bn: Some(bn) };
+        if block.is_none() && recipe.shares() {
+            bad_request!("operator.shared: {name} is in no block of the network; choose others with `apply_to`");
+        }
+        let place = Place { conv, bn: Some(bn), block };
         let module = match self.form {
             Form::Expanded => Module::Expanded(recipe.expanded(&place, geometry)),
-            Form::Compact => Module::Compact(recipe.compact(&place, geometry)),
+            Form::Compact => {
+                let execution = self.plan.get(&name).copied().unwrap_or_default();
+                Module::Compact(recipe.compact(&place, geometry).executed(execution))
+            }
         };
-        Ok(Site { name, kind, geometry, operator: operator.name(), activation, module })
+        Ok((Site { name, kind, geometry, operator: operator.name(), activation, block, module }, chosen))
     }
 }
 
-/// The path below `root` that a dotted name means.
-pub fn sub<'a>(root: &nn::Path<'a>, dotted: &str) -> nn::Path<'a> {
-    let mut parts = dotted.split('.');
-    let first = root.sub(parts.next().unwrap_or_default());
-    parts.fold(first, |path, part| path.sub(part))
+/// A block of a network while it is built: its sites, and what they share.
+#[derive(Debug)]
+pub struct Block<'a, 'p> {
+    builder: &'a Builder<'a>,
+    path: nn::Path<'p>,
+    channels: i64,
+    shared: Option<Box<dyn Shared>>,
+}
+
+impl Block<'_, '_> {
+    /// As [`Builder::site`], below the block.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn site(&mut self, plan: SitePlan) -> Result<Site> {
+        let (site, chosen) = self.builder.place(&self.path, plan, Some(self.channels))?;
+        if chosen && self.shared.is_none() {
+            self.shared = self.builder.operator.recipe().shared(&self.path, self.channels);
+        }
+        Ok(site)
+    }
+
+    /// What the block has beside its sites; its output has so many channels.
+    ///
+    /// # Errors
+    /// A [`crate::error::BadRequest`] where the attention does not fit.
+    pub fn finish(self, channels: i64) -> Result<Common> {
+        let Block { builder, path, shared, .. } = self;
+        let attention = match builder.attention {
+            None => None,
+            Some(config) => match config.recipe().build(&(&path / "attention"), channels, channels) {
+                Ok(module) => Some(module),
+                Err(reason) => bad_request!("attention.{reason} (at {})", dotted(&path)),
+            },
+        };
+        Ok(Common { shared, attention })
+    }
+}
+
+/// What a block has beside its sites: the attention behind it, and what its operators share.
+#[derive(Debug)]
+pub struct Common {
+    shared: Option<Box<dyn Shared>>,
+    attention: Option<Box<dyn ModuleT>>,
+}
+
+impl Common {
+    /// What its operators share, made of the block's input.
+    pub fn share(&self, x: &Tensor, train: bool) -> Option<Tensor> {
+        self.shared.as_ref().map(|shared| shared.forward_t(x, train))
+    }
+
+    /// The attention on the block's output.
+    pub fn attend(&self, y: Tensor, train: bool) -> Tensor {
+        match &self.attention {
+            Some(attention) => attention.forward_t(&y, train),
+            None => y,
+        }
+    }
+}
+
+fn dotted(path: &nn::Path) -> String {
+    path.components().collect::<Vec<_>>().join(".")
+}
+
+/// The options of a network.
+pub trait NetRecipe {
+    /// Refuses options out of their range.
+    ///
+    /// # Errors
+    /// What is wrong, as `key: reason`.
+    fn check(&self) -> Result<(), String>;
+
+    /// The network on `root`, for images and classes of that shape.
+    ///
+    /// # Errors
+    /// A [`crate::error::BadRequest`] where the operator can't stand on a chosen site.
+    fn build(&self, root: &nn::Path, builder: &Builder, spec: Spec) -> Result<Box<dyn Network>>;
 }
 
 /// A network: x (N, C, H, W) to logits (N, classes).
 pub trait Network: nn::ModuleT {
     /// Its convolutions, in the order in which they run.
     fn sites(&self) -> Vec<&Site>;
+
+    /// What its blocks have beside their sites.
+    fn commons(&self) -> Vec<&Common> {
+        Vec::new()
+    }
+
+    /// Moves what moves with training, such as a temperature, to where it is after so many epochs.
+    fn anneal(&self, epochs: f64) {
+        self.sites().iter().for_each(|site| site.anneal(epochs));
+        self.commons().iter().flat_map(|common| &common.shared).for_each(|shared| shared.anneal(epochs));
+    }
+}
+
+/// Refuses a width that no network can have.
+///
+/// # Errors
+/// What is wrong, as `key: reason`.
+pub fn check_width(width: f64) -> Result<(), String> {
+    match width > 0. && width <= 64. {
+        true => Ok(()),
+        false => Err(format!("width: {width}; give a number above 0 and at most 64")),
+    }
+}
+
+/// Refuses what is no share of features to drop.
+///
+/// # Errors
+/// What is wrong, as `key: reason`.
+pub fn check_dropout(dropout: f64) -> Result<(), String> {
+    match (0. ..1.).contains(&dropout) {
+        true => Ok(()),
+        false => Err(format!("dropout: {dropout}; give a number from 0 to less than 1")),
+    }
 }

@@ -1,9 +1,12 @@
 //! MobileNetV2 (Sandler et al., CVPR 2018), with torchvision's names and widths, and a stem for CIFAR's 32x32 images.
+//! An attention stands behind each inverted residual, before the shortcut is added.
 
 use crate::algebra::Geometry;
-use crate::net::block::{Builder, Network, Site, SiteKind, SitePlan, sub};
-use crate::op::layers::{Activation, Linear};
+use crate::data::dataset::Spec;
+use crate::net::block::{self, Builder, Common, NetRecipe, Network, Site, SiteKind, SitePlan};
+use crate::op::layers::{Activation, below};
 use anyhow::Result;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Tensor, nn, nn::ModuleT};
 
@@ -12,7 +15,7 @@ const STAGES: [(i64, i64, i64, i64); 7] =
     [(1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)];
 
 /// The first convolution.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Stem {
     /// Stride 2, as published, for 224x224 images.
@@ -23,7 +26,7 @@ pub enum Stem {
 }
 
 /// Options of `mobilenet_v2`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Multiplies the channels, rounded to multiples of 8. Default 1.
@@ -40,6 +43,17 @@ impl Default for Config {
     }
 }
 
+impl NetRecipe for Config {
+    fn check(&self) -> Result<(), String> {
+        block::check_width(self.width)?;
+        block::check_dropout(self.dropout)
+    }
+
+    fn build(&self, root: &nn::Path, builder: &Builder, spec: Spec) -> Result<Box<dyn Network>> {
+        Ok(Box::new(MobileNetV2::new(root, builder, self, spec)?))
+    }
+}
+
 /// The nearest multiple of 8 that is at least 90 % of `channels` (and at least 8), as torchvision rounds.
 fn make_divisible(channels: f64) -> i64 {
     let rounded = ((channels + 4.) as i64 / 8 * 8).max(8);
@@ -53,6 +67,7 @@ struct Block {
     depthwise: Site,
     projection: Site,
     residual: bool,
+    common: Common,
 }
 
 /// The network; the operator goes on the 1x1 convolutions of the blocks unless `apply_to` says otherwise.
@@ -62,22 +77,16 @@ pub struct MobileNetV2 {
     blocks: Vec<Block>,
     last: Site,
     dropout: f64,
-    classifier: Linear,
+    classifier: Box<dyn ModuleT>,
 }
 
 impl MobileNetV2 {
     /// On `root`: torchvision's names, `features.0.0.weight` to `classifier.1.bias`.
-    pub fn new(
-        root: &nn::Path,
-        builder: &Builder,
-        config: &Config,
-        channels: i64,
-        classes: i64,
-    ) -> Result<MobileNetV2> {
+    pub fn new(root: &nn::Path, builder: &Builder, config: &Config, spec: Spec) -> Result<MobileNetV2> {
         let cifar = config.stem == Stem::Cifar;
         let activation = Activation::Relu6;
         let mut inputs = make_divisible(32. * config.width);
-        let geometry = Geometry::same(channels, inputs, 3).stride(if cifar { 1 } else { 2 });
+        let geometry = Geometry::same(spec.channels, inputs, 3).stride(if cifar { 1 } else { 2 });
         let (conv, bn, kind) = ("features.0.0", "features.0.1", SiteKind::Stem);
         let stem = builder.site(root, SitePlan { conv, bn, kind, geometry, activation, default: false })?;
         let mut blocks = Vec::new();
@@ -85,7 +94,7 @@ impl MobileNetV2 {
             let outputs = make_divisible(channels as f64 * config.width);
             for repeat in 0..repeats {
                 let stride = if repeat > 0 || cifar && channels == 24 { 1 } else { stride };
-                let path = sub(root, &format!("features.{}.conv", blocks.len() + 1));
+                let path = root / "features" / (blocks.len() + 1) / "conv";
                 blocks.push(Block::new(&path, builder, inputs, outputs, stride, expansion)?);
                 inputs = outputs;
             }
@@ -99,7 +108,7 @@ impl MobileNetV2 {
             blocks,
             last: builder.site(root, SitePlan { conv, bn, kind, geometry, activation, default: false })?,
             dropout: config.dropout,
-            classifier: Linear::new(&sub(root, "classifier.1"), outputs, classes),
+            classifier: builder.classifier(&below(root, "classifier.1"), outputs, spec.classes)?,
         })
     }
 }
@@ -117,9 +126,10 @@ impl Block {
     ) -> Result<Block> {
         let hidden = inputs * expansion;
         let at = i64::from(expansion != 1);
-        let site = |conv: &str, bn: &str, kind, geometry, activation| {
+        let mut block = builder.block(path, inputs);
+        let mut site = |conv: &str, bn: &str, kind, geometry, activation| {
             let default = kind == SiteKind::Pointwise;
-            builder.site(path, SitePlan { conv, bn, kind, geometry, activation, default })
+            block.site(SitePlan { conv, bn, kind, geometry, activation, default })
         };
         let (depthwise, pointwise) =
             (Geometry::same(hidden, hidden, 3).stride(stride).groups(hidden), SiteKind::Pointwise);
@@ -127,18 +137,19 @@ impl Block {
         let expansion = (expansion != 1).then(|| site("0.0", "0.1", pointwise, widen, Activation::Relu6));
         let (conv, bn) = (format!("{at}.0"), format!("{at}.1"));
         let (last, last_bn) = ((at + 1).to_string(), (at + 2).to_string());
-        Ok(Block {
-            expansion: expansion.transpose()?,
-            depthwise: site(&conv, &bn, SiteKind::Depthwise, depthwise, Activation::Relu6)?,
-            projection: site(&last, &last_bn, pointwise, narrow, Activation::None)?,
-            residual: stride == 1 && inputs == outputs,
-        })
+        let expansion = expansion.transpose()?;
+        let depthwise = site(&conv, &bn, SiteKind::Depthwise, depthwise, Activation::Relu6)?;
+        let projection = site(&last, &last_bn, pointwise, narrow, Activation::None)?;
+        let (residual, common) = (stride == 1 && inputs == outputs, block.finish(outputs)?);
+        Ok(Block { expansion, depthwise, projection, residual, common })
     }
 
     fn forward_t(&self, x: &Tensor, train: bool) -> Tensor {
-        let expanded = self.expansion.as_ref().map(|site| site.forward_t(x, train));
-        let y = self.depthwise.forward_t(expanded.as_ref().unwrap_or(x), train);
-        let y = self.projection.forward_t(&y, train);
+        let shared = self.common.share(x, train);
+        let run = |site: &Site, x: &Tensor| site.forward(x, shared.as_ref(), train);
+        let expanded = self.expansion.as_ref().map(|site| run(site, x));
+        let y = run(&self.projection, &run(&self.depthwise, expanded.as_ref().unwrap_or(x)));
+        let y = self.common.attend(y, train);
         if self.residual { y + x } else { y }
     }
 }
@@ -148,7 +159,7 @@ impl nn::ModuleT for MobileNetV2 {
         let first = self.stem.forward_t(x, train);
         let y = self.blocks.iter().fold(first, |x, block| block.forward_t(&x, train));
         let pooled = self.last.forward_t(&y, train).mean_dim([2, 3].as_slice(), false, None);
-        self.classifier.forward(&pooled.dropout(self.dropout, train))
+        self.classifier.forward_t(&pooled.dropout(self.dropout, train), train)
     }
 }
 
@@ -157,5 +168,9 @@ impl Network for MobileNetV2 {
         let blocks =
             self.blocks.iter().flat_map(|block| block.expansion.iter().chain([&block.depthwise, &block.projection]));
         std::iter::once(&self.stem).chain(blocks).chain([&self.last]).collect()
+    }
+
+    fn commons(&self) -> Vec<&Common> {
+        self.blocks.iter().map(|block| &block.common).collect()
     }
 }

@@ -7,11 +7,12 @@
 use crate::algebra::{self, FoldError, Geometry};
 use crate::op::layers::{Activation, BatchNorm, ConvNorm, Norm};
 use crate::op::operator::{Compact, Operator, Place, Recipe};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Tensor, nn};
 
 /// Options of `acb`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Initial weight of the three batch norms. Default 1; the authors use 1/3 on CIFAR.

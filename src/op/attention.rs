@@ -4,11 +4,13 @@
 //! not be a function of GAP(x), and the compact form would have to run that convolution to know its kernel.
 
 use crate::op::layers::Linear;
+use crate::op::temperature::{Divisor, Temperature};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, nn};
 
 /// What turns the last layer's output into weights.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum GateKind {
     /// Each channel by itself, in (0, 1).
@@ -34,34 +36,46 @@ pub struct Gate {
     fc1: Linear,
     fc2: Linear,
     kind: GateKind,
-    temperature: f64,
+    temperature: Divisor,
 }
 
 impl Gate {
-    /// On `path`: `fc1` (hidden, inputs) and `fc2` (channels, hidden), with biases.
-    pub fn new(path: &nn::Path, inputs: i64, hidden: i64, channels: i64, kind: GateKind, temperature: f64) -> Gate {
+    /// On `path`: `fc1` (hidden, inputs) and `fc2` (channels, hidden), with biases, and `temperature`.
+    pub fn new(
+        path: &nn::Path,
+        [inputs, hidden, channels]: [i64; 3],
+        kind: GateKind,
+        temperature: Temperature,
+    ) -> Gate {
         Gate {
             fc1: Linear::new(&(path / "fc1"), inputs, hidden),
             fc2: Linear::new(&(path / "fc2"), hidden, channels),
             kind,
-            temperature,
+            temperature: Divisor::new(path, temperature),
         }
     }
 
     /// Weights (N, channels) from x (N, C_in, H, W).
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let pooled = x.mean_dim([2, 3].as_slice(), false, None);
-        self.kind.weigh(self.fc2.forward(&self.fc1.forward(&pooled).relu()) / self.temperature)
+        self.kind.weigh(self.temperature.divide(self.fc2.forward(&self.fc1.forward(&pooled).relu())))
+    }
+
+    /// Sets the temperature to what it is after so many epochs.
+    pub fn anneal(&self, epochs: f64) {
+        self.temperature.anneal(epochs);
     }
 
     /// Detached and in another precision.
     pub fn to_kind(&self, kind: Kind) -> Gate {
-        Gate { fc1: self.fc1.to_kind(kind), fc2: self.fc2.to_kind(kind), ..*self }
+        let (fc1, fc2) = (self.fc1.to_kind(kind), self.fc2.to_kind(kind));
+        Gate { fc1, fc2, kind: self.kind, temperature: self.temperature.to_kind(kind) }
     }
 
     /// Its numbers, by their names below `prefix`.
     pub fn tensors(&self, prefix: &str) -> Vec<(String, Tensor)> {
         let layers = [("fc1", &self.fc1), ("fc2", &self.fc2)];
-        layers.iter().flat_map(|(name, layer)| layer.tensors(&format!("{prefix}.{name}"))).collect()
+        let layers = layers.iter().flat_map(|(name, layer)| layer.tensors(&format!("{prefix}.{name}")));
+        layers.chain([self.temperature.tensor(&format!("{prefix}."))]).collect()
     }
 }

@@ -4,8 +4,8 @@
 use crate::algebra::{self, FoldError, Geometry, Kernel};
 use crate::op::layers::{Activation, BatchNorm, ConvNorm, Norm};
 use crate::op::operator::{Compact, Operator};
-use crate::op::squeeze::SqueezeExcite;
-use tch::{Device, Kind, Tensor, nn};
+use crate::op::se::Se;
+use tch::{Device, Kind, Tensor, nn, nn::ModuleT};
 
 /// The branches of one convolution.
 #[derive(Debug)]
@@ -15,7 +15,7 @@ pub struct Branches {
     /// The batch norm of the input itself, where the block has that branch.
     pub skip: Option<Skip>,
     /// What weighs the channels of the sum.
-    pub gate: Option<SqueezeExcite>,
+    pub gate: Option<Se>,
 }
 
 /// The identity and its batch norm.
@@ -85,7 +85,7 @@ impl Operator for Branches {
         let terms = self.convs.iter().map(|conv| conv.term(x)).chain(skip).collect();
         match &self.gate {
             None => Norm::sum(terms, activation, train),
-            Some(gate) => activation.apply(gate.forward(&Norm::sum(terms, Activation::None, train))),
+            Some(gate) => activation.apply(gate.forward_t(&Norm::sum(terms, Activation::None, train), train)),
         }
     }
 

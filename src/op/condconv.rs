@@ -1,14 +1,15 @@
 //! `condconv`: conditionally parameterised convolution (Yang et al., NeurIPS 2019), K experts that open independently:
 //! y = W(x) * x + b(x), W(x) = sum_k a_k(x) W_k, b(x) = sum_k a_k(x) b_k, a(x) = sigmoid(FC(GAP(x)) / temperature).
 //!
-//! Each operator routes by its own input. (In the paper's networks the three convolutions of a block share one routing.)
-//! A softmax over the experts, the paper's comparison, and a temperature are options here.
+//! Each operator routes by its own input or, as in the paper's networks, all of a block by the block's. A softmax over the
+//! experts, the paper's comparison, and a temperature are options here.
 
 use crate::algebra::Geometry;
 use crate::op::attention::GateKind;
-use crate::op::experts::{self, Dynamic, Experts, Fc, Layout, Mixture, Router};
+use crate::op::experts::{self, Experts, Fc, Layout, Mix, Router};
 use crate::op::layers::uniform;
-use crate::op::operator::{Compact, Operator, Place, Recipe};
+use crate::op::temperature::{Divisor, Temperature};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::nn;
 
@@ -22,7 +23,7 @@ pub const TIMM: Layout = &[
 ];
 
 /// Options of `condconv`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Kernels K that are mixed. Default 8.
@@ -31,46 +32,51 @@ pub struct Config {
     pub bias: bool,
     /// What makes mixing weights of the scores. Default `sigmoid`.
     pub gate: GateKind,
-    /// What the scores are divided by. Default 1.
-    pub temperature: f64,
+    /// What the scores are divided by: a number, or `{from, to, epochs}`. Default 1.
+    pub temperature: Temperature,
+    /// Whether the operators of a block share one routing, made of the block's input. Default false.
+    pub shared: bool,
 }
 
 impl Default for Config {
     fn default() -> Config {
-        Config { experts: 8, bias: true, gate: GateKind::Sigmoid, temperature: 1. }
-    }
-}
-
-impl Config {
-    /// On `path`: `conv.weight`, `conv.bias`, `route.fc`.
-    fn mixture(&self, path: &nn::Path, geometry: &Geometry) -> Mixture {
-        // PyTorch's values for each expert by itself; those of the five-dimensional tensor would be sqrt(C_out) too small.
-        let init = uniform(geometry.fan_in());
-        let (inputs, routing) = (geometry.in_channels, uniform(geometry.in_channels));
-        Mixture {
-            experts: Experts::new(path, "conv.", self.experts, geometry, init, self.bias.then_some(init)),
-            router: Router {
-                hidden: None,
-                scores: Fc::new(path, "route.fc", &[self.experts, inputs], routing, Some(routing)),
-                gate: self.gate,
-                temperature: self.temperature,
-            },
+        Config {
+            experts: 8,
+            bias: true,
+            gate: GateKind::Sigmoid,
+            temperature: Temperature::Constant(1.),
+            shared: false,
         }
     }
 }
 
-impl Recipe for Config {
-    fn resolve(&mut self) -> Result<(), String> {
+impl Mix for Config {
+    fn check(&self) -> Result<(), String> {
         experts::check_experts(self.experts)?;
-        experts::check_positive("temperature", self.temperature)
+        self.temperature.check()
     }
 
-    fn expanded(&self, place: &Place, geometry: Geometry) -> Box<dyn Operator> {
-        Box::new(Dynamic::new(self.mixture(&place.conv, &geometry), place, geometry))
+    fn routes_by_block(&self) -> bool {
+        self.shared
     }
 
-    fn compact(&self, place: &Place, geometry: Geometry) -> Compact {
-        experts::compact(Box::new(self.mixture(&place.conv, &geometry).with_shift(&place.conv)), geometry)
+    /// `conv.weight`, `conv.bias`.
+    fn experts(&self, path: &nn::Path, geometry: &Geometry) -> Experts {
+        // PyTorch's values for each expert by itself; those of the five-dimensional tensor would be sqrt(C_out) too small.
+        let init = uniform(geometry.fan_in());
+        Experts::new(path, "conv.", self.experts, geometry, init, self.bias.then_some(init))
+    }
+
+    /// `route.fc`, `route.temperature`.
+    fn router(&self, path: &nn::Path, inputs: i64) -> Router {
+        let init = uniform(inputs);
+        Router {
+            hidden: None,
+            scores: Fc::new(path, "route.fc", &[self.experts, inputs], init, Some(init)),
+            gate: self.gate,
+            temperature: Divisor::new(&(path / "route"), self.temperature),
+            prefix: "route.",
+        }
     }
 }
 

@@ -9,11 +9,12 @@ use crate::algebra::{self, FoldError, Geometry, Kernel, MiddlePad, PaddingMode};
 use crate::op::branches::{centred, conv_bn, identity};
 use crate::op::layers::{Activation, BatchNorm, ConvNorm, Norm, conv_weight};
 use crate::op::operator::{Compact, Operator, Place, Recipe};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, nn};
 
 /// Options of `dbb`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Channels between the 1x1 and the k x k, rounded up to a multiple of the groups. Default: C_in, or 2 C_in where the

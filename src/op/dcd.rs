@@ -8,14 +8,15 @@
 
 use crate::algebra::{self, FoldError, Geometry, Kernel};
 use crate::op::dcd_kernel::{Branch, DcdKernel, Fusion};
-use crate::op::layers::{Activation, BatchNorm, Norm, empty_weight, uniform};
+use crate::op::layers::{Activation, BatchNorm, Norm, below, empty_weight, uniform};
 use crate::op::operator::{Compact, Operator, Place, Recipe};
 use crate::op::per_sample::PerSample;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, nn, nn::Init};
 
 /// Whose equation it is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Style {
     /// The authors' code: batch norms and a skip around Φ; a gate of its own in the branch.
@@ -26,7 +27,7 @@ pub enum Style {
 }
 
 /// Which of the reference's three layers: they differ in sizes, names and initial values.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Layout {
     /// The 1x1 of MobileNetV2.
@@ -38,7 +39,7 @@ pub enum Layout {
 }
 
 /// Options of `dcd`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Whose equation it is. Default `code`.
@@ -170,7 +171,7 @@ impl Recipe for Config {
                 .then(|| Fusion::empty(path, &geometry, sizes.latent, self.style == Style::Code)),
             branch: self.branch(path, &geometry),
         };
-        Compact::PerSample(PerSample { maker: Box::new(maker), geometry })
+        Compact::PerSample(PerSample::new(maker, geometry))
     }
 }
 
@@ -183,8 +184,7 @@ impl Config {
                 Some(stdev) => Init::Randn { mean: 0., stdev },
                 None => uniform(inputs),
             };
-            let path = name.split('.').fold(path.clone(), |path, part| path / part);
-            path.var("weight", &[outputs, inputs], initial)
+            below(path, name).var("weight", &[outputs, inputs], initial)
         };
         Branch {
             pool,
@@ -330,7 +330,7 @@ impl Operator for Dcd {
             None => (None, fixed.bias_or_zeros()),
         };
         let maker = DcdKernel { weight: fixed.weight, bias, fusion, branch };
-        Ok(Compact::PerSample(PerSample { maker: Box::new(maker), geometry: self.geometry }))
+        Ok(Compact::PerSample(PerSample::new(maker, self.geometry)))
     }
 }
 

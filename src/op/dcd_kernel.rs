@@ -123,7 +123,7 @@ pub struct DcdKernel {
 }
 
 impl KernelMaker for DcdKernel {
-    fn make(&self, x: &Tensor) -> (Tensor, Tensor) {
+    fn make(&self, x: &Tensor, _shared: Option<&Tensor>) -> (Tensor, Tensor) {
         let n = x.size()[0];
         let (scale, fusion) = self.branch.forward(x);
         let fixed = self.weight.unsqueeze(0);

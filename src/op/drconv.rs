@@ -6,19 +6,21 @@
 //!
 //! Two layouts. `paper`: the guide is a convolution of the site's own kernel size, and the kernels are made of the input pooled
 //! to k x k. `experts`, the authors' published code: the guide is a 1x1 convolution, read where the window's centre stands, and
-//! each region mixes the same experts by its own weights, W_r = sum over e of 2 sigmoid(route_re)/E W_e. There the guide is the
-//! block's and serves several convolutions; here each has its own. Neither reference has channel groups; here the kernels may
-//! have them, while the guide sees all channels.
+//! each region mixes the same experts by its own weights, W_r = sum over e of 2 sigmoid(route_re)/E W_e. There the guide is a 1x1
+//! convolution of the block's input and serves all of its convolutions, at the nearest position where sizes differ: `shared`.
+//! Neither reference has channel groups; here the kernels may have them, while the guide sees all channels.
 
 use crate::algebra::{self, FoldError, Geometry, Kernel};
+use crate::op::experts::{self, double};
 use crate::op::layers::{Activation, Norm, conv_weight, uniform};
-use crate::op::operator::{Compact, Operator, Place, Recipe};
+use crate::op::operator::{Compact, Operator, Place, Recipe, Shared};
 use crate::op::regions::{self, RegionMaker, Regional};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor, nn, nn::Init};
+use tch::{Device, Kind, Tensor, nn, nn::Init};
 
 /// Where the guide and the kernels come from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Layout {
     /// A k x k guide, and kernels made of the input pooled to k x k.
@@ -29,7 +31,7 @@ pub enum Layout {
 }
 
 /// Options of `drconv`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Where the guide and the kernels come from. Default `paper`.
@@ -38,11 +40,13 @@ pub struct Config {
     pub regions: i64,
     /// Experts that the regions' kernels are mixed of, in layout `experts`. Default 8.
     pub experts: i64,
+    /// Whether the operators of a block share one guide, a 1x1 convolution of the block's input. Default false.
+    pub shared: bool,
 }
 
 impl Default for Config {
     fn default() -> Config {
-        Config { layout: Layout::Paper, regions: 8, experts: 8 }
+        Config { layout: Layout::Paper, regions: 8, experts: 8, shared: false }
     }
 }
 
@@ -59,7 +63,7 @@ impl Recipe for Config {
 
     fn fits(&self, geometry: &Geometry) -> Result<(), String> {
         let [kh, kw] = geometry.kernel;
-        if self.layout == Layout::Experts && (kh % 2 == 0 || kw % 2 == 0) {
+        if self.layout == Layout::Experts && !self.shared && (kh % 2 == 0 || kw % 2 == 0) {
             return Err(format!(
                 "layout: `experts` reads the region at the window's centre, and a {kh}x{kw} kernel has none; use `paper`"
             ));
@@ -69,6 +73,14 @@ impl Recipe for Config {
 
     fn expanded(&self, place: &Place, geometry: Geometry) -> Box<dyn Operator> {
         Box::new(DrConv::new(place, geometry, self))
+    }
+
+    fn shares(&self) -> bool {
+        self.shared
+    }
+
+    fn shared(&self, path: &nn::Path, channels: i64) -> Option<Box<dyn Shared>> {
+        self.shared.then(|| Box::new(Guide::new(&(path / "masknet"), Geometry::same(channels, self.regions, 1))) as _)
     }
 
     fn compact(&self, place: &Place, geometry: Geometry) -> Compact {
@@ -113,6 +125,13 @@ impl Generator {
         }
     }
 
+    fn device(&self) -> Device {
+        match self {
+            Generator::Pooled(layers) => layers[0].weight.device(),
+            Generator::Mixed { experts, .. } => experts.device(),
+        }
+    }
+
     /// Kernels (N, m, C_out, C_in/groups, kh, kw) of x (N, C_in, H, W).
     fn make(&self, x: &Tensor, geometry: &Geometry, m: i64) -> Tensor {
         let n = x.size()[0];
@@ -140,10 +159,30 @@ fn convolution(path: &nn::Path, geometry: Geometry) -> Kernel {
     Kernel { weight: conv_weight(path, &geometry), bias: Some(bias), geometry }
 }
 
+/// What tells the regions: one score each (N, m, H', W').
+#[derive(Debug)]
+struct Guide(Kernel);
+
+impl Guide {
+    /// Without a bias, its `weight` on `path`.
+    fn new(path: &nn::Path, geometry: Geometry) -> Guide {
+        Guide(Kernel { weight: conv_weight(path, &geometry), bias: None, geometry })
+    }
+}
+
+impl nn::ModuleT for Guide {
+    fn forward_t(&self, x: &Tensor, _train: bool) -> Tensor {
+        self.0.apply(x)
+    }
+}
+
+impl Shared for Guide {}
+
 /// The guide and what makes the kernels; also the compact form.
 #[derive(Debug)]
 struct Maker {
-    guide: Kernel,
+    /// None where the block's operators share one.
+    guide: Option<Guide>,
     generator: Generator,
     bias: Option<Tensor>,
     regions: i64,
@@ -154,29 +193,37 @@ impl Maker {
     fn new(path: &nn::Path, geometry: Geometry, config: &Config) -> Maker {
         let m = config.regions;
         let guide = Geometry { out_channels: m, groups: 1, ..geometry };
-        let (guide, generator, bias) = match config.layout {
+        let (guide, generator, bias): (&dyn Fn() -> Guide, _, _) = match config.layout {
             Layout::Paper => {
                 let generator = Generator::pooled(&(path / "conv_kernel"), &geometry, m);
-                (convolution(&(path / "conv_guide"), guide), generator, None)
+                (&|| Guide(convolution(&(path / "conv_guide"), guide)), generator, None)
             }
             Layout::Experts => {
                 // The 1x1 stands on the centre of the window.
                 let centre = |axis: usize| guide.padding[axis] - guide.dilation[axis] * (guide.kernel[axis] / 2);
                 let guide = Geometry { kernel: [1; 2], padding: [centre(0), centre(1)], dilation: [1; 2], ..guide };
-                let weight = conv_weight(&(path / "masknet"), &guide);
                 let conv = path / "conv";
                 let bias = conv.var("bias", &[geometry.out_channels], Init::Const(0.));
                 let generator = Generator::mixed(&conv, &geometry, m, config.experts);
-                (Kernel { weight, bias: None, geometry: guide }, generator, Some(bias))
+                (&move || Guide::new(&(path / "masknet"), guide), generator, Some(bias))
             }
         };
-        Maker { guide, generator, bias, regions: m, geometry }
+        Maker { guide: (!config.shared).then(guide), generator, bias, regions: m, geometry }
+    }
+
+    /// Scores (N, m, H', W') of the regions at the outputs, of the operator's own guide or the block's.
+    fn scores(&self, x: &Tensor, shared: Option<&Tensor>) -> Tensor {
+        let scores = experts::own_or_shared(self.guide.as_ref().map(|Guide(guide)| guide.apply(x)), shared);
+        let (size, there) = (x.size(), scores.size());
+        let here = self.geometry.output_size([size[2], size[3]]);
+        if there[2..] == here { scores } else { scores.upsample_nearest2d(here, None, None) }
     }
 
     /// With a norm behind it, detached and in float64: the scale goes into the rows of every kernel, the shift is one bias.
     fn behind(&self, norm: &Norm) -> Maker {
         let geometry = self.geometry;
-        let none = || Tensor::zeros([geometry.out_channels], (Kind::Double, self.guide.weight.device()));
+        let device = self.generator.device();
+        let none = || Tensor::zeros([geometry.out_channels], (Kind::Double, device));
         let bias = self.bias.as_ref().map_or_else(none, double);
         let fold = |weight: Tensor, bias: Tensor| norm.fold_into(Kernel { weight, bias: Some(bias), geometry });
         // All that makes an output channel's kernel, with C_out as the fourth dimension from the last.
@@ -197,12 +244,9 @@ impl Maker {
             }
         };
         let bias = fold(Tensor::zeros([1; 4], (Kind::Double, bias.device())), bias).bias;
-        Maker { guide: double_kernel(&self.guide), generator, bias, ..*self }
+        let guide = self.guide.as_ref().map(|Guide(guide)| Guide(double_kernel(guide)));
+        Maker { guide, generator, bias, ..*self }
     }
-}
-
-fn double(tensor: &Tensor) -> Tensor {
-    tensor.detach().to_kind(Kind::Double)
 }
 
 fn double_kernel(kernel: &Kernel) -> Kernel {
@@ -214,9 +258,9 @@ impl RegionMaker for Maker {
         self.generator.make(x, &self.geometry, self.regions)
     }
 
-    fn regions(&self, x: &Tensor) -> Tensor {
+    fn regions(&self, x: &Tensor, shared: Option<&Tensor>) -> Tensor {
         // Of equal scores the first wins.
-        self.guide.apply(x).argmax(1, false)
+        self.scores(x, shared).argmax(1, false)
     }
 
     fn bias(&self) -> Option<&Tensor> {
@@ -236,7 +280,7 @@ impl RegionMaker for Maker {
                 ("masknet", "conv.bias", numbers.map(|(name, t)| (name.to_string(), t.shallow_clone())).into())
             }
         };
-        all.extend(named(guide, &self.guide));
+        all.extend(self.guide.iter().flat_map(|Guide(kernel)| named(guide, kernel)));
         all.extend(self.bias.iter().map(|tensor| (bias.to_string(), tensor.shallow_clone())));
         all
     }
@@ -263,8 +307,8 @@ impl DrConv {
     }
 
     /// The convolution alone.
-    fn convolve(&self, x: &Tensor, train: bool) -> Tensor {
-        let scores = self.maker.guide.apply(x);
+    fn convolve(&self, x: &Tensor, shared: Option<&Tensor>, train: bool) -> Tensor {
+        let scores = self.maker.scores(x, shared);
         let responses = regions::responses(x, &self.maker.kernels(x), &self.maker.geometry);
         let mut y = regions::select(&responses, &scores.argmax(1, false));
         if train {
@@ -291,7 +335,11 @@ impl nn::ModuleT for DrConv {
 
 impl Operator for DrConv {
     fn forward_activated(&self, x: &Tensor, activation: Activation, train: bool) -> Tensor {
-        self.norm.forward(self.convolve(x, train), activation, train)
+        self.norm.forward(self.convolve(x, None, train), activation, train)
+    }
+
+    fn forward_shared(&self, x: &Tensor, shared: &Tensor, activation: Activation, train: bool) -> Tensor {
+        self.norm.forward(self.convolve(x, Some(shared), train), activation, train)
     }
 
     fn fold(&self) -> Result<Compact, FoldError> {
@@ -304,7 +352,6 @@ impl Operator for DrConv {
 mod tests {
     use super::*;
     use nn::ModuleT;
-    use tch::Device;
 
     const DOUBLE: (Kind, Device) = (Kind::Double, Device::Cpu);
 
@@ -317,7 +364,7 @@ mod tests {
     fn made(config: &Config, geometry: Geometry, norm: bool) -> (nn::VarStore, DrConv) {
         let mut store = nn::VarStore::new(Device::Cpu);
         let root = store.root();
-        let place = Place { conv: &root / "conv", bn: norm.then(|| &root / "bn") };
+        let place = Place::new(&root / "conv", norm.then(|| &root / "bn"));
         let operator = DrConv::new(&place, geometry, config);
         store.double();
         for (name, mut variable) in store.variables() {
@@ -331,7 +378,7 @@ mod tests {
     }
 
     fn configs() -> [Config; 4] {
-        let config = |layout, regions, experts| Config { layout, regions, experts };
+        let config = |layout, regions, experts| Config { layout, regions, experts, shared: false };
         let (paper, experts) = (Layout::Paper, Layout::Experts);
         [config(paper, 3, 8), config(paper, 1, 8), config(experts, 4, 2), config(experts, 2, 1)]
     }
@@ -375,7 +422,7 @@ mod tests {
             let geometry = Geometry::same(4, 6, 3).groups(2);
             let (_store, operator) = made(&config, geometry, true);
             let store = nn::VarStore::new(Device::Cpu);
-            let place = Place { conv: store.root() / "conv", bn: None };
+            let place = Place::new(store.root() / "conv", None);
             let _empty = config.compact(&place, geometry);
             let sizes = |tensors: Vec<(String, Tensor)>| {
                 tensors.into_iter().map(|(name, t)| (name, t.size())).collect::<std::collections::BTreeMap<_, _>>()
@@ -437,7 +484,7 @@ mod tests {
             };
             let maker = &operator.maker;
             let answers = regions::responses(&x, &maker.kernels(&x), &maker.geometry).detach().squeeze_dim(1);
-            let soft = maker.guide.apply(&x).softmax(1, None).unsqueeze(2);
+            let soft = maker.scores(&x, None).softmax(1, None).unsqueeze(2);
             let expected = gradient((soft * answers).sum_dim_intlist(1, false, None));
             let y = operator.forward_t(&x, true);
             assert_eq!(y, operator.forward_t(&x, false));

@@ -1,18 +1,20 @@
 //! `dyconv`: dynamic convolution (Chen et al., CVPR 2020), a softmax attention over K experts:
 //! y = W(x) * x + b(x), W(x) = sum_k a_k(x) W_k, b(x) = sum_k a_k(x) b_k, a(x) = softmax(FC2(relu(FC1(GAP(x)))) / temperature).
 //!
-//! The temperature is a constant here. (The paper lowers it from 30 to 1 over the first ten epochs; the reference demands that
-//! it be one more than a multiple of 3.) Any stride, dilation and number of groups.
+//! The paper lowers the temperature from 30 to 1 over the first ten epochs, `temperature: {from: 30, to: 1, epochs: 10}`. (The
+//! reference demands that it be one more than a multiple of 3, and forgets it when a checkpoint is loaded; here it is a buffer.)
+//! Any stride, dilation and number of groups.
 
 use crate::algebra::Geometry;
 use crate::op::attention::GateKind;
-use crate::op::experts::{self, Dynamic, Experts, Fc, Mixture, Router};
-use crate::op::operator::{Compact, Operator, Place, Recipe};
+use crate::op::experts::{self, Experts, Fc, Mix, Router};
+use crate::op::temperature::{Divisor, Temperature};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{nn, nn::Init};
 
 /// Options of `dyconv`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Kernels K that are mixed. Default 4.
@@ -22,52 +24,50 @@ pub struct Config {
     pub hidden: f64,
     /// Whether each expert has a bias. Default true.
     pub bias: bool,
-    /// What the attention's scores are divided by, throughout training. Default 30; at 1 few experts learn.
-    pub temperature: f64,
+    /// What the attention's scores are divided by: a number, or `{from, to, epochs}`. Default 30; at 1 few experts learn.
+    pub temperature: Temperature,
+    /// Whether the operators of a block share one routing, made of the block's input. Default false.
+    pub shared: bool,
 }
 
 impl Default for Config {
     fn default() -> Config {
-        Config { experts: 4, hidden: 0.25, bias: true, temperature: 30. }
+        Config { experts: 4, hidden: 0.25, bias: true, temperature: Temperature::Constant(30.), shared: false }
     }
 }
 
-impl Config {
-    /// On `path`, with the reference's names: `weight`, `bias`, `attention.fc1`, `attention.fc2`.
-    fn mixture(&self, path: &nn::Path, geometry: &Geometry) -> Mixture {
-        let (inputs, count, zero) = (geometry.in_channels, self.experts, Init::Const(0.));
-        let hidden = if inputs == 3 { count } else { (inputs as f64 * self.hidden) as i64 + 1 };
+impl Mix for Config {
+    fn check(&self) -> Result<(), String> {
+        experts::check_experts(self.experts)?;
+        experts::check_positive("hidden", self.hidden)?;
+        self.temperature.check()
+    }
+
+    fn routes_by_block(&self) -> bool {
+        self.shared
+    }
+
+    /// `weight`, `bias`, as the reference calls them.
+    fn experts(&self, path: &nn::Path, geometry: &Geometry) -> Experts {
         // kaiming_uniform_ of each expert.
         let bound = (6. / geometry.fan_in() as f64).sqrt();
         let uniform = Init::Uniform { lo: -bound, up: bound };
+        Experts::new(path, "", self.experts, geometry, uniform, self.bias.then_some(Init::Const(0.)))
+    }
+
+    /// `attention.fc1`, `attention.fc2`, as the reference calls them; `attention.temperature`.
+    fn router(&self, path: &nn::Path, inputs: i64) -> Router {
+        let hidden = if inputs == 3 { self.experts } else { (inputs as f64 * self.hidden) as i64 + 1 };
         let layer = |name, outputs, inputs, bias| {
             Fc::new(path, name, &[outputs, inputs, 1, 1], experts::kaiming_normal(outputs), bias)
         };
-        Mixture {
-            experts: Experts::new(path, "", count, geometry, uniform, self.bias.then_some(zero)),
-            router: Router {
-                hidden: Some(layer("attention.fc1", hidden, inputs, None)),
-                scores: layer("attention.fc2", count, hidden, Some(zero)),
-                gate: GateKind::Softmax,
-                temperature: self.temperature,
-            },
+        Router {
+            hidden: Some(layer("attention.fc1", hidden, inputs, None)),
+            scores: layer("attention.fc2", self.experts, hidden, Some(Init::Const(0.))),
+            gate: GateKind::Softmax,
+            temperature: Divisor::new(&(path / "attention"), self.temperature),
+            prefix: "attention.",
         }
-    }
-}
-
-impl Recipe for Config {
-    fn resolve(&mut self) -> Result<(), String> {
-        experts::check_experts(self.experts)?;
-        experts::check_positive("hidden", self.hidden)?;
-        experts::check_positive("temperature", self.temperature)
-    }
-
-    fn expanded(&self, place: &Place, geometry: Geometry) -> Box<dyn Operator> {
-        Box::new(Dynamic::new(self.mixture(&place.conv, &geometry), place, geometry))
-    }
-
-    fn compact(&self, place: &Place, geometry: Geometry) -> Compact {
-        experts::compact(Box::new(self.mixture(&place.conv, &geometry).with_shift(&place.conv)), geometry)
     }
 }
 

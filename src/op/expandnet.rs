@@ -7,11 +7,12 @@
 use crate::algebra::{self, FoldError, Geometry, Kernel, MiddlePad};
 use crate::op::layers::{Activation, Norm, conv_weight, uniform};
 use crate::op::operator::{Compact, Operator, Place, Recipe};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, nn};
 
 /// Which convolutions the chain is made of.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Variant {
     /// 1x1, k x k, 1x1 (ExpandNet-CL; depthwise where the convolution is).
@@ -24,7 +25,7 @@ pub enum Variant {
 }
 
 /// Where the padding is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum PaddingPolicy {
     /// All of it on the first convolution: exact.
@@ -38,7 +39,7 @@ pub enum PaddingPolicy {
 }
 
 /// Options of `expandnet`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Which convolutions the chain is made of. Default `cl`.

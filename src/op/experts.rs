@@ -7,9 +7,10 @@
 
 use crate::algebra::{self, Affine, FoldError, Geometry, Kernel};
 use crate::op::attention::GateKind;
-use crate::op::layers::{Activation, Norm};
-use crate::op::operator::{Compact, Operator, Place};
+use crate::op::layers::{Activation, Norm, below};
+use crate::op::operator::{Compact, Operator, Place, Recipe, Shared};
 use crate::op::per_sample::{self, KernelMaker, PerSample};
+use crate::op::temperature::Divisor;
 use tch::{Kind, Tensor, nn, nn::Init};
 
 /// How a public implementation calls our variables: (its name, ours). Its tensors may have other shapes, but the numbers lie
@@ -35,11 +36,6 @@ pub fn check_positive(key: &str, value: f64) -> Result<(), String> {
 /// The means (N, C) of the channels of x (N, C, H, W).
 pub fn pool(x: &Tensor) -> Tensor {
     x.mean_dim([2, 3].as_slice(), false, None)
-}
-
-/// The path that a dotted name means below another.
-fn below<'a>(path: &nn::Path<'a>, dotted: &str) -> nn::Path<'a> {
-    dotted.split('.').fold(path.clone(), |path, part| path.sub(part))
 }
 
 /// A fully connected layer, or the 1x1 convolution of a pooled map, which is one: weight (out, in) or (out, in, 1, 1).
@@ -166,7 +162,8 @@ impl Experts {
     }
 }
 
-/// Mixing weights from the pooled input: a = gate(scores(relu(hidden(GAP(x)))) / temperature).
+/// Mixing weights from the pooled input: a = gate(scores(relu(hidden(GAP(x)))) / temperature). It stands at an operator, or at a
+/// block whose operators share it.
 #[derive(Debug)]
 pub struct Router {
     /// The layer before the scores, if there is one.
@@ -176,7 +173,9 @@ pub struct Router {
     /// What makes weights of the scores.
     pub gate: GateKind,
     /// What the scores are divided by.
-    pub temperature: f64,
+    pub temperature: Divisor,
+    /// Where the temperature lies below the operator or block, with a dot.
+    pub prefix: &'static str,
 }
 
 impl Router {
@@ -184,16 +183,42 @@ impl Router {
     fn forward(&self, x: &Tensor) -> Tensor {
         let pooled = pool(x);
         let inputs = self.hidden.as_ref().map_or(pooled.shallow_clone(), |hidden| hidden.forward(&pooled).relu());
-        self.gate.weigh(self.scores.forward(&inputs) / self.temperature)
+        self.gate.weigh(self.temperature.divide(self.scores.forward(&inputs)))
     }
 
     fn fold(&self) -> Router {
         let layer = |fc: &Fc| fc.fold(&Norm::None);
-        Router { hidden: self.hidden.as_ref().map(layer), scores: layer(&self.scores), ..*self }
+        let (hidden, scores) = (self.hidden.as_ref().map(layer), layer(&self.scores));
+        Router { hidden, scores, temperature: self.temperature.to_kind(Kind::Double), ..*self }
     }
 
     fn tensors(&self) -> Vec<(String, Tensor)> {
-        self.hidden.iter().chain([&self.scores]).flat_map(Fc::tensors).collect()
+        let layers = self.hidden.iter().chain([&self.scores]).flat_map(Fc::tensors);
+        layers.chain([self.temperature.tensor(self.prefix)]).collect()
+    }
+}
+
+impl nn::ModuleT for Router {
+    fn forward_t(&self, x: &Tensor, _train: bool) -> Tensor {
+        self.forward(x)
+    }
+}
+
+impl Shared for Router {
+    fn anneal(&self, epochs: f64) {
+        self.temperature.anneal(epochs);
+    }
+}
+
+/// What an operator makes of its input by itself, or else what its block made for all.
+///
+/// # Panics
+/// Where an operator that shares is run without a block: call [`Operator::forward_shared`].
+pub fn own_or_shared(own: Option<Tensor>, shared: Option<&Tensor>) -> Tensor {
+    match (own, shared) {
+        (Some(own), _) => own,
+        (None, Some(shared)) => shared.shallow_clone(),
+        (None, None) => panic!("an operator with `shared: true` needs what its block shares"),
     }
 }
 
@@ -201,43 +226,86 @@ impl Router {
 #[derive(Debug)]
 pub struct Mixture {
     /// The kernels that are mixed.
-    pub experts: Experts,
-    /// How.
-    pub router: Router,
-}
-
-impl Mixture {
-    /// In compact form; see [`Experts::with_shift`].
-    pub fn with_shift(self, path: &nn::Path) -> Mixture {
-        Mixture { experts: self.experts.with_shift(path), ..self }
-    }
+    experts: Experts,
+    /// How; none where the block's operators share one.
+    router: Option<Router>,
 }
 
 impl KernelMaker for Mixture {
-    fn make(&self, x: &Tensor) -> (Tensor, Tensor) {
-        self.experts.mix(&self.router.forward(x))
+    fn make(&self, x: &Tensor, shared: Option<&Tensor>) -> (Tensor, Tensor) {
+        self.experts.mix(&own_or_shared(self.router.as_ref().map(|router| router.forward(x)), shared))
     }
 
     fn tensors(&self) -> Vec<(String, Tensor)> {
-        self.experts.tensors().into_iter().chain(self.router.tensors()).collect()
+        self.experts.tensors().into_iter().chain(self.router.iter().flat_map(Router::tensors)).collect()
     }
 }
 
 impl TrainedMaker for Mixture {
-    fn fold(&self, norm: &Norm) -> Box<dyn KernelMaker> {
-        Box::new(Mixture { experts: self.experts.fold(norm), router: self.router.fold() })
+    fn anneal(&self, epochs: f64) {
+        self.router.iter().for_each(|router| router.anneal(epochs));
+    }
+
+    fn fold(&self, norm: &Norm) -> Mixture {
+        Mixture { experts: self.experts.fold(norm), router: self.router.as_ref().map(Router::fold) }
+    }
+}
+
+/// The options of an operator that is a [`Mixture`].
+pub trait Mix {
+    /// Refuses options out of their range, as `key: reason`.
+    fn check(&self) -> Result<(), String>;
+
+    /// Whether the operators of a block share one router.
+    fn routes_by_block(&self) -> bool;
+
+    /// The kernels.
+    fn experts(&self, path: &nn::Path, geometry: &Geometry) -> Experts;
+
+    /// What mixes them, for an input of so many channels.
+    fn router(&self, path: &nn::Path, inputs: i64) -> Router;
+}
+
+fn mixture(config: &impl Mix, path: &nn::Path, geometry: &Geometry) -> Mixture {
+    let router = (!config.routes_by_block()).then(|| config.router(path, geometry.in_channels));
+    Mixture { experts: config.experts(path, geometry), router }
+}
+
+impl<M: Mix> Recipe for M {
+    fn resolve(&mut self) -> Result<(), String> {
+        self.check()
+    }
+
+    fn expanded(&self, place: &Place, geometry: Geometry) -> Box<dyn Operator> {
+        Box::new(Dynamic::new(mixture(self, &place.conv, &geometry), place, geometry))
+    }
+
+    fn shares(&self) -> bool {
+        self.routes_by_block()
+    }
+
+    fn shared(&self, path: &nn::Path, channels: i64) -> Option<Box<dyn Shared>> {
+        self.routes_by_block().then(|| Box::new(self.router(path, channels)) as _)
+    }
+
+    fn compact(&self, place: &Place, geometry: Geometry) -> Compact {
+        let Mixture { experts, router } = mixture(self, &place.conv, &geometry);
+        Compact::PerSample(PerSample::new(Mixture { experts: experts.with_shift(&place.conv), router }, geometry))
     }
 }
 
 /// A maker of kernels that is trained, with a norm behind its convolution.
-pub trait TrainedMaker: KernelMaker {
+pub trait TrainedMaker: KernelMaker + Sized {
     /// As [`KernelMaker::make`]; in training with the statistics of the batch where it has norms inside.
-    fn make_t(&self, x: &Tensor, _train: bool) -> (Tensor, Tensor) {
-        self.make(x)
+    fn make_t(&self, x: &Tensor, shared: Option<&Tensor>, _train: bool) -> (Tensor, Tensor) {
+        self.make(x, shared)
     }
 
+    /// As [`Operator::anneal`].
+    fn anneal(&self, _epochs: f64) {}
+
     /// Detached, at evaluation statistics, in float64, with the norm behind it.
-    fn fold(&self, norm: &Norm) -> Box<dyn KernelMaker>;
+    fn fold(&self, norm: &Norm) -> Self;
 }
 
 /// A dynamic convolution: y = norm(W(x) * x + b(x)).
@@ -253,26 +321,33 @@ impl<M: TrainedMaker> Dynamic<M> {
     pub fn new(maker: M, place: &Place, geometry: Geometry) -> Dynamic<M> {
         Dynamic { maker, norm: place.norm(geometry.out_channels), geometry }
     }
+
+    fn run(&self, x: &Tensor, shared: Option<&Tensor>, activation: Activation, train: bool) -> Tensor {
+        let (weight, bias) = self.maker.make_t(x, shared, train);
+        self.norm.forward(per_sample::conv2d(x, &weight, &bias, &self.geometry), activation, train)
+    }
 }
 
 impl<M: TrainedMaker> nn::ModuleT for Dynamic<M> {
     fn forward_t(&self, x: &Tensor, train: bool) -> Tensor {
-        self.forward_activated(x, Activation::None, train)
+        self.run(x, None, Activation::None, train)
     }
 }
 
-impl<M: TrainedMaker> Operator for Dynamic<M> {
+impl<M: TrainedMaker + 'static> Operator for Dynamic<M> {
     fn forward_activated(&self, x: &Tensor, activation: Activation, train: bool) -> Tensor {
-        let (weight, bias) = self.maker.make_t(x, train);
-        self.norm.forward(per_sample::conv2d(x, &weight, &bias, &self.geometry), activation, train)
+        self.run(x, None, activation, train)
+    }
+
+    fn forward_shared(&self, x: &Tensor, shared: &Tensor, activation: Activation, train: bool) -> Tensor {
+        self.run(x, Some(shared), activation, train)
+    }
+
+    fn anneal(&self, epochs: f64) {
+        self.maker.anneal(epochs);
     }
 
     fn fold(&self) -> Result<Compact, FoldError> {
-        Ok(compact(self.maker.fold(&self.norm), self.geometry))
+        Ok(Compact::PerSample(PerSample::new(self.maker.fold(&self.norm), self.geometry)))
     }
-}
-
-/// The compact form of a maker of kernels.
-pub fn compact(maker: Box<dyn KernelMaker>, geometry: Geometry) -> Compact {
-    Compact::PerSample(PerSample { maker, geometry })
 }

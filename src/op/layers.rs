@@ -2,6 +2,8 @@
 
 use crate::algebra::{self, Affine, Geometry, Kernel};
 use crate::native::{self, Term};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, nn, nn::Init};
 
 /// What stands behind a convolution and its batch norm.
@@ -39,6 +41,11 @@ impl Activation {
 pub fn uniform(fan_in: i64) -> Init {
     let bound = 1. / (fan_in.max(1) as f64).sqrt();
     Init::Uniform { lo: -bound, up: bound }
+}
+
+/// The path that a dotted name means below another.
+pub fn below<'a>(path: &nn::Path<'a>, dotted: &str) -> nn::Path<'a> {
+    dotted.split('.').fold(path.clone(), |path, part| path.sub(part))
 }
 
 /// The variable `weight` of a convolution.
@@ -200,6 +207,11 @@ impl ConvNorm {
     }
 }
 
+/// No options.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LinearConfig {}
+
 /// A fully connected layer, as torch.nn.Linear: weight (out, in), bias (out).
 #[derive(Debug)]
 pub struct Linear {
@@ -234,5 +246,11 @@ impl Linear {
             (format!("{prefix}.weight"), self.weight.shallow_clone()),
             (format!("{prefix}.bias"), self.bias.shallow_clone()),
         ]
+    }
+}
+
+impl nn::ModuleT for Linear {
+    fn forward_t(&self, x: &Tensor, _train: bool) -> Tensor {
+        self.forward(x)
     }
 }

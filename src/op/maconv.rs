@@ -10,11 +10,13 @@ use crate::op::layers::{Activation, BatchNorm, ConvNorm, Norm, empty_kernel, emp
 use crate::op::mdconv::{GatedKernel, LowRank};
 use crate::op::operator::{Compact, Operator, Place, Recipe};
 use crate::op::per_sample::{self, PerSample};
+use crate::op::temperature::Temperature;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Tensor, nn};
 
 /// What stands between the two convolutions of the expansion.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Middle {
     /// Nothing: one static kernel (MAConv).
@@ -26,7 +28,7 @@ pub enum Middle {
 }
 
 /// Where the batch norms are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Bn {
     /// Behind each convolution.
@@ -38,7 +40,7 @@ pub enum Bn {
 }
 
 /// What is run in training.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Form {
     /// The branches.
@@ -49,7 +51,7 @@ pub enum Form {
 }
 
 /// Options of `maconv` and `mdconv`; they differ only in the default of `middle`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Channels m between W1 and W2, rounded up to a multiple of the groups. Default 20.
@@ -64,8 +66,8 @@ pub struct Config {
     pub form: Form,
     /// What makes weights of the attention's scores. Default `sigmoid`.
     pub gate: GateKind,
-    /// What the attention's scores are divided by. Default 1.
-    pub temperature: f64,
+    /// What the attention's scores are divided by: a number, or `{from, to, epochs}`. Default 1.
+    pub temperature: Temperature,
     /// Hidden units of the attention, as a multiple of C_in (rounded down, at least 1). Default 0.25.
     pub hidden: f64,
 }
@@ -79,7 +81,7 @@ impl Default for Config {
             bn: None,
             form: Form::Expanded,
             gate: GateKind::Sigmoid,
-            temperature: 1.,
+            temperature: Temperature::Constant(1.),
             hidden: 0.25,
         }
     }
@@ -97,9 +99,7 @@ impl Config {
         if self.intermediate < 1 {
             return Err(format!("intermediate: {} channels; give at least 1", self.intermediate));
         }
-        if !(self.temperature.is_finite() && self.temperature > 0.) {
-            return Err(format!("temperature: {}; give a number above 0", self.temperature));
-        }
+        self.temperature.check()?;
         if !(self.hidden.is_finite() && self.hidden > 0.) {
             return Err(format!("hidden: {}; give a number above 0 (a multiple of C_in)", self.hidden));
         }
@@ -125,7 +125,7 @@ impl Config {
         let hidden = ((inputs as f64 * self.hidden) as i64).max(1);
         let channels = self.middle_channels(geometry);
         (self.middle == Some(Middle::Attention))
-            .then(|| Gate::new(&(path / "attention"), inputs, hidden, channels, self.gate, self.temperature))
+            .then(|| Gate::new(&(path / "attention"), [inputs, hidden, channels], self.gate, self.temperature))
     }
 
     fn empty_low_rank(&self, path: &nn::Path, geometry: Geometry) -> LowRank {
@@ -161,7 +161,7 @@ impl Recipe for Config {
             None => Compact::Static(empty_kernel(path, geometry)),
             Some(gate) => {
                 let kernels = self.empty_low_rank(path, geometry);
-                Compact::PerSample(PerSample { maker: Box::new(GatedKernel { kernels, gate }), geometry })
+                Compact::PerSample(PerSample::new(GatedKernel { kernels, gate }, geometry))
             }
         }
     }
@@ -287,6 +287,10 @@ impl Operator for MaConv {
         }
     }
 
+    fn anneal(&self, epochs: f64) {
+        self.gate.iter().for_each(|gate| gate.anneal(epochs));
+    }
+
     fn fold(&self) -> Result<Compact, FoldError> {
         if self.middle == Middle::Relu {
             return Err(FoldError::NonLinear("a ReLU"));
@@ -303,7 +307,7 @@ impl Operator for MaConv {
                     kernels: parts.low_rank().behind(&self.after),
                     gate: gate.to_kind(tch::Kind::Double),
                 };
-                Ok(Compact::PerSample(PerSample { maker: Box::new(maker), geometry: self.geometry }))
+                Ok(Compact::PerSample(PerSample::new(maker, self.geometry)))
             }
         }
     }

@@ -7,12 +7,13 @@ use crate::op::attention::Gate;
 use crate::op::layers::Norm;
 use crate::op::maconv;
 use crate::op::operator::{Compact, Operator, Place, Recipe};
-use crate::op::per_sample::KernelMaker;
+use crate::op::per_sample::{FeatureForm, KernelMaker};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 /// The options of `maconv`, with attention in the middle unless they say otherwise.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Config(pub maconv::Config);
 
@@ -78,6 +79,20 @@ impl LowRank {
     }
 }
 
+/// y = W2 (A(x) (W1 * x + b1)) + W0 * x + b.
+impl FeatureForm for GatedKernel {
+    fn convolve(&self, x: &Tensor, geometry: &Geometry) -> Tensor {
+        let LowRank { weight, bias, first, second } = &self.kernels;
+        let middle = first.apply(x) * self.gate.forward(x).unsqueeze(-1).unsqueeze(-1);
+        let point = Geometry::same(first.geometry.out_channels, geometry.out_channels, 1).groups(geometry.groups);
+        let y = algebra::conv2d(&middle, second, Some(bias), &point);
+        match weight {
+            Some(weight) => y + algebra::conv2d(x, weight, None, geometry),
+            None => y,
+        }
+    }
+}
+
 /// The kernels of a sample: [`LowRank`], its middle channels weighted by attention.
 #[derive(Debug)]
 pub struct GatedKernel {
@@ -88,8 +103,12 @@ pub struct GatedKernel {
 }
 
 impl KernelMaker for GatedKernel {
-    fn make(&self, x: &Tensor) -> (Tensor, Tensor) {
+    fn make(&self, x: &Tensor, _shared: Option<&Tensor>) -> (Tensor, Tensor) {
         self.kernels.mix(&self.gate.forward(x))
+    }
+
+    fn features(&self) -> Option<&dyn FeatureForm> {
+        Some(self)
     }
 
     fn tensors(&self) -> Vec<(String, Tensor)> {

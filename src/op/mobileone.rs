@@ -8,12 +8,13 @@ use crate::algebra::Geometry;
 use crate::op::branches::{Branches, Skip, centred, conv_bn};
 use crate::op::layers::empty_kernel;
 use crate::op::operator::{Compact, Operator, Place, Recipe};
-use crate::op::squeeze::SqueezeExcite;
+use crate::op::se::{self, Layout, Se};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::nn;
 
 /// Options of `mobileone`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Number n of k x k branches. Default 4, as in MobileOne-S0; the larger networks have 1.
@@ -31,9 +32,8 @@ impl Default for Config {
 
 impl Config {
     /// `se.reduce` and `se.expand`.
-    fn gate(&self, path: &nn::Path, geometry: &Geometry) -> Option<SqueezeExcite> {
-        let channels = geometry.out_channels;
-        self.se.then(|| SqueezeExcite::new(path, ["se.reduce", "se.expand"], channels, channels / 16))
+    fn gate(&self, path: &nn::Path, geometry: &Geometry) -> Option<Se> {
+        self.se.then(|| Se::new(&(path / "se"), geometry.out_channels, &se::Config::of(Layout::MobileOne)))
     }
 }
 

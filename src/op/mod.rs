@@ -11,6 +11,7 @@ pub mod drconv;
 pub mod dyconv;
 pub mod expandnet;
 pub mod experts;
+pub mod gcb;
 pub mod layers;
 pub mod maconv;
 pub mod mdconv;
@@ -26,16 +27,16 @@ pub mod regions;
 pub mod replk;
 pub mod repvgg;
 pub mod se;
-pub mod squeeze;
 pub mod tbc;
+pub mod temperature;
 pub mod tied;
 pub mod weightnet;
 
-use operator::Recipe;
+use operator::{LayerRecipe, Recipe};
 
 crate::registry! {
     /// An operator and its options, as in `operator: {name: maconv, intermediate: 20}`.
-    pub enum OperatorConfig, "operator" {
+    pub enum OperatorConfig: Recipe, "operator" {
         "plain" => Plain(plain::Config),
         "maconv" => MaConv(maconv::Config),
         "mdconv" => MdConv(mdconv::Config),
@@ -62,53 +63,26 @@ impl Default for OperatorConfig {
     }
 }
 
-impl OperatorConfig {
-    /// How the operator is made.
-    pub fn recipe(&self) -> &dyn Recipe {
-        match self {
-            OperatorConfig::Plain(config) => config,
-            OperatorConfig::MaConv(config) => config,
-            OperatorConfig::MdConv(config) => config,
-            OperatorConfig::Acb(config) => config,
-            OperatorConfig::RepVgg(config) => config,
-            OperatorConfig::MobileOne(config) => config,
-            OperatorConfig::Dbb(config) => config,
-            OperatorConfig::RepLk(config) => config,
-            OperatorConfig::Dcd(config) => config,
-            OperatorConfig::Tbc(config) => config,
-            OperatorConfig::Orepa(config) => config,
-            OperatorConfig::ExpandNet(config) => config,
-            OperatorConfig::DrConv(config) => config,
-            OperatorConfig::OdConv(config) => config,
-            OperatorConfig::WeightNet(config) => config,
-            OperatorConfig::DyConv(config) => config,
-            OperatorConfig::CondConv(config) => config,
-        }
+crate::registry! {
+    /// An attention module at the end of each block of a network, as in `attention: {name: se}`. Nothing of it is folded.
+    pub enum AttentionConfig: LayerRecipe, "attention" {
+        "se" => Se(se::Config),
+        "tied_se" => TiedSe(se::TiedConfig),
+        "gcb" => Gcb(gcb::Config),
+        "tied_gcb" => TiedGcb(gcb::TiedConfig),
     }
+}
 
-    /// Fills the options that depend on others.
-    ///
-    /// # Errors
-    /// What is wrong, as `key: reason`.
-    pub fn resolve(&mut self) -> Result<(), String> {
-        match self {
-            OperatorConfig::Plain(config) => config.resolve(),
-            OperatorConfig::MaConv(config) => Recipe::resolve(config),
-            OperatorConfig::MdConv(config) => config.resolve(),
-            OperatorConfig::Acb(config) => config.resolve(),
-            OperatorConfig::RepVgg(config) => config.resolve(),
-            OperatorConfig::MobileOne(config) => config.resolve(),
-            OperatorConfig::Dbb(config) => config.resolve(),
-            OperatorConfig::RepLk(config) => config.resolve(),
-            OperatorConfig::Dcd(config) => config.resolve(),
-            OperatorConfig::Tbc(config) => config.resolve(),
-            OperatorConfig::Orepa(config) => config.resolve(),
-            OperatorConfig::ExpandNet(config) => config.resolve(),
-            OperatorConfig::DrConv(config) => config.resolve(),
-            OperatorConfig::OdConv(config) => config.resolve(),
-            OperatorConfig::WeightNet(config) => config.resolve(),
-            OperatorConfig::DyConv(config) => config.resolve(),
-            OperatorConfig::CondConv(config) => config.resolve(),
-        }
+crate::registry! {
+    /// The last layer of a network, as in `classifier: {name: tfc, blocks: 2}`.
+    pub enum ClassifierConfig: LayerRecipe, "classifier" {
+        "linear" => Linear(layers::LinearConfig),
+        "tfc" => Tfc(tied::Config),
+    }
+}
+
+impl Default for ClassifierConfig {
+    fn default() -> ClassifierConfig {
+        ClassifierConfig::Linear(layers::LinearConfig {})
     }
 }

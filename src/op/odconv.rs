@@ -7,18 +7,20 @@
 //! the same function, and raises where a batch of 1 is trained: the attention's batch norm has one position then and no
 //! variance. Here such a batch is normalised with the running statistics, which stay as they are.
 //!
-//! The temperature is a constant here. (The authors lower it from 30 to 1 over the first ten epochs.)
+//! The authors lower the temperature from 30 to 1 over the first ten epochs: `temperature: {from: 30, to: 1, epochs: 10}`.
 
 use crate::algebra::Geometry;
 use crate::op::experts::{self, Dynamic, Experts, Fc, TrainedMaker};
 use crate::op::layers::{Activation, Norm};
 use crate::op::operator::{Compact, Operator, Place, Recipe};
-use crate::op::per_sample::KernelMaker;
+use crate::op::per_sample::{KernelMaker, PerSample};
+use crate::op::temperature::{Divisor, Temperature};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, nn, nn::Init};
 
 /// Options of `odconv`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Kernels K that are mixed. Default 4.
@@ -27,14 +29,14 @@ pub struct Config {
     pub reduction: f64,
     /// Hidden units that there are at least. Default 16.
     pub min_hidden: i64,
-    /// What the scores of all four attentions are divided by, throughout training. Default 30, the authors' first; with 1
-    /// from the start SmallNet learns far more slowly.
-    pub temperature: f64,
+    /// What the scores of all four attentions are divided by: a number, or `{from, to, epochs}`. Default 30, the authors' first;
+    /// with 1 from the start SmallNet learns far more slowly.
+    pub temperature: Temperature,
 }
 
 impl Default for Config {
     fn default() -> Config {
-        Config { experts: 4, reduction: 0.0625, min_hidden: 16, temperature: 30. }
+        Config { experts: 4, reduction: 0.0625, min_hidden: 16, temperature: Temperature::Constant(30.) }
     }
 }
 
@@ -60,7 +62,7 @@ impl Config {
                 filter: (!depthwise).then(|| head("attention.filter_fc", out_channels)),
                 spatial: (kh * kw > 1).then(|| head("attention.spatial_fc", kh * kw)),
                 kernel: (self.experts > 1).then(|| head("attention.kernel_fc", self.experts)),
-                temperature: self.temperature,
+                temperature: Divisor::new(&(path / "attention"), self.temperature),
             },
             geometry,
         }
@@ -71,7 +73,7 @@ impl Recipe for Config {
     fn resolve(&mut self) -> Result<(), String> {
         experts::check_experts(self.experts)?;
         experts::check_positive("reduction", self.reduction)?;
-        experts::check_positive("temperature", self.temperature)?;
+        self.temperature.check()?;
         if self.min_hidden < 1 {
             return Err(format!("min_hidden: {} units; give at least 1", self.min_hidden));
         }
@@ -85,7 +87,7 @@ impl Recipe for Config {
     fn compact(&self, place: &Place, geometry: Geometry) -> Compact {
         let maker = self.maker(&place.conv, geometry, true);
         let experts = maker.experts.with_shift(&place.conv);
-        experts::compact(Box::new(Attended { experts, ..maker }), geometry)
+        Compact::PerSample(PerSample::new(Attended { experts, ..maker }, geometry))
     }
 }
 
@@ -98,7 +100,7 @@ struct Attention {
     filter: Option<Fc>,
     spatial: Option<Fc>,
     kernel: Option<Fc>,
-    temperature: f64,
+    temperature: Divisor,
 }
 
 impl Attention {
@@ -120,13 +122,14 @@ impl Attention {
             filter: self.filter.as_ref().map(head),
             spatial: self.spatial.as_ref().map(head),
             kernel: self.kernel.as_ref().map(head),
-            temperature: self.temperature,
+            temperature: self.temperature.to_kind(Kind::Double),
         }
     }
 
     fn tensors(&self) -> Vec<(String, Tensor)> {
         let optional = [&self.filter, &self.spatial, &self.kernel].into_iter().flatten();
-        [&self.squeeze, &self.channel].into_iter().chain(optional).flat_map(Fc::tensors).collect()
+        let layers = [&self.squeeze, &self.channel].into_iter().chain(optional).flat_map(Fc::tensors);
+        layers.chain([self.temperature.tensor("attention.")]).collect()
     }
 }
 
@@ -139,8 +142,8 @@ struct Attended {
 }
 
 impl KernelMaker for Attended {
-    fn make(&self, x: &Tensor) -> (Tensor, Tensor) {
-        self.make_t(x, false)
+    fn make(&self, x: &Tensor, shared: Option<&Tensor>) -> (Tensor, Tensor) {
+        self.make_t(x, shared, false)
     }
 
     fn tensors(&self) -> Vec<(String, Tensor)> {
@@ -149,12 +152,12 @@ impl KernelMaker for Attended {
 }
 
 impl TrainedMaker for Attended {
-    fn make_t(&self, x: &Tensor, train: bool) -> (Tensor, Tensor) {
+    fn make_t(&self, x: &Tensor, _shared: Option<&Tensor>, train: bool) -> (Tensor, Tensor) {
         let Attention { channel, filter, spatial, kernel, temperature, .. } = &self.attention;
         let (n, groups) = (x.size()[0], self.geometry.groups);
         let [out, inner, kh, kw] = self.geometry.weight_size();
         let hidden = self.attention.hidden(x, train);
-        let scores = |head: &Fc| head.forward(&hidden) / *temperature;
+        let scores = |head: &Fc| temperature.divide(head.forward(&hidden));
         let mixing = match kernel {
             Some(kernel) => scores(kernel).softmax(1, None::<Kind>),
             None => hidden.new_ones([n, 1], (hidden.kind(), hidden.device())),
@@ -174,9 +177,13 @@ impl TrainedMaker for Attended {
         (weight.reshape([n, out, inner, kh, kw]), bias)
     }
 
-    fn fold(&self, norm: &Norm) -> Box<dyn KernelMaker> {
+    fn anneal(&self, epochs: f64) {
+        self.attention.temperature.anneal(epochs);
+    }
+
+    fn fold(&self, norm: &Norm) -> Attended {
         let (experts, attention) = (self.experts.fold(norm), self.attention.fold());
-        Box::new(Attended { experts, attention, geometry: self.geometry })
+        Attended { experts, attention, geometry: self.geometry }
     }
 }
 

@@ -1,11 +1,11 @@
 //! What an operator is: the thing that stands in place of one convolution and the batch norm behind it, and what it folds to.
 
 pub use crate::algebra::{Affine, FoldError, Geometry, Kernel};
-use crate::op::layers::{Activation, BatchNorm, Norm, empty_kernel};
-use crate::op::per_sample::PerSample;
+use crate::op::layers::{Activation, BatchNorm, Linear, LinearConfig, Norm, empty_kernel};
+use crate::op::per_sample::{Execution, PerSample};
 use crate::op::regions::Regional;
-use crate::op::squeeze::SqueezeExcite;
-use tch::{Tensor, nn};
+use crate::op::se::Se;
+use tch::{Tensor, nn, nn::ModuleT};
 
 /// What stands in place of one convolution and the batch norm behind it: x (N, C_in, H, W) to y (N, C_out, H', W').
 pub trait Operator: nn::ModuleT {
@@ -13,6 +13,14 @@ pub trait Operator: nn::ModuleT {
     fn forward_activated(&self, x: &Tensor, activation: Activation, train: bool) -> Tensor {
         activation.apply(self.forward_t(x, train))
     }
+
+    /// The same with what the operators of the block share ([`Recipe::shared`]); one that shares nothing ignores it.
+    fn forward_shared(&self, x: &Tensor, _shared: &Tensor, activation: Activation, train: bool) -> Tensor {
+        self.forward_activated(x, activation, train)
+    }
+
+    /// Moves what moves with training, such as a temperature, to where it is after so many epochs.
+    fn anneal(&self, _epochs: f64) {}
 
     /// The same function, at evaluation statistics, as one kernel or one kernel per sample. Computed in float64 and pure:
     /// the operator stays as it is.
@@ -43,10 +51,51 @@ pub trait Recipe {
     /// The expanded form. The options are resolved and fit.
     fn expanded(&self, place: &Place, geometry: Geometry) -> Box<dyn Operator>;
 
+    /// Whether the operators on the sites of one block share something.
+    fn shares(&self) -> bool {
+        false
+    }
+
+    /// What the operators on the sites of one block share, made of the block's input (N, channels, H, W); its variables lie on
+    /// the block's path, in both forms of the network. None where each operator is by itself.
+    fn shared(&self, _path: &nn::Path, _channels: i64) -> Option<Box<dyn Shared>> {
+        None
+    }
+
     /// The compact form, its numbers still to be loaded.
     fn compact(&self, place: &Place, geometry: Geometry) -> Compact {
         Compact::Static(empty_kernel(&place.conv, geometry))
     }
+}
+
+/// The options of a layer of a network that is no convolution: an attention module, or a classifier. It is the same in both
+/// forms of the network.
+pub trait LayerRecipe {
+    /// Fills options that depend on others.
+    ///
+    /// # Errors
+    /// What is wrong, as `key: reason`.
+    fn resolve(&mut self) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// The layer, on `path`: from so many channels or features to so many.
+    ///
+    /// # Errors
+    /// What does not fit, as `key: reason`.
+    fn build(&self, path: &nn::Path, inputs: i64, outputs: i64) -> Result<Box<dyn ModuleT>, String>;
+}
+
+impl LayerRecipe for LinearConfig {
+    fn build(&self, path: &nn::Path, inputs: i64, outputs: i64) -> Result<Box<dyn ModuleT>, String> {
+        Ok(Box::new(Linear::new(path, inputs, outputs)))
+    }
+}
+
+/// What the operators of a block share: a tensor of the block's input, made once for all of them.
+pub trait Shared: nn::ModuleT {
+    /// As [`Operator::anneal`].
+    fn anneal(&self, _epochs: f64) {}
 }
 
 /// Where an operator's variables lie: two paths, because PyTorch's networks name a convolution and its batch norm apart.
@@ -56,9 +105,16 @@ pub struct Place<'a> {
     pub conv: nn::Path<'a>,
     /// The batch norm's; none where nothing stands behind the convolution.
     pub bn: Option<nn::Path<'a>>,
+    /// Channels of the input of the block in which it stands, for what a block's operators share; none where it is by itself.
+    pub block: Option<i64>,
 }
 
-impl Place<'_> {
+impl<'a> Place<'a> {
+    /// By itself, in no block.
+    pub fn new(conv: nn::Path<'a>, bn: Option<nn::Path<'a>>) -> Place<'a> {
+        Place { conv, bn, block: None }
+    }
+
     /// The batch norm behind the operator, for those that don't bring their own.
     pub fn norm(&self, channels: i64) -> Norm {
         self.bn.as_ref().map_or(Norm::None, |bn| Norm::Batch(BatchNorm::new(bn, channels)))
@@ -77,7 +133,7 @@ pub enum Compact {
         /// The kernel.
         kernel: Kernel,
         /// What weighs the channels.
-        gate: SqueezeExcite,
+        gate: Se,
     },
     /// Several kernels for each sample, and a map of which one stands where.
     Regions(Regional),
@@ -85,20 +141,33 @@ pub enum Compact {
 
 impl Compact {
     /// A kernel with what stands behind it, if anything does.
-    pub fn behind(kernel: Kernel, gate: Option<SqueezeExcite>) -> Compact {
+    pub fn behind(kernel: Kernel, gate: Option<Se>) -> Compact {
         match gate {
             None => Compact::Static(kernel),
             Some(gate) => Compact::Gated { kernel, gate },
         }
     }
 
+    /// Computed in that way, where it has it.
+    pub fn executed(mut self, execution: Execution) -> Compact {
+        if let Compact::PerSample(kernels) = &mut self {
+            kernels.set_execution(execution);
+        }
+        self
+    }
+
     /// The convolution of x (N, C_in, H, W).
     pub fn apply(&self, x: &Tensor) -> Tensor {
+        self.apply_shared(x, None)
+    }
+
+    /// The same with what the operators of the block share, where they do.
+    pub fn apply_shared(&self, x: &Tensor, shared: Option<&Tensor>) -> Tensor {
         match self {
             Compact::Static(kernel) => kernel.apply(x),
-            Compact::PerSample(kernels) => kernels.apply(x),
-            Compact::Gated { kernel, gate } => gate.forward(&kernel.apply(x)),
-            Compact::Regions(kernels) => kernels.apply(x),
+            Compact::PerSample(kernels) => kernels.apply(x, shared),
+            Compact::Gated { kernel, gate } => gate.forward_t(&kernel.apply(x), false),
+            Compact::Regions(kernels) => kernels.apply(x, shared),
         }
     }
 
@@ -106,8 +175,8 @@ impl Compact {
     pub fn tensors(&self) -> Vec<(String, Tensor)> {
         match self {
             Compact::Static(kernel) => kernel_tensors(kernel).collect(),
-            Compact::PerSample(kernels) => kernels.maker.tensors(),
-            Compact::Gated { kernel, gate } => kernel_tensors(kernel).chain(gate.tensors()).collect(),
+            Compact::PerSample(kernels) => kernels.tensors(),
+            Compact::Gated { kernel, gate } => kernel_tensors(kernel).chain(gate.tensors("se")).collect(),
             Compact::Regions(kernels) => kernels.maker.tensors(),
         }
     }

@@ -9,12 +9,13 @@
 use crate::algebra::{FoldError, Geometry, Kernel, conv2d};
 use crate::op::layers::{Activation, BatchNorm, Norm};
 use crate::op::operator::{Compact, Operator, Place, Recipe};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::f64::consts::PI;
 use tch::{Kind, Tensor, nn, nn::Init};
 
 /// Options of `orepa`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Channels between the 1x1 and the k x k, as a multiple of C_in. Default: 1 up to 4 groups, 2 beyond, as the authors.

@@ -1,62 +1,211 @@
 //! One kernel for each sample of a batch, and how such kernels are applied.
 
 use crate::algebra::{self, Geometry};
+use crate::timing;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fmt::Debug;
+use std::sync::{Mutex, PoisonError};
 use tch::Tensor;
 
 /// Makes the kernel and the bias of each sample from the input.
 pub trait KernelMaker: Debug + Send {
-    /// Kernels (N, C_out, C_in/groups, kh, kw) and biases (N, C_out) for x (N, C_in, H, W).
-    fn make(&self, x: &Tensor) -> (Tensor, Tensor);
+    /// Kernels (N, C_out, C_in/groups, kh, kw) and biases (N, C_out) for x (N, C_in, H, W). `shared` is what the operators of the
+    /// site's block share, where they do.
+    fn make(&self, x: &Tensor, shared: Option<&Tensor>) -> (Tensor, Tensor);
+
+    /// The way to apply the kernels without making them, where there is one.
+    fn features(&self) -> Option<&dyn FeatureForm> {
+        None
+    }
 
     /// Its numbers, by their names below the site.
     fn tensors(&self) -> Vec<(String, Tensor)>;
 }
 
+/// A static convolution and a low-rank part whose few middle maps are weighted by sample: no kernel is made.
+pub trait FeatureForm {
+    /// y (N, C_out, H', W') of x (N, C_in, H, W).
+    fn convolve(&self, x: &Tensor, geometry: &Geometry) -> Tensor;
+}
+
+/// How a compact operator is computed: the same function in both forms.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Execution {
+    /// Makes the kernel of each sample and convolves with it.
+    #[default]
+    Kernels,
+    /// Applies the low-rank part to features ([`FeatureForm`]).
+    Features,
+}
+
 /// A convolution whose kernel depends on the sample.
 #[derive(Debug)]
 pub struct PerSample {
-    /// Makes the kernels.
-    pub maker: Box<dyn KernelMaker>,
-    /// How they are applied.
-    pub geometry: Geometry,
+    maker: Box<dyn KernelMaker>,
+    geometry: Geometry,
+    execution: Execution,
 }
 
 impl PerSample {
-    /// y (N, C_out, H', W') of x (N, C_in, H, W).
-    pub fn apply(&self, x: &Tensor) -> Tensor {
-        let (weight, bias) = self.maker.make(x);
+    /// Kernels made by `maker`, applied with `geometry`.
+    pub fn new(maker: impl KernelMaker + 'static, geometry: Geometry) -> PerSample {
+        PerSample { maker: Box::new(maker), geometry, execution: Execution::Kernels }
+    }
+
+    /// y (N, C_out, H', W') of x (N, C_in, H, W), with what the block's operators share.
+    pub fn apply(&self, x: &Tensor, shared: Option<&Tensor>) -> Tensor {
+        self.apply_as(self.execution, x, shared)
+    }
+
+    /// The same in one of its ways.
+    pub fn apply_as(&self, execution: Execution, x: &Tensor, shared: Option<&Tensor>) -> Tensor {
+        if execution == Execution::Features
+            && let Some(features) = self.maker.features()
+        {
+            return features.convolve(x, &self.geometry);
+        }
+        let (weight, bias) = self.maker.make(x, shared);
         conv2d(x, &weight, &bias, &self.geometry)
     }
+
+    /// The ways in which it can be computed.
+    pub fn executions(&self) -> &'static [Execution] {
+        match self.maker.features() {
+            Some(_) => &[Execution::Kernels, Execution::Features],
+            None => &[Execution::Kernels],
+        }
+    }
+
+    /// The way in which it is computed.
+    pub fn execution(&self) -> Execution {
+        self.execution
+    }
+
+    /// Sets the way in which it is computed; one that it has not is ignored.
+    pub fn set_execution(&mut self, execution: Execution) {
+        if self.executions().contains(&execution) {
+            self.execution = execution;
+        }
+    }
+
+    /// Its numbers, by their names below the site.
+    pub fn tensors(&self) -> Vec<(String, Tensor)> {
+        self.maker.tensors()
+    }
+}
+
+/// A way to convolve each sample with its own kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Way {
+    /// One batched matrix product: 1x1 kernels without padding or channel groups.
+    Products,
+    /// One convolution of the samples laid side by side, with N times as many channel groups.
+    Groups,
+    /// A convolution a sample.
+    Loop,
+}
+
+impl Way {
+    /// The ways for a geometry, the one that mostly wins first.
+    fn candidates(geometry: &Geometry) -> &'static [Way] {
+        let products = geometry.kernel == [1; 2] && geometry.padding == [0; 2] && geometry.groups == 1;
+        if products { &[Way::Products, Way::Groups, Way::Loop] } else { &[Way::Groups, Way::Loop] }
+    }
+
+    fn run(self, x: &Tensor, weight: &Tensor, bias: &Tensor, geometry: &Geometry) -> Tensor {
+        match self {
+            Way::Products => products(x, weight, bias, geometry),
+            Way::Groups => groups(x, weight, bias, geometry),
+            Way::Loop => samples(x, weight, bias, geometry),
+        }
+    }
+}
+
+fn products(x: &Tensor, weight: &Tensor, bias: &Tensor, geometry: &Geometry) -> Tensor {
+    let [sh, sw] = geometry.stride;
+    // The rows (N, HW, C) are a view of a channels_last map.
+    let x = if (sh, sw) == (1, 1) { x.shallow_clone() } else { x.slice(2, None, None, sh).slice(3, None, None, sw) };
+    let (n, c, h, w) = size4(&x);
+    let out = geometry.out_channels;
+    let rows = x.permute([0, 2, 3, 1]).reshape([n, h * w, c]);
+    let y = bias.unsqueeze(1).baddbmm(&rows, &weight.reshape([n, out, c]).transpose(1, 2), 1., 1.);
+    algebra::add_macs(y.numel() as i64 * c);
+    y.reshape([n, h, w, out]).permute([0, 3, 1, 2])
+}
+
+fn groups(x: &Tensor, weight: &Tensor, bias: &Tensor, geometry: &Geometry) -> Tensor {
+    let (n, c, h, w) = size4(x);
+    let out = geometry.out_channels;
+    let side_by_side = Geometry { in_channels: n * c, out_channels: n * out, groups: n * geometry.groups, ..*geometry };
+    let (x, weight) = (x.reshape([1, n * c, h, w]), weight.reshape(side_by_side.weight_size()));
+    let y = algebra::conv2d(&x, &weight, Some(&bias.reshape([-1])), &side_by_side);
+    let (_, _, h, w) = size4(&y);
+    y.reshape([n, out, h, w])
+}
+
+fn samples(x: &Tensor, weight: &Tensor, bias: &Tensor, geometry: &Geometry) -> Tensor {
+    let one = |at| algebra::conv2d(&x.narrow(0, at, 1), &weight.get(at), Some(&bias.get(at)), geometry);
+    Tensor::cat(&(0..x.size()[0]).map(one).collect::<Vec<_>>(), 0)
+}
+
+fn size4(x: &Tensor) -> (i64, i64, i64, i64) {
+    let size = x.size();
+    (size[0], size[1], size[2], size[3])
+}
+
+/// The way that was the fastest, by shape: see [`conv2d`].
+pub type Choices = BTreeMap<String, Way>;
+
+static CHOICES: Mutex<Choices> = Mutex::new(Choices::new());
+
+/// The ways that were chosen in this process. They decide the order in which float32 sums are taken, so a checkpoint keeps them.
+pub fn choices() -> Choices {
+    CHOICES.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+/// Takes up earlier choices, so that what follows is computed as it was.
+pub fn choose(choices: Choices) {
+    CHOICES.lock().unwrap_or_else(PoisonError::into_inner).extend(choices);
 }
 
 /// Convolves each sample of x (N, C_in, H, W) with its own kernel (N, C_out, C_in/groups, kh, kw) and bias (N, C_out).
 ///
-/// A pointwise kernel is one batched matrix product; any other is one convolution of the samples laid side by side as
-/// N times as many groups; a single sample is a plain convolution.
+/// A single sample is a plain convolution. For a batch the [`Way`] is the fastest for its shape: they are timed when a shape is
+/// first met (forward and, where there are gradients, backward), and the choice holds from then on.
 pub fn conv2d(x: &Tensor, weight: &Tensor, bias: &Tensor, geometry: &Geometry) -> Tensor {
-    let size = x.size();
-    let (n, c, h, w) = (size[0], size[1], size[2], size[3]);
-    let out = geometry.out_channels;
-    if n == 1 {
+    if x.size()[0] == 1 {
         return algebra::conv2d(x, &weight.squeeze_dim(0), Some(&bias.squeeze_dim(0)), geometry);
     }
-    if geometry.is_pointwise() && geometry.groups == 1 {
-        // (N, HW, C) is a view of a channels_last map.
-        let rows = x.permute([0, 2, 3, 1]).reshape([n, h * w, c]);
-        let y = bias.unsqueeze(1).baddbmm(&rows, &weight.reshape([n, out, c]).transpose(1, 2), 1., 1.);
-        algebra::add_macs(y.numel() as i64 * c);
-        return y.reshape([n, h, w, out]).permute([0, 3, 1, 2]);
-    }
-    let side_by_side = Geometry { in_channels: n * c, out_channels: n * out, groups: n * geometry.groups, ..*geometry };
-    let y = algebra::conv2d(
-        &x.reshape([1, n * c, h, w]),
-        &weight.reshape(side_by_side.weight_size()),
-        Some(&bias.reshape([-1])),
-        &side_by_side,
-    );
-    let size = y.size();
-    y.reshape([n, out, size[2], size[3]])
+    let trains = x.requires_grad() || weight.requires_grad();
+    let shape = format!("{:?} {:?} {:?} {geometry:?} {trains}", x.device(), x.kind(), x.size());
+    let known = CHOICES.lock().unwrap_or_else(PoisonError::into_inner).get(&shape).copied();
+    let way = known.unwrap_or_else(|| {
+        let way = time(x, weight, bias, geometry, trains);
+        choose(Choices::from([(shape, way)]));
+        way
+    });
+    way.run(x, weight, bias, geometry)
+}
+
+/// The fastest way.
+fn time(x: &Tensor, weight: &Tensor, bias: &Tensor, geometry: &Geometry, trains: bool) -> Way {
+    let leaf = |tensor: &Tensor| tensor.detach().set_requires_grad(trains && tensor.requires_grad());
+    let (x, weight, bias) = (leaf(x), leaf(weight), leaf(bias));
+    let inputs: Vec<&Tensor> = [&x, &weight, &bias].into_iter().filter(|input| input.requires_grad()).collect();
+    let run = |way: Way| {
+        let y = way.run(&x, &weight, &bias, geometry);
+        if y.requires_grad() {
+            Tensor::run_backward(&[y.sum(y.kind())], &inputs, false, false);
+        }
+    };
+    let candidates = Way::candidates(geometry);
+    let runs: Vec<Box<dyn Fn()>> = candidates.iter().map(|way| Box::new(move || run(*way)) as Box<dyn Fn()>).collect();
+    let runs: Vec<&dyn Fn()> = runs.iter().map(|run| &**run).collect();
+    candidates[algebra::uncounted(|| timing::fastest(x.device(), &runs))]
 }
 
 #[cfg(test)]
@@ -64,28 +213,55 @@ mod tests {
     use super::*;
     use tch::{Device, Kind};
 
-    /// Each sample convolved by itself is the definition; float64, so only the order of summation differs.
+    const DOUBLE: (Kind, Device) = (Kind::Double, Device::Cpu);
+
+    /// Each sample convolved by itself is the definition; float64, so only the order of summation differs. Gradients too.
     #[test]
-    fn every_way_equals_a_loop_over_samples() {
-        let double = (Kind::Double, Device::Cpu);
+    fn every_way_equals_the_definition() {
         let shapes = [
             Geometry::same(6, 4, 1),
             Geometry::same(6, 4, 1).groups(2),
             Geometry::same(6, 4, 1).stride(2),
+            Geometry::same(6, 4, 1).padding(1),
             Geometry::same(6, 4, 3).stride(2).padding(2).dilation(2),
             Geometry::same(6, 6, 5).groups(6),
         ];
         for geometry in shapes {
             let [o, i, kh, kw] = geometry.weight_size();
-            let (x, weight, bias) = (
-                Tensor::randn([3, 6, 7, 8], double),
-                Tensor::randn([3, o, i, kh, kw], double),
-                Tensor::randn([3, o], double),
-            );
+            let sizes = [vec![3, 6, 7, 8], vec![3, o, i, kh, kw], vec![3, o]];
+            let inputs = sizes.map(|size| Tensor::randn(size, DOUBLE).set_requires_grad(true));
+            let [x, weight, bias] = &inputs;
             let one = |n| algebra::conv2d(&x.narrow(0, n, 1), &weight.get(n), Some(&bias.get(n)), &geometry);
             let expected = Tensor::cat(&(0..3).map(one).collect::<Vec<_>>(), 0);
-            let difference = f64::try_from((conv2d(&x, &weight, &bias, &geometry) - expected).abs().max()).unwrap();
-            assert!(difference < 1e-13, "{geometry:?}: {difference}");
+            let probe = expected.randn_like();
+            let gradients =
+                |y: &Tensor| Tensor::run_backward(&[(y * &probe).sum(Kind::Double)], &inputs.each_ref(), true, false);
+            let slopes = gradients(&expected);
+            let far = |a: &Tensor, b: &Tensor| (a - b).abs().max().double_value(&[]);
+            let ways =
+                Way::candidates(&geometry).iter().map(|way| (format!("{way:?}"), way.run(x, weight, bias, &geometry)));
+            for (way, y) in ways.chain([("chosen".to_string(), conv2d(x, weight, bias, &geometry))]) {
+                assert!(far(&y, &expected) < 1e-13, "{way} {geometry:?}: {}", far(&y, &expected));
+                for (a, b) in gradients(&y).iter().zip(&slopes) {
+                    assert!(far(a, b) < 1e-12, "{way} {geometry:?}: {}", far(a, b));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_choice_is_made_once_a_shape_and_can_be_taken_up() {
+        let geometry = Geometry::same(3, 5, 1);
+        let (x, weight) = (Tensor::randn([2, 3, 4, 7], DOUBLE), Tensor::randn([2, 5, 3, 1, 1], DOUBLE));
+        let bias = Tensor::zeros([2, 5], DOUBLE);
+        let (y, macs) = algebra::count_macs(|| conv2d(&x, &weight, &bias, &geometry));
+        assert_eq!(macs, y.numel() as i64 * 3, "the timing is not counted");
+        let made: Choices = choices().into_iter().filter(|(shape, _)| shape.contains("[2, 3, 4, 7]")).collect();
+        assert_eq!(made.len(), 1);
+        for way in [Way::Groups, Way::Loop, Way::Products] {
+            choose(made.keys().map(|shape| (shape.clone(), way)).collect());
+            assert!((conv2d(&x, &weight, &bias, &geometry) - &y).abs().max().double_value(&[]) < 1e-13);
+            assert!(made.keys().all(|shape| choices()[shape] == way), "it holds");
         }
     }
 }

@@ -3,11 +3,12 @@
 use crate::algebra::{FoldError, Geometry};
 use crate::op::layers::{Activation, ConvNorm};
 use crate::op::operator::{Compact, Operator, Place, Recipe};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Tensor, nn};
 
 /// No options.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {}
 

@@ -14,14 +14,14 @@ const DOUBLE: (Kind, Device) = (Kind::Double, Device::Cpu);
 /// The options of an operator, resolved, as a config file gives them.
 pub fn options(yaml: &str) -> OperatorConfig {
     let mut config: OperatorConfig = serde_yaml::from_str(yaml).unwrap();
-    config.resolve().unwrap_or_else(|reason| panic!("{yaml}: {reason}"));
+    config.recipe_mut().resolve().unwrap_or_else(|reason| panic!("{yaml}: {reason}"));
     config
 }
 
 /// What is wrong with options that don't resolve, or with a convolution that they don't fit.
 pub fn refusal(yaml: &str, geometry: Geometry) -> String {
     let mut config: OperatorConfig = serde_yaml::from_str(yaml).unwrap();
-    config.resolve().and_then(|()| config.recipe().fits(&geometry)).unwrap_err()
+    config.recipe_mut().resolve().and_then(|()| config.recipe().fits(&geometry)).unwrap_err()
 }
 
 /// |a - b| / |b|.
@@ -35,7 +35,7 @@ pub fn expanded(config: &OperatorConfig, geometry: Geometry) -> (nn::VarStore, B
     config.recipe().fits(&geometry).unwrap_or_else(|reason| panic!("{config:?} {geometry:?}: {reason}"));
     let mut store = nn::VarStore::new(Device::Cpu);
     let root = store.root();
-    let operator = config.recipe().expanded(&Place { conv: &root / "conv", bn: Some(&root / "bn") }, geometry);
+    let operator = config.recipe().expanded(&Place::new(&root / "conv", Some(&root / "bn")), geometry);
     store.double();
     tch::no_grad(|| {
         for (name, mut variable) in store.variables() {
@@ -58,7 +58,7 @@ pub fn folds_exactly(yaml: &str, geometries: &[Geometry]) {
         let folded = operator.fold().unwrap_or_else(|error| panic!("{yaml} {geometry:?}: {error}"));
         let mut store = nn::VarStore::new(Device::Cpu);
         let root = store.root();
-        let loaded = config.recipe().compact(&Place { conv: root, bn: None }, *geometry);
+        let loaded = config.recipe().compact(&Place::new(root, None), *geometry);
         store.double();
         let tensors: HashMap<String, Tensor> = folded.tensors().into_iter().collect();
         assert_eq!(tensors.len(), store.variables().len(), "{yaml} {geometry:?}");

@@ -10,8 +10,9 @@ pub trait RegionMaker: Debug + Send {
     /// Kernels (N, m, C_out, C_in/groups, kh, kw) for x (N, C_in, H, W).
     fn kernels(&self, x: &Tensor) -> Tensor;
 
-    /// The region (N, H', W') of each output, from 0 to m - 1.
-    fn regions(&self, x: &Tensor) -> Tensor;
+    /// The region (N, H', W') of each output, from 0 to m - 1. `shared` is what the operators of the site's block share, where
+    /// they do.
+    fn regions(&self, x: &Tensor, shared: Option<&Tensor>) -> Tensor;
 
     /// The bias (C_out), of all regions the same.
     fn bias(&self) -> Option<&Tensor>;
@@ -31,8 +32,9 @@ pub struct Regional {
 
 impl Regional {
     /// y (N, C_out, H', W') of x (N, C_in, H, W).
-    pub fn apply(&self, x: &Tensor) -> Tensor {
-        add_bias(conv2d(x, &self.maker.kernels(x), &self.maker.regions(x), &self.geometry), self.maker.bias())
+    pub fn apply(&self, x: &Tensor, shared: Option<&Tensor>) -> Tensor {
+        let (kernels, regions) = (self.maker.kernels(x), self.maker.regions(x, shared));
+        add_bias(conv2d(x, &kernels, &regions, &self.geometry), self.maker.bias())
     }
 }
 

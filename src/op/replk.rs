@@ -8,11 +8,12 @@ use crate::algebra::Geometry;
 use crate::op::branches::{Branches, conv_bn};
 use crate::op::layers::empty_kernel;
 use crate::op::operator::{Compact, Operator, Place, Recipe};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::nn;
 
 /// Options of `replk`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Size K of the large kernel, odd. Default: that of the convolution in whose place it stands.

@@ -8,12 +8,13 @@ use crate::algebra::Geometry;
 use crate::op::branches::{Branches, Skip, centred, conv_bn};
 use crate::op::layers::empty_kernel;
 use crate::op::operator::{Compact, Operator, Place, Recipe};
-use crate::op::squeeze::SqueezeExcite;
+use crate::op::se::{self, Layout, Se};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::nn;
 
 /// Options of `repvgg`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Squeeze-and-excitation behind the sum, with C_out // 16 hidden units (at least 1). Default false. It stays behind the
@@ -23,9 +24,8 @@ pub struct Config {
 
 impl Config {
     /// `se.down` and `se.up`.
-    fn gate(&self, path: &nn::Path, geometry: &Geometry) -> Option<SqueezeExcite> {
-        let channels = geometry.out_channels;
-        self.se.then(|| SqueezeExcite::new(path, ["se.down", "se.up"], channels, channels / 16))
+    fn gate(&self, path: &nn::Path, geometry: &Geometry) -> Option<Se> {
+        self.se.then(|| Se::new(&(path / "se"), geometry.out_channels, &se::Config::of(Layout::RepVgg)))
     }
 }
 

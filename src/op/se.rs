@@ -1,5 +1,6 @@
 //! `se` and `tied_se`: squeeze and excitation (Hu et al., CVPR 2018), y = x sigmoid(W2 relu(W1 GAP(x) + b1) + b2), one weight a
-//! channel and sample. A block of a network, not an operator on a site: nothing is folded.
+//! channel and sample. A block of a network, or what RepVGG and MobileOne have behind their sum. It pools the output of convolutions,
+//! which is no function of their pooled input, so it is part of no kernel: a fold leaves it as it is.
 //!
 //! Tied (Wang et al., Tied Block Convolution, AAAI 2021): the channels are B equal blocks that share W1 and W2, so that there
 //! are B^2 times fewer weights.
@@ -7,12 +8,15 @@
 //! Checkpoints come in several layouts, which differ in names, shapes, biases and in how many hidden units there are. The
 //! first reference has none for fewer channels than its reduction, which makes the gate a constant 0.5; here there is at least 1.
 
+use crate::op::layers::below;
+use crate::op::operator::LayerRecipe;
 use crate::op::tied::{self, Form, Tied};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tch::{Tensor, nn};
+use tch::{Kind, Tensor, nn, nn::ModuleT};
 
 /// Whose names, shapes and hidden units.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Layout {
     /// `fc.0` and `fc.2`, linear without biases; C/reduction hidden units.
@@ -29,44 +33,62 @@ pub enum Layout {
 }
 
 /// Options of `se` and `tied_se`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Channels a hidden unit. Default 16.
     pub reduction: i64,
-    /// Whose names, shapes and hidden units. Default `linear`.
-    pub layout: Layout,
-    /// Blocks B of channels that share the matrices: `se` is that with 1, `tied_se` that with more. Default 1.
-    pub blocks: i64,
+    /// Whose names, shapes and hidden units. Default: `linear` in `se`, `tied` in `tied_se`.
+    pub layout: Option<Layout>,
+    /// Blocks B of channels that share the matrices. Default: 1 in `se`, 8 in `tied_se`.
+    pub blocks: Option<i64>,
 }
 
 impl Default for Config {
     fn default() -> Config {
-        Config { reduction: 16, layout: Layout::Linear, blocks: 1 }
+        Config { reduction: 16, layout: None, blocks: None }
     }
 }
 
 impl Config {
-    /// The options of `tied_se` with that many blocks, in its reference's layout.
-    pub fn tied(blocks: i64) -> Config {
-        Config { layout: Layout::Tied, blocks, ..Config::default() }
+    /// Those of a block's reference, whose layout it is.
+    pub fn of(layout: Layout) -> Config {
+        Config { layout: Some(layout), ..Config::default() }
     }
 
-    /// Refuses options out of their range, and channels that the blocks don't divide.
+    /// Fills layout and blocks, by default those, and refuses options out of their range.
+    ///
+    /// # Errors
+    /// What is wrong, as `key: reason`.
+    pub fn resolve(&mut self, layout: Layout, blocks: i64) -> Result<(), String> {
+        self.layout.get_or_insert(layout);
+        self.blocks.get_or_insert(blocks);
+        if self.reduction < 1 {
+            return Err(format!("reduction: {}; give at least 1", self.reduction));
+        }
+        Ok(())
+    }
+
+    /// Refuses channels that the blocks don't divide.
     ///
     /// # Errors
     /// What is wrong, as `key: reason`.
     pub fn fits(&self, channels: i64) -> Result<(), String> {
-        if self.reduction < 1 {
-            return Err(format!("reduction: {}; give at least 1", self.reduction));
-        }
-        tied::fits(self.blocks, &[("channels", channels)])
+        tied::fits(self.blocks(), &[("channels", channels)])
+    }
+
+    fn layout(&self) -> Layout {
+        self.layout.unwrap_or_default()
+    }
+
+    fn blocks(&self) -> i64 {
+        self.blocks.unwrap_or(1)
     }
 
     /// Hidden units of one block of channels.
     fn hidden(&self, channels: i64) -> i64 {
-        let inputs = channels / self.blocks;
-        match self.layout {
+        let inputs = channels / self.blocks();
+        match self.layout() {
             Layout::Linear | Layout::RepVgg | Layout::MobileOne => (inputs / self.reduction).max(1),
             Layout::Tied => (inputs / self.reduction).max(2),
             // To the nearest multiple of 8, of two the larger.
@@ -75,9 +97,36 @@ impl Config {
     }
 }
 
+/// The options of `se`, with the blocks tied.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub struct TiedConfig(pub Config);
+
+impl LayerRecipe for Config {
+    fn resolve(&mut self) -> Result<(), String> {
+        Config::resolve(self, Layout::Linear, 1)
+    }
+
+    fn build(&self, path: &nn::Path, inputs: i64, _outputs: i64) -> Result<Box<dyn ModuleT>, String> {
+        self.fits(inputs)?;
+        Ok(Box::new(Se::new(path, inputs, self)))
+    }
+}
+
+impl LayerRecipe for TiedConfig {
+    fn resolve(&mut self) -> Result<(), String> {
+        self.0.resolve(Layout::Tied, 8)
+    }
+
+    fn build(&self, path: &nn::Path, inputs: i64, outputs: i64) -> Result<Box<dyn ModuleT>, String> {
+        self.0.build(path, inputs, outputs)
+    }
+}
+
 /// Squeeze and excitation: y (N, C, H, W) of x (N, C, H, W).
 #[derive(Debug)]
 pub struct Se {
+    names: [&'static str; 2],
     first: Tied,
     second: Tied,
 }
@@ -85,18 +134,27 @@ pub struct Se {
 impl Se {
     /// On `path`, with the layout's names. The options fit.
     pub fn new(path: &nn::Path, channels: i64, config: &Config) -> Se {
-        let (names, form, bias) = match config.layout {
-            Layout::Linear => ([path / "fc" / 0, path / "fc" / 2], Form::Linear, false),
-            Layout::Tied => ([path / "fc" / 0, path / "fc" / 2], Form::Linear, true),
-            Layout::Timm => ([path / "fc1", path / "fc2"], Form::Pointwise, true),
-            Layout::RepVgg => ([path / "down", path / "up"], Form::Pointwise, true),
-            Layout::MobileOne => ([path / "reduce", path / "expand"], Form::Pointwise, true),
+        let (names, form, bias) = match config.layout() {
+            Layout::Linear => (["fc.0", "fc.2"], Form::Linear, false),
+            Layout::Tied => (["fc.0", "fc.2"], Form::Linear, true),
+            Layout::Timm => (["fc1", "fc2"], Form::Pointwise, true),
+            Layout::RepVgg => (["down", "up"], Form::Pointwise, true),
+            Layout::MobileOne => (["reduce", "expand"], Form::Pointwise, true),
         };
-        let hidden = config.hidden(channels) * config.blocks;
-        Se {
-            first: Tied::new(&names[0], [channels, hidden], config.blocks, form, bias),
-            second: Tied::new(&names[1], [hidden, channels], config.blocks, form, bias),
-        }
+        let (blocks, hidden) = (config.blocks(), config.hidden(channels) * config.blocks());
+        let layer = |name, size| Tied::new(&below(path, name), size, blocks, form, bias);
+        Se { names, first: layer(names[0], [channels, hidden]), second: layer(names[1], [hidden, channels]) }
+    }
+
+    /// Detached and in another precision.
+    pub fn to_kind(&self, kind: Kind) -> Se {
+        Se { names: self.names, first: self.first.to_kind(kind), second: self.second.to_kind(kind) }
+    }
+
+    /// Its numbers, by their names below `prefix`.
+    pub fn tensors(&self, prefix: &str) -> Vec<(String, Tensor)> {
+        let layers = self.names.iter().zip([&self.first, &self.second]);
+        layers.flat_map(|(name, layer)| layer.tensors(&format!("{prefix}.{name}"))).collect()
     }
 }
 
@@ -111,9 +169,8 @@ impl nn::ModuleT for Se {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nn::ModuleT;
     use std::collections::BTreeMap;
-    use tch::{Device, Kind};
+    use tch::Device;
 
     fn made(channels: i64, config: &Config) -> (nn::VarStore, Se) {
         let mut store = nn::VarStore::new(Device::Cpu);
@@ -123,7 +180,7 @@ mod tests {
     }
 
     fn config(layout: Layout, blocks: i64) -> Config {
-        Config { layout, blocks, ..Config::default() }
+        Config { blocks: Some(blocks), ..Config::of(layout) }
     }
 
     fn sizes(channels: i64, config: &Config) -> BTreeMap<String, Vec<i64>> {
@@ -158,7 +215,7 @@ mod tests {
         let weights = |config: &Config| -> i64 {
             sizes(512, config).values().filter(|size| size.len() > 1).map(|size| size.iter().product::<i64>()).sum()
         };
-        assert_eq!(weights(&config(Layout::Linear, 1)), 64 * weights(&Config::tied(8)));
+        assert_eq!(weights(&config(Layout::Linear, 1)), 64 * weights(&config(Layout::Tied, 8)));
     }
 
     /// Each block of channels by itself is a whole module with the same numbers.
@@ -178,9 +235,11 @@ mod tests {
 
     #[test]
     fn refuses_by_key() {
-        assert!(Config { reduction: 0, ..Config::default() }.fits(64).unwrap_err().starts_with("reduction: "));
-        assert!(Config::tied(0).fits(64).unwrap_err().starts_with("blocks: "));
-        assert!(Config::tied(3).fits(64).unwrap_err().starts_with("blocks: "));
-        assert_eq!(Config::tied(8).fits(64), Ok(()));
+        let refusal = Config { reduction: 0, ..Config::default() }.resolve(Layout::Linear, 1).unwrap_err();
+        assert!(refusal.starts_with("reduction: "));
+        for blocks in [0, 3] {
+            assert!(config(Layout::Tied, blocks).fits(64).unwrap_err().starts_with("blocks: "));
+        }
+        assert_eq!(config(Layout::Tied, 8).fits(64), Ok(()));
     }
 }

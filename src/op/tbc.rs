@@ -8,11 +8,12 @@
 use crate::algebra::{self, FoldError, Geometry, Kernel};
 use crate::op::layers::{Activation, Norm, conv_weight, empty_kernel, uniform};
 use crate::op::operator::{Compact, Operator, Place, Recipe};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, nn};
 
 /// Which channels the blocks are where the thin kernel has groups; the two differ by a permutation of the channels.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Order {
     /// Blocks, and groups within each: the authors' code.
@@ -23,7 +24,7 @@ pub enum Order {
 }
 
 /// Options of `tbc`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Blocks B that share the kernel. Default 2.
@@ -188,7 +189,7 @@ mod tests {
         for order in ["code", "paper"] {
             let options = proof::options(&format!("{{name: tbc, blocks: 2, groups: 2, order: {order}, bias: true}}"));
             let mut store = nn::VarStore::new(Device::Cpu);
-            let operator = options.recipe().expanded(&Place { conv: store.root(), bn: None }, site);
+            let operator = options.recipe().expanded(&Place::new(store.root(), None), site);
             store.double();
             let thin = site.groups(2);
             let thin = Geometry { in_channels: 4, out_channels: 8, ..thin };

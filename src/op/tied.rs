@@ -1,17 +1,13 @@
-//! Blocks of channels that share a layer, and the context block. Blocks of a network, not operators on a site: nothing is
-//! folded.
-//!
-//! `tfc`: the tied fully connected layer (Wang et al., Tied Block Convolution, AAAI 2021). The inputs are B equal blocks, and
-//! one matrix maps each: y = diag(W', ..., W') x + (b', ..., b').
-//!
-//! `gcb`: the global context block (Cao et al., GCNet, ICCV workshops 2019), y = x sigmoid(t_mul(c)) + t_add(c), where c is the
-//! mean of x over positions weighted by softmax(mask * x), and t(c) = W2 relu(LayerNorm(W1 c + b1)) + b2. `tied_gcb` is that
-//! with W1 and W2 tied over B blocks; the layer norm is over all channels.
+//! `tfc`: the tied fully connected layer (Wang et al., Tied Block Convolution, AAAI 2021). The inputs are B equal blocks, and one
+//! matrix maps each: y = diag(W', ..., W') x + (b', ..., b'). As `classifier: {name: tfc}` it is a network's last layer. The tied
+//! attention modules are made of such layers.
 
-use crate::algebra::{self, Geometry, Kernel};
+use crate::algebra;
 use crate::op::layers::uniform;
+use crate::op::operator::LayerRecipe;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tch::{Tensor, nn, nn::Init};
+use tch::{Kind, Tensor, nn, nn::ModuleT};
 
 /// How the matrix of a layer lies in its variable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +26,19 @@ pub struct Tied {
     blocks: i64,
 }
 
+/// Refuses blocks that don't divide the channels, as `key: reason`.
+pub fn fits(blocks: i64, channels: &[(&str, i64)]) -> Result<(), String> {
+    if blocks < 1 {
+        return Err(format!("blocks: {blocks}; give at least 1"));
+    }
+    match channels.iter().find(|(_, n)| n % blocks != 0) {
+        Some((what, n)) => {
+            Err(format!("blocks: {blocks} don't divide the {n} {what} evenly; use a number of blocks that does"))
+        }
+        None => Ok(()),
+    }
+}
+
 impl Tied {
     /// On `path`: `weight` (outputs/blocks, inputs/blocks) and, if wanted, `bias` (outputs/blocks). The blocks divide both.
     pub fn new(path: &nn::Path, [inputs, outputs]: [i64; 2], blocks: i64, form: Form, bias: bool) -> Tied {
@@ -46,7 +55,7 @@ impl Tied {
     }
 
     /// Sets weight and bias to zero.
-    fn zero(&mut self) {
+    pub fn zero(&mut self) {
         tch::no_grad(|| {
             for tensor in std::iter::once(&mut self.weight).chain(self.bias.as_mut()) {
                 let _ = tensor.zero_();
@@ -63,36 +72,35 @@ impl Tied {
         algebra::add_macs(y.numel() as i64 * inputs);
         y.reshape([n, self.blocks * outputs])
     }
-}
 
-/// Refuses blocks that don't divide the channels, as `key: reason`.
-pub fn fits(blocks: i64, channels: &[(&str, i64)]) -> Result<(), String> {
-    if blocks < 1 {
-        return Err(format!("blocks: {blocks}; give at least 1"));
+    /// Detached and in another precision.
+    pub fn to_kind(&self, kind: Kind) -> Tied {
+        let cast = |tensor: &Tensor| tensor.detach().to_kind(kind);
+        Tied { weight: cast(&self.weight), bias: self.bias.as_ref().map(cast), blocks: self.blocks }
     }
-    match channels.iter().find(|(_, n)| n % blocks != 0) {
-        Some((what, n)) => {
-            Err(format!("blocks: {blocks} don't divide the {n} {what} evenly; use a number of blocks that does"))
-        }
-        None => Ok(()),
+
+    /// Its numbers, by their names below `prefix`.
+    pub fn tensors(&self, prefix: &str) -> Vec<(String, Tensor)> {
+        let named = |name: &str, tensor: &Tensor| (format!("{prefix}.{name}"), tensor.shallow_clone());
+        std::iter::once(named("weight", &self.weight)).chain(self.bias.iter().map(|bias| named("bias", bias))).collect()
     }
 }
 
 /// Options of `tfc`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct TfcConfig {
+pub struct Config {
     /// Blocks B that share the matrix. Default 2.
     pub blocks: i64,
 }
 
-impl Default for TfcConfig {
-    fn default() -> TfcConfig {
-        TfcConfig { blocks: 2 }
+impl Default for Config {
+    fn default() -> Config {
+        Config { blocks: 2 }
     }
 }
 
-impl TfcConfig {
+impl Config {
     /// Refuses numbers of features that the blocks don't divide.
     ///
     /// # Errors
@@ -102,13 +110,20 @@ impl TfcConfig {
     }
 }
 
+impl LayerRecipe for Config {
+    fn build(&self, path: &nn::Path, inputs: i64, outputs: i64) -> Result<Box<dyn ModuleT>, String> {
+        self.fits(inputs, outputs)?;
+        Ok(Box::new(Tfc::new(path, inputs, outputs, self)))
+    }
+}
+
 /// The tied fully connected layer: y (N, outputs) of x (N, inputs).
 #[derive(Debug)]
 pub struct Tfc(Tied);
 
 impl Tfc {
     /// On `path`, with the reference's names: `linear.weight` and `linear.bias`. The options fit.
-    pub fn new(path: &nn::Path, inputs: i64, outputs: i64, config: &TfcConfig) -> Tfc {
+    pub fn new(path: &nn::Path, inputs: i64, outputs: i64, config: &Config) -> Tfc {
         Tfc(Tied::new(&(path / "linear"), [inputs, outputs], config.blocks, Form::Linear, true))
     }
 }
@@ -119,279 +134,37 @@ impl nn::ModuleT for Tfc {
     }
 }
 
-/// How a context block pools.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Pooling {
-    /// The mean weighted by a softmax over positions.
-    #[default]
-    Attention,
-    /// The mean.
-    Average,
-}
-
-/// What a context block does to its input.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Fusion {
-    /// Adds a number to each channel.
-    ChannelAdd,
-    /// Multiplies each channel by a number in (0, 1); done first where there are both.
-    ChannelMul,
-}
-
-/// Options of `gcb` and `tied_gcb`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct GcbConfig {
-    /// Channels of the bottleneck, as a multiple of C (rounded down, at least 1 a block). Default 1/16.
-    pub ratio: f64,
-    /// How x is pooled. Default `attention`.
-    pub pooling: Pooling,
-    /// What is done to x. Default `[channel_add]`.
-    pub fusion: Vec<Fusion>,
-    /// Blocks B that share the bottleneck's matrices: `gcb` is that with 1, `tied_gcb` that with more. Default 1.
-    pub blocks: i64,
-}
-
-impl Default for GcbConfig {
-    fn default() -> GcbConfig {
-        GcbConfig { ratio: 1. / 16., pooling: Pooling::Attention, fusion: vec![Fusion::ChannelAdd], blocks: 1 }
-    }
-}
-
-impl GcbConfig {
-    /// Refuses options out of their range, and channels that the blocks don't divide.
-    ///
-    /// # Errors
-    /// What is wrong, as `key: reason`.
-    pub fn fits(&self, channels: i64) -> Result<(), String> {
-        if !(self.ratio.is_finite() && self.ratio > 0.) {
-            return Err(format!("ratio: {}; give a number above 0 (a multiple of C)", self.ratio));
-        }
-        if self.fusion.is_empty() {
-            return Err("fusion: empty, the block would do nothing; give `channel_add`, `channel_mul` or both".into());
-        }
-        fits(self.blocks, &[("channels", channels)])?;
-        fits(self.blocks, &[("channels of the bottleneck", self.planes(channels))])
-    }
-
-    fn planes(&self, channels: i64) -> i64 {
-        ((channels as f64 * self.ratio) as i64).max(self.blocks)
-    }
-}
-
-/// W2 relu(LayerNorm(W1 c + b1)) + b2.
-#[derive(Debug)]
-struct Bottleneck {
-    first: Tied,
-    weight: Tensor,
-    bias: Tensor,
-    second: Tied,
-}
-
-impl Bottleneck {
-    /// On `path`: the convolutions `0` and `3`, the layer norm `1`. It begins as zero.
-    fn new(path: &nn::Path, channels: i64, config: &GcbConfig) -> Bottleneck {
-        let (planes, norm) = (config.planes(channels), path / 1);
-        let mut second = Tied::new(&(path / 3), [planes, channels], config.blocks, Form::Pointwise, true);
-        second.zero();
-        Bottleneck {
-            first: Tied::new(&(path / 0), [channels, planes], config.blocks, Form::Pointwise, true),
-            weight: norm.var("weight", &[planes, 1, 1], Init::Const(1.)),
-            bias: norm.var("bias", &[planes, 1, 1], Init::Const(0.)),
-            second,
-        }
-    }
-
-    /// (N, C, 1, 1) of (N, C).
-    fn forward(&self, context: &Tensor) -> Tensor {
-        let middle = self.first.forward(context);
-        let flat = [middle.size()[1]];
-        let (weight, bias) = (self.weight.reshape(flat), self.bias.reshape(flat));
-        let normed = middle.layer_norm(flat, Some(weight), Some(bias), 1e-5, false);
-        self.second.forward(&normed.relu()).unsqueeze(-1).unsqueeze(-1)
-    }
-}
-
-/// The global context block: y (N, C, H, W) of x (N, C, H, W).
-#[derive(Debug)]
-pub struct Gcb {
-    mask: Option<Kernel>,
-    add: Option<Bottleneck>,
-    mul: Option<Bottleneck>,
-}
-
-impl Gcb {
-    /// On `path`, with mmcv's names: `conv_mask`, `channel_add_conv.{0,1,3}`, `channel_mul_conv.{0,1,3}`. The options fit.
-    pub fn new(path: &nn::Path, channels: i64, config: &GcbConfig) -> Gcb {
-        let mask = || {
-            let (path, geometry) = (path / "conv_mask", Geometry::same(channels, 1, 1));
-            // Kaiming's normal, as in the reference.
-            let normal = Init::Randn { mean: 0., stdev: (2. / channels as f64).sqrt() };
-            let weight = path.var("weight", &geometry.weight_size(), normal);
-            Kernel { weight, bias: Some(path.var("bias", &[1], Init::Const(0.))), geometry }
-        };
-        let branch = |fusion: Fusion, name: &str| {
-            config.fusion.contains(&fusion).then(|| Bottleneck::new(&(path / name), channels, config))
-        };
-        Gcb {
-            mask: (config.pooling == Pooling::Attention).then(mask),
-            add: branch(Fusion::ChannelAdd, "channel_add_conv"),
-            mul: branch(Fusion::ChannelMul, "channel_mul_conv"),
-        }
-    }
-
-    /// (N, C) of (N, C, H, W).
-    fn pool(&self, x: &Tensor) -> Tensor {
-        let Some(mask) = &self.mask else { return x.mean_dim([2, 3].as_slice(), false, None) };
-        let weights = mask.apply(x).flatten(2, 3).softmax(2, None);
-        algebra::add_macs(x.numel() as i64);
-        x.flatten(2, 3).matmul(&weights.transpose(1, 2)).squeeze_dim(2)
-    }
-}
-
-impl nn::ModuleT for Gcb {
-    fn forward_t(&self, x: &Tensor, _train: bool) -> Tensor {
-        let context = self.pool(x);
-        let scaled = match &self.mul {
-            Some(mul) => x * mul.forward(&context).sigmoid(),
-            None => x.shallow_clone(),
-        };
-        match &self.add {
-            Some(add) => scaled + add.forward(&context),
-            None => scaled,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nn::ModuleT;
-    use tch::{Device, Kind};
-
-    const DOUBLE: (Kind, Device) = (Kind::Double, Device::Cpu);
-
-    fn gcb(config: &GcbConfig) -> (nn::VarStore, Gcb) {
-        let mut store = nn::VarStore::new(Device::Cpu);
-        let block = Gcb::new(&store.root(), 8, config);
-        store.double();
-        (store, block)
-    }
-
-    fn both() -> GcbConfig {
-        GcbConfig { ratio: 0.5, fusion: vec![Fusion::ChannelAdd, Fusion::ChannelMul], ..GcbConfig::default() }
-    }
-
-    /// sin(first), sin(first + 1), ...: the same numbers in every language.
-    fn sines(size: &[i64], first: i64) -> Tensor {
-        let count: i64 = size.iter().product();
-        Tensor::arange_start(first, first + count, DOUBLE).sin().reshape(size)
-    }
-
-    /// diag(W, W) of (out, in, 1, 1).
-    fn diagonal(weight: &Tensor) -> Tensor {
-        let (w, zero) = (weight.flatten(1, 3), weight.flatten(1, 3).zeros_like());
-        let rows = [Tensor::cat(&[&w, &zero], 1), Tensor::cat(&[&zero, &w], 1)];
-        Tensor::cat(&rows, 0).unsqueeze(-1).unsqueeze(-1)
-    }
+    use tch::Device;
 
     #[test]
     fn tied_blocks_are_a_block_diagonal_layer() {
         let mut store = nn::VarStore::new(Device::Cpu);
-        let tfc = Tfc::new(&store.root(), 6, 4, &TfcConfig::default());
+        let tfc = Tfc::new(&store.root(), 6, 4, &Config::default());
         store.double();
         let variables = store.variables();
         let (weight, bias) = (&variables["linear.weight"], &variables["linear.bias"]);
         assert_eq!((weight.size(), bias.size()), (vec![2, 3], vec![2]));
-        let x = Tensor::randn([5, 6], DOUBLE);
-        let whole = diagonal(&weight.reshape([2, 3, 1, 1])).flatten(1, 3);
-        let expected = x.linear(&whole, Some(bias.repeat([2])));
+        let x = Tensor::randn([5, 6], (Kind::Double, Device::Cpu));
+        let zero = weight.zeros_like();
+        let rows = [Tensor::cat(&[weight, &zero], 1), Tensor::cat(&[&zero, weight], 1)];
+        let expected = x.linear(&Tensor::cat(&rows, 0), Some(bias.repeat([2])));
         assert!((tfc.forward_t(&x, true) - expected).abs().max().double_value(&[]) < 1e-14);
     }
 
     #[test]
-    fn a_tied_context_block_is_one_with_block_diagonal_matrices() {
-        let (thin, tied) = gcb(&GcbConfig { blocks: 2, ..both() });
-        let (whole, block) = gcb(&both());
-        let thin = thin.variables();
-        for (name, mut variable) in whole.variables() {
-            let mut source = thin[&name].shallow_clone();
-            tch::no_grad(|| {
-                if name.contains("conv.0") || name.contains("conv.3") {
-                    let _ = source.normal_(0., 1.);
-                    source = if source.dim() == 4 { diagonal(&source) } else { source.repeat([2]) };
-                }
-                variable.copy_(&source);
-            });
-        }
-        let x = Tensor::randn([3, 8, 4, 5], DOUBLE);
-        let y = block.forward_t(&x, true);
-        assert!((tied.forward_t(&x, true) - &y).abs().max().double_value(&[]) < 1e-13);
-        assert!((x - y).abs().max().double_value(&[]) > 1e-2);
-    }
-
-    #[test]
-    fn a_context_block_that_adds_begins_as_the_identity() {
-        let (_store, block) = gcb(&GcbConfig::default());
-        let x = Tensor::randn([3, 8, 4, 5], DOUBLE);
-        assert_eq!(block.forward_t(&x, true), x);
-    }
-
-    /// Expected: mmcv's ContextBlock, written out in PyTorch (float64). Its parameters in the order of their names are
-    /// `sines(shape, 0)`, `sines(shape, 100)`, ...; x, the weights of y's sum and those of x.grad's begin at 5000, 7000 and 9000.
-    ///
-    /// ```python
-    /// w = m.conv_mask(x).flatten(2).softmax(2); c = (x.flatten(2) @ w.transpose(1, 2)).unsqueeze(-1)
-    /// s = ((x * torch.sigmoid(m.channel_mul_conv(c)) + m.channel_add_conv(c)) * probe).sum(); s.backward()
-    /// print(s, (x.grad * sines((2, 8, 2, 3), 9000)).sum())
-    /// c = x.mean((2, 3), keepdim=True); print(((x + m.channel_add_conv(c)) * probe).sum())
-    /// ```
-    #[test]
-    fn the_context_block_is_the_references() {
-        let size = [2, 8, 2, 3];
-        let probe = sines(&size, 7000);
-        let x = sines(&size, 5000).set_requires_grad(true);
-        let (store, block) = gcb(&both());
-        let names: std::collections::BTreeMap<_, _> = store.variables().into_iter().collect();
-        let values: Vec<Tensor> = (0..).zip(names.values()).map(|(i, v)| sines(&v.size(), 100 * i)).collect();
-        tch::no_grad(|| names.values().zip(&values).for_each(|(v, value)| v.shallow_clone().copy_(value)));
-        let loss = (block.forward_t(&x, true) * &probe).sum(Kind::Double);
-        loss.backward();
-        let slope = (x.grad() * sines(&size, 9000)).sum(Kind::Double);
-        assert!((loss.double_value(&[]) + 9.920223541026772).abs() < 1e-12);
-        assert!((slope.double_value(&[]) + 9.053685273259202).abs() < 1e-12);
-
-        let average = GcbConfig { pooling: Pooling::Average, fusion: vec![Fusion::ChannelAdd], ..both() };
-        let (store, block) = gcb(&average);
-        let add: std::collections::BTreeMap<_, _> = store.variables().into_iter().collect();
-        tch::no_grad(|| add.values().zip(&values).for_each(|(v, value)| v.shallow_clone().copy_(value)));
-        let sum = (block.forward_t(&x, true) * &probe).sum(Kind::Double).double_value(&[]);
-        assert!((sum + 18.500296570237637).abs() < 1e-12);
-    }
-
-    #[test]
-    fn has_the_parameters_of_the_formulas() {
-        let count =
-            |config: &GcbConfig| -> i64 { gcb(config).0.trainable_variables().iter().map(|v| v.numel() as i64).sum() };
-        // C = 8, 4 in the bottleneck: two matrices and biases each, the layer norm, and the mask.
-        assert_eq!(count(&both()), 2 * (2 * 32 + 8 + 4 + 2 * 4) + 8 + 1);
-        assert_eq!(count(&GcbConfig { blocks: 2, ..both() }), 2 * (2 * 8 + 4 + 2 + 2 * 4) + 8 + 1);
+    fn parameters_are_divided_by_blocks_squared() {
         let store = nn::VarStore::new(Device::Cpu);
-        Tfc::new(&store.root(), 12, 6, &TfcConfig { blocks: 3 });
+        Tfc::new(&store.root(), 12, 6, &Config { blocks: 3 });
         assert_eq!(store.trainable_variables().iter().map(|v| v.numel()).sum::<usize>(), 12 * 6 / 9 + 2);
     }
 
     #[test]
     fn refuses_by_key() {
-        let refusal = |config: GcbConfig| config.fits(8).unwrap_err();
-        assert!(refusal(GcbConfig { ratio: 0., ..both() }).starts_with("ratio: "));
-        assert!(refusal(GcbConfig { fusion: vec![], ..both() }).starts_with("fusion: "));
-        assert!(refusal(GcbConfig { blocks: 3, ..both() }).starts_with("blocks: "));
-        assert!(refusal(GcbConfig { blocks: 4, ratio: 0.75, ..both() }).starts_with("blocks: "));
-        assert!(TfcConfig { blocks: 0 }.fits(8, 8).unwrap_err().starts_with("blocks: "));
-        assert!(TfcConfig { blocks: 3 }.fits(100, 3).unwrap_err().starts_with("blocks: "));
-        assert_eq!(TfcConfig { blocks: 3 }.fits(12, 6), Ok(()));
+        assert!(Config { blocks: 0 }.fits(8, 8).unwrap_err().starts_with("blocks: "));
+        assert!(Config { blocks: 3 }.fits(100, 3).unwrap_err().starts_with("blocks: "));
+        assert_eq!(Config { blocks: 3 }.fits(12, 6), Ok(()));
     }
 }

@@ -3,14 +3,15 @@
 //! numbers of one filter from M/G of the M C_out activations.
 //!
 //! A convolution with one input channel a group (depthwise) takes one block a filter, with M/G activations. Each operator has
-//! its own `reduce`. (In the paper's network the convolutions of a block share one.) The references know dense and depthwise
-//! convolutions of C channels; the rule holds for any number of groups.
+//! its own `reduce` or, as in the paper's network, all of a block share one. The references know dense and depthwise convolutions
+//! of C channels; the rule holds for any number of groups.
 
 use crate::algebra::{self, Affine, Geometry};
 use crate::op::experts::{self, Dynamic, Fc, Layout, TrainedMaker};
 use crate::op::layers::{Norm, uniform};
-use crate::op::operator::{Compact, Operator, Place, Recipe};
-use crate::op::per_sample::KernelMaker;
+use crate::op::operator::{Compact, Operator, Place, Recipe, Shared};
+use crate::op::per_sample::{KernelMaker, PerSample};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Tensor, nn, nn::Init};
 
@@ -24,18 +25,20 @@ pub const MEGENGINE: Layout = &[
 ];
 
 /// Options of `weightnet`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// M: activations of FC1 for each filter; a multiple of `g`. Default 2.
     pub m: i64,
     /// G: blocks of FC2 for each filter. M/G is how many times the weights of the plain convolution FC2 has. Default 2.
     pub g: i64,
+    /// Whether the operators of a block share one `reduce`, made of the block's input. Default false.
+    pub shared: bool,
 }
 
 impl Default for Config {
     fn default() -> Config {
-        Config { m: 2, g: 2 }
+        Config { m: 2, g: 2, shared: false }
     }
 }
 
@@ -45,20 +48,23 @@ impl Config {
         if geometry.groups == geometry.in_channels { 1 } else { self.g }
     }
 
-    /// On `path`, with the port's names: `reduce`, `conv.wn_fc1`, `conv.wn_fc2`.
-    fn maker(&self, path: &nn::Path, geometry: Geometry) -> Generator {
+    /// On `path`, with the port's names: `reduce`, `conv.wn_fc1`, `conv.wn_fc2`; in a block the inputs of `reduce` are the
+    /// block's, whose `reduced` numbers FC1 takes.
+    fn maker(&self, place: &Place, geometry: Geometry) -> Generator {
+        let path = &place.conv;
         let (inputs, out, fan_in) = (geometry.in_channels, geometry.out_channels, geometry.fan_in());
-        let pooled = (inputs / 16).max(16);
         let (blocks, width) = (self.blocks(&geometry), self.m / self.g);
-        let layer = |name, outputs, inputs| {
-            Fc::new(path, name, &[outputs, inputs, 1, 1], uniform(inputs), Some(uniform(inputs)))
-        };
         // The kernels that it makes are then as large as PyTorch's. (A deviation of 1/(M/G), the port's, makes them
         // sqrt(fan_in) too large.)
         let init = uniform(fan_in);
         Generator {
-            reduce: layer("reduce", pooled, inputs),
-            activate: layer("conv.wn_fc1", blocks * width * out, pooled),
+            reduce: (!self.shared).then(|| Reduce::new(path, inputs)),
+            activate: layer(
+                path,
+                "conv.wn_fc1",
+                blocks * width * out,
+                reduced(place.block.filter(|_| self.shared).unwrap_or(inputs)),
+            ),
             weight: (path / "conv" / "wn_fc2").var("weight", &[out * fan_in, width, 1, 1], init),
             shift: None,
             blocks,
@@ -69,7 +75,7 @@ impl Config {
 
 impl Recipe for Config {
     fn resolve(&mut self) -> Result<(), String> {
-        let Config { m, g } = *self;
+        let Config { m, g, .. } = *self;
         if g < 1 {
             return Err(format!("g: {g} blocks; give at least 1"));
         }
@@ -90,20 +96,60 @@ impl Recipe for Config {
     }
 
     fn expanded(&self, place: &Place, geometry: Geometry) -> Box<dyn Operator> {
-        Box::new(Dynamic::new(self.maker(&place.conv, geometry), place, geometry))
+        Box::new(Dynamic::new(self.maker(place, geometry), place, geometry))
+    }
+
+    fn shares(&self) -> bool {
+        self.shared
+    }
+
+    fn shared(&self, path: &nn::Path, channels: i64) -> Option<Box<dyn Shared>> {
+        self.shared.then(|| Box::new(Reduce::new(path, channels)) as _)
     }
 
     fn compact(&self, place: &Place, geometry: Geometry) -> Compact {
         let shift = place.conv.var("shift", &[geometry.out_channels], Init::Const(0.));
-        let maker = Generator { shift: Some(shift), ..self.maker(&place.conv, geometry) };
-        experts::compact(Box::new(maker), geometry)
+        let maker = Generator { shift: Some(shift), ..self.maker(place, geometry) };
+        Compact::PerSample(PerSample::new(maker, geometry))
     }
 }
+
+/// Numbers that the pooled input of so many channels is reduced to.
+fn reduced(channels: i64) -> i64 {
+    (channels / 16).max(16)
+}
+
+fn layer(path: &nn::Path, name: &'static str, outputs: i64, inputs: i64) -> Fc {
+    Fc::new(path, name, &[outputs, inputs, 1, 1], uniform(inputs), Some(uniform(inputs)))
+}
+
+/// The layer that reduces the pooled input, of an operator or of a block.
+#[derive(Debug)]
+struct Reduce(Fc);
+
+impl Reduce {
+    /// `reduce` on `path`.
+    fn new(path: &nn::Path, channels: i64) -> Reduce {
+        Reduce(layer(path, "reduce", reduced(channels), channels))
+    }
+
+    fn forward(&self, x: &Tensor) -> Tensor {
+        self.0.forward(&experts::pool(x))
+    }
+}
+
+impl nn::ModuleT for Reduce {
+    fn forward_t(&self, x: &Tensor, _train: bool) -> Tensor {
+        self.forward(x)
+    }
+}
+
+impl Shared for Reduce {}
 
 /// The network that makes kernels.
 #[derive(Debug)]
 struct Generator {
-    reduce: Fc,
+    reduce: Option<Reduce>,
     /// FC1.
     activate: Fc,
     /// FC2 (C_out C_in/g kh kw, M/G, 1, 1).
@@ -116,11 +162,12 @@ struct Generator {
 }
 
 impl KernelMaker for Generator {
-    fn make(&self, x: &Tensor) -> (Tensor, Tensor) {
+    fn make(&self, x: &Tensor, shared: Option<&Tensor>) -> (Tensor, Tensor) {
         let n = x.size()[0];
         let [out, inner, kh, kw] = self.geometry.weight_size();
         let (blocks, width) = (out * self.blocks, self.weight.size()[1]);
-        let activations = self.activate.forward(&self.reduce.forward(&experts::pool(x))).sigmoid();
+        let reduced = experts::own_or_shared(self.reduce.as_ref().map(|reduce| reduce.forward(x)), shared);
+        let activations = self.activate.forward(&reduced).sigmoid();
         // One product a block: (blocks, N, M/G) times (blocks, M/G, numbers).
         let activations = activations.reshape([n, blocks, width]).transpose(0, 1);
         let made = activations.bmm(&self.weight.reshape([blocks, -1, width]).transpose(1, 2));
@@ -135,22 +182,22 @@ impl KernelMaker for Generator {
     fn tensors(&self) -> Vec<(String, Tensor)> {
         let mut all = vec![("conv.wn_fc2.weight".to_string(), self.weight.shallow_clone())];
         all.extend(self.shift.iter().map(|shift| ("shift".to_string(), shift.shallow_clone())));
-        all.extend([&self.reduce, &self.activate].into_iter().flat_map(Fc::tensors));
+        all.extend(self.reduce.iter().map(|Reduce(fc)| fc).chain([&self.activate]).flat_map(Fc::tensors));
         all
     }
 }
 
 impl TrainedMaker for Generator {
-    fn fold(&self, norm: &Norm) -> Box<dyn KernelMaker> {
+    fn fold(&self, norm: &Norm) -> Generator {
         let filters = experts::double(&self.weight).reshape([self.geometry.out_channels, -1, 1, 1]);
         let Affine { scale, shift } = experts::affine(norm, &filters);
-        Box::new(Generator {
-            reduce: self.reduce.fold(&Norm::None),
+        Generator {
+            reduce: self.reduce.as_ref().map(|Reduce(fc)| Reduce(fc.fold(&Norm::None))),
             activate: self.activate.fold(&Norm::None),
             weight: algebra::scale_rows(&filters, &scale).reshape(self.weight.size()),
             shift: Some(shift),
             ..*self
-        })
+        }
     }
 }
 

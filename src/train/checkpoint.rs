@@ -2,6 +2,7 @@
 
 use crate::config::Built;
 use crate::fold;
+use crate::op::per_sample::{self, Choices};
 use crate::train::optimizer::Sgd;
 use crate::weights::tensors;
 use anyhow::{Context, Result};
@@ -20,6 +21,9 @@ pub struct Progress {
     pub step: u64,
     /// Seconds spent.
     pub seconds: f64,
+    /// How convolutions with a kernel per sample are computed, which decides the order of their sums.
+    #[serde(default)]
+    pub choices: Choices,
     /// A row for each epoch done: the content of metrics.csv.
     pub history: Vec<Row>,
 }
@@ -54,12 +58,13 @@ pub fn save(path: &Path, progress: &Progress, network: &Built, sgd: &Sgd, losses
     let mut all = network.store.variables();
     all.insert(VELOCITY.into(), sgd.velocity().shallow_clone());
     all.insert(LOSSES.into(), losses.shallow_clone());
-    tensors::write(path, progress, &all)
+    tensors::write(path, &Progress { choices: per_sample::choices(), ..progress.clone() }, &all)
 }
 
 /// Takes up a checkpoint; returns where training stands.
 pub fn load(path: &Path, network: &Built, sgd: &mut Sgd, losses: &mut Tensor) -> Result<Progress> {
     let (progress, all): (Progress, _) = tensors::read(path)?;
+    per_sample::choose(progress.choices.clone());
     let take = |name: &str| all.get(name).with_context(|| format!("{}: no {name} in it", path.display()));
     fold::assign(&network.store, &all).with_context(|| path.display().to_string())?;
     sgd.set_velocity(take(VELOCITY)?)?;

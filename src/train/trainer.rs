@@ -72,7 +72,9 @@ impl Trainer {
         let indices = &order[start..(start + batch).min(order.len())];
         tch::manual_seed(augment::step_seed(self.config.seed, epoch, step));
         let (x, labels) = self.train.training_batch(indices, self.config.seed, epoch);
-        let logits = self.network.network.forward_t(&x, true);
+        let network = &self.network.network;
+        network.anneal(epoch as f64 + step as f64 / self.steps_per_epoch() as f64);
+        let logits = network.forward_t(&x, true);
         let loss = cross_entropy(&logits, &labels, config.label_smoothing);
         let lr = self.learning_rate(epoch, step);
         self.sgd.step(&loss, lr);
