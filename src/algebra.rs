@@ -7,7 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::cell::Cell;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 /// What stands beyond the edge of the input of a convolution.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -183,8 +183,13 @@ impl Kernel {
         conv2d(x, &self.weight, self.bias.as_ref(), &self.geometry)
     }
 
+    /// Detached and in float64, in which folds compute.
+    pub fn double(&self) -> Kernel {
+        Kernel { weight: double(&self.weight), bias: self.bias.as_ref().map(double), geometry: self.geometry }
+    }
+
     /// The same numbers in another precision.
-    pub fn to_kind(&self, kind: tch::Kind) -> Kernel {
+    pub fn to_kind(&self, kind: Kind) -> Kernel {
         Kernel {
             weight: self.weight.to_kind(kind),
             bias: self.bias.as_ref().map(|bias| bias.to_kind(kind)),
@@ -223,6 +228,11 @@ impl Kernel {
     fn clone_bias(&self) -> Option<Tensor> {
         self.bias.as_ref().map(Tensor::shallow_clone)
     }
+}
+
+/// Detached and in float64, in which folds compute.
+pub fn double(tensor: &Tensor) -> Tensor {
+    tensor.detach().to_kind(Kind::Double)
 }
 
 /// L1. Batch norm after a convolution: W' = S W per output channel, b' = t + S b.

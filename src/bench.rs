@@ -4,16 +4,17 @@ use crate::config::{Built, Config};
 use crate::data::dataset::Spec;
 use crate::timing::{clock, median};
 use crate::train::trainer::Trainer;
+use crate::tune::channels_last;
 use anyhow::Result;
 use serde::Serialize;
 use std::time::Duration;
-use tch::{Device, Kind, Tensor};
+use tch::Device;
 
 /// Median seconds of a forward pass of `batch` images, at evaluation: at least 10 runs and half a second, after 3 that don't
 /// count.
 pub fn latency(network: &Built, spec: Spec, batch: i64) -> f64 {
     let device = network.store.device();
-    let x = images(spec, batch, device);
+    let x = channels_last(&[batch, spec.channels, spec.size, spec.size], device);
     let run = || clock(device, || drop(tch::no_grad(|| network.network.forward_t(&x, false))));
     for _ in 0..3 {
         run();
@@ -23,11 +24,6 @@ pub fn latency(network: &Built, spec: Spec, batch: i64) -> f64 {
         times.push(run());
     }
     median(&mut times).as_secs_f64()
-}
-
-/// Random images (batch, C, size, size), channels_last.
-fn images(spec: Spec, batch: i64, device: Device) -> Tensor {
-    Tensor::randn([batch, spec.size, spec.size, spec.channels], (Kind::Float, device)).permute([0, 3, 1, 2])
 }
 
 /// Throughput of training.

@@ -2,11 +2,11 @@
 //!
 //! The floors, from the ground up; a module uses only floors below its own:
 //!
-//! 1. [`error`], [`files`], [`mod@registry`], [`text`], [`native`], [`device`], [`timing`], [`algebra`] (pure functions on kernels)
+//! 1. [`error`], [`files`], [`options`], [`mod@registry`], [`text`], [`native`], [`device`], [`timing`], [`algebra`] (pure functions on kernels)
 //! 2. [`op`] (operators: one file each, expanded form and fold), [`data`] (data sets and batches)
 //! 3. [`net`] (networks: sites on which operators stand)
 //! 4. [`config`] (an experiment file, resolved)
-//! 5. [`fold`] (a network to its compact form), [`weights`] (the model file)
+//! 5. [`fold`] (a network to its compact form), [`tune`] (how it is computed), [`weights`] (the model file)
 //! 6. [`train`] (one trial)
 //! 7. [`mod@bench`] (latency and throughput)
 //! 8. [`sweep`] (the trials of a file)
@@ -21,6 +21,7 @@ pub mod device;
 pub mod error;
 pub mod files;
 pub mod native;
+pub mod options;
 pub mod registry;
 pub mod text;
 pub mod timing;
@@ -33,6 +34,7 @@ pub mod net;
 pub mod config;
 
 pub mod fold;
+pub mod tune;
 pub mod weights;
 
 pub mod train;

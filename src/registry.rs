@@ -7,11 +7,11 @@
 #[macro_export]
 macro_rules! registry {
     ($(#[$doc:meta])* $vis:vis enum $enum:ident: $trait:path, $what:literal {
-        $($name:literal => $variant:ident($config:ty)),+ $(,)?
+        $($(#[doc = $summary:literal])* $name:literal => $variant:ident($config:ty)),+ $(,)?
     }) => {
         $(#[$doc])*
         #[derive(Clone, Debug, PartialEq)]
-        $vis enum $enum { $($variant($config)),+ }
+        $vis enum $enum { $($(#[doc = $summary])* $variant($config)),+ }
 
         impl $enum {
             /// Every name that a config file may give.
@@ -32,9 +32,9 @@ macro_rules! registry {
                 match self { $(Self::$variant(config) => config),+ }
             }
 
-            /// The JSON schema of the options of each name, with their descriptions.
-            pub fn schemas() -> Vec<(&'static str, schemars::Schema)> {
-                vec![$(($name, schemars::schema_for!($config))),+]
+            /// Every name with its options, as the code documents them.
+            pub fn entries() -> Vec<$crate::options::Entry> {
+                vec![$($crate::options::Entry::new($name, &[$($summary),*], &schemars::schema_for!($config))),+]
             }
         }
 

@@ -1,6 +1,6 @@
 //! How tables and numbers are written for a person.
 
-use comfy_table::{CellAlignment, Table, TableComponent, presets};
+use comfy_table::{CellAlignment, ContentArrangement, Table, TableComponent, presets};
 
 /// A table for a terminal: a line below the header and none between rows.
 pub fn table<T: Into<comfy_table::Row>>(header: T) -> Table {
@@ -9,6 +9,13 @@ pub fn table<T: Into<comfy_table::Row>>(header: T) -> Table {
     for line in [TableComponent::HorizontalLines, TableComponent::MiddleIntersections] {
         table.remove_style(line);
     }
+    table
+}
+
+/// The same, its cells broken into lines so that a row is at most 120 characters wide.
+pub fn wrapped<T: Into<comfy_table::Row>>(header: T) -> Table {
+    let mut table = table(header);
+    table.set_content_arrangement(ContentArrangement::Dynamic).set_width(120);
     table
 }
 

@@ -1,20 +1,46 @@
-//! `foldconv describe CONFIG`: layers, parameters and MACs, expanded and compact.
+//! `foldconv describe`: layers, parameters and MACs in both forms; or what can be written into a config.
 
 use super::FromConfig;
 use super::output::{json, print};
 use crate::algebra::Geometry;
+use crate::bad_request;
 use crate::config::{Built, Config};
-use crate::net::block::{Form, Site, SiteTrace, trace_sites};
-use crate::op::OperatorConfig;
+use crate::net::block::{Form, Plan, Site, SiteTrace, trace_sites};
 use crate::op::operator::Place;
-use crate::text::{align_right, table, thousands};
+use crate::op::per_sample::Execution;
+use crate::op::{AttentionConfig, ClassifierConfig, OperatorConfig};
+use crate::options::Entry;
+use crate::text::{align_right, table, thousands, wrapped};
+use crate::tune::Tuned;
+use crate::weights::{About, Model};
 use anyhow::Result;
+use clap::Args;
 use serde::Serialize;
+use std::path::PathBuf;
 use tch::{Device, Kind, Tensor, nn};
+
+#[derive(Debug, Args)]
+pub struct Options {
+    /// YAML file of a trial or a sweep, or a model file
+    #[arg(required_unless_present = "operators")]
+    target: Option<PathBuf>,
+    /// Override a key of the YAML file, as train.epochs=3
+    #[arg(long = "set", value_name = "KEY=VALUE", conflicts_with = "operators")]
+    overrides: Vec<String>,
+    /// List the operators, attention modules and classifiers, with their options
+    #[arg(long, conflicts_with = "target")]
+    operators: bool,
+}
 
 /// What describe tells; the JSON document.
 #[derive(Serialize)]
 struct Description {
+    /// Of a model file: which form it holds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    form: Option<Form>,
+    /// Of a model file: what its plan was measured for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tuned: Option<Tuned>,
     config: Config,
     sites: Vec<Layer>,
     expanded: Cost,
@@ -28,6 +54,9 @@ struct Layer {
     operator: &'static str,
     shape: String,
     output: Vec<i64>,
+    /// How the compact form is computed, where there is a choice.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    execution: Option<Execution>,
     expanded: Cost,
     compact: Cost,
 }
@@ -38,51 +67,117 @@ struct Cost {
     macs: i64,
 }
 
-pub fn run(options: &FromConfig, as_json: bool) -> Result<()> {
-    let config = options.document()?.config()?;
-    let description = describe(&config)?;
+/// What can be written; the JSON document of `--operators`.
+#[derive(Serialize)]
+struct Catalogue {
+    operator: Vec<Entry>,
+    attention: Vec<Entry>,
+    classifier: Vec<Entry>,
+}
+
+pub fn run(options: &Options, as_json: bool) -> Result<()> {
+    let Some(target) = &options.target else { return catalogue(as_json) };
+    let description = if target.extension().is_some_and(|extension| extension == "safetensors") {
+        if !options.overrides.is_empty() {
+            bad_request!("--set: overrides the keys of a YAML file, and {} is a model", target.display());
+        }
+        let About { form, config, tuned, .. } = Model::load(target)?.about;
+        describe(Some(form), tuned, &config)?
+    } else {
+        let from = FromConfig { config: target.clone(), overrides: options.overrides.clone() };
+        describe(None, None, &from.document()?.config()?)?
+    };
     if as_json {
         return json(&description);
     }
-    println!("{}", config.to_yaml());
-    let mut rows = table(["site", "kind", "operator", "shape", "output", "parameters", "compact", "MACs", "compact"]);
-    for layer in &description.sites {
-        let output: Vec<String> = layer.output[1..].iter().map(i64::to_string).collect();
-        let numbers = [layer.expanded.parameters, layer.compact.parameters, layer.expanded.macs, layer.compact.macs];
-        let text = [layer.name.as_str(), layer.kind, layer.operator, &layer.shape, &output.join("x")].map(String::from);
-        rows.add_row(text.into_iter().chain(numbers.map(thousands)));
-    }
-    let (expanded, compact) = (description.expanded, description.compact);
-    let totals = [expanded.parameters, compact.parameters, expanded.macs, compact.macs].map(thousands);
-    rows.add_row(["network (classifier included)", "", "", "", ""].map(String::from).into_iter().chain(totals));
-    align_right(&mut rows, 5..9);
-    print(&rows);
+    print_text(&description);
     Ok(())
 }
 
-fn describe(config: &Config) -> Result<Description> {
-    let (expanded, compact) = (config.build(Form::Expanded, Device::Cpu)?, config.build(Form::Compact, Device::Cpu)?);
-    let (before, after) = (trace(config, &expanded), trace(config, &compact));
-    let layer = |(site, (before, after)): (&Site, (SiteTrace, SiteTrace))| {
-        let (parameters, folded) = parameters(config, site);
-        Layer {
-            name: site.name.clone(),
-            kind: site.kind.name(),
-            operator: site.operator,
-            shape: shape(&site.geometry),
-            output: before.output,
-            expanded: Cost { parameters, macs: before.macs },
-            compact: Cost { parameters: folded, macs: after.macs },
-        }
+fn catalogue(as_json: bool) -> Result<()> {
+    let catalogue = Catalogue {
+        operator: OperatorConfig::entries(),
+        attention: AttentionConfig::entries(),
+        classifier: ClassifierConfig::entries(),
     };
+    if as_json {
+        return json(&catalogue);
+    }
+    let sections =
+        [("operator", &catalogue.operator), ("attention", &catalogue.attention), ("classifier", &catalogue.classifier)];
+    for (section, entries) in sections {
+        for Entry { name, summary, options } in entries {
+            println!("{section}: {{name: {name}}}\n{summary}");
+            if !options.is_empty() {
+                let mut rows = wrapped(["option", "values", "meaning"]);
+                rows.add_rows(options.iter().map(|option| [&option.key, &option.values, &option.meaning]));
+                print(&rows);
+            }
+            println!();
+        }
+    }
+    Ok(())
+}
+
+fn print_text(description: &Description) {
+    println!("{}", description.config.to_yaml());
+    if let Some(form) = description.form {
+        println!("a model file in {} form", form.name());
+    }
+    if let Some(Tuned { batch, device, threads, .. }) = &description.tuned {
+        println!("its executions were the fastest for batch {batch} on {device}, {threads} threads");
+    }
+    let chosen = description.sites.iter().any(|layer| layer.execution.is_some());
+    let mut header = vec!["site", "kind", "operator", "shape", "output"];
+    header.extend(chosen.then_some("execution"));
+    let first = header.len();
+    header.extend(["parameters", "compact", "MACs", "compact"]);
+    let mut rows = table(header);
+    for layer in &description.sites {
+        let output: Vec<String> = layer.output[1..].iter().map(i64::to_string).collect();
+        let numbers = [layer.expanded.parameters, layer.compact.parameters, layer.expanded.macs, layer.compact.macs];
+        let output = output.join("x");
+        let mut text = vec![layer.name.as_str(), layer.kind, layer.operator, &layer.shape, &output];
+        text.extend(chosen.then(|| layer.execution.map_or("", Execution::name)));
+        rows.add_row(text.into_iter().map(String::from).chain(numbers.map(thousands)));
+    }
+    let (expanded, compact) = (description.expanded, description.compact);
+    let totals = [expanded.parameters, compact.parameters, expanded.macs, compact.macs].map(thousands);
+    let label = std::iter::once("network (classifier included)").chain(std::iter::repeat_n("", first - 1));
+    rows.add_row(label.map(String::from).chain(totals));
+    align_right(&mut rows, first..first + 4);
+    print(&rows);
+}
+
+fn describe(form: Option<Form>, tuned: Option<Tuned>, config: &Config) -> Result<Description> {
+    let none = Plan::new();
+    let plan = tuned.as_ref().map_or(&none, |tuned| &tuned.executions);
+    let expanded = config.build(Form::Expanded, Device::Cpu)?;
+    let compact = config.build_planned(Form::Compact, plan, Device::Cpu)?;
+    let (before, after) = (trace(config, &expanded), trace(config, &compact));
+    let (sites, folded) = (expanded.network.sites(), compact.network.sites());
+    let layers = sites.into_iter().zip(folded).zip(before.into_iter().zip(after));
+    let layers = layers.map(|((site, compact), (before, after))| layer(config, [site, compact], [before, after]));
     let spec = config.data.spec();
     let cost = |built: &Built| Cost { parameters: built.parameters(), macs: built.macs(spec) };
-    Ok(Description {
-        config: config.clone(),
-        sites: expanded.network.sites().into_iter().zip(before.into_iter().zip(after)).map(layer).collect(),
-        expanded: cost(&expanded),
-        compact: cost(&compact),
-    })
+    let (sites, config) = (layers.collect(), config.clone());
+    Ok(Description { form, sites, config, expanded: cost(&expanded), compact: cost(&compact), tuned })
+}
+
+/// A site in both forms, and what it did in each.
+fn layer(config: &Config, [site, compact]: [&Site; 2], [before, after]: [SiteTrace; 2]) -> Layer {
+    let (parameters, folded) = parameters(config, site);
+    let kernels = compact.per_sample().filter(|kernels| kernels.executions().len() > 1);
+    Layer {
+        name: site.name.clone(),
+        kind: site.kind.name(),
+        operator: site.operator,
+        shape: shape(&site.geometry),
+        output: before.output,
+        execution: kernels.map(|kernels| kernels.execution()),
+        expanded: Cost { parameters, macs: before.macs },
+        compact: Cost { parameters: folded, macs: after.macs },
+    }
 }
 
 /// One image through the network.

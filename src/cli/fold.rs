@@ -1,17 +1,19 @@
 //! `foldconv fold MODEL -o COMPACT`: folds and verifies.
 
 use super::Machine;
-use super::output::json;
-use crate::bad_request;
+use super::output::{json, print};
 use crate::config::Built;
 use crate::fold::Agreement;
 use crate::net::block::Form;
-use crate::text::thousands;
+use crate::op::per_sample::Execution;
+use crate::text::{align_right, table, thousands};
+use crate::tune::{self, Choice, Tuned};
 use crate::weights::Model;
+use crate::{bad_request, device};
 use anyhow::{Result, bail};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use std::path::PathBuf;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// Images of the random batch on which a fold is verified.
 const BATCH: i64 = 128;
@@ -23,6 +25,19 @@ pub struct Options {
     /// File to write
     #[arg(short, long, value_name = "FILE")]
     out: PathBuf,
+    /// Measure how each operator with a kernel per sample is best computed, and keep that in the file
+    #[arg(long, value_name = "GOAL")]
+    plan: Option<Goal>,
+    /// Images a batch that the plan is for
+    #[arg(long, default_value_t = 1, requires = "plan", value_parser = clap::value_parser!(i64).range(1..=65536))]
+    batch: i64,
+}
+
+/// What a plan is the best for.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Goal {
+    /// The time of one batch
+    Latency,
 }
 
 pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
@@ -31,7 +46,11 @@ pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
     if model.about.form == Form::Compact {
         bad_request!("{}: is in compact form already", options.model.display());
     }
-    let folded = model.fold()?;
+    let mut folded = model.fold()?;
+    let choices = match options.plan {
+        Some(Goal::Latency) => tune(&mut folded, device, options.batch)?,
+        None => Vec::new(),
+    };
     let (expanded, compact) = (model.build(device)?, folded.build(device)?);
     let agreement = verify(&model, &expanded, &compact)?;
     if !agreement.holds() {
@@ -48,7 +67,11 @@ pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
             "out": options.out, "images": agreement.images,
             "largest_difference": agreement.largest_difference, "relative_difference": agreement.relative_difference(),
             "parameters": {"expanded": before, "compact": after},
+            "plan": choices,
         }));
+    }
+    if options.plan.is_some() {
+        print_plan(&choices, options.batch);
     }
     println!(
         "{}: {} parameters, {} before; on {BATCH} random images the largest logit difference is {:.1e} ({:.1e} of the largest logit)",
@@ -59,6 +82,34 @@ pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
         agreement.relative_difference()
     );
     Ok(())
+}
+
+/// Measures the ways of the sites and puts the choice into the model.
+fn tune(folded: &mut Model, device: Device, batch: i64) -> Result<Vec<Choice>> {
+    let spec = folded.about.config.data.spec();
+    let choices = tune::by_latency(&folded.build(device)?, spec, batch);
+    let executions = choices.iter().map(|choice| (choice.site.clone(), choice.chosen)).collect();
+    let (device, threads) = (device::name(device), device::set_threads(None));
+    folded.about.tuned = Some(Tuned { batch, device, threads, executions });
+    Ok(choices)
+}
+
+fn print_plan(choices: &[Choice], batch: i64) {
+    if choices.is_empty() {
+        println!("nothing to choose: every operator has one way to be computed");
+        return;
+    }
+    let mut rows = table(["site", "input", "kernels, ms", "features, ms", "chosen"]);
+    for Choice { site, input, milliseconds, chosen } in choices {
+        let input: Vec<String> = input.iter().map(i64::to_string).collect();
+        let time = |wanted| milliseconds.iter().find(|(way, _)| *way == wanted).map_or(0., |(_, time)| *time);
+        let times = [Execution::Kernels, Execution::Features].map(|way| format!("{:.3}", time(way)));
+        let [kernels, features] = times;
+        rows.add_row([site.clone(), input.join("x"), kernels, features, chosen.name().to_string()]);
+    }
+    align_right(&mut rows, 2..4);
+    println!("the faster of making kernels and weighting features, medians, batch {batch}:");
+    print(&rows);
 }
 
 /// Both forms on a batch of random images.

@@ -45,8 +45,8 @@ struct Machine {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// List the layers of a trial, with parameters and MACs in both forms
-    Describe(FromConfig),
+    /// List the layers of a trial or model, with parameters and MACs in both forms; or all operators and their options
+    Describe(describe::Options),
     /// Train one trial, or go on with the one in --out; fold it and compare
     Train(train::Options),
     /// Run all trials of a file; the same command again goes on

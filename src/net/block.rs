@@ -24,6 +24,16 @@ pub enum Form {
     Compact,
 }
 
+impl Form {
+    /// Its name in files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Form::Expanded => "expanded",
+            Form::Compact => "compact",
+        }
+    }
+}
+
 /// What a convolution is in its network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SiteKind {

@@ -10,8 +10,8 @@
 //! convolution of the block's input and serves all of its convolutions, at the nearest position where sizes differ: `shared`.
 //! Neither reference has channel groups; here the kernels may have them, while the guide sees all channels.
 
-use crate::algebra::{self, FoldError, Geometry, Kernel};
-use crate::op::experts::{self, double};
+use crate::algebra::{self, FoldError, Geometry, Kernel, double};
+use crate::op::experts;
 use crate::op::layers::{Activation, Norm, conv_weight, uniform};
 use crate::op::operator::{Compact, Operator, Place, Recipe, Shared};
 use crate::op::regions::{self, RegionMaker, Regional};
@@ -237,20 +237,16 @@ impl Maker {
                 let weight = rows(&expand.weight, self.regions);
                 let bias = Some(rows(&expand.bias_or_zeros(), self.regions));
                 let expand = Kernel { weight, bias, geometry: expand.geometry };
-                Generator::Pooled(Box::new([double_kernel(squeeze), expand]))
+                Generator::Pooled(Box::new([squeeze.double(), expand]))
             }
             Generator::Mixed { route, bias, experts } => {
                 Generator::Mixed { route: double(route), bias: double(bias), experts: rows(experts, 1) }
             }
         };
         let bias = fold(Tensor::zeros([1; 4], (Kind::Double, bias.device())), bias).bias;
-        let guide = self.guide.as_ref().map(|Guide(guide)| Guide(double_kernel(guide)));
+        let guide = self.guide.as_ref().map(|Guide(guide)| Guide(guide.double()));
         Maker { guide, generator, bias, ..*self }
     }
-}
-
-fn double_kernel(kernel: &Kernel) -> Kernel {
-    Kernel { weight: double(&kernel.weight), bias: kernel.bias.as_ref().map(double), geometry: kernel.geometry }
 }
 
 impl RegionMaker for Maker {

@@ -5,7 +5,7 @@
 //! A norm with scale S and shift t folds as S W_k, S b_k and the constant t. (Into the b_k the shift could go only where the
 //! a_k sum to 1.)
 
-use crate::algebra::{self, Affine, FoldError, Geometry, Kernel};
+use crate::algebra::{self, Affine, FoldError, Geometry, double};
 use crate::op::attention::GateKind;
 use crate::op::layers::{Activation, Norm, below};
 use crate::op::operator::{Compact, Operator, Place, Recipe, Shared};
@@ -64,7 +64,7 @@ impl Fc {
 
     /// Detached, in float64, with a norm behind it.
     pub fn fold(&self, norm: &Norm) -> Fc {
-        let Affine { scale, shift } = affine(norm, &self.weight);
+        let Affine { scale, shift } = norm.affine(self.weight.size()[0], self.weight.device());
         let mut size = vec![1; self.weight.dim()];
         size[0] = -1;
         let bias = self.bias.as_ref().map(|bias| double(bias) * &scale + &shift);
@@ -78,21 +78,6 @@ impl Fc {
         let bias = self.bias.iter().map(|bias| (format!("{}.bias", self.name), bias.shallow_clone()));
         std::iter::once(weight).chain(bias).collect()
     }
-}
-
-/// Detached and in float64.
-pub fn double(tensor: &Tensor) -> Tensor {
-    tensor.detach().to_kind(Kind::Double)
-}
-
-/// A norm at evaluation statistics, in float64, for the rows (C_out, ...) of a weight.
-pub fn affine(norm: &Norm, rows: &Tensor) -> Affine {
-    let channels = rows.size()[0];
-    let ones = Tensor::ones([channels, 1, 1, 1], (Kind::Double, rows.device()));
-    let identity =
-        Kernel { weight: ones, bias: None, geometry: Geometry::same(channels, channels, 1).groups(channels) };
-    let folded = norm.fold_into(identity);
-    Affine { scale: folded.weight.reshape([-1]), shift: folded.bias_or_zeros() }
 }
 
 /// The kernels, and biases, of which a sample's are a mixture.
@@ -143,7 +128,7 @@ impl Experts {
 
     /// Detached, in float64, with a norm behind it.
     pub fn fold(&self, norm: &Norm) -> Experts {
-        let Affine { scale, shift } = affine(norm, &self.weight.select(0, 0));
+        let Affine { scale, shift } = norm.affine(self.weight.size()[1], self.weight.device());
         Experts {
             prefix: self.prefix,
             weight: algebra::scale_rows(&double(&self.weight), &scale),

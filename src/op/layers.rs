@@ -4,7 +4,7 @@ use crate::algebra::{self, Affine, Geometry, Kernel};
 use crate::native::{self, Term};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor, nn, nn::Init};
+use tch::{Device, Kind, Tensor, nn, nn::Init};
 
 /// What stands behind a convolution and its batch norm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,6 +156,18 @@ impl Norm {
         }
         let (low, high) = activation.bounds();
         native::norm_sum(&all, BatchNorm::MOMENTUM, BatchNorm::EPS, low, high)
+    }
+
+    /// What it is at evaluation statistics for so many channels, in float64.
+    pub fn affine(&self, channels: i64, device: Device) -> Affine {
+        let options = (Kind::Double, device);
+        match self {
+            Norm::Batch(bn) => bn.affine(),
+            Norm::Bias(bias) => Affine { scale: Tensor::ones([channels], options), shift: algebra::double(bias) },
+            Norm::None => {
+                Affine { scale: Tensor::ones([channels], options), shift: Tensor::zeros([channels], options) }
+            }
+        }
     }
 
     /// The kernel with this behind it, at evaluation statistics.

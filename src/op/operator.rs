@@ -5,6 +5,7 @@ use crate::op::layers::{Activation, BatchNorm, Linear, LinearConfig, Norm, empty
 use crate::op::per_sample::{Execution, PerSample};
 use crate::op::regions::Regional;
 use crate::op::se::Se;
+use crate::op::tiling::TiedKernel;
 use tch::{Tensor, nn, nn::ModuleT};
 
 /// What stands in place of one convolution and the batch norm behind it: x (N, C_in, H, W) to y (N, C_out, H', W').
@@ -135,6 +136,8 @@ pub enum Compact {
         /// What weighs the channels.
         gate: Se,
     },
+    /// One kernel that blocks of channels share.
+    Tied(TiedKernel),
     /// Several kernels for each sample, and a map of which one stands where.
     Regions(Regional),
 }
@@ -167,6 +170,7 @@ impl Compact {
             Compact::Static(kernel) => kernel.apply(x),
             Compact::PerSample(kernels) => kernels.apply(x, shared),
             Compact::Gated { kernel, gate } => gate.forward_t(&kernel.apply(x), false),
+            Compact::Tied(kernel) => kernel.apply(x),
             Compact::Regions(kernels) => kernels.apply(x, shared),
         }
     }
@@ -177,6 +181,7 @@ impl Compact {
             Compact::Static(kernel) => kernel_tensors(kernel).collect(),
             Compact::PerSample(kernels) => kernels.tensors(),
             Compact::Gated { kernel, gate } => kernel_tensors(kernel).chain(gate.tensors("se")).collect(),
+            Compact::Tied(kernel) => kernel.tensors(),
             Compact::Regions(kernels) => kernels.maker.tensors(),
         }
     }

@@ -41,6 +41,16 @@ pub enum Execution {
     Features,
 }
 
+impl Execution {
+    /// Its name in files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Execution::Kernels => "kernels",
+            Execution::Features => "features",
+        }
+    }
+}
+
 /// A convolution whose kernel depends on the sample.
 #[derive(Debug)]
 pub struct PerSample {

@@ -1,27 +1,18 @@
 //! `tbc`: the tied block convolution of Wang & Yu (AAAI 2021): the channels are cut into B equal blocks, and one thin kernel W',
-//! itself with G groups, serves them all: y_b = W' * x_b. With G > 1 it is their tied block group convolution.
+//! itself with G groups, serves them all: y_b = W' * x_b. With G > 1 it is their tied block group convolution, `tgc`.
 //!
 //! The compact form is the grouped convolution of B G groups whose kernel is W', repeated; the batch norm behind it has one
-//! scale a channel, so folding it in unties the blocks: B times the numbers of W', and still 1/(B G) of a dense kernel's. The
+//! scale a channel, so folding it in unties the blocks: B times the numbers of W', and still 1/(B G) of a dense kernel's. With
+//! `keep_tied` the compact form is W' and a scale and a shift a channel, of which the grouped kernel is made when it runs. The
 //! reference takes neither dilation nor padding modes nor rectangular kernels; here they are the thin convolution's.
 
 use crate::algebra::{self, FoldError, Geometry, Kernel};
 use crate::op::layers::{Activation, Norm, conv_weight, empty_kernel, uniform};
 use crate::op::operator::{Compact, Operator, Place, Recipe};
+use crate::op::tiling::{Order, TiedKernel, tile};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor, nn};
-
-/// Which channels the blocks are where the thin kernel has groups; the two differ by a permutation of the channels.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Order {
-    /// Blocks, and groups within each: the authors' code.
-    #[default]
-    Code,
-    /// Groups, and blocks within each: the paper's formula.
-    Paper,
-}
+use tch::{Tensor, nn};
 
 /// Options of `tbc`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -29,17 +20,20 @@ pub enum Order {
 pub struct Config {
     /// Blocks B that share the kernel. Default 2.
     pub blocks: i64,
-    /// Channel groups G of the shared kernel. Default: those of the convolution in whose place it stands.
+    /// Channel groups G of the shared kernel. Default: in `tbc` those of the convolution in whose place it stands, in `tgc` 2.
     pub groups: Option<i64>,
     /// Which channels the blocks are. Default `code`.
     pub order: Order,
     /// Whether the kernel has a bias, tied as it is. Default false: a batch norm stands behind it.
     pub bias: bool,
+    /// Whether the compact form keeps one kernel for all blocks, and a scale and a shift a channel. Default false: a grouped
+    /// convolution whose blocks the batch norm makes different.
+    pub keep_tied: bool,
 }
 
 impl Default for Config {
     fn default() -> Config {
-        Config { blocks: 2, groups: None, order: Order::Code, bias: false }
+        Config { blocks: 2, groups: None, order: Order::Code, bias: false, keep_tied: false }
     }
 }
 
@@ -91,7 +85,34 @@ impl Recipe for Config {
     }
 
     fn compact(&self, place: &Place, geometry: Geometry) -> Compact {
-        Compact::Static(empty_kernel(&place.conv, self.tied(&geometry)))
+        match self.keep_tied {
+            true => Compact::Tied(TiedKernel::empty(&place.conv, self.thin(&geometry), self.blocks, self.order)),
+            false => Compact::Static(empty_kernel(&place.conv, self.tied(&geometry))),
+        }
+    }
+}
+
+/// The options of `tbc`, with channel groups in the shared kernel.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub struct TgcConfig(pub Config);
+
+impl Recipe for TgcConfig {
+    fn resolve(&mut self) -> Result<(), String> {
+        self.0.groups.get_or_insert(2);
+        self.0.resolve()
+    }
+
+    fn fits(&self, geometry: &Geometry) -> Result<(), String> {
+        self.0.fits(geometry)
+    }
+
+    fn expanded(&self, place: &Place, geometry: Geometry) -> Box<dyn Operator> {
+        self.0.expanded(place, geometry)
+    }
+
+    fn compact(&self, place: &Place, geometry: Geometry) -> Compact {
+        self.0.compact(place, geometry)
     }
 }
 
@@ -101,6 +122,7 @@ pub struct Tbc {
     thin: Kernel,
     blocks: i64,
     order: Order,
+    keep_tied: bool,
     norm: Norm,
 }
 
@@ -114,25 +136,8 @@ impl Tbc {
             thin: Kernel { weight: conv_weight(&path, &thin), bias, geometry: thin },
             blocks: config.blocks,
             order: config.order,
+            keep_tied: config.keep_tied,
             norm: place.norm(geometry.out_channels),
-        }
-    }
-
-    /// The grouped convolution whose groups are the blocks' groups, differentiable.
-    fn tied(&self, thin: &Kernel) -> Kernel {
-        let tiled = algebra::tile(thin, self.blocks);
-        match self.order {
-            Order::Code => tiled,
-            Order::Paper => {
-                // Tiled, group j of block b stands at (b, j); the paper has it at (j, b).
-                let swap = |tensor: &Tensor| {
-                    let size = tensor.size();
-                    let groups = thin.geometry.groups;
-                    let by_block = tensor.reshape([self.blocks, groups, size[0] / (self.blocks * groups), -1]);
-                    by_block.transpose(0, 1).reshape(size)
-                };
-                Kernel { weight: swap(&tiled.weight), bias: tiled.bias.as_ref().map(swap), geometry: tiled.geometry }
-            }
         }
     }
 }
@@ -145,17 +150,16 @@ impl nn::ModuleT for Tbc {
 
 impl Operator for Tbc {
     fn forward_activated(&self, x: &Tensor, activation: Activation, train: bool) -> Tensor {
-        self.norm.forward(self.tied(&self.thin).apply(x), activation, train)
+        self.norm.forward(tile(&self.thin, self.blocks, self.order).apply(x), activation, train)
     }
 
     fn fold(&self) -> Result<Compact, FoldError> {
-        let double = |tensor: &Tensor| tensor.detach().to_kind(Kind::Double);
-        let thin = Kernel {
-            weight: double(&self.thin.weight),
-            bias: Some(double(&self.thin.bias_or_zeros())),
-            geometry: self.thin.geometry,
-        };
-        Ok(Compact::Static(self.norm.fold_into(self.tied(&thin))))
+        let (thin, blocks, order) = (self.thin.double(), self.blocks, self.order);
+        let norm = self.norm.affine(blocks * thin.geometry.out_channels, thin.weight.device());
+        Ok(match self.keep_tied {
+            true => Compact::Tied(TiedKernel::new(thin, blocks, order, norm)),
+            false => Compact::Static(algebra::fold_bn(&tile(&thin, blocks, order), &norm)),
+        })
     }
 }
 
@@ -163,16 +167,19 @@ impl Operator for Tbc {
 mod tests {
     use super::*;
     use crate::op::proof;
-    use tch::Device;
+    use tch::{Device, Kind};
 
     #[test]
     fn every_option_folds_exactly() {
         for (blocks, groups) in [(1, 1), (2, 1), (4, 1), (2, 2), (2, 4), (4, 2)] {
             for order in ["code", "paper"] {
                 for bias in [true, false] {
-                    let yaml =
-                        format!("{{name: tbc, blocks: {blocks}, groups: {groups}, order: {order}, bias: {bias}}}");
-                    proof::folds_exactly(&yaml, &proof::windows(Geometry::same(8, 16, 3)));
+                    for tied in [true, false] {
+                        let yaml = format!(
+                            "{{name: tbc, blocks: {blocks}, groups: {groups}, order: {order}, bias: {bias}, keep_tied: {tied}}}"
+                        );
+                        proof::folds_exactly(&yaml, &proof::windows(Geometry::same(8, 16, 3)));
+                    }
                 }
             }
         }
@@ -221,6 +228,28 @@ mod tests {
         let site = Geometry::same(16, 32, 3);
         assert_eq!(proof::parameters("{name: tbc, blocks: 2, bias: true}", site), 32 * 16 * 9 / 4 + 16);
         assert_eq!(proof::parameters("{name: tbc, blocks: 4, groups: 2}", site), 32 * 16 * 9 / 32);
+    }
+
+    /// Kept tied, the numbers are those of the thin kernel, and two vectors.
+    #[test]
+    fn a_tied_compact_form_is_thin() {
+        let site = Geometry::same(16, 32, 3);
+        let count = |yaml: &str| -> i64 {
+            let (_store, operator) = proof::expanded(&proof::options(yaml), site);
+            operator.fold().unwrap().tensors().iter().map(|(_, tensor)| tensor.numel() as i64).sum()
+        };
+        assert_eq!(count("{name: tbc, blocks: 4}"), 32 * 16 * 9 / 4 + 32);
+        assert_eq!(count("{name: tbc, blocks: 4, keep_tied: true}"), 32 * 16 * 9 / 16 + 2 * 32);
+        assert_eq!(count("{name: tgc, blocks: 4, keep_tied: true}"), 32 * 16 * 9 / 32 + 2 * 32);
+    }
+
+    #[test]
+    fn tgc_has_groups_of_its_own() {
+        let site = Geometry::same(16, 32, 3);
+        assert_eq!(proof::parameters("{name: tgc}", site), proof::parameters("{name: tbc, groups: 2}", site));
+        proof::folds_exactly("{name: tgc, groups: 4}", &proof::windows(site));
+        proof::gradients_are_differences("{name: tgc}", Geometry::same(4, 8, 3));
+        assert!(proof::refusal("{name: tgc, groups: 5}", site).starts_with("blocks: 2 blocks of 5 groups"));
     }
 
     #[test]

@@ -189,8 +189,8 @@ impl KernelMaker for Generator {
 
 impl TrainedMaker for Generator {
     fn fold(&self, norm: &Norm) -> Generator {
-        let filters = experts::double(&self.weight).reshape([self.geometry.out_channels, -1, 1, 1]);
-        let Affine { scale, shift } = experts::affine(norm, &filters);
+        let filters = algebra::double(&self.weight).reshape([self.geometry.out_channels, -1, 1, 1]);
+        let Affine { scale, shift } = norm.affine(self.geometry.out_channels, filters.device());
         Generator {
             reduce: self.reduce.as_ref().map(|Reduce(fc)| Reduce(fc.fold(&Norm::None))),
             activate: self.activate.fold(&Norm::None),

@@ -1,7 +1,7 @@
 //! A sweep file -> its points, each with one trial a seed; every config is resolved and checked here, before any is trained.
 
 use crate::bad_request;
-use crate::config::{self, Config, Document, Mapping, Value};
+use crate::config::{self, Config, Document, Mapping, TrainConfig, Value};
 use crate::net::block::Form;
 use crate::sweep::axes::{Axis, DASH, SweepKeys, label, short};
 use anyhow::{Context, Result};
@@ -209,13 +209,14 @@ fn own_label(key: &str, written: &Value, config: &Config) -> String {
     look_up(written).or_else(resolved).map_or(DASH.into(), |value| label(&value))
 }
 
-/// Refuses names in `apply_to` that a point's network does not have: building it looks.
+/// Refuses a point whose operator does not fit its sites, or whose `apply_to` names none: building the network looks. Points that
+/// differ in training alone are built once.
 fn check_sites(points: &[Point], origin: &str) -> Result<()> {
+    let mut built = HashSet::new();
     for point in points {
-        let config = &point.trials[0].config;
-        if !config.apply_to.is_empty() {
-            let built = config.build(Form::Compact, tch::Device::Cpu);
-            built.with_context(|| format!("{origin}: at {}", point.title))?;
+        let config = Config { train: TrainConfig::default(), seed: 0, ..point.trials[0].config.clone() };
+        if built.insert(config.hash()) {
+            config.build(Form::Compact, tch::Device::Cpu).with_context(|| format!("{origin}: at {}", point.title))?;
         }
     }
     Ok(())

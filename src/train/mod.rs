@@ -241,6 +241,7 @@ impl Trial {
         self.write_metrics()?;
         let Trainer { config, network, test, .. } = &self.trainer;
         let about = About {
+            tuned: None,
             version: version(),
             form: Form::Expanded,
             config: config.clone(),

@@ -5,7 +5,8 @@ pub mod tensors;
 use crate::config::{Built, Config};
 use crate::data::augment::Normalisation;
 use crate::fold;
-use crate::net::block::Form;
+use crate::net::block::{Form, Plan};
+use crate::tune::Tuned;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -34,6 +35,9 @@ pub struct About {
     pub normalisation: Normalisation,
     /// Name of each class.
     pub classes: Vec<String>,
+    /// How its compact operators are computed, if that was measured. Default: by making their kernels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tuned: Option<Tuned>,
 }
 
 impl Model {
@@ -50,7 +54,10 @@ impl Model {
 
     /// The network with its numbers, on a device.
     pub fn build(&self, device: Device) -> Result<Built> {
-        let built = self.about.config.build(self.about.form, device)?;
+        let About { form, config, tuned, .. } = &self.about;
+        let none = Plan::new();
+        let plan = tuned.as_ref().map_or(&none, |tuned| &tuned.executions);
+        let built = config.build_planned(*form, plan, device)?;
         fold::assign(&built.store, &self.tensors).context("the model file does not fit its own config")?;
         Ok(built)
     }
