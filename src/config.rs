@@ -247,6 +247,32 @@ impl Config {
     }
 }
 
+/// YAML from the command line, such as `{name: tbc, blocks: 4}`.
+///
+/// # Errors
+/// A [`crate::error::BadRequest`] where it is none.
+pub fn inline(yaml: &str) -> Result<Value> {
+    match serde_yaml::from_str(yaml) {
+        Ok(value) => Ok(value),
+        Err(_) => bad_request!("{yaml}: is no YAML; give a name, or {{name: ..., option: value}}"),
+    }
+}
+
+/// An operator, resolved.
+///
+/// # Errors
+/// A [`crate::error::BadRequest`]: `operator.key: reason`.
+pub fn operator(value: Value) -> Result<OperatorConfig> {
+    let mut operator: OperatorConfig = match serde_yaml::from_value(value) {
+        Ok(operator) => operator,
+        Err(error) => bad_request!("operator: {}", explain(&error.to_string())),
+    };
+    match operator.recipe_mut().resolve() {
+        Ok(()) => Ok(operator),
+        Err(reason) => bad_request!("operator.{reason}"),
+    }
+}
+
 /// The data set of that name, with the options that `like` shares with all sets.
 pub fn data_named(name: &str, like: &DataConfig) -> Result<DataConfig> {
     let mut keys = Mapping::new();

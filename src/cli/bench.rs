@@ -1,10 +1,19 @@
 //! `foldconv bench`: speed.
 
-use super::output::json;
+use super::output::{json, print};
 use super::{FromConfig, Machine};
+use crate::algebra::Geometry;
+use crate::bench::op::{Cost, Shape, costs};
 use crate::bench::train_speed;
+use crate::op::OperatorConfig;
+use crate::op::per_sample::Execution;
+use crate::sweep::axes::label;
+use crate::text::{align_right, table};
+use crate::{bad_request, config};
 use anyhow::Result;
 use clap::{Args, Subcommand};
+use comfy_table::Table;
+use tch::Device;
 
 #[derive(Debug, Args)]
 pub struct Options {
@@ -16,6 +25,33 @@ pub struct Options {
 enum What {
     /// Images a second of training, data included
     Train(TrainOptions),
+    /// What each operator costs, as multiples of the plain convolution
+    Op(OpOptions),
+}
+
+#[derive(Debug, Args)]
+struct OpOptions {
+    /// Operators, by name or as YAML like '{name: tbc, blocks: 4}' [default: all]
+    #[arg(value_name = "OPERATOR")]
+    operators: Vec<String>,
+    /// Channels in and out
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(i64).range(1..=65536))]
+    channels: i64,
+    /// Channel groups
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(i64).range(1..=65536))]
+    groups: i64,
+    /// Sizes of the kernel
+    #[arg(long, value_delimiter = ',', default_values_t = [3, 1], value_parser = clap::value_parser!(i64).range(1..=255))]
+    kernel: Vec<i64>,
+    /// Height and width of the input
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(i64).range(1..=4096))]
+    size: i64,
+    /// Images a batch
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 64], value_parser = clap::value_parser!(i64).range(1..=65536))]
+    batch: Vec<i64>,
+    /// Rounds of which the median is taken; all runs of an operator and of plain take turns in each
+    #[arg(long, default_value_t = 21, value_parser = clap::value_parser!(u16).range(1..))]
+    rounds: u16,
 }
 
 #[derive(Debug, Args)]
@@ -31,8 +67,14 @@ struct TrainOptions {
 }
 
 pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
-    let What::Train(options) = &options.what;
     let device = machine.prepare()?;
+    match &options.what {
+        What::Train(options) => train(options, device, as_json),
+        What::Op(options) => operators(options, device, as_json),
+    }
+}
+
+fn train(options: &TrainOptions, device: Device, as_json: bool) -> Result<()> {
     let config = options.from.document()?.config()?;
     let speed = train_speed(&config, device, options.warmup, options.steps)?;
     if as_json {
@@ -46,4 +88,79 @@ pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
         speed.steps
     );
     Ok(())
+}
+
+fn operators(options: &OpOptions, device: Device, as_json: bool) -> Result<()> {
+    let OpOptions { channels, groups, size, rounds, .. } = *options;
+    if channels % groups != 0 {
+        bad_request!("--groups {groups}: does not divide the {channels} channels");
+    }
+    let operators = match &*options.operators {
+        [] => OperatorConfig::NAMES.iter().map(|name| operator(name)).collect::<Result<Vec<_>>>()?,
+        names => names.iter().map(|name| operator(name)).collect::<Result<Vec<_>>>()?,
+    };
+    let mut all = Vec::new();
+    for kernel in &options.kernel {
+        let geometry = Geometry::same(channels, channels, *kernel).groups(groups);
+        for (label, operator) in &operators {
+            for batch in &options.batch {
+                let shape = Shape { geometry, size, batch: *batch, rounds: rounds.into() };
+                eprintln!("{label}: {kernel}x{kernel}, batch {batch}");
+                all.extend(costs(label, operator, shape, device)?);
+            }
+        }
+    }
+    if as_json {
+        return json(&all);
+    }
+    for kernel in &options.kernel {
+        let of_kernel: Vec<&Cost> = all.iter().filter(|cost| cost.shape.geometry.kernel == [*kernel; 2]).collect();
+        println!("{kernel}x{kernel}, {channels} -> {channels} channels, {groups} groups, {size}x{size}:");
+        print(&cost_table(&of_kernel, &options.batch));
+    }
+    Ok(())
+}
+
+/// The operator of a name, or of YAML, and how it is called.
+fn operator(text: &str) -> Result<(String, OperatorConfig)> {
+    let yaml = match text {
+        // By itself it has no kernel larger than the convolution's.
+        "replk" => "{name: replk, kernel: 13}".to_string(),
+        _ if text.contains('{') => text.to_string(),
+        _ => format!("{{name: {text}}}"),
+    };
+    let value = config::inline(&yaml)?;
+    let (name, operator) = (label(&value), config::operator(value)?);
+    if operator.recipe().shares() {
+        bad_request!("{name}: what a block shares is not measured on an operator by itself; leave `shared` out");
+    }
+    Ok((name, operator))
+}
+
+/// A row an operator (and way to compute its compact form), three columns a batch.
+fn cost_table(costs: &[&Cost], batches: &[i64]) -> Table {
+    let columns =
+        batches.iter().flat_map(|batch| ["train", "expanded", "compact"].map(|what| format!("{what}, {batch}")));
+    let mut rows = table(std::iter::once("operator".to_string()).chain(columns));
+    let mut names: Vec<(&str, Execution)> = Vec::new();
+    for cost in costs {
+        let name = (&*cost.operator, cost.execution);
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    for (name, execution) in names {
+        let of = |batch: i64| {
+            let found = costs
+                .iter()
+                .find(|cost| (&*cost.operator, cost.execution, cost.shape.batch) == (name, execution, batch));
+            found.map_or(["", "", ""].map(String::from), |cost| {
+                [cost.train, cost.expanded, cost.compact].map(|ratio| format!("{ratio:.2}"))
+            })
+        };
+        let how = if execution == Execution::Features { ", features" } else { "" };
+        rows.add_row(std::iter::once(format!("{name}{how}")).chain(batches.iter().flat_map(|batch| of(*batch))));
+    }
+    align_right(&mut rows, 1..1 + 3 * batches.len());
+    rows
 }

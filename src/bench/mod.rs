@@ -1,4 +1,6 @@
-//! How fast: latency of a network, throughput of its training.
+//! How fast: latency of a network, throughput of its training, cost of an operator.
+
+pub mod op;
 
 use crate::config::{Built, Config};
 use crate::data::dataset::Spec;

@@ -1,0 +1,133 @@
+//! What an operator costs: training, evaluation expanded and evaluation compact, as multiples of the plain convolution.
+
+use crate::algebra::Geometry;
+use crate::fold::assign;
+use crate::op::OperatorConfig;
+use crate::op::operator::{Compact, Operator, Place};
+use crate::op::per_sample::Execution;
+use crate::timing;
+use crate::tune::channels_last;
+use anyhow::{Result, anyhow};
+use serde::Serialize;
+use std::collections::HashMap;
+use tch::{Device, Kind, Tensor, nn};
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Shape {
+    /// The convolution in whose place the operator stands.
+    pub geometry: Geometry,
+    /// Height and width of the input.
+    pub size: i64,
+    /// Images a batch.
+    pub batch: i64,
+    /// Rounds of which the median is taken.
+    pub rounds: usize,
+}
+
+/// What an operator costs at a shape. Multiples are of the plain convolution with its batch norm, measured in turn with it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Cost {
+    /// The operator, as it was asked for.
+    pub operator: String,
+    /// How the compact form is computed.
+    pub execution: Execution,
+    /// At what shape.
+    pub shape: Shape,
+    /// Milliseconds of forward and backward of the expanded form (gradients of all variables and of the input).
+    pub train_ms: f64,
+    /// Milliseconds of the expanded form in evaluation.
+    pub expanded_ms: f64,
+    /// Milliseconds of the compact form.
+    pub compact_ms: f64,
+    /// `train_ms` over that of plain.
+    pub train: f64,
+    /// `expanded_ms` over the compact form of plain: one convolution.
+    pub expanded: f64,
+    /// `compact_ms` over the same.
+    pub compact: f64,
+}
+
+/// An operator in both forms, its variables, and an input.
+struct Bench {
+    store: nn::VarStore,
+    expanded: Box<dyn Operator>,
+    compact: Compact,
+    x: Tensor,
+}
+
+impl Bench {
+    fn new(operator: &OperatorConfig, shape: Shape, device: Device) -> Result<Bench> {
+        let recipe = operator.recipe();
+        let store = nn::VarStore::new(device);
+        let root = store.root();
+        let expanded = recipe.expanded(&Place::new(&root / "conv", Some(&root / "bn")), shape.geometry);
+        let folded: HashMap<String, Tensor> = tch::no_grad(|| expanded.fold())?.tensors().into_iter().collect();
+        let other = nn::VarStore::new(device);
+        let compact = recipe.compact(&Place::new(other.root(), None), shape.geometry);
+        assign(&other, &folded)?;
+        let x = channels_last(&[shape.batch, shape.geometry.in_channels, shape.size, shape.size], device);
+        Ok(Bench { store, expanded, compact, x })
+    }
+
+    fn train(&self) {
+        let x = self.x.detach().set_requires_grad(true);
+        let loss = self.expanded.forward_t(&x, true).sum(Kind::Float);
+        let variables = self.store.trainable_variables();
+        let inputs: Vec<&Tensor> = variables.iter().chain([&x]).collect();
+        Tensor::run_backward(&[loss], &inputs, false, false);
+    }
+
+    fn evaluate(&self) {
+        let _ = tch::no_grad(|| self.expanded.forward_t(&self.x, false));
+    }
+
+    fn run_compact(&self, execution: Execution) {
+        let _ = tch::no_grad(|| match &self.compact {
+            Compact::PerSample(kernels) => kernels.apply_as(execution, &self.x, None),
+            compact => compact.apply(&self.x),
+        });
+    }
+
+    fn executions(&self) -> &'static [Execution] {
+        match &self.compact {
+            Compact::PerSample(kernels) => kernels.executions(),
+            _ => &[Execution::Kernels],
+        }
+    }
+}
+
+/// The cost of an operator, called `label`: a row for each way to compute its compact form; none where it does not fit the shape. Options must be
+/// resolved.
+///
+/// # Errors
+/// Options with which the operator has no compact form.
+pub fn costs(label: &str, operator: &OperatorConfig, shape: Shape, device: Device) -> Result<Vec<Cost>> {
+    if operator.recipe().fits(&shape.geometry).is_err() {
+        return Ok(Vec::new());
+    }
+    let plain = Bench::new(&OperatorConfig::default(), shape, device)?;
+    let bench = Bench::new(operator, shape, device).map_err(|error| anyhow!("{label}: {error}"))?;
+    let costs = bench.executions().iter().map(|execution| {
+        let compact = || bench.run_compact(*execution);
+        let plain_compact = || plain.run_compact(Execution::Kernels);
+        let runs: [&dyn Fn(); 5] =
+            [&|| plain.train(), &|| bench.train(), &plain_compact, &|| bench.evaluate(), &compact];
+        // The first passes choose how kernels per sample are applied, and fill the caches.
+        timing::interleaved(device, &runs, 3);
+        let times = timing::interleaved(device, &runs, shape.rounds);
+        let ms: Vec<f64> = times.iter().map(|time| 1e3 * time.as_secs_f64()).collect();
+        Cost {
+            operator: label.to_string(),
+            execution: *execution,
+            shape,
+            train_ms: ms[1],
+            expanded_ms: ms[3],
+            compact_ms: ms[4],
+            train: ms[1] / ms[0],
+            expanded: ms[3] / ms[2],
+            compact: ms[4] / ms[2],
+        }
+    });
+    Ok(costs.collect())
+}
