@@ -216,6 +216,17 @@ impl<'a> Builder<'a> {
         Ok(self.place(root, plan, None)?.0)
     }
 
+    /// A convolution with its batch norm and what stands behind them, on `path`/`name`.conv and `path`/`name`.bn, where the operator
+    /// goes whatever `apply_to` says: for networks of your own.
+    ///
+    /// # Errors
+    /// A [`crate::error::BadRequest`] where the operator can't stand there.
+    pub fn conv(&self, path: &nn::Path, name: &str, geometry: Geometry, activation: Activation) -> Result<Site> {
+        let (conv, bn) = (&*format!("{name}.conv"), &*format!("{name}.bn"));
+        let plan = SitePlan { conv, bn, kind: SiteKind::Spatial, geometry, activation, default: true };
+        self.site(path, plan)
+    }
+
     /// A block of the network on `path`, whose input has so many channels.
     pub fn block<'p>(&'a self, path: &nn::Path<'p>, channels: i64) -> Block<'a, 'p> {
         Block { builder: self, path: path.clone(), channels, shared: None }
