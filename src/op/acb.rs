@@ -26,6 +26,13 @@ impl Default for Config {
 }
 
 impl Recipe for Config {
+    fn resolve(&mut self) -> Result<(), String> {
+        if !self.gamma_init.is_finite() {
+            return Err(format!("gamma_init: {}; give a finite number", self.gamma_init));
+        }
+        Ok(())
+    }
+
     fn fits(&self, geometry: &Geometry) -> Result<(), String> {
         let [kh, kw] = geometry.kernel;
         if kh != kw || kh < 3 || kh % 2 == 0 {
@@ -74,5 +81,78 @@ impl Operator for Acb {
         let [square, vertical, horizontal] = self.0.each_ref().map(ConvNorm::fold);
         let cross = algebra::add(&square, &vertical)?;
         Ok(Compact::Static(algebra::add(&cross, &horizontal)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::algebra::PaddingMode;
+    use crate::op::proof::{folds_exactly, gradients_are_differences, options, parameters, refusal, windows};
+
+    /// Every padding below, at and above the one that keeps the map: the short axes are cropped, left and padded.
+    #[test]
+    fn folds_exactly_at_every_geometry_and_padding_mode() {
+        let modes = [PaddingMode::Zeros, PaddingMode::Reflect, PaddingMode::Replicate, PaddingMode::Circular];
+        for k in [3, 5] {
+            for groups in [1, 2, 8] {
+                for window in windows(Geometry::same(8, 16, k).groups(groups)) {
+                    let same = window.padding[0];
+                    // 6 x 9 is the map; a kernel has to fit into it, and a mirrored margin too.
+                    let paddings = [same - 1, same, same + 1].into_iter().filter(|p| *p >= 0 && *p < 6);
+                    for (padding, padding_mode) in paddings.flat_map(|p| modes.map(|mode| (p, mode))) {
+                        let geometry = Geometry { padding_mode, ..window.padding(padding) };
+                        if geometry.output_size([6, 9])[0] > 0 {
+                            folds_exactly("{name: acb}", &[geometry]);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn gradients_equal_finite_differences() {
+        for geometry in
+            [Geometry::same(4, 4, 3).groups(2), Geometry::same(2, 4, 3).padding(0), Geometry::same(2, 2, 3).dilation(2)]
+        {
+            gradients_are_differences("{name: acb}", geometry);
+        }
+    }
+
+    /// C_out C_in/g (k^2 + 2 k) + 6 C_out.
+    #[test]
+    fn it_has_the_parameters_of_the_formula() {
+        assert_eq!(parameters("{name: acb}", Geometry::same(8, 16, 3)), 16 * 8 * 15 + 6 * 16);
+        assert_eq!(parameters("{name: acb}", Geometry::same(8, 8, 5).groups(8)), 8 * 35 + 6 * 8);
+    }
+
+    #[test]
+    fn gamma_begins_as_the_option_says() {
+        for (yaml, gamma) in [("{name: acb}", 1.), ("{name: acb, gamma_init: 0.25}", 0.25)] {
+            let store = nn::VarStore::new(tch::Device::Cpu);
+            let _acb = options(yaml).recipe().expanded(&Place::new(store.root(), None), Geometry::same(2, 3, 3));
+            for branch in ["square", "ver", "hor"] {
+                let weight = &store.variables()[&format!("{branch}_bn.weight")];
+                assert_eq!(Vec::<f32>::try_from(weight).unwrap(), [gamma; 3], "{branch}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_has_no_cross_is_refused() {
+        for k in [1, 2, 4] {
+            assert!(
+                refusal("{name: acb}", Geometry::same(8, 8, k)).starts_with("name: acb stands in place of odd square")
+            );
+        }
+        let rectangular = Geometry { kernel: [3, 5], ..Geometry::same(8, 8, 3) };
+        assert!(refusal("{name: acb}", rectangular).contains("not 3x5"));
+        for gamma in [".nan", ".inf"] {
+            assert!(
+                refusal(&format!("{{name: acb, gamma_init: {gamma}}}"), Geometry::same(8, 8, 3))
+                    .starts_with("gamma_init: ")
+            );
+        }
     }
 }
