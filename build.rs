@@ -21,50 +21,9 @@ fn main() {
     }
     println!("cargo:rustc-link-arg=-Wl,-rpath,{lib}");
     println!("cargo:rustc-env=FOLDCONV_LIBTORCH={}", release(root).unwrap_or_else(|| "unknown".into()));
-    #[cfg(feature = "native")]
-    native(root);
     if let Some(revision) = revision() {
         println!("cargo:rustc-env=FOLDCONV_REVISION={revision}");
     }
-}
-
-/// Compiles src/native: the loops once for each generation of processors, and the function that libtorch differentiates.
-#[cfg(feature = "native")]
-fn native(root: &Path) {
-    println!("cargo:rerun-if-changed=src/native");
-    let x86 = std::env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64");
-    let avx512 = vec!["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma"];
-    let mut processors = vec![("baseline", vec![])];
-    if x86 {
-        processors.extend([("avx2", vec!["-mavx2", "-mfma"]), ("avx512", avx512)]);
-    }
-    for (processor, flags) in processors {
-        let mut build = cc::Build::new();
-        build
-            .cpp(true)
-            .std("c++17")
-            .opt_level(3)
-            .flag_if_supported("-Wno-psabi")
-            .define("PROCESSOR", processor)
-            .file("src/native/passes.cpp");
-        flags
-            .into_iter()
-            .fold(&mut build, |build, flag| build.flag(flag))
-            .compile(&format!("foldconv_passes_{processor}"));
-    }
-    let include = root.join("include");
-    cc::Build::new()
-        .cpp(true)
-        .std("c++17")
-        .opt_level(2)
-        // at::parallel_for is a template over OpenMP; the runtime is the one that libtorch brings.
-        .flag("-fopenmp")
-        .flag("-isystem")
-        .flag(&include)
-        .flag("-isystem")
-        .flag(include.join("torch/csrc/api/include"))
-        .file("src/native/norm_sum.cpp")
-        .compile("foldconv_native");
 }
 
 /// The git revision of the checkout that is built, if it is one.
