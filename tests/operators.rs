@@ -10,6 +10,7 @@ use foldconv::net::NetConfig;
 use foldconv::net::block::{Builder, Form, Network};
 use foldconv::op::OperatorConfig;
 use foldconv::op::operator::{Compact, Operator, Place};
+use foldconv::op::per_sample::Execution;
 use tch::{Device, Kind, Tensor, nn};
 
 const TOLERANCE: f64 = 1e-12;
@@ -101,11 +102,16 @@ fn every_option_folds_exactly_at_every_geometry() {
             for n in [1, 3] {
                 let x = Tensor::randn([n, 8, 9, 12], (Kind::Double, Device::Cpu));
                 let y = module.forward_t(&x, false);
-                let compact = module.fold().unwrap();
-                let error = relative(&compact.apply(&x), &y);
-                assert!(error < TOLERANCE, "{options} {geometry:?}: {error:e}");
-                let is_static = matches!(compact, Compact::Static(_));
-                assert_eq!(is_static, !options.contains("mdconv"), "{options}");
+                for way in [Execution::Kernels, Execution::Features] {
+                    let compact = module.fold().unwrap().executed(way);
+                    let error = relative(&compact.apply(&x), &y);
+                    assert!(error < TOLERANCE, "{options} {geometry:?} {way:?}: {error:e}");
+                    let is_static = matches!(compact, Compact::Static(_));
+                    assert_eq!(is_static, !options.contains("mdconv"), "{options}");
+                    if let Compact::PerSample(kernels) = compact {
+                        assert_eq!(kernels.execution(), way, "{options}");
+                    }
+                }
             }
         }
     }

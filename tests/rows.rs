@@ -15,7 +15,7 @@ train: {epochs: 2, batch: 64, lr: 0.05}
 ";
 
 /// What stands where: an operator fits some sites of SmallNet, which are 1x1 and depthwise 3x3 with stride 2.
-const ROWS: [&str; 39] = [
+const ROWS: [&str; 40] = [
     "operator: {name: plain}",
     "operator: {name: maconv}",
     "operator: {name: mdconv}",
@@ -32,6 +32,7 @@ const ROWS: [&str; 39] = [
     "operator: {name: orepa}\napply_to: [depthwise, stem]",
     "operator: {name: dcd}",
     "operator: {name: dcd, style: paper}",
+    "operator: {name: dcd, style: paper, blocks: 4}\napply_to: [pointwise, depthwise]",
     "operator: {name: dcd, channel_fusion: false}\napply_to: [all]",
     "operator: {name: condconv}",
     "operator: {name: condconv, shared: true}\napply_to: [pointwise, depthwise]",

@@ -5,10 +5,15 @@
 //! Compact, with M = S2 Φ + I: the centre tap of Λ W0 gets P M S1 Q, and b(x) = P (M t1 + t2). The batch norm behind scales the rows
 //! of W0 and P, and its shift is a constant. The reference is written for 1x1 and 3x3 without dilation; here the kernel is any
 //! odd one whose centre tap the 1x1 reads.
+//!
+//! Of the paper, not of its code: a residual of B blocks on the diagonal, each with a P, Φ and Q of its own, and depthwise
+//! kernels, (C, kh kw) matrices W(x) = Λ(x) W0 + P Φ(x) Rᵀ whose residual fuses L latent taps and fits every window.
 
-use crate::algebra::{self, FoldError, Geometry, Kernel};
-use crate::op::dcd_kernel::{Branch, DcdKernel, Fusion};
-use crate::op::layers::{Activation, BatchNorm, Norm, below, empty_weight, uniform};
+use crate::algebra::{self, FoldError, Geometry, Kernel, double};
+use crate::op::dcd_branch::Branch;
+use crate::op::dcd_kernel::DcdKernel;
+use crate::op::dcd_residual::{Fuses, Latent, Residual};
+use crate::op::layers::{Activation, Norm, below, empty_kernel, empty_weight, uniform};
 use crate::op::operator::{Compact, Operator, Place, Recipe};
 use crate::op::per_sample::PerSample;
 use schemars::JsonSchema;
@@ -48,11 +53,15 @@ pub struct Config {
     pub layout: Option<Layout>,
     /// Whether there is Λ. Default true.
     pub channel_attention: bool,
-    /// Whether there is Φ. Default true.
+    /// Whether there is Φ, which fuses channels, and at depthwise sites in `style: paper` the taps of the kernel. Default true.
     pub channel_fusion: bool,
-    /// Latent channels L. Default: the layout's; in `style: paper` the root of C_in, rounded down.
+    /// Diagonal blocks B of the residual, each with L latent channels of its own; above 1 in `style: paper`. Depthwise sites
+    /// have one. Default 1.
+    pub blocks: i64,
+    /// Latent channels L of each block, and latent taps at depthwise sites. Default: the layout's; in `style: paper` the root
+    /// of C_in / blocks, and at depthwise sites half the number of taps (both rounded down, at least 1).
     pub latent: Option<i64>,
-    /// What the larger of the branch's input and output is divided by to give its hidden units. Default 16.
+    /// What the larger of the branch's input and Φ is divided by to give its hidden units. Default 16.
     pub squeeze: i64,
 }
 
@@ -63,6 +72,7 @@ impl Default for Config {
             layout: None,
             channel_attention: true,
             channel_fusion: true,
+            blocks: 1,
             latent: None,
             squeeze: 16,
         }
@@ -75,14 +85,23 @@ struct Sizes {
     layout: Layout,
     /// The input is pooled to q x q.
     pool: i64,
-    /// L.
-    latent: i64,
+    /// B and L.
+    latent: [i64; 2],
     /// Units of the branch's hidden layer.
     hidden: i64,
 }
 
 impl Config {
+    fn fuses(&self, site: &Geometry) -> Fuses {
+        let channels = site.groups;
+        let depthwise = channels > 1 && channels == site.in_channels && channels == site.out_channels;
+        let taps = depthwise && self.style == Style::Paper && self.channel_fusion;
+        if taps { Fuses::Taps } else { Fuses::Channels }
+    }
+
     fn sizes(&self, site: &Geometry) -> Sizes {
+        let fuses = self.fuses(site);
+        let blocks = if fuses == Fuses::Taps { 1 } else { self.blocks };
         let (inputs, outputs) = (site.in_channels, site.out_channels);
         let layout = self.layout.unwrap_or(match (self.style, site.kernel) {
             (Style::Paper, _) => Layout::ResnetBottleneck,
@@ -95,14 +114,15 @@ impl Config {
             Layout::ResnetBasic => 2,
         };
         let pooled = pool * pool * inputs;
-        let latent = self.latent.unwrap_or_else(|| match layout {
-            Layout::MobilenetV2 => bounded_latent(pooled, outputs, if pool == 2 { 8 } else { 2 }),
-            Layout::ResnetBasic | Layout::ResnetBottleneck => pooled.isqrt(),
+        let latent = self.latent.unwrap_or_else(|| match (fuses, layout) {
+            (Fuses::Taps, _) => (site.kernel[0] * site.kernel[1] / 2).max(1),
+            (_, Layout::MobilenetV2) => bounded_latent(pooled, outputs, if pool == 2 { 8 } else { 2 }),
+            (_, Layout::ResnetBasic | Layout::ResnetBottleneck) => (pooled / blocks).isqrt(),
         });
         // The reference's bottleneck has no least number, and so no units at all below 16 channels.
         let least = if layout == Layout::ResnetBottleneck { 1 } else { 4 };
-        let hidden = (pooled.max(latent * latent) / self.squeeze).max(least);
-        Sizes { layout, pool, latent, hidden }
+        let hidden = (pooled.max(blocks * latent * latent) / self.squeeze).max(least);
+        Sizes { layout, pool, latent: [blocks, latent], hidden }
     }
 }
 
@@ -125,6 +145,12 @@ impl Recipe for Config {
         if !self.channel_attention && !self.channel_fusion {
             return Err("channel_fusion: nothing is dynamic without it and `channel_attention`; turn one on".into());
         }
+        if self.blocks < 1 {
+            return Err(format!("blocks: {}; give at least 1", self.blocks));
+        }
+        if self.blocks > 1 && self.style == Style::Code {
+            return Err(format!("blocks: the authors' code has one, not {}; use `style: paper`", self.blocks));
+        }
         if let Some(latent) = self.latent.filter(|latent| *latent < 1) {
             return Err(format!("latent: {latent} channels; give at least 1"));
         }
@@ -135,13 +161,20 @@ impl Recipe for Config {
     }
 
     fn fits(&self, geometry: &Geometry) -> Result<(), String> {
-        if !self.channel_fusion {
+        if !self.channel_fusion || self.fuses(geometry) == Fuses::Taps {
             return Ok(());
         }
-        if geometry.groups != 1 {
+        let Geometry { groups, in_channels, out_channels, .. } = *geometry;
+        if groups != 1 {
             return Err(format!(
-                "channel_fusion: fuses channels across the {} groups of the convolution; turn it off there",
-                geometry.groups
+                "channel_fusion: fuses channels across the {groups} groups of the convolution; turn it off there (at \
+                 depthwise sites `style: paper` fuses taps instead)"
+            ));
+        }
+        if in_channels % self.blocks != 0 || out_channels % self.blocks != 0 {
+            return Err(format!(
+                "blocks: {} don't divide {in_channels} -> {out_channels} channels; give a number that divides both",
+                self.blocks
             ));
         }
         for axis in [0, 1] {
@@ -162,13 +195,17 @@ impl Recipe for Config {
 
     fn compact(&self, place: &Place, geometry: Geometry) -> Compact {
         let path = &place.conv;
-        let sizes = self.sizes(&geometry);
+        let code = self.style == Style::Code;
+        // The code's Q takes up BN1, and so has a bias.
+        let kernel = |name: &str, geometry: Geometry| match name {
+            "q" if code => empty_kernel(&(path / name), geometry),
+            _ => Kernel { weight: empty_weight(&(path / name), &geometry), bias: None, geometry },
+        };
+        let residual = || Residual { skip: code, ..self.residual(&geometry, kernel) };
         let maker = DcdKernel {
             weight: empty_weight(path, &geometry),
             bias: path.var("bias", &[geometry.out_channels], Init::Const(0.)),
-            fusion: self
-                .channel_fusion
-                .then(|| Fusion::empty(path, &geometry, sizes.latent, self.style == Style::Code)),
+            residual: self.channel_fusion.then(residual),
             branch: self.branch(path, &geometry),
         };
         Compact::PerSample(PerSample::new(maker, geometry))
@@ -176,8 +213,12 @@ impl Recipe for Config {
 }
 
 impl Config {
+    fn residual(&self, site: &Geometry, kernel: impl Fn(&str, Geometry) -> Kernel) -> Residual {
+        Residual::new(self.fuses(site), site, self.sizes(site).latent, kernel)
+    }
+
     fn branch(&self, path: &nn::Path, geometry: &Geometry) -> Branch {
-        let Sizes { layout, pool, latent, hidden } = self.sizes(geometry);
+        let Sizes { layout, pool, latent: [blocks, latent], hidden } = self.sizes(geometry);
         let deviation = (layout == Layout::MobilenetV2).then_some(0.01);
         let linear = |name: &str, outputs: i64, inputs: i64| {
             let initial = match deviation {
@@ -188,9 +229,10 @@ impl Config {
         };
         Branch {
             pool,
+            blocks,
             first: linear("fc.0", hidden, pool * pool * geometry.in_channels),
             gate: (self.style == Style::Code).then(|| linear("fc.1.fc.0", hidden, hidden)),
-            fusion: self.channel_fusion.then(|| linear("fc_phi", latent * latent, hidden)),
+            fusion: self.channel_fusion.then(|| linear("fc_phi", blocks * latent * latent, hidden)),
             scale: self.channel_attention.then(|| linear("fc_scale", geometry.out_channels, hidden)),
         }
     }
@@ -200,76 +242,6 @@ impl Config {
 fn normal_weight(path: &nn::Path, geometry: &Geometry) -> Tensor {
     let stdev = (2. / (geometry.kernel[0] * geometry.kernel[1] * geometry.out_channels) as f64).sqrt();
     path.var("weight", &geometry.weight_size(), Init::Randn { mean: 0., stdev })
-}
-
-fn double(tensor: &Tensor) -> Tensor {
-    tensor.detach().to_kind(Kind::Double)
-}
-
-/// The path of the latent channels.
-#[derive(Debug)]
-struct Latent {
-    /// Q (L, C_in, 1, 1).
-    q: Kernel,
-    /// P (C_out, L, 1, 1).
-    p: Kernel,
-    /// BN1 and BN2 (L); none in the paper.
-    norms: Option<[Norm; 2]>,
-}
-
-impl Latent {
-    /// `q`, `p` (in MobileNetV2 `conv_q`, `conv_p`), `bn1` and `bn2`.
-    fn new(path: &nn::Path, site: &Geometry, sizes: Sizes, style: Style) -> Latent {
-        let prefix = if sizes.layout == Layout::MobilenetV2 { "conv_" } else { "" };
-        let point = |name: &str, geometry: Geometry| {
-            let weight = normal_weight(&(path / format!("{prefix}{name}")), &geometry);
-            Kernel { weight, bias: None, geometry }
-        };
-        let norm = |name: &str| Norm::Batch(BatchNorm::new(&(path / name), sizes.latent));
-        let q = Geometry { stride: site.stride, ..Geometry::same(site.in_channels, sizes.latent, 1) };
-        Latent {
-            q: point("q", q),
-            p: point("p", Geometry::same(sizes.latent, site.out_channels, 1)),
-            norms: (style == Style::Code).then(|| ["bn1", "bn2"].map(norm)),
-        }
-    }
-
-    /// y (N, C_out, H', W') of x (N, C_in, H, W) and Φ (N, L, L).
-    fn forward(&self, x: &Tensor, fusion: &Tensor, train: bool) -> Tensor {
-        let fuse = |z: &Tensor| {
-            let size = z.size();
-            algebra::add_macs(z.numel() as i64 * size[1]);
-            fusion.matmul(&z.reshape([size[0], size[1], -1])).reshape(size)
-        };
-        let z = self.q.apply(x);
-        let fused = match &self.norms {
-            Some([first, second]) => {
-                let z = first.forward(z, Activation::None, train);
-                second.forward(fuse(&z), Activation::None, train) + z
-            }
-            None => fuse(&z),
-        };
-        self.p.apply(&fused)
-    }
-
-    /// P, Q and q with `after` behind them, and P t2, which is constant. BN1 folds into Q, and BN2 into the layer of the branch
-    /// that makes Φ: its rows, taken by Φ's, are outputs like those of any kernel.
-    fn fold(&self, branch: &mut Branch, after: &Norm) -> (Fusion, Tensor) {
-        let kernel = |kernel: &Kernel| Kernel { weight: double(&kernel.weight), bias: None, geometry: kernel.geometry };
-        let (mut q, mut p) = (kernel(&self.q), kernel(&self.p));
-        if let (Some([first, second]), Some(rows)) = (&self.norms, &branch.fusion) {
-            q = first.fold_into(q);
-            let latent = q.geometry.out_channels;
-            let inputs = rows.size()[1] * latent;
-            let weight = rows.reshape([latent, inputs, 1, 1]);
-            let scaled = second.fold_into(Kernel { weight, bias: None, geometry: Geometry::same(inputs, latent, 1) });
-            p.bias = Some(algebra::respond(&p.weight, &scaled.bias_or_zeros(), 1));
-            branch.fusion = Some(scaled.weight.reshape(rows.size()));
-        }
-        let p = after.fold_into(p);
-        let (bias, constant) = (q.bias_or_zeros(), p.bias_or_zeros());
-        (Fusion { p: p.weight, q: q.weight, bias, skip: self.norms.is_some() }, constant)
-    }
 }
 
 /// The expanded form, and the batch norm behind it.
@@ -287,10 +259,16 @@ impl Dcd {
     /// norm.
     pub fn new(place: &Place, geometry: Geometry, config: &Config) -> Dcd {
         let path = &place.conv;
-        let sizes = config.sizes(&geometry);
+        let code = config.style == Style::Code;
+        let prefix = if config.sizes(&geometry).layout == Layout::MobilenetV2 { "conv_" } else { "" };
+        let kernel = |name: &str, geometry: Geometry| {
+            let weight = normal_weight(&(path / format!("{prefix}{name}")), &geometry);
+            Kernel { weight, bias: None, geometry }
+        };
+        let latent = || Latent::new(path, config.residual(&geometry, kernel), code);
         Dcd {
             weight: normal_weight(&(path / "conv"), &geometry),
-            latent: config.channel_fusion.then(|| Latent::new(path, &geometry, sizes, config.style)),
+            latent: config.channel_fusion.then(latent),
             branch: config.branch(path, &geometry),
             norm: place.norm(geometry.out_channels),
             geometry,
@@ -321,15 +299,15 @@ impl Operator for Dcd {
         let mut branch = self.branch.to_kind(Kind::Double);
         let fixed = Kernel { weight: double(&self.weight), bias: None, geometry: self.geometry };
         let fixed = self.norm.fold_into(fixed);
-        let (fusion, bias) = match &self.latent {
+        let (residual, bias) = match &self.latent {
             // The shift behind is in the constant of P; it must not be counted twice.
             Some(latent) => {
-                let (fusion, constant) = latent.fold(&mut branch, &self.norm);
-                (Some(fusion), constant)
+                let (residual, constant) = latent.fold(&mut branch, &self.norm);
+                (Some(residual), constant)
             }
             None => (None, fixed.bias_or_zeros()),
         };
-        let maker = DcdKernel { weight: fixed.weight, bias, fusion, branch };
+        let maker = DcdKernel { weight: fixed.weight, bias, residual, branch };
         Ok(Compact::PerSample(PerSample::new(maker, self.geometry)))
     }
 }
@@ -337,6 +315,8 @@ impl Operator for Dcd {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::algebra::PaddingMode;
+    use crate::op::per_sample::Execution;
     use crate::op::proof;
 
     #[test]
@@ -356,8 +336,29 @@ mod tests {
             }
         }
         let depthwise = Geometry::same(8, 8, 3).groups(8);
+        let rectangle = Geometry { kernel: [1, 5], padding: [0, 2], ..Geometry::same(8, 12, 3) };
+        let mirrored = Geometry { padding_mode: PaddingMode::Reflect, ..Geometry::same(8, 12, 3).stride(2) };
+        for options in ["{name: dcd}", "{name: dcd, style: paper}"] {
+            proof::folds_exactly(options, &[rectangle, rectangle.stride(2), mirrored]);
+        }
         for site in [depthwise, Geometry::same(8, 12, 3).groups(2), Geometry::same(8, 12, 2).padding(1)] {
             proof::folds_exactly("{name: dcd, channel_fusion: false}", &proof::windows(site));
+        }
+    }
+
+    /// So that the proofs above are of both.
+    #[test]
+    fn every_compact_form_has_both_executions() {
+        let depthwise = Geometry::same(6, 6, 3).groups(6);
+        for (options, site) in [
+            ("{name: dcd}", Geometry::same(6, 6, 3)),
+            ("{name: dcd, channel_fusion: false}", depthwise),
+            ("{name: dcd, style: paper, blocks: 2}", Geometry::same(6, 6, 1)),
+            ("{name: dcd, style: paper}", depthwise),
+        ] {
+            let (_store, operator) = proof::expanded(&proof::options(options), site);
+            let Ok(Compact::PerSample(kernels)) = operator.fold() else { panic!("{options}") };
+            assert_eq!(kernels.executions(), [Execution::Kernels, Execution::Features], "{options}");
         }
     }
 
@@ -368,6 +369,10 @@ mod tests {
         {
             proof::gradients_are_differences(&format!("{{name: dcd, {options}}}"), Geometry::same(3, 4, 3));
         }
+        let blocks = "{name: dcd, style: paper, blocks: 2, latent: 2, squeeze: 1}";
+        proof::gradients_are_differences(blocks, Geometry::same(4, 6, 3));
+        let depthwise = Geometry { kernel: [2, 3], ..Geometry::same(4, 4, 3).groups(4) };
+        proof::gradients_are_differences("{name: dcd, style: paper, squeeze: 1}", depthwise);
     }
 
     /// L, the hidden units and so the parameters of the reference's layers.
@@ -398,6 +403,24 @@ mod tests {
         let off = "{name: dcd, channel_fusion: false, channel_attention: false}";
         assert!(proof::refusal(off, site).starts_with("channel_fusion: "));
         assert!(proof::refusal("{name: dcd, style: paper, layout: resnet_basic}", site).starts_with("layout: "));
+        let (depthwise, grouped) = (site.groups(8), site.groups(4));
+        let (code, paper) = ("{name: dcd}", "{name: dcd, style: paper}");
+        for (options, wrong) in
+            [(code, depthwise), (code, grouped), (paper, grouped), (paper, Geometry::same(8, 16, 3).groups(8))]
+        {
+            let reason = proof::refusal(options, wrong);
+            assert!(
+                reason.starts_with("channel_fusion: ") && reason.contains("at depthwise sites `style: paper`"),
+                "{reason}"
+            );
+        }
+        assert!(proof::refusal("{name: dcd, blocks: 2}", site).starts_with("blocks: "));
+        assert!(proof::refusal("{name: dcd, style: paper, blocks: 0}", site).starts_with("blocks: 0"));
+        for wrong in [Geometry::same(8, 9, 3), Geometry::same(9, 8, 3)] {
+            assert!(
+                proof::refusal("{name: dcd, style: paper, blocks: 2}", wrong).starts_with("blocks: 2 don't divide")
+            );
+        }
         assert!(proof::refusal("{name: dcd, latent: 0}", site).starts_with("latent: 0"));
         assert!(proof::refusal("{name: dcd, squeeze: 0}", site).starts_with("squeeze: 0"));
     }

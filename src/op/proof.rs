@@ -6,6 +6,7 @@
 use crate::algebra::Geometry;
 use crate::op::OperatorConfig;
 use crate::op::operator::{Compact, Operator, Place};
+use crate::op::per_sample::Execution;
 use std::collections::HashMap;
 use tch::{Device, Kind, Tensor, nn};
 
@@ -49,7 +50,14 @@ pub fn expanded(config: &OperatorConfig, geometry: Geometry) -> (nn::VarStore, B
     (store, operator)
 }
 
-/// Folded it is the same function, also when its numbers are loaded into the compact form that the recipe makes. The kernels
+/// y of x in every way in which the compact form can be computed.
+fn every_execution(compact: &Compact, x: &Tensor) -> Vec<(String, Tensor)> {
+    let Compact::PerSample(kernels) = compact else { return vec![("compact".into(), compact.apply(x))] };
+    let each = |execution: &Execution| (format!("{execution:?}"), kernels.apply_as(*execution, x, None));
+    kernels.executions().iter().map(each).collect()
+}
+
+/// Folded it is the same function, however that is computed, also when its numbers are loaded into the compact form that the recipe makes. The kernels
 /// are as large as the map, so the border ring is most of it.
 pub fn folds_exactly(yaml: &str, geometries: &[Geometry]) {
     let config = options(yaml);
@@ -73,8 +81,10 @@ pub fn folds_exactly(yaml: &str, geometries: &[Geometry]) {
             let x = Tensor::randn([n, geometry.in_channels, 6, 9], DOUBLE);
             let y = operator.forward_t(&x, false);
             for compact in [&folded, &loaded] {
-                let error = relative(&compact.apply(&x), &y);
-                assert!(error < 1e-12, "{yaml} {geometry:?}: {error:e}");
+                for (way, found) in every_execution(compact, &x) {
+                    let error = relative(&found, &y);
+                    assert!(error < 1e-12, "{yaml} {geometry:?} {way}: {error:e}");
+                }
             }
         }
     }
