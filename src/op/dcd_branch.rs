@@ -23,8 +23,7 @@ pub struct Branch {
 impl Branch {
     /// Λ (N, C_out) and Φ (N, B, L, L) of x (N, C_in, H, W).
     pub fn forward(&self, x: &Tensor) -> (Option<Tensor>, Option<Tensor>) {
-        let n = x.size()[0];
-        let pooled = x.adaptive_avg_pool2d([self.pool; 2]).reshape([n, -1]);
+        let pooled = x.adaptive_avg_pool2d([self.pool; 2]).flatten(1, -1);
         let hidden = linear(&pooled, &self.first);
         let hidden = match &self.gate {
             Some(gate) => &hidden * hard_sigmoid(linear(&hidden, gate)),
@@ -32,7 +31,7 @@ impl Branch {
         };
         let fusion = self.fusion.as_ref().map(|weight| {
             let latent = (weight.size()[0] / self.blocks).isqrt();
-            linear(&hidden, weight).reshape([n, self.blocks, latent, latent])
+            linear(&hidden, weight).reshape([-1, self.blocks, latent, latent])
         });
         (self.scale.as_ref().map(|weight| hard_sigmoid(linear(&hidden, weight))), fusion)
     }

@@ -22,14 +22,13 @@ pub struct DcdKernel {
 
 impl KernelMaker for DcdKernel {
     fn make(&self, x: &Tensor, _shared: Option<&Tensor>) -> (Tensor, Tensor) {
-        let n = x.size()[0];
         let (scale, fusion) = self.branch.forward(x);
         let fixed = self.weight.unsqueeze(0);
         let weight = match scale {
-            Some(scale) => fixed * scale.reshape([n, -1, 1, 1, 1]),
+            Some(scale) => fixed * scale.reshape([-1, self.weight.size()[0], 1, 1, 1]),
             None => fixed,
         };
-        let bias = self.bias.expand([n, -1], false);
+        let bias = self.bias.unsqueeze(0);
         let Some((residual, fusion)) = self.residual.as_ref().zip(fusion) else { return (weight, bias) };
         let size = self.weight.size();
         let (kernels, shift) = residual.kernels(&fusion, [size[2], size[3]]);

@@ -54,11 +54,11 @@ impl Residual {
             Fuses::Taps => {
                 // Every channel meets the same L filters, so the channels are samples.
                 let size = x.size();
-                let z = self.basis.apply(&x.reshape([size[0] * size[1], 1, size[2], size[3]]));
+                let z = self.basis.apply(&x.reshape([-1, 1, size[2], size[3]]));
                 let map = z.size();
                 algebra::add_macs(z.numel() as i64);
-                let weights = self.times_p(&m).reshape([map[0], 1, map[1]]);
-                weights.bmm(&z.flatten(2, 3)).reshape([size[0], size[1], map[2], map[3]])
+                let weights = self.times_p(&m).reshape([-1, 1, map[1]]);
+                weights.bmm(&z.flatten(2, 3)).reshape([-1, size[1], map[2], map[3]])
             }
         }
     }
@@ -66,7 +66,7 @@ impl Residual {
     /// The kernels (N, C_out, C_in/groups, kh, kw) that do the same in a convolution with taps (kh, kw), and the biases
     /// (N, C_out) if there are any, of Φ (N, B, L, L).
     pub fn kernels(&self, fusion: &Tensor, [kh, kw]: [i64; 2]) -> (Tensor, Option<Tensor>) {
-        let (n, blocks) = (fusion.size()[0], self.p.geometry.groups);
+        let blocks = self.p.geometry.groups;
         let left = self.times_p(&self.m(fusion));
         let latent = left.size()[3];
         let product = left.matmul(&self.basis.weight.reshape([1, blocks, latent, -1]));
@@ -74,12 +74,13 @@ impl Residual {
         let out = self.p.geometry.out_channels;
         let kernels = match self.fuses {
             Fuses::Channels => {
-                let centre = diagonal(&product).reshape([n, out, -1, 1, 1]);
+                let inputs = self.basis.geometry.in_channels;
+                let centre = diagonal(&product).reshape([-1, out, inputs, 1, 1]);
                 centre.constant_pad_nd([kw / 2, kw / 2, kh / 2, kh / 2])
             }
-            Fuses::Taps => product.reshape([n, out, 1, kh, kw]),
+            Fuses::Taps => product.reshape([-1, out, 1, kh, kw]),
         };
-        let shift = |bias: &Tensor| left.matmul(&bias.reshape([1, blocks, latent, 1])).reshape([n, out]);
+        let shift = |bias: &Tensor| left.matmul(&bias.reshape([1, blocks, latent, 1])).reshape([-1, out]);
         (kernels, self.basis.bias.as_ref().map(shift))
     }
 
@@ -123,20 +124,21 @@ impl Fuses {
 
 /// M z of M (N, B, L, L) and z (N, B L, H', W').
 pub fn fuse(m: &Tensor, z: &Tensor) -> Tensor {
-    let (size, blocks) = (z.size(), m.size());
-    algebra::add_macs(z.numel() as i64 * blocks[3]);
-    m.matmul(&z.reshape([blocks[0], blocks[1], blocks[2], -1])).reshape(size)
+    let (map, m_size) = (z.size(), m.size());
+    let (blocks, latent) = (m_size[1], m_size[2]);
+    algebra::add_macs(z.numel() as i64 * latent);
+    m.matmul(&z.reshape([-1, blocks, latent, map[2] * map[3]])).reshape([-1, map[1], map[2], map[3]])
 }
 
 /// Matrices (N, B o, B i) of their diagonal blocks (N, B, o, i): zeros between.
 fn diagonal(blocks: &Tensor) -> Tensor {
     let size = blocks.size();
-    let (n, b, o, i) = (size[0], size[1], size[2], size[3]);
+    let (b, o, i) = (size[1], size[2], size[3]);
     if b == 1 {
         return blocks.squeeze_dim(1);
     }
     let places = Tensor::eye(b, (blocks.kind(), blocks.device())).reshape([1, b, 1, b, 1]);
-    (blocks.unsqueeze(3) * places).reshape([n, b * o, b * i])
+    (blocks.unsqueeze(3) * places).reshape([-1, b * o, b * i])
 }
 
 /// The path of the residual as it is trained.

@@ -144,12 +144,12 @@ impl Generator {
             Generator::Mixed { route, bias, experts } => {
                 let count = experts.size()[1];
                 let scores = x.mean_dim([2, 3].as_slice(), false, None).linear(route, Some(bias));
-                let weights = (scores.sigmoid() * (2. / count as f64)).reshape([n, m, count]);
+                let weights = (scores.sigmoid() * (2. / count as f64)).reshape([-1, m, count]);
                 algebra::add_macs((n * route.numel() as i64) + n * m * experts.numel() as i64);
                 weights.matmul(&experts.transpose(0, 1))
             }
         };
-        flat.reshape([n, m, out, inner, kh, kw])
+        flat.reshape([-1, m, out, inner, kh, kw])
     }
 }
 

@@ -112,16 +112,16 @@ impl Experts {
         Experts { shift: Some(shift), ..self }
     }
 
-    /// Kernels (N, C_out, C_in/g, kh, kw) and biases (N, C_out) of mixing weights (N, K).
+    /// Kernels (N, C_out, C_in/g, kh, kw) and biases (N or 1, C_out) of mixing weights (N, K).
     pub fn mix(&self, mixing: &Tensor) -> (Tensor, Tensor) {
-        let (n, size) = (mixing.size()[0], self.weight.size());
-        let weight = mixing.matmul(&self.weight.flatten(1, -1)).reshape([n, size[1], size[2], size[3], size[4]]);
+        let size = self.weight.size();
+        let weight = mixing.matmul(&self.weight.flatten(1, -1)).reshape([-1, size[1], size[2], size[3], size[4]]);
         algebra::add_macs(weight.numel() as i64 * size[0]);
         let bias = match (&self.bias, &self.shift) {
             (Some(bias), Some(shift)) => mixing.matmul(bias) + shift,
             (Some(bias), None) => mixing.matmul(bias),
-            (None, Some(shift)) => shift.expand([n, size[1]], false).contiguous(),
-            (None, None) => Tensor::zeros([n, size[1]], (weight.kind(), weight.device())),
+            (None, Some(shift)) => shift.unsqueeze(0),
+            (None, None) => Tensor::zeros([1, size[1]], (weight.kind(), weight.device())),
         };
         (weight, bias)
     }

@@ -62,15 +62,14 @@ impl LowRank {
         let geometry = self.first.geometry;
         let (groups, m) = (geometry.groups, geometry.out_channels);
         let out = self.second.size()[0];
-        let n = gates.size()[0];
         // Per group: (N, g, C_out/g, m/g) times (g, m/g, fan_in).
         let gated =
-            self.second.reshape([1, groups, out / groups, m / groups]) * gates.reshape([n, groups, 1, m / groups]);
+            self.second.reshape([1, groups, out / groups, m / groups]) * gates.reshape([-1, groups, 1, m / groups]);
         let first = self.first.weight.reshape([groups, m / groups, geometry.fan_in()]);
         let [_, inner, kh, kw] = geometry.weight_size();
-        let low_rank = gated.matmul(&first).reshape([n, out, inner, kh, kw]);
+        let low_rank = gated.matmul(&first).reshape([-1, out, inner, kh, kw]);
         algebra::add_macs(low_rank.numel() as i64 * (m / groups));
-        let shift = gated.matmul(&self.first.bias_or_zeros().reshape([groups, m / groups, 1])).reshape([n, out]);
+        let shift = gated.matmul(&self.first.bias_or_zeros().reshape([groups, m / groups, 1])).reshape([-1, out]);
         let weight = match &self.weight {
             Some(weight) => low_rank + weight,
             None => low_rank,

@@ -154,27 +154,27 @@ impl KernelMaker for Attended {
 impl TrainedMaker for Attended {
     fn make_t(&self, x: &Tensor, _shared: Option<&Tensor>, train: bool) -> (Tensor, Tensor) {
         let Attention { channel, filter, spatial, kernel, temperature, .. } = &self.attention;
-        let (n, groups) = (x.size()[0], self.geometry.groups);
+        let groups = self.geometry.groups;
         let [out, inner, kh, kw] = self.geometry.weight_size();
         let hidden = self.attention.hidden(x, train);
         let scores = |head: &Fc| temperature.divide(head.forward(&hidden));
         let mixing = match kernel {
             Some(kernel) => scores(kernel).softmax(1, None::<Kind>),
-            None => hidden.new_ones([n, 1], (hidden.kind(), hidden.device())),
+            None => hidden.new_ones([1, 1], (hidden.kind(), hidden.device())),
         };
         let (weight, bias) = self.experts.mix(&mixing);
         // Input channel i of group j is channel j C_in/g + i of x.
-        let channels = scores(channel).sigmoid().reshape([n, groups, 1, inner, 1]);
+        let channels = scores(channel).sigmoid().reshape([-1, groups, 1, inner, 1]);
         let inputs = match spatial {
-            Some(spatial) => channels * scores(spatial).sigmoid().reshape([n, 1, 1, 1, kh * kw]),
+            Some(spatial) => channels * scores(spatial).sigmoid().reshape([-1, 1, 1, 1, kh * kw]),
             None => channels,
         };
-        let open = weight.reshape([n, groups, out / groups, inner, kh * kw]) * inputs;
+        let open = weight.reshape([-1, groups, out / groups, inner, kh * kw]) * inputs;
         let weight = match filter {
-            Some(filter) => open * scores(filter).sigmoid().reshape([n, groups, out / groups, 1, 1]),
+            Some(filter) => open * scores(filter).sigmoid().reshape([-1, groups, out / groups, 1, 1]),
             None => open,
         };
-        (weight.reshape([n, out, inner, kh, kw]), bias)
+        (weight.reshape([-1, out, inner, kh, kw]), bias)
     }
 
     fn anneal(&self, epochs: f64) {

@@ -4,6 +4,7 @@ use crate::algebra::{self, Geometry};
 use crate::timing;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::{Mutex, PoisonError};
@@ -11,7 +12,8 @@ use tch::Tensor;
 
 /// Makes the kernel and the bias of each sample from the input.
 pub trait KernelMaker: Debug + Send {
-    /// Kernels (N, C_out, C_in/groups, kh, kw) and biases (N, C_out) for x (N, C_in, H, W). `shared` is what the operators of the
+    /// Kernels (N, C_out, C_in/groups, kh, kw) and biases (N, C_out), or (1, C_out) where all samples have one, for x
+    /// (N, C_in, H, W). `shared` is what the operators of the
     /// site's block share, where they do.
     fn make(&self, x: &Tensor, shared: Option<&Tensor>) -> (Tensor, Tensor);
 
@@ -167,6 +169,41 @@ fn size4(x: &Tensor) -> (i64, i64, i64, i64) {
     (size[0], size[1], size[2], size[3])
 }
 
+thread_local! {
+    static EXPORTING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs a pass in operations whose numbers don't depend on the batch, so that what is recorded of it serves any batch.
+pub fn exporting<T>(pass: impl FnOnce() -> T) -> T {
+    let outer = EXPORTING.replace(true);
+    let result = pass();
+    EXPORTING.set(outer);
+    result
+}
+
+/// Whether a pass is recorded for another program: see [`exporting`].
+pub fn is_exporting() -> bool {
+    EXPORTING.get()
+}
+
+/// The convolutions as one batched product with the columns that each output reads.
+fn columns(x: &Tensor, weight: &Tensor, bias: &Tensor, geometry: &Geometry) -> Tensor {
+    let Geometry { in_channels, out_channels, kernel: [kh, kw], groups, .. } = *geometry;
+    let read = if geometry.is_pointwise() {
+        x.shallow_clone()
+    } else {
+        // Channel c kk + t of the columns is tap t of channel c: a depthwise convolution with one-hot kernels.
+        let taps =
+            Tensor::eye(kh * kw, (x.kind(), x.device())).reshape([kh * kw, 1, kh, kw]).repeat([in_channels, 1, 1, 1]);
+        let depthwise = Geometry { out_channels: in_channels * kh * kw, groups: in_channels, ..*geometry };
+        algebra::conv2d(x, &taps, None, &depthwise)
+    };
+    let (_, _, h, w) = size4(&read);
+    let read = read.reshape([-1, groups, geometry.fan_in(), h * w]);
+    let y = weight.reshape([-1, groups, out_channels / groups, geometry.fan_in()]).matmul(&read);
+    y.reshape([-1, out_channels, h, w]) + bias.reshape([-1, out_channels, 1, 1])
+}
+
 /// The way that was the fastest, by shape: see [`conv2d`].
 pub type Choices = BTreeMap<String, Way>;
 
@@ -182,14 +219,20 @@ pub fn choose(choices: Choices) {
     CHOICES.lock().unwrap_or_else(PoisonError::into_inner).extend(choices);
 }
 
-/// Convolves each sample of x (N, C_in, H, W) with its own kernel (N, C_out, C_in/groups, kh, kw) and bias (N, C_out).
+/// Convolves each sample of x (N, C_in, H, W) with its own kernel (N, C_out, C_in/groups, kh, kw) and bias (N, C_out), or the bias
+/// (1, C_out) of all.
 ///
 /// A single sample is a plain convolution. For a batch the [`Way`] is the fastest for its shape: they are timed when a shape is
 /// first met (forward and, where there are gradients, backward), and the choice holds from then on.
 pub fn conv2d(x: &Tensor, weight: &Tensor, bias: &Tensor, geometry: &Geometry) -> Tensor {
-    if x.size()[0] == 1 {
+    if is_exporting() {
+        return columns(x, weight, bias, geometry);
+    }
+    let n = x.size()[0];
+    if n == 1 {
         return algebra::conv2d(x, &weight.squeeze_dim(0), Some(&bias.squeeze_dim(0)), geometry);
     }
+    let bias = &bias.expand([n, geometry.out_channels], false);
     let trains = x.requires_grad() || weight.requires_grad();
     let shape = format!("{:?} {:?} {:?} {geometry:?} {trains}", x.device(), x.kind(), x.size());
     let known = CHOICES.lock().unwrap_or_else(PoisonError::into_inner).get(&shape).copied();
@@ -250,7 +293,9 @@ mod tests {
             let far = |a: &Tensor, b: &Tensor| (a - b).abs().max().double_value(&[]);
             let ways =
                 Way::candidates(&geometry).iter().map(|way| (format!("{way:?}"), way.run(x, weight, bias, &geometry)));
-            for (way, y) in ways.chain([("chosen".to_string(), conv2d(x, weight, bias, &geometry))]) {
+            let exported = exporting(|| conv2d(x, weight, bias, &geometry));
+            let more = [("chosen".to_string(), conv2d(x, weight, bias, &geometry)), ("exported".to_string(), exported)];
+            for (way, y) in ways.chain(more) {
                 assert!(far(&y, &expected) < 1e-13, "{way} {geometry:?}: {}", far(&y, &expected));
                 for (a, b) in gradients(&y).iter().zip(&slopes) {
                     assert!(far(a, b) < 1e-12, "{way} {geometry:?}: {}", far(a, b));

@@ -3,7 +3,7 @@
 use crate::algebra::{self, Geometry};
 use crate::op::per_sample;
 use std::fmt::Debug;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 /// Makes the kernels of each sample, and the map, from the input.
 pub trait RegionMaker: Debug + Send {
@@ -50,6 +50,9 @@ pub fn add_bias(y: Tensor, bias: Option<&Tensor>) -> Tensor {
 ///
 /// Each output is computed once, by its own kernel alone; a region that a sample doesn't use costs nothing.
 pub fn conv2d(x: &Tensor, kernels: &Tensor, regions: &Tensor, geometry: &Geometry) -> Tensor {
+    if per_sample::is_exporting() {
+        return conv2d_exported(x, kernels, regions, geometry);
+    }
     let size = regions.size();
     let (n, groups, out) = (size[0], geometry.groups, geometry.out_channels);
     let mut samples = Vec::with_capacity(n as usize);
@@ -92,16 +95,26 @@ fn product(columns: &Tensor, kernels: &Tensor, regions: &Tensor) -> Tensor {
 /// What every kernel (N, m, C_out, C_in/groups, kh, kw) answers everywhere: (N, groups, m, C_out/groups, H', W').
 pub fn responses(x: &Tensor, kernels: &Tensor, geometry: &Geometry) -> Tensor {
     let size = kernels.size();
-    let (n, m, groups, out) = (size[0], size[1], geometry.groups, geometry.out_channels);
+    let (m, groups, out) = (size[1], geometry.groups, geometry.out_channels);
     // The outputs of a channel group lie together, so the regions stand inside of the groups.
-    let grouped = [n, m, groups, out / groups * geometry.fan_in()];
+    let grouped = [-1, m, groups, out / groups * geometry.fan_in()];
     let wide = Geometry { out_channels: m * out, ..*geometry };
     let [_, inner, kh, kw] = geometry.weight_size();
-    let weight = kernels.reshape(grouped).transpose(1, 2).reshape([n, m * out, inner, kh, kw]);
-    let none = Tensor::zeros([n, m * out], (x.kind(), x.device()));
+    let weight = kernels.reshape(grouped).transpose(1, 2).reshape([-1, m * out, inner, kh, kw]);
+    let none = Tensor::zeros([1, m * out], (x.kind(), x.device()));
     let y = per_sample::conv2d(x, &weight, &none, &wide);
     let size = y.size();
-    y.reshape([n, groups, m, out / groups, size[2], size[3]])
+    y.reshape([-1, groups, m, out / groups, size[2], size[3]])
+}
+
+/// As [`conv2d`], in operations whose numbers don't depend on the batch: each kernel everywhere, and 0 times those of other regions.
+fn conv2d_exported(x: &Tensor, kernels: &Tensor, regions: &Tensor, geometry: &Geometry) -> Tensor {
+    let responses = responses(x, kernels, geometry);
+    let size = responses.size();
+    let (m, h, w) = (size[2], size[4], size[5]);
+    let all = Tensor::arange(m, (Kind::Int64, x.device())).reshape([1, m, 1, 1]);
+    let chosen = regions.unsqueeze(1).eq_tensor(&all).to_kind(x.kind()).reshape([-1, 1, m, 1, h, w]);
+    (responses * chosen).sum_dim_intlist(2, false, None).reshape([-1, geometry.out_channels, h, w])
 }
 
 /// Of [`responses`], those of each output's region (N, H', W'): (N, C_out, H', W').
@@ -116,7 +129,7 @@ pub fn select(responses: &Tensor, regions: &Tensor) -> Tensor {
 mod tests {
     use super::*;
     use crate::algebra::PaddingMode;
-    use tch::{Device, Kind};
+    use tch::Device;
 
     /// The definition: every sample convolved by itself with each kernel, and the region's answer taken. float64, so only the
     /// order of summation differs.
@@ -151,6 +164,7 @@ mod tests {
             assert_eq!(macs, y.numel() as i64 * geometry.fan_in());
             assert!(far(y) < 1e-13, "{geometry:?}");
             assert!(far(select(&responses(&x, &kernels, &geometry), &regions)) < 1e-13, "{geometry:?}");
+            assert!(far(per_sample::exporting(|| conv2d(&x, &kernels, &regions, &geometry))) < 1e-13, "{geometry:?}");
         }
     }
 }

@@ -66,11 +66,11 @@ impl Tied {
     /// y (N, outputs) of x (N, inputs).
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let size = self.weight.size();
-        let (n, outputs, inputs) = (x.size()[0], size[0], size[1]);
-        let blocks = x.reshape([n * self.blocks, inputs]);
+        let (outputs, inputs) = (size[0], size[1]);
+        let blocks = x.reshape([-1, inputs]);
         let y = blocks.linear(&self.weight.reshape([outputs, inputs]), self.bias.as_ref());
         algebra::add_macs(y.numel() as i64 * inputs);
-        y.reshape([n, self.blocks * outputs])
+        y.reshape([-1, self.blocks * outputs])
     }
 
     /// Detached and in another precision.

@@ -163,20 +163,19 @@ struct Generator {
 
 impl KernelMaker for Generator {
     fn make(&self, x: &Tensor, shared: Option<&Tensor>) -> (Tensor, Tensor) {
-        let n = x.size()[0];
         let [out, inner, kh, kw] = self.geometry.weight_size();
         let (blocks, width) = (out * self.blocks, self.weight.size()[1]);
         let reduced = experts::own_or_shared(self.reduce.as_ref().map(|reduce| reduce.forward(x)), shared);
         let activations = self.activate.forward(&reduced).sigmoid();
         // One product a block: (blocks, N, M/G) times (blocks, M/G, numbers).
-        let activations = activations.reshape([n, blocks, width]).transpose(0, 1);
+        let activations = activations.reshape([-1, blocks, width]).transpose(0, 1);
         let made = activations.bmm(&self.weight.reshape([blocks, -1, width]).transpose(1, 2));
         algebra::add_macs(made.numel() as i64 * width);
         let bias = match &self.shift {
-            Some(shift) => shift.expand([n, out], false).contiguous(),
-            None => Tensor::zeros([n, out], (x.kind(), x.device())),
+            Some(shift) => shift.unsqueeze(0),
+            None => Tensor::zeros([1, out], (x.kind(), x.device())),
         };
-        (made.transpose(0, 1).reshape([n, out, inner, kh, kw]), bias)
+        (made.transpose(0, 1).reshape([-1, out, inner, kh, kw]), bias)
     }
 
     fn tensors(&self) -> Vec<(String, Tensor)> {
