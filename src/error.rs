@@ -22,9 +22,13 @@ pub fn exit_status(error: &anyhow::Error) -> u8 {
 
 /// The error and its causes on one line. libtorch appends a C++ stack to its messages; only their first line is kept.
 pub fn one_line(error: &anyhow::Error) -> String {
-    let causes: Vec<String> =
-        error.chain().map(|cause| cause.to_string().lines().next().unwrap_or_default().trim().to_string()).collect();
+    let causes: Vec<String> = error.chain().map(|cause| first_line(&cause.to_string())).collect();
     causes.join(": ")
+}
+
+/// The first line that is not blank: libtorch's messages begin with an empty one.
+fn first_line(text: &str) -> String {
+    text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default().to_string()
 }
 
 /// The known name closest to a mistyped one, if any is close enough to be what was meant.

@@ -8,7 +8,7 @@
 //! 4. [`config`] (an experiment file, resolved)
 //! 5. [`fold`] (a network to its compact form), [`tune`] (how it is computed), [`weights`] (the model file)
 //! 6. [`train`] (one trial)
-//! 7. [`mod@bench`] (latency and throughput)
+//! 7. [`export`] (models for other programs), [`mod@bench`] (latency and throughput)
 //! 8. [`sweep`] (the trials of a file)
 //! 9. [`report`] (tables of a sweep)
 //! 10. [`cli`] (the command line)
@@ -116,6 +116,7 @@ pub mod weights;
 pub mod train;
 
 pub mod bench;
+pub mod export;
 
 pub mod sweep;
 

@@ -1,14 +1,15 @@
-//! The loops that libtorch runs in more passes than needed, in C++ of our own (the package in `src/native`): the sum of batch norms
-//! and the activation behind it. The cargo feature `native`, on by default, builds them; without it, and for tensors that they
+//! C++ of our own (the package in `src/native`): the loops that libtorch runs in more passes than needed, the sum of batch norms and
+//! the activation behind it; and the graph of a TorchScript file. The cargo feature `native`, on by default, builds them; without it, and for tensors that they
 //! don't take, libtorch's operations do the same.
 
 #[cfg(feature = "native")]
-pub use foldconv_native::{Term, newest_processor, norm_sum};
+pub use foldconv_native::{Term, graph, newest_processor, norm_sum};
 #[cfg(not(feature = "native"))]
-pub use without::{Term, newest_processor, norm_sum};
+pub use without::{Term, graph, newest_processor, norm_sum};
 
 #[cfg(not(feature = "native"))]
 mod without {
+    use std::path::Path;
     use tch::Tensor;
 
     /// One batch norm of a sum, in training: the map (N, C, H, W) and what PyTorch's batch_norm takes, each (C).
@@ -29,6 +30,11 @@ mod without {
     /// Always None: libtorch does it.
     pub fn norm_sum(_: &[Term], _: f64, _: f64, _: f64, _: f64) -> Option<Tensor> {
         None
+    }
+
+    /// Not built.
+    pub fn graph(_: &Path, _: &Tensor) -> Result<(String, Vec<Tensor>), String> {
+        Err("this foldconv was built without the cargo feature `native`, which reads the graph".into())
     }
 
     /// There are no builds to choose from.

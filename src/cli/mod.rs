@@ -5,6 +5,7 @@ mod compare;
 mod describe;
 mod doctor;
 mod eval;
+mod export;
 mod fold;
 mod output;
 mod report;
@@ -55,6 +56,8 @@ enum Command {
     Report(report::Options),
     /// Fold a model and verify it
     Fold(fold::Options),
+    /// Write a model for PyTorch or ONNX
+    Export(export::Options),
     /// Compare a model's expanded and compact form
     Compare(compare::Options),
     /// Measure a model on the test split
@@ -138,6 +141,7 @@ impl Cli {
             Command::Sweep(options) => sweep::run(options, machine, json),
             Command::Report(options) => report::run(options, json),
             Command::Fold(options) => fold::run(options, machine, json),
+            Command::Export(options) => export::run(options, json),
             Command::Compare(options) => compare::run(options, machine, json),
             Command::Eval(options) => eval::run(options, machine, json),
             Command::Bench(options) => bench::run(options, machine, json),

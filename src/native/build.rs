@@ -1,9 +1,9 @@
-//! Compiles the loops once for each generation of processors, and the function that libtorch differentiates.
+//! Compiles the loops once for each generation of processors, and what is written against libtorch.
 
 use std::path::Path;
 
 fn main() {
-    for file in ["build.rs", "passes.h", "passes.cpp", "norm_sum.cpp"] {
+    for file in ["build.rs", "passes.h", "passes.cpp", "norm_sum.cpp", "graph.cpp"] {
         println!("cargo:rerun-if-changed={file}");
     }
     println!("cargo:rerun-if-env-changed=LIBTORCH");
@@ -40,5 +40,6 @@ fn main() {
         .flag("-isystem")
         .flag(include.join("torch/csrc/api/include"))
         .file("norm_sum.cpp")
+        .file("graph.cpp")
         .compile("foldconv_native");
 }

@@ -1,6 +1,8 @@
-//! The loops that libtorch runs in more passes than needed, in C++: the sum of batch norms and the activation behind it.
+//! What has to be C++: the loops that libtorch runs in more passes than needed (the sum of batch norms and the activation behind
+//! it), and the graph of a TorchScript file.
 
-use std::ffi::{CStr, c_char, c_void};
+use std::ffi::{CStr, CString, c_char, c_void};
+use std::path::Path;
 use tch::{Device, Kind, Tensor};
 use torch_sys::C_tensor;
 
@@ -34,6 +36,14 @@ unsafe extern "C" {
     ) -> *mut C_tensor;
 
     fn foldconv_newest_processor(generation: i32);
+
+    fn foldconv_graph(
+        path: *const c_char,
+        x: *const C_tensor,
+        tensors: *mut *mut *mut C_tensor,
+        n_tensors: *mut i64,
+        error: *mut *mut c_char,
+    ) -> *mut c_char;
 }
 
 /// Uses the builds of the loops for no newer processors than this from now on: 0 any, 1 AVX2, 2 AVX-512 (the default).
@@ -72,10 +82,41 @@ pub fn norm_sum(terms: &[Term], momentum: f64, eps: f64, low: f64, high: f64) ->
     unsafe {
         let y = foldconv_norm_sum(inputs.as_ptr(), terms.len() as i64, momentum, eps, low, high, &mut error);
         if y.is_null() {
-            let message = CStr::from_ptr(error).to_string_lossy().into_owned();
-            libc::free(error.cast::<c_void>());
-            panic!("norm_sum: {message}");
+            panic!("norm_sum: {}", take(error));
         }
         Some(Tensor::from_ptr(y))
+    }
+}
+
+/// The operations of a TorchScript file's forward as JSON (see graph.cpp) with the sizes of an example x, and the tensors that its
+/// constants refer to.
+///
+/// # Errors
+/// libtorch's message where it can't read the file.
+pub fn graph(path: &Path, x: &Tensor) -> Result<(String, Vec<Tensor>), String> {
+    let path = CString::new(path.as_os_str().as_encoded_bytes()).map_err(|error| error.to_string())?;
+    let (mut tensors, mut count, mut error) = (std::ptr::null_mut(), 0, std::ptr::null_mut());
+    // SAFETY: `path` ends with a zero. On success the string and the array are ours to free, and the tensors tch's to own; otherwise
+    // there is a message to free.
+    unsafe {
+        let json = foldconv_graph(path.as_ptr(), x.as_ptr(), &mut tensors, &mut count, &mut error);
+        if json.is_null() {
+            return Err(take(error));
+        }
+        let owned = (0..count as usize).map(|at| Tensor::from_ptr(*tensors.add(at))).collect();
+        libc::free(tensors.cast::<c_void>());
+        Ok((take(json), owned))
+    }
+}
+
+/// The text of a string from strdup, which is freed.
+///
+/// # Safety
+/// It must be one.
+unsafe fn take(text: *mut c_char) -> String {
+    unsafe {
+        let copy = CStr::from_ptr(text).to_string_lossy().into_owned();
+        libc::free(text.cast::<c_void>());
+        copy
     }
 }

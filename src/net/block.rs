@@ -1,6 +1,6 @@
 //! Sites, and how an operator is put on one.
 
-use crate::algebra::{self, FoldError, Geometry};
+use crate::algebra::{self, FoldError, Geometry, Kernel};
 use crate::bad_request;
 use crate::data::dataset::Spec;
 use crate::op::layers::{Activation, LinearConfig, below};
@@ -70,6 +70,8 @@ impl SiteKind {
 pub struct Site {
     /// The path of its convolution: PyTorch's name where PyTorch has the network.
     pub name: String,
+    /// The path of the batch norm that its network puts behind it.
+    pub bn: String,
     /// What it is in its network.
     pub kind: SiteKind,
     /// Its shape.
@@ -121,6 +123,14 @@ impl Site {
         match &self.module {
             Module::Expanded(operator) => operator.fold(),
             Module::Compact(_) => Err(FoldError::Shape("this network is folded already".into())),
+        }
+    }
+
+    /// The one kernel that it is, where it is that.
+    pub fn kernel(&self) -> Option<&Kernel> {
+        match &self.module {
+            Module::Compact(Compact::Static(kernel)) => Some(kernel),
+            _ => None,
         }
     }
 
@@ -247,7 +257,7 @@ impl<'a> Builder<'a> {
     fn place(&self, root: &nn::Path, plan: SitePlan, block: Option<i64>) -> Result<(Site, bool)> {
         let SitePlan { conv, bn, kind, geometry, activation, default } = plan;
         let (conv, bn) = (below(root, conv), below(root, bn));
-        let name = dotted(&conv);
+        let (name, bn_name) = (dotted(&conv), dotted(&bn));
         let chosen = match self.apply_to {
             [] => default,
             names => names.iter().any(|wanted| wanted == "all" || wanted == kind.name() || *wanted == name),
@@ -268,7 +278,8 @@ impl<'a> Builder<'a> {
                 Module::Compact(recipe.compact(&place, geometry).executed(execution))
             }
         };
-        Ok((Site { name, kind, geometry, operator: operator.name(), activation, block, module }, chosen))
+        let site = Site { name, bn: bn_name, kind, geometry, operator: operator.name(), activation, block, module };
+        Ok((site, chosen))
     }
 }
 

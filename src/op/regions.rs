@@ -51,7 +51,7 @@ pub fn add_bias(y: Tensor, bias: Option<&Tensor>) -> Tensor {
 /// Each output is computed once, by its own kernel alone; a region that a sample doesn't use costs nothing.
 pub fn conv2d(x: &Tensor, kernels: &Tensor, regions: &Tensor, geometry: &Geometry) -> Tensor {
     if per_sample::is_exporting() {
-        return conv2d_exported(x, kernels, regions, geometry);
+        return select(&responses(x, kernels, geometry), regions);
     }
     let size = regions.size();
     let (n, groups, out) = (size[0], geometry.groups, geometry.out_channels);
@@ -107,20 +107,17 @@ pub fn responses(x: &Tensor, kernels: &Tensor, geometry: &Geometry) -> Tensor {
     y.reshape([-1, groups, m, out / groups, size[2], size[3]])
 }
 
-/// As [`conv2d`], in operations whose numbers don't depend on the batch: each kernel everywhere, and 0 times those of other regions.
-fn conv2d_exported(x: &Tensor, kernels: &Tensor, regions: &Tensor, geometry: &Geometry) -> Tensor {
-    let responses = responses(x, kernels, geometry);
-    let size = responses.size();
-    let (m, h, w) = (size[2], size[4], size[5]);
-    let all = Tensor::arange(m, (Kind::Int64, x.device())).reshape([1, m, 1, 1]);
-    let chosen = regions.unsqueeze(1).eq_tensor(&all).to_kind(x.kind()).reshape([-1, 1, m, 1, h, w]);
-    (responses * chosen).sum_dim_intlist(2, false, None).reshape([-1, geometry.out_channels, h, w])
-}
-
 /// Of [`responses`], those of each output's region (N, H', W'): (N, C_out, H', W').
 pub fn select(responses: &Tensor, regions: &Tensor) -> Tensor {
     let size = responses.size();
     let (n, groups, per_group, h, w) = (size[0], size[1], size[3], size[4], size[5]);
+    if per_sample::is_exporting() {
+        // An index has the batch in it; 0 times the answers of the other regions has not.
+        let m = size[2];
+        let all = Tensor::arange(m, (Kind::Int64, regions.device())).reshape([1, m, 1, 1]);
+        let chosen = regions.unsqueeze(1).eq_tensor(&all).to_kind(responses.kind()).reshape([-1, 1, m, 1, h, w]);
+        return (responses * chosen).sum_dim_intlist(2, false, None).reshape([-1, groups * per_group, h, w]);
+    }
     let index = regions.reshape([n, 1, 1, 1, h, w]).expand([n, groups, 1, per_group, h, w], false);
     responses.gather(2, &index, false).reshape([n, groups * per_group, h, w])
 }

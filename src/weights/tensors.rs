@@ -19,22 +19,33 @@ pub fn write<'a, M: Serialize>(
     document: &M,
     tensors: impl IntoIterator<Item = (&'a String, &'a Tensor)>,
 ) -> Result<()> {
+    files::write_atomic(path, &serialize(tensors, (DOCUMENT, serde_json::to_string(document)?))?)
+}
+
+/// The bytes of a safetensors file, with one pair of metadata.
+pub fn serialize<'a>(
+    tensors: impl IntoIterator<Item = (&'a String, &'a Tensor)>,
+    (key, value): (&str, String),
+) -> Result<Vec<u8>> {
     let mut buffers = BTreeMap::new();
     for (name, tensor) in tensors {
         let dtype = dtype(tensor.kind()).with_context(|| format!("{name}: cannot save {:?}", tensor.kind()))?;
-        // safetensors wants plain (contiguous) order; channels_last tensors are copied.
-        let tensor = tensor.detach().to_device(Device::Cpu).contiguous();
         let shape: Vec<usize> = tensor.size().iter().map(|n| *n as usize).collect();
-        let mut bytes = vec![0; tensor.numel() * tensor.kind().elt_size_in_bytes()];
-        tensor.f_copy_data_u8(&mut bytes, tensor.numel())?;
-        buffers.insert(name, (dtype, shape, bytes));
+        buffers.insert(name, (dtype, shape, bytes(tensor)?));
     }
     let views = buffers
         .iter()
         .map(|(name, (dtype, shape, bytes))| Ok((name.as_str(), TensorView::new(*dtype, shape.clone(), bytes)?)))
         .collect::<Result<Vec<_>>>()?;
-    let metadata = HashMap::from([(DOCUMENT.to_string(), serde_json::to_string(document)?)]);
-    files::write_atomic(path, &safetensors::serialize(views, Some(metadata))?)
+    Ok(safetensors::serialize(views, Some(HashMap::from([(key.to_string(), value)])))?)
+}
+
+/// The numbers of a tensor in plain (contiguous) order; those of a channels_last one are copied.
+pub fn bytes(tensor: &Tensor) -> Result<Vec<u8>> {
+    let tensor = tensor.detach().to_device(Device::Cpu).contiguous();
+    let mut bytes = vec![0; tensor.numel() * tensor.kind().elt_size_in_bytes()];
+    tensor.f_copy_data_u8(&mut bytes, tensor.numel())?;
+    Ok(bytes)
 }
 
 /// Reads a file that [`write()`] wrote.

@@ -1,0 +1,46 @@
+//! Models for other programs: state dicts for PyTorch, TorchScript, ONNX.
+
+mod onnx;
+mod proto;
+mod pytorch;
+mod recorded;
+mod state;
+
+use crate::weights::Model;
+use crate::{bad_request, files};
+use anyhow::Result;
+pub use state::Bn;
+use std::path::Path;
+
+/// What is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// The state dict, as a safetensors file.
+    Safetensors,
+    /// The state dict, as torch.save writes it.
+    Pytorch,
+    /// The network, as torch.jit.load reads it; for any batch.
+    Torchscript,
+    /// The network, for onnxruntime and others; for any batch.
+    Onnx,
+}
+
+/// Writes a model. `bn` says how the state dict of a compact network gets its batch norms.
+///
+/// # Errors
+/// A [`crate::error::BadRequest`] where the form of the model and `bn` don't go together, or the file can't be written.
+pub fn export(model: &Model, format: Format, bn: Bn, out: &Path) -> Result<()> {
+    match format {
+        Format::Safetensors | Format::Pytorch => {
+            let tensors = state::dict(model, bn)?;
+            let bytes = match format {
+                Format::Safetensors => state::safetensors(&tensors)?,
+                _ => pytorch::save(&tensors)?,
+            };
+            files::write_atomic(out, &bytes)
+        }
+        _ if bn != Bn::Fused => bad_request!("--bn: is for state dicts; a recorded network has what it has"),
+        Format::Torchscript => recorded::torchscript(model, out),
+        Format::Onnx => files::write_atomic(out, &onnx::encode(model, &recorded::graph(model)?)?),
+    }
+}

@@ -1,0 +1,545 @@
+//! A recorded network as ONNX (opset 17): each operation of libtorch becomes the operations of ONNX that do the same.
+
+use super::proto::*;
+use super::recorded::{Graph, Node};
+use crate::train;
+use crate::weights::Model;
+use crate::weights::tensors::bytes;
+use anyhow::{Context, Result, bail, ensure};
+use prost::Message;
+use serde_json::Value;
+use std::collections::HashMap;
+use tch::{Device, Kind, Tensor};
+
+/// ONNX's numbers for types of elements.
+const FLOAT: i32 = 1;
+const INT64: i32 = 7;
+
+/// The bytes of the file.
+pub fn encode(model: &Model, graph: &Graph) -> Result<Vec<u8>> {
+    let mut writer = Writer::default();
+    writer.known.insert(graph.inputs[1], Known::Tensor { name: "images".into(), size: Vec::new() });
+    for node in &graph.nodes {
+        writer.node(graph, node).with_context(|| format!("ONNX: {}", node.op))?;
+    }
+    let logits = writer.tensor(graph.outputs[0])?;
+    writer.push("Identity", &[&logits], "logits", vec![]);
+    let spec = model.about.config.data.spec();
+    let (channels, size) = (Size::DimValue(spec.channels), Size::DimValue(spec.size));
+    let graph = GraphProto {
+        node: writer.nodes,
+        name: model.about.config.net.name().into(),
+        initializer: writer.initializers,
+        input: vec![value("images", vec![batch(), channels, size.clone(), size])],
+        output: vec![value("logits", vec![batch(), Size::DimValue(spec.classes)])],
+    };
+    let normalisation = serde_json::to_string(&model.about.normalisation)?;
+    let metadata = [("normalisation", normalisation), ("classes", serde_json::to_string(&model.about.classes)?)];
+    let file = ModelProto {
+        ir_version: 8,
+        producer_name: "foldconv".into(),
+        producer_version: train::version(),
+        graph: Some(graph),
+        opset_import: vec![OperatorSetIdProto { domain: String::new(), version: 17 }],
+        metadata_props: metadata.map(|(key, value)| StringStringEntryProto { key: key.into(), value }).into(),
+    };
+    Ok(file.encode_to_vec())
+}
+
+fn batch() -> Size {
+    Size::DimParam("batch".into())
+}
+
+fn value(name: &str, size: Vec<Size>) -> ValueInfoProto {
+    let dim = size.into_iter().map(|size| Dimension { value: Some(size) }).collect();
+    let tensor_type = Some(TensorType { elem_type: FLOAT, shape: Some(TensorShapeProto { dim }) });
+    ValueInfoProto { name: name.into(), r#type: Some(TypeProto { tensor_type }) }
+}
+
+/// What is known of a value of the record.
+#[derive(Clone, Debug)]
+enum Known {
+    /// A tensor of the graph, and its size for a batch of 2.
+    Tensor { name: String, size: Vec<i64> },
+    /// A constant that is no tensor.
+    Constant(Value),
+    /// A list of values.
+    List(Vec<usize>),
+}
+
+#[derive(Default)]
+struct Writer {
+    known: HashMap<usize, Known>,
+    nodes: Vec<NodeProto>,
+    initializers: Vec<TensorProto>,
+}
+
+fn int(name: &str, i: i64) -> AttributeProto {
+    AttributeProto { name: name.into(), i, r#type: 2, ..AttributeProto::default() }
+}
+
+fn ints(name: &str, ints: Vec<i64>) -> AttributeProto {
+    AttributeProto { name: name.into(), ints, r#type: 7, ..AttributeProto::default() }
+}
+
+fn float(name: &str, f: f64) -> AttributeProto {
+    AttributeProto { name: name.into(), f: f as f32, r#type: 1, ..AttributeProto::default() }
+}
+
+fn text(name: &str, text: &str) -> AttributeProto {
+    AttributeProto { name: name.into(), s: text.into(), r#type: 3, ..AttributeProto::default() }
+}
+
+/// A dimension counted from the end, counted from the front.
+fn axis(dimension: i64, rank: usize) -> i64 {
+    if dimension < 0 { dimension + rank as i64 } else { dimension }
+}
+
+impl Writer {
+    fn push(&mut self, op: &str, inputs: &[&str], output: &str, attribute: Vec<AttributeProto>) {
+        self.nodes.push(NodeProto {
+            input: inputs.iter().map(|name| name.to_string()).collect(),
+            output: vec![output.to_string()],
+            name: output.to_string(),
+            op_type: op.to_string(),
+            attribute,
+        });
+    }
+
+    /// A tensor that is part of the file.
+    fn initializer(&mut self, name: &str, tensor: &Tensor) -> Result<String> {
+        let data_type = match tensor.kind() {
+            Kind::Float => FLOAT,
+            Kind::Int64 => INT64,
+            kind => bail!("a constant of {kind:?}"),
+        };
+        let (dims, raw_data) = (tensor.size(), bytes(tensor)?);
+        self.initializers.push(TensorProto { dims, data_type, name: name.into(), raw_data });
+        Ok(name.to_string())
+    }
+
+    fn integers(&mut self, name: &str, values: &[i64]) -> Result<String> {
+        self.initializer(name, &Tensor::from_slice(values))
+    }
+
+    fn known(&self, id: usize) -> Result<&Known> {
+        self.known.get(&id).with_context(|| format!("value {id} comes from nowhere"))
+    }
+
+    fn size(&self, id: usize) -> Result<Vec<i64>> {
+        match self.known(id)? {
+            Known::Tensor { size, .. } => Ok(size.clone()),
+            other => bail!("a tensor is missing, there is {other:?}"),
+        }
+    }
+
+    /// The name of a tensor; a number becomes one.
+    fn tensor(&mut self, id: usize) -> Result<String> {
+        match self.known(id)?.clone() {
+            Known::Tensor { name, .. } => Ok(name),
+            Known::Constant(value) => {
+                let number = scalar(&value).with_context(|| format!("a tensor is missing, there is {value}"))?;
+                let name = format!("number_{id}_{}", self.initializers.len());
+                self.initializer(&name, &Tensor::from(number as f32))
+            }
+            Known::List(_) => bail!("a tensor is missing, there is a list"),
+        }
+    }
+
+    /// A constant.
+    fn constant(&self, id: usize) -> Result<Value> {
+        match self.known(id)? {
+            Known::Constant(value) => Ok(value.clone()),
+            Known::List(items) => items.iter().map(|id| self.constant(*id)).collect(),
+            Known::Tensor { name, .. } => bail!("{name} is no constant"),
+        }
+    }
+
+    fn integer(&self, id: usize) -> Result<i64> {
+        self.constant(id)?.as_i64().context("no integer")
+    }
+
+    fn number(&self, id: usize) -> Result<f64> {
+        scalar(&self.constant(id)?).context("no number")
+    }
+
+    fn flag(&self, id: usize) -> Result<bool> {
+        self.constant(id)?.as_bool().context("no flag")
+    }
+
+    fn list(&self, id: usize) -> Result<Vec<i64>> {
+        let value = self.constant(id)?;
+        let items = value.as_array().context("no list")?;
+        items.iter().map(|item| item.as_i64().context("no integer")).collect()
+    }
+
+    fn is_none(&self, id: usize) -> bool {
+        matches!(self.known.get(&id), Some(Known::Constant(Value::Null)))
+    }
+
+    /// Takes a node of the record into account.
+    fn node(&mut self, graph: &Graph, node: &Node) -> Result<()> {
+        let out = *node.outputs.first().context("nothing comes out")?;
+        let size = |at: usize| node.sizes.get(at).cloned().flatten().unwrap_or_default();
+        match node.op.as_str() {
+            "prim::Constant" => {
+                let known = match node.value.get("tensor").and_then(Value::as_u64) {
+                    Some(at) => {
+                        let name = self.initializer(&format!("constant_{out}"), &graph.tensors[at as usize])?;
+                        Known::Tensor { name, size: size(0) }
+                    }
+                    None => Known::Constant(node.value.clone()),
+                };
+                self.known.insert(out, known);
+            }
+            "prim::ListConstruct" => {
+                self.known.insert(out, Known::List(node.inputs.clone()));
+            }
+            "prim::ListUnpack" => {
+                let Known::List(items) = self.known(node.inputs[0])?.clone() else { bail!("no list") };
+                for (output, item) in node.outputs.iter().zip(items) {
+                    let known = self.known(item)?.clone();
+                    self.known.insert(*output, known);
+                }
+            }
+            "aten::chunk" => self.chunk(node)?,
+            op => {
+                let name = format!("value_{out}");
+                self.operation(op.trim_start_matches("aten::").trim_end_matches('_'), &node.inputs, &name, &size(0))?;
+                self.known.insert(out, Known::Tensor { name, size: size(0) });
+            }
+        }
+        Ok(())
+    }
+
+    /// Parts of a tensor, as a list.
+    fn chunk(&mut self, node: &Node) -> Result<()> {
+        let (input, size) = (self.tensor(node.inputs[0])?, self.size(node.inputs[0])?);
+        let (count, out) = (self.integer(node.inputs[1])?, node.outputs[0]);
+        let axis = axis(self.integer(node.inputs[2])?, size.len());
+        let length = size[axis as usize];
+        ensure!(length % count == 0, "{count} parts of {length}");
+        let mut parts = Vec::new();
+        for part in 0..count {
+            let (name, id) = (format!("value_{out}_{part}"), usize::MAX - 1000 * out - part as usize);
+            let bounds = [part * length / count, (part + 1) * length / count];
+            let [from, to] = [0, 1].map(|at| self.integers(&format!("{name}_{at}"), &bounds[at..=at]));
+            let axes = self.integers(&format!("{name}_axes"), &[axis])?;
+            self.push("Slice", &[&input, &from?, &to?, &axes], &name, vec![]);
+            let mut size = size.clone();
+            size[axis as usize] = length / count;
+            self.known.insert(id, Known::Tensor { name, size });
+            parts.push(id);
+        }
+        self.known.insert(out, Known::List(parts));
+        Ok(())
+    }
+
+    /// One operation with one output, called `out`, that has that size for a batch of 2.
+    fn operation(&mut self, op: &str, x: &[usize], out: &str, size: &[i64]) -> Result<()> {
+        match op {
+            "relu" => self.same("Relu", x, out, vec![]),
+            "sigmoid" => self.same("Sigmoid", x, out, vec![]),
+            "dropout" | "contiguous" | "detach" | "alias" | "clone" => self.same("Identity", x, out, vec![]),
+            "add" | "sub" | "mul" | "div" => self.arithmetic(op, x, out),
+            "matmul" | "bmm" | "mm" => self.pair("MatMul", x, out),
+            "eq" => self.pair("Equal", x, out),
+            "relu6" => self.clip(x[0], Some(0.), Some(6.), out),
+            "hardtanh" | "clamp" => {
+                let bound = |at: usize| (!self.is_none(x[at])).then(|| self.number(x[at])).transpose();
+                let (low, high) = (bound(1)?, bound(2)?);
+                self.clip(x[0], low, high, out)
+            }
+            "softmax" => {
+                let dimension = self.integer(x[1])?;
+                self.same("Softmax", x, out, vec![int("axis", dimension)])
+            }
+            "argmax" => {
+                let (dimension, keep) = (self.integer(x[1])?, self.flag(x[2])?);
+                self.same("ArgMax", x, out, vec![int("axis", dimension), int("keepdims", keep.into())])
+            }
+            // The only cast in a network is of a mask to numbers.
+            "to" => self.same("Cast", x, out, vec![int("to", FLOAT.into())]),
+            "mean" => {
+                let (axes, keep) = (self.list(x[1])?, self.flag(x[2])?);
+                self.same("ReduceMean", x, out, vec![ints("axes", axes), int("keepdims", keep.into())])
+            }
+            "sum" => {
+                let (axes, keep) = (self.list(x[1])?, self.flag(x[2])?);
+                self.with_integers("ReduceSum", x[0], &axes, out, vec![int("keepdims", keep.into())])
+            }
+            "_convolution" => self.convolution(x, out),
+            "linear" => self.linear(x, out),
+            "addcmul" => self.addcmul(x, out),
+            "batch_norm" => self.batch_norm(x, out),
+            "layer_norm" => self.layer_norm(x, out),
+            _ => self.shaping(op, x, out, size),
+        }
+    }
+
+    /// Operations that move numbers, pool them, or make constants.
+    fn shaping(&mut self, op: &str, x: &[usize], out: &str, size: &[i64]) -> Result<()> {
+        match op {
+            "reshape" | "view" | "_unsafe_view" => {
+                let shape = self.list(x[1])?;
+                self.with_integers("Reshape", x[0], &shape, out, vec![])
+            }
+            "flatten" => self.flatten(x, out),
+            "unsqueeze" | "squeeze" => {
+                let dimension = self.integer(x[1])?;
+                let name = if op == "squeeze" { "Squeeze" } else { "Unsqueeze" };
+                self.with_integers(name, x[0], &[dimension], out, vec![])
+            }
+            "transpose" => {
+                let rank = self.size(x[0])?.len();
+                let mut order: Vec<i64> = (0..rank as i64).collect();
+                let [a, b] = [self.integer(x[1])?, self.integer(x[2])?].map(|dimension| axis(dimension, rank) as usize);
+                order.swap(a, b);
+                self.same("Transpose", x, out, vec![ints("perm", order)])
+            }
+            "permute" => {
+                let order = self.list(x[1])?;
+                self.same("Transpose", x, out, vec![ints("perm", order)])
+            }
+            "expand" => {
+                // 1 keeps a dimension in ONNX, as -1 does in PyTorch.
+                let shape: Vec<i64> = self.list(x[1])?.into_iter().map(|n| if n < 0 { 1 } else { n }).collect();
+                self.with_integers("Expand", x[0], &shape, out, vec![])
+            }
+            "repeat" => self.repeat(x, out),
+            "cat" => {
+                let Known::List(parts) = self.known(x[0])?.clone() else { bail!("no list") };
+                let names = parts.iter().map(|part| self.tensor(*part)).collect::<Result<Vec<_>>>()?;
+                let names: Vec<&str> = names.iter().map(String::as_str).collect();
+                let axis = self.integer(x[1])?;
+                self.push("Concat", &names, out, vec![int("axis", axis)]);
+                Ok(())
+            }
+            "slice" => self.slice(x, out),
+            "select" => {
+                let (dimension, index) = (self.integer(x[1])?, self.integer(x[2])?);
+                let (input, at) = (self.tensor(x[0])?, self.initializer(&format!("{out}_at"), &Tensor::from(index))?);
+                self.push("Gather", &[&input, &at], out, vec![int("axis", dimension)]);
+                Ok(())
+            }
+            "constant_pad_nd" | "pad" => self.pad(op, x, out),
+            "max_pool2d" | "avg_pool2d" => self.pool(op, x, out),
+            "adaptive_avg_pool2d" => self.adaptive_pool(x, out, size),
+            "upsample_nearest2d" => self.nearest(x, out, size),
+            "eye" => self.made(Tensor::eye(size[0], (Kind::Float, Device::Cpu)), out),
+            "zeros" | "new_zeros" => self.made(Tensor::zeros(size, (Kind::Float, Device::Cpu)), out),
+            "ones" | "new_ones" => self.made(Tensor::ones(size, (Kind::Float, Device::Cpu)), out),
+            "arange" => self.made(Tensor::arange(size[0], (Kind::Int64, Device::Cpu)), out),
+            _ => bail!("this operation is not translated; export the compact form, or TorchScript"),
+        }
+    }
+
+    fn made(&mut self, tensor: Tensor, out: &str) -> Result<()> {
+        self.initializer(out, &tensor).map(drop)
+    }
+
+    /// An operation of the first input.
+    fn same(&mut self, op: &str, x: &[usize], out: &str, attributes: Vec<AttributeProto>) -> Result<()> {
+        let input = self.tensor(x[0])?;
+        self.push(op, &[&input], out, attributes);
+        Ok(())
+    }
+
+    fn pair(&mut self, op: &str, x: &[usize], out: &str) -> Result<()> {
+        let (a, b) = (self.tensor(x[0])?, self.tensor(x[1])?);
+        self.push(op, &[&a, &b], out, vec![]);
+        Ok(())
+    }
+
+    /// An operation of a tensor and a list of integers.
+    fn with_integers(&mut self, op: &str, x: usize, list: &[i64], out: &str, more: Vec<AttributeProto>) -> Result<()> {
+        let (input, list) = (self.tensor(x)?, self.integers(&format!("{out}_list"), list)?);
+        self.push(op, &[&input, &list], out, more);
+        Ok(())
+    }
+
+    /// a + alpha b and the like; alpha is 1 in a network.
+    fn arithmetic(&mut self, op: &str, x: &[usize], out: &str) -> Result<()> {
+        if let ("add" | "sub", Some(alpha)) = (op, x.get(2)) {
+            ensure!(self.number(*alpha)? == 1., "alpha is not 1");
+        }
+        let name = match op {
+            "add" => "Add",
+            "sub" => "Sub",
+            "mul" => "Mul",
+            _ => "Div",
+        };
+        self.pair(name, x, out)
+    }
+
+    fn clip(&mut self, x: usize, low: Option<f64>, high: Option<f64>, out: &str) -> Result<()> {
+        let input = self.tensor(x)?;
+        let mut bound = |name: &str, value: Option<f64>| match value {
+            Some(value) => self.initializer(&format!("{out}_{name}"), &Tensor::from(value as f32)),
+            None => Ok(String::new()),
+        };
+        let (low, high) = (bound("low", low)?, bound("high", high)?);
+        self.push("Clip", &[&input, &low, &high], out, vec![]);
+        Ok(())
+    }
+
+    /// x, weight, bias, stride, padding, dilation, transposed, output padding, groups.
+    fn convolution(&mut self, x: &[usize], out: &str) -> Result<()> {
+        ensure!(!self.flag(x[6])?, "a transposed convolution");
+        let mut inputs = vec![self.tensor(x[0])?, self.tensor(x[1])?];
+        if !self.is_none(x[2]) {
+            inputs.push(self.tensor(x[2])?);
+        }
+        let (stride, padding, dilation) = (self.list(x[3])?, self.list(x[4])?, self.list(x[5])?);
+        let kernel = self.size(x[1])?[2..].to_vec();
+        let attributes = vec![
+            ints("kernel_shape", kernel),
+            ints("strides", stride),
+            ints("pads", [&padding[..], &padding[..]].concat()),
+            ints("dilations", dilation),
+            int("group", self.integer(x[8])?),
+        ];
+        let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
+        self.push("Conv", &inputs, out, attributes);
+        Ok(())
+    }
+
+    /// x Wᵀ + b.
+    fn linear(&mut self, x: &[usize], out: &str) -> Result<()> {
+        let (input, weight) = (self.tensor(x[0])?, self.tensor(x[1])?);
+        let (turned, product) = (format!("{out}_turned"), format!("{out}_product"));
+        self.push("Transpose", &[&weight], &turned, vec![ints("perm", vec![1, 0])]);
+        if self.is_none(x[2]) {
+            self.push("MatMul", &[&input, &turned], out, vec![]);
+        } else {
+            let bias = self.tensor(x[2])?;
+            self.push("MatMul", &[&input, &turned], &product, vec![]);
+            self.push("Add", &[&product, &bias], out, vec![]);
+        }
+        Ok(())
+    }
+
+    /// a + b c.
+    fn addcmul(&mut self, x: &[usize], out: &str) -> Result<()> {
+        ensure!(self.number(x[3])? == 1., "a factor that is not 1");
+        let product = format!("{out}_product");
+        self.pair("Mul", &x[1..3], &product)?;
+        let a = self.tensor(x[0])?;
+        self.push("Add", &[&a, &product], out, vec![]);
+        Ok(())
+    }
+
+    /// x, weight, bias, mean, variance, training, momentum, eps.
+    fn batch_norm(&mut self, x: &[usize], out: &str) -> Result<()> {
+        ensure!(!self.flag(x[5])?, "a batch norm in training");
+        let names = x[..5].iter().map(|id| self.tensor(*id)).collect::<Result<Vec<_>>>()?;
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let eps = self.number(x[7])?;
+        self.push("BatchNormalization", &names, out, vec![float("epsilon", eps)]);
+        Ok(())
+    }
+
+    /// x, shape, weight, bias, eps.
+    fn layer_norm(&mut self, x: &[usize], out: &str) -> Result<()> {
+        let names = [0, 2, 3].map(|at| self.tensor(x[at]));
+        let [input, weight, bias] = names;
+        let (axes, eps) = (self.list(x[1])?.len() as i64, self.number(x[4])?);
+        let attributes = vec![int("axis", -axes), float("epsilon", eps)];
+        self.push("LayerNormalization", &[&input?, &weight?, &bias?], out, attributes);
+        Ok(())
+    }
+
+    /// All dimensions from `start` to the last.
+    fn flatten(&mut self, x: &[usize], out: &str) -> Result<()> {
+        let rank = self.size(x[0])?.len();
+        let [start, end] = [self.integer(x[1])?, self.integer(x[2])?].map(|dimension| axis(dimension, rank));
+        ensure!(end == rank as i64 - 1, "dimensions {start} to {end} of {rank}");
+        // 0 keeps a dimension.
+        let mut shape = vec![0; start as usize];
+        shape.push(-1);
+        self.with_integers("Reshape", x[0], &shape, out, vec![])
+    }
+
+    fn repeat(&mut self, x: &[usize], out: &str) -> Result<()> {
+        let (times, rank) = (self.list(x[1])?, self.size(x[0])?.len());
+        ensure!(times.len() == rank, "{} repetitions of {rank} dimensions", times.len());
+        self.with_integers("Tile", x[0], &times, out, vec![])
+    }
+
+    /// x, dimension, start, end, step.
+    fn slice(&mut self, x: &[usize], out: &str) -> Result<()> {
+        let input = self.tensor(x[0])?;
+        let bound = |at: usize, default: i64| if self.is_none(x[at]) { Ok(default) } else { self.integer(x[at]) };
+        let values = [bound(2, 0)?, bound(3, i64::MAX)?, self.integer(x[1])?, self.integer(x[4])?];
+        let mut names = vec![input];
+        for (name, value) in ["from", "to", "axes", "step"].iter().zip(values) {
+            names.push(self.integers(&format!("{out}_{name}"), &[value])?);
+        }
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        self.push("Slice", &names, out, vec![]);
+        Ok(())
+    }
+
+    /// PyTorch pads the last dimension first, ONNX all beginnings and then all ends.
+    fn pad(&mut self, op: &str, x: &[usize], out: &str) -> Result<()> {
+        let (pads, rank) = (self.list(x[1])?, self.size(x[0])?.len());
+        let mode = match (op, self.constant(x[2])?.get("text").and_then(Value::as_str)) {
+            ("constant_pad_nd", _) | (_, Some("constant")) => "constant",
+            (_, Some("reflect")) => "reflect",
+            (_, Some("replicate")) => "edge",
+            (_, mode) => bail!("padding `{}` has no like in ONNX", mode.unwrap_or_default()),
+        };
+        let mut all = vec![0; 2 * rank];
+        for (pair, amounts) in pads.chunks(2).enumerate() {
+            let dimension = rank - 1 - pair;
+            (all[dimension], all[rank + dimension]) = (amounts[0], amounts[1]);
+        }
+        self.with_integers("Pad", x[0], &all, out, vec![text("mode", mode)])
+    }
+
+    /// x, kernel, stride, padding, then dilation and ceil (maximum), or ceil, count_include_pad and a divisor (mean).
+    fn pool(&mut self, op: &str, x: &[usize], out: &str) -> Result<()> {
+        let (kernel, padding) = (self.list(x[1])?, self.list(x[3])?);
+        let stride = self.list(x[2])?;
+        let stride = if stride.is_empty() { kernel.clone() } else { stride };
+        let pads = [&padding[..], &padding[..]].concat();
+        let mut attributes = vec![ints("kernel_shape", kernel), ints("strides", stride), ints("pads", pads)];
+        let name = if op == "max_pool2d" {
+            attributes.push(ints("dilations", self.list(x[4])?));
+            attributes.push(int("ceil_mode", self.flag(x[5])?.into()));
+            "MaxPool"
+        } else {
+            ensure!(self.is_none(x[6]), "a divisor of its own");
+            attributes.push(int("ceil_mode", self.flag(x[4])?.into()));
+            attributes.push(int("count_include_pad", self.flag(x[5])?.into()));
+            "AveragePool"
+        };
+        self.same(name, x, out, attributes)
+    }
+
+    /// Means over equal windows.
+    fn adaptive_pool(&mut self, x: &[usize], out: &str, size: &[i64]) -> Result<()> {
+        let input = self.size(x[0])?;
+        let window = [2, 3].map(|axis| input[axis] / size[axis]);
+        ensure!([2, 3].iter().all(|axis| input[*axis] % size[*axis] == 0), "{:?} into {:?}", &input[2..], &size[2..]);
+        let attributes = vec![ints("kernel_shape", window.into()), ints("strides", window.into())];
+        self.same("AveragePool", x, out, attributes)
+    }
+
+    /// Row i is row floor(i h / H) of the input, and columns likewise.
+    fn nearest(&mut self, x: &[usize], out: &str, size: &[i64]) -> Result<()> {
+        let (input, from) = (self.tensor(x[0])?, self.size(x[0])?);
+        let index = |axis: usize| (0..size[axis]).map(|i| i * from[axis] / size[axis]).collect::<Vec<_>>();
+        let rows = self.integers(&format!("{out}_rows"), &index(2))?;
+        let columns = self.integers(&format!("{out}_columns"), &index(3))?;
+        let middle = format!("{out}_middle");
+        self.push("Gather", &[&input, &rows], &middle, vec![int("axis", 2)]);
+        self.push("Gather", &[&middle, &columns], out, vec![int("axis", 3)]);
+        Ok(())
+    }
+}
+
+/// A number that the record has as it is, or as {"float": number}.
+fn scalar(value: &Value) -> Option<f64> {
+    value.as_f64().or_else(|| value.get("float")?.as_f64())
+}

@@ -1,0 +1,67 @@
+//! The state dict of a model, under PyTorch's names.
+
+use crate::bad_request;
+use crate::config::Built;
+use crate::net::block::{Form, Site};
+use crate::weights::{Model, tensors};
+use anyhow::Result;
+use std::collections::BTreeMap;
+use tch::{Device, Kind, Tensor};
+
+/// Where the batch norms of a compact network are, whose kernels hold them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bn {
+    /// Nowhere: the convolutions have biases.
+    Fused,
+    /// As identities with the biases in them, so that the unmodified PyTorch model loads the file.
+    Identity,
+}
+
+/// The tensors by name, as `state_dict()` of the PyTorch model lists them.
+///
+/// # Errors
+/// A [`crate::error::BadRequest`] where `identity` is asked for and some site is more than one kernel.
+pub fn dict(model: &Model, bn: Bn) -> Result<BTreeMap<String, Tensor>> {
+    let built = model.build(Device::Cpu)?;
+    let mut all: BTreeMap<String, Tensor> =
+        built.store.variables().into_iter().map(|(name, tensor)| (name, tensor.detach())).collect();
+    if bn == Bn::Identity {
+        if model.about.form == Form::Expanded {
+            bad_request!(
+                "--bn identity: the model is in expanded form and has its batch norms; fold it first, or leave --bn out"
+            );
+        }
+        identities(&built, &mut all)?;
+    }
+    let counters: Vec<String> = all
+        .keys()
+        .filter_map(|name| name.strip_suffix("running_var"))
+        .map(|bn| format!("{bn}num_batches_tracked"))
+        .collect();
+    all.extend(counters.into_iter().map(|name| (name, Tensor::zeros([] as [i64; 0], (Kind::Int64, Device::Cpu)))));
+    Ok(all)
+}
+
+/// Moves the bias of each site into a batch norm that does nothing else.
+fn identities(built: &Built, all: &mut BTreeMap<String, Tensor>) -> Result<()> {
+    for site in built.network.sites() {
+        let Site { name, bn, operator, .. } = site;
+        if site.kernel().is_none() {
+            bad_request!(
+                "--bn identity: {name} ({operator}) is not one kernel, so no plain model loads it; use --bn fused"
+            );
+        }
+        let Some(bias) = all.remove(&format!("{name}.bias")) else { continue };
+        let ones = bias.ones_like();
+        // (x - 0) / sqrt(var + eps) = x.
+        let variance = &ones - 1e-5;
+        let parts = [("weight", ones), ("running_mean", bias.zeros_like()), ("running_var", variance), ("bias", bias)];
+        all.extend(parts.map(|(part, tensor)| (format!("{bn}.{part}"), tensor)));
+    }
+    Ok(())
+}
+
+/// As a file that the package `safetensors` of Python reads.
+pub fn safetensors(all: &BTreeMap<String, Tensor>) -> Result<Vec<u8>> {
+    tensors::serialize(all, ("format", "pt".into()))
+}

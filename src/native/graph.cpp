@@ -1,0 +1,137 @@
+// What a TorchScript file computes, as a list of operations: the graph of its forward, calls inlined.
+
+#include <torch/csrc/jit/ir/ir.h>
+#include <torch/csrc/jit/passes/inliner.h>
+#include <torch/csrc/jit/serialization/import.h>
+#include <torch/types.h>
+
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <iomanip>
+#include <sstream>
+#include <unordered_map>
+
+namespace {
+
+using at::Tensor;
+using torch::jit::Node;
+
+// A constant as JSON; a tensor is its place in the list of tensors.
+void write(std::ostringstream& out, const c10::IValue& value, std::vector<Tensor*>& tensors) {
+    if (value.isTensor()) {
+        out << "{\"tensor\":" << tensors.size() << "}";
+        tensors.push_back(new Tensor(value.toTensor()));
+    } else if (value.isBool()) {
+        out << (value.toBool() ? "true" : "false");
+    } else if (value.isInt()) {
+        out << value.toInt();
+    } else if (value.isDouble() && std::isfinite(value.toDouble())) {
+        out << "{\"float\":" << std::setprecision(17) << value.toDouble() << "}";
+    } else if (value.isIntList() || value.isBoolList() || value.isList()) {
+        out << "[";
+        bool first = true;
+        for (const auto& item : value.toListRef()) {
+            if (!first) out << ",";
+            first = false;
+            write(out, item, tensors);
+        }
+        out << "]";
+    } else if (value.isString()) {
+        // Modes and names: nothing in them needs quoting.
+        out << "{\"text\":\"" << value.toStringRef() << "\"}";
+    } else {
+        // None, and what no operation of a network needs: infinities, devices.
+        out << "null";
+    }
+}
+
+template <typename Values>
+void write(std::ostringstream& out, Values values) {
+    out << "[";
+    for (size_t i = 0; i < values.size(); i++) out << (i ? "," : "") << values[i]->unique();
+    out << "]";
+}
+
+// Runs a node and writes the sizes of what comes out.
+void run(std::ostringstream& out, Node* node, std::unordered_map<size_t, c10::IValue>& values) {
+    torch::jit::Stack stack;
+    for (const auto* input : node->inputs()) stack.push_back(values.at(input->unique()));
+    if (node->kind() == torch::jit::prim::Constant) {
+        stack.push_back(torch::jit::toIValue(node->output()).value_or(c10::IValue()));
+    } else if (node->kind() == torch::jit::prim::ListConstruct) {
+        // What is no operation but a part of the language.
+        c10::impl::GenericList list(node->output()->type()->expectRef<c10::ListType>().getElementType());
+        for (const auto& item : stack) list.push_back(item);
+        stack.push_back(list);
+    } else if (node->kind() == torch::jit::prim::ListUnpack) {
+        const auto list = stack.back().toListRef().vec();
+        for (const auto& item : list) stack.push_back(item);
+    } else {
+        node->getOperation()(stack);
+    }
+    out << "[";
+    const size_t n = node->outputs().size();
+    for (size_t i = 0; i < n; i++) {
+        const auto& value = stack[stack.size() - n + i];
+        values[node->outputs()[i]->unique()] = value;
+        out << (i ? "," : "");
+        if (!value.isTensor()) {
+            out << "null";
+            continue;
+        }
+        out << "[";
+        for (int64_t d = 0; d < value.toTensor().dim(); d++) out << (d ? "," : "") << value.toTensor().size(d);
+        out << "]";
+    }
+    out << "]";
+}
+
+}  // namespace
+
+// The operations of the file's forward as JSON, {"inputs": [id], "nodes": [{"op", "inputs", "outputs", "sizes", "value"?}], "outputs":
+// [id]}, in the order in which they run; ids are those of values, and sizes those that the outputs have for the example x (null of
+// what is no tensor). The tensors that constants refer to come in `tensors`, `n_tensors` of
+// them. The caller frees the string, the array (both with `free`) and owns the tensors. Null and a message where it can't be read.
+extern "C" char* foldconv_graph(const char* path, const Tensor* x, Tensor*** tensors, int64_t* n_tensors, char** error) {
+    try {
+        const torch::NoGradGuard guard;
+        auto module = torch::jit::load(path);
+        auto graph = module.get_method("forward").graph()->copy();
+        torch::jit::Inline(*graph);
+        std::ostringstream out;
+        std::vector<Tensor*> all;
+        out << "{\"inputs\":";
+        write(out, graph->inputs());
+        out << ",\"nodes\":[";
+        bool first = true;
+        std::unordered_map<size_t, c10::IValue> values;
+        values[graph->inputs()[0]->unique()] = module._ivalue();
+        values[graph->inputs()[1]->unique()] = *x;
+        for (Node* node : graph->nodes()) {
+            if (!first) out << ",";
+            first = false;
+            out << "{\"op\":\"" << node->kind().toQualString() << "\",\"inputs\":";
+            write(out, node->inputs());
+            out << ",\"outputs\":";
+            write(out, node->outputs());
+            out << ",\"sizes\":";
+            run(out, node, values);
+            if (node->kind() == torch::jit::prim::Constant) {
+                out << ",\"value\":";
+                write(out, torch::jit::toIValue(node->output()).value_or(c10::IValue()), all);
+            }
+            out << "}";
+        }
+        out << "],\"outputs\":";
+        write(out, graph->outputs());
+        out << "}";
+        *n_tensors = static_cast<int64_t>(all.size());
+        *tensors = static_cast<Tensor**>(malloc(sizeof(Tensor*) * (all.size() + 1)));
+        std::copy(all.begin(), all.end(), *tensors);
+        return strdup(out.str().c_str());
+    } catch (const std::exception& e) {
+        *error = strdup(e.what());
+        return nullptr;
+    }
+}
