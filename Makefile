@@ -6,7 +6,7 @@ TORCH := 2.11.0
 VENV := .venv
 BINARY := $(or $(CARGO_TARGET_DIR),target)/release/foldconv
 
-.PHONY: setup demo build test lint bench-peer
+.PHONY: setup setup-peer demo build test lint bench-peer
 
 setup: tools $(if $(LIBTORCH),,$(VENV)/.torch-$(TORCH))
 	@sh .ci/check-libtorch "$(or $(LIBTORCH),$(VENV)/libtorch)" $(TORCH)
@@ -23,6 +23,16 @@ $(VENV)/.torch-$(TORCH):
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check torch==$(TORCH) numpy
 	ln -sfn "$$($(VENV)/bin/python -c 'import os, torch; print(os.path.dirname(torch.__file__))')" $(VENV)/libtorch
+	touch $@
+
+# What the tests compare with: torchvision's networks, and a program that runs ONNX files. Users don't need it.
+PEER := torchvision==0.26.0 onnxruntime==1.31.1 safetensors==0.8.0
+PEER_STAMP = $(VENV)/.peer-$(subst $() ,-,$(subst ==,-,$(PEER)))
+
+setup-peer: $(VENV)/.torch-$(TORCH) $(PEER_STAMP)
+
+$(PEER_STAMP):
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check torch==$(TORCH) $(PEER)
 	touch $@
 
 build: setup

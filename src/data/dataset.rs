@@ -18,6 +18,14 @@ pub struct Spec {
 
 /// A way to get a data set: reads it or makes it.
 pub trait Source {
+    /// Refuses options out of their range.
+    ///
+    /// # Errors
+    /// What is wrong, as `key: reason`.
+    fn check(&self) -> Result<(), String> {
+        Ok(())
+    }
+
     /// Shape of the images and number of classes.
     fn spec(&self) -> Spec;
 

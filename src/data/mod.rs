@@ -3,6 +3,7 @@
 pub mod augment;
 pub mod cifar;
 pub mod dataset;
+pub mod external;
 mod pickle;
 pub mod shapes;
 
@@ -21,6 +22,7 @@ crate::registry! {
         "cifar10" => Cifar10(cifar::Cifar10Config),
         "cifar100" => Cifar100(cifar::Cifar100Config),
         "shapes" => Shapes(shapes::Config),
+        "external" => External(external::Config),
     }
 }
 
@@ -89,6 +91,7 @@ impl DataConfig {
     /// What is wrong, as `key: reason`.
     pub fn check(&self) -> Result<(), String> {
         let Common { limit, augment, .. } = &self.common;
+        self.source.recipe().check()?;
         let size = self.source.recipe().spec().size;
         if limit.is_some_and(|limit| limit < 1) {
             return Err("limit: use at least 1 training image".into());

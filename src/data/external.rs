@@ -1,0 +1,48 @@
+//! `external`: images that are somebody else's: only their shape and number of classes are known. For models that are imported to
+//! be folded, exported and measured.
+
+use crate::bad_request;
+use crate::data::dataset::{Dataset, Source, Spec};
+use anyhow::Result;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// Options of `external`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Number of classes. Default 1000, ImageNet's.
+    pub classes: i64,
+    /// Height and width of the images. Default 224.
+    pub size: i64,
+    /// Channels of the images. Default 3.
+    pub channels: i64,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config { classes: 1000, size: 224, channels: 3 }
+    }
+}
+
+impl Source for Config {
+    fn check(&self) -> Result<(), String> {
+        let options =
+            [("classes", self.classes, 1 << 20), ("size", self.size, 1 << 13), ("channels", self.channels, 1 << 10)];
+        match options.into_iter().find(|(_, value, most)| !(1..=*most).contains(value)) {
+            Some((key, value, most)) => Err(format!("{key}: {value}; give 1 to {most}")),
+            None => Ok(()),
+        }
+    }
+
+    fn spec(&self) -> Spec {
+        Spec { classes: self.classes, channels: self.channels, size: self.size }
+    }
+
+    fn load(&self, _root: Option<&Path>) -> Result<Dataset> {
+        bad_request!(
+            "data.name: of `external` only the shape is known, there are no images; give a data set, or --data"
+        );
+    }
+}
