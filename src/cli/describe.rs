@@ -5,7 +5,6 @@ use super::output::{json, print};
 use crate::algebra::Geometry;
 use crate::config::{Built, Config};
 use crate::net::block::{Form, Site, SiteTrace, trace_sites};
-use crate::op::OperatorConfig;
 use crate::op::operator::Place;
 use crate::text::{align_right, table, thousands};
 use anyhow::Result;
@@ -64,11 +63,11 @@ fn describe(config: &Config) -> Result<Description> {
     let (expanded, compact) = (config.build(Form::Expanded, Device::Cpu)?, config.build(Form::Compact, Device::Cpu)?);
     let (before, after) = (trace(config, &expanded), trace(config, &compact));
     let layer = |(site, (before, after)): (&Site, (SiteTrace, SiteTrace))| {
-        let (parameters, folded) = parameters(config, site);
+        let (parameters, folded) = parameters(site);
         Layer {
             name: site.name.clone(),
             kind: site.kind.name(),
-            operator: site.operator,
+            operator: site.operator.name(),
             shape: shape(&site.geometry),
             output: before.output,
             expanded: Cost { parameters, macs: before.macs },
@@ -93,17 +92,16 @@ fn trace(config: &Config, built: &Built) -> Vec<SiteTrace> {
 }
 
 /// Parameters of a site in both forms, counted on a copy of it by itself.
-fn parameters(config: &Config, site: &Site) -> (i64, i64) {
-    let plain = OperatorConfig::default();
-    let operator = if site.operator == plain.name() { &plain } else { &config.operator };
+fn parameters(site: &Site) -> (i64, i64) {
     let count = |build: &dyn Fn(&Place)| {
         let store = nn::VarStore::new(Device::Cpu);
         let root = store.root();
         build(&Place { conv: &root / "conv", bn: Some(&root / "bn"), block: site.block });
         store.trainable_variables().iter().map(|variable| variable.numel() as i64).sum()
     };
-    let expanded = count(&|place| drop(operator.recipe().expanded(place, site.geometry)));
-    (expanded, count(&|place| drop(operator.recipe().compact(place, site.geometry))))
+    let recipe = site.operator.recipe();
+    let expanded = count(&|place| drop(recipe.expanded(place, site.geometry)));
+    (expanded, count(&|place| drop(recipe.compact(place, site.geometry))))
 }
 
 /// `16->32 3x3 s2 g16`: what differs from the default is said.

@@ -1,0 +1,215 @@
+//! The networks: names, shapes and logits are torchvision's, parameters and multiply-accumulates the published ones, and folded
+//! they are the same function.
+//!
+//! `fixtures/names` was made with torch 2.11 and torchvision 0.26, for every NAME that has a file there:
+//!
+//! ```python
+//! net = getattr(torchvision.models, NAME)().double().eval()
+//! state = {k: v for k, v in net.state_dict().items() if not k.endswith("num_batches_tracked")}
+//! with open(NAME + ".txt", "w") as file:
+//!     file.writelines(f"{k} {'x'.join(map(str, v.shape))}\n" for k, v in state.items())
+//! for at, (name, v) in enumerate(sorted(state.items())):
+//!     wave = (torch.arange(v.numel(), dtype=torch.float64) * 0.37 + at).sin().view(v.shape)
+//!     if v.dim() > 1: v.copy_(wave * (2 / v[0].numel()) ** 0.5)
+//!     elif name.endswith("running_var") or name.endswith("weight"): v.copy_(1 + 0.3 * wave)
+//!     else: v.copy_(0.1 * wave)
+//! image = (torch.arange(2 * 3 * 64 * 64, dtype=torch.float64) * 0.11).sin().view(2, 3, 64, 64)
+//! print(NAME, *map(repr, net(image)[1, :4].tolist()))  # a line of logits.txt
+//! ```
+//!
+//! `resnet20.txt` has the names of akamaster's checkpoint resnet20-12fca82f.th without their `module.`, and the logits of
+//! resnet20 are those of a module with these names, which loads that checkpoint, for such an image of 32x32.
+
+mod common;
+
+use common::network::{fold_error, network, operator, parameters, weights};
+use foldconv::algebra::count_macs;
+use foldconv::net::block::Form;
+use std::collections::BTreeMap;
+use tch::{Device, Kind, Tensor, nn};
+
+/// Networks that torchvision has, by its name and ours.
+const TORCHVISION: [(&str, &str); 10] = [
+    ("mobilenet_v2", "{name: mobilenet_v2}"),
+    ("resnet18", "{name: resnet18}"),
+    ("resnet34", "{name: resnet34}"),
+    ("resnet50", "{name: resnet50}"),
+    ("resnet101", "{name: resnet101}"),
+    ("resnext50_32x4d", "{name: resnext50_32x4d}"),
+    ("shufflenet_v2_x0_5", "{name: shufflenet_v2, width: 0.5}"),
+    ("shufflenet_v2_x1_0", "{name: shufflenet_v2}"),
+    ("shufflenet_v2_x1_5", "{name: shufflenet_v2, width: 1.5}"),
+    ("shufflenet_v2_x2_0", "{name: shufflenet_v2, width: 2}"),
+];
+
+/// The others of `logits.txt`: by its name, ours, classes and size of the image.
+const OTHERS: [(&str, &str, i64, i64); 2] =
+    [("resnet20_a", "{name: resnet20}", 10, 32), ("resnet20_b", "{name: resnet20, shortcut: b}", 10, 32)];
+
+fn fixture(name: &str) -> String {
+    std::fs::read_to_string(format!("{}/tests/fixtures/names/{name}.txt", env!("CARGO_MANIFEST_DIR"))).unwrap()
+}
+
+fn plain(net: &str, classes: i64) -> (nn::VarStore, Box<dyn foldconv::net::block::Network>) {
+    network(net, &operator("{name: plain}"), Form::Expanded, classes)
+}
+
+/// `name shape` of each variable.
+fn shapes(store: &nn::VarStore) -> BTreeMap<String, String> {
+    let shape = |v: &Tensor| v.size().iter().map(i64::to_string).collect::<Vec<_>>().join("x");
+    store.variables().iter().map(|(name, v)| (name.clone(), shape(v))).collect()
+}
+
+/// Numbers that PyTorch makes alike, by the order of the names: see the top of this file.
+fn fill(store: &mut nn::VarStore) {
+    store.double();
+    let variables: BTreeMap<String, Tensor> = store.variables().into_iter().collect();
+    tch::no_grad(|| {
+        for (at, (name, mut v)) in variables.into_iter().enumerate() {
+            let wave = (Tensor::arange(v.numel() as i64, (Kind::Double, Device::Cpu)) * 0.37 + at as f64).sin();
+            let wave = wave.view_as(&v);
+            let values = match v.dim() {
+                1 if name.ends_with("running_var") || name.ends_with("weight") => 1. + 0.3 * wave,
+                1 => 0.1 * wave,
+                _ => wave * (2. / v.size()[1..].iter().product::<i64>() as f64).sqrt(),
+            };
+            v.copy_(&values);
+        }
+    });
+}
+
+/// How far the logits of a network on the image of the fixture are from those that are expected, over the largest.
+fn logit_error(net: &str, classes: i64, size: i64, expected: &[f64]) -> f64 {
+    let (mut store, network) = plain(net, classes);
+    fill(&mut store);
+    let image = (Tensor::arange(2 * 3 * size * size, (Kind::Double, Device::Cpu)) * 0.11).sin();
+    let logits = tch::no_grad(|| network.forward_t(&image.view([2, 3, size, size]), false));
+    let logits = Vec::<f64>::try_from(logits.get(1).narrow(0, 0, expected.len() as i64)).unwrap();
+    let largest = expected.iter().fold(0f64, |largest, x| largest.max(x.abs()));
+    logits.iter().zip(expected).fold(0f64, |error, (a, b)| error.max((a - b).abs())) / largest
+}
+
+#[test]
+fn names_and_shapes_are_torchvisions() {
+    let others = [("resnet20", "{name: resnet20}", 10)];
+    for (name, net, classes) in TORCHVISION.map(|(name, net)| (name, net, 1000)).into_iter().chain(others) {
+        let expected: BTreeMap<String, String> = fixture(name)
+            .lines()
+            .map(|line| line.split_once(' ').unwrap())
+            .map(|(k, v)| (k.into(), v.into()))
+            .collect();
+        assert_eq!(shapes(&plain(net, classes).0), expected, "{net}");
+    }
+}
+
+/// Strides, paddings, pools, activations and the order of all are PyTorch's. Float64, so what is left is the rounding of some
+/// hundred sums a layer over at most 101 layers: 1e-10 is ample, and nothing else that a network could do is that near.
+#[test]
+fn logits_are_pytorchs() {
+    let all = fixture("logits");
+    for (name, net, classes, size) in TORCHVISION.map(|(name, net)| (name, net, 1000, 64)).into_iter().chain(OTHERS) {
+        let line = all.lines().find_map(|line| line.strip_prefix(&format!("{name} "))).unwrap();
+        let expected: Vec<f64> = line.split(' ').map(|x| x.parse().unwrap()).collect();
+        let error = logit_error(net, classes, size, &expected);
+        assert!(error < 1e-10, "{net}: {error:e}");
+    }
+}
+
+#[test]
+fn parameter_counts_are_the_published_ones() {
+    let rows = [
+        ("{name: resnet18}", 1000, 11_689_512),
+        ("{name: resnet34}", 1000, 21_797_672),
+        ("{name: resnet50}", 1000, 25_557_032),
+        ("{name: resnet101}", 1000, 44_549_160),
+        ("{name: resnext50_32x4d}", 1000, 25_028_904),
+        ("{name: resnet20}", 10, 269_722),
+        ("{name: resnet20, shortcut: b}", 10, 272_474),
+        ("{name: resnet32}", 10, 464_154),
+        ("{name: resnet44}", 10, 658_586),
+        ("{name: resnet56}", 10, 853_018),
+        ("{name: shufflenet_v2, width: 0.5}", 1000, 1_366_792),
+        ("{name: shufflenet_v2}", 1000, 2_278_604),
+        ("{name: shufflenet_v2, width: 1.5}", 1000, 3_503_624),
+        ("{name: shufflenet_v2, width: 2}", 1000, 7_393_996),
+    ];
+    for (net, classes, expected) in rows {
+        assert_eq!(parameters(&plain(net, classes).0), expected, "{net}");
+    }
+}
+
+/// Kernels and attention matrices that maconv and mdconv add on the sites of the paper.
+#[test]
+fn extra_weights_are_those_of_the_paper() {
+    let rows = [
+        ("{name: resnet18}", None, 987_968),
+        ("{name: shufflenet_v2, width: 0.5}", Some(75_840), 117_144),
+        ("{name: shufflenet_v2}", Some(181_920), 388_684),
+    ];
+    for (net, maconv, mdconv) in rows {
+        let base = weights(&plain(net, 1000).0);
+        let extra = |name: &str, form| weights(&network(net, &operator(name), form, 1000).0) - base;
+        assert_eq!(extra("{name: mdconv}", Form::Expanded), mdconv, "{net}");
+        assert_eq!(extra("{name: maconv}", Form::Compact), 0, "{net}");
+        if let Some(maconv) = maconv {
+            assert_eq!(extra("{name: maconv}", Form::Expanded), maconv, "{net}");
+        }
+    }
+}
+
+/// Multiply-accumulates in millions of one image. Published figures are rounded, and that of ShuffleNetV2 counts more than its
+/// convolutions.
+#[test]
+fn multiply_accumulates_are_the_published_ones() {
+    let rows = [
+        ("{name: mobilenet_v2}", 300.8, 0.1),
+        ("{name: resnet18}", 1814., 1.),
+        ("{name: resnet34}", 3664., 1.),
+        ("{name: resnet50}", 4089., 1.),
+        ("{name: resnet101}", 7801., 1.),
+        ("{name: resnext50_32x4d}", 4230., 1.),
+        ("{name: shufflenet_v2, width: 0.5}", 41., 1.),
+        ("{name: shufflenet_v2}", 146., 1.2),
+    ];
+    for (net, millions, rounding) in rows {
+        let (_store, network) = network(net, &operator("{name: plain}"), Form::Compact, 1000);
+        let image = Tensor::zeros([1, 3, 224, 224], (Kind::Float, Device::Cpu));
+        let macs = count_macs(|| tch::no_grad(|| network.forward_t(&image, false))).1 as f64 / 1e6;
+        assert!((macs - millions).abs() <= rounding, "{net}: {macs}");
+    }
+}
+
+/// Deep networks in float64: 1e-11 leaves a hundred times the rounding of their sums, and is far below any wrong fold.
+#[test]
+fn folded_networks_are_the_same_function() {
+    let nets = [
+        "{name: resnet18, width: 0.25}",
+        "{name: resnext50_32x4d, width: 0.25, stem: cifar}",
+        "{name: resnet20}",
+        "{name: resnet20, shortcut: b}",
+        "{name: shufflenet_v2, width: 0.5}",
+    ];
+    for net in nets {
+        for options in ["{name: plain}", "{name: maconv}", "{name: mdconv}"] {
+            let error = fold_error(&[], net, options, 64);
+            assert!(error < 1e-11, "{net} {options}: {error:e}");
+        }
+    }
+}
+
+/// Of the default sites, the kinds of the first convolutions, and where `apply_to` says otherwise.
+#[test]
+fn an_operator_stands_where_the_paper_puts_it() {
+    let sites = |net: &str| {
+        let (_store, network) = network(net, &operator("{name: maconv}"), Form::Expanded, 10);
+        let sites = network.sites();
+        let replaced = sites.iter().filter(|site| site.operator.name() == "maconv").map(|site| site.name.clone());
+        (sites.len(), replaced.collect::<Vec<_>>())
+    };
+    let (all, replaced) = sites("{name: resnet18, width: 0.25}");
+    assert_eq!((all, replaced.len()), (20, 16));
+    assert_eq!((&*replaced[0], &*replaced[15]), ("layer1.0.conv1", "layer4.1.conv2"));
+    let (all, replaced) = sites("{name: resnet50, width: 0.25}");
+    assert_eq!((all, replaced.len()), (53, 16));
+    assert!(replaced.iter().all(|name| name.ends_with("conv2")));
+}
