@@ -18,13 +18,14 @@
 //! ```
 //!
 //! `resnet20.txt` has the names of akamaster's checkpoint resnet20-12fca82f.th without their `module.`, and the logits of
-//! resnet20 are those of a module with these names, which loads that checkpoint, for such an image of 32x32.
+//! resnet20 are those of a module with these names, which loads that checkpoint, for such an image of 32x32. Those of the RepVGGs,
+//! MobileOnes and the ResNeSt are timm 1.0's, its names replaced by the references' before they are sorted.
 
 mod common;
 
 use common::network::{fold_error, network, operator, parameters, weights};
 use foldconv::algebra::count_macs;
-use foldconv::net::block::Form;
+use foldconv::net::block::{Form, Network};
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor, nn};
 
@@ -42,16 +43,24 @@ const TORCHVISION: [(&str, &str); 10] = [
     ("shufflenet_v2_x2_0", "{name: shufflenet_v2, width: 2}"),
 ];
 
-/// The others of `logits.txt`: by its name, ours, classes and size of the image.
-const OTHERS: [(&str, &str, i64, i64); 2] =
-    [("resnet20_a", "{name: resnet20}", 10, 32), ("resnet20_b", "{name: resnet20, shortcut: b}", 10, 32)];
+/// The others of `logits.txt`: by its name, ours, the operator, classes and size of the image.
+const OTHERS: [(&str, &str, &str, i64, i64); 6] = [
+    ("resnet20_a", "{name: resnet20}", PLAIN, 10, 32),
+    ("resnet20_b", "{name: resnet20, shortcut: b}", PLAIN, 10, 32),
+    ("repvgg_a0", "{name: repvgg_a0}", "{name: repvgg}", 1000, 64),
+    ("repvgg_b1g4", "{name: repvgg_b1g4}", "{name: repvgg}", 1000, 64),
+    ("mobileone_s0", "{name: mobileone_s0}", "{name: mobileone}", 1000, 64),
+    ("mobileone_s4", "{name: mobileone_s4}", "{name: mobileone, branches: 1}", 1000, 64),
+];
+
+const PLAIN: &str = "{name: plain}";
 
 fn fixture(name: &str) -> String {
     std::fs::read_to_string(format!("{}/tests/fixtures/names/{name}.txt", env!("CARGO_MANIFEST_DIR"))).unwrap()
 }
 
-fn plain(net: &str, classes: i64) -> (nn::VarStore, Box<dyn foldconv::net::block::Network>) {
-    network(net, &operator("{name: plain}"), Form::Expanded, classes)
+fn plain(net: &str, classes: i64) -> (nn::VarStore, Box<dyn Network>) {
+    network(net, &operator(PLAIN), Form::Expanded, classes)
 }
 
 /// `name shape` of each variable.
@@ -79,8 +88,8 @@ fn fill(store: &mut nn::VarStore) {
 }
 
 /// How far the logits of a network on the image of the fixture are from those that are expected, over the largest.
-fn logit_error(net: &str, classes: i64, size: i64, expected: &[f64]) -> f64 {
-    let (mut store, network) = plain(net, classes);
+fn logit_error(net: &str, options: &str, classes: i64, size: i64, expected: &[f64]) -> f64 {
+    let (mut store, network) = network(net, &operator(options), Form::Expanded, classes);
     fill(&mut store);
     let image = (Tensor::arange(2 * 3 * size * size, (Kind::Double, Device::Cpu)) * 0.11).sin();
     let logits = tch::no_grad(|| network.forward_t(&image.view([2, 3, size, size]), false));
@@ -107,10 +116,11 @@ fn names_and_shapes_are_torchvisions() {
 #[test]
 fn logits_are_pytorchs() {
     let all = fixture("logits");
-    for (name, net, classes, size) in TORCHVISION.map(|(name, net)| (name, net, 1000, 64)).into_iter().chain(OTHERS) {
+    let torchvision = TORCHVISION.map(|(name, net)| (name, net, PLAIN, 1000, 64));
+    for (name, net, options, classes, size) in torchvision.into_iter().chain(OTHERS) {
         let line = all.lines().find_map(|line| line.strip_prefix(&format!("{name} "))).unwrap();
         let expected: Vec<f64> = line.split(' ').map(|x| x.parse().unwrap()).collect();
-        let error = logit_error(net, classes, size, &expected);
+        let error = logit_error(net, options, classes, size, &expected);
         assert!(error < 1e-10, "{net}: {error:e}");
     }
 }
@@ -123,6 +133,7 @@ fn parameter_counts_are_the_published_ones() {
         ("{name: resnet50}", 1000, 25_557_032),
         ("{name: resnet101}", 1000, 44_549_160),
         ("{name: resnext50_32x4d}", 1000, 25_028_904),
+        ("{name: vgg16_bn_cifar}", 10, 14_724_042),
         ("{name: resnet20}", 10, 269_722),
         ("{name: resnet20, shortcut: b}", 10, 272_474),
         ("{name: resnet32}", 10, 464_154),
@@ -135,6 +146,25 @@ fn parameter_counts_are_the_published_ones() {
     ];
     for (net, classes, expected) in rows {
         assert_eq!(parameters(&plain(net, classes).0), expected, "{net}");
+    }
+}
+
+/// Folded, in millions, as their papers print them; and the operators of other papers don't change that.
+#[test]
+fn deployed_networks_have_the_published_sizes() {
+    let repvgg = [("a0", 8.30), ("a1", 12.78), ("a2", 25.49), ("b0", 14.33), ("b1", 51.82), ("b1g2", 41.36)];
+    let more = [("b1g4", 36.12), ("b2", 80.31), ("b2g2", 63.98), ("b2g4", 55.77), ("b3", 110.96), ("b3g4", 75.62)];
+    for (name, millions) in repvgg.into_iter().chain(more) {
+        let net = format!("{{name: repvgg_{name}}}");
+        let folded = parameters(&network(&net, &operator("{name: repvgg}"), Form::Compact, 1000).0);
+        assert!((folded as f64 / 1e6 - millions).abs() <= 0.025, "{net}: {folded}");
+    }
+    for (name, millions) in [("s0", 2.1), ("s1", 4.8), ("s2", 7.8), ("s3", 10.1), ("s4", 14.8)] {
+        let net = format!("{{name: mobileone_{name}}}");
+        let folded = parameters(&network(&net, &operator("{name: mobileone}"), Form::Compact, 1000).0);
+        assert!((folded as f64 / 1e6 - millions).abs() <= 0.051, "{net}: {folded}");
+        let (maconv, _) = network(&net, &operator("{name: maconv}"), Form::Compact, 1000);
+        assert_eq!(parameters(&maconv), folded, "{net}");
     }
 }
 
@@ -168,6 +198,11 @@ fn multiply_accumulates_are_the_published_ones() {
         ("{name: resnet50}", 4089., 1.),
         ("{name: resnet101}", 7801., 1.),
         ("{name: resnext50_32x4d}", 4230., 1.),
+        ("{name: repvgg_a0}", 1364., 10.),
+        ("{name: repvgg_b0}", 3058., 10.),
+        ("{name: mobileone_s0}", 275., 1.),
+        ("{name: mobileone_s1}", 825., 1.),
+        ("{name: mobileone_s4}", 2978., 1.5),
         ("{name: shufflenet_v2, width: 0.5}", 41., 1.),
         ("{name: shufflenet_v2}", 146., 1.2),
     ];
@@ -187,6 +222,10 @@ fn folded_networks_are_the_same_function() {
         "{name: resnext50_32x4d, width: 0.25, stem: cifar}",
         "{name: resnet20}",
         "{name: resnet20, shortcut: b}",
+        "{name: vgg16_bn_cifar, width: 0.25}",
+        "{name: repvgg_a0}",
+        "{name: mobileone_s0}",
+        "{name: mobileone_s4}",
         "{name: shufflenet_v2, width: 0.5}",
     ];
     for net in nets {

@@ -5,10 +5,13 @@ pub mod chain;
 pub mod cifar_resnet;
 pub mod family;
 pub mod mobilenet_v2;
+pub mod mobileone;
+pub mod repvgg;
 pub mod residual;
 pub mod resnet;
 pub mod shufflenet_v2;
 pub mod smallnet;
+pub mod vgg;
 
 use family::Member;
 
@@ -27,5 +30,23 @@ crate::registry! {
         "resnet50" => ResNet50(Member<resnet::Config, 2>),
         "resnet101" => ResNet101(Member<resnet::Config, 3>),
         "resnext50_32x4d" => ResNeXt50(Member<resnet::Config, 4>),
+        "vgg16_bn_cifar" => Vgg16(vgg::Config),
+        "repvgg_a0" => RepVggA0(Member<repvgg::Config, 0>),
+        "repvgg_a1" => RepVggA1(Member<repvgg::Config, 1>),
+        "repvgg_a2" => RepVggA2(Member<repvgg::Config, 2>),
+        "repvgg_b0" => RepVggB0(Member<repvgg::Config, 3>),
+        "repvgg_b1" => RepVggB1(Member<repvgg::Config, 4>),
+        "repvgg_b1g2" => RepVggB1g2(Member<repvgg::Config, 5>),
+        "repvgg_b1g4" => RepVggB1g4(Member<repvgg::Config, 6>),
+        "repvgg_b2" => RepVggB2(Member<repvgg::Config, 7>),
+        "repvgg_b2g2" => RepVggB2g2(Member<repvgg::Config, 8>),
+        "repvgg_b2g4" => RepVggB2g4(Member<repvgg::Config, 9>),
+        "repvgg_b3" => RepVggB3(Member<repvgg::Config, 10>),
+        "repvgg_b3g4" => RepVggB3g4(Member<repvgg::Config, 11>),
+        "mobileone_s0" => MobileOneS0(Member<mobileone::Config, 0>),
+        "mobileone_s1" => MobileOneS1(Member<mobileone::Config, 1>),
+        "mobileone_s2" => MobileOneS2(Member<mobileone::Config, 2>),
+        "mobileone_s3" => MobileOneS3(Member<mobileone::Config, 3>),
+        "mobileone_s4" => MobileOneS4(Member<mobileone::Config, 4>),
     }
 }
