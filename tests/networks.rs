@@ -23,9 +23,12 @@
 
 mod common;
 
-use common::network::{fold_error, network, operator, parameters, weights};
+use common::network::{fold_error, network, network_on, operator, parameters, relative, weights};
 use foldconv::algebra::count_macs;
-use foldconv::net::block::{Form, Network};
+use foldconv::data::dataset::Spec;
+use foldconv::net::NetConfig;
+use foldconv::net::block::{Builder, Form, Network};
+use foldconv::op::AttentionConfig;
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor, nn};
 
@@ -44,13 +47,14 @@ const TORCHVISION: [(&str, &str); 10] = [
 ];
 
 /// The others of `logits.txt`: by its name, ours, the operator, classes and size of the image.
-const OTHERS: [(&str, &str, &str, i64, i64); 6] = [
+const OTHERS: [(&str, &str, &str, i64, i64); 7] = [
     ("resnet20_a", "{name: resnet20}", PLAIN, 10, 32),
     ("resnet20_b", "{name: resnet20, shortcut: b}", PLAIN, 10, 32),
     ("repvgg_a0", "{name: repvgg_a0}", "{name: repvgg}", 1000, 64),
     ("repvgg_b1g4", "{name: repvgg_b1g4}", "{name: repvgg}", 1000, 64),
     ("mobileone_s0", "{name: mobileone_s0}", "{name: mobileone}", 1000, 64),
     ("mobileone_s4", "{name: mobileone_s4}", "{name: mobileone, branches: 1}", 1000, 64),
+    ("resnest50", "{name: resnest50}", PLAIN, 1000, 64),
 ];
 
 const PLAIN: &str = "{name: plain}";
@@ -133,6 +137,7 @@ fn parameter_counts_are_the_published_ones() {
         ("{name: resnet50}", 1000, 25_557_032),
         ("{name: resnet101}", 1000, 44_549_160),
         ("{name: resnext50_32x4d}", 1000, 25_028_904),
+        ("{name: resnest50}", 1000, 27_483_240),
         ("{name: vgg16_bn_cifar}", 10, 14_724_042),
         ("{name: resnet20}", 10, 269_722),
         ("{name: resnet20, shortcut: b}", 10, 272_474),
@@ -187,8 +192,15 @@ fn extra_weights_are_those_of_the_paper() {
     }
 }
 
-/// Multiply-accumulates in millions of one image. Published figures are rounded, and that of ShuffleNetV2 counts more than its
-/// convolutions.
+/// Multiply-accumulates of one image of 224x224, folded.
+fn macs(net: &str) -> i64 {
+    let (_store, network) = network(net, &operator(PLAIN), Form::Compact, 1000);
+    let image = Tensor::zeros([1, 3, 224, 224], (Kind::Float, Device::Cpu));
+    count_macs(|| tch::no_grad(|| network.forward_t(&image, false))).1
+}
+
+/// Multiply-accumulates in millions of one image. Published figures are rounded, and those of ShuffleNetV2 and ResNeSt count more
+/// than their convolutions and products.
 #[test]
 fn multiply_accumulates_are_the_published_ones() {
     let rows = [
@@ -198,6 +210,7 @@ fn multiply_accumulates_are_the_published_ones() {
         ("{name: resnet50}", 4089., 1.),
         ("{name: resnet101}", 7801., 1.),
         ("{name: resnext50_32x4d}", 4230., 1.),
+        ("{name: resnest50}", 5390., 20.),
         ("{name: repvgg_a0}", 1364., 10.),
         ("{name: repvgg_b0}", 3058., 10.),
         ("{name: mobileone_s0}", 275., 1.),
@@ -207,10 +220,103 @@ fn multiply_accumulates_are_the_published_ones() {
         ("{name: shufflenet_v2}", 146., 1.2),
     ];
     for (net, millions, rounding) in rows {
-        let (_store, network) = network(net, &operator("{name: plain}"), Form::Compact, 1000);
-        let image = Tensor::zeros([1, 3, 224, 224], (Kind::Float, Device::Cpu));
-        let macs = count_macs(|| tch::no_grad(|| network.forward_t(&image, false))).1 as f64 / 1e6;
+        let macs = macs(net) as f64 / 1e6;
         assert!((macs - millions).abs() <= rounding, "{net}: {macs}");
+    }
+}
+
+/// TiedResNet50-S against ResNet-50: 54 % of the parameters, 60 % of the multiply-accumulates.
+#[test]
+fn tied_networks_are_as_small_as_published() {
+    let cost = |net: &str| (parameters(&plain(net, 1000).0) as f64, macs(net) as f64);
+    let (parameters, macs) = cost("{name: resnet50}");
+    let (tied_parameters, tied_macs) = cost("{name: tied_resnet50_s}");
+    assert!((tied_parameters / parameters - 0.54).abs() < 0.01);
+    assert!((tied_macs / macs - 0.60).abs() < 0.01);
+    // The 3x3 kernels of ResNeSt's blocks have (1/2)^2 of their weights.
+    let [resnest, tied] =
+        ["{name: resnest50}", "{name: tied_resnest50}"].map(|net| self::parameters(&plain(net, 1000).0));
+    let spatial: i64 =
+        [(64, 3), (128, 4), (256, 6), (512, 3)].map(|(c, blocks)| blocks * 2 * c * c * 9 / 2).iter().sum();
+    assert_eq!(resnest - tied, spatial * 3 / 4);
+}
+
+/// The last digits of odd numbers.
+const ODD: [char; 5] = ['1', '3', '5', '7', '9'];
+
+fn attention(yaml: &str) -> AttentionConfig {
+    let mut config: AttentionConfig = serde_yaml::from_str(yaml).unwrap();
+    config.recipe_mut().resolve().unwrap();
+    config
+}
+
+fn attended(net: &str, attention: &AttentionConfig, classes: i64) -> (nn::VarStore, Box<dyn Network>) {
+    let store = nn::VarStore::new(Device::Cpu);
+    let (config, plain): (NetConfig, _) = (serde_yaml::from_str(net).unwrap(), operator(PLAIN));
+    let builder = Builder { attention: Some(attention), ..Builder::new(&plain, Form::Expanded) };
+    let network = config.recipe().build(&store.root(), &builder, Spec { classes, channels: 3, size: 32 }).unwrap();
+    (store, network)
+}
+
+/// SE-ResNet-50 as published has biases in its linear layers: timm's layout. The default is the first reference's, without them.
+#[test]
+fn se_resnets_are_the_published_ones() {
+    let count = |yaml: &str| parameters(&attended("{name: resnet50}", &attention(yaml), 1000).0);
+    assert_eq!(count("{name: se, layout: timm}"), 28_088_024);
+    assert_eq!(count("{name: se}"), 28_071_976);
+}
+
+/// An attention whose weights are 0 halves each main branch, as halving the last batch norm in it does: it stands there, before
+/// the shortcut is added. Exactly, because a half is.
+#[test]
+fn an_attention_stands_behind_each_main_branch() {
+    type Last = fn(&str) -> bool;
+    let nets: [(&str, Last, usize); 10] = [
+        ("{name: mobilenet_v2, width: 0.35}", |bn| bn.ends_with("features.1.conv.2") || bn.ends_with(".conv.3"), 17),
+        ("{name: shufflenet_v2, width: 0.5}", |bn| bn.ends_with(".branch2.6"), 16),
+        ("{name: resnet18, width: 0.25}", |bn| bn.ends_with(".bn2"), 8),
+        ("{name: resnet50, width: 0.25}", |bn| bn.ends_with(".bn3"), 16),
+        ("{name: resnet20}", |bn| bn.ends_with(".bn2"), 9),
+        ("{name: resnest50, width: 0.25}", |bn| bn.ends_with(".bn3"), 16),
+        ("{name: tied_resnet50_s}", |bn| bn.ends_with(".bn3"), 16),
+        ("{name: repvgg_a0}", |bn| bn.ends_with(".bn"), 22),
+        (
+            "{name: mobileone_s0}",
+            |bn| bn == "stage0.bn" || bn.ends_with(".bn") && bn[..bn.len() - 3].ends_with(ODD),
+            22,
+        ),
+        (
+            "{name: vgg16_bn_cifar, width: 0.25}",
+            |bn| [4, 11, 21, 31, 41].iter().any(|at| bn == format!("features.{at}")),
+            5,
+        ),
+    ];
+    let se = attention("{name: se, layout: timm}");
+    let image = Tensor::randn([2, 3, 32, 32], (Kind::Double, Device::Cpu));
+    for (net, last, blocks) in nets {
+        let ((mut store, network), (mut other, halved)) = (attended(net, &se, 10), plain(net, 10));
+        fill(&mut other);
+        store.double();
+        let sources = other.variables();
+        let mut halves = 0;
+        tch::no_grad(|| {
+            for (name, mut v) in store.variables() {
+                match sources.get(&name) {
+                    Some(source) => v.copy_(source),
+                    None => drop(v.zero_()),
+                }
+            }
+            for (name, mut v) in other.variables() {
+                let (norm, part) = name.rsplit_once('.').unwrap();
+                if v.dim() == 1 && last(norm) && ["weight", "bias"].contains(&part) {
+                    let _ = v.g_mul_scalar_(0.5);
+                    halves += 1;
+                }
+            }
+            assert_eq!(halves, 2 * blocks, "{net}");
+            let error = relative(&network.forward_t(&image, false), &halved.forward_t(&image, false));
+            assert!(error < 1e-12, "{net}: {error:e}");
+        });
     }
 }
 
@@ -232,6 +338,51 @@ fn folded_networks_are_the_same_function() {
         for options in ["{name: plain}", "{name: maconv}", "{name: mdconv}"] {
             let error = fold_error(&[], net, options, 64);
             assert!(error < 1e-11, "{net} {options}: {error:e}");
+        }
+    }
+}
+
+/// What a block's operators share goes to all of its sites, in both forms.
+#[test]
+fn operators_that_share_fold_in_every_family() {
+    let nets = [
+        "{name: resnet18, width: 0.25}",
+        "{name: resnet20}",
+        "{name: shufflenet_v2, width: 0.5}",
+        "{name: repvgg_a0}",
+        "{name: mobileone_s0}",
+        "{name: vgg16_bn_cifar, width: 0.125}",
+        "{name: resnest50, width: 0.25}",
+    ];
+    for net in nets {
+        let error = fold_error(&[], net, "{name: condconv, experts: 2, shared: true}", 32);
+        assert!(error < 1e-11, "{net}: {error:e}");
+    }
+    let error = fold_error(&[], "{name: shufflenet_v2, width: 0.5}", "{name: drconv, regions: 2, shared: true}", 64);
+    assert!(error < 1e-11, "{error:e}");
+}
+
+/// The operators that a network brings stay unless `apply_to` names their sites.
+#[test]
+fn a_networks_own_operators_are_replaced_where_apply_to_says() {
+    let operators = |apply_to: &[&str]| -> BTreeMap<String, &'static str> {
+        let apply_to: Vec<String> = apply_to.iter().map(|name| name.to_string()).collect();
+        let maconv = operator("{name: maconv}");
+        let (_store, network) = network_on(&apply_to, "{name: tied_resnet50_s}", &maconv, Form::Expanded, 10);
+        network.sites().iter().map(|site| (site.name.clone(), site.operator.name())).collect()
+    };
+    let of = |operators: &BTreeMap<String, &'static str>, name: &str| operators[name];
+    let own = operators(&[]);
+    let names = ["conv1", "layer1.0.conv1", "layer1.0.conv2.0", "layer1.0.mixer.conv", "layer1.0.conv3"];
+    assert_eq!(names.map(|name| of(&own, name)), ["plain", "tbc", "tbc", "tbc", "plain"]);
+    let replaced = operators(&["spatial", "layer1.0.conv3"]);
+    assert_eq!(names.map(|name| of(&replaced, name)), ["plain", "tbc", "maconv", "tbc", "maconv"]);
+    for apply_to in [&[][..], &["spatial".to_string()]] {
+        for net in
+            ["{name: tied_resnet50_s}", "{name: tied_resnext50_s, mixer: none}", "{name: tied_resnest50, width: 0.25}"]
+        {
+            let error = fold_error(apply_to, net, "{name: maconv, intermediate: 4}", 32);
+            assert!(error < 1e-11, "{net} {apply_to:?}: {error:e}");
         }
     }
 }

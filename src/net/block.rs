@@ -268,7 +268,7 @@ impl<'a> Builder<'a> {
         if let Err(reason) = recipe.fits(&geometry) {
             match chosen {
                 true => bad_request!("operator.{reason} (at {name}; `apply_to` chooses the sites)"),
-                false => bad_request!("net.{reason} (at {name})"),
+                false => bad_request!("net: {reason} (at {name})"),
             }
         }
         if block.is_none() && recipe.shares() {

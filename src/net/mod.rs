@@ -8,9 +8,11 @@ pub mod mobilenet_v2;
 pub mod mobileone;
 pub mod repvgg;
 pub mod residual;
+pub mod resnest;
 pub mod resnet;
 pub mod shufflenet_v2;
 pub mod smallnet;
+pub mod tied_resnet;
 pub mod vgg;
 
 use family::Member;
@@ -30,6 +32,14 @@ crate::registry! {
         "resnet50" => ResNet50(Member<resnet::Config, 2>),
         "resnet101" => ResNet101(Member<resnet::Config, 3>),
         "resnext50_32x4d" => ResNeXt50(Member<resnet::Config, 4>),
+        "tied_resnet50" => TiedResNet50(Member<tied_resnet::Config, 0>),
+        "tied_resnet50_s" => TiedResNet50S(Member<tied_resnet::Config, 1>),
+        "tied_resnet101" => TiedResNet101(Member<tied_resnet::Config, 2>),
+        "tied_resnet101_s" => TiedResNet101S(Member<tied_resnet::Config, 3>),
+        "tied_resnext50" => TiedResNeXt50(Member<tied_resnet::Config, 4>),
+        "tied_resnext50_s" => TiedResNeXt50S(Member<tied_resnet::Config, 5>),
+        "resnest50" => ResNeSt50(Member<resnest::Config, 0>),
+        "tied_resnest50" => TiedResNeSt50(Member<resnest::Config, 1>),
         "vgg16_bn_cifar" => Vgg16(vgg::Config),
         "repvgg_a0" => RepVggA0(Member<repvgg::Config, 0>),
         "repvgg_a1" => RepVggA1(Member<repvgg::Config, 1>),

@@ -23,8 +23,6 @@ pub struct Shape {
     pub outputs: i64,
     /// Step of the block's window.
     pub stride: i64,
-    /// Whether it is the first of its stage.
-    pub first: bool,
 }
 
 /// A residual network but for its stem and its blocks.
@@ -71,9 +69,9 @@ impl Stages<'_> {
             let planes = self.planes(stage);
             for repeat in 0..repeats {
                 let path = root / format!("layer{}", stage + 1) / repeat;
-                let (first, outputs) = (repeat == 0, planes * self.expansion);
-                let stride = if first && stage > 0 { 2 } else { 1 };
-                parts.push(block(&path, Shape { inputs, planes, outputs, stride, first })?);
+                let outputs = planes * self.expansion;
+                let stride = if repeat == 0 && stage > 0 { 2 } else { 1 };
+                parts.push(block(&path, Shape { inputs, planes, outputs, stride })?);
                 inputs = outputs;
             }
         }
