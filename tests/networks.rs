@@ -19,7 +19,9 @@
 //!
 //! `resnet20.txt` has the names of akamaster's checkpoint resnet20-12fca82f.th without their `module.`, and the logits of
 //! resnet20 are those of a module with these names, which loads that checkpoint, for such an image of 32x32. Those of the RepVGGs,
-//! MobileOnes and the ResNeSt are timm 1.0's, its names replaced by the references' before they are sorted.
+//! MobileOnes and the ResNeSt are timm 1.0's, its names replaced by the references' before they are sorted; those of the VGG are
+//! torchvision's `features`, the biases of the convolutions taken away, the mean over the map and `classifier = Linear(512, 10)`;
+//! those of the TiedResNet a module that was written from the description in `src/net/tied_resnet.rs`.
 
 mod common;
 
@@ -47,7 +49,7 @@ const TORCHVISION: [(&str, &str); 10] = [
 ];
 
 /// The others of `logits.txt`: by its name, ours, the operator, classes and size of the image.
-const OTHERS: [(&str, &str, &str, i64, i64); 7] = [
+const OTHERS: [(&str, &str, &str, i64, i64); 9] = [
     ("resnet20_a", "{name: resnet20}", PLAIN, 10, 32),
     ("resnet20_b", "{name: resnet20, shortcut: b}", PLAIN, 10, 32),
     ("repvgg_a0", "{name: repvgg_a0}", "{name: repvgg}", 1000, 64),
@@ -55,6 +57,8 @@ const OTHERS: [(&str, &str, &str, i64, i64); 7] = [
     ("mobileone_s0", "{name: mobileone_s0}", "{name: mobileone}", 1000, 64),
     ("mobileone_s4", "{name: mobileone_s4}", "{name: mobileone, branches: 1}", 1000, 64),
     ("resnest50", "{name: resnest50}", PLAIN, 1000, 64),
+    ("tied_resnet50_s", "{name: tied_resnet50_s}", PLAIN, 1000, 64),
+    ("vgg16_bn_cifar", "{name: vgg16_bn_cifar}", PLAIN, 10, 32),
 ];
 
 const PLAIN: &str = "{name: plain}";
@@ -113,6 +117,22 @@ fn names_and_shapes_are_torchvisions() {
             .collect();
         assert_eq!(shapes(&plain(net, classes).0), expected, "{net}");
     }
+}
+
+#[test]
+fn vgg_for_cifar_has_torchvisions_names_but_no_biases_before_batch_norms() {
+    let fixture = fixture("vgg16_bn");
+    let lines: Vec<(&str, &str)> = fixture.lines().map(|line| line.split_once(' ').unwrap()).collect();
+    let is_conv = |name: &str| lines.iter().any(|(k, v)| *k == format!("{name}.weight") && v.ends_with("x3x3"));
+    let has_bias = |k: &str| k.strip_suffix(".bias").is_some_and(is_conv);
+    let expected = lines.iter().filter(|(k, _)| k.starts_with("features.") && !has_bias(k));
+    let expected: BTreeMap<String, String> = expected.map(|(k, v)| (k.to_string(), v.to_string())).collect();
+    let mut ours = shapes(&plain("{name: vgg16_bn_cifar}", 10).0);
+    assert_eq!(
+        [ours.remove("classifier.weight"), ours.remove("classifier.bias")],
+        [Some("10x512".into()), Some("10".into())]
+    );
+    assert_eq!(ours, expected);
 }
 
 /// Strides, paddings, pools, activations and the order of all are PyTorch's. Float64, so what is left is the rounding of some
@@ -383,6 +403,27 @@ fn a_networks_own_operators_are_replaced_where_apply_to_says() {
         {
             let error = fold_error(apply_to, net, "{name: maconv, intermediate: 4}", 32);
             assert!(error < 1e-11, "{net} {apply_to:?}: {error:e}");
+        }
+    }
+}
+
+/// `describe` counts each site as the operator that stands on it, whoever brought it.
+#[test]
+fn described_sites_and_the_classifier_are_the_whole_network() {
+    for (net, classifier) in
+        [("tied_resnet50_s", 2048 * 10), ("mobileone_s0", 1024 * 10), ("resnet20", 64 * 10), ("repvgg_a0", 1280 * 10)]
+    {
+        let yaml = format!("data: {{name: shapes}}\nnet: {{name: {net}}}\n");
+        let (_guard, root) = common::folder(&[("a.yaml", yaml.as_bytes())]);
+        let operator = if net == "mobileone_s0" { "operator={name: mobileone}" } else { "operator={name: plain}" };
+        let output = common::run(["describe", &common::arg(&root.join("a.yaml")), "--set", operator, "--json"]);
+        let document: serde_json::Value = serde_json::from_str(&common::stdout(&output)).unwrap();
+        for form in ["expanded", "compact"] {
+            let count = |value: &serde_json::Value, what: &str| value[form][what].as_i64().unwrap();
+            let of_sites =
+                |what| document["sites"].as_array().unwrap().iter().map(|site| count(site, what)).sum::<i64>();
+            assert_eq!(count(&document, "parameters"), of_sites("parameters") + classifier + 10, "{net} {form}");
+            assert_eq!(count(&document, "macs"), of_sites("macs") + classifier, "{net} {form}");
         }
     }
 }
