@@ -29,8 +29,8 @@ use common::network::{fold_error, network, network_on, operator, parameters, rel
 use foldconv::algebra::count_macs;
 use foldconv::data::dataset::Spec;
 use foldconv::net::NetConfig;
-use foldconv::net::block::{Builder, Form, Network};
-use foldconv::op::AttentionConfig;
+use foldconv::net::block::{Builder, Form, Network, SiteKind};
+use foldconv::op::{AttentionConfig, ClassifierConfig};
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor, nn};
 
@@ -270,12 +270,36 @@ fn attention(yaml: &str) -> AttentionConfig {
     config
 }
 
-fn attended(net: &str, attention: &AttentionConfig, classes: i64) -> (nn::VarStore, Box<dyn Network>) {
+/// An expanded network for 32x32 images with more than an operator on its default sites.
+fn built(net: &str, builder: &Builder, classes: i64) -> (nn::VarStore, Box<dyn Network>) {
     let store = nn::VarStore::new(Device::Cpu);
-    let (config, plain): (NetConfig, _) = (serde_yaml::from_str(net).unwrap(), operator(PLAIN));
-    let builder = Builder { attention: Some(attention), ..Builder::new(&plain, Form::Expanded) };
-    let network = config.recipe().build(&store.root(), &builder, Spec { classes, channels: 3, size: 32 }).unwrap();
+    let config: NetConfig = serde_yaml::from_str(net).unwrap();
+    let network = config.recipe().build(&store.root(), builder, Spec { classes, channels: 3, size: 32 }).unwrap();
     (store, network)
+}
+
+fn attended(net: &str, attention: &AttentionConfig, classes: i64) -> (nn::VarStore, Box<dyn Network>) {
+    let plain = operator(PLAIN);
+    built(net, &Builder { attention: Some(attention), ..Builder::new(&plain, Form::Expanded) }, classes)
+}
+
+/// The networks of the authors of DCD, whose last layer is dynamic too. Their MobileNetV2 leaves the 1x1 of its first block as it is.
+#[test]
+fn dcd_networks_have_the_parameters_of_the_authors_code() {
+    let classifier: ClassifierConfig = serde_yaml::from_str("{name: dcd}").unwrap();
+    let count = |net: &str, options: &str, apply_to: &[String]| {
+        let operator = operator(options);
+        let builder = Builder { apply_to, classifier: &classifier, ..Builder::new(&operator, Form::Expanded) };
+        parameters(&built(net, &builder, 1000).0)
+    };
+    assert_eq!(count("{name: resnet18}", "{name: dcd}", &[]), 14_703_332);
+    let kinds = ["pointwise", "spatial"].map(String::from);
+    assert_eq!(count("{name: resnet50}", "{name: dcd, layout: resnet_bottleneck}", &kinds), 29_835_056);
+    let (_store, network) = plain("{name: mobilenet_v2}", 10);
+    let pointwise = network.sites().into_iter().filter(|site| site.kind == SiteKind::Pointwise);
+    let names =
+        pointwise.map(|site| site.name.clone()).filter(|name| name != "features.1.conv.1" && name != "features.18.0");
+    assert_eq!(count("{name: mobilenet_v2}", "{name: dcd}", &names.collect::<Vec<_>>()), 5_720_028);
 }
 
 /// SE-ResNet-50 as published has biases in its linear layers: timm's layout. The default is the first reference's, without them.
@@ -425,6 +449,21 @@ fn described_sites_and_the_classifier_are_the_whole_network() {
             assert_eq!(count(&document, "parameters"), of_sites("parameters") + classifier + 10, "{net} {form}");
             assert_eq!(count(&document, "macs"), of_sites("macs") + classifier, "{net} {form}");
         }
+    }
+}
+
+/// A batch of one image whose last maps have one pixel: no variance, and no NaN in the running one.
+#[test]
+fn a_batch_of_one_small_image_trains() {
+    for net in ["{name: resnet18, width: 0.25}", "{name: resnest50, width: 0.25}"] {
+        let (store, network) = plain(net, 10);
+        let logits = network.forward_t(&Tensor::randn([1, 3, 32, 32], (Kind::Float, Device::Cpu)), true);
+        logits.square().sum(Kind::Float).backward();
+        for (name, v) in store.variables() {
+            assert!(bool::try_from(v.isfinite().all()).unwrap(), "{net} {name}");
+        }
+        let finite = |v: Tensor| bool::try_from(v.grad().isfinite().all()).unwrap();
+        assert!(store.trainable_variables().into_iter().all(finite), "{net}");
     }
 }
 

@@ -144,7 +144,7 @@ impl Part for SplitAttention {
         let maps = self.site.forward(x, shared, train).chunk(RADIX, 1);
         let sum: Tensor = maps.iter().sum();
         let pooled = self.first.forward(&sum.mean_dim([2, 3].as_slice(), false, None));
-        let hidden = self.norm.forward(pooled.unsqueeze(-1).unsqueeze(-1), Activation::Relu, train).flatten(1, -1);
+        let hidden = self.norm.forward_features(&pooled, Activation::Relu, train);
         let size = [hidden.size()[0], RADIX, -1, 1, 1];
         let weights = self.second.forward(&hidden).view(size).softmax(1, None).unbind(1);
         maps.iter().zip(&weights).map(|(map, weight)| map * weight).sum()

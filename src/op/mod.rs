@@ -6,6 +6,7 @@ pub mod branches;
 pub mod condconv;
 pub mod dbb;
 pub mod dcd;
+pub mod dcd_classifier;
 pub mod dcd_kernel;
 pub mod drconv;
 pub mod dyconv;
@@ -78,6 +79,7 @@ crate::registry! {
     pub enum ClassifierConfig: LayerRecipe, "classifier" {
         "linear" => Linear(layers::LinearConfig),
         "tfc" => Tfc(tied::Config),
+        "dcd" => Dcd(dcd_classifier::Config),
     }
 }
 
