@@ -283,7 +283,8 @@ fn attended(net: &str, attention: &AttentionConfig, classes: i64) -> (nn::VarSto
     built(net, &Builder { attention: Some(attention), ..Builder::new(&plain, Form::Expanded) }, classes)
 }
 
-/// The networks of the authors of DCD, whose last layer is dynamic too. Their MobileNetV2 leaves the 1x1 of its first block as it is.
+/// The networks of the authors of DCD, whose last layer is dynamic too. Their MobileNetV2 leaves the 1x1 of its first block
+/// as it is.
 #[test]
 fn dcd_networks_have_the_parameters_of_the_authors_code() {
     let classifier: ClassifierConfig = serde_yaml::from_str("{name: dcd}").unwrap();
