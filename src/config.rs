@@ -243,6 +243,13 @@ impl Config {
                 );
             }
         }
+        if self.apply_to.is_empty() && !sites.iter().any(|site| site.operator.name() == self.operator.name()) {
+            bad_request!(
+                "operator: {} stands nowhere in {} unless `apply_to` says where (`foldconv describe` lists the sites)",
+                self.operator.name(),
+                self.net.name()
+            );
+        }
         Ok(())
     }
 }

@@ -26,8 +26,11 @@ pub fn fold(network: &dyn Network, store: &nn::VarStore) -> Result<HashMap<Strin
     let mut variables = store.variables();
     tch::no_grad(|| {
         for site in network.sites() {
-            let compact =
-                site.fold().map_err(|reason| Refused { site: site.name.clone(), operator: site.operator, reason })?;
+            let compact = site.fold().map_err(|reason| Refused {
+                site: site.name.clone(),
+                operator: site.operator.name(),
+                reason,
+            })?;
             for (name, tensor) in compact.tensors() {
                 variables.insert(format!("{}.{name}", site.name), tensor);
             }

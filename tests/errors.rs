@@ -72,6 +72,17 @@ fn configs_that_are_wrong() {
     assert!(refused(&["operator.temperature=-1"]).contains("operator.temperature: -1"));
     assert!(refused(&["net.name=smalnet"]).contains("did you mean `smallnet`?"));
     assert!(refused(&["net.width=0"]).contains("net.width"));
+    assert!(refused(&["net={name: shufflenet_v2, width: 0.75}"]).contains("net.width: 0.75; give 0.5, 1, 1.5 or 2"));
+    assert!(refused(&["net={name: tied_resnet50, groups: 0}"]).contains("net.groups: 0"));
+    assert!(refused(&["net={name: tied_resnet50, blocks: [1, 2, 3]}"]).contains("net: blocks: invalid length 3"));
+    assert!(refused(&["net={name: tied_resnet50, blocks: [1, 2, 2, 0]}"]).contains("net.blocks: 0"));
+    let indivisible = refused(&["operator={name: plain}", "net={name: tied_resnet50_s, blocks: [1, 1, 4, 4]}"]);
+    assert!(indivisible.contains("blocks: 4 blocks of 1 groups don't divide 18 -> 18"), "{indivisible}");
+    assert!(indivisible.contains("layer1.0.conv2.2"), "{indivisible}");
+    let nowhere = refused(&["net={name: tied_resnet50_s}"]);
+    assert!(nowhere.contains("stands nowhere in tied_resnet50_s unless `apply_to`"), "{nowhere}");
+    let gated = refused(&["net={name: mobileone_s4}", "operator={name: mobileone, se: true}"]);
+    assert!(gated.contains("operator.se: mobileone_s4"), "{gated}");
     assert!(refused(&["data.limit=0"]).contains("data.limit"));
     assert!(refused(&["data.train=0"]).contains("train"));
     assert!(refused(&["data.augment.crop=64"]).contains("data.augment.crop"));

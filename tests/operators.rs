@@ -3,11 +3,12 @@
 //! Tolerance: float64 throughout, so the two forms differ by the rounding of a few hundred sums, about 1e-15 relative;
 //! 1e-12 is three digits of room and ten below the error of any wrong fold.
 
+mod common;
+
+use common::network::{fold_error, network, network_on, operator, parameters, randomise, relative, weights};
 use foldconv::algebra::{FoldError, Geometry};
-use foldconv::data::dataset::Spec;
-use foldconv::fold::{assign, fold};
-use foldconv::net::NetConfig;
-use foldconv::net::block::{Builder, Form, Network};
+use foldconv::fold::assign;
+use foldconv::net::block::Form;
 use foldconv::op::OperatorConfig;
 use foldconv::op::operator::{Compact, Operator, Place};
 use foldconv::op::per_sample::Execution;
@@ -15,36 +16,10 @@ use tch::{Device, Kind, Tensor, nn};
 
 const TOLERANCE: f64 = 1e-12;
 
-fn operator(yaml: &str) -> OperatorConfig {
-    let mut config: OperatorConfig = serde_yaml::from_str(yaml).unwrap();
-    config.recipe_mut().resolve().unwrap();
-    config
-}
-
-fn relative(a: &Tensor, b: &Tensor) -> f64 {
-    assert_eq!(a.size(), b.size());
-    // Both may be 0: the gradient behind a ReLU that no sample opens.
-    f64::try_from((a - b).norm() / b.norm().clamp_min(1e-300)).unwrap()
-}
-
 fn double_store() -> nn::VarStore {
     let mut store = nn::VarStore::new(Device::Cpu);
     store.double();
     store
-}
-
-/// Running statistics and affine values as training leaves them: nowhere 0 or 1.
-fn randomise(store: &mut nn::VarStore) {
-    store.double();
-    tch::no_grad(|| {
-        for (name, mut variable) in store.variables() {
-            if name.ends_with("running_var") || variable.dim() == 1 && name.ends_with("bn.weight") {
-                let _ = variable.uniform_(0.5, 2.);
-            } else if variable.dim() == 1 {
-                let _ = variable.normal_(0., 1.);
-            }
-        }
-    });
 }
 
 fn expanded(config: &OperatorConfig, geometry: Geometry) -> (nn::VarStore, Box<dyn Operator>) {
@@ -202,36 +177,6 @@ fn gradients_equal_finite_differences() {
     }
 }
 
-fn network(net: &str, operator: &OperatorConfig, form: Form, classes: i64) -> (nn::VarStore, Box<dyn Network>) {
-    network_on(&[], net, operator, form, classes)
-}
-
-fn network_on(
-    apply_to: &[String],
-    net: &str,
-    operator: &OperatorConfig,
-    form: Form,
-    classes: i64,
-) -> (nn::VarStore, Box<dyn Network>) {
-    let store = nn::VarStore::new(Device::Cpu);
-    let config: NetConfig = serde_yaml::from_str(net).unwrap();
-    let builder = Builder { apply_to, ..Builder::new(operator, form) };
-    let network = config.recipe().build(&store.root(), &builder, Spec { classes, channels: 3, size: 32 }).unwrap();
-    for name in store.variables().keys() {
-        assert!(!name.contains("__"), "{name} was registered twice");
-    }
-    (store, network)
-}
-
-fn parameters(store: &nn::VarStore) -> i64 {
-    store.trainable_variables().iter().map(|variable| variable.numel() as i64).sum()
-}
-
-/// Kernels and attention matrices alone: no batch norms, no biases.
-fn weights(store: &nn::VarStore) -> i64 {
-    store.trainable_variables().iter().filter(|v| v.dim() > 1).map(|v| v.numel() as i64).sum()
-}
-
 #[test]
 fn parameter_counts_are_the_published_ones() {
     let (plain, maconv, mdconv) = (operator("{name: plain}"), operator("{name: maconv}"), operator("{name: mdconv}"));
@@ -263,14 +208,7 @@ fn parameter_counts_are_the_published_ones() {
 fn a_folded_network_is_the_same_function() {
     for net in ["{name: smallnet}", "{name: mobilenet_v2, width: 0.35, stem: cifar}"] {
         for options in ["{name: plain}", "{name: maconv}", "{name: mdconv, gate: softmax}"] {
-            let config = operator(options);
-            let (mut store, expanded) = network(net, &config, Form::Expanded, 10);
-            randomise(&mut store);
-            let (mut compact_store, compact) = network(net, &config, Form::Compact, 10);
-            compact_store.double();
-            assign(&compact_store, &fold(&*expanded, &store).unwrap()).unwrap();
-            let x = Tensor::randn([2, 3, 32, 32], (Kind::Double, Device::Cpu));
-            let error = relative(&compact.forward_t(&x, false), &expanded.forward_t(&x, false));
+            let error = fold_error(&[], net, options, 32);
             assert!(error < 1e-11, "{net} {options}: {error:e}");
         }
     }
@@ -281,7 +219,7 @@ fn an_operator_goes_where_apply_to_says() {
     let config = operator("{name: mdconv, intermediate: 3}");
     let operators = |apply_to: &[String]| -> Vec<&'static str> {
         let (_store, network) = network_on(apply_to, "{name: smallnet}", &config, Form::Expanded, 10);
-        network.sites().iter().map(|site| site.operator).collect()
+        network.sites().iter().map(|site| site.operator.name()).collect()
     };
     let (p, m) = ("plain", "mdconv");
     assert_eq!(operators(&[]), [p, m, p, m, p, m, p]);
@@ -289,14 +227,7 @@ fn an_operator_goes_where_apply_to_says() {
     assert_eq!(operators(&["stem".into(), "blocks.1.pointwise.conv".into()]), [m, p, p, m, p, p, p]);
 
     // Everywhere, strided depthwise convolutions included, it folds.
-    let all = ["all".to_string()];
-    let (mut store, expanded) = network_on(&all, "{name: smallnet}", &config, Form::Expanded, 10);
-    randomise(&mut store);
-    let (mut compact_store, compact) = network_on(&all, "{name: smallnet}", &config, Form::Compact, 10);
-    compact_store.double();
-    assign(&compact_store, &fold(&*expanded, &store).unwrap()).unwrap();
-    let x = Tensor::randn([2, 3, 32, 32], (Kind::Double, Device::Cpu));
-    let error = relative(&compact.forward_t(&x, false), &expanded.forward_t(&x, false));
+    let error = fold_error(&["all".to_string()], "{name: smallnet}", "{name: mdconv, intermediate: 3}", 32);
     assert!(error < 1e-11, "{error:e}");
 }
 

@@ -5,6 +5,7 @@ use super::output::{json, print};
 use crate::algebra::Geometry;
 use crate::bad_request;
 use crate::config::{Built, Config};
+use crate::net::NetConfig;
 use crate::net::block::{Form, Plan, Site, SiteTrace, trace_sites};
 use crate::op::operator::Place;
 use crate::op::per_sample::Execution;
@@ -16,20 +17,24 @@ use crate::weights::{About, Model};
 use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use tch::{Device, Kind, Tensor, nn};
 
 #[derive(Debug, Args)]
 pub struct Options {
     /// YAML file of a trial or a sweep, or a model file
-    #[arg(required_unless_present = "operators")]
+    #[arg(required_unless_present_any = ["operators", "networks"])]
     target: Option<PathBuf>,
     /// Override a key of the YAML file, as train.epochs=3
-    #[arg(long = "set", value_name = "KEY=VALUE", conflicts_with = "operators")]
+    #[arg(long = "set", value_name = "KEY=VALUE", conflicts_with_all = ["operators", "networks"])]
     overrides: Vec<String>,
     /// List the operators, attention modules and classifiers, with their options
-    #[arg(long, conflicts_with = "target")]
+    #[arg(long, conflicts_with_all = ["target", "networks"])]
     operators: bool,
+    /// List the networks, with their options
+    #[arg(long, conflicts_with = "target")]
+    networks: bool,
 }
 
 /// What describe tells; the JSON document.
@@ -67,16 +72,18 @@ struct Cost {
     macs: i64,
 }
 
-/// What can be written; the JSON document of `--operators`.
-#[derive(Serialize)]
-struct Catalogue {
-    operator: Vec<Entry>,
-    attention: Vec<Entry>,
-    classifier: Vec<Entry>,
-}
-
 pub fn run(options: &Options, as_json: bool) -> Result<()> {
-    let Some(target) = &options.target else { return catalogue(as_json) };
+    let Some(target) = &options.target else {
+        let sections = match options.networks {
+            true => vec![("net", NetConfig::entries())],
+            false => vec![
+                ("operator", OperatorConfig::entries()),
+                ("attention", AttentionConfig::entries()),
+                ("classifier", ClassifierConfig::entries()),
+            ],
+        };
+        return catalogue(&sections, as_json);
+    };
     let description = if target.extension().is_some_and(|extension| extension == "safetensors") {
         if !options.overrides.is_empty() {
             bad_request!("--set: overrides the keys of a YAML file, and {} is a model", target.display());
@@ -94,17 +101,11 @@ pub fn run(options: &Options, as_json: bool) -> Result<()> {
     Ok(())
 }
 
-fn catalogue(as_json: bool) -> Result<()> {
-    let catalogue = Catalogue {
-        operator: OperatorConfig::entries(),
-        attention: AttentionConfig::entries(),
-        classifier: ClassifierConfig::entries(),
-    };
+/// What can be written, by section.
+fn catalogue(sections: &[(&str, Vec<Entry>)], as_json: bool) -> Result<()> {
     if as_json {
-        return json(&catalogue);
+        return json(&sections.iter().map(|(section, entries)| (*section, entries)).collect::<BTreeMap<_, _>>());
     }
-    let sections =
-        [("operator", &catalogue.operator), ("attention", &catalogue.attention), ("classifier", &catalogue.classifier)];
     for (section, entries) in sections {
         for Entry { name, summary, options } in entries {
             println!("{section}: {{name: {name}}}\n{summary}");
@@ -157,7 +158,7 @@ fn describe(form: Option<Form>, tuned: Option<Tuned>, config: &Config) -> Result
     let (before, after) = (trace(config, &expanded), trace(config, &compact));
     let (sites, folded) = (expanded.network.sites(), compact.network.sites());
     let layers = sites.into_iter().zip(folded).zip(before.into_iter().zip(after));
-    let layers = layers.map(|((site, compact), (before, after))| layer(config, [site, compact], [before, after]));
+    let layers = layers.map(|((site, compact), (before, after))| layer([site, compact], [before, after]));
     let spec = config.data.spec();
     let cost = |built: &Built| Cost { parameters: built.parameters(), macs: built.macs(spec) };
     let (sites, config) = (layers.collect(), config.clone());
@@ -165,13 +166,13 @@ fn describe(form: Option<Form>, tuned: Option<Tuned>, config: &Config) -> Result
 }
 
 /// A site in both forms, and what it did in each.
-fn layer(config: &Config, [site, compact]: [&Site; 2], [before, after]: [SiteTrace; 2]) -> Layer {
-    let (parameters, folded) = parameters(config, site);
+fn layer([site, compact]: [&Site; 2], [before, after]: [SiteTrace; 2]) -> Layer {
+    let (parameters, folded) = parameters(site);
     let kernels = compact.per_sample().filter(|kernels| kernels.executions().len() > 1);
     Layer {
         name: site.name.clone(),
         kind: site.kind.name(),
-        operator: site.operator,
+        operator: site.operator.name(),
         shape: shape(&site.geometry),
         output: before.output,
         execution: kernels.map(|kernels| kernels.execution()),
@@ -188,17 +189,16 @@ fn trace(config: &Config, built: &Built) -> Vec<SiteTrace> {
 }
 
 /// Parameters of a site in both forms, counted on a copy of it by itself.
-fn parameters(config: &Config, site: &Site) -> (i64, i64) {
-    let plain = OperatorConfig::default();
-    let operator = if site.operator == plain.name() { &plain } else { &config.operator };
+fn parameters(site: &Site) -> (i64, i64) {
     let count = |build: &dyn Fn(&Place)| {
         let store = nn::VarStore::new(Device::Cpu);
         let root = store.root();
         build(&Place { conv: &root / "conv", bn: Some(&root / "bn"), block: site.block });
         store.trainable_variables().iter().map(|variable| variable.numel() as i64).sum()
     };
-    let expanded = count(&|place| drop(operator.recipe().expanded(place, site.geometry)));
-    (expanded, count(&|place| drop(operator.recipe().compact(place, site.geometry))))
+    let recipe = site.operator.recipe();
+    let expanded = count(&|place| drop(recipe.expanded(place, site.geometry)));
+    (expanded, count(&|place| drop(recipe.compact(place, site.geometry))))
 }
 
 /// `16->32 3x3 s2 g16`: what differs from the default is said.

@@ -48,7 +48,8 @@ fn identities(built: &Built, all: &mut BTreeMap<String, Tensor>) -> Result<()> {
         let Site { name, bn, operator, .. } = site;
         if site.kernel().is_none() {
             bad_request!(
-                "--bn identity: {name} ({operator}) is not one kernel, so no plain model loads it; use --bn fused"
+                "--bn identity: {name} ({}) is not one kernel, so no plain model loads it; use --bn fused",
+                operator.name()
             );
         }
         let Some(bias) = all.remove(&format!("{name}.bias")) else { continue };

@@ -8,6 +8,7 @@ use crate::op::operator::{Compact, Operator, Place, Shared};
 use crate::op::per_sample::{Execution, PerSample};
 use crate::op::{AttentionConfig, ClassifierConfig, OperatorConfig, plain};
 use anyhow::Result;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -76,8 +77,8 @@ pub struct Site {
     pub kind: SiteKind,
     /// Its shape.
     pub geometry: Geometry,
-    /// The name of the operator on it.
-    pub operator: &'static str,
+    /// The operator on it, and its options.
+    pub operator: OperatorConfig,
     /// What its network puts behind it.
     pub activation: Activation,
     /// Channels of the input of the block in which it stands, if any.
@@ -171,6 +172,17 @@ pub fn trace_sites<T>(pass: impl FnOnce() -> T) -> (T, Vec<SiteTrace>) {
     (result, TRACE.take().unwrap_or_default())
 }
 
+/// For which images the first layers of a network are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Stem {
+    /// 224x224, as published.
+    #[default]
+    Imagenet,
+    /// 32x32: the map is made smaller less often.
+    Cifar,
+}
+
 /// A convolution, its batch norm and activation, as a network plans them.
 #[derive(Clone, Copy, Debug)]
 pub struct SitePlan<'a> {
@@ -184,8 +196,26 @@ pub struct SitePlan<'a> {
     pub geometry: Geometry,
     /// What stands behind it.
     pub activation: Activation,
-    /// Whether an operator replaces it where `apply_to` says nothing.
-    pub default: bool,
+    /// What stands in its place where `apply_to` says nothing.
+    pub default: Standing<'a>,
+}
+
+/// What stands on a site that no word of `apply_to` means. One that `apply_to` means has the operator of the config.
+#[derive(Clone, Copy, Debug)]
+pub enum Standing<'a> {
+    /// The convolution itself.
+    Plain,
+    /// The operator of the config: the network's paper replaces it.
+    Operator,
+    /// One that the network brings, resolved.
+    Own(&'a OperatorConfig),
+}
+
+impl Standing<'_> {
+    /// The operator of the config where that holds, the convolution itself elsewhere.
+    pub fn operator_if(replaced: bool) -> Self {
+        if replaced { Standing::Operator } else { Standing::Plain }
+    }
 }
 
 /// How the compact operators of a network are computed, by site. A site that isn't in it makes its kernels.
@@ -233,7 +263,7 @@ impl<'a> Builder<'a> {
     /// A [`crate::error::BadRequest`] where the operator can't stand there.
     pub fn conv(&self, path: &nn::Path, name: &str, geometry: Geometry, activation: Activation) -> Result<Site> {
         let (conv, bn) = (&*format!("{name}.conv"), &*format!("{name}.bn"));
-        let plan = SitePlan { conv, bn, kind: SiteKind::Spatial, geometry, activation, default: true };
+        let plan = SitePlan { conv, bn, kind: SiteKind::Spatial, geometry, activation, default: Standing::Operator };
         self.site(path, plan)
     }
 
@@ -258,14 +288,19 @@ impl<'a> Builder<'a> {
         let SitePlan { conv, bn, kind, geometry, activation, default } = plan;
         let (conv, bn) = (below(root, conv), below(root, bn));
         let (name, bn_name) = (dotted(&conv), dotted(&bn));
-        let chosen = match self.apply_to {
-            [] => default,
-            names => names.iter().any(|wanted| wanted == "all" || wanted == kind.name() || *wanted == name),
+        let named = self.apply_to.iter().any(|wanted| wanted == "all" || wanted == kind.name() || *wanted == name);
+        let (chosen, operator) = match default {
+            Standing::Operator if self.apply_to.is_empty() => (true, self.operator),
+            _ if named => (true, self.operator),
+            Standing::Own(own) => (false, own),
+            Standing::Plain | Standing::Operator => (false, &PLAIN),
         };
-        let operator = if chosen { self.operator } else { &PLAIN };
         let recipe = operator.recipe();
         if let Err(reason) = recipe.fits(&geometry) {
-            bad_request!("operator.{reason} (at {name}; `apply_to` chooses the sites)");
+            match chosen {
+                true => bad_request!("operator.{reason} (at {name}; `apply_to` chooses the sites)"),
+                false => bad_request!("net: {reason} (at {name})"),
+            }
         }
         if block.is_none() && recipe.shares() {
             bad_request!("operator.shared: {name} is in no block of the network; choose others with `apply_to`");
@@ -278,8 +313,8 @@ impl<'a> Builder<'a> {
                 Module::Compact(recipe.compact(&place, geometry).executed(execution))
             }
         };
-        let site = Site { name, bn: bn_name, kind, geometry, operator: operator.name(), activation, block, module };
-        Ok((site, chosen))
+        let operator = operator.clone();
+        Ok((Site { name, bn: bn_name, kind, geometry, operator, activation, block, module }, chosen))
     }
 }
 
@@ -298,7 +333,16 @@ impl Block<'_, '_> {
     /// # Errors
     /// As there.
     pub fn site(&mut self, plan: SitePlan) -> Result<Site> {
-        let (site, chosen) = self.builder.place(&self.path, plan, Some(self.channels))?;
+        let path = self.path.clone();
+        self.site_below(&path, plan)
+    }
+
+    /// The same below another path, where the network's names have no common beginning for what is one block here.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn site_below(&mut self, root: &nn::Path, plan: SitePlan) -> Result<Site> {
+        let (site, chosen) = self.builder.place(root, plan, Some(self.channels))?;
         if chosen && self.shared.is_none() {
             self.shared = self.builder.operator.recipe().shared(&self.path, self.channels);
         }

@@ -135,8 +135,15 @@ impl Norm {
         Norm::sum(vec![(self, x)], activation, train)
     }
 
+    /// activation(norm(x)) of x (N, C).
+    pub fn forward_features(&self, x: &Tensor, activation: Activation, train: bool) -> Tensor {
+        self.forward(x.unsqueeze(-1).unsqueeze(-1), activation, train).flatten(1, -1)
+    }
+
     /// activation(sum of norm(x)): in training, batch norms, their sum and the activation are one pass where possible.
     pub fn sum(terms: Vec<(&Norm, Tensor)>, activation: Activation, train: bool) -> Tensor {
+        // One value a channel has no variance: it would leave NaN in the running one, which is taken in its place.
+        let train = train && terms.iter().all(|(_, x)| x.numel() as i64 > x.size()[1]);
         if train && let Some(y) = Norm::sum_native(&terms, activation) {
             return y;
         }

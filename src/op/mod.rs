@@ -7,6 +7,7 @@ pub mod condconv;
 pub mod dbb;
 pub mod dcd;
 pub mod dcd_branch;
+pub mod dcd_classifier;
 pub mod dcd_kernel;
 pub mod dcd_residual;
 pub mod drconv;
@@ -107,6 +108,8 @@ crate::registry! {
         "linear" => Linear(layers::LinearConfig),
         /// A fully connected layer whose matrix B blocks of features share (Wang & Yu, AAAI 2021).
         "tfc" => Tfc(tied::Config),
+        /// The dynamic classifier of the authors' code of DCD (Li et al., ICLR 2021).
+        "dcd" => Dcd(dcd_classifier::Config),
     }
 }
 

@@ -106,10 +106,7 @@ struct Attention {
 impl Attention {
     /// The hidden units (N, h) for x (N, C_in, H, W).
     fn hidden(&self, x: &Tensor, train: bool) -> Tensor {
-        let squeezed = self.squeeze.forward(&experts::pool(x)).unsqueeze(-1).unsqueeze(-1);
-        // A single sample has no variance: it would leave NaN in the running one.
-        let train = train && x.size()[0] > 1;
-        self.norm.forward(squeezed, Activation::Relu, train).flatten(1, -1)
+        self.norm.forward_features(&self.squeeze.forward(&experts::pool(x)), Activation::Relu, train)
     }
 
     /// Detached, in float64, with the batch norm in `squeeze`.

@@ -1,6 +1,8 @@
 //! Runs the binary as a user does. Each test file uses a part of it.
 #![allow(dead_code)]
 
+pub mod network;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 

@@ -1,0 +1,127 @@
+//! What most networks are: parts in a row, the mean over the map, a classifier. A residual block is a part, and so is a site.
+
+use crate::net::block::{Common, Network, Site};
+use crate::op::layers::Activation;
+use std::fmt::Debug;
+use tch::{Tensor, nn, nn::ModuleT};
+
+/// A part of a network: x (N, C, H, W) to y (N, C', H', W').
+pub trait Part: Debug + Send {
+    /// y of x, with what the operators of its block share.
+    fn forward(&self, x: &Tensor, shared: Option<&Tensor>, train: bool) -> Tensor;
+
+    /// Its convolutions, in the order in which they run.
+    fn sites(&self) -> Vec<&Site> {
+        Vec::new()
+    }
+
+    /// What its blocks have beside their sites.
+    fn commons(&self) -> Vec<&Common> {
+        Vec::new()
+    }
+}
+
+/// Parts that run one behind the other.
+pub type Parts = Vec<Box<dyn Part>>;
+
+impl Part for Site {
+    fn forward(&self, x: &Tensor, shared: Option<&Tensor>, train: bool) -> Tensor {
+        Site::forward(self, x, shared, train)
+    }
+
+    fn sites(&self) -> Vec<&Site> {
+        vec![self]
+    }
+}
+
+impl Part for Parts {
+    fn forward(&self, x: &Tensor, shared: Option<&Tensor>, train: bool) -> Tensor {
+        self.iter().fold(x.shallow_clone(), |x, part| part.forward(&x, shared, train))
+    }
+
+    fn sites(&self) -> Vec<&Site> {
+        self.iter().flat_map(|part| part.sites()).collect()
+    }
+
+    fn commons(&self) -> Vec<&Common> {
+        self.iter().flat_map(|part| part.commons()).collect()
+    }
+}
+
+/// The largest value of each window, as torch.nn.MaxPool2d.
+#[derive(Debug)]
+pub struct MaxPool {
+    /// Height and width of the window.
+    pub window: i64,
+    /// Step of the window.
+    pub stride: i64,
+    /// Rows and columns of -infinity on each side.
+    pub padding: i64,
+}
+
+impl Part for MaxPool {
+    fn forward(&self, x: &Tensor, _shared: Option<&Tensor>, _train: bool) -> Tensor {
+        x.max_pool2d([self.window; 2], [self.stride; 2], [self.padding; 2], [1, 1], false)
+    }
+}
+
+/// activation(attention(main(x)) + shortcut(x)).
+#[derive(Debug)]
+pub struct Residual {
+    /// The main branch.
+    pub main: Parts,
+    /// The way around it: none, or parts; no parts are the identity.
+    pub shortcut: Option<Parts>,
+    /// What stands behind the sum.
+    pub activation: Activation,
+    /// The attention, and what the operators share.
+    pub common: Common,
+}
+
+impl Part for Residual {
+    fn forward(&self, x: &Tensor, _shared: Option<&Tensor>, train: bool) -> Tensor {
+        let shared = self.common.share(x, train);
+        let y = self.common.attend(self.main.forward(x, shared.as_ref(), train), train);
+        let sum = match &self.shortcut {
+            None => y,
+            Some(parts) => y + parts.forward(x, shared.as_ref(), train),
+        };
+        self.activation.apply(sum)
+    }
+
+    fn sites(&self) -> Vec<&Site> {
+        self.main.sites().into_iter().chain(self.shortcut.iter().flat_map(Part::sites)).collect()
+    }
+
+    fn commons(&self) -> Vec<&Common> {
+        vec![&self.common]
+    }
+}
+
+/// Parts, the mean over the map, dropout, a classifier.
+#[derive(Debug)]
+pub struct Chain {
+    /// What makes the last map (N, features, H, W).
+    pub parts: Parts,
+    /// Share of the features that training drops.
+    pub dropout: f64,
+    /// Features to logits.
+    pub classifier: Box<dyn ModuleT>,
+}
+
+impl nn::ModuleT for Chain {
+    fn forward_t(&self, x: &Tensor, train: bool) -> Tensor {
+        let pooled = self.parts.forward(x, None, train).mean_dim([2, 3].as_slice(), false, None);
+        self.classifier.forward_t(&pooled.dropout(self.dropout, train), train)
+    }
+}
+
+impl Network for Chain {
+    fn sites(&self) -> Vec<&Site> {
+        self.parts.sites()
+    }
+
+    fn commons(&self) -> Vec<&Common> {
+        self.parts.commons()
+    }
+}
