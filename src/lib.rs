@@ -2,7 +2,7 @@
 //!
 //! The floors, from the ground up; a module uses only floors below its own:
 //!
-//! 1. [`error`], [`files`], [`mod@registry`], [`text`], [`native`], [`device`], [`timing`], [`algebra`] (pure functions on kernels)
+//! 1. [`error`], [`files`], [`mod@registry`], [`text`], [`mod@pickle`], [`native`], [`device`], [`timing`], [`algebra`] (pure functions on kernels)
 //! 2. [`op`] (operators: one file each, expanded form and fold), [`data`] (data sets and batches)
 //! 3. [`net`] (networks: sites on which operators stand)
 //! 4. [`config`] (an experiment file, resolved)
@@ -21,6 +21,7 @@ pub mod device;
 pub mod error;
 pub mod files;
 pub mod native;
+pub mod pickle;
 pub mod registry;
 pub mod text;
 pub mod timing;
