@@ -6,6 +6,7 @@ mod describe;
 mod doctor;
 mod eval;
 mod fold;
+mod import;
 mod output;
 mod report;
 mod sweep;
@@ -53,6 +54,8 @@ enum Command {
     Sweep(sweep::Options),
     /// Make the tables of a sweep
     Report(report::Options),
+    /// Make a model of weights that PyTorch trained
+    Import(import::Options),
     /// Fold a model and verify it
     Fold(fold::Options),
     /// Compare a model's expanded and compact form
@@ -101,7 +104,7 @@ impl FromModel {
         let about = &mut model.about;
         let classes = about.config.data.spec().classes;
         if let Some(name) = &self.data {
-            about.config.data = config::data_named(name, &about.config.data)?;
+            about.config.data = config::data_named(name, &about.config.data.common)?;
         }
         if self.root.is_some() {
             about.config.data.common.root.clone_from(&self.root);
@@ -137,6 +140,7 @@ impl Cli {
             Command::Train(options) => train::run(options, machine, json),
             Command::Sweep(options) => sweep::run(options, machine, json),
             Command::Report(options) => report::run(options, json),
+            Command::Import(options) => import::run(options, machine, json),
             Command::Fold(options) => fold::run(options, machine, json),
             Command::Compare(options) => compare::run(options, machine, json),
             Command::Eval(options) => eval::run(options, machine, json),

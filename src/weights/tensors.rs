@@ -2,10 +2,10 @@
 
 use crate::{bad_request, files};
 use anyhow::{Context, Result};
-use safetensors::tensor::TensorView;
-use safetensors::{Dtype, SafeTensors};
+use safetensors::{Dtype, SafeTensors, View};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
@@ -19,22 +19,45 @@ pub fn write<'a, M: Serialize>(
     document: &M,
     tensors: impl IntoIterator<Item = (&'a String, &'a Tensor)>,
 ) -> Result<()> {
-    let mut buffers = BTreeMap::new();
+    let mut outputs = BTreeMap::new();
     for (name, tensor) in tensors {
         let dtype = dtype(tensor.kind()).with_context(|| format!("{name}: cannot save {:?}", tensor.kind()))?;
-        // safetensors wants plain (contiguous) order; channels_last tensors are copied.
-        let tensor = tensor.detach().to_device(Device::Cpu).contiguous();
-        let shape: Vec<usize> = tensor.size().iter().map(|n| *n as usize).collect();
-        let mut bytes = vec![0; tensor.numel() * tensor.kind().elt_size_in_bytes()];
-        tensor.f_copy_data_u8(&mut bytes, tensor.numel())?;
-        buffers.insert(name, (dtype, shape, bytes));
+        let shape = tensor.size().iter().map(|n| *n as usize).collect();
+        outputs.insert(name, Output { tensor, dtype, shape });
     }
-    let views = buffers
-        .iter()
-        .map(|(name, (dtype, shape, bytes))| Ok((name.as_str(), TensorView::new(*dtype, shape.clone(), bytes)?)))
-        .collect::<Result<Vec<_>>>()?;
     let metadata = HashMap::from([(DOCUMENT.to_string(), serde_json::to_string(document)?)]);
-    files::write_atomic(path, &safetensors::serialize(views, Some(metadata))?)
+    files::fill_atomic(path, |path| {
+        safetensors::serialize_to_file(outputs, Some(metadata), path).map_err(std::io::Error::other)
+    })
+}
+
+/// A tensor whose bytes are made when they are written, so that there is one copy of one tensor at a time.
+struct Output<'a> {
+    tensor: &'a Tensor,
+    dtype: Dtype,
+    shape: Vec<usize>,
+}
+
+impl View for Output<'_> {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        // safetensors wants plain (contiguous) order; channels_last tensors are copied.
+        let tensor = self.tensor.detach().to_device(Device::Cpu).contiguous();
+        let mut bytes = vec![0; self.data_len()];
+        tensor.copy_data_u8(&mut bytes, tensor.numel());
+        Cow::Owned(bytes)
+    }
+
+    fn data_len(&self) -> usize {
+        self.tensor.numel() * self.tensor.kind().elt_size_in_bytes()
+    }
 }
 
 /// Reads a file that [`write()`] wrote.

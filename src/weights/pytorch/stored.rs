@@ -75,6 +75,11 @@ impl Stored {
         Stored::new(storage, 0, size, strides)
     }
 
+    /// Where in the file it begins.
+    pub fn position(&self) -> u64 {
+        self.start
+    }
+
     /// Number of elements.
     pub fn numel(&self) -> i64 {
         self.size.iter().product()
