@@ -24,21 +24,21 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// In that form; or else in the expanded one, unless the compact one fits the file better, as where it holds deployed
-    /// operators.
+    /// In that form; or else in the expanded one, unless the compact one finds more of its variables in the file, as where that
+    /// holds deployed operators.
     ///
     /// # Errors
     /// A [`crate::error::BadRequest`] where the network can't be built.
     pub fn new(config: &Config, state: &StateDict, form: Option<Form>) -> Result<Plan> {
         let plan = Plan::in_form(config, state, form.unwrap_or(Form::Expanded))?;
-        let wrong = plan.pairing.problems.len();
-        if form.is_some() || wrong == 0 {
+        let found = plan.pairing.pairs.len();
+        if form.is_some() || plan.pairing.problems.is_empty() {
             return Ok(plan);
         }
         // One network at a time: each is as large as the file.
         drop(plan);
         let compact = Plan::in_form(config, state, Form::Compact)?;
-        if compact.pairing.problems.len() < wrong {
+        if compact.pairing.pairs.len() > found {
             return Ok(compact);
         }
         drop(compact);

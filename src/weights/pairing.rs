@@ -186,27 +186,39 @@ impl Pairing {
                 false => pairing.problems.push(Problem { name: name.clone(), wrong: Wrong::Unused, nearest: None }),
             }
         }
-        pairing.find_nearest();
+        pairing.find_nearest(ours, theirs);
         pairing
     }
 
-    /// The nearest of the unused names to each that is missing, and the other way round.
-    fn find_nearest(&mut self) {
-        let names = |wrong: Wrong| -> Vec<String> {
-            self.problems.iter().filter(|problem| problem.wrong == wrong).map(|problem| problem.name.clone()).collect()
+    /// The nearest of the unused names to each that is missing, and the other way round: by spelling, or else the only one with
+    /// the same last part and shape.
+    fn find_nearest(&mut self, ours: &BTreeMap<String, Vec<i64>>, theirs: &[Theirs]) {
+        let names = |wrong: Wrong| -> Vec<&str> {
+            self.problems.iter().filter(|problem| problem.wrong == wrong).map(|problem| problem.name.as_str()).collect()
         };
         let (missing, unused) = (names(Wrong::Missing), names(Wrong::Unused));
         if missing.len() * unused.len() > MOST_COMPARED {
             return;
         }
-        for problem in &mut self.problems {
-            let others = match problem.wrong {
-                Wrong::Missing => &unused,
-                Wrong::Unused => &missing,
-                _ => continue,
-            };
-            problem.nearest = nearest(&problem.name, others.iter().map(String::as_str)).map(String::from);
-        }
+        let sizes: BTreeMap<&str, &[i64]> = theirs.iter().map(|tensor| (tensor.name.as_str(), &*tensor.size)).collect();
+        let size = |name: &str| ours.get(name).map(Vec::as_slice).or_else(|| sizes.get(name).copied());
+        let alike = |name: &str, others: &[&str]| {
+            let alike = |other: &&&str| last(other) == last(name) && size(other) == size(name);
+            let mut found = others.iter().filter(alike);
+            found.next().filter(|_| found.next().is_none()).map(|other| other.to_string())
+        };
+        let nearest: Vec<Option<String>> = (self.problems.iter())
+            .map(|problem| {
+                let others = match problem.wrong {
+                    Wrong::Missing => &unused,
+                    Wrong::Unused => &missing,
+                    _ => return None,
+                };
+                let spelt = nearest(&problem.name, others.iter().copied()).map(String::from);
+                spelt.or_else(|| alike(&problem.name, others))
+            })
+            .collect();
+        self.problems.iter_mut().zip(nearest).for_each(|(problem, nearest)| problem.nearest = nearest);
     }
 
     /// `3 missing, 2 unused, 1 misshapen`.
@@ -281,18 +293,28 @@ mod tests {
 
     #[test]
     fn all_that_is_wrong_is_listed_with_the_nearest_names() {
-        let ours: &[Named] = &[("a.weight", &[2]), ("b.running_mean", &[4]), ("c", &[1]), ("x.temperature", &[])];
-        let theirs: &[Named] = &[("a.weight", &[2, 1]), ("b.runing_mean", &[4]), ("x.num_batches_tracked", &[])];
+        let ours: &[Named] =
+            &[("a.weight", &[2]), ("b.running_mean", &[4]), ("c", &[1]), ("head.bias", &[5]), ("x.temperature", &[])];
+        let theirs: &[Named] = &[
+            ("a.weight", &[2, 1]),
+            ("b.runing_mean", &[4]),
+            ("fc.bias", &[5]),
+            ("gamma.bias", &[6]),
+            ("x.num_batches_tracked", &[]),
+        ];
         let pairing = pair(ours, theirs);
         let shape = Wrong::Shape { found: vec![2, 1], expected: vec![2] };
         let expected = [
             ("a.weight", &shape, None),
             ("b.running_mean", &Wrong::Missing, Some("b.runing_mean")),
             ("c", &Wrong::Missing, None),
+            ("head.bias", &Wrong::Missing, Some("fc.bias")),
             ("b.runing_mean", &Wrong::Unused, Some("b.running_mean")),
+            ("fc.bias", &Wrong::Unused, Some("head.bias")),
+            ("gamma.bias", &Wrong::Unused, None),
         ];
         assert_eq!(wrong(&pairing), expected);
-        assert_eq!(pairing.counts(), "2 missing, 1 unused, 1 misshapen");
+        assert_eq!(pairing.counts(), "3 missing, 3 unused, 1 misshapen");
         assert_eq!(
             (pairing.optional, pairing.ignored),
             (vec!["x.temperature".into()], vec!["x.num_batches_tracked".into()])
