@@ -6,7 +6,7 @@
 //! 2. [`op`] (operators: one file each, expanded form and fold), [`data`] (data sets and batches)
 //! 3. [`net`] (networks: sites on which operators stand)
 //! 4. [`config`] (an experiment file, resolved)
-//! 5. [`fold`] (a network to its compact form), [`weights`] (the model file)
+//! 5. [`fold`] (a network to its compact form), [`weights`] (the model file, and PyTorch's files)
 //! 6. [`train`] (one trial)
 //! 7. [`mod@bench`] (latency and throughput)
 //! 8. [`sweep`] (the trials of a file)

@@ -251,7 +251,7 @@ fn an_operators_layouts_are_its_own() {
     write(&file, &state);
     let output = import(&file, &out, &on);
     assert!(stdout(&output).contains("smallnet with condconv, expanded form"));
-    assert!(stderr(&output).contains("as the options say, being no part of a state dict: blocks.0.route.temperature"));
+    assert!(stderr(&output).contains("taken from the operator's options: 3 temperatures"));
     let read = Model::load(&out).unwrap().tensors;
     assert!(ours.iter().all(|(name, tensor)| read[name].equal(tensor)));
     // The convolutions that stay plain may not be flattened.

@@ -11,6 +11,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use tch::{Kind, Tensor};
 
+/// Precision, shape and bytes of tensors, by name.
+type Values = BTreeMap<String, (Kind, Vec<i64>, Vec<u8>)>;
+
 /// Names and tensors, dicts in dicts with dots.
 fn flat(entry: &Entry, prefix: &str, into: &mut BTreeMap<String, Stored>) {
     match entry {
@@ -26,13 +29,13 @@ fn flat(entry: &Entry, prefix: &str, into: &mut BTreeMap<String, Stored>) {
 }
 
 /// Precision, shape and bytes of every tensor of a file.
-fn read(path: &Path) -> anyhow::Result<BTreeMap<String, (Kind, Vec<i64>, Vec<u8>)>> {
+fn read(path: &Path) -> anyhow::Result<Values> {
     let checkpoint = Checkpoint::open(path)?;
     let mut tensors = BTreeMap::new();
     flat(&checkpoint.root, "", &mut tensors);
     let mut buffer = Buffer::default();
     let value = |(name, stored): (String, Stored)| {
-        let bytes = checkpoint.read(&stored, &mut buffer, |tensor| bytes(tensor))?;
+        let bytes = checkpoint.read(&stored, &mut buffer, bytes)?;
         Ok((name, (stored.kind, stored.size, bytes)))
     };
     tensors.into_iter().map(value).collect()
@@ -45,7 +48,7 @@ fn bytes(tensor: &Tensor) -> Vec<u8> {
 }
 
 /// What torch.load made of the file.
-fn expected(path: &Path) -> BTreeMap<String, (Kind, Vec<i64>, Vec<u8>)> {
+fn expected(path: &Path) -> Values {
     let name = format!("{}.safetensors", path.file_name().unwrap().to_string_lossy());
     let file = std::fs::read(path.parent().unwrap().join("expected").join(name)).unwrap();
     let kind = |dtype| match dtype {

@@ -9,6 +9,7 @@ use crate::data::{Common, SourceConfig};
 use crate::net::block::Form;
 use crate::text::thousands;
 use crate::weights::import::Plan;
+use crate::weights::pairing::Pairing;
 use crate::weights::pytorch::Checkpoint;
 use crate::weights::state_dict::{NameMap, StateDict};
 use crate::weights::{About, Model};
@@ -79,7 +80,6 @@ impl From<WantedForm> for Form {
 
 pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
     machine.prepare()?;
-    let file = options.file.display();
     let map = options.map.as_deref().map(NameMap::read).transpose()?.unwrap_or_default();
     let checkpoint = Checkpoint::open(&options.file)?;
     let state = StateDict::find(&checkpoint, &options.file, options.key.as_deref(), &map)?;
@@ -87,38 +87,29 @@ pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
     let config = options.config(&state)?;
     let plan = Plan::new(&config, &state, options.form.map(Form::from))?;
     let network = config.net.name();
-    if !plan.pairing.problems.is_empty() {
-        eprintln!("{}", plan.pairing.table());
-        let counts = plan.pairing.counts();
-        if !options.partial {
-            bad_request!(
-                "{file}: does not fit {network}: {counts}; map the names with --map, or take what fits with --partial"
-            );
-        }
-        eprintln!("{file}: does not fit {network}: {counts}; taken in part, what is missing keeps its initial values");
-    }
+    options.accept(&plan.pairing, network)?;
     let (normalisation, classes) = options.images(&config)?;
-    let (form, read) = (plan.form, plan.pairing.pairs.len());
-    let (problems, optional, ignored) =
-        (plan.pairing.problems.clone(), plan.pairing.optional.clone(), plan.pairing.ignored.clone());
-    let (built, kinds) = plan.read(&checkpoint, &state)?;
+    let kinds = plan.read(&checkpoint, &state)?;
+    let (form, built, pairing) = (plan.form, &plan.built, &plan.pairing);
     let about = About { version: env!("CARGO_PKG_VERSION").into(), form, config, normalisation, classes };
-    let tensors = built.store.variables();
-    Model { about, tensors }.save(&options.out)?;
+    Model { about, tensors: built.store.variables() }.save(&options.out)?;
+    let read = pairing.pairs.len();
     if as_json {
         return json(&serde_json::json!({
             "out": options.out, "format": checkpoint.format, "key": state.key, "other_keys": state.others,
             "prefixes": state.prefixes, "form": form, "parameters": built.parameters(), "read": read, "precisions": kinds,
-            "ignored": ignored, "dropped": state.dropped, "kept_default": optional, "problems": problems,
+            "ignored": pairing.ignored, "dropped": state.dropped, "kept_default": pairing.optional,
+            "problems": pairing.problems,
         }));
     }
-    say_what_was_done(&kinds, &ignored, &optional, &state.dropped);
+    say_what_was_done(&kinds, pairing, state.dropped.len());
     println!(
-        "{}: {network} with {}, {} form: {} parameters from {read} tensors of {file} ({})",
+        "{}: {network} with {}, {} form: {} parameters from {read} tensors of {} ({})",
         options.out.display(),
         built.network.sites().iter().map(|site| site.operator).find(|name| *name != "plain").unwrap_or("plain"),
         if form == Form::Compact { "compact" } else { "expanded" },
         thousands(built.parameters()),
+        options.file.display(),
         checkpoint.format.name(),
     );
     Ok(())
@@ -140,19 +131,36 @@ fn say_what_was_chosen(state: &StateDict, checkpoint: &Checkpoint) {
     }
 }
 
-fn say_what_was_done(kinds: &BTreeMap<&str, usize>, ignored: &[String], optional: &[String], dropped: &[String]) {
-    let cast: Vec<String> =
-        kinds.iter().filter(|(kind, _)| **kind != "float32").map(|(k, n)| format!("{n} of {k}")).collect();
+fn say_what_was_done(kinds: &BTreeMap<&str, usize>, pairing: &Pairing, dropped: usize) {
+    let cast = kinds.iter().filter(|(kind, _)| **kind != "float32");
+    let cast: Vec<String> = cast.map(|(kind, count)| format!("{count} of {kind}")).collect();
+    let (ignored, optional) = (pairing.ignored.len(), pairing.optional.len());
     let lines = [
         (cast.len(), format!("cast to float32: {}", cast.join(", "))),
-        (ignored.len(), format!("ignored: {} counters", ignored.len())),
-        (dropped.len(), format!("dropped by --map: {}", dropped.len())),
-        (optional.len(), format!("as the options say, being no part of a state dict: {}", optional.join(", "))),
+        (ignored, format!("ignored: {ignored} counters")),
+        (dropped, format!("dropped by --map: {dropped}")),
+        (optional, format!("not in the file, and taken from the operator's options: {optional} temperatures")),
     ];
     lines.iter().filter(|(count, _)| *count > 0).for_each(|(_, line)| eprintln!("{line}"));
 }
 
 impl Options {
+    /// Shows all that does not fit, and refuses it unless it may be.
+    fn accept(&self, pairing: &Pairing, network: &str) -> Result<()> {
+        if pairing.problems.is_empty() {
+            return Ok(());
+        }
+        eprintln!("{}", pairing.table());
+        let (file, counts) = (self.file.display(), pairing.counts());
+        if !self.partial {
+            bad_request!(
+                "{file}: does not fit {network}: {counts}; map the names with --map, or take what fits with --partial"
+            );
+        }
+        eprintln!("{file}: does not fit {network}: {counts}; taken in part, what is missing keeps its initial values");
+        Ok(())
+    }
+
     /// The config of the model.
     fn config(&self, state: &StateDict) -> Result<Config> {
         let mut keys = Mapping::new();

@@ -55,7 +55,7 @@ enum Command {
     /// Make the tables of a sweep
     Report(report::Options),
     /// Make a model of weights that PyTorch trained
-    Import(import::Options),
+    Import(Box<import::Options>),
     /// Fold a model and verify it
     Fold(fold::Options),
     /// Compare a model's expanded and compact form

@@ -13,14 +13,15 @@ use tch::{Device, Kind};
 /// What the variables that the file lacks begin with.
 const SEED: i64 = 0;
 
-/// A network whose variables have been found in a file, but not read yet.
+/// A network whose variables have been found in a file.
 #[derive(Debug)]
 pub struct Plan {
     /// Which form it is.
     pub form: Form,
     /// Which variable gets which tensor, and what is wrong.
     pub pairing: Pairing,
-    built: Built,
+    /// The network, with initial values until it is read.
+    pub built: Built,
 }
 
 impl Plan {
@@ -57,11 +58,11 @@ impl Plan {
         Ok(Plan { form, pairing, built })
     }
 
-    /// The network with the file's numbers, cast to its precision, and how many tensors came in which precision.
+    /// Reads the file's numbers into the network, cast to its precision; how many tensors came in which precision.
     ///
     /// # Errors
     /// A [`crate::error::BadRequest`] where the numbers are damaged.
-    pub fn read(self, checkpoint: &Checkpoint, state: &StateDict) -> Result<(Built, BTreeMap<&'static str, usize>)> {
+    pub fn read(&self, checkpoint: &Checkpoint, state: &StateDict) -> Result<BTreeMap<&'static str, usize>> {
         let (mut buffer, mut kinds) = (Buffer::default(), BTreeMap::new());
         let mut variables = self.built.store.variables();
         let stored = |at: usize| state.tensors[at].1.as_ref().ok();
@@ -77,7 +78,7 @@ impl Plan {
             copied?;
             *kinds.entry(kind_name(tensor.kind)).or_default() += 1;
         }
-        Ok((self.built, kinds))
+        Ok(kinds)
     }
 }
 

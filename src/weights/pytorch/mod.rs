@@ -2,7 +2,7 @@
 //! 1.6 and later), its stream of pickles (before), its tar archives (before 0.1.10), TorchScript archives, and safetensors.
 //!
 //! Opening reads what the tensors are called and where they lie; a tensor's numbers are read when they are asked for, one tensor
-//! at a time. No code of the file is run: see [`crate::pickle`], and [`rebuild`] for the names that a file may ask for. Nothing is
+//! at a time. No code of the file is run: see [`crate::pickle`], and `rebuild.rs` for the names that a file may ask for. Nothing is
 //! allocated by a size that a file claims and does not hold.
 
 mod legacy;

@@ -6,8 +6,8 @@ use serde::Deserialize;
 use std::collections::BTreeMap;
 use tch::Kind;
 
-/// Bytes of a header at most, as the format says.
-const LONGEST_HEADER: u64 = 100_000_000;
+/// Bytes of a header at most: those of 100,000 tensors.
+const LONGEST_HEADER: u64 = 16 << 20;
 
 /// What the header says of a tensor. The entry `__metadata__` has none of it.
 #[derive(Deserialize)]
