@@ -124,6 +124,7 @@ fn what_is_no_checkpoint_is_refused_and_nothing_is_run() {
         ("empty.pth", "is no file of torch.save"),
         ("text.pth", "is no file of torch.save"),
         ("plain.pkl", "is no file of torch.save"),
+        ("complex.pth", "has a `torch.ComplexFloatStorage`, which is not read (at `w`)"),
         ("list.pth", "holds no dict of tensors"),
     ] {
         let line = refusal(&bad.join(name));
@@ -205,6 +206,16 @@ fn checksums_are_checked() {
             }
         }
     }
+}
+
+/// The rest of a file can be read.
+#[test]
+fn a_tensor_of_a_kind_that_is_not_read_is_told() {
+    let checkpoint = Checkpoint::open(&checkpoints().join("narrow.pth")).unwrap();
+    let Entry::Dict(entries) = &checkpoint.root else { panic!() };
+    let found = entries.iter().find(|(name, _)| name == "narrow").unwrap();
+    assert!(matches!(&found.1, Entry::Unreadable(what) if what == "torch.float8_e4m3fn"), "{found:?}");
+    assert!(matches!(entries.iter().find(|(name, _)| name == "w").unwrap().1, Entry::Tensor(_)));
 }
 
 /// A stride of 0: the file is sound, and opening it takes nothing.

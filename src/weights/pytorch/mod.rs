@@ -126,11 +126,12 @@ struct Source {
 
 impl Source {
     fn open(path: &Path) -> std::io::Result<Source> {
-        let file = File::open(path)?;
-        let about = file.metadata()?;
+        // Asked before it is opened: opening a pipe would wait for a writer.
+        let about = std::fs::metadata(path)?;
         if !about.is_file() {
             return Err(std::io::Error::other("not a file"));
         }
+        let file = File::open(path)?;
         Ok(Source { file, length: about.len(), name: path.display().to_string() })
     }
 

@@ -72,6 +72,18 @@ const BUILTINS: [&str; 13] = [
     "complex",
     "slice",
 ];
+/// Precisions that are known and not read.
+const OTHER_KINDS: [&str; 9] = [
+    "torch.uint16",
+    "torch.uint32",
+    "torch.uint64",
+    "torch.complex64",
+    "torch.complex128",
+    "torch.ComplexFloatStorage",
+    "torch.ComplexDoubleStorage",
+    "torch.QInt8Storage",
+    "torch.QUInt8Storage",
+];
 /// What TorchScript's own classes begin with.
 const SCRIPT: &str = "__torch__.";
 
@@ -92,6 +104,8 @@ pub(super) fn known(name: &str) -> Result<(), String> {
         || kind_of_storage(name).is_some()
         || name.strip_suffix("Tensor").is_some_and(|name| kind_of_storage(&format!("{name}Storage")).is_some())
         || kind(name).is_some()
+        || below("torch.float8_")
+        || OTHER_KINDS.contains(&name)
     {
         return Ok(());
     }
@@ -246,7 +260,11 @@ impl Rebuild<'_> {
                 [storage, offset, size, strides, ..],
             ) => self.tensor(*storage, *offset, *size, *strides, None).map(Some),
             ("torch._utils._rebuild_tensor_v3", [storage, offset, size, strides, _, _, kind, ..]) => {
-                self.tensor(*storage, *offset, *size, *strides, kind.name().and_then(self::kind)).map(Some)
+                let name = kind.name().unwrap_or("a tensor of an unknown precision");
+                match self::kind(name) {
+                    Some(kind) => self.tensor(*storage, *offset, *size, *strides, Some(kind)).map(Some),
+                    None => Ok(Some(Entry::Unreadable(name.to_string()))),
+                }
             }
             ("torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state", [data, ..]) => {
                 self.entry(*data, depth)
