@@ -148,7 +148,7 @@ fn load(case: &Case, store: &nn::VarStore, namings: &'static [Naming]) -> BTreeM
     let theirs =
         |(name, tensor): &(&str, &Tensor)| Theirs { name: format!("op.{name}"), size: tensor.size(), unfit: None };
     let theirs: Vec<Theirs> = state.iter().map(theirs).collect();
-    let pairing = Pairing::new(&ours, &theirs, &Aliases::of_operator(namings, ["op"]));
+    let pairing = Pairing::new(&ours, &theirs, &Aliases::of_sites([("op", namings)]));
     assert!(pairing.problems.is_empty(), "{}:\n{}", case.name, pairing.table());
     let set = |(ours, at): &(String, usize)| {
         let (name, tensor) = state[*at];

@@ -86,7 +86,7 @@ pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
     say_what_was_chosen(&state, &checkpoint);
     let config = options.config(&state)?;
     let plan = Plan::new(&config, &state, options.form.map(Form::from))?;
-    let network = config.net.name();
+    let (network, operator) = (config.net.name(), config.operator.name());
     options.accept(&plan.pairing, network)?;
     let (normalisation, classes) = options.images(&config)?;
     let kinds = plan.read(&checkpoint, &state)?;
@@ -104,9 +104,8 @@ pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
     }
     say_what_was_done(&kinds, pairing, state.dropped.len());
     println!(
-        "{}: {network} with {}, {} form: {} parameters from {read} tensors of {} ({})",
+        "{}: {network} with {operator}, {} form: {} parameters from {read} tensors of {} ({})",
         options.out.display(),
-        built.network.sites().iter().map(|site| site.operator).find(|name| *name != "plain").unwrap_or("plain"),
         if form == Form::Compact { "compact" } else { "expanded" },
         thousands(built.parameters()),
         options.file.display(),

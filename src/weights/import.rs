@@ -4,7 +4,7 @@ use super::pairing::{Aliases, Pairing, Theirs};
 use super::pytorch::{Buffer, Checkpoint, Stored};
 use super::state_dict::StateDict;
 use crate::config::{Built, Config};
-use crate::net::block::{Form, Network};
+use crate::net::block::{Form, Network, Site};
 use crate::op::naming::ATTENTION;
 use anyhow::Result;
 use std::collections::BTreeMap;
@@ -82,11 +82,14 @@ impl Plan {
     }
 }
 
-/// What the implementations of a config's operator and attention call our variables.
+/// What the implementations of the operators on a network's sites, and of its attention, call our variables.
 fn aliases(config: &Config, network: &dyn Network) -> Aliases {
+    let namings = |site: &Site| match site.operator == config.operator.name() {
+        true => config.operator.recipe().namings(),
+        false => &[],
+    };
     let sites = network.sites();
-    let sites = sites.iter().filter(|site| site.operator == config.operator.name()).map(|site| site.name.as_str());
-    let aliases = Aliases::of_operator(config.operator.recipe().namings(), sites);
+    let aliases = Aliases::of_sites(sites.iter().map(|site| (site.name.as_str(), namings(site))));
     if config.attention.is_some() { aliases.and_everywhere(&ATTENTION) } else { aliases }
 }
 

@@ -31,12 +31,21 @@ struct Alias {
 }
 
 impl Aliases {
-    /// Of an operator that stands on those sites.
-    pub fn of_operator<'a>(namings: &'static [Naming], sites: impl IntoIterator<Item = &'a str>) -> Aliases {
-        let sites: BTreeSet<String> = sites.into_iter().map(String::from).collect();
-        let above = |site: &String| site.match_indices('.').map(|(at, _)| site[..at].to_string()).collect::<Vec<_>>();
-        let places = sites.iter().flat_map(above).chain(sites.clone()).collect();
-        Aliases { rules: vec![Rule { namings, places: Some(places), sites }] }
+    /// Of the operators on sites: the site's name, and the operator's namings.
+    pub fn of_sites<'a>(sites: impl IntoIterator<Item = (&'a str, &'static [Naming])>) -> Aliases {
+        let mut aliases = Aliases::default();
+        for (site, namings) in sites.into_iter().filter(|(_, namings)| !namings.is_empty()) {
+            let known = aliases.rules.iter().position(|rule| std::ptr::eq(rule.namings, namings));
+            let at = known.unwrap_or_else(|| {
+                aliases.rules.push(Rule { namings, places: Some(BTreeSet::new()), sites: BTreeSet::new() });
+                aliases.rules.len() - 1
+            });
+            let rule = &mut aliases.rules[at];
+            let blocks = site.match_indices('.').map(|(at, _)| site[..at].to_string());
+            rule.places.get_or_insert_default().extend(blocks.chain([site.to_string()]));
+            rule.sites.insert(site.to_string());
+        }
+        aliases
     }
 
     /// With namings that hold below every path.
@@ -253,7 +262,7 @@ mod tests {
     use super::*;
     use crate::op::naming::ATTENTION;
 
-    const NAMINGS: [Naming; 2] = [
+    static NAMINGS: [Naming; 2] = [
         Naming { names: &[("weight", "conv.weight"), ("routing.", "route.")], reshaped: true },
         Naming { names: &[("deploy.", "")], reshaped: false },
     ];
@@ -264,7 +273,11 @@ mod tests {
         let ours = ours.iter().map(|(name, size)| (name.to_string(), size.to_vec())).collect();
         let tensor = |(name, size): &Named| Theirs { name: name.to_string(), size: size.to_vec(), unfit: None };
         let theirs: Vec<Theirs> = theirs.iter().map(tensor).collect();
-        Pairing::new(&ours, &theirs, &Aliases::of_operator(&NAMINGS, ["block.site"]).and_everywhere(&ATTENTION))
+        Pairing::new(
+            &ours,
+            &theirs,
+            &Aliases::of_sites([("block.site", NAMINGS.as_slice())]).and_everywhere(&ATTENTION),
+        )
     }
 
     fn wrong(pairing: &Pairing) -> Vec<(&str, &Wrong, Option<&str>)> {
