@@ -5,14 +5,15 @@
 //! serde_yaml stays behind this module and the registry.
 
 use crate::algebra::count_macs;
-use crate::data::DataConfig;
 use crate::data::dataset::Spec;
+use crate::data::{Common, DataConfig};
 use crate::error::suggest;
 use crate::net::NetConfig;
 use crate::net::block::{Builder, Form, Network, Plan, Site, SiteKind};
 use crate::op::{AttentionConfig, ClassifierConfig, OperatorConfig};
 use crate::{bad_request, files};
 use anyhow::Result;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 pub use serde_yaml::{Mapping, Value};
 use sha2::{Digest, Sha256};
@@ -254,23 +255,25 @@ impl Config {
     }
 }
 
-/// YAML from the command line, such as `{name: tbc, blocks: 4}`.
+/// The keys that `smallnet` or `{name: smallnet, width: 2}` on the command line stands for.
 ///
 /// # Errors
-/// A [`crate::error::BadRequest`] where it is none.
-pub fn inline(yaml: &str) -> Result<Value> {
-    match serde_yaml::from_str(yaml) {
-        Ok(value) => Ok(value),
-        Err(_) => bad_request!("{yaml}: is no YAML; give a name, or {{name: ..., option: value}}"),
+/// A [`crate::error::BadRequest`] that names the flag.
+pub fn named(flag: &str, text: &str) -> Result<Mapping> {
+    match serde_yaml::from_str(text) {
+        Ok(Value::Mapping(keys)) => Ok(keys),
+        Ok(Value::String(name)) => Ok(Mapping::from_iter([("name".into(), name.into())])),
+        _ => bad_request!("{flag} {text}: give a name, or {{name: NAME, key: value}}"),
     }
 }
 
-/// An operator, resolved.
+/// An operator by its name or as YAML, such as `{name: tbc, blocks: 4}`, resolved.
 ///
 /// # Errors
 /// A [`crate::error::BadRequest`]: `operator.key: reason`.
-pub fn operator(value: Value) -> Result<OperatorConfig> {
-    let mut operator: OperatorConfig = match serde_yaml::from_value(value) {
+pub fn operator(text: &str) -> Result<OperatorConfig> {
+    let keys = Value::Mapping(named("operator", text)?);
+    let mut operator: OperatorConfig = match serde_yaml::from_value(keys) {
         Ok(operator) => operator,
         Err(error) => bad_request!("operator: {}", explain(&error.to_string())),
     };
@@ -280,12 +283,12 @@ pub fn operator(value: Value) -> Result<OperatorConfig> {
     }
 }
 
-/// The data set of that name, with the options that `like` shares with all sets.
-pub fn data_named(name: &str, like: &DataConfig) -> Result<DataConfig> {
+/// The data set of that name, with the options that all sets have.
+pub fn data_named(name: &str, common: &Common) -> Result<DataConfig> {
     let mut keys = Mapping::new();
     keys.insert("name".into(), name.into());
     match serde_yaml::from_value::<DataConfig>(Value::Mapping(keys)) {
-        Ok(data) => Ok(DataConfig { common: like.common.clone(), ..data }),
+        Ok(data) => Ok(DataConfig { common: common.clone(), ..data }),
         Err(error) => bad_request!("--data {error}"),
     }
 }
@@ -349,6 +352,18 @@ impl Document {
 /// YAML of keys and values, which can always be written.
 pub fn yaml(keys: &impl Serialize) -> String {
     serde_yaml::to_string(keys).unwrap_or_default()
+}
+
+/// What a YAML file holds.
+///
+/// # Errors
+/// A [`crate::error::BadRequest`] where it holds something else.
+pub fn read_yaml<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let text = files::read_text(path)?;
+    match serde_yaml::from_str(&text) {
+        Ok(value) => Ok(value),
+        Err(error) => bad_request!("{}: {error}", path.display()),
+    }
 }
 
 fn read_mapping(path: &Path) -> Result<Mapping> {

@@ -2,23 +2,27 @@
 
 use crate::bad_request;
 use anyhow::{Context, Result};
-use std::io::Write;
 use std::path::Path;
 
 /// Writes a file so that a reader, or a crash at any moment, sees the old content or the new and nothing between:
 /// a temporary name in the same folder, synced, renamed, and the folder synced.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
+    fill_atomic(path, |temporary| std::fs::write(temporary, bytes))
+}
+
+/// The same for what is written piece by piece: `fill` writes the file at the temporary name.
+pub fn fill_atomic(path: &Path, fill: impl FnOnce(&Path) -> std::io::Result<()>) -> Result<()> {
     let folder = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
     let write = || -> std::io::Result<()> {
-        let mut file = tempfile::Builder::new()
+        let file = tempfile::Builder::new()
             .prefix(".partial-")
             // Readable by whom the umask lets, as any file; temporary ones are private by default.
             .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666))
             .tempfile_in(folder)?;
-        file.write_all(bytes)?;
+        fill(file.path())?;
         file.as_file().sync_all()?;
         file.persist(path)?;
         std::fs::File::open(folder)?.sync_all()

@@ -2,11 +2,11 @@
 //!
 //! The floors, from the ground up; a module uses only floors below its own:
 //!
-//! 1. [`error`], [`files`], [`options`], [`mod@registry`], [`text`], [`native`], [`device`], [`timing`], [`algebra`] (pure functions on kernels)
+//! 1. [`error`], [`files`], [`options`], [`mod@registry`], [`text`], [`mod@pickle`], [`native`], [`device`], [`timing`], [`algebra`] (pure functions on kernels)
 //! 2. [`op`] (operators: one file each, expanded form and fold), [`data`] (data sets and batches)
 //! 3. [`net`] (networks: sites on which operators stand)
 //! 4. [`config`] (an experiment file, resolved)
-//! 5. [`fold`] (a network to its compact form), [`tune`] (how it is computed), [`weights`] (the model file)
+//! 5. [`fold`] (a network to its compact form), [`tune`] (how it is computed), [`weights`] (the model file, and PyTorch's files)
 //! 6. [`train`] (one trial)
 //! 7. [`export`] (models for other programs), [`mod@bench`] (latency and throughput)
 //! 8. [`sweep`] (the trials of a file)
@@ -61,7 +61,7 @@
 //! }
 //!
 //! # fn main() -> anyhow::Result<()> {
-//! let operator = config::operator(config::inline("{name: mdconv, intermediate: 8, gate: softmax}")?)?;
+//! let operator = config::operator("{name: mdconv, intermediate: 8, gate: softmax}")?;
 //! let store = nn::VarStore::new(Device::Cpu);
 //! let net = Net::new(&store.root(), &operator, Form::Expanded)?;
 //!
@@ -98,6 +98,7 @@ pub mod error;
 pub mod files;
 pub mod native;
 pub mod options;
+pub mod pickle;
 pub mod registry;
 pub mod text;
 pub mod timing;

@@ -137,7 +137,7 @@ fn operators_are_measured_beside_the_plain_convolution() {
         ("akb", "no operator `akb`, did you mean `acb`?"),
         ("{name: tbc, blocks: 0}", "operator.blocks: 0"),
         ("{name: condconv, shared: true}", "leave `shared` out"),
-        ("{", "is no YAML"),
+        ("{", "operator {: give a name"),
         ("{name: maconv, middle: relu, bogus: 1}", "unknown key `bogus`"),
     ] {
         let text = error(&run(["bench", "op", operator]), 2);

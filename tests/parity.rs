@@ -7,11 +7,10 @@
 
 use foldconv::algebra::Geometry;
 use foldconv::op::OperatorConfig;
-use foldconv::op::expandnet;
-use foldconv::op::experts::Layout;
+use foldconv::op::naming::Naming;
 use foldconv::op::operator::Place;
-use foldconv::op::{condconv, weightnet};
 use foldconv::op::{se, tied};
+use foldconv::weights::pairing::{Aliases, Pairing, Theirs};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -129,15 +128,6 @@ impl Case {
         Some(options.to_string())
     }
 
-    /// How the implementation calls our variables, where it is not as we do.
-    fn layout(&self) -> Layout {
-        match self.about["layout"].as_str() {
-            Some("timm") => condconv::TIMM,
-            Some("megengine") => weightnet::MEGENGINE,
-            _ => &[],
-        }
-    }
-
     /// Tensors whose names begin with `prefix`, without it.
     fn below(&self, prefix: &str) -> impl Iterator<Item = (&str, &Tensor)> {
         self.tensors.iter().filter_map(move |(name, tensor)| Some((name.strip_prefix(prefix)?, tensor)))
@@ -151,43 +141,38 @@ fn relative(a: &Tensor, b: &Tensor) -> f64 {
 }
 
 /// Our variable of each of their names; every one of ours is set, and every one of theirs is used.
-fn load(case: &Case, store: &nn::VarStore) -> BTreeMap<String, Tensor> {
-    // What the references keep beside their state: the temperature is an option there.
-    let mut variables = store.variables();
-    variables.retain(|name, _| !name.ends_with(".temperature"));
-    let mut loaded = BTreeMap::new();
-    for (name, tensor) in case.below("state.") {
-        if name.ends_with("num_batches_tracked") {
-            continue;
-        }
-        let layout = case.layout();
-        let name_of = |name| if case.about["op"] == "expandnet" { expandnet::variable(name) } else { name };
-        let known = layout.iter().find(|(theirs, _)| *theirs == name).map_or(name_of(name), |(_, ours)| ours);
-        let ours = variables
-            .get(&format!("op.{known}"))
-            .unwrap_or_else(|| panic!("{}: {name} is not ours: {:?}", case.name, variables.keys()));
-        let tensor = &if layout.is_empty() { tensor.shallow_clone() } else { tensor.reshape(ours.size()) };
-        assert_eq!(ours.size(), tensor.size(), "{}: {name}", case.name);
-        tch::no_grad(|| ours.shallow_clone().copy_(tensor));
-        loaded.insert(name.to_string(), ours.shallow_clone());
-    }
-    assert_eq!(loaded.len(), variables.len(), "{}: {:?}", case.name, variables.keys());
-    loaded
+fn load(case: &Case, store: &nn::VarStore, namings: &'static [Naming]) -> BTreeMap<String, Tensor> {
+    let variables = store.variables();
+    let ours = variables.iter().map(|(name, variable)| (name.clone(), variable.size())).collect();
+    let state: Vec<(&str, &Tensor)> = case.below("state.").collect();
+    let theirs =
+        |(name, tensor): &(&str, &Tensor)| Theirs { name: format!("op.{name}"), size: tensor.size(), unfit: None };
+    let theirs: Vec<Theirs> = state.iter().map(theirs).collect();
+    let pairing = Pairing::new(&ours, &theirs, &Aliases::of_sites([("op", namings)]));
+    assert!(pairing.problems.is_empty(), "{}:\n{}", case.name, pairing.table());
+    let set = |(ours, at): &(String, usize)| {
+        let (name, tensor) = state[*at];
+        let mut variable = variables[ours].shallow_clone();
+        tch::no_grad(|| variable.copy_(&tensor.reshape(variable.size())));
+        (name.to_string(), variable)
+    };
+    pairing.pairs.iter().map(set).collect()
 }
 
 fn check(case: &Case) {
     let name = &case.name;
     let mut store = nn::VarStore::new(Device::Cpu);
     let path = store.root() / "op";
-    let (mut module, mut operator) = (case.module(&path), None);
+    let (mut module, mut operator, mut namings) = (case.module(&path), None, [].as_slice());
     if module.is_none() {
         let (options, geometry) = case.operator().unwrap_or_else(|| panic!("{name}: not understood: {}", case.about));
         let mut config: OperatorConfig = serde_yaml::from_str(&options).unwrap();
         config.recipe_mut().resolve().unwrap();
+        namings = config.recipe().namings();
         operator = Some(config.recipe().expanded(&Place::new(path, None), geometry));
     }
     store.double();
-    let loaded = load(case, &store);
+    let loaded = load(case, &store, namings);
     let close = |what: &str, a: &Tensor, b: &Tensor| {
         let error = relative(a, b);
         assert!(error < TOLERANCE, "{name}: {what} differs by {error:e}");
@@ -246,27 +231,28 @@ fn every_case_agrees_with_the_public_implementation() {
 /// The same cases as timm and MegEngine would have written them.
 #[test]
 fn other_layouts_of_the_same_numbers_load() {
-    for mut case in cases() {
-        match case.about["op"].as_str() {
-            Some("condconv") => case.about["layout"] = "timm".into(),
-            Some("weightnet") => case.about["layout"] = "megengine".into(),
-            _ => continue,
+    for case in cases() {
+        let op = case.about["op"].as_str().unwrap().to_string();
+        if op != "condconv" && op != "weightnet" {
+            continue;
         }
-        let (layout, filters) = (case.layout(), case.number("c_out").unwrap());
+        let (options, _) = case.operator().unwrap();
+        let config: OperatorConfig = serde_yaml::from_str(&options).unwrap();
+        let naming = &config.recipe().namings()[0];
+        let filters = case.number("c_out").unwrap();
         let groups = if case.about["depthwise"] == true { filters } else { 2 * filters };
         let theirs = |(key, tensor): (String, Tensor)| {
             let Some((prefix, name)) = key.split_once('.').filter(|(prefix, _)| ["state", "grad"].contains(prefix))
             else {
                 return (key, tensor);
             };
-            let tensor = match (case.about["layout"].as_str(), name) {
-                (Some("timm"), "conv.weight") => tensor.flatten(1, -1),
-                (Some("megengine"), "conv.wn_fc2.weight") => tensor.reshape([groups, -1, tensor.size()[1], 1, 1]),
-                (Some("megengine"), bias) if bias.ends_with("bias") => tensor.reshape([1, -1, 1, 1]),
+            let tensor = match (op.as_str(), name) {
+                ("condconv", "conv.weight") => tensor.flatten(1, -1),
+                ("weightnet", "conv.wn_fc2.weight") => tensor.reshape([groups, -1, tensor.size()[1], 1, 1]),
+                ("weightnet", bias) if bias.ends_with("bias") => tensor.reshape([1, -1, 1, 1]),
                 _ => tensor,
             };
-            let name = layout.iter().find(|(_, ours)| *ours == name).map_or(name, |(theirs, _)| theirs);
-            (format!("{prefix}.{name}"), tensor)
+            (format!("{prefix}.{}", naming.name(name).unwrap()), tensor)
         };
         let tensors = case.tensors.into_iter().map(theirs).collect();
         check(&Case { tensors, ..case });

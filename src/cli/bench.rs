@@ -3,13 +3,14 @@
 use super::output::{json, print};
 use super::{FromConfig, Machine};
 use crate::algebra::Geometry;
+use crate::bad_request;
 use crate::bench::op::{Cost, Shape, costs};
 use crate::bench::train_speed;
+use crate::config::{self, Value};
 use crate::op::OperatorConfig;
 use crate::op::per_sample::Execution;
 use crate::sweep::axes::label;
 use crate::text::{align_right, table};
-use crate::{bad_request, config};
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use comfy_table::Table;
@@ -123,14 +124,10 @@ fn operators(options: &OpOptions, device: Device, as_json: bool) -> Result<()> {
 
 /// The operator of a name, or of YAML, and how it is called.
 fn operator(text: &str) -> Result<(String, OperatorConfig)> {
-    let yaml = match text {
-        // By itself it has no kernel larger than the convolution's.
-        "replk" => "{name: replk, kernel: 13}".to_string(),
-        _ if text.contains('{') => text.to_string(),
-        _ => format!("{{name: {text}}}"),
-    };
-    let value = config::inline(&yaml)?;
-    let (name, operator) = (label(&value), config::operator(value)?);
+    // By itself RepLK has no kernel larger than the convolution's.
+    let text = if text == "replk" { "{name: replk, kernel: 13}" } else { text };
+    let name = label(&Value::Mapping(config::named("operator", text)?));
+    let operator = config::operator(text)?;
     if operator.recipe().shares() {
         bad_request!("{name}: what a block shares is not measured on an operator by itself; leave `shared` out");
     }

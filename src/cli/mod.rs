@@ -7,6 +7,7 @@ mod doctor;
 mod eval;
 mod export;
 mod fold;
+mod import;
 mod output;
 mod report;
 mod sweep;
@@ -54,6 +55,8 @@ enum Command {
     Sweep(sweep::Options),
     /// Make the tables of a sweep
     Report(report::Options),
+    /// Make a model of weights that PyTorch trained
+    Import(Box<import::Options>),
     /// Fold a model and verify it
     Fold(fold::Options),
     /// Write a model for PyTorch or ONNX
@@ -104,7 +107,7 @@ impl FromModel {
         let about = &mut model.about;
         let classes = about.config.data.spec().classes;
         if let Some(name) = &self.data {
-            about.config.data = config::data_named(name, &about.config.data)?;
+            about.config.data = config::data_named(name, &about.config.data.common)?;
         }
         if self.root.is_some() {
             about.config.data.common.root.clone_from(&self.root);
@@ -140,6 +143,7 @@ impl Cli {
             Command::Train(options) => train::run(options, machine, json),
             Command::Sweep(options) => sweep::run(options, machine, json),
             Command::Report(options) => report::run(options, json),
+            Command::Import(options) => import::run(options, machine, json),
             Command::Fold(options) => fold::run(options, machine, json),
             Command::Export(options) => export::run(options, json),
             Command::Compare(options) => compare::run(options, machine, json),

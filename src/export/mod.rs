@@ -6,7 +6,7 @@ mod pytorch;
 mod recorded;
 mod state;
 
-use crate::weights::Model;
+use crate::weights::{Model, tensors};
 use crate::{bad_request, files};
 use anyhow::Result;
 pub use state::Bn;
@@ -31,14 +31,9 @@ pub enum Format {
 /// A [`crate::error::BadRequest`] where the form of the model and `bn` don't go together, or the file can't be written.
 pub fn export(model: &Model, format: Format, bn: Bn, out: &Path) -> Result<()> {
     match format {
-        Format::Safetensors | Format::Pytorch => {
-            let tensors = state::dict(model, bn)?;
-            let bytes = match format {
-                Format::Safetensors => state::safetensors(&tensors)?,
-                _ => pytorch::save(&tensors)?,
-            };
-            files::write_atomic(out, &bytes)
-        }
+        // The package `safetensors` of Python takes this pair as a sign of PyTorch's layout.
+        Format::Safetensors => tensors::write_with(out, ("format", "pt".into()), &state::dict(model, bn)?),
+        Format::Pytorch => files::write_atomic(out, &pytorch::save(&state::dict(model, bn)?)?),
         _ if bn != Bn::Fused => bad_request!("--bn: is for state dicts; a recorded network has what it has"),
         Format::Torchscript => recorded::torchscript(model, out),
         Format::Onnx => files::write_atomic(out, &onnx::encode(model, &recorded::graph(model)?)?),

@@ -113,7 +113,7 @@ impl Writer {
             Kind::Int64 => INT64,
             kind => bail!("a constant of {kind:?}"),
         };
-        let (dims, raw_data) = (tensor.size(), bytes(tensor)?);
+        let (dims, raw_data) = (tensor.size(), bytes(tensor));
         self.initializers.push(TensorProto { dims, data_type, name: name.into(), raw_data });
         Ok(name.to_string())
     }

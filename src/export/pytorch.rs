@@ -23,7 +23,7 @@ pub fn save(tensors: &BTreeMap<String, Tensor>) -> Result<Vec<u8>> {
     file("data.pkl", &pickle(tensors)?)?;
     file("byteorder", b"little")?;
     for (at, tensor) in tensors.values().enumerate() {
-        file(&format!("data/{at}"), &bytes(tensor)?)?;
+        file(&format!("data/{at}"), &bytes(tensor))?;
     }
     file("version", b"3\n")?;
     Ok(archive.finish()?.into_inner())

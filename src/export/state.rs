@@ -3,7 +3,7 @@
 use crate::bad_request;
 use crate::config::Built;
 use crate::net::block::{Form, Site};
-use crate::weights::{Model, tensors};
+use crate::weights::Model;
 use anyhow::Result;
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
@@ -60,9 +60,4 @@ fn identities(built: &Built, all: &mut BTreeMap<String, Tensor>) -> Result<()> {
         all.extend(parts.map(|(part, tensor)| (format!("{bn}.{part}"), tensor)));
     }
     Ok(())
-}
-
-/// As a file that the package `safetensors` of Python reads.
-pub fn safetensors(all: &BTreeMap<String, Tensor>) -> Result<Vec<u8>> {
-    tensors::serialize(all, ("format", "pt".into()))
 }

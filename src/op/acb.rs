@@ -6,10 +6,14 @@
 
 use crate::algebra::{self, FoldError, Geometry};
 use crate::op::layers::{Activation, BatchNorm, ConvNorm, Norm};
+use crate::op::naming::Naming;
 use crate::op::operator::{Compact, Operator, Place, Recipe};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Tensor, nn};
+
+/// The deployed block of the reference: our compact form.
+const NAMINGS: [Naming; 1] = [Naming { names: &[("fused_conv.", "")], reshaped: false }];
 
 /// Options of `acb`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -39,6 +43,10 @@ impl Recipe for Config {
             return Err(format!("name: acb stands in place of odd square kernels of 3x3 and more, not {kh}x{kw}"));
         }
         Ok(())
+    }
+
+    fn namings(&self) -> &'static [Naming] {
+        &NAMINGS
     }
 
     fn expanded(&self, place: &Place, geometry: Geometry) -> Box<dyn Operator> {

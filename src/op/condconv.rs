@@ -6,8 +6,9 @@
 
 use crate::algebra::Geometry;
 use crate::op::attention::GateKind;
-use crate::op::experts::{self, Experts, Fc, Layout, Mix, Router};
+use crate::op::experts::{self, Experts, Fc, Mix, Router};
 use crate::op::layers::uniform;
+use crate::op::naming::Naming;
 use crate::op::temperature::{Divisor, Temperature};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -15,12 +16,10 @@ use tch::nn;
 
 /// timm's variables. Ours are called as d-li14's condconv.pytorch calls them; timm's weights are flattened,
 /// (K, C_out · C_in/g · kh · kw), and its routing is the block's.
-pub const TIMM: Layout = &[
-    ("weight", "conv.weight"),
-    ("bias", "conv.bias"),
-    ("routing_fn.weight", "route.fc.weight"),
-    ("routing_fn.bias", "route.fc.bias"),
-];
+const NAMINGS: [Naming; 1] = [Naming {
+    names: &[("weight", "conv.weight"), ("bias", "conv.bias"), ("routing_fn.", "route.fc.")],
+    reshaped: true,
+}];
 
 /// Options of `condconv`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -54,6 +53,10 @@ impl Mix for Config {
     fn check(&self) -> Result<(), String> {
         experts::check_experts(self.experts)?;
         self.temperature.check()
+    }
+
+    fn known_namings(&self) -> &'static [Naming] {
+        &NAMINGS
     }
 
     fn routes_by_block(&self) -> bool {

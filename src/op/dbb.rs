@@ -8,10 +8,14 @@
 use crate::algebra::{self, FoldError, Geometry, Kernel, MiddlePad, PaddingMode};
 use crate::op::branches::{centred, conv_bn, identity};
 use crate::op::layers::{Activation, BatchNorm, ConvNorm, Norm, conv_weight};
+use crate::op::naming::Naming;
 use crate::op::operator::{Compact, Operator, Place, Recipe};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, nn};
+
+/// The deployed block of the reference: our compact form.
+const NAMINGS: [Naming; 1] = [Naming { names: &[("dbb_reparam.", "")], reshaped: false }];
 
 /// Options of `dbb`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -45,6 +49,10 @@ impl Recipe for Config {
 
     fn fits(&self, geometry: &Geometry) -> Result<(), String> {
         centred("dbb", geometry, 1)
+    }
+
+    fn namings(&self) -> &'static [Naming] {
+        &NAMINGS
     }
 
     fn expanded(&self, place: &Place, geometry: Geometry) -> Box<dyn Operator> {

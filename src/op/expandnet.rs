@@ -6,6 +6,7 @@
 
 use crate::algebra::{self, FoldError, Geometry, Kernel, MiddlePad};
 use crate::op::layers::{Activation, Norm, conv_weight, uniform};
+use crate::op::naming::Naming;
 use crate::op::operator::{Compact, Operator, Place, Recipe};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -37,6 +38,9 @@ pub enum PaddingPolicy {
     /// As `each`, but a map between is padded with the bias that the convolution before has made it of zeros: exact in `cl`.
     Bias,
 }
+
+/// The reference's `conv1`, the layer that it expands in its own networks.
+const NAMINGS: [Naming; 1] = [Naming { names: &[("conv1.", "")], reshaped: false }];
 
 /// Options of `expandnet`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -132,6 +136,10 @@ impl Recipe for Config {
         Ok(())
     }
 
+    fn namings(&self) -> &'static [Naming] {
+        &NAMINGS
+    }
+
     fn expanded(&self, place: &Place, geometry: Geometry) -> Box<dyn Operator> {
         Box::new(ExpandNet::new(place, geometry, self))
     }
@@ -178,11 +186,6 @@ impl ExpandNet {
             None => y,
         }
     }
-}
-
-/// Our name of a variable of the reference's `conv1`, the layer that it expands in its own networks.
-pub fn variable(theirs: &str) -> &str {
-    theirs.strip_prefix("conv1.").unwrap_or(theirs)
 }
 
 impl nn::ModuleT for ExpandNet {

@@ -8,14 +8,11 @@
 use crate::algebra::{self, Affine, FoldError, Geometry, double};
 use crate::op::attention::GateKind;
 use crate::op::layers::{Activation, Norm, below};
+use crate::op::naming::Naming;
 use crate::op::operator::{Compact, Operator, Place, Recipe, Shared};
 use crate::op::per_sample::{self, KernelMaker, PerSample};
 use crate::op::temperature::Divisor;
 use tch::{Kind, Tensor, nn, nn::Init};
-
-/// How a public implementation calls our variables: (its name, ours). Its tensors may have other shapes, but the numbers lie
-/// in the same order, so that a reshape is all there is to do.
-pub type Layout = &'static [(&'static str, &'static str)];
 
 /// PyTorch's kaiming_normal_ with mode fan_out: N(0, 2/fan_out).
 pub fn kaiming_normal(fan_out: i64) -> Init {
@@ -241,6 +238,11 @@ pub trait Mix {
     /// Refuses options out of their range, as `key: reason`.
     fn check(&self) -> Result<(), String>;
 
+    /// As [`Recipe::namings`].
+    fn known_namings(&self) -> &'static [Naming] {
+        &[]
+    }
+
     /// Whether the operators of a block share one router.
     fn routes_by_block(&self) -> bool;
 
@@ -259,6 +261,10 @@ fn mixture(config: &impl Mix, path: &nn::Path, geometry: &Geometry) -> Mixture {
 impl<M: Mix> Recipe for M {
     fn resolve(&mut self) -> Result<(), String> {
         self.check()
+    }
+
+    fn namings(&self) -> &'static [Naming] {
+        self.known_namings()
     }
 
     fn expanded(&self, place: &Place, geometry: Geometry) -> Box<dyn Operator> {

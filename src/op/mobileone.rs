@@ -7,11 +7,15 @@
 use crate::algebra::Geometry;
 use crate::op::branches::{Branches, Skip, centred, conv_bn};
 use crate::op::layers::empty_kernel;
+use crate::op::naming::Naming;
 use crate::op::operator::{Compact, Operator, Place, Recipe};
 use crate::op::se::{self, Layout, Se};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::nn;
+
+/// The deployed block of the reference: our compact form, with `se` beside it.
+const NAMINGS: [Naming; 1] = [Naming { names: &[("reparam_conv.", "")], reshaped: false }];
 
 /// Options of `mobileone`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -47,6 +51,10 @@ impl Recipe for Config {
 
     fn fits(&self, geometry: &Geometry) -> Result<(), String> {
         centred("mobileone", geometry, 1)
+    }
+
+    fn namings(&self) -> &'static [Naming] {
+        &NAMINGS
     }
 
     fn expanded(&self, place: &Place, geometry: Geometry) -> Box<dyn Operator> {

@@ -19,6 +19,7 @@ pub mod layers;
 pub mod maconv;
 pub mod mdconv;
 pub mod mobileone;
+pub mod naming;
 pub mod odconv;
 pub mod operator;
 pub mod orepa;

@@ -2,6 +2,7 @@
 
 pub use crate::algebra::{Affine, FoldError, Geometry, Kernel};
 use crate::op::layers::{Activation, BatchNorm, Linear, LinearConfig, Norm, empty_kernel};
+use crate::op::naming::Naming;
 use crate::op::per_sample::{Execution, PerSample};
 use crate::op::regions::Regional;
 use crate::op::se::Se;
@@ -61,6 +62,11 @@ pub trait Recipe {
     /// the block's path, in both forms of the network. None where each operator is by itself.
     fn shared(&self, _path: &nn::Path, _channels: i64) -> Option<Box<dyn Shared>> {
         None
+    }
+
+    /// How public implementations call its variables where they don't call them as we do.
+    fn namings(&self) -> &'static [Naming] {
+        &[]
     }
 
     /// The compact form, its numbers still to be loaded.

@@ -8,11 +8,15 @@
 
 use crate::algebra::{FoldError, Geometry, Kernel, conv2d};
 use crate::op::layers::{Activation, BatchNorm, Norm};
+use crate::op::naming::Naming;
 use crate::op::operator::{Compact, Operator, Place, Recipe};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::f64::consts::PI;
 use tch::{Kind, Tensor, nn, nn::Init};
+
+/// The deployed block of the reference: our compact form.
+const NAMINGS: [Naming; 1] = [Naming { names: &[("orepa_reparam.", "")], reshaped: false }];
 
 /// Options of `orepa`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -60,6 +64,10 @@ impl Recipe for Config {
             return Err(format!("name: orepa stands in place of odd square kernels, not {kh}x{kw}"));
         }
         Ok(())
+    }
+
+    fn namings(&self) -> &'static [Naming] {
+        &NAMINGS
     }
 
     fn expanded(&self, place: &Place, geometry: Geometry) -> Box<dyn Operator> {

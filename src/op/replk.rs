@@ -7,10 +7,14 @@
 use crate::algebra::Geometry;
 use crate::op::branches::{Branches, conv_bn};
 use crate::op::layers::empty_kernel;
+use crate::op::naming::Naming;
 use crate::op::operator::{Compact, Operator, Place, Recipe};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::nn;
+
+/// The deployed kernel of the reference: our compact form.
+const NAMINGS: [Naming; 1] = [Naming { names: &[("lkb_reparam.", "")], reshaped: false }];
 
 /// Options of `replk`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -65,6 +69,10 @@ impl Recipe for Config {
             }
             _ => Ok(()),
         }
+    }
+
+    fn namings(&self) -> &'static [Naming] {
+        &NAMINGS
     }
 
     fn expanded(&self, place: &Place, geometry: Geometry) -> Box<dyn Operator> {

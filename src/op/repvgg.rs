@@ -7,11 +7,15 @@
 use crate::algebra::Geometry;
 use crate::op::branches::{Branches, Skip, centred, conv_bn};
 use crate::op::layers::empty_kernel;
+use crate::op::naming::Naming;
 use crate::op::operator::{Compact, Operator, Place, Recipe};
 use crate::op::se::{self, Layout, Se};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::nn;
+
+/// The deployed block of the reference: our compact form, with `se` beside it.
+const NAMINGS: [Naming; 1] = [Naming { names: &[("rbr_reparam.", "")], reshaped: false }];
 
 /// Options of `repvgg`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -32,6 +36,10 @@ impl Config {
 impl Recipe for Config {
     fn fits(&self, geometry: &Geometry) -> Result<(), String> {
         centred("repvgg", geometry, 3)
+    }
+
+    fn namings(&self) -> &'static [Naming] {
+        &NAMINGS
     }
 
     fn expanded(&self, place: &Place, geometry: Geometry) -> Box<dyn Operator> {

@@ -7,8 +7,9 @@
 //! of C channels; the rule holds for any number of groups.
 
 use crate::algebra::{self, Affine, Geometry};
-use crate::op::experts::{self, Dynamic, Fc, Layout, TrainedMaker};
+use crate::op::experts::{self, Dynamic, Fc, TrainedMaker};
 use crate::op::layers::{Norm, uniform};
+use crate::op::naming::Naming;
 use crate::op::operator::{Compact, Operator, Place, Recipe, Shared};
 use crate::op::per_sample::{KernelMaker, PerSample};
 use schemars::JsonSchema;
@@ -18,11 +19,10 @@ use tch::{Tensor, nn, nn::Init};
 /// The variables of the MegEngine original, whose grouped weights are (groups, out/groups, in/groups, 1, 1) and whose biases are
 /// (1, C, 1, 1); `reduce` is the block's, and called so too. Ours are called as the PyTorch port's below a block with one
 /// convolution, `conv`.
-pub const MEGENGINE: Layout = &[
-    ("wn_fc1.weight", "conv.wn_fc1.weight"),
-    ("wn_fc1.bias", "conv.wn_fc1.bias"),
-    ("wn_fc2.weight", "conv.wn_fc2.weight"),
-];
+const NAMINGS: [Naming; 1] = [Naming {
+    names: &[("wn_fc1.", "conv.wn_fc1."), ("wn_fc2.", "conv.wn_fc2."), ("reduce.", "reduce.")],
+    reshaped: true,
+}];
 
 /// Options of `weightnet`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -93,6 +93,10 @@ impl Recipe for Config {
             ));
         }
         Ok(())
+    }
+
+    fn namings(&self) -> &'static [Naming] {
+        &NAMINGS
     }
 
     fn expanded(&self, place: &Place, geometry: Geometry) -> Box<dyn Operator> {

@@ -1,5 +1,9 @@
 //! The model file: the variables of a network in one of its two forms, and all that is needed to build and feed it.
 
+pub mod import;
+pub mod pairing;
+pub mod pytorch;
+pub mod state_dict;
 pub mod tensors;
 
 use crate::config::{Built, Config};

@@ -2,10 +2,10 @@
 
 use crate::{bad_request, files};
 use anyhow::{Context, Result};
-use safetensors::tensor::TensorView;
-use safetensors::{Dtype, SafeTensors};
+use safetensors::{Dtype, SafeTensors, View};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
@@ -19,33 +19,58 @@ pub fn write<'a, M: Serialize>(
     document: &M,
     tensors: impl IntoIterator<Item = (&'a String, &'a Tensor)>,
 ) -> Result<()> {
-    files::write_atomic(path, &serialize(tensors, (DOCUMENT, serde_json::to_string(document)?))?)
+    write_with(path, (DOCUMENT, serde_json::to_string(document)?), tensors)
 }
 
-/// The bytes of a safetensors file, with one pair of metadata.
-pub fn serialize<'a>(
-    tensors: impl IntoIterator<Item = (&'a String, &'a Tensor)>,
+/// Writes a safetensors file with one pair of metadata.
+pub fn write_with<'a>(
+    path: &Path,
     (key, value): (&str, String),
-) -> Result<Vec<u8>> {
-    let mut buffers = BTreeMap::new();
+    tensors: impl IntoIterator<Item = (&'a String, &'a Tensor)>,
+) -> Result<()> {
+    let mut outputs = BTreeMap::new();
     for (name, tensor) in tensors {
         let dtype = dtype(tensor.kind()).with_context(|| format!("{name}: cannot save {:?}", tensor.kind()))?;
-        let shape: Vec<usize> = tensor.size().iter().map(|n| *n as usize).collect();
-        buffers.insert(name, (dtype, shape, bytes(tensor)?));
+        let shape = tensor.size().iter().map(|n| *n as usize).collect();
+        outputs.insert(name, Output { tensor, dtype, shape });
     }
-    let views = buffers
-        .iter()
-        .map(|(name, (dtype, shape, bytes))| Ok((name.as_str(), TensorView::new(*dtype, shape.clone(), bytes)?)))
-        .collect::<Result<Vec<_>>>()?;
-    Ok(safetensors::serialize(views, Some(HashMap::from([(key.to_string(), value)])))?)
+    let metadata = HashMap::from([(key.to_string(), value)]);
+    files::fill_atomic(path, |path| {
+        safetensors::serialize_to_file(outputs, Some(metadata), path).map_err(std::io::Error::other)
+    })
+}
+
+/// A tensor whose bytes are made when they are written, so that there is one copy of one tensor at a time.
+struct Output<'a> {
+    tensor: &'a Tensor,
+    dtype: Dtype,
+    shape: Vec<usize>,
+}
+
+impl View for Output<'_> {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        Cow::Owned(bytes(self.tensor))
+    }
+
+    fn data_len(&self) -> usize {
+        self.tensor.numel() * self.tensor.kind().elt_size_in_bytes()
+    }
 }
 
 /// The numbers of a tensor in plain (contiguous) order; those of a channels_last one are copied.
-pub fn bytes(tensor: &Tensor) -> Result<Vec<u8>> {
+pub fn bytes(tensor: &Tensor) -> Vec<u8> {
     let tensor = tensor.detach().to_device(Device::Cpu).contiguous();
     let mut bytes = vec![0; tensor.numel() * tensor.kind().elt_size_in_bytes()];
-    tensor.f_copy_data_u8(&mut bytes, tensor.numel())?;
-    Ok(bytes)
+    tensor.copy_data_u8(&mut bytes, tensor.numel());
+    bytes
 }
 
 /// Reads a file that [`write()`] wrote.

@@ -64,3 +64,29 @@ pub fn folder(files: &[(&str, &[u8])]) -> (tempfile::TempDir, PathBuf) {
 pub fn arg(path: &Path) -> String {
     path.to_str().unwrap().to_string()
 }
+
+/// The Python in which the libtorch of these tests lies.
+pub fn python() -> PathBuf {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/bin/python");
+    let beside = || std::env::var_os("LIBTORCH").map(|libtorch| Path::new(&libtorch).join("../bin/python"));
+    if own.exists() {
+        own
+    } else {
+        beside().filter(|python| python.exists()).expect("`make setup` makes .venv/bin/python")
+    }
+}
+
+/// A folder of checkpoints, made by tests/fixtures/import/make.py once a test file and left to the next run's cleaning.
+pub fn checkpoints() -> &'static Path {
+    static FOLDER: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();
+    FOLDER.get_or_init(|| {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("checkpoints-{}", env!("CARGO_CRATE_NAME")));
+        let _ = std::fs::remove_dir_all(&folder);
+        std::fs::create_dir_all(&folder).unwrap();
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/import/make.py");
+        let output =
+            Command::new(python()).arg(script).arg(&folder).env("OMP_WAIT_POLICY", "PASSIVE").output().unwrap();
+        assert!(output.status.success(), "{}", stderr(&output));
+        folder
+    })
+}

@@ -78,12 +78,14 @@ fn read_binary(label_bytes: usize, path: &str, bytes: &[u8], most: usize) -> Res
 
 fn read_python(labels_key: &str, path: &str, bytes: &[u8], most: usize) -> Result<Records> {
     let pickle = unpickle(path, bytes)?;
-    let Some(array) = pickle.array("data") else {
-        bad_request!("{path}: not a CIFAR batch: a pickle without a numpy array `data`");
+    let array = match pickle.array("data") {
+        Ok(Some(array)) => array,
+        Ok(None) => bad_request!("{path}: not a CIFAR batch: a pickle without a numpy array `data`"),
+        Err(what) => bad_request!("{path}: not a pickle of CIFAR's: it {what}"),
     };
-    let records = match array.shape {
-        [records, PIXELS] => *records,
-        shape => bad_request!("{path}: `data` has shape {shape:?}, expected [N, {PIXELS}]"),
+    let records = match array.shape[..] {
+        [records, PIXELS] => records,
+        ref shape => bad_request!("{path}: `data` has shape {shape:?}, expected [N, {PIXELS}]"),
     };
     if records == 0 {
         bad_request!("{path}: holds no images");
@@ -105,9 +107,9 @@ fn read_python(labels_key: &str, path: &str, bytes: &[u8], most: usize) -> Resul
 }
 
 /// The elements of a matrix row by row.
-fn rows<'a>(array: &Array<'a>, rows: usize) -> Cow<'a, [u8]> {
+fn rows<'a>(array: &'a Array, rows: usize) -> Cow<'a, [u8]> {
     if !array.fortran {
-        return Cow::Borrowed(array.bytes);
+        return Cow::Borrowed(&array.bytes);
     }
     let element = |at: usize| array.bytes[at % PIXELS * rows + at / PIXELS];
     Cow::Owned((0..array.bytes.len()).map(element).collect())

@@ -81,8 +81,8 @@ fn both_pythons_and_all_protocols_give_the_same_values() {
     for bytes in all() {
         let pickle = Pickle::read(bytes).unwrap();
         assert_eq!(
-            pickle.array("data").unwrap(),
-            Array { shape: &[2, 3], fortran: false, bytes: &[90, 99, 108, 117, 126, 135] }
+            pickle.array("data").unwrap().unwrap(),
+            Array { shape: vec![2, 3], fortran: false, bytes: vec![90, 99, 108, 117, 126, 135].into() }
         );
         assert_eq!(pickle.ints("labels").unwrap(), [1, 300, -2]);
         assert_eq!(pickle.strings("names").unwrap(), ["a\\b", "\u{e9}\u{20ac}"]);
@@ -95,9 +95,9 @@ fn both_pythons_and_all_protocols_give_the_same_values() {
 #[test]
 fn fortrans_order_is_told() {
     let pickle = Pickle::read(FORTRAN).unwrap();
-    let array = pickle.array("data").unwrap();
+    let array = pickle.array("data").unwrap().unwrap();
     assert!(array.fortran);
-    assert_eq!(array.bytes, [90, 117, 99, 126, 108, 135]);
+    assert_eq!(*array.bytes, [90, 117, 99, 126, 108, 135]);
 }
 
 #[test]
@@ -113,11 +113,11 @@ fn what_is_no_plain_data_is_refused_by_name_and_never_run() {
         ),
         (b"\x80\x04\x8c\x03a\nb\x8c\x01c\x93.", "asks for `a\\nb.c`"),
         (b"\x80\x04\x8c\x01cK\x01\x93.", "whose name is no string"),
-        (b"\x80\x05.", "protocol 5; save it with protocol 4 or lower"),
+        (b"\x80\x06.", "protocol 6; save it with protocol 5 or lower"),
         (b"\x80\x02c__builtin__\neval\n.", "asks for `__builtin__.eval`"),
         (FLOATS, "array of `f4`, expected uint8"),
     ] {
-        let error = Pickle::read(bytes).unwrap_err();
+        let error = Pickle::read(bytes).and_then(|pickle| pickle.array("data").map(drop)).unwrap_err();
         assert!(error.contains(part), "{error}");
         assert!(!error.contains('\n'), "{error}");
     }
@@ -137,12 +137,12 @@ fn damage_is_an_error_that_says_where() {
         (b"NNa.", "adds to a value that is no list or dict (at byte 3)"),
         (b"\x8e\xff\xff\xff\xff\xff\xff\xff\xff.", "ends early (at byte 9)"),
         (b"T\xff\xff\xff\x7fabc.", "ends early (at byte 5)"),
-        (b"\x8a\x09123456789.", "holds an integer of 9 bytes (at byte 2)"),
+        (b"\x8a\x0912345678", "ends early (at byte 2)"),
         (b"X\x01\x00\x00\x00\xff.", "has a string in invalid UTF-8 (at byte 6)"),
         (b"Sabc\n.", "has a string without quotes (at byte 5)"),
         (b"S'\\q'\n.", "has a string with an unknown escape (at byte 6)"),
         (b"K\x01b.", "uses a value that isn't there (at byte 3)"),
-        (b"\xfe", "has opcode 0xfe, which no CIFAR file uses (at byte 1)"),
+        (b"\xfe", "has opcode 0xfe, which plain values don't need (at byte 1)"),
     ] {
         assert_eq!(Pickle::read(bytes).unwrap_err(), message, "{}", bytes.escape_ascii());
     }
@@ -153,7 +153,8 @@ fn an_array_must_hold_as_many_bytes_as_its_shape_says() {
     let at = PYTHON2.windows(4).position(|bytes| bytes == b"K\x02K\x03").unwrap();
     let mut bytes = PYTHON2.to_vec();
     bytes[at + 1] = 200;
-    let error = Pickle::read(&bytes).unwrap_err();
+    let pickle = Pickle::read(&bytes).unwrap();
+    let error = pickle.array("data").unwrap_err();
     assert!(error.contains("an array of shape [200, 3] with 6 bytes"), "{error}");
 }
 
@@ -188,13 +189,8 @@ fn nested_and_shared_values_cost_what_their_bytes_cost() {
     doubling.push(b'.');
     assert!(Pickle::read(&doubling).is_ok());
     assert!(Pickle::read(b"]q\x00h\x00a.").is_ok(), "a list that contains itself");
-    // One long text, encoded again and again.
-    let mut encoding = b"c_codecs\nencode\nq\x00X\xe8\x03\x00\x00".to_vec();
-    encoding.extend(b"x".repeat(1000));
-    encoding.extend(b"X\x06\x00\x00\x00latin1\x86q\x01");
-    encoding.extend(b"h\x00h\x01R".repeat(1000));
-    encoding.push(b'.');
-    assert!(Pickle::read(&encoding).unwrap_err().starts_with("grows beyond its size"));
     let error = Pickle::read(&b"N".repeat(2_000_000)).unwrap_err();
     assert!(error.starts_with("holds more than 1048576 values"), "{error}");
+    let error = Pickle::read(&[b"N\x94".as_slice(), &b"h\x00".repeat(5_000_000)].concat()).unwrap_err();
+    assert!(error.starts_with("uses values more than 4194304 times"), "{error}");
 }

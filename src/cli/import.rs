@@ -1,0 +1,223 @@
+//! `foldconv import FILE --net NAME -o MODEL`: PyTorch's weights in.
+
+use super::Machine;
+use super::output::json;
+use crate::bad_request;
+use crate::config::{Config, Mapping, Value, data_named, named};
+use crate::data::augment::Normalisation;
+use crate::data::{Common, SourceConfig};
+use crate::net::block::Form;
+use crate::text::thousands;
+use crate::weights::import::Plan;
+use crate::weights::pairing::Pairing;
+use crate::weights::pytorch::Checkpoint;
+use crate::weights::state_dict::{NameMap, StateDict};
+use crate::weights::{About, Model};
+use anyhow::Result;
+use clap::{Args, ValueEnum};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+#[derive(Debug, Args)]
+pub struct Options {
+    /// File of torch.save, torch.jit.save or safetensors
+    file: PathBuf,
+    /// Network, as mobilenet_v2 or '{name: mobilenet_v2, width: 0.35}'
+    #[arg(long, value_name = "NAME|YAML")]
+    net: String,
+    /// Operator on its sites, as acb or '{name: dyconv, temperature: 1}' [default: plain]
+    #[arg(long, value_name = "NAME|YAML")]
+    operator: Option<String>,
+    /// Sites of the operator: kinds, names or all, with commas [default: those of the network's paper]
+    #[arg(long, value_name = "SITES", value_delimiter = ',')]
+    apply_to: Vec<String>,
+    /// Attention behind each block, as se [default: none]
+    #[arg(long, value_name = "NAME|YAML")]
+    attention: Option<String>,
+    /// Data set that the model is of, as cifar10 or '{name: cifar10, root: data}' [default: the one with as many classes]
+    #[arg(long, value_name = "NAME|YAML")]
+    data: Option<String>,
+    /// Folder that holds the data set [default: FOLDCONV_DATA]
+    #[arg(long, value_name = "FOLDER")]
+    root: Option<PathBuf>,
+    /// Mean of each channel that its images are normalised with, of pixels in [0, 1] [default: the data's own]
+    #[arg(long, value_name = "M,M,M", value_delimiter = ',', requires = "std")]
+    mean: Vec<f64>,
+    /// Standard deviation of each channel
+    #[arg(long, value_name = "S,S,S", value_delimiter = ',', requires = "mean")]
+    std: Vec<f64>,
+    /// Keys of the state dict in the file, as ema.state_dict [default: the usual ones]
+    #[arg(long, value_name = "KEY.KEY")]
+    key: Option<String>,
+    /// YAML list of {from: REGEX, to: TEXT} and {drop: REGEX} for the names of the file
+    #[arg(long, value_name = "FILE")]
+    map: Option<PathBuf>,
+    /// Write the model even where names or shapes don't fit: what is missing keeps its initial values
+    #[arg(long)]
+    partial: bool,
+    /// Form of the model [default: expanded, or compact where the file holds deployed operators]
+    #[arg(long, value_enum)]
+    form: Option<WantedForm>,
+    /// Model file to write
+    #[arg(short, long, value_name = "MODEL")]
+    out: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum WantedForm {
+    Expanded,
+    Compact,
+}
+
+impl From<WantedForm> for Form {
+    fn from(form: WantedForm) -> Form {
+        match form {
+            WantedForm::Expanded => Form::Expanded,
+            WantedForm::Compact => Form::Compact,
+        }
+    }
+}
+
+pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
+    machine.prepare()?;
+    let map = options.map.as_deref().map(NameMap::read).transpose()?.unwrap_or_default();
+    let checkpoint = Checkpoint::open(&options.file)?;
+    let state = StateDict::find(&checkpoint, &options.file, options.key.as_deref(), &map)?;
+    say_what_was_chosen(&state, &checkpoint);
+    let config = options.config(&state)?;
+    let plan = Plan::new(&config, &state, options.form.map(Form::from))?;
+    let (network, operator) = (config.net.name(), config.operator.name());
+    options.accept(&plan.pairing, network)?;
+    let (normalisation, classes) = options.images(&config)?;
+    let kinds = plan.read(&checkpoint, &state)?;
+    let (form, built, pairing) = (plan.form, &plan.built, &plan.pairing);
+    let about = About { version: env!("CARGO_PKG_VERSION").into(), form, config, normalisation, classes, tuned: None };
+    Model { about, tensors: built.store.variables() }.save(&options.out)?;
+    let read = pairing.pairs.len();
+    if as_json {
+        return json(&serde_json::json!({
+            "out": options.out, "format": checkpoint.format, "key": state.key, "other_keys": state.others,
+            "prefixes": state.prefixes, "form": form, "parameters": built.parameters(), "read": read, "precisions": kinds,
+            "ignored": pairing.ignored, "dropped": state.dropped, "kept_default": pairing.optional,
+            "problems": pairing.problems,
+        }));
+    }
+    say_what_was_done(&kinds, pairing, state.dropped.len());
+    println!(
+        "{}: {network} with {operator}, {} form: {} parameters from {read} tensors of {} ({})",
+        options.out.display(),
+        if form == Form::Compact { "compact" } else { "expanded" },
+        thousands(built.parameters()),
+        options.file.display(),
+        checkpoint.format.name(),
+    );
+    Ok(())
+}
+
+fn say_what_was_chosen(state: &StateDict, checkpoint: &Checkpoint) {
+    let mut said = Vec::new();
+    if !state.key.is_empty() {
+        said.push(format!("the state dict at `{}`", state.key));
+    }
+    if !state.others.is_empty() {
+        said.push(format!("not {} (--key chooses)", state.others.join(", ")));
+    }
+    if !state.prefixes.is_empty() {
+        said.push(format!("without the prefix {}", state.prefixes.join(" and ")));
+    }
+    if !said.is_empty() {
+        eprintln!("{} file: read {}", checkpoint.format.name(), said.join(", "));
+    }
+}
+
+fn say_what_was_done(kinds: &BTreeMap<&str, usize>, pairing: &Pairing, dropped: usize) {
+    let cast = kinds.iter().filter(|(kind, _)| **kind != "float32");
+    let cast: Vec<String> = cast.map(|(kind, count)| format!("{count} of {kind}")).collect();
+    let (ignored, optional) = (pairing.ignored.len(), pairing.optional.len());
+    let lines = [
+        (cast.len(), format!("cast to float32: {}", cast.join(", "))),
+        (ignored, format!("ignored: {ignored} counters")),
+        (dropped, format!("dropped by --map: {dropped}")),
+        (optional, format!("not in the file, and taken from the operator's options: {optional} temperatures")),
+    ];
+    lines.iter().filter(|(count, _)| *count > 0).for_each(|(_, line)| eprintln!("{line}"));
+}
+
+impl Options {
+    /// Shows all that does not fit, and refuses it unless it may be.
+    fn accept(&self, pairing: &Pairing, network: &str) -> Result<()> {
+        if pairing.problems.is_empty() {
+            return Ok(());
+        }
+        eprintln!("{}", pairing.table());
+        let (file, counts) = (self.file.display(), pairing.counts());
+        if !self.partial {
+            bad_request!(
+                "{file}: does not fit {network}: {counts}; map the names with --map, or take what fits with --partial"
+            );
+        }
+        eprintln!("{file}: does not fit {network}: {counts}; taken in part, what is missing keeps its initial values");
+        Ok(())
+    }
+
+    /// The config of the model.
+    fn config(&self, state: &StateDict) -> Result<Config> {
+        let mut keys = Mapping::new();
+        let mut data = named("--data", self.data.as_deref().map_or_else(|| guess_data(state), Ok)?)?;
+        if let Some(root) = &self.root {
+            data.insert("root".into(), root.to_string_lossy().into_owned().into());
+        }
+        keys.insert("data".into(), data.into());
+        keys.insert("net".into(), named("--net", &self.net)?.into());
+        for (key, flag, value) in
+            [("operator", "--operator", &self.operator), ("attention", "--attention", &self.attention)]
+        {
+            if let Some(value) = value {
+                keys.insert(key.into(), named(flag, value)?.into());
+            }
+        }
+        keys.insert("apply_to".into(), self.apply_to.iter().map(|site| Value::from(site.as_str())).collect());
+        Config::new(&keys, "command line")
+    }
+
+    /// How the images of the model are normalised, and the names of their classes: numbers where the data
+    /// need not be read.
+    fn images(&self, config: &Config) -> Result<(Normalisation, Vec<String>)> {
+        let spec = config.data.spec();
+        if self.mean.is_empty() {
+            let dataset = config.data.load().map_err(|error| error.context("--mean and --std are not given"))?;
+            return Ok((Normalisation::of(&dataset.train), dataset.classes));
+        }
+        for (flag, values) in [("--mean", &self.mean), ("--std", &self.std)] {
+            if values.len() as i64 != spec.channels {
+                bad_request!("{flag}: {} numbers; give one for each of the {} channels", values.len(), spec.channels);
+            }
+        }
+        if let Some(bad) = self.std.iter().find(|std| !(std.is_finite() && **std > 0.)) {
+            bad_request!("--std: {bad}; give numbers above 0");
+        }
+        if let Some(bad) = self.mean.iter().find(|mean| !mean.is_finite()) {
+            bad_request!("--mean: {bad}; give finite numbers");
+        }
+        let classes = (0..spec.classes).map(|class| class.to_string()).collect();
+        Ok((Normalisation { mean: self.mean.clone(), std: self.std.clone() }, classes))
+    }
+}
+
+/// The one data set with as many classes as the last matrix of the file has rows.
+fn guess_data(state: &StateDict) -> Result<&'static str> {
+    let matrices =
+        state.tensors.iter().filter_map(|(_, tensor)| tensor.as_ref().ok()).filter(|tensor| tensor.size.len() == 2);
+    let Some(classes) = matrices.max_by_key(|tensor| tensor.position()).map(|tensor| tensor.size[0]) else {
+        bad_request!("--data: the file has no classifier that tells the number of classes; name the data set");
+    };
+    let has = |name: &&str| data_named(name, &Common::default()).is_ok_and(|data| data.spec().classes == classes);
+    match SourceConfig::NAMES.iter().copied().filter(has).collect::<Vec<_>>()[..] {
+        [name] => Ok(name),
+        [] => bad_request!("--data: the classifier has {classes} classes, as no data set has; name the data set"),
+        ref several => {
+            let names = several.join(" and ");
+            bad_request!("--data: the classifier has {classes} classes, as {names} have; name the data set")
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! PyTorch's weights in: the tensors of a state dict become the variables of a network.
+
+use super::pairing::{Aliases, Pairing, Theirs};
+use super::pytorch::{Buffer, Checkpoint, Stored};
+use super::state_dict::StateDict;
+use crate::config::{Built, Config};
+use crate::net::block::{Form, Network};
+use crate::op::naming::ATTENTION;
+use anyhow::Result;
+use std::collections::BTreeMap;
+use tch::{Device, Kind};
+
+/// What the variables that the file lacks begin with.
+const SEED: i64 = 0;
+
+/// A network whose variables have been found in a file.
+#[derive(Debug)]
+pub struct Plan {
+    /// Which form it is.
+    pub form: Form,
+    /// Which variable gets which tensor, and what is wrong.
+    pub pairing: Pairing,
+    /// The network, with initial values until it is read.
+    pub built: Built,
+}
+
+impl Plan {
+    /// In that form; or else in the expanded one, unless the compact one finds more of its variables in the file, as where that
+    /// holds deployed operators.
+    ///
+    /// # Errors
+    /// A [`crate::error::BadRequest`] where the network can't be built.
+    pub fn new(config: &Config, state: &StateDict, form: Option<Form>) -> Result<Plan> {
+        let plan = Plan::in_form(config, state, form.unwrap_or(Form::Expanded))?;
+        let found = plan.pairing.pairs.len();
+        if form.is_some() || plan.pairing.problems.is_empty() {
+            return Ok(plan);
+        }
+        // One network at a time: each is as large as the file.
+        drop(plan);
+        let compact = Plan::in_form(config, state, Form::Compact)?;
+        if compact.pairing.pairs.len() > found {
+            return Ok(compact);
+        }
+        drop(compact);
+        Plan::in_form(config, state, Form::Expanded)
+    }
+
+    fn in_form(config: &Config, state: &StateDict, form: Form) -> Result<Plan> {
+        tch::manual_seed(SEED);
+        let built = config.build(form, Device::Cpu)?;
+        // A trained model is at the end of its schedules.
+        built.network.anneal(f64::MAX);
+        let ours: BTreeMap<String, Vec<i64>> =
+            built.store.variables().into_iter().map(|(name, variable)| (name, variable.size())).collect();
+        let theirs: Vec<Theirs> = state.tensors.iter().map(|(name, tensor)| theirs(name, tensor)).collect();
+        let pairing = Pairing::new(&ours, &theirs, &aliases(config, &*built.network));
+        Ok(Plan { form, pairing, built })
+    }
+
+    /// Reads the file's numbers into the network, cast to its precision; how many tensors came in which precision.
+    ///
+    /// # Errors
+    /// A [`crate::error::BadRequest`] where the numbers are damaged.
+    pub fn read(&self, checkpoint: &Checkpoint, state: &StateDict) -> Result<BTreeMap<&'static str, usize>> {
+        let (mut buffer, mut kinds) = (Buffer::default(), BTreeMap::new());
+        let mut variables = self.built.store.variables();
+        let stored = |at: usize| state.tensors[at].1.as_ref().ok();
+        let mut pairs: Vec<(&str, &Stored)> =
+            self.pairing.pairs.iter().filter_map(|(name, at)| Some((name.as_str(), stored(*at)?))).collect();
+        pairs.sort_by_key(|(_, tensor)| tensor.position());
+        for (name, tensor) in pairs {
+            let Some(variable) = variables.get_mut(name) else { continue };
+            let size = variable.size();
+            let copied = checkpoint.read(tensor, &mut buffer, |numbers| {
+                tch::no_grad(|| variable.f_copy_(&numbers.f_reshape(&size)?).map(drop))
+            })?;
+            copied?;
+            *kinds.entry(kind_name(tensor.kind)).or_default() += 1;
+        }
+        Ok(kinds)
+    }
+}
+
+/// What the implementations of the operators on a network's sites, and of its attention, call our variables.
+fn aliases(config: &Config, network: &dyn Network) -> Aliases {
+    let sites = network.sites();
+    let aliases = Aliases::of_sites(sites.iter().map(|site| (site.name.as_str(), site.operator.recipe().namings())));
+    if config.attention.is_some() { aliases.and_everywhere(&ATTENTION) } else { aliases }
+}
+
+fn theirs(name: &str, tensor: &Result<Stored, String>) -> Theirs {
+    let (size, unfit) = match tensor {
+        Ok(tensor) => {
+            let fits = matches!(tensor.kind, Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16);
+            (tensor.size.clone(), (!fits).then(|| kind_name(tensor.kind).to_string()))
+        }
+        Err(what) => (Vec::new(), Some(what.clone())),
+    };
+    Theirs { name: name.to_string(), size, unfit }
+}
+
+/// The precision as PyTorch calls it.
+fn kind_name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Float => "float32",
+        Kind::Double => "float64",
+        Kind::Half => "float16",
+        Kind::BFloat16 => "bfloat16",
+        Kind::Int64 => "int64",
+        Kind::Int => "int32",
+        Kind::Int16 => "int16",
+        Kind::Int8 => "int8",
+        Kind::Uint8 => "uint8",
+        Kind::Bool => "bool",
+        _ => "of an unknown precision",
+    }
+}

@@ -1,0 +1,162 @@
+//! Tensors out of the files in which PyTorch's users keep them, told apart by their content: `torch.save`'s zip archives (torch
+//! 1.6 and later), its stream of pickles (before), its tar archives (before 0.1.10), TorchScript archives, and safetensors.
+//!
+//! Opening reads what the tensors are called and where they lie; a tensor's numbers are read when they are asked for, one tensor
+//! at a time. No code of the file is run: see [`crate::pickle`], and `rebuild.rs` for the names that a file may ask for. Nothing is
+//! allocated by a size that a file claims and does not hold.
+
+mod legacy;
+mod rebuild;
+mod safetensors;
+mod stored;
+mod tar;
+mod zip;
+
+use crate::bad_request;
+use anyhow::Result;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+pub use stored::{Buffer, Stored};
+
+/// What a file holds: dicts of tensors and of dicts. Everything else in it is left out.
+#[derive(Clone, Debug)]
+pub enum Entry {
+    /// A tensor.
+    Tensor(Stored),
+    /// A dict, in its order.
+    Dict(Vec<(String, Entry)>),
+    /// A tensor of a kind that is not read: why.
+    Unreadable(String),
+}
+
+/// In which way a file was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Format {
+    /// `torch.save` of torch 1.6 and later: a zip archive.
+    Zip,
+    /// `torch.save` before that: a stream of pickles.
+    Legacy,
+    /// `torch.save` before 0.1.10: a tar archive.
+    Tar,
+    /// `torch.jit.save`: a zip archive with code.
+    TorchScript,
+    /// safetensors.
+    Safetensors,
+}
+
+impl Format {
+    /// For people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Format::Zip => "PyTorch zip",
+            Format::Legacy => "PyTorch before 1.6",
+            Format::Tar => "PyTorch tar",
+            Format::TorchScript => "TorchScript",
+            Format::Safetensors => "safetensors",
+        }
+    }
+}
+
+/// A file of tensors.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// How it was written.
+    pub format: Format,
+    /// Its outermost value.
+    pub root: Entry,
+    source: Source,
+}
+
+impl Checkpoint {
+    /// Opens a file.
+    ///
+    /// # Errors
+    /// A [`crate::error::BadRequest`] where it is no such file, is damaged, or asks for what is no tensor.
+    pub fn open(path: &Path) -> Result<Checkpoint> {
+        let name = path.display();
+        let source = match Source::open(path) {
+            Ok(source) => source,
+            Err(error) => bad_request!("{name}: cannot read: {error}"),
+        };
+        match read(&source) {
+            Ok((format, Some(root @ Entry::Dict(_)))) => Ok(Checkpoint { format, root, source }),
+            Ok(_) => bad_request!("{name}: holds no dict of tensors; save `model.state_dict()`"),
+            Err(what) => bad_request!("{name}: {what}"),
+        }
+    }
+
+    /// The numbers of one of its tensors.
+    ///
+    /// # Errors
+    /// A [`crate::error::BadRequest`] where they are damaged.
+    pub fn read<T>(&self, tensor: &Stored, buffer: &mut Buffer, then: impl FnOnce(&tch::Tensor) -> T) -> Result<T> {
+        match tensor.read(&self.source, buffer, then) {
+            Ok(result) => Ok(result),
+            Err(what) => bad_request!("{}: {what}", self.source.name),
+        }
+    }
+}
+
+fn read(source: &Source) -> Result<(Format, Option<Entry>), String> {
+    let head = source.bytes(0, source.length.min(512))?;
+    if head.starts_with(b"PK\x03\x04") {
+        zip::read(source)
+    } else if head.get(257..262) == Some(b"ustar") {
+        tar::read(source).map(|root| (Format::Tar, root))
+    } else if safetensors::starts(&head) {
+        safetensors::read(source).map(|root| (Format::Safetensors, Some(root)))
+    } else if legacy::starts(&head) {
+        legacy::read(source).map(|root| (Format::Legacy, root))
+    } else if head.starts_with(b"version https://git-lfs") {
+        Err("is a pointer of Git LFS in place of the file; get the file with `git lfs pull`".into())
+    } else {
+        Err("is no file of torch.save, torch.jit.save or safetensors".into())
+    }
+}
+
+/// An open file, read by position.
+#[derive(Debug)]
+struct Source {
+    file: File,
+    length: u64,
+    name: String,
+}
+
+impl Source {
+    fn open(path: &Path) -> std::io::Result<Source> {
+        // Asked before it is opened: opening a pipe would wait for a writer.
+        let about = std::fs::metadata(path)?;
+        if !about.is_file() {
+            return Err(std::io::Error::other("not a file"));
+        }
+        let file = File::open(path)?;
+        Ok(Source { file, length: about.len(), name: path.display().to_string() })
+    }
+
+    /// `size` bytes from `at`: nothing is allocated where the file has fewer.
+    fn bytes(&self, at: u64, size: u64) -> Result<Vec<u8>, String> {
+        self.check(at, size)?;
+        let mut bytes = vec![0; size as usize];
+        self.fill(at, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Refuses what lies beyond the end.
+    fn check(&self, at: u64, size: u64) -> Result<(), String> {
+        if at.checked_add(size).is_none_or(|end| end > self.length) {
+            return Err(format!("ends early: {size} bytes at byte {at} are missing, the file has {}", self.length));
+        }
+        Ok(())
+    }
+
+    fn fill(&self, at: u64, bytes: &mut [u8]) -> Result<(), String> {
+        self.file.read_exact_at(bytes, at).map_err(|error| format!("cannot read: {error}"))
+    }
+
+    /// A little-endian number of 8 bytes that counts something.
+    fn count(&self, at: u64) -> Result<u64, String> {
+        Ok(self.bytes(at, 8)?.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte)))
+    }
+}

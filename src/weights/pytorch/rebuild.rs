@@ -1,0 +1,324 @@
+//! What a pickle's calls mean: tensors and dicts of them, as PyTorch's `torch/_utils.py` rebuilds them.
+
+use super::Entry;
+use super::stored::{Storage, Stored};
+use crate::pickle::{Node, Pickle};
+use tch::Kind;
+
+/// How deep dicts may lie in each other.
+const DEEPEST: usize = 16;
+/// Values that are looked at in one file at most; dicts that hold each other many times would be without end.
+const MOST_STEPS: usize = 1 << 20;
+
+/// Names that a file may ask for: tensors, plain values and their containers. None is ever called.
+const NAMES: [&str; 44] = [
+    "collections.OrderedDict",
+    "collections.defaultdict",
+    "collections.Counter",
+    "collections.deque",
+    "argparse.Namespace",
+    "types.SimpleNamespace",
+    "easydict.EasyDict",
+    "datetime.datetime",
+    "datetime.date",
+    "datetime.timedelta",
+    "pathlib.PosixPath",
+    "pathlib.PurePosixPath",
+    "pathlib._local.PosixPath",
+    "_codecs.encode",
+    "copy_reg._reconstructor",
+    "copyreg._reconstructor",
+    "numpy.core.multiarray._reconstruct",
+    "numpy._core.multiarray._reconstruct",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar",
+    "numpy.dtype",
+    "numpy.ndarray",
+    "numpy.bool_",
+    "numpy.int32",
+    "numpy.int64",
+    "numpy.float32",
+    "numpy.float64",
+    "torch.Tensor",
+    "torch.Size",
+    "torch.device",
+    "torch.dtype",
+    "torch.Generator",
+    "torch.nn.Parameter",
+    "torch.nn.parameter.Parameter",
+    "torch.nn.parameter.Buffer",
+    "torch._tensor._rebuild_from_type_v2",
+    "torch._C._TensorBase",
+    "torch.serialization._get_layout",
+    "torch.strided",
+    "torch.preserve_format",
+    "torch.contiguous_format",
+    "torch.channels_last",
+    "torch.storage.UntypedStorage",
+    "torch.storage.TypedStorage",
+];
+const BUILTINS: [&str; 13] = [
+    "set",
+    "frozenset",
+    "list",
+    "dict",
+    "tuple",
+    "object",
+    "int",
+    "float",
+    "bool",
+    "bytes",
+    "bytearray",
+    "complex",
+    "slice",
+];
+/// Precisions that are known and not read.
+const OTHER_KINDS: [&str; 9] = [
+    "torch.uint16",
+    "torch.uint32",
+    "torch.uint64",
+    "torch.complex64",
+    "torch.complex128",
+    "torch.ComplexFloatStorage",
+    "torch.ComplexDoubleStorage",
+    "torch.QInt8Storage",
+    "torch.QUInt8Storage",
+];
+/// What TorchScript's own classes begin with.
+const SCRIPT: &str = "__torch__.";
+
+/// Whether a pickle may ask for that name.
+pub(super) fn known(name: &str) -> Result<(), String> {
+    let builtin = name.strip_prefix("builtins.").or_else(|| name.strip_prefix("__builtin__."));
+    let below = |prefix: &str| name.strip_prefix(prefix).is_some_and(|rest| !rest.is_empty());
+    let class_below = |prefix: &str| {
+        name.strip_prefix(prefix).is_some_and(|rest| !rest.is_empty() && rest.rsplit('.').next().is_some_and(is_class))
+    };
+    if NAMES.contains(&name)
+        || builtin.is_some_and(|name| BUILTINS.contains(&name))
+        || below(SCRIPT)
+        || below("torch._utils._rebuild_")
+        || below("torch.jit._pickle.")
+        || class_below("torch.optim.")
+        || class_below("numpy.dtypes.")
+        || kind_of_storage(name).is_some()
+        || name.strip_suffix("Tensor").is_some_and(|name| kind_of_storage(&format!("{name}Storage")).is_some())
+        || kind(name).is_some()
+        || below("torch.float8_")
+        || OTHER_KINDS.contains(&name)
+    {
+        return Ok(());
+    }
+    Err("which is neither a tensor nor a plain value, and no code of a file is run; save `model.state_dict()` alone"
+        .into())
+}
+
+/// Python's classes begin with a capital.
+fn is_class(name: &str) -> bool {
+    name.starts_with(|first: char| first.is_ascii_uppercase())
+}
+
+/// The precision `torch.float32`.
+pub(super) fn kind(name: &str) -> Option<Kind> {
+    Some(match name.strip_prefix("torch.")? {
+        "float32" | "float" => Kind::Float,
+        "float64" | "double" => Kind::Double,
+        "float16" | "half" => Kind::Half,
+        "bfloat16" => Kind::BFloat16,
+        "int64" | "long" => Kind::Int64,
+        "int32" | "int" => Kind::Int,
+        "int16" | "short" => Kind::Int16,
+        "int8" => Kind::Int8,
+        "uint8" => Kind::Uint8,
+        "bool" => Kind::Bool,
+        _ => return None,
+    })
+}
+
+/// The precision of `torch.FloatStorage` or `torch.cuda.FloatStorage`.
+pub(super) fn kind_of_storage(name: &str) -> Option<Kind> {
+    let name = name.strip_prefix("torch.cuda.").or_else(|| name.strip_prefix("torch."))?;
+    Some(match name.strip_suffix("Storage")? {
+        "Float" => Kind::Float,
+        "Double" => Kind::Double,
+        "Half" => Kind::Half,
+        "BFloat16" => Kind::BFloat16,
+        "Long" => Kind::Int64,
+        "Int" => Kind::Int,
+        "Short" => Kind::Int16,
+        "Char" => Kind::Int8,
+        "Byte" => Kind::Uint8,
+        "Bool" => Kind::Bool,
+        _ => return None,
+    })
+}
+
+/// What an identifier of a pickle stands for.
+pub(super) enum Kept {
+    /// Numbers.
+    Storage(Storage),
+    /// A tensor that is whole already.
+    Tensor(Stored),
+}
+
+/// An identifier of a storage: `('storage', class, key, location, elements[, view])`.
+pub(super) struct StorageId<'p> {
+    /// Its name in the file.
+    pub key: &'p str,
+    /// Its precision; uint8 where it is untyped.
+    pub kind: Kind,
+    /// Elements that it claims to have.
+    pub elements: u64,
+    /// Elements before the part that is meant.
+    pub offset: u64,
+}
+
+impl<'p> StorageId<'p> {
+    pub(super) fn of(identifier: Node<'p>) -> Result<StorageId<'p>, String> {
+        let unknown = "refers to a storage in an unknown way";
+        let fields = identifier.tuple().ok_or(unknown)?;
+        let [tag, class, key, _, elements, view @ ..] = fields.as_slice() else { return Err(unknown.into()) };
+        if tag.text() != Some("storage") {
+            return Err("holds more than tensors: a whole model; save `model.state_dict()` alone".into());
+        }
+        let class = class.name().ok_or(unknown)?;
+        let kind = if class == "torch.storage.UntypedStorage" { Some(Kind::Uint8) } else { kind_of_storage(class) };
+        let natural = |node: &Node| node.int().and_then(|n| u64::try_from(n).ok()).ok_or(unknown);
+        // Files before torch 0.4 may say (key, offset, elements) of a part.
+        let offset = match view.first().and_then(|view| view.tuple()).as_deref() {
+            Some([_, offset, _]) => natural(offset)?,
+            _ => 0,
+        };
+        let kind = kind.ok_or_else(|| format!("has a `{class}`, which is not read"))?;
+        Ok(StorageId { key: key.text().ok_or(unknown)?, kind, elements: natural(elements)?, offset })
+    }
+
+    /// Bytes that it claims to have.
+    pub(super) fn bytes(&self) -> Result<u64, String> {
+        let bytes = self.elements.checked_mul(self.kind.elt_size_in_bytes() as u64);
+        bytes.ok_or_else(|| format!("claims a storage of {} elements", self.elements))
+    }
+}
+
+/// The dicts and tensors of a pickle. `resolve` finds what the file keeps under an identifier.
+pub(super) fn entries(
+    pickle: &Pickle,
+    resolve: &dyn Fn(Node) -> Result<Kept, String>,
+) -> Result<Option<Entry>, String> {
+    Rebuild { resolve, steps: 0 }.entry(pickle.root(), 0)
+}
+
+struct Rebuild<'r> {
+    resolve: &'r dyn Fn(Node) -> Result<Kept, String>,
+    steps: usize,
+}
+
+impl Rebuild<'_> {
+    /// None: neither a tensor nor a dict.
+    fn entry(&mut self, node: Node, depth: usize) -> Result<Option<Entry>, String> {
+        self.steps += 1;
+        if self.steps > MOST_STEPS {
+            return Err("has dicts that hold each other without end".into());
+        }
+        if let Some(identifier) = node.persistent() {
+            return Ok(match (self.resolve)(identifier)? {
+                Kept::Tensor(tensor) => Some(Entry::Tensor(tensor)),
+                Kept::Storage(_) => None,
+            });
+        }
+        match node.call() {
+            None => self.dict(node, depth),
+            Some((name, arguments)) => self.call(node, name, &arguments, depth),
+        }
+    }
+
+    fn dict(&mut self, node: Node, depth: usize) -> Result<Option<Entry>, String> {
+        let Some(entries) = node.entries().filter(|_| depth < DEEPEST) else { return Ok(None) };
+        let mut items = Vec::new();
+        for (key, value) in entries {
+            self.item(key, value, depth, &mut items)?;
+        }
+        Ok(Some(Entry::Dict(items)))
+    }
+
+    fn item(&mut self, key: Node, value: Node, depth: usize, items: &mut Vec<(String, Entry)>) -> Result<(), String> {
+        let Some(key) = key.text().map(String::from).or_else(|| key.int().map(|key| key.to_string())) else {
+            return Ok(());
+        };
+        match self.entry(value, depth + 1) {
+            Ok(Some(entry)) => items.push((key, entry)),
+            Ok(None) => {}
+            Err(what) => return Err(if what.contains(" (at `") { what } else { format!("{what} (at `{key}`)") }),
+        }
+        Ok(())
+    }
+
+    fn call(&mut self, node: Node, name: &str, arguments: &[Node], depth: usize) -> Result<Option<Entry>, String> {
+        match (name, arguments) {
+            (
+                "torch._utils._rebuild_tensor" | "torch._utils._rebuild_tensor_v2",
+                [storage, offset, size, strides, ..],
+            ) => self.tensor(*storage, *offset, *size, *strides, None).map(Some),
+            ("torch._utils._rebuild_tensor_v3", [storage, offset, size, strides, _, _, kind, ..]) => {
+                let name = kind.name().unwrap_or("a tensor of an unknown precision");
+                match self::kind(name) {
+                    Some(kind) => self.tensor(*storage, *offset, *size, *strides, Some(kind)).map(Some),
+                    None => Ok(Some(Entry::Unreadable(name.to_string()))),
+                }
+            }
+            ("torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state", [data, ..]) => {
+                self.entry(*data, depth)
+            }
+            ("torch._tensor._rebuild_from_type_v2", [function, _, arguments, ..]) if depth < DEEPEST => {
+                match (function.name(), arguments.tuple()) {
+                    (Some(name), Some(arguments)) => self.call(node, name, &arguments, depth + 1),
+                    _ => Ok(None),
+                }
+            }
+            _ if name.starts_with("torch._utils._rebuild_") => {
+                Ok(Some(Entry::Unreadable(name.trim_start_matches("torch._utils._rebuild_").to_string())))
+            }
+            // Python 2 gave the pairs as an argument.
+            ("collections.OrderedDict", [pairs]) if pairs.list().is_some() => {
+                let mut items = Vec::new();
+                for pair in pairs.list().into_iter().flatten() {
+                    let pair = pair.tuple().or_else(|| Some(pair.list()?.collect()));
+                    if let Some([key, value]) = pair.as_deref() {
+                        self.item(*key, *value, depth, &mut items)?;
+                    }
+                }
+                Ok(Some(Entry::Dict(items)))
+            }
+            ("collections.OrderedDict" | "collections.defaultdict", _) => self.dict(node, depth),
+            // A TorchScript module: its state is a dict of its tensors and its parts.
+            _ if name.starts_with(SCRIPT) => match node.state() {
+                Some(state) => self.dict(state, depth),
+                None => Ok(None),
+            },
+            _ => Ok(None),
+        }
+    }
+
+    /// The tensor that is a view of a storage; of an untyped one in that precision.
+    fn tensor(
+        &self,
+        storage: Node,
+        offset: Node,
+        size: Node,
+        strides: Node,
+        kind: Option<Kind>,
+    ) -> Result<Entry, String> {
+        let unknown = "has a tensor in an unknown form";
+        let Kept::Storage(mut storage) = (self.resolve)(storage.persistent().ok_or(unknown)?)? else {
+            return Err(unknown.into());
+        };
+        storage.kind = kind.unwrap_or(storage.kind);
+        let numbers = |node: Node| {
+            // torch.Size is a tuple, kept as a call where it was pickled as what it is.
+            let items = node.tuple().or_else(|| node.call()?.1.first()?.tuple());
+            items.and_then(|items| items.into_iter().map(Node::int).collect::<Option<Vec<i64>>>()).ok_or(unknown)
+        };
+        let offset = offset.int().ok_or(unknown)?;
+        Stored::new(storage, offset, numbers(size)?, numbers(strides)?).map(Entry::Tensor)
+    }
+}

@@ -1,0 +1,154 @@
+//! Zip archives, as `torch.save` and `torch.jit.save` write them: entries one behind the other, not compressed; `data.pkl` is the
+//! pickle, `data/<key>` a storage (PKWARE, APPNOTE.TXT, 4.3).
+
+use super::rebuild::{self, Kept, StorageId};
+use super::stored::Storage;
+use super::{Entry, Format, Source};
+use crate::pickle::{Node, Pickle};
+use flate2::Crc;
+use std::collections::HashMap;
+
+/// Bytes of the record at the end, and of the longest comment behind it.
+const END: u64 = 22;
+const COMMENT: u64 = 0xffff;
+
+/// The entries, by name.
+struct Archive<'s> {
+    source: &'s Source,
+    entries: HashMap<String, Item>,
+}
+
+/// An entry of the directory.
+#[derive(Clone, Copy)]
+struct Item {
+    method: u64,
+    crc: u32,
+    bytes: u64,
+    header: u64,
+}
+
+/// A little-endian number in a record.
+fn number(record: &[u8], at: usize, size: usize) -> Result<u64, String> {
+    let bytes = record.get(at..at + size).ok_or("is a damaged zip archive: its directory ends early")?;
+    Ok(bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte)))
+}
+
+impl<'s> Archive<'s> {
+    fn open(source: &'s Source) -> Result<Archive<'s>, String> {
+        let (start, bytes) = directory(source)?;
+        let directory = source.bytes(start, bytes)?;
+        let (mut entries, mut at) = (HashMap::new(), 0);
+        while directory[at..].starts_with(b"PK\x01\x02") {
+            let record = &directory[at..];
+            let [name, extra, comment] = [28, 30, 32].map(|at| number(record, at, 2));
+            let (name, extra, comment) = (name? as usize, extra? as usize, comment? as usize);
+            let text = record.get(46..46 + name).ok_or("is a damaged zip archive: its directory ends early")?;
+            let fields = record.get(46 + name..46 + name + extra).unwrap_or_default();
+            entries.insert(String::from_utf8_lossy(text).into_owned(), item(record, fields)?);
+            at = (at + 46 + name + extra + comment).min(directory.len());
+        }
+        Ok(Archive { source, entries })
+    }
+
+    /// Where the bytes of an entry lie.
+    fn place(&self, name: &str) -> Result<(u64, Item), String> {
+        let item =
+            *self.entries.get(name).ok_or_else(|| format!("is damaged: it has no entry `{}`", name.escape_debug()))?;
+        if item.method != 0 {
+            return Err(format!("has a compressed entry, `{}`; torch.save writes none", name.escape_debug()));
+        }
+        let header = self.source.bytes(item.header, 30)?;
+        if !header.starts_with(b"PK\x03\x04") {
+            return Err(format!("is damaged: no entry `{}` where its directory says", name.escape_debug()));
+        }
+        let start = item.header + 30 + number(&header, 26, 2)? + number(&header, 28, 2)?;
+        self.source.check(start, item.bytes)?;
+        Ok((start, item))
+    }
+
+    fn bytes(&self, name: &str) -> Result<Vec<u8>, String> {
+        let (start, item) = self.place(name)?;
+        let bytes = self.source.bytes(start, item.bytes)?;
+        let mut crc = Crc::new();
+        crc.update(&bytes);
+        if item.crc != 0 && crc.sum() != item.crc {
+            return Err(format!("is damaged: the checksum of `{}` is wrong", name.escape_debug()));
+        }
+        Ok(bytes)
+    }
+}
+
+/// Where the directory lies.
+fn directory(source: &Source) -> Result<(u64, u64), String> {
+    let none = "is a zip archive that ends early: its directory is missing";
+    let length = source.length.min(END + COMMENT);
+    let tail = source.bytes(source.length - length, length)?;
+    let end = tail.windows(4).rposition(|bytes| bytes == b"PK\x05\x06").ok_or(none)?;
+    let record = &tail[end..];
+    let (bytes, start) = (number(record, 12, 4)?, number(record, 16, 4)?);
+    // Beyond 4 GiB a second record has the numbers, and 20 bytes before the first say where it is.
+    let at = source.length - length + end as u64;
+    if at >= 20 {
+        let locator = source.bytes(at - 20, 20)?;
+        if locator.starts_with(b"PK\x06\x07") {
+            let record = source.bytes(number(&locator, 8, 8)?, 56)?;
+            if !record.starts_with(b"PK\x06\x06") {
+                return Err(none.into());
+            }
+            return Ok((number(&record, 48, 8)?, number(&record, 40, 8)?));
+        }
+    }
+    Ok((start, bytes))
+}
+
+/// An entry from its record and the extra fields of it, which hold what is 4 GiB and more.
+fn item(record: &[u8], extra: &[u8]) -> Result<Item, String> {
+    let (packed, bytes, header) = (number(record, 20, 4)?, number(record, 24, 4)?, number(record, 42, 4)?);
+    let mut wide = Vec::new();
+    let mut rest = extra;
+    while let (Ok(id), Ok(size)) = (number(rest, 0, 2), number(rest, 2, 2)) {
+        let Some(field) = rest.get(4..4 + size as usize) else { break };
+        if id == 1 {
+            wide = field.as_chunks::<8>().0.iter().map(|bytes| u64::from_le_bytes(*bytes)).collect();
+        }
+        rest = &rest[4 + size as usize..];
+    }
+    // In this order, each only where the record has no room for it.
+    let mut wide = wide.into_iter();
+    let mut full = |value: u64| if value == 0xffff_ffff { wide.next().unwrap_or(value) } else { value };
+    let (bytes, packed, header) = (full(bytes), full(packed), full(header));
+    let method = number(record, 10, 2)?;
+    if method == 0 && packed != bytes {
+        return Err("is a damaged zip archive: an entry has two sizes".into());
+    }
+    Ok(Item { method, crc: number(record, 16, 4)? as u32, bytes, header })
+}
+
+/// The dicts and tensors of an archive.
+pub(super) fn read(source: &Source) -> Result<(Format, Option<Entry>), String> {
+    let archive = Archive::open(source)?;
+    let pickles = archive.entries.keys().filter(|name| *name == "data.pkl" || name.ends_with("/data.pkl"));
+    let Some(name) = pickles.min_by_key(|name| name.len()).cloned() else {
+        return Err("is a zip archive, but not of torch.save: it has no `data.pkl`".into());
+    };
+    let root = name.trim_end_matches("data.pkl");
+    if archive.entries.contains_key(&format!("{root}byteorder"))
+        && archive.bytes(&format!("{root}byteorder"))? != b"little"
+    {
+        return Err("was written on a big-endian machine; save it again on another".into());
+    }
+    let script = archive.entries.contains_key(&format!("{root}constants.pkl"));
+    let bytes = archive.bytes(&name)?;
+    let pickle = Pickle::read(&bytes, rebuild::known)?;
+    let resolve = |identifier: Node| {
+        let id = StorageId::of(identifier)?;
+        let (start, item) = archive.place(&format!("{root}data/{}", id.key))?;
+        if id.bytes()? > item.bytes {
+            return Err(format!("claims a storage of {} bytes, where {} are", id.bytes()?, item.bytes));
+        }
+        let crc = Some(item.crc).filter(|crc| *crc != 0);
+        Ok(Kept::Storage(Storage { kind: id.kind, start, bytes: item.bytes, crc, offset: id.offset }))
+    };
+    let format = if script { Format::TorchScript } else { Format::Zip };
+    Ok((format, rebuild::entries(&pickle, &resolve)?))
+}

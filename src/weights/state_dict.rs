@@ -1,0 +1,223 @@
+//! The state dict in a checkpoint: which of its dicts it is, and what its tensors are called.
+
+use super::pytorch::{Checkpoint, Entry, Format, Stored};
+use crate::bad_request;
+use crate::error::suggest;
+use anyhow::Result;
+use regex::Regex;
+use serde::Deserialize;
+use std::path::Path;
+
+/// Where checkpoints have their state dict: of several the first is taken.
+pub const KEYS: [&str; 15] = [
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "model",
+    "net",
+    "network",
+    "module",
+    "params",
+    "weights",
+    "state",
+    "ema_state_dict",
+    "state_dict_ema",
+    "model_ema",
+    "ema",
+    "params_ema",
+];
+/// What holds tensors that are no weights.
+const NO_WEIGHTS: [&str; 6] = ["optimizer", "optimizers", "optim", "optimizer_state_dict", "scheduler", "scaler"];
+/// What PyTorch's wrappers (DataParallel, compile) put before each name.
+const PREFIXES: [&str; 2] = ["module.", "_orig_mod."];
+
+/// A state dict.
+#[derive(Debug)]
+pub struct StateDict {
+    /// The keys on the way to it, with dots; empty where the file is one itself.
+    pub key: String,
+    /// Other dicts of tensors that the file has, and that were left aside.
+    pub others: Vec<String>,
+    /// The prefixes that were taken off.
+    pub prefixes: Vec<&'static str>,
+    /// Names that a map dropped.
+    pub dropped: Vec<String>,
+    /// Its tensors; the reason where one can't be read.
+    pub tensors: Vec<(String, Result<Stored, String>)>,
+}
+
+/// A line of a map of names.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, deny_unknown_fields, expecting = "give {from: REGEX, to: TEXT} or {drop: REGEX}")]
+enum Line {
+    Rename { from: String, to: String },
+    Drop { drop: String },
+}
+
+/// What is done to the names of a file before all else, a line after the other.
+#[derive(Debug, Default)]
+pub struct NameMap(Vec<(Regex, Option<String>)>);
+
+impl NameMap {
+    /// Reads a YAML list of `{from: regex, to: replacement}` and `{drop: regex}`.
+    ///
+    /// # Errors
+    /// A [`crate::error::BadRequest`] where it is none.
+    pub fn read(path: &Path) -> Result<NameMap> {
+        let lines: Vec<Line> = crate::config::read_yaml(path)?;
+        let compile = |line| -> Result<(Regex, Option<String>)> {
+            let (pattern, to) = match line {
+                Line::Rename { from, to } => (from, Some(to)),
+                Line::Drop { drop } => (drop, None),
+            };
+            match Regex::new(&pattern) {
+                Ok(regex) => Ok((regex, to)),
+                Err(error) => {
+                    let why = error.to_string();
+                    let why = why.lines().last().unwrap_or_default().trim_start_matches("error: ");
+                    bad_request!("{}: `{pattern}` is no regular expression: {why}", path.display())
+                }
+            }
+        };
+        lines.into_iter().map(compile).collect::<Result<_>>().map(NameMap)
+    }
+
+    /// The name afterwards; None: it is dropped.
+    pub fn apply(&self, name: &str) -> Option<String> {
+        self.0.iter().try_fold(name.to_string(), |name, (regex, to)| match to {
+            Some(to) => Some(regex.replace_all(&name, to.as_str()).into_owned()),
+            None => (!regex.is_match(&name)).then_some(name),
+        })
+    }
+}
+
+impl StateDict {
+    /// Finds it: at `key`, or else where checkpoints have it.
+    ///
+    /// # Errors
+    /// A [`crate::error::BadRequest`] where there is none, or several and no telling which.
+    pub fn find(checkpoint: &Checkpoint, path: &Path, key: Option<&str>, map: &NameMap) -> Result<StateDict> {
+        let (key, dict, others) = match key {
+            Some(key) => (key.to_string(), at(&checkpoint.root, path, key)?, Vec::new()),
+            // A module: its parts are dicts of their own.
+            None if checkpoint.format == Format::TorchScript => (String::new(), &checkpoint.root, Vec::new()),
+            None => choose(&checkpoint.root, path)?,
+        };
+        let mut tensors = Vec::new();
+        collect(dict, "", checkpoint.format == Format::TorchScript || !has_tensors(dict), &mut tensors);
+        let mut state = StateDict { key, others, prefixes: Vec::new(), dropped: Vec::new(), tensors: Vec::new() };
+        for (name, tensor) in tensors {
+            match map.apply(&name) {
+                Some(name) => state.tensors.push((name, tensor)),
+                None => state.dropped.push(name),
+            }
+        }
+        state.strip();
+        state.tensors.sort_by(|(a, _), (b, _)| a.cmp(b));
+        if let Some(pair) = state.tensors.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+            bad_request!(
+                "{}: two tensors are called `{}`; map one to another name with --map",
+                path.display(),
+                pair[0].0
+            );
+        }
+        Ok(state)
+    }
+
+    /// Takes the wrappers' prefixes off the names.
+    fn strip(&mut self) {
+        for (name, _) in &mut self.tensors {
+            while let Some(prefix) = PREFIXES.iter().find(|prefix| name.starts_with(**prefix)) {
+                name.drain(..prefix.len());
+                if !self.prefixes.contains(prefix) {
+                    self.prefixes.push(prefix);
+                }
+            }
+        }
+    }
+}
+
+fn has_tensors(entry: &Entry) -> bool {
+    let is_tensor = |(_, entry): &(String, Entry)| !matches!(entry, Entry::Dict(_));
+    matches!(entry, Entry::Dict(entries) if entries.iter().any(is_tensor))
+}
+
+/// The tensors of a dict, and of the dicts in it where `nested`.
+fn collect(dict: &Entry, prefix: &str, nested: bool, into: &mut Vec<(String, Result<Stored, String>)>) {
+    let Entry::Dict(entries) = dict else { return };
+    for (key, entry) in entries {
+        let name = format!("{prefix}{key}");
+        match entry {
+            Entry::Tensor(tensor) => into.push((name, Ok(tensor.clone()))),
+            Entry::Unreadable(what) => into.push((name, Err(what.clone()))),
+            Entry::Dict(_) if nested => collect(entry, &format!("{name}."), nested, into),
+            Entry::Dict(_) => {}
+        }
+    }
+}
+
+/// The dict at keys with dots between them; a key may have dots itself.
+fn at<'e>(root: &'e Entry, path: &Path, key: &str) -> Result<&'e Entry> {
+    fn walk<'e>(entry: &'e Entry, key: &str) -> Option<&'e Entry> {
+        let Entry::Dict(entries) = entry else { return None };
+        entries.iter().find_map(|(name, entry)| {
+            let rest = key.strip_prefix(name.as_str())?;
+            if rest.is_empty() { Some(entry) } else { walk(entry, rest.strip_prefix('.')?) }
+        })
+    }
+    match walk(root, key) {
+        Some(dict @ Entry::Dict(_)) => Ok(dict),
+        Some(_) => bad_request!("--key {key}: is a tensor in {}, not a dict of tensors", path.display()),
+        None => {
+            let mut dicts = Vec::new();
+            candidates(root, &mut Vec::new(), &mut dicts);
+            let known: Vec<String> = dicts.iter().map(|(keys, _)| keys.join(".")).collect();
+            let hint = if known.is_empty() { String::new() } else { suggest(key, known.iter().map(String::as_str)) };
+            bad_request!("--key {key}: not in {}{hint}", path.display())
+        }
+    }
+}
+
+/// All dicts with tensors in them, and the keys on the way.
+fn candidates<'e>(entry: &'e Entry, keys: &mut Vec<&'e str>, found: &mut Vec<(Vec<&'e str>, &'e Entry)>) {
+    let Entry::Dict(entries) = entry else { return };
+    if has_tensors(entry) {
+        found.push((keys.clone(), entry));
+    }
+    for (key, entry) in entries {
+        keys.push(key);
+        candidates(entry, keys, found);
+        keys.pop();
+    }
+}
+
+/// The keys, the dict, and the keys of the others.
+fn choose<'e>(root: &'e Entry, path: &Path) -> Result<(String, &'e Entry, Vec<String>)> {
+    let mut found = Vec::new();
+    candidates(root, &mut Vec::new(), &mut found);
+    found.retain(|(keys, _)| !keys.iter().any(|key| NO_WEIGHTS.contains(key)));
+    // A file with tensors among its own keys is a state dict, whatever else is in it.
+    if found.first().is_some_and(|(keys, _)| keys.is_empty()) {
+        found.truncate(1);
+    }
+    let rank = |keys: &[&str]| -> Option<Vec<usize>> {
+        keys.iter().map(|key| KEYS.iter().position(|known| known == key)).collect()
+    };
+    let usual = found.iter().filter_map(|(keys, dict)| Some((rank(keys)?, keys, *dict))).min_by(|a, b| a.0.cmp(&b.0));
+    let (keys, dict) = match (usual, found.as_slice()) {
+        (Some((_, keys, dict)), _) => (keys.clone(), dict),
+        (None, [(keys, dict)]) => (keys.clone(), *dict),
+        (None, []) => bad_request!("{}: holds no state dict: no dict with tensors in it", path.display()),
+        (None, several) => {
+            let names: Vec<String> = several.iter().take(8).map(|(keys, _)| keys.join(".")).collect();
+            bad_request!(
+                "{}: holds {} dicts of tensors; choose one with --key: {}",
+                path.display(),
+                several.len(),
+                names.join(", ")
+            )
+        }
+    };
+    let others = found.iter().filter(|(other, _)| *other != keys).map(|(keys, _)| keys.join(".")).collect();
+    Ok((keys.join("."), dict, others))
+}
