@@ -20,10 +20,14 @@ fn table(entry: &Entry) -> String {
 fn the_tables_of_options_are_those_of_the_code() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operators.md");
     let text = std::fs::read_to_string(path).unwrap();
-    // A heading may be of several names that have the same options.
-    let sections: Vec<(&str, &str)> = text.split("\n## ").skip(1).filter_map(|part| part.split_once('\n')).collect();
-    for entry in [OperatorConfig::entries(), AttentionConfig::entries(), ClassifierConfig::entries()].iter().flatten() {
-        let found = sections.iter().find(|(names, _)| names.split(", ").any(|name| name == entry.name));
+    let text = format!("\n{text}");
+    let chapters: Vec<&str> = text.split("\n# ").skip(1).collect();
+    let all = [OperatorConfig::entries(), AttentionConfig::entries(), ClassifierConfig::entries()];
+    assert_eq!(chapters.len(), all.len());
+    for (chapter, entry) in chapters.iter().zip(&all).flat_map(|(chapter, all)| all.iter().map(move |entry| (chapter, entry))) {
+        // A heading may be of several names that have the same options.
+        let mut sections = chapter.split("\n## ").skip(1).filter_map(|part| part.split_once('\n'));
+        let found = sections.find(|(names, _)| names.split(", ").any(|name| name == entry.name));
         let (_, body) = found.unwrap_or_else(|| panic!("docs/operators.md has no section on {}", entry.name));
         let table = table(entry);
         assert!(body.contains(&format!("\n{table}\n")), "{}: docs/operators.md should have\n\n{table}\n", entry.name);

@@ -15,7 +15,7 @@ train: {epochs: 2, batch: 64, lr: 0.05}
 ";
 
 /// What stands where: an operator fits some sites of SmallNet, which are 1x1 and depthwise 3x3 with stride 2.
-const ROWS: [&str; 40] = [
+const ROWS: [&str; 41] = [
     "operator: {name: plain}",
     "operator: {name: maconv}",
     "operator: {name: mdconv}",
@@ -56,6 +56,7 @@ const ROWS: [&str; 40] = [
     "operator: {name: mdconv}\nattention: {name: se}",
     "classifier: {name: tfc}",
     "classifier: {name: linear}",
+    "classifier: {name: dcd, latent: 8, hidden: 16}",
 ];
 
 fn config(rows: &str) -> Result<Config> {

@@ -307,14 +307,7 @@ impl Writer {
                 self.with_integers("Expand", x[0], &shape, out, vec![])
             }
             "repeat" => self.repeat(x, out),
-            "cat" => {
-                let Known::List(parts) = self.known(x[0])?.clone() else { bail!("no list") };
-                let names = parts.iter().map(|part| self.tensor(*part)).collect::<Result<Vec<_>>>()?;
-                let names: Vec<&str> = names.iter().map(String::as_str).collect();
-                let axis = self.integer(x[1])?;
-                self.push("Concat", &names, out, vec![int("axis", axis)]);
-                Ok(())
-            }
+            "cat" | "stack" => self.join(op, x, out),
             "slice" => self.slice(x, out),
             "select" => {
                 let (dimension, index) = (self.integer(x[1])?, self.integer(x[2])?);
@@ -458,6 +451,26 @@ impl Writer {
         let mut shape = vec![0; start as usize];
         shape.push(-1);
         self.with_integers("Reshape", x[0], &shape, out, vec![])
+    }
+
+    /// A list of tensors side by side, or along a dimension of their own.
+    fn join(&mut self, op: &str, x: &[usize], out: &str) -> Result<()> {
+        let Known::List(parts) = self.known(x[0])?.clone() else { bail!("no list") };
+        let axis = self.integer(x[1])?;
+        let mut names = Vec::new();
+        for (at, part) in parts.into_iter().enumerate() {
+            let name = self.tensor(part)?;
+            names.push(if op == "stack" {
+                let thick = format!("{out}_part_{at}");
+                self.with_integers("Unsqueeze", part, &[axis], &thick, vec![])?;
+                thick
+            } else {
+                name
+            });
+        }
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        self.push("Concat", &names, out, vec![int("axis", axis)]);
+        Ok(())
     }
 
     fn repeat(&mut self, x: &[usize], out: &str) -> Result<()> {
