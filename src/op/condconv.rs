@@ -6,6 +6,7 @@
 
 use crate::algebra::Geometry;
 use crate::op::attention::GateKind;
+use crate::op::bounds;
 use crate::op::experts::{self, Experts, Fc, Layout, Mix, Router};
 use crate::op::layers::uniform;
 use crate::op::temperature::{Divisor, Temperature};
@@ -52,8 +53,12 @@ impl Default for Config {
 
 impl Mix for Config {
     fn check(&self) -> Result<(), String> {
-        experts::check_experts(self.experts)?;
+        bounds::whole("experts", self.experts)?;
         self.temperature.check()
+    }
+
+    fn fits(&self, geometry: &Geometry) -> Result<(), String> {
+        experts::fit(self.experts, geometry)
     }
 
     fn routes_by_block(&self) -> bool {

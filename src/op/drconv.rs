@@ -11,6 +11,7 @@
 //! Neither reference has channel groups; here the kernels may have them, while the guide sees all channels.
 
 use crate::algebra::{self, FoldError, Geometry, Kernel, double};
+use crate::op::bounds;
 use crate::op::experts;
 use crate::op::layers::{Activation, Norm, conv_weight, uniform};
 use crate::op::operator::{Compact, Operator, Place, Recipe, Shared};
@@ -52,13 +53,8 @@ impl Default for Config {
 
 impl Recipe for Config {
     fn resolve(&mut self) -> Result<(), String> {
-        if self.regions < 1 {
-            return Err(format!("regions: {}; give at least 1", self.regions));
-        }
-        if self.experts < 1 {
-            return Err(format!("experts: {}; give at least 1", self.experts));
-        }
-        Ok(())
+        bounds::whole("regions", self.regions)?;
+        bounds::whole("experts", self.experts)
     }
 
     fn fits(&self, geometry: &Geometry) -> Result<(), String> {
@@ -68,7 +64,16 @@ impl Recipe for Config {
                 "layout: `experts` reads the region at the window's centre, and a {kh}x{kw} kernel has none; use `paper`"
             ));
         }
-        Ok(())
+        match self.layout {
+            Layout::Paper => {
+                let [out, inner, ..] = geometry.weight_size();
+                bounds::variable("regions", &[self.regions, self.regions, (out * inner).max(geometry.in_channels)])
+            }
+            Layout::Experts => {
+                experts::fit(self.experts, geometry)?;
+                bounds::variable("regions", &[self.regions, self.experts, geometry.in_channels])
+            }
+        }
     }
 
     fn expanded(&self, place: &Place, geometry: Geometry) -> Box<dyn Operator> {

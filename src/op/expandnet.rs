@@ -5,6 +5,7 @@
 //! first convolution, has no groups but depthwise, and no dilation; here both are the convolution's in whose place it stands.
 
 use crate::algebra::{self, FoldError, Geometry, Kernel, MiddlePad};
+use crate::op::bounds;
 use crate::op::layers::{Activation, Norm, conv_weight, uniform};
 use crate::op::operator::{Compact, Operator, Place, Recipe};
 use schemars::JsonSchema;
@@ -118,10 +119,7 @@ impl Config {
 
 impl Recipe for Config {
     fn resolve(&mut self) -> Result<(), String> {
-        if self.rate < 1 {
-            return Err(format!("rate: {}; give at least 1", self.rate));
-        }
-        Ok(())
+        bounds::whole("rate", self.rate)
     }
 
     fn fits(&self, geometry: &Geometry) -> Result<(), String> {
@@ -129,7 +127,7 @@ impl Recipe for Config {
         if self.variant == Variant::Ck && (kh != kw || kh < 5 || kh % 2 == 0) {
             return Err(format!("variant: ck makes odd square kernels of 5x5 and more of 3x3s, not {kh}x{kw}; use cl"));
         }
-        Ok(())
+        self.chain(geometry).iter().try_for_each(|geometry| bounds::variable("rate", &geometry.weight_size()))
     }
 
     fn expanded(&self, place: &Place, geometry: Geometry) -> Box<dyn Operator> {

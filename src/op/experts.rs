@@ -7,6 +7,7 @@
 
 use crate::algebra::{self, Affine, FoldError, Geometry, double};
 use crate::op::attention::GateKind;
+use crate::op::bounds;
 use crate::op::layers::{Activation, Norm, below};
 use crate::op::operator::{Compact, Operator, Place, Recipe, Shared};
 use crate::op::per_sample::{self, KernelMaker, PerSample};
@@ -22,15 +23,9 @@ pub fn kaiming_normal(fan_out: i64) -> Init {
     Init::Randn { mean: 0., stdev: (2. / fan_out.max(1) as f64).sqrt() }
 }
 
-/// Refuses what is no number of experts, as `key: reason`.
-pub fn check_experts(experts: i64) -> Result<(), String> {
-    if experts < 1 { Err(format!("experts: {experts}; give at least 1")) } else { Ok(()) }
-}
-
-/// Refuses what is no positive number, as `key: reason`.
-pub fn check_positive(key: &str, value: f64) -> Result<(), String> {
-    let positive = value.is_finite() && value > 0.;
-    if positive { Ok(()) } else { Err(format!("{key}: {value}; give a number above 0")) }
+/// Refuses more experts for a convolution than make one variable, as `key: reason`.
+pub fn fit(experts: i64, geometry: &Geometry) -> Result<(), String> {
+    bounds::variable("experts", &[&[experts][..], &geometry.weight_size()].concat())
 }
 
 /// The means (N, C) of the channels of x (N, C, H, W).
@@ -241,6 +236,9 @@ pub trait Mix {
     /// Refuses options out of their range, as `key: reason`.
     fn check(&self) -> Result<(), String>;
 
+    /// Refuses a convolution that the operator can't stand in place of, as `key: reason`.
+    fn fits(&self, geometry: &Geometry) -> Result<(), String>;
+
     /// Whether the operators of a block share one router.
     fn routes_by_block(&self) -> bool;
 
@@ -259,6 +257,10 @@ fn mixture(config: &impl Mix, path: &nn::Path, geometry: &Geometry) -> Mixture {
 impl<M: Mix> Recipe for M {
     fn resolve(&mut self) -> Result<(), String> {
         self.check()
+    }
+
+    fn fits(&self, geometry: &Geometry) -> Result<(), String> {
+        Mix::fits(self, geometry)
     }
 
     fn expanded(&self, place: &Place, geometry: Geometry) -> Box<dyn Operator> {

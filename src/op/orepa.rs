@@ -7,6 +7,7 @@
 //! here it is that table's formula for any odd k.
 
 use crate::algebra::{FoldError, Geometry, Kernel, conv2d};
+use crate::op::bounds;
 use crate::op::layers::{Activation, BatchNorm, Norm};
 use crate::op::operator::{Compact, Operator, Place, Recipe};
 use schemars::JsonSchema;
@@ -42,16 +43,9 @@ impl Config {
 
 impl Recipe for Config {
     fn resolve(&mut self) -> Result<(), String> {
-        if let Some(multiple) = self.intermediate.filter(|multiple| *multiple < 1) {
-            return Err(format!("intermediate: {multiple}; give at least 1 (a multiple of C_in)"));
-        }
-        if self.expand < 1 {
-            return Err(format!("expand: {}; give at least 1", self.expand));
-        }
-        if self.scales.iter().any(|scale| !scale.is_finite()) {
-            return Err(format!("scales: {:?}; give six finite numbers", self.scales));
-        }
-        Ok(())
+        self.intermediate.map_or(Ok(()), |multiple| bounds::whole("intermediate", multiple))?;
+        bounds::whole("expand", self.expand)?;
+        self.scales.iter().try_for_each(|scale| bounds::number("scales", *scale))
     }
 
     fn fits(&self, geometry: &Geometry) -> Result<(), String> {
@@ -59,7 +53,10 @@ impl Recipe for Config {
         if kh != kw || kh % 2 == 0 {
             return Err(format!("name: orepa stands in place of odd square kernels, not {kh}x{kw}"));
         }
-        Ok(())
+        let second = Geometry { in_channels: self.middle_channels(geometry), ..*geometry };
+        bounds::variable("intermediate", &second.weight_size())?;
+        let depthwise = geometry.in_channels * self.expand;
+        bounds::variable("expand", &[depthwise, (kh * kw).max(geometry.out_channels / geometry.groups)])
     }
 
     fn expanded(&self, place: &Place, geometry: Geometry) -> Box<dyn Operator> {

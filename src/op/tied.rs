@@ -3,6 +3,7 @@
 //! attention modules are made of such layers.
 
 use crate::algebra;
+use crate::op::bounds;
 use crate::op::layers::uniform;
 use crate::op::operator::LayerRecipe;
 use schemars::JsonSchema;
@@ -28,9 +29,7 @@ pub struct Tied {
 
 /// Refuses blocks that don't divide the channels, as `key: reason`.
 pub fn fits(blocks: i64, channels: &[(&str, i64)]) -> Result<(), String> {
-    if blocks < 1 {
-        return Err(format!("blocks: {blocks}; give at least 1"));
-    }
+    bounds::whole("blocks", blocks)?;
     match channels.iter().find(|(_, n)| n % blocks != 0) {
         Some((what, n)) => {
             Err(format!("blocks: {blocks} don't divide the {n} {what} evenly; use a number of blocks that does"))

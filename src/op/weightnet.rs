@@ -7,6 +7,7 @@
 //! of C channels; the rule holds for any number of groups.
 
 use crate::algebra::{self, Affine, Geometry};
+use crate::op::bounds;
 use crate::op::experts::{self, Dynamic, Fc, Layout, TrainedMaker};
 use crate::op::layers::{Norm, uniform};
 use crate::op::operator::{Compact, Operator, Place, Recipe, Shared};
@@ -76,10 +77,9 @@ impl Config {
 impl Recipe for Config {
     fn resolve(&mut self) -> Result<(), String> {
         let Config { m, g, .. } = *self;
-        if g < 1 {
-            return Err(format!("g: {g} blocks; give at least 1"));
-        }
-        if m < 1 || m % g != 0 {
+        bounds::whole("g", g)?;
+        bounds::whole("m", m)?;
+        if m % g != 0 {
             return Err(format!("m: {m} activations do not divide among {g} blocks; give a multiple of `g`"));
         }
         Ok(())
@@ -92,7 +92,8 @@ impl Recipe for Config {
                 "g: a filter of {fan_in} numbers (C_in/groups * kh * kw) does not divide into {blocks} blocks; use `g: 1`"
             ));
         }
-        Ok(())
+        let (filters, width) = (geometry.out_channels, self.m / self.g);
+        bounds::variable("m", &[filters, width, fan_in.max(blocks * reduced(geometry.in_channels))])
     }
 
     fn expanded(&self, place: &Place, geometry: Geometry) -> Box<dyn Operator> {
