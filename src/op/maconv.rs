@@ -326,3 +326,56 @@ impl Operator for MaConv {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::op::proof;
+
+    fn options() -> Vec<String> {
+        let mut all = Vec::new();
+        for name in ["maconv", "mdconv"] {
+            for bypass in [true, false] {
+                for (form, bn) in [
+                    ("expanded", "each"),
+                    ("expanded", "sum"),
+                    ("expanded", "none"),
+                    ("compact", "sum"),
+                    ("compact", "none"),
+                ] {
+                    all.push(format!("{{name: {name}, bypass: {bypass}, form: {form}, bn: {bn}, intermediate: 6}}"));
+                }
+            }
+        }
+        all.push("{name: mdconv, gate: softmax, temperature: 30, hidden: 4}".to_string());
+        all
+    }
+
+    #[test]
+    fn every_option_folds_exactly_at_every_geometry() {
+        let mut sites = Vec::new();
+        for k in [1, 2, 3, 5] {
+            for groups in [1, 2, 8] {
+                for site in proof::windows(Geometry::same(8, 16, k).groups(groups)) {
+                    let same = site.padding[0];
+                    // 6 x 9 is the map: without padding not every kernel finds room in it.
+                    let paddings = [0, same, same + 1].map(|padding| site.padding(padding));
+                    sites.extend(paddings.into_iter().filter(|site| site.output_size([6, 9])[0] > 0));
+                }
+            }
+        }
+        for yaml in options() {
+            proof::folds_exactly(&yaml, &sites);
+            let (_store, operator) = proof::expanded(&proof::options(&yaml), sites[0]);
+            let folded = operator.fold().unwrap();
+            assert_eq!(matches!(folded, Compact::Static(_)), yaml.contains("maconv"), "{yaml}");
+        }
+    }
+
+    #[test]
+    fn gradients_equal_finite_differences() {
+        for yaml in options().into_iter().chain(["{name: maconv, middle: relu, intermediate: 6}".to_string()]) {
+            proof::gradients_are_differences(&yaml, Geometry::same(2, 4, 3).groups(2));
+        }
+    }
+}

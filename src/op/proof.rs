@@ -90,14 +90,19 @@ pub fn folds_exactly(yaml: &str, geometries: &[Geometry]) {
     }
 }
 
-/// The gradients of x and of every variable equal central differences along a random direction.
+/// The gradients of x and of every variable, in training, equal central differences along a random direction.
 pub fn gradients_are_differences(yaml: &str, geometry: Geometry) {
+    gradients_of(yaml, geometry, true, |_| true);
+}
+
+/// The same in training or in evaluation, for the variables that are chosen by their names.
+pub fn gradients_of(yaml: &str, geometry: Geometry, train: bool, chosen: impl Fn(&str) -> bool) {
     let (store, operator) = expanded(&options(yaml), geometry);
     let x = Tensor::randn([2, geometry.in_channels, 4, 5], DOUBLE).set_requires_grad(true);
-    let probe = operator.forward_t(&x, true).randn_like().detach();
-    let loss = || (operator.forward_t(&x, true) * &probe).sum(Kind::Double);
+    let probe = operator.forward_t(&x, train).randn_like().detach();
+    let loss = || (operator.forward_t(&x, train) * &probe).sum(Kind::Double);
     let mut inputs: Vec<(String, Tensor)> =
-        store.variables().into_iter().filter(|(_, variable)| variable.requires_grad()).collect();
+        store.variables().into_iter().filter(|(name, variable)| variable.requires_grad() && chosen(name)).collect();
     inputs.push(("x".into(), x.shallow_clone()));
     let tensors: Vec<&Tensor> = inputs.iter().map(|(_, tensor)| tensor).collect();
     let gradients = Tensor::run_backward(&[loss()], &tensors, false, false);
