@@ -300,6 +300,16 @@ mod tests {
     }
 
     #[test]
+    fn the_branches_begin_with_the_scales_of_the_options() {
+        let scales = [1., 2., 3., 4., 5., 6.];
+        let store = nn::VarStore::new(Device::Cpu);
+        let config = Config { scales, ..Config::default() };
+        let branches = Branches::new(&store.root(), &Geometry::same(4, 7, 3), &config);
+        let expected = Tensor::arange_start(1, 7, (Kind::Float, Device::Cpu)).unsqueeze(1).expand([6, 7], false);
+        assert_eq!(branches.scales, expected);
+    }
+
+    #[test]
     fn gradients_equal_finite_differences() {
         proof::gradients_are_differences("{name: orepa, expand: 2}", Geometry::same(4, 6, 3).groups(2));
         proof::gradients_are_differences("{name: orepa}", Geometry::same(2, 3, 5).stride(2));

@@ -153,6 +153,17 @@ mod tests {
         assert!((tfc.forward_t(&x, true) - expected).abs().max().double_value(&[]) < 1e-14);
     }
 
+    /// As torch.nn.Linear of one block: U(-1/sqrt(n), 1/sqrt(n)) for its n inputs.
+    #[test]
+    fn initial_values_are_those_of_a_block() {
+        let store = nn::VarStore::new(Device::Cpu);
+        let _tfc = Tfc::new(&store.root(), 800, 4000, &Config::default());
+        for (name, variable) in store.variables() {
+            let largest = variable.abs().max().double_value(&[]);
+            assert!((0.045..0.05).contains(&largest), "{name}: {largest}, not 1/20");
+        }
+    }
+
     #[test]
     fn parameters_are_divided_by_blocks_squared() {
         let store = nn::VarStore::new(Device::Cpu);

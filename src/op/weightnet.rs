@@ -238,6 +238,20 @@ mod tests {
         assert_eq!(parameters("{name: weightnet, m: 4}", depthwise), 20 * 321 + 640 * 21 + 2 * 320 * 9);
     }
 
+    /// FC1 takes what the block's channels are reduced to, whatever the site's are.
+    #[test]
+    fn a_shared_layer_has_the_width_of_the_block() {
+        let config = Config { shared: true, ..Config::default() };
+        let (site, block) = (Geometry::same(16, 16, 3), 320);
+        let store = nn::VarStore::new(tch::Device::Cpu);
+        let place = Place { block: Some(block), ..Place::new(store.root(), None) };
+        let _operator = config.expanded(&place, site);
+        assert_eq!(store.variables()["conv.wn_fc1.weight"].size(), [2 * 16, 20, 1, 1]);
+        let shared = config.shared(&(store.root() / "block"), block).unwrap();
+        let x = Tensor::ones([2, block, 3, 3], (tch::Kind::Float, tch::Device::Cpu));
+        assert_eq!(shared.forward_t(&x, false).size(), [2, 20]);
+    }
+
     #[test]
     fn options_and_sites_are_refused_by_key() {
         let site = Geometry::same(8, 8, 3);
