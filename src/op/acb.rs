@@ -88,16 +88,6 @@ mod tests {
     use crate::algebra::PaddingMode;
     use crate::op::proof::{folds_exactly, gradients_are_differences, options, parameters, refusal, windows};
 
-    #[test]
-    fn the_norms_begin_as_the_option_says() {
-        let store = tch::nn::VarStore::new(tch::Device::Cpu);
-        let _acb = Acb::new(&store.root(), Geometry::same(4, 4, 3), &Config { gamma_init: 0.25 });
-        for name in ["square", "ver", "hor"] {
-            let weight = &store.variables()[&format!("{name}_bn.weight")];
-            assert_eq!(*weight, tch::Tensor::full([4], 0.25, (tch::Kind::Float, tch::Device::Cpu)), "{name}");
-        }
-    }
-
     /// Every padding below, at and above the one that keeps the map: the short axes are cropped, left and padded.
     #[test]
     fn folds_exactly_at_every_geometry_and_padding_mode() {

@@ -9,7 +9,7 @@ const MOST_MULTIPLE: f64 = 64.;
 /// The most numbers in one variable, 2^26: 256 MiB in float32.
 const MOST_NUMBERS: f64 = 67_108_864.;
 
-/// Refuses what is not from 1 to [`MOST`].
+/// Refuses what is not from 1 to 4096.
 ///
 /// # Errors
 /// What is wrong, as `key: reason`.
@@ -28,7 +28,7 @@ pub fn up_to(most: i64, key: &str, value: i64) -> Result<(), String> {
     }
 }
 
-/// Refuses what is not above 0 and at most [`MOST`].
+/// Refuses what is not above 0 and at most 4096.
 ///
 /// # Errors
 /// What is wrong, as `key: reason`.
@@ -52,7 +52,7 @@ fn above_0(most: f64, key: &str, value: f64) -> Result<(), String> {
     }
 }
 
-/// Refuses what is no number, or further from 0 than [`MOST`].
+/// Refuses what is no number, or further from 0 than 4096.
 ///
 /// # Errors
 /// What is wrong, as `key: reason`.

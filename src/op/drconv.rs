@@ -448,6 +448,19 @@ mod tests {
         }
     }
 
+    /// Whatever the padding, the 1x1 guide is read at the centre of each window.
+    #[test]
+    fn the_guide_of_the_experts_is_centred() {
+        let config = Config { layout: Layout::Experts, ..Config::default() };
+        let site = Geometry::same(4, 4, 3);
+        let ((store, same), (other, unpadded)) = (made(&config, site, false), made(&config, site.padding(0), false));
+        let variables = store.variables();
+        tch::no_grad(|| other.variables().into_iter().for_each(|(name, mut v)| v.copy_(&variables[&name])));
+        let x = Tensor::randn([2, 4, 6, 7], DOUBLE);
+        let inside = same.maker.scores(&x, None).narrow(2, 1, 4).narrow(3, 1, 5);
+        assert_eq!(unpadded.maker.scores(&x, None), inside);
+    }
+
     /// Where a block's guide is larger or smaller than the outputs, each output reads the score nearest to it.
     #[test]
     fn a_shared_guide_is_read_at_the_nearest_position() {

@@ -257,6 +257,22 @@ mod tests {
         }
     }
 
+    /// Also where it can't be folded, a chain gives maps of the size of the convolution's.
+    #[test]
+    fn every_padding_keeps_the_size_of_the_convolution() {
+        for padding in ["first", "each", "bias"] {
+            for (variant, k) in [("cl", 3), ("ck", 5), ("ck", 7), ("fc", 3)] {
+                let yaml = format!("{{name: expandnet, variant: {variant}, padding: {padding}}}");
+                for site in proof::windows(Geometry::same(4, 4, k)).into_iter().flat_map(|site| [site, site.padding(2)])
+                {
+                    let (_store, operator) = proof::expanded(&proof::options(&yaml), site);
+                    let y = operator.forward_t(&Tensor::zeros([1, 4, 16, 17], (Kind::Double, Device::Cpu)), false);
+                    assert_eq!(y.size()[2..], site.output_size([16, 17]), "{yaml} {site:?}");
+                }
+            }
+        }
+    }
+
     /// The definition: the map behind the 1x1 is padded with its bias.
     #[test]
     fn bias_padding_pads_with_the_bias() {

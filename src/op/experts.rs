@@ -338,3 +338,30 @@ impl<M: TrainedMaker + 'static> Operator for Dynamic<M> {
         Ok(Compact::PerSample(PerSample::new(self.maker.fold(&self.norm), self.geometry)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::op::proof::relative;
+    use tch::Device;
+
+    /// With and without a bias of its own. Float64: rounding alone.
+    #[test]
+    fn a_norm_folds_into_a_layer() {
+        let mut store = nn::VarStore::new(Device::Cpu);
+        let root = store.root();
+        let init = Init::Randn { mean: 0.5, stdev: 1. };
+        let layers = [Fc::new(&root, "a", &[4, 3], init, Some(init)), Fc::new(&root, "b", &[4, 3, 1, 1], init, None)];
+        let norm = Norm::batch(&root, 4);
+        store.double();
+        let bn = store.variables().into_iter().filter(|(name, _)| name.starts_with("bn."));
+        tch::no_grad(|| bn.for_each(|(_, mut variable)| drop(variable.uniform_(0.5, 2.))));
+        let x = Tensor::randn([2, 3], (Kind::Double, Device::Cpu));
+        for layer in &layers {
+            let y = layer.forward(&x).unsqueeze(-1).unsqueeze(-1);
+            let y = norm.forward(y, Activation::None, false).flatten(1, -1);
+            assert!(relative(&layer.fold(&norm).forward(&x), &y) < 1e-14);
+            assert_eq!(layer.fold(&Norm::None).forward(&x), layer.forward(&x));
+        }
+    }
+}

@@ -240,6 +240,23 @@ mod tests {
         assert_eq!(single, 12 * 8 + shared(8, 16) + 17 * (8 + 12));
     }
 
+    /// All four scores are divided: heads divided by 3 at temperature 1 are the same function.
+    #[test]
+    fn the_temperature_divides_every_score() {
+        let site = Geometry::same(4, 6, 3).groups(2);
+        let (store, operator) = expanded(&options("{name: odconv, temperature: 3}"), site);
+        let (other, divided) = expanded(&options("{name: odconv, temperature: 1}"), site);
+        let variables = store.variables();
+        tch::no_grad(|| {
+            for (name, mut variable) in other.variables().into_iter().filter(|(name, _)| !name.ends_with("temperature"))
+            {
+                variable.copy_(&(&variables[&name] / if name.contains("_fc.") { 3. } else { 1. }));
+            }
+        });
+        let x = Tensor::randn([2, 4, 5, 6], (Kind::Double, Device::Cpu));
+        assert!(relative(&operator.forward_t(&x, true), &divided.forward_t(&x, true)) < 1e-13);
+    }
+
     /// One sample is normalised with the running statistics: finite, and they stay.
     #[test]
     fn a_batch_of_one_trains() {

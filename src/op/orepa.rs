@@ -294,9 +294,16 @@ mod tests {
         let prior = cosines(4, 3);
         assert!((prior[0] - (PI / 6.).cos()).abs() < 1e-15);
         assert!((prior[9 + 3] - -1.).abs() < 1e-15);
-        // The second half runs across the window.
+        // The second half runs across the window, its frequencies from 1 again.
+        assert!((prior[18] - (PI / 6.).cos()).abs() < 1e-15);
         assert_eq!(prior[18], prior[18 + 3]);
         assert_eq!(cosines(2, 1).len(), 2);
+    }
+
+    /// Twice as many channels in the middle as there are inputs: each is read twice.
+    #[test]
+    fn the_identity_is_repeated() {
+        assert_eq!(identity(4, 2), [1., 0., 0., 1., 1., 0., 0., 1.]);
     }
 
     #[test]

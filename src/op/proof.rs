@@ -5,6 +5,7 @@
 
 use crate::algebra::Geometry;
 use crate::op::OperatorConfig;
+use crate::op::layers::Activation;
 use crate::op::operator::{Compact, Operator, Place};
 use crate::op::per_sample::Execution;
 use std::collections::HashMap;
@@ -57,8 +58,8 @@ fn every_execution(compact: &Compact, x: &Tensor) -> Vec<(String, Tensor)> {
     kernels.executions().iter().map(each).collect()
 }
 
-/// Folded it is the same function, however that is computed, also when its numbers are loaded into the compact form that the recipe makes. The kernels
-/// are as large as the map, so the border ring is most of it.
+/// Folded it is the same function, however that is computed, also when its numbers are loaded into the compact form that the
+/// recipe makes; and the activation stands behind it. The kernels are as large as the map, so the border ring is most of it.
 pub fn folds_exactly(yaml: &str, geometries: &[Geometry]) {
     let config = options(yaml);
     for geometry in geometries {
@@ -80,6 +81,8 @@ pub fn folds_exactly(yaml: &str, geometries: &[Geometry]) {
         for n in [1, 3] {
             let x = Tensor::randn([n, geometry.in_channels, 6, 9], DOUBLE);
             let y = operator.forward_t(&x, false);
+            let error = relative(&operator.forward_activated(&x, Activation::Relu6, false), &y.clamp(0., 6.));
+            assert!(error < 1e-12, "{yaml} {geometry:?}, activated: {error:e}");
             for compact in [&folded, &loaded] {
                 for (way, found) in every_execution(compact, &x) {
                     let error = relative(&found, &y);

@@ -238,6 +238,20 @@ mod tests {
         assert_eq!(parameters("{name: weightnet, m: 4}", depthwise), 20 * 321 + 640 * 21 + 2 * 320 * 9);
     }
 
+    /// The references' FC2: a convolution of the activations with C_out G groups of M/G.
+    #[test]
+    fn fc2_is_a_grouped_convolution() {
+        let mut store = nn::VarStore::new(tch::Device::Cpu);
+        let config = Config { m: 6, g: 2, shared: false };
+        let maker = config.maker(&Place::new(store.root(), None), Geometry::same(4, 5, 3));
+        store.double();
+        let x = Tensor::randn([3, 4, 5, 6], (tch::Kind::Double, tch::Device::Cpu));
+        let reduced = maker.reduce.as_ref().unwrap().forward(&x);
+        let activations = maker.activate.forward(&reduced).sigmoid().unsqueeze(-1).unsqueeze(-1);
+        let made = activations.conv2d(&maker.weight, None::<Tensor>, [1, 1], [0, 0], [1, 1], 2 * 5);
+        assert!(relative(&maker.make(&x, None).0, &made.reshape([3, 5, 4, 3, 3])) < 1e-14);
+    }
+
     /// FC1 takes what the block's channels are reduced to, whatever the site's are.
     #[test]
     fn a_shared_layer_has_the_width_of_the_block() {
