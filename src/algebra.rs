@@ -347,7 +347,7 @@ pub fn add(a: &Kernel, b: &Kernel) -> Result<Kernel, FoldError> {
 /// of size k1 + k2 - 1, and the bias is b2 + the second kernel's response to b1.
 ///
 /// Exact where the second does not pad (so: k x k then 1x1, and all padding on the first). Where it does, exact only if the
-/// first is an unpadded 1x1 and the padding of the map between is what the 1x1 would have made of the padded input: it has no
+/// first is an unpadded 1x1 of stride 1 and the padding of the map between is what the 1x1 would have made of the padded input: it has no
 /// bias, or the padding is that bias ([`MiddlePad::Bias`]), or the padding is not a constant.
 ///
 /// # Errors
@@ -358,7 +358,7 @@ pub fn compose(first: &Kernel, second: &Kernel, middle: MiddlePad) -> Result<Ker
         return Err(FoldError::Shape(format!("{} channels go into {}", g1.out_channels, g2.in_channels)));
     }
     if g2.padding != [0; 2] {
-        let commutes = g1.kernel == [1; 2] && g1.padding == [0; 2];
+        let commutes = g1.kernel == [1; 2] && g1.padding == [0; 2] && g1.stride == [1; 2];
         let same_value = g2.padding_mode != PaddingMode::Zeros || middle == MiddlePad::Bias || first.bias_is_zero();
         if !commutes || !same_value {
             return Err(FoldError::BorderInexact("zero padding between two convolutions"));

@@ -64,3 +64,64 @@ fn time(site: &str, kernels: &PerSample, input: Vec<i64>, device: Device) -> Cho
 pub fn channels_last(size: &[i64], device: Device) -> Tensor {
     Tensor::randn([size[0], size[2], size[3], size[1]], (Kind::Float, device)).permute([0, 3, 1, 2])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::algebra::{self, Geometry};
+    use crate::config::{self, Config};
+    use crate::net::block::Form;
+    use crate::op::per_sample::{FeatureForm, KernelMaker};
+    use std::time::Duration;
+
+    /// Kernels of ones, and how long each way to use them takes beside that.
+    #[derive(Debug)]
+    struct Slow {
+        kernels: Duration,
+        features: Duration,
+    }
+
+    impl KernelMaker for Slow {
+        fn make(&self, x: &Tensor, _shared: Option<&Tensor>) -> (Tensor, Tensor) {
+            std::thread::sleep(self.kernels);
+            let (n, options) = (x.size()[0], (x.kind(), x.device()));
+            (Tensor::ones([n, 2, 3, 1, 1], options), Tensor::zeros([n, 2], options))
+        }
+
+        fn features(&self) -> Option<&dyn FeatureForm> {
+            Some(self)
+        }
+
+        fn tensors(&self) -> Vec<(String, Tensor)> {
+            Vec::new()
+        }
+    }
+
+    impl FeatureForm for Slow {
+        fn convolve(&self, x: &Tensor, geometry: &Geometry) -> Tensor {
+            std::thread::sleep(self.features);
+            algebra::conv2d(x, &Tensor::ones([2, 3, 1, 1], (x.kind(), x.device())), None, geometry)
+        }
+    }
+
+    #[test]
+    fn the_fastest_way_is_chosen() {
+        let (short, long) = (Duration::ZERO, Duration::from_millis(5));
+        for (kernels, features, fastest) in [(long, short, Execution::Features), (short, long, Execution::Kernels)] {
+            let compact = PerSample::new(Slow { kernels, features }, Geometry::same(3, 2, 1));
+            let choice = time("a", &compact, vec![1, 3, 2, 2], Device::Cpu);
+            assert_eq!(choice.chosen, fastest, "{choice:?}");
+            let ways = choice.milliseconds.iter().map(|(way, _)| *way);
+            assert_eq!(ways.collect::<Vec<_>>(), [Execution::Kernels, Execution::Features]);
+        }
+    }
+
+    #[test]
+    fn sites_with_one_way_are_not_timed() {
+        let keys = "{data: {name: shapes}, net: {name: smallnet}, operator: {name: condconv}}";
+        let keys = config::named("--config", keys).unwrap();
+        let config = Config::new(&keys, "a.yaml").unwrap();
+        let network = config.build(Form::Compact, Device::Cpu).unwrap();
+        assert!(by_latency(&network, config.data.spec(), 1).is_empty());
+    }
+}

@@ -79,16 +79,18 @@ proptest! {
 
     #[test]
     fn l2_a_smaller_branch_is_added_where_the_windows_coincide(
-        (cin, cout, groups) in channels(), half in 0..3i64, smaller in 0..3i64, d in 1..3i64, s in 1..3i64,
+        (cin, cout, groups) in channels(), half in 0..3i64, smaller in 0..3i64, d in 1..3i64, e in 1..3i64, s in 1..3i64,
         extra in 0..2i64, dense: bool, mode in mode(), h in 7..10i64, w in 8..11i64,
     ) {
         let (large, small) = (2 * half + 1, 2 * half.min(smaller) + 1);
-        let padding = d * half + extra;
-        let wide = Geometry { padding_mode: mode, ..Geometry::same(cin, cout, large).padding(padding).dilation(d).stride(s).groups(groups) };
-        // The short axes of the cross-shaped branches need padding P - d (K//2) + d (k//2).
-        let near = d * (small / 2) + extra;
-        let narrow = Geometry { kernel: [small, large], padding: [near, padding], ..wide }.groups(if dense { 1 } else { groups });
-        let low = Geometry { kernel: [large, small], padding: [padding, near], ..wide };
+        // The short axes of the cross-shaped branches need padding P - d (K//2) + d (k//2). The axes are dilated apart.
+        let around = |size: i64| [d, e].map(|dilation| dilation * (size / 2) + extra);
+        let (far, near) = (around(large), around(small));
+        // The dilation of a single tap says nothing.
+        let of = |dilation: i64| if small == 1 { 3 } else { dilation };
+        let wide = Geometry { padding_mode: mode, padding: far, dilation: [d, e], ..Geometry::same(cin, cout, large).stride(s).groups(groups) };
+        let narrow = Geometry { kernel: [small, large], padding: [near[0], far[1]], dilation: [of(d), e], ..wide }.groups(if dense { 1 } else { groups });
+        let low = Geometry { kernel: [large, small], padding: [far[0], near[1]], dilation: [d, of(e)], ..wide };
         let (a, b, c) = (kernel(wide, true), kernel(narrow, true), kernel(low, false));
         let x = image(cin, h, w);
         let sum = add(&add(&b, &c).unwrap(), &a).unwrap();
@@ -203,6 +205,10 @@ proptest! {
         let first = kernel(Geometry { kernel: [3, 3], stride: [2, 1], ..g }, false);
         let next = Geometry { in_channels: g.out_channels, kernel: [3, 3], padding: [0, 0], ..g };
         prop_assert_eq!(compose(&first, &kernel(next, false), MiddlePad::Zeros).unwrap_err(), FoldError::Stride(2));
+        // The pixels of the map between lie as far apart as the first one's stride: its padding isn't that of the input.
+        let strided = kernel(Geometry { kernel: [1, 1], stride: [2, 1], padding: [0, 0], ..g }, false);
+        let padded = kernel(Geometry { kernel: [1, 1], padding: [1, 1], ..next }, false);
+        prop_assert!(matches!(compose(&strided, &padded, MiddlePad::Zeros).unwrap_err(), FoldError::BorderInexact(_)));
         let first = kernel(Geometry { kernel: [3, 3], stride: [1, 1], dilation: [2, 2], ..g }, false);
         let next = Geometry { dilation: [1, 1], ..next };
         prop_assert_eq!(compose(&first, &kernel(next, false), MiddlePad::Zeros).unwrap_err(), FoldError::Dilation(2, 1));

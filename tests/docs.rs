@@ -24,7 +24,9 @@ fn the_tables_of_options_are_those_of_the_code() {
     let chapters: Vec<&str> = text.split("\n# ").skip(1).collect();
     let all = [OperatorConfig::entries(), AttentionConfig::entries(), ClassifierConfig::entries()];
     assert_eq!(chapters.len(), all.len());
-    for (chapter, entry) in chapters.iter().zip(&all).flat_map(|(chapter, all)| all.iter().map(move |entry| (chapter, entry))) {
+    for (chapter, entry) in
+        chapters.iter().zip(&all).flat_map(|(chapter, all)| all.iter().map(move |entry| (chapter, entry)))
+    {
         // A heading may be of several names that have the same options.
         let mut sections = chapter.split("\n## ").skip(1).filter_map(|part| part.split_once('\n'));
         let found = sections.find(|(names, _)| names.split(", ").any(|name| name == entry.name));

@@ -5,9 +5,12 @@ use anyhow::Result;
 use foldconv::config::Config;
 use foldconv::net::block::Form;
 use foldconv::op::{AttentionConfig, ClassifierConfig, OperatorConfig};
+use foldconv::options::Choice;
 use foldconv::train::result::FoldResult;
 use foldconv::train::train;
-use tch::Device;
+use serde_yaml::Value;
+use tch::nn::ModuleT;
+use tch::{Device, Kind, Tensor};
 
 const TRIAL: &str = "data: {name: shapes, train: 256, test: 100}
 net: {name: smallnet}
@@ -143,6 +146,125 @@ fn every_option_is_documented_with_its_default() {
             let name = format!("{} {}", entry.name, option.key);
             assert!(option.meaning.contains("Default"), "{name}: {}", option.meaning);
             assert!(!option.values.is_empty(), "{name}");
+        }
+    }
+}
+
+/// Wherever a temperature lies, of a site or of what a block shares, it moves with training.
+#[test]
+fn every_temperature_anneals() {
+    let mut tried = 0;
+    for entry in OperatorConfig::entries() {
+        let has = |key: &str| entry.options.iter().any(|option| option.key == key);
+        let shared: &[bool] = if has("shared") { &[false, true] } else { &[false] };
+        for shared in shared.iter().filter(|_| has("temperature") && entry.name != "maconv") {
+            let shared = if *shared { ", shared: true" } else { "" };
+            let row =
+                format!("operator: {{name: {}, temperature: {{from: 30, to: 2, epochs: 4}}{shared}}}", entry.name);
+            let built = config(&row).unwrap().build(Form::Expanded, Device::Cpu).unwrap();
+            let temperatures = || {
+                let all = built.store.variables().into_iter().filter(|(name, _)| name.ends_with(".temperature"));
+                all.map(|(_, value)| value.double_value(&[])).collect::<Vec<_>>()
+            };
+            assert_eq!(temperatures(), [30.; 3], "{row}");
+            built.network.anneal(2.);
+            assert_eq!(temperatures(), [16.; 3], "{row}");
+            tried += 1;
+        }
+    }
+    assert_eq!(tried, 6, "mdconv, odconv, and dyconv and condconv by site and by block");
+}
+
+/// What the operators of a block share is made of the block's input: SmallNet, run by hand.
+#[test]
+fn a_block_shares_what_its_input_makes() {
+    for name in ["condconv", "weightnet"] {
+        let row = format!("operator: {{name: {name}, shared: true}}\napply_to: [pointwise, depthwise]");
+        let built = config(&row).unwrap().build(Form::Expanded, Device::Cpu).unwrap();
+        let x = Tensor::randn([2, 3, 32, 32], (Kind::Float, Device::Cpu));
+        let (sites, commons) = (built.network.sites(), built.network.commons());
+        let mut y = sites[0].forward_t(&x, false);
+        for (pair, common) in sites[1..].chunks(2).zip(commons) {
+            let shared = common.share(&y, false);
+            y = pair.iter().fold(y, |y, site| site.forward(&y, shared.as_ref(), false));
+        }
+        let variables = built.store.variables();
+        let features = y.mean_dim([2, 3].as_slice(), false, None);
+        let logits = features.linear(&variables["classifier.weight"], Some(&variables["classifier.bias"]));
+        assert_eq!(built.network.forward_t(&x, false), logits, "{name}");
+    }
+}
+
+/// Every option of every row, with what no one would give: it is refused in one line that names the key, or it can be built. Not one panics,
+/// overflows or takes the machine's memory.
+#[test]
+fn extreme_options_are_refused_by_key() {
+    let catalogue = [
+        ("operator", OperatorConfig::entries()),
+        ("attention", AttentionConfig::entries()),
+        ("classifier", ClassifierConfig::entries()),
+    ];
+    let mut tried = 0;
+    for row in ROWS {
+        let whole: Value = serde_yaml::from_str(row).unwrap();
+        for (section, entries) in &catalogue {
+            let Some(given) = whole.get(section) else { continue };
+            let entry = entries.iter().find(|entry| given["name"] == *entry.name).unwrap();
+            for option in &entry.options {
+                for text in EXTREMES {
+                    let mut changed = whole.clone();
+                    changed[*section][&*option.key] = serde_yaml::from_str(text).unwrap();
+                    extreme(section, option, text, &serde_yaml::to_string(&changed).unwrap());
+                    tried += 1;
+                }
+            }
+        }
+    }
+    assert!(tried > 1000, "{tried}");
+}
+
+/// Numbers at and beyond every bound, and what is no number. `2^62` and `2^63 - 1` are where sums and products overflow.
+const EXTREMES: [&str; 17] = [
+    "0",
+    "-1",
+    "4096",
+    "4097",
+    "4611686018427387904",
+    "9223372036854775807",
+    "-9223372036854775808",
+    "1.0e-300",
+    "1.0e+300",
+    "-1.0e+300",
+    ".nan",
+    ".inf",
+    "-.inf",
+    "[]",
+    "{}",
+    "~",
+    "nonsense",
+];
+
+fn extreme(section: &str, option: &Choice, text: &str, row: &str) {
+    let built = config(row).and_then(|config| {
+        let expanded = config.build(Form::Expanded, Device::Cpu)?;
+        config.build(Form::Compact, Device::Cpu)?;
+        Ok(expanded)
+    });
+    let Choice { key, values, .. } = option;
+    let case = format!("{section}.{key}: {text} ({values}), in {row}");
+    match built {
+        Ok(built) => {
+            // Left out it is the default; what is given is a number, and not one that can't be.
+            let number = text.parse::<f64>().is_ok_and(f64::is_finite)
+                && ["integer", "number"].iter().any(|kind| values.contains(kind));
+            assert!(text == "~" || number, "built: {case}");
+            let numbers = built.parameters();
+            assert!(numbers < 1 << 30, "{numbers} parameters: {case}");
+        }
+        Err(error) => {
+            let text = error.to_string();
+            let names = text.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == key);
+            assert!(names && text.contains(section) && !text.contains('\n'), "{text}: {case}");
         }
     }
 }

@@ -5,6 +5,7 @@
 //! (The reference has no dilation; this is its rule with d in it.)
 
 use crate::algebra::{self, FoldError, Geometry};
+use crate::op::bounds;
 use crate::op::layers::{Activation, BatchNorm, ConvNorm, Norm};
 use crate::op::naming::Naming;
 use crate::op::operator::{Compact, Operator, Place, Recipe};
@@ -31,10 +32,7 @@ impl Default for Config {
 
 impl Recipe for Config {
     fn resolve(&mut self) -> Result<(), String> {
-        if !self.gamma_init.is_finite() {
-            return Err(format!("gamma_init: {}; give a finite number", self.gamma_init));
-        }
-        Ok(())
+        bounds::number("gamma_init", self.gamma_init)
     }
 
     fn fits(&self, geometry: &Geometry) -> Result<(), String> {

@@ -79,3 +79,33 @@ impl Gate {
         layers.chain([self.temperature.tensor(&format!("{prefix}."))]).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::{Device, nn::VarStore};
+
+    /// The definition, written out for one sample. Float64: rounding alone.
+    #[test]
+    fn a_gate_is_the_definition() {
+        for (kind, temperature) in [(GateKind::Sigmoid, 1.), (GateKind::Sigmoid, 3.), (GateKind::Softmax, 0.5)] {
+            let mut store = VarStore::new(Device::Cpu);
+            let gate = Gate::new(&store.root(), [6, 8, 5], kind, Temperature::Constant(temperature));
+            store.double();
+            let variables = store.variables();
+            let at = |name: &str| variables[name].detach();
+            let x = Tensor::randn([1, 6, 3, 4], (Kind::Double, Device::Cpu));
+            let pooled = x.get(0).mean_dim([1, 2].as_slice(), false, None);
+            let hidden = (at("fc1.weight").mv(&pooled) + at("fc1.bias")).clamp_min(0.);
+            let exponents = ((at("fc2.weight").mv(&hidden) + at("fc2.bias")) / temperature).exp();
+            let expected = match kind {
+                GateKind::Sigmoid => &exponents / (&exponents + 1.),
+                GateKind::Softmax => &exponents / exponents.sum(Kind::Double),
+            };
+            // So that a ReLU left out would show: some of the hidden units are closed.
+            assert!(bool::try_from(hidden.eq(0.).any()).unwrap());
+            let error = (gate.forward(&x).get(0) - expected).abs().max().double_value(&[]);
+            assert!(error < 1e-14, "{kind:?} {temperature}: {error:e}");
+        }
+    }
+}

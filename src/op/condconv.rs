@@ -6,6 +6,7 @@
 
 use crate::algebra::Geometry;
 use crate::op::attention::GateKind;
+use crate::op::bounds;
 use crate::op::experts::{self, Experts, Fc, Mix, Router};
 use crate::op::layers::uniform;
 use crate::op::naming::Naming;
@@ -51,12 +52,16 @@ impl Default for Config {
 
 impl Mix for Config {
     fn check(&self) -> Result<(), String> {
-        experts::check_experts(self.experts)?;
+        bounds::whole("experts", self.experts)?;
         self.temperature.check()
     }
 
     fn known_namings(&self) -> &'static [Naming] {
         &NAMINGS
+    }
+
+    fn fits(&self, geometry: &Geometry) -> Result<(), String> {
+        experts::fit(self.experts, geometry)
     }
 
     fn routes_by_block(&self) -> bool {

@@ -6,6 +6,7 @@
 //! before the mean and none by itself. The reference has no dilation; here the windows of the mean are dilated as well.
 
 use crate::algebra::{self, FoldError, Geometry, Kernel, MiddlePad, PaddingMode};
+use crate::op::bounds;
 use crate::op::branches::{centred, conv_bn, identity};
 use crate::op::layers::{Activation, BatchNorm, ConvNorm, Norm, conv_weight};
 use crate::op::naming::Naming;
@@ -41,14 +42,13 @@ fn is_depthwise(site: &Geometry) -> bool {
 
 impl Recipe for Config {
     fn resolve(&mut self) -> Result<(), String> {
-        match self.intermediate {
-            Some(channels) if channels < 1 => Err(format!("intermediate: {channels} channels; give at least 1")),
-            _ => Ok(()),
-        }
+        self.intermediate.map_or(Ok(()), |channels| bounds::whole("intermediate", channels))
     }
 
     fn fits(&self, geometry: &Geometry) -> Result<(), String> {
-        centred("dbb", geometry, 1)
+        centred("dbb", geometry, 1)?;
+        let second = Geometry { in_channels: self.middle_channels(geometry), ..*geometry };
+        bounds::variable("intermediate", &second.weight_size())
     }
 
     fn namings(&self) -> &'static [Naming] {
@@ -325,7 +325,7 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused() {
         let site = Geometry::same(8, 8, 3);
-        assert!(proof::refusal("{name: dbb, intermediate: 0}", site).starts_with("intermediate: 0 channels"));
+        assert!(proof::refusal("{name: dbb, intermediate: 0}", site).starts_with("intermediate: 0"));
         assert!(proof::refusal("{name: dbb}", Geometry::same(8, 8, 4)).starts_with("name: dbb stands in place of odd"));
         assert!(proof::refusal("{name: dbb}", site.padding(0)).starts_with("name: dbb stands where the padding is"));
     }

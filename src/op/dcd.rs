@@ -10,6 +10,7 @@
 //! kernels, (C, kh kw) matrices W(x) = Λ(x) W0 + P Φ(x) Rᵀ whose residual fuses L latent taps and fits every window.
 
 use crate::algebra::{self, FoldError, Geometry, Kernel, double};
+use crate::op::bounds;
 use crate::op::dcd_branch::Branch;
 use crate::op::dcd_kernel::DcdKernel;
 use crate::op::dcd_residual::{Fuses, Latent, Residual};
@@ -145,22 +146,18 @@ impl Recipe for Config {
         if !self.channel_attention && !self.channel_fusion {
             return Err("channel_fusion: nothing is dynamic without it and `channel_attention`; turn one on".into());
         }
-        if self.blocks < 1 {
-            return Err(format!("blocks: {}; give at least 1", self.blocks));
-        }
+        bounds::whole("blocks", self.blocks)?;
         if self.blocks > 1 && self.style == Style::Code {
             return Err(format!("blocks: the authors' code has one, not {}; use `style: paper`", self.blocks));
         }
-        if let Some(latent) = self.latent.filter(|latent| *latent < 1) {
-            return Err(format!("latent: {latent} channels; give at least 1"));
-        }
-        if self.squeeze < 1 {
-            return Err(format!("squeeze: {}; give at least 1", self.squeeze));
-        }
-        Ok(())
+        self.latent.map_or(Ok(()), |latent| bounds::whole("latent", latent))?;
+        bounds::whole("squeeze", self.squeeze)
     }
 
     fn fits(&self, geometry: &Geometry) -> Result<(), String> {
+        let Sizes { pool, latent: [blocks, latent], hidden, .. } = self.sizes(geometry);
+        let widest = [pool * pool * geometry.in_channels, blocks * latent * latent, hidden].into_iter().max();
+        bounds::variable("latent", &[hidden, widest.unwrap_or(hidden)])?;
         if !self.channel_fusion || self.fuses(geometry) == Fuses::Taps {
             return Ok(());
         }

@@ -3,6 +3,7 @@
 //! that a matrix of the sample fuses. The branch that makes Λ and Φ is that of the operator `dcd`, on features that are pooled.
 
 use crate::algebra;
+use crate::op::bounds;
 use crate::op::dcd_branch::Branch;
 use crate::op::layers::{Activation, BatchNorm, Linear, Norm, below, uniform};
 use crate::op::operator::LayerRecipe;
@@ -29,15 +30,12 @@ impl Default for Config {
 
 impl LayerRecipe for Config {
     fn resolve(&mut self) -> Result<(), String> {
-        for (key, value) in [("latent", self.latent), ("hidden", self.hidden)] {
-            if value < 1 {
-                return Err(format!("{key}: {value}; give at least 1"));
-            }
-        }
-        Ok(())
+        bounds::whole("latent", self.latent)?;
+        bounds::whole("hidden", self.hidden)
     }
 
     fn build(&self, path: &nn::Path, inputs: i64, outputs: i64) -> Result<Box<dyn ModuleT>, String> {
+        bounds::variable("latent", &[self.latent, self.latent, self.hidden])?;
         Ok(Box::new(DcdClassifier::new(path, inputs, outputs, self)))
     }
 }

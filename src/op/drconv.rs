@@ -11,6 +11,7 @@
 //! Neither reference has channel groups; here the kernels may have them, while the guide sees all channels.
 
 use crate::algebra::{self, FoldError, Geometry, Kernel, double};
+use crate::op::bounds;
 use crate::op::experts;
 use crate::op::layers::{Activation, Norm, conv_weight, uniform};
 use crate::op::operator::{Compact, Operator, Place, Recipe, Shared};
@@ -52,13 +53,8 @@ impl Default for Config {
 
 impl Recipe for Config {
     fn resolve(&mut self) -> Result<(), String> {
-        if self.regions < 1 {
-            return Err(format!("regions: {}; give at least 1", self.regions));
-        }
-        if self.experts < 1 {
-            return Err(format!("experts: {}; give at least 1", self.experts));
-        }
-        Ok(())
+        bounds::whole("regions", self.regions)?;
+        bounds::whole("experts", self.experts)
     }
 
     fn fits(&self, geometry: &Geometry) -> Result<(), String> {
@@ -68,7 +64,16 @@ impl Recipe for Config {
                 "layout: `experts` reads the region at the window's centre, and a {kh}x{kw} kernel has none; use `paper`"
             ));
         }
-        Ok(())
+        match self.layout {
+            Layout::Paper => {
+                let [out, inner, ..] = geometry.weight_size();
+                bounds::variable("regions", &[self.regions, self.regions, (out * inner).max(geometry.in_channels)])
+            }
+            Layout::Experts => {
+                experts::fit(self.experts, geometry)?;
+                bounds::variable("regions", &[self.regions, self.experts, geometry.in_channels])
+            }
+        }
     }
 
     fn expanded(&self, place: &Place, geometry: Geometry) -> Box<dyn Operator> {
@@ -347,14 +352,10 @@ impl Operator for DrConv {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::op::proof::{self, relative};
     use nn::ModuleT;
 
     const DOUBLE: (Kind, Device) = (Kind::Double, Device::Cpu);
-
-    fn relative(a: &Tensor, b: &Tensor) -> f64 {
-        assert_eq!(a.size(), b.size());
-        ((a - b).norm() / b.norm()).double_value(&[])
-    }
 
     /// With numbers as training leaves them: the vectors nowhere 0 or 1.
     fn made(config: &Config, geometry: Geometry, norm: bool) -> (nn::VarStore, DrConv) {
@@ -379,85 +380,41 @@ mod tests {
         [config(paper, 3, 8), config(paper, 1, 8), config(experts, 4, 2), config(experts, 2, 1)]
     }
 
+    /// Most of the windows are wider than the map, so that most outputs read the border.
     #[test]
     fn folds_exactly_at_every_geometry() {
-        tch::manual_seed(0);
-        // 5 x 7 with windows up to 9 wide: most outputs read the border.
-        for config in configs() {
-            for geometry in geometries().into_iter().filter(|geometry| config.fits(geometry).is_ok()) {
-                for norm in [true, false] {
-                    let (_store, operator) = made(&config, geometry, norm);
-                    let compact = operator.fold().unwrap();
-                    for n in [1, 3] {
-                        let x = Tensor::randn([n, 8, 5, 7], DOUBLE);
-                        let error = relative(&compact.apply(&x), &operator.forward_t(&x, false));
-                        assert!(error < 1e-12, "{config:?} {geometry:?}: {error:e}");
-                    }
+        for options in
+            ["regions: 3", "regions: 1", "layout: experts, regions: 4, experts: 2", "layout: experts, experts: 1"]
+        {
+            let yaml = format!("{{name: drconv, {options}}}");
+            for k in [1, 2, 3, 5] {
+                for groups in [1, 2, 8] {
+                    let site = Geometry::same(8, 8, k).groups(groups);
+                    let fitting = |site: &Geometry| proof::options(&yaml).recipe().fits(site).is_ok();
+                    let sites =
+                        proof::windows(site).into_iter().flat_map(|site| [site, site.padding(site.padding[0] + 1)]);
+                    proof::folds_exactly(&yaml, &sites.filter(fitting).collect::<Vec<_>>());
                 }
             }
         }
     }
 
-    fn geometries() -> Vec<Geometry> {
-        let mut all = Vec::new();
-        for (k, stride, dilation) in
-            [(1, 1, 1), (1, 2, 1), (2, 1, 2), (3, 1, 1), (3, 2, 1), (3, 1, 2), (3, 2, 2), (5, 2, 1), (5, 1, 2)]
-        {
-            for groups in [1, 2, 8] {
-                let geometry = Geometry::same(8, 8, k).stride(stride).dilation(dilation).groups(groups);
-                let same = k / 2 * dilation;
-                all.extend([same, same + 1].map(|padding| geometry.padding(padding)));
-            }
-        }
-        all
-    }
-
+    /// Without a batch norm behind it the bias alone is folded.
     #[test]
-    fn the_compact_form_has_the_variables_that_the_fold_sets() {
+    fn folds_exactly_without_a_norm() {
         for config in configs() {
-            let geometry = Geometry::same(4, 6, 3).groups(2);
-            let (_store, operator) = made(&config, geometry, true);
-            let store = nn::VarStore::new(Device::Cpu);
-            let place = Place::new(store.root() / "conv", None);
-            let _empty = config.compact(&place, geometry);
-            let sizes = |tensors: Vec<(String, Tensor)>| {
-                tensors.into_iter().map(|(name, t)| (name, t.size())).collect::<std::collections::BTreeMap<_, _>>()
-            };
-            let below = |(name, tensor): (String, Tensor)| (name["conv.".len()..].to_string(), tensor);
-            let folded = sizes(operator.fold().unwrap().tensors());
-            assert_eq!(folded, sizes(store.variables().into_iter().map(below).collect()));
+            let (_store, operator) = made(&config, Geometry::same(8, 8, 3), false);
+            let x = Tensor::randn([3, 8, 5, 7], DOUBLE);
+            assert!(relative(&operator.fold().unwrap().apply(&x), &operator.forward_t(&x, false)) < 1e-12);
         }
     }
 
     /// In evaluation the gradients are those of the function, which is smooth but where a region ends.
     #[test]
     fn gradients_in_evaluation_equal_finite_differences() {
-        tch::manual_seed(0);
-        for config in configs() {
-            let (store, operator) = made(&config, Geometry::same(2, 4, 3).groups(2), true);
-            let x = Tensor::randn([2, 2, 4, 3], DOUBLE).set_requires_grad(true);
-            let probe = Tensor::randn([2, 4, 4, 3], DOUBLE);
-            let loss = || (operator.forward_t(&x, false) * &probe).sum(Kind::Double);
-            let mut inputs: Vec<Tensor> = vec![x.shallow_clone()];
-            inputs.extend(
-                store.variables().into_iter().filter(|(name, v)| v.requires_grad() && !guide(name)).map(|v| v.1),
-            );
-            let gradients = Tensor::run_backward(&[loss()], &inputs, false, false);
-            for (mut input, gradient) in inputs.into_iter().zip(gradients) {
-                let direction = input.randn_like();
-                let expected = (&gradient * &direction).sum(Kind::Double).double_value(&[]);
-                let step = 1e-6;
-                let mut moved = |by: f64| {
-                    tch::no_grad(|| {
-                        let _ = input.g_add_(&(&direction * by));
-                        loss().double_value(&[])
-                    })
-                };
-                let (up, down) = (moved(step), moved(-2. * step));
-                moved(step);
-                let measured = (up - down) / (2. * step);
-                assert!((measured - expected).abs() < 1e-6 * expected.abs().max(1.), "{measured} {expected}");
-            }
+        for options in ["regions: 3", "regions: 1", "layout: experts, regions: 4, experts: 2"] {
+            let site = Geometry::same(2, 4, 3).groups(2);
+            proof::gradients_of(&format!("{{name: drconv, {options}}}"), site, false, |name| !guide(name));
         }
     }
 
@@ -489,6 +446,37 @@ mod tests {
             assert!(error < 1e-12, "{config:?}: {error:e}");
             assert_eq!(config.regions > 1, expected.abs().max().double_value(&[]) > 1e-3);
         }
+    }
+
+    /// Whatever the padding, the 1x1 guide is read at the centre of each window.
+    #[test]
+    fn the_guide_of_the_experts_is_centred() {
+        let config = Config { layout: Layout::Experts, ..Config::default() };
+        let site = Geometry::same(4, 4, 3);
+        let ((store, same), (other, unpadded)) = (made(&config, site, false), made(&config, site.padding(0), false));
+        let variables = store.variables();
+        tch::no_grad(|| other.variables().into_iter().for_each(|(name, mut v)| v.copy_(&variables[&name])));
+        let x = Tensor::randn([2, 4, 6, 7], DOUBLE);
+        let inside = same.maker.scores(&x, None).narrow(2, 1, 4).narrow(3, 1, 5);
+        assert_eq!(unpadded.maker.scores(&x, None), inside);
+    }
+
+    /// Where a block's guide is larger or smaller than the outputs, each output reads the score nearest to it.
+    #[test]
+    fn a_shared_guide_is_read_at_the_nearest_position() {
+        let config = Config { shared: true, ..Config::default() };
+        let shared = Tensor::randn([2, 8, 6, 4], DOUBLE);
+        let x = Tensor::zeros([2, 4, 6, 4], DOUBLE);
+        for (stride, expected) in
+            [(1, shared.shallow_clone()), (2, shared.slice(2, None, None, 2).slice(3, None, None, 2))]
+        {
+            let (_store, operator) = made(&config, Geometry::same(4, 4, 3).stride(stride), false);
+            assert_eq!(operator.maker.scores(&x, Some(&shared)), expected);
+        }
+        let (_store, operator) = made(&config, Geometry::same(4, 4, 3), false);
+        let wide = Tensor::zeros([2, 4, 12, 8], DOUBLE);
+        let twice = shared.repeat_interleave_self_int(2, 2, None).repeat_interleave_self_int(2, 3, None);
+        assert_eq!(operator.maker.scores(&wide, Some(&shared)), twice);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 
 use crate::algebra::Geometry;
 use crate::op::attention::GateKind;
+use crate::op::bounds;
 use crate::op::experts::{self, Experts, Fc, Mix, Router};
 use crate::op::temperature::{Divisor, Temperature};
 use schemars::JsonSchema;
@@ -36,11 +37,23 @@ impl Default for Config {
     }
 }
 
+impl Config {
+    fn hidden_units(&self, inputs: i64) -> i64 {
+        if inputs == 3 { self.experts } else { (inputs as f64 * self.hidden) as i64 + 1 }
+    }
+}
+
 impl Mix for Config {
     fn check(&self) -> Result<(), String> {
-        experts::check_experts(self.experts)?;
-        experts::check_positive("hidden", self.hidden)?;
+        bounds::whole("experts", self.experts)?;
+        bounds::multiple("hidden", self.hidden)?;
         self.temperature.check()
+    }
+
+    fn fits(&self, geometry: &Geometry) -> Result<(), String> {
+        experts::fit(self.experts, geometry)?;
+        let inputs = geometry.in_channels;
+        bounds::variable("hidden", &[self.hidden_units(inputs), inputs.max(self.experts)])
     }
 
     fn routes_by_block(&self) -> bool {
@@ -57,7 +70,7 @@ impl Mix for Config {
 
     /// `attention.fc1`, `attention.fc2`, as the reference calls them; `attention.temperature`.
     fn router(&self, path: &nn::Path, inputs: i64) -> Router {
-        let hidden = if inputs == 3 { self.experts } else { (inputs as f64 * self.hidden) as i64 + 1 };
+        let hidden = self.hidden_units(inputs);
         let layer = |name, outputs, inputs, bias| {
             Fc::new(path, name, &[outputs, inputs, 1, 1], experts::kaiming_normal(outputs), bias)
         };

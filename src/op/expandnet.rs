@@ -5,6 +5,7 @@
 //! first convolution, has no groups but depthwise, and no dilation; here both are the convolution's in whose place it stands.
 
 use crate::algebra::{self, FoldError, Geometry, Kernel, MiddlePad};
+use crate::op::bounds;
 use crate::op::layers::{Activation, Norm, conv_weight, uniform};
 use crate::op::naming::Naming;
 use crate::op::operator::{Compact, Operator, Place, Recipe};
@@ -122,10 +123,7 @@ impl Config {
 
 impl Recipe for Config {
     fn resolve(&mut self) -> Result<(), String> {
-        if self.rate < 1 {
-            return Err(format!("rate: {}; give at least 1", self.rate));
-        }
-        Ok(())
+        bounds::whole("rate", self.rate)
     }
 
     fn fits(&self, geometry: &Geometry) -> Result<(), String> {
@@ -133,7 +131,7 @@ impl Recipe for Config {
         if self.variant == Variant::Ck && (kh != kw || kh < 5 || kh % 2 == 0) {
             return Err(format!("variant: ck makes odd square kernels of 5x5 and more of 3x3s, not {kh}x{kw}; use cl"));
         }
-        Ok(())
+        self.chain(geometry).iter().try_for_each(|geometry| bounds::variable("rate", &geometry.weight_size()))
     }
 
     fn namings(&self) -> &'static [Naming] {
@@ -259,6 +257,22 @@ mod tests {
         ] {
             let (_store, operator) = proof::expanded(&proof::options(yaml), Geometry::same(4, 8, k));
             assert!(matches!(operator.fold(), Err(FoldError::BorderInexact(_))), "{yaml}");
+        }
+    }
+
+    /// Also where it can't be folded, a chain gives maps of the size of the convolution's.
+    #[test]
+    fn every_padding_keeps_the_size_of_the_convolution() {
+        for padding in ["first", "each", "bias"] {
+            for (variant, k) in [("cl", 3), ("ck", 5), ("ck", 7), ("fc", 3)] {
+                let yaml = format!("{{name: expandnet, variant: {variant}, padding: {padding}}}");
+                for site in proof::windows(Geometry::same(4, 4, k)).into_iter().flat_map(|site| [site, site.padding(2)])
+                {
+                    let (_store, operator) = proof::expanded(&proof::options(&yaml), site);
+                    let y = operator.forward_t(&Tensor::zeros([1, 4, 16, 17], (Kind::Double, Device::Cpu)), false);
+                    assert_eq!(y.size()[2..], site.output_size([16, 17]), "{yaml} {site:?}");
+                }
+            }
         }
     }
 

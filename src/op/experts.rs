@@ -7,6 +7,7 @@
 
 use crate::algebra::{self, Affine, FoldError, Geometry, double};
 use crate::op::attention::GateKind;
+use crate::op::bounds;
 use crate::op::layers::{Activation, Norm, below};
 use crate::op::naming::Naming;
 use crate::op::operator::{Compact, Operator, Place, Recipe, Shared};
@@ -19,15 +20,9 @@ pub fn kaiming_normal(fan_out: i64) -> Init {
     Init::Randn { mean: 0., stdev: (2. / fan_out.max(1) as f64).sqrt() }
 }
 
-/// Refuses what is no number of experts, as `key: reason`.
-pub fn check_experts(experts: i64) -> Result<(), String> {
-    if experts < 1 { Err(format!("experts: {experts}; give at least 1")) } else { Ok(()) }
-}
-
-/// Refuses what is no positive number, as `key: reason`.
-pub fn check_positive(key: &str, value: f64) -> Result<(), String> {
-    let positive = value.is_finite() && value > 0.;
-    if positive { Ok(()) } else { Err(format!("{key}: {value}; give a number above 0")) }
+/// Refuses more experts for a convolution than make one variable, as `key: reason`.
+pub fn fit(experts: i64, geometry: &Geometry) -> Result<(), String> {
+    bounds::variable("experts", &[&[experts][..], &geometry.weight_size()].concat())
 }
 
 /// The means (N, C) of the channels of x (N, C, H, W).
@@ -243,6 +238,9 @@ pub trait Mix {
         &[]
     }
 
+    /// Refuses a convolution that the operator can't stand in place of, as `key: reason`.
+    fn fits(&self, geometry: &Geometry) -> Result<(), String>;
+
     /// Whether the operators of a block share one router.
     fn routes_by_block(&self) -> bool;
 
@@ -265,6 +263,10 @@ impl<M: Mix> Recipe for M {
 
     fn namings(&self) -> &'static [Naming] {
         self.known_namings()
+    }
+
+    fn fits(&self, geometry: &Geometry) -> Result<(), String> {
+        Mix::fits(self, geometry)
     }
 
     fn expanded(&self, place: &Place, geometry: Geometry) -> Box<dyn Operator> {
@@ -340,5 +342,32 @@ impl<M: TrainedMaker + 'static> Operator for Dynamic<M> {
 
     fn fold(&self) -> Result<Compact, FoldError> {
         Ok(Compact::PerSample(PerSample::new(self.maker.fold(&self.norm), self.geometry)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::op::proof::relative;
+    use tch::Device;
+
+    /// With and without a bias of its own. Float64: rounding alone.
+    #[test]
+    fn a_norm_folds_into_a_layer() {
+        let mut store = nn::VarStore::new(Device::Cpu);
+        let root = store.root();
+        let init = Init::Randn { mean: 0.5, stdev: 1. };
+        let layers = [Fc::new(&root, "a", &[4, 3], init, Some(init)), Fc::new(&root, "b", &[4, 3, 1, 1], init, None)];
+        let norm = Norm::batch(&root, 4);
+        store.double();
+        let bn = store.variables().into_iter().filter(|(name, _)| name.starts_with("bn."));
+        tch::no_grad(|| bn.for_each(|(_, mut variable)| drop(variable.uniform_(0.5, 2.))));
+        let x = Tensor::randn([2, 3], (Kind::Double, Device::Cpu));
+        for layer in &layers {
+            let y = layer.forward(&x).unsqueeze(-1).unsqueeze(-1);
+            let y = norm.forward(y, Activation::None, false).flatten(1, -1);
+            assert!(relative(&layer.fold(&norm).forward(&x), &y) < 1e-14);
+            assert_eq!(layer.fold(&Norm::None).forward(&x), layer.forward(&x));
+        }
     }
 }

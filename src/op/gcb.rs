@@ -5,6 +5,7 @@
 //! Tied (Wang et al., Tied Block Convolution, AAAI 2021): W1 and W2 are tied over B blocks; the layer norm is over all channels.
 
 use crate::algebra::{self, Geometry, Kernel};
+use crate::op::bounds;
 use crate::op::operator::LayerRecipe;
 use crate::op::tied::{self, Form, Tied};
 use schemars::JsonSchema;
@@ -59,9 +60,7 @@ impl Config {
     /// What is wrong, as `key: reason`.
     pub fn resolve(&mut self, blocks: i64) -> Result<(), String> {
         self.blocks.get_or_insert(blocks);
-        if !(self.ratio.is_finite() && self.ratio > 0.) {
-            return Err(format!("ratio: {}; give a number above 0 (a multiple of C)", self.ratio));
-        }
+        bounds::multiple("ratio", self.ratio)?;
         if self.fusion.is_empty() {
             return Err("fusion: empty, the block would do nothing; give `channel_add`, `channel_mul` or both".into());
         }
@@ -73,7 +72,8 @@ impl Config {
     /// # Errors
     /// What is wrong, as `key: reason`.
     pub fn fits(&self, channels: i64) -> Result<(), String> {
-        tied::fits(self.blocks(), &[("channels", channels)])
+        tied::fits(self.blocks(), &[("channels", channels)])?;
+        bounds::variable("ratio", &[self.planes(channels), channels])
     }
 
     fn blocks(&self) -> i64 {

@@ -273,3 +273,30 @@ impl nn::ModuleT for Linear {
         self.forward(x)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::op::proof::relative;
+
+    /// Folded into a kernel with a bias of its own, a norm is what it is behind the convolution. Float64: rounding alone.
+    #[test]
+    fn every_norm_folds_into_a_kernel_with_a_bias() {
+        let double = (Kind::Double, Device::Cpu);
+        let mut store = nn::VarStore::new(Device::Cpu);
+        let root = store.root();
+        let norms = [Norm::batch(&root, 4), Norm::bias(&(&root / "b"), 4, 1), Norm::None];
+        store.double();
+        tch::no_grad(|| store.variables().into_values().for_each(|mut v| drop(v.uniform_(0.5, 2.))));
+        let geometry = Geometry::same(3, 4, 3);
+        let (weight, bias) = (Tensor::randn(geometry.weight_size(), double), Tensor::randn([4], double));
+        let kernel = || Kernel { weight: weight.shallow_clone(), bias: Some(bias.shallow_clone()), geometry };
+        let x = Tensor::randn([2, 3, 5, 6], double);
+        for norm in &norms {
+            let y = norm.forward(kernel().apply(&x), Activation::None, false);
+            assert!(relative(&norm.fold_into(kernel()).apply(&x), &y) < 1e-14, "{norm:?}");
+            let affine = norm.affine(4, Device::Cpu);
+            assert!(relative(&algebra::fold_bn(&kernel(), &affine).apply(&x), &y) < 1e-14, "{norm:?}");
+        }
+    }
+}

@@ -6,6 +6,7 @@
 
 use crate::algebra::{self, FoldError, Geometry, Kernel, MiddlePad};
 use crate::op::attention::{Gate, GateKind};
+use crate::op::bounds;
 use crate::op::layers::{Activation, BatchNorm, ConvNorm, Norm, empty_kernel, empty_weight};
 use crate::op::mdconv::{GatedKernel, LowRank};
 use crate::op::operator::{Compact, Operator, Place, Recipe};
@@ -96,13 +97,9 @@ impl Config {
         let middle = *self.middle.get_or_insert(middle);
         let compact = self.form == Form::Compact;
         let bn = *self.bn.get_or_insert(if compact { Bn::Sum } else { Bn::Each });
-        if self.intermediate < 1 {
-            return Err(format!("intermediate: {} channels; give at least 1", self.intermediate));
-        }
+        bounds::whole("intermediate", self.intermediate)?;
         self.temperature.check()?;
-        if !(self.hidden.is_finite() && self.hidden > 0.) {
-            return Err(format!("hidden: {}; give a number above 0 (a multiple of C_in)", self.hidden));
-        }
+        bounds::multiple("hidden", self.hidden)?;
         if compact && bn == Bn::Each {
             return Err("bn: `each` has no place in `form: compact`, which makes one map; use `sum` or `none`".into());
         }
@@ -115,6 +112,20 @@ impl Config {
         Ok(())
     }
 
+    /// Refuses a convolution for which the middle or the attention would be too large.
+    ///
+    /// # Errors
+    /// What is wrong, as `key: reason`.
+    pub fn fits(&self, geometry: &Geometry) -> Result<(), String> {
+        let m = self.middle_channels(geometry);
+        bounds::variable("intermediate", &[m, geometry.fan_in().max(geometry.out_channels / geometry.groups)])?;
+        bounds::variable("hidden", &[self.hidden_units(geometry.in_channels), geometry.in_channels.max(m)])
+    }
+
+    fn hidden_units(&self, inputs: i64) -> i64 {
+        ((inputs as f64 * self.hidden) as i64).max(1)
+    }
+
     /// Channels m between W1 and W2 at a site.
     fn middle_channels(&self, geometry: &Geometry) -> i64 {
         (self.intermediate + geometry.groups - 1) / geometry.groups * geometry.groups
@@ -122,8 +133,7 @@ impl Config {
 
     fn gate(&self, path: &nn::Path, geometry: &Geometry) -> Option<Gate> {
         let inputs = geometry.in_channels;
-        let hidden = ((inputs as f64 * self.hidden) as i64).max(1);
-        let channels = self.middle_channels(geometry);
+        let (hidden, channels) = (self.hidden_units(inputs), self.middle_channels(geometry));
         (self.middle == Some(Middle::Attention))
             .then(|| Gate::new(&(path / "attention"), [inputs, hidden, channels], self.gate, self.temperature))
     }
@@ -149,6 +159,10 @@ impl Config {
 impl Recipe for Config {
     fn resolve(&mut self) -> Result<(), String> {
         Config::resolve(self, Middle::None)
+    }
+
+    fn fits(&self, geometry: &Geometry) -> Result<(), String> {
+        Config::fits(self, geometry)
     }
 
     fn expanded(&self, place: &Place, geometry: Geometry) -> Box<dyn Operator> {
@@ -309,6 +323,59 @@ impl Operator for MaConv {
                 };
                 Ok(Compact::PerSample(PerSample::new(maker, self.geometry)))
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::op::proof;
+
+    fn options() -> Vec<String> {
+        let mut all = Vec::new();
+        for name in ["maconv", "mdconv"] {
+            for bypass in [true, false] {
+                for (form, bn) in [
+                    ("expanded", "each"),
+                    ("expanded", "sum"),
+                    ("expanded", "none"),
+                    ("compact", "sum"),
+                    ("compact", "none"),
+                ] {
+                    all.push(format!("{{name: {name}, bypass: {bypass}, form: {form}, bn: {bn}, intermediate: 6}}"));
+                }
+            }
+        }
+        all.push("{name: mdconv, gate: softmax, temperature: 30, hidden: 4}".to_string());
+        all
+    }
+
+    #[test]
+    fn every_option_folds_exactly_at_every_geometry() {
+        let mut sites = Vec::new();
+        for k in [1, 2, 3, 5] {
+            for groups in [1, 2, 8] {
+                for site in proof::windows(Geometry::same(8, 16, k).groups(groups)) {
+                    let same = site.padding[0];
+                    // 6 x 9 is the map: without padding not every kernel finds room in it.
+                    let paddings = [0, same, same + 1].map(|padding| site.padding(padding));
+                    sites.extend(paddings.into_iter().filter(|site| site.output_size([6, 9])[0] > 0));
+                }
+            }
+        }
+        for yaml in options() {
+            proof::folds_exactly(&yaml, &sites);
+            let (_store, operator) = proof::expanded(&proof::options(&yaml), sites[0]);
+            let folded = operator.fold().unwrap();
+            assert_eq!(matches!(folded, Compact::Static(_)), yaml.contains("maconv"), "{yaml}");
+        }
+    }
+
+    #[test]
+    fn gradients_equal_finite_differences() {
+        for yaml in options().into_iter().chain(["{name: maconv, middle: relu, intermediate: 6}".to_string()]) {
+            proof::gradients_are_differences(&yaml, Geometry::same(2, 4, 3).groups(2));
         }
     }
 }

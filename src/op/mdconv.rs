@@ -22,6 +22,10 @@ impl Recipe for Config {
         self.0.resolve(maconv::Middle::Attention)
     }
 
+    fn fits(&self, geometry: &Geometry) -> Result<(), String> {
+        self.0.fits(geometry)
+    }
+
     fn expanded(&self, place: &Place, geometry: Geometry) -> Box<dyn Operator> {
         self.0.expanded(place, geometry)
     }

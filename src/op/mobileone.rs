@@ -5,6 +5,7 @@
 //! The reference's dilated branches don't fit together; here the padding dilation * (k // 2) puts all on the centre tap.
 
 use crate::algebra::Geometry;
+use crate::op::bounds;
 use crate::op::branches::{Branches, Skip, centred, conv_bn};
 use crate::op::layers::empty_kernel;
 use crate::op::naming::Naming;
@@ -21,7 +22,7 @@ const NAMINGS: [Naming; 1] = [Naming { names: &[("reparam_conv.", "")], reshaped
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Number n of k x k branches. Default 4, as in MobileOne-S0; the larger networks have 1.
+    /// Number n of k x k branches. Default 4, as in MobileOne-S0; the larger networks have 1; at most 64.
     pub branches: i64,
     /// Squeeze-and-excitation behind the sum, with C_out // 16 hidden units (at least 1). Default false. It stays behind the
     /// folded kernel.
@@ -43,10 +44,7 @@ impl Config {
 
 impl Recipe for Config {
     fn resolve(&mut self) -> Result<(), String> {
-        if self.branches < 1 {
-            return Err(format!("branches: {}; give at least 1", self.branches));
-        }
-        Ok(())
+        bounds::up_to(64, "branches", self.branches)
     }
 
     fn fits(&self, geometry: &Geometry) -> Result<(), String> {

@@ -2,6 +2,7 @@
 
 pub mod acb;
 pub mod attention;
+pub mod bounds;
 pub mod branches;
 pub mod condconv;
 pub mod dbb;

@@ -10,6 +10,7 @@
 //! The authors lower the temperature from 30 to 1 over the first ten epochs: `temperature: {from: 30, to: 1, epochs: 10}`.
 
 use crate::algebra::Geometry;
+use crate::op::bounds;
 use crate::op::experts::{self, Dynamic, Experts, Fc, TrainedMaker};
 use crate::op::layers::{Activation, Norm};
 use crate::op::operator::{Compact, Operator, Place, Recipe};
@@ -41,11 +42,15 @@ impl Default for Config {
 }
 
 impl Config {
+    fn hidden(&self, inputs: i64) -> i64 {
+        ((inputs as f64 * self.reduction) as i64).max(self.min_hidden)
+    }
+
     /// On `path`, with the reference's names: `weight` and, below `attention`, `fc`, `bn`, `channel_fc`, `filter_fc`,
     /// `spatial_fc`, `kernel_fc`. In compact form the batch norm is in `fc`, which has a bias then.
     fn maker(&self, path: &nn::Path, geometry: Geometry, compact: bool) -> Attended {
         let Geometry { in_channels, out_channels, kernel: [kh, kw], groups, .. } = geometry;
-        let hidden = ((in_channels as f64 * self.reduction) as i64).max(self.min_hidden);
+        let hidden = self.hidden(in_channels);
         let zero = Init::Const(0.);
         let layer = |name, outputs: i64, inputs: i64, bias| {
             Fc::new(path, name, &[outputs, inputs, 1, 1], experts::kaiming_normal(outputs), bias)
@@ -71,13 +76,16 @@ impl Config {
 
 impl Recipe for Config {
     fn resolve(&mut self) -> Result<(), String> {
-        experts::check_experts(self.experts)?;
-        experts::check_positive("reduction", self.reduction)?;
-        self.temperature.check()?;
-        if self.min_hidden < 1 {
-            return Err(format!("min_hidden: {} units; give at least 1", self.min_hidden));
-        }
-        Ok(())
+        bounds::whole("experts", self.experts)?;
+        bounds::multiple("reduction", self.reduction)?;
+        bounds::whole("min_hidden", self.min_hidden)?;
+        self.temperature.check()
+    }
+
+    fn fits(&self, geometry: &Geometry) -> Result<(), String> {
+        experts::fit(self.experts, geometry)?;
+        let Geometry { in_channels, out_channels, .. } = *geometry;
+        bounds::variable("reduction", &[self.hidden(in_channels), in_channels.max(out_channels)])
     }
 
     fn expanded(&self, place: &Place, geometry: Geometry) -> Box<dyn Operator> {
@@ -227,6 +235,23 @@ mod tests {
         assert_eq!(of(Geometry::same(320, 8, 1)), 4 * 320 * 8 + shared(320, 20) + 21 * (320 + 8 + 4));
         let single = parameters("{name: odconv, experts: 1}", Geometry::same(8, 12, 1));
         assert_eq!(single, 12 * 8 + shared(8, 16) + 17 * (8 + 12));
+    }
+
+    /// All four scores are divided: heads divided by 3 at temperature 1 are the same function.
+    #[test]
+    fn the_temperature_divides_every_score() {
+        let site = Geometry::same(4, 6, 3).groups(2);
+        let (store, operator) = expanded(&options("{name: odconv, temperature: 3}"), site);
+        let (other, divided) = expanded(&options("{name: odconv, temperature: 1}"), site);
+        let variables = store.variables();
+        tch::no_grad(|| {
+            for (name, mut variable) in other.variables().into_iter().filter(|(name, _)| !name.ends_with("temperature"))
+            {
+                variable.copy_(&(&variables[&name] / if name.contains("_fc.") { 3. } else { 1. }));
+            }
+        });
+        let x = Tensor::randn([2, 4, 5, 6], (Kind::Double, Device::Cpu));
+        assert!(relative(&operator.forward_t(&x, true), &divided.forward_t(&x, true)) < 1e-13);
     }
 
     /// One sample is normalised with the running statistics: finite, and they stay.

@@ -7,6 +7,7 @@
 //! here it is that table's formula for any odd k.
 
 use crate::algebra::{FoldError, Geometry, Kernel, conv2d};
+use crate::op::bounds;
 use crate::op::layers::{Activation, BatchNorm, Norm};
 use crate::op::naming::Naming;
 use crate::op::operator::{Compact, Operator, Place, Recipe};
@@ -46,16 +47,9 @@ impl Config {
 
 impl Recipe for Config {
     fn resolve(&mut self) -> Result<(), String> {
-        if let Some(multiple) = self.intermediate.filter(|multiple| *multiple < 1) {
-            return Err(format!("intermediate: {multiple}; give at least 1 (a multiple of C_in)"));
-        }
-        if self.expand < 1 {
-            return Err(format!("expand: {}; give at least 1", self.expand));
-        }
-        if self.scales.iter().any(|scale| !scale.is_finite()) {
-            return Err(format!("scales: {:?}; give six finite numbers", self.scales));
-        }
-        Ok(())
+        self.intermediate.map_or(Ok(()), |multiple| bounds::whole("intermediate", multiple))?;
+        bounds::whole("expand", self.expand)?;
+        self.scales.iter().try_for_each(|scale| bounds::number("scales", *scale))
     }
 
     fn fits(&self, geometry: &Geometry) -> Result<(), String> {
@@ -63,7 +57,10 @@ impl Recipe for Config {
         if kh != kw || kh % 2 == 0 {
             return Err(format!("name: orepa stands in place of odd square kernels, not {kh}x{kw}"));
         }
-        Ok(())
+        let second = Geometry { in_channels: self.middle_channels(geometry), ..*geometry };
+        bounds::variable("intermediate", &second.weight_size())?;
+        let depthwise = geometry.in_channels * self.expand;
+        bounds::variable("expand", &[depthwise, (kh * kw).max(geometry.out_channels / geometry.groups)])
     }
 
     fn namings(&self) -> &'static [Naming] {
@@ -305,9 +302,26 @@ mod tests {
         let prior = cosines(4, 3);
         assert!((prior[0] - (PI / 6.).cos()).abs() < 1e-15);
         assert!((prior[9 + 3] - -1.).abs() < 1e-15);
-        // The second half runs across the window.
+        // The second half runs across the window, its frequencies from 1 again.
+        assert!((prior[18] - (PI / 6.).cos()).abs() < 1e-15);
         assert_eq!(prior[18], prior[18 + 3]);
         assert_eq!(cosines(2, 1).len(), 2);
+    }
+
+    /// Twice as many channels in the middle as there are inputs: each is read twice.
+    #[test]
+    fn the_identity_is_repeated() {
+        assert_eq!(identity(4, 2), [1., 0., 0., 1., 1., 0., 0., 1.]);
+    }
+
+    #[test]
+    fn the_branches_begin_with_the_scales_of_the_options() {
+        let scales = [1., 2., 3., 4., 5., 6.];
+        let store = nn::VarStore::new(Device::Cpu);
+        let config = Config { scales, ..Config::default() };
+        let branches = Branches::new(&store.root(), &Geometry::same(4, 7, 3), &config);
+        let expected = Tensor::arange_start(1, 7, (Kind::Float, Device::Cpu)).unsqueeze(1).expand([6, 7], false);
+        assert_eq!(branches.scales, expected);
     }
 
     #[test]

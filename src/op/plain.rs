@@ -44,3 +44,20 @@ impl Operator for Plain {
         Ok(Compact::Static(self.0.fold()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::op::proof;
+
+    #[test]
+    fn folds_exactly_and_has_the_gradients_of_its_values() {
+        for k in [1, 2, 3] {
+            let site = Geometry::same(4, 8, k);
+            for shape in [site, site.groups(2), site.groups(4)] {
+                proof::folds_exactly("{name: plain}", &proof::windows(shape));
+                proof::gradients_are_differences("{name: plain}", shape);
+            }
+        }
+    }
+}

@@ -5,6 +5,7 @@
 
 use crate::algebra::Geometry;
 use crate::op::OperatorConfig;
+use crate::op::layers::Activation;
 use crate::op::operator::{Compact, Operator, Place};
 use crate::op::per_sample::Execution;
 use std::collections::HashMap;
@@ -57,8 +58,8 @@ fn every_execution(compact: &Compact, x: &Tensor) -> Vec<(String, Tensor)> {
     kernels.executions().iter().map(each).collect()
 }
 
-/// Folded it is the same function, however that is computed, also when its numbers are loaded into the compact form that the recipe makes. The kernels
-/// are as large as the map, so the border ring is most of it.
+/// Folded it is the same function, however that is computed, also when its numbers are loaded into the compact form that the
+/// recipe makes; and the activation stands behind it. The kernels are as large as the map, so the border ring is most of it.
 pub fn folds_exactly(yaml: &str, geometries: &[Geometry]) {
     let config = options(yaml);
     for geometry in geometries {
@@ -80,6 +81,8 @@ pub fn folds_exactly(yaml: &str, geometries: &[Geometry]) {
         for n in [1, 3] {
             let x = Tensor::randn([n, geometry.in_channels, 6, 9], DOUBLE);
             let y = operator.forward_t(&x, false);
+            let error = relative(&operator.forward_activated(&x, Activation::Relu6, false), &y.clamp(0., 6.));
+            assert!(error < 1e-12, "{yaml} {geometry:?}, activated: {error:e}");
             for compact in [&folded, &loaded] {
                 for (way, found) in every_execution(compact, &x) {
                     let error = relative(&found, &y);
@@ -90,14 +93,19 @@ pub fn folds_exactly(yaml: &str, geometries: &[Geometry]) {
     }
 }
 
-/// The gradients of x and of every variable equal central differences along a random direction.
+/// The gradients of x and of every variable, in training, equal central differences along a random direction.
 pub fn gradients_are_differences(yaml: &str, geometry: Geometry) {
+    gradients_of(yaml, geometry, true, |_| true);
+}
+
+/// The same in training or in evaluation, for the variables that are chosen by their names.
+pub fn gradients_of(yaml: &str, geometry: Geometry, train: bool, chosen: impl Fn(&str) -> bool) {
     let (store, operator) = expanded(&options(yaml), geometry);
     let x = Tensor::randn([2, geometry.in_channels, 4, 5], DOUBLE).set_requires_grad(true);
-    let probe = operator.forward_t(&x, true).randn_like().detach();
-    let loss = || (operator.forward_t(&x, true) * &probe).sum(Kind::Double);
+    let probe = operator.forward_t(&x, train).randn_like().detach();
+    let loss = || (operator.forward_t(&x, train) * &probe).sum(Kind::Double);
     let mut inputs: Vec<(String, Tensor)> =
-        store.variables().into_iter().filter(|(_, variable)| variable.requires_grad()).collect();
+        store.variables().into_iter().filter(|(name, variable)| variable.requires_grad() && chosen(name)).collect();
     inputs.push(("x".into(), x.shallow_clone()));
     let tensors: Vec<&Tensor> = inputs.iter().map(|(_, tensor)| tensor).collect();
     let gradients = Tensor::run_backward(&[loss()], &tensors, false, false);

@@ -5,6 +5,7 @@
 //! The reference has padding K // 2 and no dilation; here the windows of both kernels have one centre whatever they are.
 
 use crate::algebra::Geometry;
+use crate::op::bounds;
 use crate::op::branches::{Branches, conv_bn};
 use crate::op::layers::empty_kernel;
 use crate::op::naming::Naming;
@@ -46,7 +47,10 @@ fn resized(site: &Geometry, kernel: i64) -> Geometry {
 
 impl Recipe for Config {
     fn resolve(&mut self) -> Result<(), String> {
-        if self.small < 1 || self.small % 2 == 0 {
+        for (key, size) in [("small", Some(self.small)), ("kernel", self.kernel)] {
+            size.map_or(Ok(()), |size| bounds::whole(key, size))?;
+        }
+        if self.small % 2 == 0 {
             return Err(format!("small: {}; give an odd size", self.small));
         }
         match self.kernel {
@@ -67,7 +71,7 @@ impl Recipe for Config {
             None if kh <= self.small => {
                 Err(format!("small: {} must be less than the kernel, {kh}; make it less, or give `kernel`", self.small))
             }
-            _ => Ok(()),
+            _ => bounds::variable("kernel", &self.large(geometry).weight_size()),
         }
     }
 

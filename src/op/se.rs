@@ -8,6 +8,7 @@
 //! Checkpoints come in several layouts, which differ in names, shapes, biases and in how many hidden units there are. The
 //! first reference has none for fewer channels than its reduction, which makes the gate a constant 0.5; here there is at least 1.
 
+use crate::op::bounds;
 use crate::op::layers::below;
 use crate::op::operator::LayerRecipe;
 use crate::op::tied::{self, Form, Tied};
@@ -63,10 +64,7 @@ impl Config {
     pub fn resolve(&mut self, layout: Layout, blocks: i64) -> Result<(), String> {
         self.layout.get_or_insert(layout);
         self.blocks.get_or_insert(blocks);
-        if self.reduction < 1 {
-            return Err(format!("reduction: {}; give at least 1", self.reduction));
-        }
-        Ok(())
+        bounds::whole("reduction", self.reduction)
     }
 
     /// Refuses channels that the blocks don't divide.

@@ -7,6 +7,7 @@
 //! reference takes neither dilation nor padding modes nor rectangular kernels; here they are the thin convolution's.
 
 use crate::algebra::{self, FoldError, Geometry, Kernel};
+use crate::op::bounds;
 use crate::op::layers::{Activation, Norm, conv_weight, empty_kernel, uniform};
 use crate::op::operator::{Compact, Operator, Place, Recipe};
 use crate::op::tiling::{Order, TiedKernel, tile};
@@ -57,13 +58,8 @@ impl Config {
 
 impl Recipe for Config {
     fn resolve(&mut self) -> Result<(), String> {
-        if self.blocks < 1 {
-            return Err(format!("blocks: {}; give at least 1", self.blocks));
-        }
-        if let Some(groups) = self.groups.filter(|groups| *groups < 1) {
-            return Err(format!("groups: {groups}; give at least 1"));
-        }
-        Ok(())
+        bounds::whole("blocks", self.blocks)?;
+        self.groups.map_or(Ok(()), |groups| bounds::whole("groups", groups))
     }
 
     fn fits(&self, geometry: &Geometry) -> Result<(), String> {

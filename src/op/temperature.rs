@@ -1,5 +1,6 @@
 //! What the scores of an attention are divided by before they become weights: the larger, the more alike the weights are.
 
+use crate::op::bounds;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, nn};
@@ -33,15 +34,13 @@ impl Temperature {
     /// # Errors
     /// What is wrong, as `temperature: reason`.
     pub fn check(&self) -> Result<(), String> {
-        let positive = |key: &str, value: f64| match value.is_finite() && value > 0. {
-            true => Ok(()),
-            false => Err(format!("{key}: {value}; give a number above 0")),
-        };
         match self {
-            Temperature::Constant(value) => positive("temperature", *value),
-            Temperature::Linear(Linear { from, to, epochs }) => positive("temperature.from", *from)
-                .and_then(|()| positive("temperature.to", *to))
-                .and_then(|()| positive("temperature.epochs", *epochs)),
+            Temperature::Constant(value) => bounds::positive("temperature", *value),
+            Temperature::Linear(Linear { from, to, epochs }) => {
+                bounds::positive("temperature.from", *from)?;
+                bounds::positive("temperature.to", *to)?;
+                bounds::positive("temperature.epochs", *epochs)
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 //! attention modules are made of such layers.
 
 use crate::algebra;
+use crate::op::bounds;
 use crate::op::layers::uniform;
 use crate::op::operator::LayerRecipe;
 use schemars::JsonSchema;
@@ -28,9 +29,7 @@ pub struct Tied {
 
 /// Refuses blocks that don't divide the channels, as `key: reason`.
 pub fn fits(blocks: i64, channels: &[(&str, i64)]) -> Result<(), String> {
-    if blocks < 1 {
-        return Err(format!("blocks: {blocks}; give at least 1"));
-    }
+    bounds::whole("blocks", blocks)?;
     match channels.iter().find(|(_, n)| n % blocks != 0) {
         Some((what, n)) => {
             Err(format!("blocks: {blocks} don't divide the {n} {what} evenly; use a number of blocks that does"))
@@ -152,6 +151,17 @@ mod tests {
         let rows = [Tensor::cat(&[weight, &zero], 1), Tensor::cat(&[&zero, weight], 1)];
         let expected = x.linear(&Tensor::cat(&rows, 0), Some(bias.repeat([2])));
         assert!((tfc.forward_t(&x, true) - expected).abs().max().double_value(&[]) < 1e-14);
+    }
+
+    /// As torch.nn.Linear of one block: U(-1/sqrt(n), 1/sqrt(n)) for its n inputs.
+    #[test]
+    fn initial_values_are_those_of_a_block() {
+        let store = nn::VarStore::new(Device::Cpu);
+        let _tfc = Tfc::new(&store.root(), 800, 4000, &Config::default());
+        for (name, variable) in store.variables() {
+            let largest = variable.abs().max().double_value(&[]);
+            assert!((0.045..0.05).contains(&largest), "{name}: {largest}, not 1/20");
+        }
     }
 
     #[test]

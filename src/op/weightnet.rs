@@ -7,6 +7,7 @@
 //! of C channels; the rule holds for any number of groups.
 
 use crate::algebra::{self, Affine, Geometry};
+use crate::op::bounds;
 use crate::op::experts::{self, Dynamic, Fc, TrainedMaker};
 use crate::op::layers::{Norm, uniform};
 use crate::op::naming::Naming;
@@ -76,10 +77,9 @@ impl Config {
 impl Recipe for Config {
     fn resolve(&mut self) -> Result<(), String> {
         let Config { m, g, .. } = *self;
-        if g < 1 {
-            return Err(format!("g: {g} blocks; give at least 1"));
-        }
-        if m < 1 || m % g != 0 {
+        bounds::whole("g", g)?;
+        bounds::whole("m", m)?;
+        if m % g != 0 {
             return Err(format!("m: {m} activations do not divide among {g} blocks; give a multiple of `g`"));
         }
         Ok(())
@@ -92,7 +92,8 @@ impl Recipe for Config {
                 "g: a filter of {fan_in} numbers (C_in/groups * kh * kw) does not divide into {blocks} blocks; use `g: 1`"
             ));
         }
-        Ok(())
+        let (filters, width) = (geometry.out_channels, self.m / self.g);
+        bounds::variable("m", &[filters, width, fan_in.max(blocks * reduced(geometry.in_channels))])
     }
 
     fn namings(&self) -> &'static [Naming] {
@@ -238,6 +239,34 @@ mod tests {
         assert_eq!(parameters("{name: weightnet, m: 4}", dense), 16 * 17 + 96 * 17 + 2 * 24 * 16 * 9);
         let depthwise = Geometry::same(320, 320, 3).groups(320);
         assert_eq!(parameters("{name: weightnet, m: 4}", depthwise), 20 * 321 + 640 * 21 + 2 * 320 * 9);
+    }
+
+    /// The references' FC2: a convolution of the activations with C_out G groups of M/G.
+    #[test]
+    fn fc2_is_a_grouped_convolution() {
+        let mut store = nn::VarStore::new(tch::Device::Cpu);
+        let config = Config { m: 6, g: 2, shared: false };
+        let maker = config.maker(&Place::new(store.root(), None), Geometry::same(4, 5, 3));
+        store.double();
+        let x = Tensor::randn([3, 4, 5, 6], (tch::Kind::Double, tch::Device::Cpu));
+        let reduced = maker.reduce.as_ref().unwrap().forward(&x);
+        let activations = maker.activate.forward(&reduced).sigmoid().unsqueeze(-1).unsqueeze(-1);
+        let made = activations.conv2d(&maker.weight, None::<Tensor>, [1, 1], [0, 0], [1, 1], 2 * 5);
+        assert!(relative(&maker.make(&x, None).0, &made.reshape([3, 5, 4, 3, 3])) < 1e-14);
+    }
+
+    /// FC1 takes what the block's channels are reduced to, whatever the site's are.
+    #[test]
+    fn a_shared_layer_has_the_width_of_the_block() {
+        let config = Config { shared: true, ..Config::default() };
+        let (site, block) = (Geometry::same(16, 16, 3), 320);
+        let store = nn::VarStore::new(tch::Device::Cpu);
+        let place = Place { block: Some(block), ..Place::new(store.root(), None) };
+        let _operator = config.expanded(&place, site);
+        assert_eq!(store.variables()["conv.wn_fc1.weight"].size(), [2 * 16, 20, 1, 1]);
+        let shared = config.shared(&(store.root() / "block"), block).unwrap();
+        let x = Tensor::ones([2, block, 3, 3], (tch::Kind::Float, tch::Device::Cpu));
+        assert_eq!(shared.forward_t(&x, false).size(), [2, 20]);
     }
 
     #[test]

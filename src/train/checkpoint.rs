@@ -71,3 +71,33 @@ pub fn load(path: &Path, network: &Built, sgd: &mut Sgd, losses: &mut Tensor) ->
     losses.f_copy_(take(LOSSES)?).with_context(|| path.display().to_string())?;
     Ok(progress)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{self, Config};
+    use crate::net::block::Form;
+    use crate::op::per_sample::Way;
+    use tch::{Device, Kind};
+
+    /// A process that goes on convolves as the one before it did, whatever it would have chosen itself.
+    #[test]
+    fn the_choices_of_the_earlier_process_are_taken_up() {
+        let keys = "{data: {name: shapes}, net: {name: smallnet}}";
+        let keys = config::named("--config", keys).unwrap();
+        let config = Config::new(&keys, "a.yaml").unwrap();
+        let network = config.build(Form::Expanded, Device::Cpu).unwrap();
+        let mut sgd = Sgd::new(&network.store, &config.train);
+        let mut losses = Tensor::from_slice(&[1f32, 2.]);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("checkpoint.safetensors");
+        let choice = |way| Choices::from([("a shape of this test".to_string(), way)]);
+        per_sample::choose(choice(Way::Loop));
+        save(&path, &Progress { epoch: 3, ..Progress::default() }, &network, &sgd, &losses).unwrap();
+        per_sample::choose(choice(Way::Groups));
+        let _ = losses.zero_();
+        assert_eq!(load(&path, &network, &mut sgd, &mut losses).unwrap().epoch, 3);
+        assert_eq!(per_sample::choices()["a shape of this test"], Way::Loop);
+        assert_eq!(losses.sum(Kind::Float).double_value(&[]), 3.);
+    }
+}
