@@ -3,9 +3,9 @@
 //! don't take, libtorch's operations do the same.
 
 #[cfg(feature = "native")]
-pub use foldconv_native::{Term, graph, newest_processor, norm_sum};
+pub use foldconv_native::{MAX_TERMS, Term, graph, newest_processor, norm_sum};
 #[cfg(not(feature = "native"))]
-pub use without::{Term, graph, newest_processor, norm_sum};
+pub use without::{MAX_TERMS, Term, graph, newest_processor, norm_sum};
 
 #[cfg(not(feature = "native"))]
 mod without {
@@ -26,6 +26,9 @@ mod without {
         /// Updated in place.
         pub running_var: &'a Tensor,
     }
+
+    /// Any number.
+    pub const MAX_TERMS: usize = usize::MAX;
 
     /// Always None: libtorch does it.
     pub fn norm_sum(_: &[Term], _: f64, _: f64, _: f64, _: f64) -> Option<Tensor> {

@@ -23,11 +23,13 @@ pub fn median(times: &mut [Duration]) -> Duration {
     }
 }
 
-/// The median time of each run over `rounds` in which all run in turn.
+/// The median time of each run over `rounds` in which all run in turn. Each timed pass follows one of the same run that isn't timed:
+/// what the run before it left in the caches and in the allocator is no part of its time.
 pub fn interleaved(device: Device, runs: &[&dyn Fn()], rounds: usize) -> Vec<Duration> {
     let mut times = vec![Vec::with_capacity(rounds); runs.len()];
     for _ in 0..rounds {
         for (run, times) in runs.iter().zip(&mut times) {
+            run();
             times.push(clock(device, run));
         }
     }

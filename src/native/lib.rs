@@ -22,7 +22,7 @@ pub struct Term<'a> {
 }
 
 /// The most terms that the loops are compiled for (MAX_TERMS in passes.h).
-const MAX_TERMS: usize = 4;
+pub const MAX_TERMS: usize = 4;
 
 unsafe extern "C" {
     fn foldconv_norm_sum(

@@ -161,8 +161,17 @@ impl Norm {
             let Norm::Batch(BatchNorm { weight, bias, running_mean, running_var }) = norm else { return None };
             all.push(Term { x, weight, bias, running_mean, running_var });
         }
-        let (low, high) = activation.bounds();
-        native::norm_sum(&all, BatchNorm::MOMENTUM, BatchNorm::EPS, low, high)
+        let sum = |part: &[Term], activation: Activation| {
+            let (low, high) = activation.bounds();
+            native::norm_sum(part, BatchNorm::MOMENTUM, BatchNorm::EPS, low, high)
+        };
+        if all.len() <= native::MAX_TERMS {
+            return sum(&all, activation);
+        }
+        // All terms are alike, so the function takes all parts or none.
+        let mut parts = all.chunks(native::MAX_TERMS).map(|part| sum(part, Activation::None));
+        let first = parts.next()??;
+        Some(activation.apply(parts.try_fold(first, |total, part| Some(total + part?))?))
     }
 
     /// What it is at evaluation statistics for so many channels, in float64.
