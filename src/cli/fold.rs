@@ -3,6 +3,7 @@
 use super::Machine;
 use super::output::{json, print};
 use crate::config::Built;
+use crate::data::dataset::Spec;
 use crate::fold::Agreement;
 use crate::net::block::Form;
 use crate::op::per_sample::Execution;
@@ -15,8 +16,10 @@ use clap::{Args, ValueEnum};
 use std::path::PathBuf;
 use tch::{Device, Kind, Tensor};
 
-/// Images of the random batch on which a fold is verified.
-const BATCH: i64 = 128;
+/// Images of the random batch on which a fold is verified: 128 of 32x32, and fewer of larger ones.
+fn images(spec: Spec) -> i64 {
+    (128 * 32 * 32 / (spec.size * spec.size)).clamp(2, 128)
+}
 
 #[derive(Debug, Args)]
 pub struct Options {
@@ -74,10 +77,11 @@ pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
         print_plan(&choices, options.batch);
     }
     println!(
-        "{}: {} parameters, {} before; on {BATCH} random images the largest logit difference is {:.1e} ({:.1e} of the largest logit)",
+        "{}: {} parameters, {} before; on {} random images the largest logit difference is {:.1e} ({:.1e} of the largest logit)",
         options.out.display(),
         thousands(after),
         thousands(before),
+        agreement.images,
         agreement.largest_difference,
         agreement.relative_difference()
     );
@@ -116,7 +120,7 @@ fn print_plan(choices: &[Choice], batch: i64) {
 fn verify(model: &Model, expanded: &Built, compact: &Built) -> Result<Agreement> {
     let spec = model.about.config.data.spec();
     tch::manual_seed(0);
-    let x = Tensor::randn([BATCH, spec.channels, spec.size, spec.size], (Kind::Float, expanded.store.device()));
+    let x = Tensor::randn([images(spec), spec.channels, spec.size, spec.size], (Kind::Float, expanded.store.device()));
     let mut agreement = Agreement::default();
     tch::no_grad(|| agreement.add(&expanded.network.forward_t(&x, false), &compact.network.forward_t(&x, false)))?;
     Ok(agreement)
