@@ -51,6 +51,7 @@ lint: setup
 	cargo clippy --all-targets --no-default-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
 
-# Images a second of training, ours over PyTorch's, in one interleaved run.
-bench-peer: build
+# Images a second of training, ours over PyTorch's, in one interleaved run; and the time to read ResNet-50's weights.
+bench-peer: build setup-peer
+	$(VENV)/bin/python benches/load.py --foldconv $(BINARY)
 	$(VENV)/bin/python benches/peer.py --foldconv $(BINARY)

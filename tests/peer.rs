@@ -6,33 +6,15 @@
 
 mod common;
 
-use common::{arg, python, run, stderr, stdout};
+use common::peer::{peer, script};
+use common::{arg, run, stdout};
 use foldconv::weights::Model;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use tch::{Device, Kind, Tensor};
 
 const NETWORKS: [&str; 6] =
     ["resnet18", "resnet50", "resnext50_32x4d", "mobilenet_v2", "shufflenet_v2_x0_5", "shufflenet_v2_x1_0"];
-
-/// Whether the packages are there.
-fn peer() -> bool {
-    let imports = "import onnxruntime, safetensors, torchvision";
-    let there = Command::new(python()).args(["-c", imports]).output().is_ok_and(|output| output.status.success());
-    assert!(there || std::env::var_os("FOLDCONV_PEER").is_none(), "`make setup-peer` installs what is missing");
-    if !there {
-        eprintln!("left out: `make setup-peer` installs torchvision and onnxruntime");
-    }
-    there
-}
-
-fn script(name: &str, args: &[String]) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peer").join(name);
-    let output = Command::new(python()).arg(path).args(args).env("OMP_WAIT_POLICY", "PASSIVE").output().unwrap();
-    assert!(output.status.success(), "{}", stderr(&output));
-    String::from_utf8(output.stdout).unwrap()
-}
 
 fn raw(path: &Path, size: &[i64]) -> Tensor {
     let bytes = std::fs::read(path).unwrap();

@@ -6,14 +6,21 @@ use crate::algebra::Geometry;
 use crate::bad_request;
 use crate::bench::op::{Cost, Shape, costs};
 use crate::bench::train_speed;
-use crate::config::{self, Value};
+use crate::config::{self, Config, Mapping, Value};
+use crate::net::block::Form;
 use crate::op::OperatorConfig;
 use crate::op::per_sample::Execution;
 use crate::sweep::axes::label;
 use crate::text::{align_right, table};
+use crate::timing;
+use crate::weights::import::Plan;
+use crate::weights::pytorch::Checkpoint;
+use crate::weights::state_dict::{NameMap, StateDict};
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use comfy_table::Table;
+use std::path::PathBuf;
+use std::time::Instant;
 use tch::Device;
 
 #[derive(Debug, Args)]
@@ -28,6 +35,23 @@ enum What {
     Train(TrainOptions),
     /// What each operator costs, as multiples of the plain convolution
     Op(OpOptions),
+    /// Seconds to read a file of PyTorch's into a network
+    Import(ImportOptions),
+}
+
+#[derive(Debug, Args)]
+struct ImportOptions {
+    /// File of torch.save or safetensors
+    file: PathBuf,
+    /// Network, as resnet50 or '{name: mobilenet_v2, width: 0.35}'
+    #[arg(long, value_name = "NAME|YAML")]
+    net: String,
+    /// Data set whose images the network takes
+    #[arg(long, value_name = "NAME|YAML", default_value = "external")]
+    data: String,
+    /// Times that it is read; the median counts
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    rounds: u16,
 }
 
 #[derive(Debug, Args)]
@@ -72,7 +96,35 @@ pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
     match &options.what {
         What::Train(options) => train(options, device, as_json),
         What::Op(options) => operators(options, device, as_json),
+        What::Import(options) => import(options, as_json),
     }
+}
+
+/// The file is opened, its state dict found, matched and read, each time into the same network, which is built before.
+fn import(options: &ImportOptions, as_json: bool) -> Result<()> {
+    let (net, data) = (config::named("--net", &options.net)?, config::named("--data", &options.data)?);
+    let keys = Mapping::from_iter([("net".into(), Value::from(net)), ("data".into(), data.into())]);
+    let config = Config::new(&keys, "command line")?;
+    let mut built = config.build(Form::Expanded, Device::Cpu)?;
+    let mut times = Vec::new();
+    for _ in 0..options.rounds {
+        let clock = Instant::now();
+        let checkpoint = Checkpoint::open(&options.file)?;
+        let state = StateDict::find(&checkpoint, &options.file, None, &NameMap::default())?;
+        let plan = Plan::of(built, Form::Expanded, &config, &state);
+        if !plan.pairing.problems.is_empty() {
+            bad_request!("{}: does not fit {}: {}", options.file.display(), config.net.name(), plan.pairing.counts());
+        }
+        plan.read(&checkpoint, &state)?;
+        times.push(clock.elapsed());
+        built = plan.built;
+    }
+    let seconds = timing::median(&mut times).as_secs_f64();
+    if as_json {
+        return json(&serde_json::json!({"seconds": seconds, "rounds": options.rounds}));
+    }
+    println!("{seconds:.4} s, median of {}", options.rounds);
+    Ok(())
 }
 
 fn train(options: &TrainOptions, device: Device, as_json: bool) -> Result<()> {

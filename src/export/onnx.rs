@@ -18,13 +18,14 @@ const INT64: i32 = 7;
 /// The bytes of the file.
 pub fn encode(model: &Model, graph: &Graph) -> Result<Vec<u8>> {
     let mut writer = Writer::default();
-    writer.known.insert(graph.inputs[1], Known::Tensor { name: "images".into(), size: Vec::new() });
+    let spec = model.about.config.data.spec();
+    let size = vec![2, spec.channels, spec.size, spec.size];
+    writer.known.insert(graph.inputs[1], Known::Tensor { name: "images".into(), size });
     for node in &graph.nodes {
         writer.node(graph, node).with_context(|| format!("ONNX: {}", node.op))?;
     }
     let logits = writer.tensor(graph.outputs[0])?;
     writer.push("Identity", &[&logits], "logits", vec![]);
-    let spec = model.about.config.data.spec();
     let (channels, size) = (Size::DimValue(spec.channels), Size::DimValue(spec.size));
     let graph = GraphProto {
         node: writer.nodes,
@@ -530,13 +531,21 @@ impl Writer {
         self.same(name, x, out, attributes)
     }
 
-    /// Means over equal windows.
+    /// Means over windows: where they are not equal, those of the rows and of the columns are products with constant matrices.
     fn adaptive_pool(&mut self, x: &[usize], out: &str, size: &[i64]) -> Result<()> {
         let input = self.size(x[0])?;
-        let window = [2, 3].map(|axis| input[axis] / size[axis]);
-        ensure!([2, 3].iter().all(|axis| input[*axis] % size[*axis] == 0), "{:?} into {:?}", &input[2..], &size[2..]);
-        let attributes = vec![ints("kernel_shape", window.into()), ints("strides", window.into())];
-        self.same("AveragePool", x, out, attributes)
+        if [2, 3].iter().all(|axis| input[*axis] % size[*axis] == 0) {
+            let window = [2, 3].map(|axis| input[axis] / size[axis]);
+            let attributes = vec![ints("kernel_shape", window.into()), ints("strides", window.into())];
+            return self.same("AveragePool", x, out, attributes);
+        }
+        let map = self.tensor(x[0])?;
+        let rows = self.initializer(&format!("{out}_rows"), &windows(input[2], size[2]))?;
+        let columns = self.initializer(&format!("{out}_columns"), &windows(input[3], size[3]).tr())?;
+        let middle = format!("{out}_middle");
+        self.push("MatMul", &[&map, &columns], &middle, vec![]);
+        self.push("MatMul", &[&rows, &middle], out, vec![]);
+        Ok(())
     }
 
     /// Row i is row floor(i h / H) of the input, and columns likewise.
@@ -550,6 +559,17 @@ impl Writer {
         self.push("Gather", &[&middle, &columns], out, vec![int("axis", 3)]);
         Ok(())
     }
+}
+
+/// The matrix (windows, length) whose product is the means over adaptive windows: the i-th goes from floor(i length / windows) to
+/// ceil((i + 1) length / windows).
+fn windows(length: i64, windows: i64) -> Tensor {
+    let weight = |window: i64, at: i64| {
+        let (from, to) = (window * length / windows, ((window + 1) * length + windows - 1) / windows);
+        if (from..to).contains(&at) { 1. / (to - from) as f32 } else { 0. }
+    };
+    let all: Vec<f32> = (0..windows).flat_map(|window| (0..length).map(move |at| weight(window, at))).collect();
+    Tensor::from_slice(&all).reshape([windows, length])
 }
 
 /// A number that the record has as it is, or as {"float": number}.

@@ -51,11 +51,16 @@ impl Plan {
         let built = config.build(form, Device::Cpu)?;
         // A trained model is at the end of its schedules.
         built.network.anneal(f64::MAX);
+        Ok(Plan::of(built, form, config, state))
+    }
+
+    /// For a network that is there.
+    pub fn of(built: Built, form: Form, config: &Config, state: &StateDict) -> Plan {
         let ours: BTreeMap<String, Vec<i64>> =
             built.store.variables().into_iter().map(|(name, variable)| (name, variable.size())).collect();
         let theirs: Vec<Theirs> = state.tensors.iter().map(|(name, tensor)| theirs(name, tensor)).collect();
         let pairing = Pairing::new(&ours, &theirs, &aliases(config, &*built.network));
-        Ok(Plan { form, pairing, built })
+        Plan { form, pairing, built }
     }
 
     /// Reads the file's numbers into the network, cast to its precision; how many tensors came in which precision.

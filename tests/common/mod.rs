@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 pub mod network;
+pub mod peer;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

@@ -1,0 +1,24 @@
+//! Python with the packages that `make setup-peer` installs.
+
+use super::{python, stderr};
+use std::path::Path;
+use std::process::Command;
+
+/// Whether the packages are there. With FOLDCONV_PEER set they must be.
+pub fn peer() -> bool {
+    let imports = "import onnxruntime, safetensors, torchvision";
+    let there = Command::new(python()).args(["-c", imports]).output().is_ok_and(|output| output.status.success());
+    assert!(there || std::env::var_os("FOLDCONV_PEER").is_none(), "`make setup-peer` installs what is missing");
+    if !there {
+        eprintln!("left out: `make setup-peer` installs torchvision and onnxruntime");
+    }
+    there
+}
+
+/// What a script of tests/peer prints.
+pub fn script(name: &str, args: &[String]) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peer").join(name);
+    let output = Command::new(python()).arg(path).args(args).env("OMP_WAIT_POLICY", "PASSIVE").output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    String::from_utf8(output.stdout).unwrap()
+}

@@ -1,0 +1,126 @@
+//! Exports of every kind of compact form run in PyTorch and in onnxruntime, for any batch; and what can't be exported says why.
+//! The first needs `make setup-peer`, as tests/peer.rs.
+//!
+//! Tolerance: float32 in another order of sums, 1e-6 of the largest logit; 1e-4 is far below the error of a wrong operation.
+
+mod common;
+
+use common::peer::{peer, script};
+use common::{TINY, arg, error, folder, run, stdout};
+use foldconv::config::{Config, Mapping};
+use foldconv::net::block::Form;
+use foldconv::weights::Model;
+use std::collections::BTreeMap;
+use std::path::Path;
+use tch::{Device, Kind, Tensor};
+
+/// A config and a name for its files.
+const ROWS: [(&str, &str); 18] = [
+    ("maconv", "operator: {name: maconv}"),
+    ("mdconv", "operator: {name: mdconv, gate: softmax}"),
+    ("depthwise", "operator: {name: mdconv, intermediate: 2}\napply_to: [all]"),
+    ("repvgg", "operator: {name: repvgg, se: true}\napply_to: [depthwise]"),
+    ("dcd", "operator: {name: dcd}"),
+    ("blocks", "operator: {name: dcd, style: paper, blocks: 2}\napply_to: [pointwise, depthwise]"),
+    ("condconv", "operator: {name: condconv, shared: true}\napply_to: [pointwise, depthwise]"),
+    ("dyconv", "operator: {name: dyconv}\napply_to: [all]"),
+    ("odconv", "operator: {name: odconv}\napply_to: [all]"),
+    ("single", "operator: {name: odconv, experts: 1}"),
+    ("weightnet", "operator: {name: weightnet, g: 1}\napply_to: [all]"),
+    ("drconv", "operator: {name: drconv, regions: 3}\napply_to: [all]"),
+    ("regions", "operator: {name: drconv, layout: experts, shared: true}\napply_to: [pointwise, depthwise]"),
+    ("tied", "operator: {name: tgc, keep_tied: true, order: paper}"),
+    ("tied_se", "attention: {name: tied_se, blocks: 2}"),
+    ("gcb", "attention: {name: gcb, fusion: [channel_add, channel_mul]}"),
+    ("tfc", "classifier: {name: tfc}"),
+    ("dcd_classifier", "classifier: {name: dcd, latent: 4, hidden: 8}"),
+];
+
+/// A model with random weights and running statistics, in compact form.
+fn compact(rows: &str, folder: &Path) -> Model {
+    let keys: Mapping =
+        serde_yaml::from_str(&format!("data: {{name: shapes}}\nnet: {{name: smallnet}}\n{rows}")).unwrap();
+    let config = Config::new(&keys, "a.yaml").unwrap();
+    let built = config.build(Form::Expanded, Device::Cpu).unwrap();
+    tch::no_grad(|| {
+        for (name, mut variable) in built.store.variables() {
+            if name.ends_with("running_var") {
+                let _ = variable.uniform_(0.5, 2.);
+            } else if variable.dim() > 0 && (name.ends_with("bias") || name.ends_with("running_mean")) {
+                let _ = variable.normal_(0., 0.3);
+            }
+        }
+    });
+    let about = serde_json::json!({
+        "version": "test", "form": "expanded", "config": config, "classes": vec!["class"; 10],
+        "normalisation": {"mean": [0., 0., 0.], "std": [1., 1., 1.]},
+    });
+    let model = Model { about: serde_json::from_value(about).unwrap(), tensors: built.store.variables() };
+    let compact = model.fold().unwrap();
+    compact.save(&folder.join("model.safetensors")).unwrap();
+    compact
+}
+
+fn write(path: &Path, tensor: &Tensor) {
+    let values = Vec::<f32>::try_from(tensor.contiguous().view(-1)).unwrap();
+    std::fs::write(path, values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>()).unwrap();
+}
+
+#[test]
+fn every_compact_form_runs_elsewhere() {
+    if !peer() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    for (name, rows) in ROWS {
+        let model = compact(rows, root);
+        let spec = model.about.config.data.spec();
+        let x = Tensor::randn([5, spec.channels, spec.size, spec.size], (Kind::Float, Device::Cpu));
+        let built = model.build(Device::Cpu).unwrap();
+        write(&root.join(format!("{name}.x")), &x);
+        write(&root.join(format!("{name}.y")), &tch::no_grad(|| built.network.forward_t(&x, false)));
+        for format in ["torchscript", "onnx"] {
+            let out = arg(&root.join(format!("{name}.compact.{format}")));
+            stdout(&run(["export", &arg(&root.join("model.safetensors")), "--format", format, "-o", &out]));
+        }
+    }
+    let size = compact(ROWS[0].1, root).about.config.data.spec().size;
+    let names = ROWS.map(|(name, _)| name.to_string());
+    let printed = script("check.py", &[&[arg(root), "10".into(), size.to_string()], &names[..]].concat());
+    let errors: BTreeMap<String, f64> = serde_json::from_str(&printed).unwrap();
+    assert_eq!(errors.len(), 2 * ROWS.len(), "{errors:?}");
+    assert!(errors.values().all(|error| *error < 1e-4), "{errors:?}");
+}
+
+#[test]
+fn what_can_not_be_exported_says_why() {
+    let (_guard, root) = folder(&[("a.yaml", TINY.as_bytes())]);
+    stdout(&run(["train", &arg(&root.join("a.yaml")), "--out", &arg(&root.join("out")), "--threads", "2"]));
+    let [model, compact] = ["model", "compact"].map(|name| arg(&root.join(format!("out/{name}.safetensors"))));
+    let out = arg(&root.join("exported"));
+    let export = |model: &str, more: &[&str]| {
+        let args = ["export", model, "-o", &out].into_iter().chain(more.iter().copied());
+        run(args)
+    };
+    let refused = |model: &str, more: &[&str]| error(&export(model, more), 2);
+    let identity = ["--format", "pytorch", "--bn", "identity"];
+    assert!(refused(&model, &identity).contains("is in expanded form"));
+    assert!(refused(&compact, &identity).contains("blocks.0.pointwise.conv (mdconv) is not one kernel"));
+    assert!(refused(&compact, &["--format", "onnx", "--bn", "identity"]).contains("--bn: is for state dicts"));
+    assert!(refused("/no/such/model", &["--format", "onnx"]).contains("/no/such/model"));
+    assert_eq!(export(&compact, &["--format", "caffe"]).status.code(), Some(2));
+    assert!(!Path::new(&out).exists(), "nothing is left of what was refused");
+
+    // A state dict is all numbers under their names, and counters of batch norms.
+    stdout(&export(&model, &["--format", "safetensors"]));
+    let bytes = std::fs::read(&out).unwrap();
+    let names: Vec<String> =
+        safetensors::SafeTensors::deserialize(&bytes).unwrap().names().iter().map(|name| name.to_string()).collect();
+    for name in ["stem.conv.weight", "stem.bn.running_var", "stem.bn.num_batches_tracked", "classifier.bias"] {
+        assert!(names.iter().any(|known| known == name), "{name}: {names:?}");
+    }
+    let document: serde_json::Value =
+        serde_json::from_str(&stdout(&export(&compact, &["--format", "pytorch", "--json"]))).unwrap();
+    assert_eq!(document["bytes"].as_u64().unwrap(), std::fs::metadata(&out).unwrap().len());
+}
