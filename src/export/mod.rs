@@ -9,19 +9,20 @@ mod state;
 use crate::weights::{Model, tensors};
 use crate::{bad_request, files};
 use anyhow::Result;
+use clap::ValueEnum;
 pub use state::Bn;
 use std::path::Path;
 
 /// What is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Format {
-    /// The state dict, as a safetensors file.
+    /// The state dict, for load_state_dict after safetensors.torch.load_file
     Safetensors,
-    /// The state dict, as torch.save writes it.
+    /// The state dict, for load_state_dict after torch.load
     Pytorch,
-    /// The network, as torch.jit.load reads it; for any batch.
+    /// The network, for torch.jit.load; any batch
     Torchscript,
-    /// The network, for onnxruntime and others; for any batch.
+    /// The network, for onnxruntime; any batch
     Onnx,
 }
 

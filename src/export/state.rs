@@ -5,15 +5,16 @@ use crate::config::Built;
 use crate::net::block::{Form, Site};
 use crate::weights::Model;
 use anyhow::Result;
+use clap::ValueEnum;
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 
 /// Where the batch norms of a compact network are, whose kernels hold them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Bn {
-    /// Nowhere: the convolutions have biases.
+    /// Convolutions with biases, no batch norms
     Fused,
-    /// As identities with the biases in them, so that the unmodified PyTorch model loads the file.
+    /// Batch norms that do nothing but add the biases: the unmodified PyTorch model loads it
     Identity,
 }
 
