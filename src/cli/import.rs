@@ -14,7 +14,7 @@ use crate::weights::pytorch::Checkpoint;
 use crate::weights::state_dict::{NameMap, StateDict};
 use crate::weights::{About, Model};
 use anyhow::Result;
-use clap::{Args, ValueEnum};
+use clap::Args;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -57,25 +57,10 @@ pub struct Options {
     partial: bool,
     /// Form of the model [default: expanded, or compact where the file holds deployed operators]
     #[arg(long, value_enum)]
-    form: Option<WantedForm>,
+    form: Option<Form>,
     /// Model file to write
     #[arg(short, long, value_name = "MODEL")]
     out: PathBuf,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum WantedForm {
-    Expanded,
-    Compact,
-}
-
-impl From<WantedForm> for Form {
-    fn from(form: WantedForm) -> Form {
-        match form {
-            WantedForm::Expanded => Form::Expanded,
-            WantedForm::Compact => Form::Compact,
-        }
-    }
 }
 
 pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
@@ -85,7 +70,7 @@ pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
     let state = StateDict::find(&checkpoint, &options.file, options.key.as_deref(), &map)?;
     say_what_was_chosen(&state, &checkpoint);
     let config = options.config(&state)?;
-    let plan = Plan::new(&config, &state, options.form.map(Form::from))?;
+    let plan = Plan::new(&config, &state, options.form)?;
     let (network, operator) = (config.net.name(), config.operator.name());
     options.accept(&plan.pairing, network)?;
     let (normalisation, classes) = options.images(&config)?;

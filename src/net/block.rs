@@ -8,6 +8,7 @@ use crate::op::operator::{Compact, Operator, Place, Shared};
 use crate::op::per_sample::{Execution, PerSample};
 use crate::op::{AttentionConfig, ClassifierConfig, OperatorConfig, plain};
 use anyhow::Result;
+use clap::ValueEnum;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
@@ -16,7 +17,7 @@ use std::fmt::Debug;
 use tch::{Tensor, nn, nn::ModuleT};
 
 /// Which of the two forms of a network is built.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Form {
     /// As it is trained.
