@@ -2,15 +2,16 @@
 //!
 //! A file holds one trial (`data`, `net`, `operator`, `apply_to`, `train`, `seed`), and for a sweep also `axes` (a grid) or
 //! `vary` (one factor at a time), `baseline` and `seeds`. `base: other.yaml` takes another file's keys first, one level deep.
-//! serde_yaml stays behind this module and the registry.
+//! serde_yaml stays behind this module, [`placement`] and the registry.
 
 use crate::algebra::count_macs;
 use crate::data::dataset::Spec;
 use crate::data::{Common, DataConfig};
 use crate::error::suggest;
 use crate::net::NetConfig;
-use crate::net::block::{Builder, Form, Network, Plan, Site, SiteKind};
+use crate::net::block::{Builder, Form, Network, Plan, Site, Word};
 use crate::op::{AttentionConfig, ClassifierConfig, OperatorConfig};
+use crate::placement;
 use crate::{bad_request, files};
 use anyhow::Result;
 use serde::de::DeserializeOwned;
@@ -31,7 +32,8 @@ pub struct Config {
     /// What stands on its chosen sites. Default `plain`.
     #[serde(default)]
     pub operator: OperatorConfig,
-    /// The chosen sites: kinds (`pointwise`, `spatial` …), site names, or `all`. Default: those of the network's paper.
+    /// The chosen sites: kinds (`pointwise`, `spatial` …), site names, or `all`; behind a `-` they are left out, and the last word
+    /// that means a site decides. Default: those of the operator's paper on this network, else of the network's.
     #[serde(default)]
     pub apply_to: Vec<String>,
     /// What stands behind each block of the network. Default: nothing.
@@ -163,7 +165,8 @@ impl Config {
     /// # Errors
     /// A [`crate::error::BadRequest`]: `file: section.key: reason`.
     pub fn new(keys: &Mapping, origin: &str) -> Result<Config> {
-        let parsed: Result<Config, _> = serde_path_to_error::deserialize(Value::Mapping(keys.clone()));
+        let keys = placement::filled(keys.clone());
+        let parsed: Result<Config, _> = serde_path_to_error::deserialize(Value::Mapping(keys));
         let mut config = match parsed {
             Ok(config) => config,
             Err(error) => {
@@ -234,17 +237,17 @@ impl Config {
 
     /// Refuses names in `apply_to` that are no kind and no site of the network.
     fn check_sites(&self, sites: &[&Site]) -> Result<()> {
-        for wanted in &self.apply_to {
-            let kinds = SiteKind::ALL.iter().map(|(name, _)| *name).chain(["all"]);
-            if !kinds.clone().any(|kind| kind == wanted) && !sites.iter().any(|site| site.name == *wanted) {
-                let hint = suggest(wanted, kinds);
+        for wanted in self.apply_to.iter().map(|word| Word::read(word).sites) {
+            if !Word::general().any(|kind| kind == wanted) && !sites.iter().any(|site| site.name == *wanted) {
+                let hint = suggest(wanted, Word::general());
                 bad_request!(
                     "apply_to: `{wanted}` is no kind and no site of {}{hint} (`foldconv describe` lists the sites)",
                     self.net.name()
                 );
             }
         }
-        if self.apply_to.is_empty() && !sites.iter().any(|site| site.operator.name() == self.operator.name()) {
+        let kept = self.apply_to.iter().all(|word| Word::read(word).leaves_out);
+        if kept && !sites.iter().any(|site| site.operator.name() == self.operator.name()) {
             bad_request!(
                 "operator: {} stands nowhere in {} unless `apply_to` says where (`foldconv describe` lists the sites)",
                 self.operator.name(),

@@ -5,7 +5,7 @@
 //! 1. [`error`], [`files`], [`options`], [`mod@registry`], [`text`], [`mod@pickle`], [`native`], [`device`], [`timing`], [`algebra`] (pure functions on kernels)
 //! 2. [`op`] (operators: one file each, expanded form and fold), [`data`] (data sets and batches)
 //! 3. [`net`] (networks: sites on which operators stand)
-//! 4. [`config`] (an experiment file, resolved)
+//! 4. [`placement`] (where papers put their operators), [`config`] (an experiment file, resolved)
 //! 5. [`fold`] (a network to its compact form), [`tune`] (how it is computed), [`weights`] (the model file, and PyTorch's files)
 //! 6. [`train`] (one trial)
 //! 7. [`export`] (models for other programs), [`mod@bench`] (latency and throughput)
@@ -109,6 +109,7 @@ pub mod op;
 pub mod net;
 
 pub mod config;
+pub mod placement;
 
 pub mod fold;
 pub mod tune;

@@ -27,10 +27,11 @@ mod common;
 
 use common::network::{fold_error, network, network_on, operator, parameters, relative, weights};
 use foldconv::algebra::count_macs;
+use foldconv::config::Config;
 use foldconv::data::dataset::Spec;
 use foldconv::net::NetConfig;
-use foldconv::net::block::{Builder, Form, Network, SiteKind};
-use foldconv::op::{AttentionConfig, ClassifierConfig};
+use foldconv::net::block::{Builder, Form, Network};
+use foldconv::op::AttentionConfig;
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor, nn};
 
@@ -283,24 +284,37 @@ fn attended(net: &str, attention: &AttentionConfig, classes: i64) -> (nn::VarSto
     built(net, &Builder { attention: Some(attention), ..Builder::new(&plain, Form::Expanded) }, classes)
 }
 
-/// The networks of the authors of DCD, whose last layer is dynamic too. Their MobileNetV2 leaves the 1x1 of its first block
-/// as it is.
+/// The networks of the authors of DCD with nothing said but the names. Their last layer is dynamic too.
 #[test]
 fn dcd_networks_have_the_parameters_of_the_authors_code() {
-    let classifier: ClassifierConfig = serde_yaml::from_str("{name: dcd}").unwrap();
-    let count = |net: &str, options: &str, apply_to: &[String]| {
-        let operator = operator(options);
-        let builder = Builder { apply_to, classifier: &classifier, ..Builder::new(&operator, Form::Expanded) };
-        parameters(&built(net, &builder, 1000).0)
+    let count = |keys: &str| {
+        let text = format!("{{data: {{name: external}}, operator: {{name: dcd}}, {keys}}}");
+        let config = Config::new(&serde_yaml::from_str(&text).unwrap(), "dcd").unwrap();
+        config.build(Form::Expanded, Device::Cpu).unwrap().parameters()
     };
-    assert_eq!(count("{name: resnet18}", "{name: dcd}", &[]), 14_703_332);
-    let kinds = ["pointwise", "spatial"].map(String::from);
-    assert_eq!(count("{name: resnet50}", "{name: dcd, layout: resnet_bottleneck}", &kinds), 29_835_056);
-    let (_store, network) = plain("{name: mobilenet_v2}", 10);
-    let pointwise = network.sites().into_iter().filter(|site| site.kind == SiteKind::Pointwise);
-    let names =
-        pointwise.map(|site| site.name.clone()).filter(|name| name != "features.1.conv.1" && name != "features.18.0");
-    assert_eq!(count("{name: mobilenet_v2}", "{name: dcd}", &names.collect::<Vec<_>>()), 5_720_028);
+    assert_eq!(count("net: {name: resnet18}, classifier: {name: dcd}"), 14_703_332);
+    assert_eq!(count("net: {name: resnet50}, classifier: {name: dcd}"), 29_835_056);
+    assert_eq!(count("net: {name: mobilenet_v2}, classifier: {name: dcd}"), 5_720_028);
+    assert_eq!(count("net: {name: mobilenet_v2}"), 4_259_188 + 1280 * 1000 + 1000, "a linear last layer");
+}
+
+/// The last word of `apply_to` that means a site decides; words that only leave out keep the rest of the network's own choice.
+#[test]
+fn words_of_apply_to_choose_and_leave_out() {
+    let chosen = |words: &[&str]| {
+        let words: Vec<String> = words.iter().map(|word| word.to_string()).collect();
+        let operator = operator("{name: maconv}");
+        let builder = Builder { apply_to: &words, ..Builder::new(&operator, Form::Expanded) };
+        let (_store, network) = built("{name: smallnet}", &builder, 10);
+        let sites = network.sites();
+        let named = sites.iter().filter(|site| site.operator.name() == "maconv").map(|site| site.name.as_str());
+        named.map(|name| name.trim_end_matches(".conv")).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(chosen(&[]), "blocks.0.pointwise blocks.1.pointwise blocks.2.pointwise");
+    assert_eq!(chosen(&["-blocks.1.pointwise.conv"]), "blocks.0.pointwise blocks.2.pointwise");
+    assert_eq!(chosen(&["stem", "-blocks.1.pointwise.conv"]), "stem");
+    assert_eq!(chosen(&["all", "-pointwise", "blocks.1.pointwise.conv", "-depthwise"]), "stem blocks.1.pointwise");
+    assert_eq!(chosen(&["-stem", "pointwise", "-all"]), "");
 }
 
 /// SE-ResNet-50 as published has biases in its linear layers: timm's layout. The default is the first reference's, without them.

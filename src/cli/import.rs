@@ -28,8 +28,8 @@ pub struct Options {
     /// Operator on its sites, as acb or '{name: dyconv, temperature: 1}' [default: plain]
     #[arg(long, value_name = "NAME|YAML")]
     operator: Option<String>,
-    /// Sites of the operator: kinds, names or all, with commas [default: those of the network's paper]
-    #[arg(long, value_name = "SITES", value_delimiter = ',')]
+    /// Sites of the operator: kinds, names or all, with commas, behind a - those to leave out [default: those of the papers]
+    #[arg(long, value_name = "SITES", value_delimiter = ',', allow_hyphen_values = true)]
     apply_to: Vec<String>,
     /// Attention behind each block, as se [default: none]
     #[arg(long, value_name = "NAME|YAML")]

@@ -219,6 +219,35 @@ impl Standing<'_> {
     }
 }
 
+/// A word of `apply_to`: a kind, the name of a site or `all`, behind a `-` where it leaves them out.
+#[derive(Clone, Copy, Debug)]
+pub struct Word<'a> {
+    /// What it means: a kind, the name of a site, or `all`.
+    pub sites: &'a str,
+    /// Whether it leaves them out.
+    pub leaves_out: bool,
+}
+
+impl<'a> Word<'a> {
+    /// Reads `pointwise` or `-features.18.0`.
+    pub fn read(word: &'a str) -> Word<'a> {
+        let sites = word.strip_prefix('-');
+        Word { sites: sites.unwrap_or(word), leaves_out: sites.is_some() }
+    }
+
+    /// Whether it means a site of that kind and name.
+    pub fn means(&self, kind: SiteKind, name: &str) -> bool {
+        [Self::ALL, kind.name(), name].contains(&self.sites)
+    }
+
+    const ALL: &'static str = "all";
+
+    /// What it may mean in any network: the kinds, and all sites.
+    pub fn general() -> impl Iterator<Item = &'static str> + Clone {
+        SiteKind::ALL.iter().map(|(name, _)| *name).chain([Self::ALL])
+    }
+}
+
 /// How the compact operators of a network are computed, by site. A site that isn't in it makes its kernels.
 pub type Plan = BTreeMap<String, Execution>;
 
@@ -227,7 +256,8 @@ pub type Plan = BTreeMap<String, Execution>;
 pub struct Builder<'a> {
     /// What goes on the chosen sites; resolved.
     pub operator: &'a OperatorConfig,
-    /// The chosen sites: kinds, site names, `all`; empty means those that the network's paper replaces.
+    /// The chosen sites: kinds, site names, `all`, or one of these behind a `-`, which leaves them out; the last word that means
+    /// a site decides. With no word that chooses, those that the network's paper replaces are chosen.
     pub apply_to: &'a [String],
     /// What goes behind each block.
     pub attention: Option<&'a AttentionConfig>,
@@ -284,17 +314,27 @@ impl<'a> Builder<'a> {
         }
     }
 
+    /// Whether no word of `apply_to` chooses sites, so that the network's own choice holds where none leaves them out.
+    pub fn keeps_defaults(&self) -> bool {
+        self.apply_to.iter().all(|word| Word::read(word).leaves_out)
+    }
+
+    /// Whether the last word of `apply_to` that means a site chooses it or leaves it out; none where no word means it.
+    fn wants(&self, kind: SiteKind, name: &str) -> Option<bool> {
+        let mut words = self.apply_to.iter().rev().map(|word| Word::read(word));
+        words.find(|word| word.means(kind, name)).map(|word| !word.leaves_out)
+    }
+
     /// The site, and whether the operator was put on it.
     fn place(&self, root: &nn::Path, plan: SitePlan, block: Option<i64>) -> Result<(Site, bool)> {
         let SitePlan { conv, bn, kind, geometry, activation, default } = plan;
         let (conv, bn) = (below(root, conv), below(root, bn));
         let (name, bn_name) = (dotted(&conv), dotted(&bn));
-        let named = self.apply_to.iter().any(|wanted| wanted == "all" || wanted == kind.name() || *wanted == name);
-        let (chosen, operator) = match default {
-            Standing::Operator if self.apply_to.is_empty() => (true, self.operator),
-            _ if named => (true, self.operator),
-            Standing::Own(own) => (false, own),
-            Standing::Plain | Standing::Operator => (false, &PLAIN),
+        let (chosen, operator) = match (self.wants(kind, &name), default) {
+            (Some(true), _) => (true, self.operator),
+            (None, Standing::Operator) if self.keeps_defaults() => (true, self.operator),
+            (_, Standing::Own(own)) => (false, own),
+            (_, Standing::Plain | Standing::Operator) => (false, &PLAIN),
         };
         let recipe = operator.recipe();
         if let Err(reason) = recipe.fits(&geometry) {

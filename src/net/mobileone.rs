@@ -55,7 +55,7 @@ impl Family for Config {
                 );
             }
             let one_branch = OperatorConfig::MobileOne(op::mobileone::Config { branches: 1, ..operator.clone() });
-            first = builder.apply_to.is_empty().then_some(one_branch);
+            first = builder.keeps_defaults().then_some(one_branch);
         }
         let channels = |stage: usize| (CHANNELS[stage] * WIDTHS[member][stage]) as i64;
         let mut inputs = channels(0).min(64);
