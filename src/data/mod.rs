@@ -4,6 +4,7 @@ pub mod augment;
 pub mod cifar;
 pub mod dataset;
 pub mod external;
+pub mod fetch;
 pub mod home;
 pub mod mnist;
 mod pickle;
