@@ -4,7 +4,7 @@ use crate::bad_request;
 use crate::data::home::{ClassCount, Home, Inspection};
 use anyhow::Result;
 use std::path::Path;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 /// The shape of a data set, known without reading it: enough to build a network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +40,7 @@ pub trait Source {
 
     /// Reads everything and says what is there. A set that can do without some of its files lists the damaged ones.
     fn inspect(&self, root: Option<&Path>) -> Result<Inspection> {
-        Ok(self.load(root)?.inspect())
+        self.load(root)?.inspect()
     }
 }
 
@@ -76,13 +76,17 @@ pub struct Dataset {
 
 impl Dataset {
     /// Counts, and the statistics of the training split.
-    pub fn inspect(&self) -> Inspection {
-        let [train, test] = [&self.train, &self.test].map(|split| split.counts(self.classes.len() as i64));
+    ///
+    /// # Errors
+    /// libtorch's, where it can't copy the images.
+    pub fn inspect(&self) -> Result<Inspection> {
+        let classes = self.classes.len() as i64;
+        let (train, test) = (self.train.counts(classes)?, self.test.counts(classes)?);
         let name =
             |(class, name): (usize, &String)| ClassCount { name: name.clone(), train: train[class], test: test[class] };
-        let (mean, std) = self.train.moments();
+        let (mean, std) = self.train.moments()?;
         let shape = self.train.images.size();
-        Inspection {
+        Ok(Inspection {
             channels: shape[3],
             size: shape[1],
             classes: self.classes.iter().enumerate().map(name).collect(),
@@ -91,34 +95,36 @@ impl Dataset {
             mean,
             std,
             damaged: Vec::new(),
-        }
+        })
     }
 }
 
 impl Split {
     /// Number of images of each class.
-    fn counts(&self, classes: i64) -> Vec<i64> {
-        let counts = self.labels.to_device(Device::Cpu).bincount(None::<Tensor>, classes);
-        counts.iter::<i64>().into_iter().flatten().collect()
+    fn counts(&self, classes: i64) -> Result<Vec<i64>> {
+        Ok(Vec::try_from(self.labels.f_bincount(None::<Tensor>, classes)?)?)
     }
 
-    /// Mean and standard deviation of each channel, of pixels in [0, 1]. From histograms: they are exact, and small.
-    fn moments(&self) -> (Vec<f64>, Vec<f64>) {
-        let channels = self.images.size()[3];
-        let values = Tensor::arange(256, (Kind::Double, Device::Cpu)) / 255.;
-        let moments = |channel| {
-            let mut histogram = Tensor::zeros([256], (Kind::Int64, Device::Cpu));
-            // In blocks, as bincount makes an int64 copy.
-            for block in self.images.split(1024, 0) {
-                let pixels = block.select(3, channel).reshape([-1]).to_kind(Kind::Int64).to_device(Device::Cpu);
-                histogram += pixels.bincount(None::<Tensor>, 256);
+    /// Mean and standard deviation of each channel, of pixels in [0, 1]. From histograms, which are exact.
+    fn moments(&self) -> Result<(Vec<f64>, Vec<f64>)> {
+        let mut histograms = vec![[0_u64; 256]; self.images.size()[3] as usize];
+        // In blocks, so that the copy stays small.
+        for block in self.images.split(1024, 0) {
+            let bytes = Vec::<u8>::try_from(block.reshape([-1]))?;
+            for pixel in bytes.chunks_exact(histograms.len()) {
+                histograms.iter_mut().zip(pixel).for_each(|(histogram, value)| histogram[usize::from(*value)] += 1);
             }
-            let share = histogram.to_kind(Kind::Double) / (self.images.numel() as i64 / channels);
-            let mean = (&share * &values).sum(Kind::Double);
-            let variance = (share * (&values - &mean).square()).sum(Kind::Double);
-            (mean.double_value(&[]), variance.sqrt().double_value(&[]))
+        }
+        let moments = |histogram: &[u64; 256]| {
+            let pixels = histogram.iter().sum::<u64>() as f64;
+            let average = |of: &dyn Fn(f64) -> f64| {
+                let terms = histogram.iter().zip(0..).map(|(count, value)| *count as f64 * of(f64::from(value) / 255.));
+                terms.sum::<f64>() / pixels
+            };
+            let mean = average(&|value| value);
+            (mean, average(&|value| (value - mean).powi(2)).sqrt())
         };
-        (0..channels).map(moments).unzip()
+        Ok(histograms.iter().map(moments).unzip())
     }
 
     /// A split from raw bytes: `pixels` in the order (N, H, W, C), one label an image. `what` names it in errors.
@@ -162,6 +168,7 @@ impl Split {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tch::Kind;
 
     #[test]
     fn an_inspection_counts_the_classes_and_measures_the_training_split() {
@@ -169,7 +176,7 @@ mod tests {
         let train = Split::new("train", spec, &[0, 255, 51, 255, 102, 255, 51, 255], &[2, 0, 2, 2]).unwrap();
         let test = Split::new("test", spec, &[9, 9], &[1]).unwrap();
         let classes = ["a", "b", "c"].map(String::from).to_vec();
-        let found = Dataset { train, test, classes }.inspect();
+        let found = Dataset { train, test, classes }.inspect().unwrap();
         let counts: Vec<_> = found.classes.iter().map(|class| (&*class.name, class.train, class.test)).collect();
         assert_eq!(counts, [("a", 1, 0), ("b", 0, 1), ("c", 3, 0)]);
         assert_eq!((found.train, found.test, found.channels, found.size), (4, 1, 2, 1));
@@ -185,7 +192,7 @@ mod tests {
     fn the_statistics_are_those_of_the_normalisation() {
         let images = Tensor::randint(256, [1100, 4, 4, 3], (Kind::Uint8, Device::Cpu));
         let split = Split { images, labels: Tensor::zeros([1100], (Kind::Int64, Device::Cpu)) };
-        let (mean, std) = split.moments();
+        let (mean, std) = split.moments().unwrap();
         let expected = crate::data::augment::Normalisation::of(&split);
         for (found, expected) in mean.iter().chain(&std).zip(expected.mean.iter().chain(&expected.std)) {
             // The other is a difference of means of squares: it loses a digit or two of float64's 16.

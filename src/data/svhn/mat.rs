@@ -298,13 +298,14 @@ fn read_images<R: Read>(elements: &mut Elements<R>, matrix: &Matrix, most: usize
         ));
     }
     let mut pixels = Vec::new();
-    let mut image = [0; PIXELS];
+    let (mut image, mut turned) = ([0; PIXELS], [0; PIXELS]);
     for _ in 0..images {
         elements.source.read_exact(&mut image).map_err(|error| unreadable(&error))?;
-        for at in 0..SIDE * SIDE {
-            let (y, x) = (at / SIDE, at % SIDE);
-            pixels.extend([0, 1, 2].map(|channel| image[channel * SIDE * SIDE + x * SIDE + y]));
+        for (at, byte) in image.iter().enumerate() {
+            let (channel, x, y) = (at / (SIDE * SIDE), at / SIDE % SIDE, at % SIDE);
+            turned[(y * SIDE + x) * 3 + channel] = *byte;
         }
+        pixels.extend_from_slice(&turned);
     }
     Ok(pixels)
 }
