@@ -296,6 +296,24 @@ pub fn data_named(name: &str, common: &Common) -> Result<DataConfig> {
     }
 }
 
+/// The section `data` of the set of that name, with `key=value` overrides of its keys.
+///
+/// # Errors
+/// A [`crate::error::BadRequest`]: `data.key: reason`.
+pub fn data_section(name: &str, overrides: &[String]) -> Result<DataConfig> {
+    let mut keys = Mapping::new();
+    keys.insert("name".into(), name.into());
+    set_all(&mut keys, overrides)?;
+    let data: DataConfig = match serde_yaml::from_value(Value::Mapping(keys)) {
+        Ok(data) => data,
+        Err(error) => bad_request!("data.{}", explain(&error.to_string())),
+    };
+    match data.check() {
+        Ok(()) => Ok(data),
+        Err(reason) => bad_request!("data.{reason}"),
+    }
+}
+
 /// A YAML file with `--set` applied, not yet read as trials.
 #[derive(Clone, Debug)]
 pub struct Document {
@@ -325,15 +343,7 @@ impl Document {
             all.extend(keys);
             keys = all;
         }
-        for text in overrides {
-            let Some((key, value)) = text.split_once('=') else {
-                bad_request!("--set {text}: give key.key=value");
-            };
-            match serde_yaml::from_str(value) {
-                Ok(value) => set(&mut keys, key, value)?,
-                Err(_) => bad_request!("--set {text}: the value is not YAML"),
-            }
-        }
+        set_all(&mut keys, overrides)?;
         let (sweep, trial) =
             keys.into_iter().partition(|(key, _)| key.as_str().is_some_and(|key| SWEEP_KEYS.contains(&key)));
         Ok(Document { trial, sweep, origin })
@@ -376,6 +386,20 @@ fn read_mapping(path: &Path) -> Result<Mapping> {
         Ok(_) => bad_request!("{}: holds no `key: value` pairs", path.display()),
         Err(error) => bad_request!("{}: not YAML: {error}", path.display()),
     }
+}
+
+/// Applies `key.key=value` overrides.
+fn set_all(keys: &mut Mapping, overrides: &[String]) -> Result<()> {
+    for text in overrides {
+        let Some((key, value)) = text.split_once('=') else {
+            bad_request!("--set {text}: give key.key=value");
+        };
+        match serde_yaml::from_str(value) {
+            Ok(value) => set(keys, key, value)?,
+            Err(_) => bad_request!("--set {text}: the value is not YAML"),
+        }
+    }
+    Ok(())
 }
 
 /// Sets a dotted key; the sections on the way are made where they are missing.

@@ -52,7 +52,7 @@ fn cuda() -> Result<Vec<String>, String> {
 fn data() -> Result<String, String> {
     let Some(root) = std::env::var_os("FOLDCONV_DATA") else {
         return Err(
-            "FOLDCONV_DATA is not set; `shapes` is built in, CIFAR is at https://www.cs.toronto.edu/~kriz/cifar.html"
+            "FOLDCONV_DATA is not set; `shapes` is built in, `foldconv data list` says where others are to be had"
                 .into(),
         );
     };

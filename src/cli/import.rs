@@ -201,7 +201,7 @@ fn guess_data(state: &StateDict) -> Result<&'static str> {
         [name] => Ok(name),
         [] => bad_request!("--data: the classifier has {classes} classes, as no data set has; name the data set"),
         ref several => {
-            let names = several.join(" and ");
+            let names = several.join(", ");
             bad_request!("--data: the classifier has {classes} classes, as {names} have; name the data set")
         }
     }

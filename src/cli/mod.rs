@@ -2,6 +2,7 @@
 
 mod bench;
 mod compare;
+mod data;
 mod describe;
 mod doctor;
 mod eval;
@@ -67,6 +68,8 @@ enum Command {
     Eval(eval::Options),
     /// Measure speed
     Bench(bench::Options),
+    /// List, check and fetch data sets
+    Data(data::Options),
     /// Say what this machine has and what is missing
     Doctor,
 }
@@ -149,6 +152,7 @@ impl Cli {
             Command::Compare(options) => compare::run(options, machine, json),
             Command::Eval(options) => eval::run(options, machine, json),
             Command::Bench(options) => bench::run(options, machine, json),
+            Command::Data(options) => data::run(options, json),
             Command::Doctor => doctor::run(machine, json),
         }
     }

@@ -16,7 +16,8 @@ mod container;
 mod tests;
 
 use crate::bad_request;
-use crate::data::dataset::{Dataset, Source, Spec, Split};
+use crate::data::dataset::{self, Dataset, Source, Spec, Split};
+use crate::data::home::{Download, Home};
 use anyhow::Result;
 use batch::Batch;
 use schemars::JsonSchema;
@@ -48,6 +49,10 @@ impl Source for Cifar10Config {
     fn load(&self, root: Option<&Path>) -> Result<Dataset> {
         load(&CIFAR10, root)
     }
+
+    fn home(&self) -> Option<Home> {
+        Some(CIFAR10.home())
+    }
 }
 
 impl Source for Cifar100Config {
@@ -58,6 +63,10 @@ impl Source for Cifar100Config {
     /// Reads CIFAR-100 from below `root`, from its batches' folder or from its archive.
     fn load(&self, root: Option<&Path>) -> Result<Dataset> {
         load(&CIFAR100, root)
+    }
+
+    fn home(&self) -> Option<Home> {
+        Some(CIFAR100.home())
     }
 }
 
@@ -72,6 +81,8 @@ struct Variant {
     /// Images in the official file of the test split.
     test_records: usize,
     forms: [Form; 2],
+    /// The official archives of the forms. They are read as they are: nothing is unpacked.
+    archives: &'static [Download],
 }
 
 /// One of the forms in which a data set is distributed.
@@ -123,6 +134,18 @@ const CIFAR10: Variant = Variant {
             names: "batches.meta",
         },
     ],
+    archives: &[
+        Download {
+            url: "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+            file: "cifar-10-binary.tar.gz",
+            md5: "c32a1d4ab5d03f1284b67883e8d87530",
+        },
+        Download {
+            url: "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+            file: "cifar-10-python.tar.gz",
+            md5: "c58f30108f718f92721af3b95e74349a",
+        },
+    ],
 };
 
 const CIFAR100: Variant = Variant {
@@ -149,11 +172,33 @@ const CIFAR100: Variant = Variant {
             names: "meta",
         },
     ],
+    archives: &[
+        Download {
+            url: "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
+            file: "cifar-100-binary.tar.gz",
+            md5: "03b5dce01913d631647c71ecec9e9cb8",
+        },
+        Download {
+            url: "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+            file: "cifar-100-python.tar.gz",
+            md5: "eb9058c3a382ffc7106e4002c42a8d85",
+        },
+    ],
 };
 
 impl Variant {
     fn spec(&self) -> Spec {
         Spec { classes: self.classes, channels: 3, size: 32 }
+    }
+
+    fn home(&self) -> Home {
+        Home {
+            address: HOME,
+            licence: "none stated; the photographs are from Tiny Images, collected from the web for research",
+            citation: "A. Krizhevsky, \"Learning Multiple Layers of Features from Tiny Images\", 2009",
+            downloads: &self.archives[..1],
+            alternatives: &self.archives[1..],
+        }
     }
 
     /// Images in the official file of this name; `None` for a file without images.
@@ -174,12 +219,7 @@ impl Form {
 }
 
 fn load(variant: &Variant, root: Option<&Path>) -> Result<Dataset> {
-    let Some(root) = root else {
-        bad_request!(
-            "data.root is not given: name the folder that holds {} with `--set data.root=…` or FOLDCONV_DATA ({HOME})",
-            variant.name
-        );
-    };
+    let root = dataset::required(root, variant.name, HOME)?;
     let (form, container) = container::locate(variant, root)?;
     let mut batches: Vec<Option<Batch>> = form.batches().map(|_| None).collect();
     let mut names = None;

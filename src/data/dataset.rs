@@ -1,6 +1,7 @@
 //! What every data set is once it is read: two splits of 8-bit images that stay resident, and the names of the classes.
 
 use crate::bad_request;
+use crate::data::home::{ClassCount, Home, Inspection};
 use anyhow::Result;
 use std::path::Path;
 use tch::{Device, Tensor};
@@ -31,6 +32,26 @@ pub trait Source {
 
     /// Reads both splits into memory. `root` is the folder that the user gave (`data.root`, else `FOLDCONV_DATA`).
     fn load(&self, root: Option<&Path>) -> Result<Dataset>;
+
+    /// Where the set is to be had; `None` for one that is made here or is only a shape.
+    fn home(&self) -> Option<Home> {
+        None
+    }
+
+    /// Reads everything and says what is there. A set that can do without some of its files lists the damaged ones.
+    fn inspect(&self, root: Option<&Path>) -> Result<Inspection> {
+        self.load(root)?.inspect()
+    }
+}
+
+/// The folder that the user gave, or what to do where none was given. `set` is the set's name for people.
+pub fn required<'r>(root: Option<&'r Path>, set: &str, address: &str) -> Result<&'r Path> {
+    match root {
+        Some(root) => Ok(root),
+        None => bad_request!(
+            "data.root is not given: name the folder that holds {set} with `--set data.root=…` or FOLDCONV_DATA ({address})"
+        ),
+    }
 }
 
 /// Images and labels of one split, resident on one device.
@@ -53,7 +74,59 @@ pub struct Dataset {
     pub classes: Vec<String>,
 }
 
+impl Dataset {
+    /// Counts, and the statistics of the training split.
+    ///
+    /// # Errors
+    /// libtorch's, where it can't copy the images.
+    pub fn inspect(&self) -> Result<Inspection> {
+        let classes = self.classes.len() as i64;
+        let (train, test) = (self.train.counts(classes)?, self.test.counts(classes)?);
+        let name =
+            |(class, name): (usize, &String)| ClassCount { name: name.clone(), train: train[class], test: test[class] };
+        let (mean, std) = self.train.moments()?;
+        let shape = self.train.images.size();
+        Ok(Inspection {
+            channels: shape[3],
+            size: shape[1],
+            classes: self.classes.iter().enumerate().map(name).collect(),
+            train: self.train.len(),
+            test: self.test.len(),
+            mean,
+            std,
+            damaged: Vec::new(),
+        })
+    }
+}
+
 impl Split {
+    /// Number of images of each class.
+    fn counts(&self, classes: i64) -> Result<Vec<i64>> {
+        Ok(Vec::try_from(self.labels.f_bincount(None::<Tensor>, classes)?)?)
+    }
+
+    /// Mean and standard deviation of each channel, of pixels in [0, 1]. From histograms, which are exact.
+    fn moments(&self) -> Result<(Vec<f64>, Vec<f64>)> {
+        let mut histograms = vec![[0_u64; 256]; self.images.size()[3] as usize];
+        // In blocks, so that the copy stays small.
+        for block in self.images.split(1024, 0) {
+            let bytes = Vec::<u8>::try_from(block.reshape([-1]))?;
+            for pixel in bytes.chunks_exact(histograms.len()) {
+                histograms.iter_mut().zip(pixel).for_each(|(histogram, value)| histogram[usize::from(*value)] += 1);
+            }
+        }
+        let moments = |histogram: &[u64; 256]| {
+            let pixels = histogram.iter().sum::<u64>() as f64;
+            let average = |of: &dyn Fn(f64) -> f64| {
+                let terms = histogram.iter().zip(0..).map(|(count, value)| *count as f64 * of(f64::from(value) / 255.));
+                terms.sum::<f64>() / pixels
+            };
+            let mean = average(&|value| value);
+            (mean, average(&|value| (value - mean).powi(2)).sqrt())
+        };
+        Ok(histograms.iter().map(moments).unzip())
+    }
+
     /// A split from raw bytes: `pixels` in the order (N, H, W, C), one label an image. `what` names it in errors.
     pub fn new(what: &str, spec: Spec, pixels: &[u8], labels: &[u8]) -> Result<Split> {
         if labels.is_empty() {
@@ -89,5 +162,41 @@ impl Split {
     /// The same split on a device.
     pub fn to_device(self, device: Device) -> Split {
         Split { images: self.images.to_device(device), labels: self.labels.to_device(device) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Kind;
+
+    #[test]
+    fn an_inspection_counts_the_classes_and_measures_the_training_split() {
+        let spec = Spec { classes: 3, channels: 2, size: 1 };
+        let train = Split::new("train", spec, &[0, 255, 51, 255, 102, 255, 51, 255], &[2, 0, 2, 2]).unwrap();
+        let test = Split::new("test", spec, &[9, 9], &[1]).unwrap();
+        let classes = ["a", "b", "c"].map(String::from).to_vec();
+        let found = Dataset { train, test, classes }.inspect().unwrap();
+        let counts: Vec<_> = found.classes.iter().map(|class| (&*class.name, class.train, class.test)).collect();
+        assert_eq!(counts, [("a", 1, 0), ("b", 0, 1), ("c", 3, 0)]);
+        assert_eq!((found.train, found.test, found.channels, found.size), (4, 1, 2, 1));
+        // 0, 0.2, 0.4, 0.2 and a constant; sums of four terms in float64.
+        let expected = [(found.mean, [0.2, 1.]), (found.std, [0.02_f64.sqrt(), 0.])];
+        for (found, expected) in expected {
+            assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-15), "{found:?}");
+        }
+    }
+
+    /// Training normalises by these.
+    #[test]
+    fn the_statistics_are_those_of_the_normalisation() {
+        let images = Tensor::randint(256, [1100, 4, 4, 3], (Kind::Uint8, Device::Cpu));
+        let split = Split { images, labels: Tensor::zeros([1100], (Kind::Int64, Device::Cpu)) };
+        let (mean, std) = split.moments().unwrap();
+        let expected = crate::data::augment::Normalisation::of(&split);
+        for (found, expected) in mean.iter().chain(&std).zip(expected.mean.iter().chain(&expected.std)) {
+            // The other is a difference of means of squares: it loses a digit or two of float64's 16.
+            assert!((found - expected).abs() < 1e-12, "{found} {expected}");
+        }
     }
 }

@@ -4,8 +4,12 @@ pub mod augment;
 pub mod cifar;
 pub mod dataset;
 pub mod external;
+pub mod fetch;
+pub mod home;
+pub mod mnist;
 mod pickle;
 pub mod shapes;
+pub mod svhn;
 
 use crate::bad_request;
 use anyhow::Result;
@@ -19,9 +23,19 @@ use std::path::PathBuf;
 crate::registry! {
     /// A data set and its options.
     pub enum SourceConfig: Source, "data set" {
+        /// Photographs of animals and vehicles.
         "cifar10" => Cifar10(cifar::Cifar10Config),
+        /// The same, in finer classes.
         "cifar100" => Cifar100(cifar::Cifar100Config),
+        /// Photographs of digits.
+        "svhn" => Svhn(svhn::Config),
+        /// Handwritten digits.
+        "mnist" => Mnist(mnist::MnistConfig),
+        /// Clothes.
+        "fashion_mnist" => FashionMnist(mnist::FashionMnistConfig),
+        /// Shapes, drawn in memory.
         "shapes" => Shapes(shapes::Config),
+        /// No images, only their shape.
         "external" => External(external::Config),
     }
 }
@@ -108,13 +122,17 @@ impl DataConfig {
         Ok(())
     }
 
+    /// The folder that holds the set: `root`, else the environment variable FOLDCONV_DATA.
+    pub fn root(&self) -> Option<PathBuf> {
+        self.common.root.clone().or_else(|| std::env::var_os("FOLDCONV_DATA").map(PathBuf::from))
+    }
+
     /// Reads the set; `limit` applied.
     ///
     /// # Errors
     /// One line that says what is missing or damaged, and where.
     pub fn load(&self) -> Result<Dataset> {
-        let root = self.common.root.clone().or_else(|| std::env::var_os("FOLDCONV_DATA").map(PathBuf::from));
-        let mut dataset = self.source.recipe().load(root.as_deref())?;
+        let mut dataset = self.source.recipe().load(self.root().as_deref())?;
         if let Some(limit) = self.common.limit {
             dataset.train = dataset.train.take(limit);
         }
