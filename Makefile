@@ -13,7 +13,7 @@ setup: tools $(if $(LIBTORCH),,$(VENV)/.torch-$(TORCH))
 
 .PHONY: tools
 tools:
-	@command -v cargo >/dev/null || { echo "cargo is missing: install Rust 1.88 or newer, https://rustup.rs" >&2; exit 2; }
+	@command -v cargo >/dev/null || { echo "cargo is missing: install Rust 1.89 or newer, https://rustup.rs" >&2; exit 2; }
 	@command -v $(or $(CXX),c++) >/dev/null || { echo "a C++ compiler is missing: install g++ or clang (Debian: apt-get install g++)" >&2; exit 2; }
 
 # The stamp names the release, so that an environment with another one is brought up to date.

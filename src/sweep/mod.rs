@@ -2,7 +2,9 @@
 
 pub mod axes;
 pub mod launch;
+pub mod lock;
 pub mod plan;
+pub mod state;
 pub mod store;
 
 use crate::config::Document;
