@@ -3,6 +3,7 @@
 pub mod axes;
 pub mod launch;
 pub mod lock;
+pub mod paper;
 pub mod plan;
 pub mod state;
 pub mod store;
