@@ -1,5 +1,8 @@
 //! Reports: a sweep folder in, tables out, as text for the terminal, `report.md` and `report.csv` in the folder, and JSON.
 
+pub mod comparison;
+pub mod curves;
+pub mod latency;
 mod rows;
 pub mod statistics;
 pub mod summary;
