@@ -3,6 +3,7 @@
 pub mod comparison;
 pub mod curves;
 pub mod latency;
+pub mod plot;
 mod rows;
 pub mod statistics;
 pub mod summary;

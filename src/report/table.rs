@@ -138,12 +138,12 @@ fn top1_cell(point: &PointSummary) -> String {
 
 /// Percent, rounded down: 100.00 only where all images agree. The small term is for 81.85, a hundred times which
 /// is a little less than 8185 in binary.
-fn rounded_down(percent: f64) -> String {
+pub fn rounded_down(percent: f64) -> String {
     format!("{:.2}", (percent * 100. + 1e-6).floor() / 100.)
 }
 
 /// `3.1e-7`.
-fn scientific(value: f64) -> String {
+pub fn scientific(value: f64) -> String {
     if value == 0. { "0".into() } else { format!("{value:.1e}") }
 }
 
