@@ -32,7 +32,7 @@ fn a_sweep_runs_reports_and_goes_on() {
 
     let first = stdout(&sweep(&root, &[]));
     assert!(first.contains("6 of 6 trials are finished"), "{first}");
-    let report = root.join("out/report.md");
+    let report = root.join("out/report.html");
     assert!(first.ends_with(&format!("report: {}\n", report.display())), "{first}");
     assert!(first.contains("refused [1]") && first.contains("a ReLU stands between"), "{first}");
 
