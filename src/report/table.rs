@@ -113,7 +113,7 @@ const NONE: &str = "–";
 
 /// What [`comparison`] shows.
 pub const COMPARISON_LEGEND: &str = "Top-1 of the expanded form less that of the other, in percentage points, paired by seed. \
-    The interval is that of Student's t and holds the true mean difference in 95 of 100 such tables; where it holds 0, the two are \
+    The interval is that of Student's t and holds the true mean difference in 95 of 100 such sweeps; where it holds 0, the two are \
     not told apart. Each row is by itself: of twenty rows without any true difference, one leaves 0 out by chance.";
 
 /// How far points are from what they are compared with.

@@ -1,12 +1,13 @@
 //! Top-1 along one axis of the sweep: a row a value, or a line where the values are numbers.
 
 use super::draw::{self, Axes, LEFT, Plane, RIGHT, Scale, Sign};
-use super::figure::{Area, Figure, INK};
+use super::figure::{Area, FAINT, Figure, INK};
 use super::{MOST_SERIES, file_name, names, titled};
 use crate::report::comparison::groups;
 use crate::report::statistics::Statistics;
 use crate::report::summary::{PointSummary, Summary};
 use anyhow::Result;
+use plotters::style::RGBColor;
 use plotters::style::text_anchor::HPos;
 
 /// What a figure shows.
@@ -19,8 +20,8 @@ struct Shown<'a> {
     values: Vec<String>,
     /// The same as numbers, where they all are.
     numbers: Option<Vec<f64>>,
-    /// The baseline of each series, where it is no point of it.
-    baselines: Vec<Option<&'a PointSummary>>,
+    /// The finished baselines that are no point of a series, each with its colour: that of the series, where it has one alone.
+    baselines: Vec<(&'a PointSummary, RGBColor)>,
 }
 
 /// One for each axis along which anything is finished.
@@ -81,14 +82,27 @@ impl<'a> Shown<'a> {
                 labels.push((&place.label, &place.short));
             }
         }
-        let numbers: Option<Vec<f64>> = labels.iter().map(|(label, _)| label.parse().ok()).collect();
+        let numbers: Option<Vec<f64>> =
+            labels.iter().map(|(label, _)| label.parse().ok().filter(|number: &f64| number.is_finite())).collect();
         let values = labels.iter().map(|(_, short)| short.to_string()).collect();
-        let baseline = |group: &Vec<usize>| {
-            let at = group.iter().find_map(|at| summary.points[*at].compared_with)?;
-            (!group.contains(&at)).then(|| &summary.points[at])
-        };
-        let baselines = groups.iter().map(baseline).collect();
+        let mut baselines: Vec<(&PointSummary, RGBColor)> = Vec::new();
+        for (at, group) in groups.iter().enumerate() {
+            let baseline = group.iter().find_map(|at| summary.points[*at].compared_with);
+            let outside =
+                baseline.filter(|baseline| !group.contains(baseline)).map(|baseline| &summary.points[baseline]);
+            let Some(point) = outside.filter(|point| point.expanded_top1().is_some()) else { continue };
+            match baselines.iter_mut().find(|(known, _)| known.title == point.title) {
+                Some((_, color)) => *color = FAINT,
+                None => baselines.push((point, draw::color(at))),
+            }
+        }
         Shown { series, axis, values, numbers: numbers.filter(|numbers| numbers.len() > 2), baselines }
+    }
+
+    /// All that is shown.
+    fn points(&self) -> impl Iterator<Item = &'a PointSummary> {
+        let series = self.series.iter().flat_map(|(points, _)| points.iter().copied());
+        series.chain(self.baselines.iter().map(|(point, _)| *point))
     }
 
     /// The place of a point on the axis, among its values.
@@ -113,20 +127,9 @@ impl<'a> Shown<'a> {
                 (Sign::Mark(at), if name.is_empty() { "baseline".into() } else { name.clone() })
             }));
         }
-        // One entry where all series have the same baseline.
-        let mut known: Vec<&str> = Vec::new();
-        for (at, baseline) in self.baselines.iter().enumerate() {
-            if let Some(baseline) = baseline
-                && baseline.expanded_top1().is_some()
-                && !known.contains(&baseline.title.as_str())
-            {
-                known.push(&baseline.title);
-                entries.push((Sign::Dashes(at), baseline.title.clone()));
-            }
-        }
-        let points = || self.series.iter().flat_map(|(points, _)| points.iter().copied());
+        entries.extend(self.baselines.iter().map(|(point, color)| (Sign::Dashes(*color), point.title.clone())));
         if let Some(citation) = &summary.citation
-            && points().chain(self.baselines.iter().flatten().copied()).any(|point| point.paper_top1.is_some())
+            && self.points().any(|point| point.paper_top1.is_some())
         {
             entries.push((Sign::Cross, citation.clone()));
         }
@@ -134,15 +137,10 @@ impl<'a> Shown<'a> {
     }
 
     fn axes(&self, area: &Area, title: &str, key: &str) -> Result<Plane> {
-        let top1 = self
-            .series
-            .iter()
-            .flat_map(|(points, _)| points.iter().copied())
-            .chain(self.baselines.iter().flatten().copied());
-        let top1 = Scale::around(top1.flat_map(values), 1.);
+        let top1 = Scale::around(self.points().flat_map(values), 1.);
         match &self.numbers {
             Some(numbers) => {
-                let x = Scale::of_sizes(numbers.iter().copied());
+                let x = Scale::of_sizes(numbers.iter().copied(), 10.);
                 let axes = Axes {
                     x,
                     y: top1,
@@ -167,7 +165,7 @@ impl<'a> Shown<'a> {
                     left: self.left(),
                     right: RIGHT,
                     height: self.height(),
-                    x_labels: 5,
+                    x_labels: 8,
                 };
                 let plane = draw::axes(area, title, &axes)?;
                 for (row, value) in self.values.iter().enumerate() {
@@ -182,14 +180,14 @@ impl<'a> Shown<'a> {
     /// As wide as the values need, within reason.
     fn left(&self) -> i32 {
         let longest = self.values.iter().map(|value| value.chars().count()).max().unwrap_or(0) as i32;
-        (longest * 8 + 22).clamp(60, 180)
+        (longest * 7 + 22).clamp(60, 180)
     }
 
     fn draw(&self, area: &Area, plane: &Plane) -> Result<()> {
-        for (series, baseline) in self.baselines.iter().enumerate() {
-            if let Some(top1) = baseline.and_then(PointSummary::expanded_top1) {
+        for (baseline, color) in &self.baselines {
+            if let Some(top1) = baseline.expanded_top1() {
                 let [from, to] = self.across(plane, top1.mean);
-                draw::dashes(area, from, to, draw::color(series))?;
+                draw::dashes(area, from, to, *color)?;
             }
         }
         for (series, (points, _)) in self.series.iter().enumerate() {

@@ -1,19 +1,23 @@
 //! Top-1 against what the compact form costs: parameters, multiply-accumulates, and latency where it was measured.
 
 use super::draw::{self, Axes, LEFT, RIGHT, Scale, Sign};
-use super::figure::{Area, Figure};
+use super::figure::{Area, Figure, UNIT};
 use super::{MOST_SERIES, names};
 use crate::report::summary::{PointSummary, Summary};
 use anyhow::Result;
 use std::collections::BTreeSet;
 
 const HEIGHT: i32 = 240;
+/// Points that are less of the axis apart than this stand beside each other, so many units apart.
+const NEAR: f64 = 0.02;
+const BESIDE: i32 = 10 * UNIT;
 
-/// A finished point: its cost, and its series.
+/// A finished point: its cost, its series, and how far it stands beside its place (in units), where others cost about as much.
 struct Shown<'a> {
     point: &'a PointSummary,
     cost: f64,
     series: usize,
+    aside: i32,
 }
 
 /// One for each cost that is known.
@@ -44,11 +48,15 @@ fn figure(
         return Ok(None);
     }
     let (series, legend_names) = series(&points);
-    let shown: Vec<Shown> = points
-        .iter()
-        .zip(series)
-        .filter_map(|(point, series)| Some(Shown { point, cost: cost(point)?, series }))
-        .collect();
+    let costs: Vec<f64> = points.iter().filter_map(|point| cost(point)).collect();
+    let x = Scale::of_sizes(costs.iter().copied(), 10.);
+    let shown = points.iter().zip(series).zip(&costs).enumerate().map(|(at, ((point, series), cost))| {
+        let near = |other: &&f64| (x.fraction(**other) - x.fraction(*cost)).abs() < NEAR;
+        let (before, all) = (costs[..at].iter().filter(near).count() as i32, costs.iter().filter(near).count() as i32);
+        // In the middle between all that cost about the same.
+        Shown { point, cost: *cost, series, aside: (2 * before - all + 1) * BESIDE / 2 }
+    });
+    let shown: Vec<Shown> = shown.collect();
     let mut legend: Vec<(Sign, String)> =
         legend_names.into_iter().enumerate().map(|(at, name)| (Sign::Mark(at), name)).collect();
     if let Some(citation) = &summary.citation
@@ -62,7 +70,7 @@ fn figure(
         one where there is no compact."
         .into();
     Figure::draw(format!("cost-{name}"), title.clone(), note, height, |area| {
-        draw_points(area, &title, x_title, &shown)?;
+        draw_points(area, &title, x_title, x, &shown)?;
         draw::legend(area, &legend, HEIGHT)
     })
     .map(Some)
@@ -91,13 +99,13 @@ fn series(points: &[&PointSummary]) -> (Vec<usize>, Vec<String>) {
     (series, known)
 }
 
-fn draw_points(area: &Area, title: &str, x_title: &str, shown: &[Shown]) -> Result<()> {
+fn draw_points(area: &Area, title: &str, x_title: &str, x: Scale, shown: &[Shown]) -> Result<()> {
     let top1 = shown.iter().flat_map(|Shown { point, .. }| {
         let band = point.expanded_top1().map(|top1| top1.band());
         band.into_iter().flat_map(|(low, high)| [low, high]).chain(point.paper_top1)
     });
     let axes = Axes {
-        x: Scale::of_sizes(shown.iter().map(|shown| shown.cost)),
+        x,
         y: Scale::around(top1, 1.),
         x_title,
         x_number: &draw::size_number,
@@ -108,16 +116,20 @@ fn draw_points(area: &Area, title: &str, x_title: &str, shown: &[Shown]) -> Resu
         x_labels: 5,
     };
     let plane = draw::axes(area, title, &axes)?;
-    for Shown { point, cost, series } in shown {
+    for Shown { point, cost, series, aside } in shown {
+        let at = |top1: f64| {
+            let (x, y) = plane(*cost, top1);
+            (x + aside, y)
+        };
         if let Some(top1) = point.expanded_top1() {
             if top1.std.is_some() {
                 let (low, high) = top1.band();
-                draw::bar(area, plane(*cost, low), plane(*cost, high), draw::color(*series))?;
+                draw::bar(area, at(low), at(high), draw::color(*series))?;
             }
-            draw::mark(area, plane(*cost, top1.mean), *series)?;
+            draw::mark(area, at(top1.mean), *series)?;
         }
         if let Some(paper) = point.paper_top1 {
-            draw::cross(area, plane(*cost, paper), draw::color(*series))?;
+            draw::cross(area, at(paper), draw::color(*series))?;
         }
     }
     Ok(())

@@ -43,11 +43,12 @@ impl Scale {
         Scale { low: low - air, high: high + air, log: false }
     }
 
-    /// The same for positive numbers, logarithmic where they span more than a factor of ten.
-    pub fn of_sizes(values: impl IntoIterator<Item = f64>) -> Scale {
+    /// The same for positive numbers, logarithmic where they span more than that factor.
+    pub fn of_sizes(values: impl IntoIterator<Item = f64>, factor: f64) -> Scale {
         let (low, high) = ends(values);
-        if low > 0. && high > 10. * low {
-            return Scale { low: low / 1.3, high: high * 1.3, log: true };
+        if low > 0. && high > factor * low {
+            let air = (high / low).powf(0.06);
+            return Scale { low: low / air, high: high * air, log: true };
         }
         let air = ((high - low) * 0.08).max(high * 0.02);
         Scale { low: low - air, high: high + air, log: false }
@@ -55,8 +56,13 @@ impl Scale {
 }
 
 impl Scale {
+    /// Of a logarithm: numbers stand at the powers of ten, or of two where there would be few.
+    fn base(&self) -> f64 {
+        if self.high < 60. * self.low { 2. } else { 10. }
+    }
+
     /// How far along the axis a value stands, from 0 to 1.
-    fn fraction(&self, value: f64) -> f64 {
+    pub fn fraction(&self, value: f64) -> f64 {
         if self.log {
             (value / self.low).ln() / (self.high / self.low).ln()
         } else {
@@ -109,14 +115,23 @@ pub type Plane = Box<dyn Fn(f64, f64) -> (i32, i32)>;
 /// Draws axes and grid, and tells where values stand.
 pub fn axes(area: &Area, title: &str, axes: &Axes) -> Result<Plane> {
     text(area, title, (8, 5), LARGE, INK, HPos::Left, VPos::Top)?;
-    let (low, high) = (axes.x.low, axes.x.high);
-    if axes.x.log { plane(area, axes, (low..high).log_scale()) } else { plane(area, axes, low..high) }
+    let (x, y) = (axes.x.low..axes.x.high, axes.y.low..axes.y.high);
+    let x_log = x.clone().log_scale().base(axes.x.base());
+    let y_log = y.clone().log_scale().base(axes.y.base());
+    match (axes.x.log, axes.y.log) {
+        (false, false) => plane(area, axes, x, y),
+        (true, false) => plane(area, axes, x_log, y),
+        (false, true) => plane(area, axes, x, y_log),
+        (true, true) => plane(area, axes, x_log, y_log),
+    }
 }
 
-fn plane<X>(area: &Area, axes: &Axes, x: X) -> Result<Plane>
+fn plane<X, Y>(area: &Area, axes: &Axes, x: X, y: Y) -> Result<Plane>
 where
     X: AsRangedCoord<Value = f64>,
     X::CoordDescType: Ranged<ValueType = f64> + ValueFormatter<f64>,
+    Y: AsRangedCoord<Value = f64>,
+    Y::CoordDescType: Ranged<ValueType = f64> + ValueFormatter<f64>,
 {
     let mut chart = ChartBuilder::on(area)
         .margin_top(TOP * UNIT)
@@ -124,9 +139,9 @@ where
         .margin_bottom((area_height(area) - TOP - axes.height - FOOT) * UNIT)
         .x_label_area_size(FOOT * UNIT)
         .y_label_area_size(axes.left * UNIT)
-        .build_cartesian_2d(x, axes.y.low..axes.y.high)?;
-    let number = |value: &f64| (axes.x_number)(*value);
-    let percent = |value: &f64| plain_number(*value);
+        .build_cartesian_2d(x, y)?;
+    let x_number = |value: &f64| (axes.x_number)(*value);
+    let y_number = |value: &f64| plain_number(*value);
     let mut mesh = chart.configure_mesh();
     mesh.light_line_style(GRID.mix(0.))
         .bold_line_style(stroke(GRID, 1.))
@@ -134,8 +149,8 @@ where
         .label_style(font(SMALL, FAINT))
         .x_labels(axes.x_labels)
         .y_labels(6)
-        .x_label_formatter(&number)
-        .y_label_formatter(&percent);
+        .x_label_formatter(&x_number)
+        .y_label_formatter(&y_number);
     if !axes.y_numbers {
         mesh.disable_y_mesh().disable_y_axis();
     }
@@ -266,8 +281,8 @@ pub enum Sign {
     Ring,
     /// What a paper gives.
     Cross,
-    /// A dashed line of a series.
-    Dashes(usize),
+    /// A dashed line of that colour.
+    Dashes(RGBColor),
 }
 
 /// Draws a legend below the axes: one entry a line, or two where all are short.
@@ -282,7 +297,7 @@ pub fn legend(area: &Area, entries: &[(Sign, String)], axes: i32) -> Result<()> 
         match sign {
             Sign::Mark(series) => mark(area, middle, *series)?,
             Sign::Line(series) => line(area, ends[0], ends[1], stroke(color(*series), 2.5))?,
-            Sign::Dashes(series) => dashes(area, ends[0], ends[1], color(*series))?,
+            Sign::Dashes(color) => dashes(area, ends[0], ends[1], *color)?,
             Sign::Ring => ring(area, middle, INK)?,
             Sign::Cross => cross(area, middle, INK)?,
         }
@@ -329,9 +344,11 @@ mod tests {
         assert_eq!(Scale::around([70., 80.], 1.), Scale { low: 69.2, high: 80.8, log: false });
         assert_eq!(Scale::around([70.], 2.), Scale { low: 69., high: 71., log: false });
         assert_eq!(Scale::around([], 1.), Scale { low: -0.08, high: 1.08, log: false });
-        assert!(
-            Scale::of_sizes([10., 1000.]).log && !Scale::of_sizes([10., 90.]).log && !Scale::of_sizes([0., 90.]).log
-        );
+        let log = |low: f64, high: f64| Scale::of_sizes([low, high], 10.).log;
+        assert_eq!([log(10., 1000.), log(10., 90.), log(0., 90.)], [true, false, false]);
+        let of = Scale::of_sizes([1., 100.], 10.);
+        assert!((of.fraction(10.) - 0.5).abs() < 1e-12 && of.low < 1. && of.high > 100., "equal factors, equal steps");
+        assert_eq!(Scale::around([70., 80.], 1.).fraction(75.), 0.5);
     }
 
     #[test]

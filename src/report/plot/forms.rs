@@ -12,7 +12,7 @@ use plotters::style::text_anchor::HPos;
 const MOST_ROWS: usize = 40;
 const ROW: i32 = 24;
 /// Of the two columns of numbers.
-const RIGHT: i32 = 142;
+const RIGHT: i32 = 158;
 /// Above the rows, for the heads of those columns.
 const HEAD: i32 = 20;
 
@@ -48,7 +48,7 @@ pub fn figures(summary: &Summary) -> Result<Vec<Figure>> {
 
 fn rows(area: &Area, title: &str, height: i32, points: &[&PointSummary], labels: &[String]) -> Result<()> {
     let longest = labels.iter().map(|label| label.chars().count()).max().unwrap_or(0) as i32;
-    let left = (longest * 8 + 22).clamp(60, 160);
+    let left = (longest * 7 + 22).clamp(60, 160);
     let values = points.iter().flat_map(|point| {
         let band = point.expanded_top1().map(|top1| top1.band());
         band.into_iter().flat_map(|(low, high)| [low, high]).chain(point.compact_top1().map(|top1| top1.mean))
@@ -62,11 +62,11 @@ fn rows(area: &Area, title: &str, height: i32, points: &[&PointSummary], labels:
         left,
         right: RIGHT,
         height,
-        x_labels: 4,
+        x_labels: 6,
     };
     let plane = draw::axes(area, title, &axes)?;
-    let columns = [WIDTH - RIGHT + 72, WIDTH - 10];
-    for (x, head) in columns.iter().zip(["agreement", "error"]) {
+    let columns = [WIDTH - RIGHT + 78, WIDTH - 10];
+    for (x, head) in columns.iter().zip(["agreement", "fold error"]) {
         draw::label(area, head, (*x, draw::TOP + 8), 80, FAINT, HPos::Right)?;
     }
     for (row, (point, label)) in points.iter().zip(labels).enumerate() {

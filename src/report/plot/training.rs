@@ -78,7 +78,7 @@ fn figure(
         labels.iter().enumerate().map(|(at, label)| (Sign::Line(at), label.clone())).collect();
     let height = draw::height(HEIGHT, draw::legend_lines(&legend));
     Figure::draw(name, title.clone(), note, height, |area| {
-        let plane = axes(area, &title, &curves)?;
+        let plane = axes(area, &title, &curves, curves.iter().any(|(_, dashed)| !dashed.is_empty()))?;
         for (series, (solid, _)) in curves.iter().enumerate() {
             band(area, &plane, solid, series)?;
         }
@@ -91,17 +91,19 @@ fn figure(
     })
 }
 
-fn axes(area: &Area, title: &str, curves: &[(Vec<Epoch>, Vec<Epoch>)]) -> Result<Plane> {
+/// A loss falls fast at first and slowly then, so its axis may be logarithmic.
+fn axes(area: &Area, title: &str, curves: &[(Vec<Epoch>, Vec<Epoch>)], log: bool) -> Result<Plane> {
     let all = || curves.iter().flat_map(|(solid, dashed)| solid.iter().chain(dashed));
     let last = all().map(|(epoch, _)| *epoch).max().unwrap_or(1);
     let values = all().flat_map(|(_, of)| {
         let (low, high) = of.band();
         [low, high]
     });
+    let y = if log { Scale::of_sizes(values, 4.) } else { Scale::around(values, 0.1) };
     let whole = |value: f64| if value.fract().abs() < 1e-6 { draw::plain_number(value) } else { String::new() };
     let axes = Axes {
         x: Scale { low: 1., high: (last as f64).max(2.), log: false },
-        y: Scale::around(values, 0.1),
+        y,
         x_title: "epoch",
         x_number: &whole,
         y_numbers: true,
