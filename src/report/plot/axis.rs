@@ -177,10 +177,8 @@ impl<'a> Shown<'a> {
         }
     }
 
-    /// As wide as the values need, within reason.
     fn left(&self) -> i32 {
-        let longest = self.values.iter().map(|value| value.chars().count()).max().unwrap_or(0) as i32;
-        (longest * 7 + 22).clamp(60, 180)
+        draw::left_of(&self.values, 190)
     }
 
     fn draw(&self, area: &Area, plane: &Plane) -> Result<()> {

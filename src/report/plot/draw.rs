@@ -15,14 +15,14 @@ pub const TOP: i32 = 30;
 /// Below them, for numbers and what they are.
 const FOOT: i32 = 44;
 /// Right of them, where nothing stands there.
-pub const RIGHT: i32 = 14;
+pub const RIGHT: i32 = 26;
 /// Left of them, where numbers stand there.
 pub const LEFT: i32 = 48;
 /// Of numbers and labels, and of titles.
 const SMALL: i32 = 13;
 const LARGE: i32 = 15;
-/// What a character of a label is wide at most, on average.
-const CHARACTER: f64 = 0.56;
+/// Width of a character of a label, as a multiple of its size: on average, in a wide font.
+const CHARACTER: f64 = 0.62;
 
 /// The values that an axis shows.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -102,6 +102,12 @@ pub struct Axes<'a> {
     pub height: i32,
     /// Numbers wanted at `x`.
     pub x_labels: usize,
+}
+
+/// What labels at the left take, within reason: at most so many pixels.
+pub fn left_of<'a>(labels: impl IntoIterator<Item = &'a String>, most: i32) -> i32 {
+    let longest = labels.into_iter().map(|label| label.chars().count()).max().unwrap_or(0);
+    ((longest as f64 * f64::from(SMALL) * CHARACTER).ceil() as i32 + 16).clamp(60, most)
 }
 
 /// The height of a figure that has a legend of so many lines.

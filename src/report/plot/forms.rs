@@ -47,8 +47,7 @@ pub fn figures(summary: &Summary) -> Result<Vec<Figure>> {
 }
 
 fn rows(area: &Area, title: &str, height: i32, points: &[&PointSummary], labels: &[String]) -> Result<()> {
-    let longest = labels.iter().map(|label| label.chars().count()).max().unwrap_or(0) as i32;
-    let left = (longest * 7 + 22).clamp(60, 160);
+    let left = draw::left_of(labels, 170);
     let values = points.iter().flat_map(|point| {
         let band = point.expanded_top1().map(|top1| top1.band());
         band.into_iter().flat_map(|(low, high)| [low, high]).chain(point.compact_top1().map(|top1| top1.mean))
@@ -62,7 +61,7 @@ fn rows(area: &Area, title: &str, height: i32, points: &[&PointSummary], labels:
         left,
         right: RIGHT,
         height,
-        x_labels: 6,
+        x_labels: 5,
     };
     let plane = draw::axes(area, title, &axes)?;
     let columns = [WIDTH - RIGHT + 78, WIDTH - 10];
