@@ -20,6 +20,9 @@ struct Shown<'a> {
     aside: i32,
 }
 
+/// A cost of a point, where it is known.
+type Cost<'a> = &'a dyn Fn(&PointSummary) -> Option<f64>;
+
 /// One for each cost that is known.
 pub fn figures(summary: &Summary) -> Result<Vec<Figure>> {
     let latency = summary.latency.as_ref();
@@ -28,7 +31,7 @@ pub fn figures(summary: &Summary) -> Result<Vec<Figure>> {
         format!("latency, ms ({}{batch})", latency.place())
     });
     let size = |value: Option<i64>| value.map(|value| value as f64);
-    let all: [(&str, &str, &dyn Fn(&PointSummary) -> Option<f64>); 3] = [
+    let all: [(&str, &str, Cost); 3] = [
         ("parameters", "parameters, compact", &|point| size(point.parameters())),
         ("macs", "multiply-accumulates, compact", &|point| size(point.macs())),
         ("latency", &latency_title, &|point| summary.latency_of(point)),
@@ -36,12 +39,7 @@ pub fn figures(summary: &Summary) -> Result<Vec<Figure>> {
     all.into_iter().filter_map(|(name, x_title, cost)| figure(summary, name, x_title, cost).transpose()).collect()
 }
 
-fn figure(
-    summary: &Summary,
-    name: &str,
-    x_title: &str,
-    cost: &dyn Fn(&PointSummary) -> Option<f64>,
-) -> Result<Option<Figure>> {
+fn figure(summary: &Summary, name: &str, x_title: &str, cost: Cost) -> Result<Option<Figure>> {
     let points: Vec<&PointSummary> =
         summary.points.iter().filter(|point| point.expanded_top1().is_some() && cost(point).is_some()).collect();
     if points.len() < 2 {
