@@ -6,14 +6,14 @@ TORCH := 2.11.0
 VENV := .venv
 BINARY := $(or $(CARGO_TARGET_DIR),target)/release/foldconv
 
-.PHONY: setup setup-peer demo build test lint bench-peer
+.PHONY: setup setup-peer setup-browser demo build test lint bench-peer bench-report
 
 setup: tools $(if $(LIBTORCH),,$(VENV)/.torch-$(TORCH))
 	@sh .ci/check-libtorch "$(or $(LIBTORCH),$(VENV)/libtorch)" $(TORCH)
 
 .PHONY: tools
 tools:
-	@command -v cargo >/dev/null || { echo "cargo is missing: install Rust 1.88 or newer, https://rustup.rs" >&2; exit 2; }
+	@command -v cargo >/dev/null || { echo "cargo is missing: install Rust 1.89 or newer, https://rustup.rs" >&2; exit 2; }
 	@command -v $(or $(CXX),c++) >/dev/null || { echo "a C++ compiler is missing: install g++ or clang (Debian: apt-get install g++)" >&2; exit 2; }
 
 # The stamp names the release, so that an environment with another one is brought up to date.
@@ -33,6 +33,15 @@ setup-peer: $(VENV)/.torch-$(TORCH) $(PEER_STAMP)
 
 $(PEER_STAMP):
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check torch==$(TORCH) $(PEER)
+	touch $@
+
+# What drives Chromium in the tests of the report's page. Chromium itself is the system's (Debian: apt-get install chromium).
+PLAYWRIGHT := 1.65.2
+
+setup-browser: $(VENV)/.torch-$(TORCH) $(VENV)/.playwright-$(PLAYWRIGHT)
+
+$(VENV)/.playwright-$(PLAYWRIGHT):
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check playwright==$(PLAYWRIGHT)
 	touch $@
 
 build: setup
@@ -55,3 +64,7 @@ lint: setup
 bench-peer: build setup-peer
 	$(VENV)/bin/python benches/load.py --foldconv $(BINARY)
 	$(VENV)/bin/python benches/peer.py --foldconv $(BINARY)
+
+# Seconds of a report on a thousand finished trials, which are made up.
+bench-report: setup
+	cargo bench --bench report

@@ -1,7 +1,7 @@
 //! An experiment: a YAML file, the keys that `--set` overrides, and the resolved trial that is run and saved.
 //!
 //! A file holds one trial (`data`, `net`, `operator`, `apply_to`, `train`, `seed`), and for a sweep also `axes` (a grid) or
-//! `vary` (one factor at a time), `baseline` and `seeds`. `base: other.yaml` takes another file's keys first, one level deep.
+//! `vary` (one factor at a time), `baseline`, `seeds` and `paper`. `base: other.yaml` takes another file's keys first, one level deep.
 //! serde_yaml stays behind this module, [`placement`] and the registry.
 
 use crate::algebra::count_macs;
@@ -169,11 +169,7 @@ impl Config {
         let parsed: Result<Config, _> = serde_path_to_error::deserialize(Value::Mapping(keys));
         let mut config = match parsed {
             Ok(config) => config,
-            Err(error) => {
-                let path = error.path().to_string();
-                let path = if path == "." { String::new() } else { format!("{path}: ") };
-                bad_request!("{origin}: {}", explain(&format!("{path}{}", error.into_inner())))
-            }
+            Err(error) => bad_request!("{origin}: {}", explain_at(&error.path().to_string(), error.inner())),
         };
         let checks = [
             config.operator.recipe_mut().resolve().map_err(|reason| format!("operator.{reason}")),
@@ -326,7 +322,7 @@ pub struct Document {
 }
 
 /// The keys that make a file a sweep.
-pub const SWEEP_KEYS: [&str; 4] = ["axes", "vary", "baseline", "seeds"];
+pub const SWEEP_KEYS: [&str; 5] = ["axes", "vary", "baseline", "seeds", "paper"];
 
 impl Document {
     /// Reads a file (and its `base`) and applies `key.key=value` overrides.
@@ -417,6 +413,12 @@ pub fn set(keys: &mut Mapping, dotted: &str, value: Value) -> Result<()> {
             }
         }
     }
+}
+
+/// serde's message at a path of `serde_path_to_error`, an unknown key with the nearest known one.
+pub fn explain_at(path: &str, error: &serde_yaml::Error) -> String {
+    let path = if path == "." { String::new() } else { format!("{path}: ") };
+    explain(&format!("{path}{error}"))
 }
 
 /// serde's message for an unknown key, with the nearest known one.

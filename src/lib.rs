@@ -10,7 +10,7 @@
 //! 6. [`train`] (one trial)
 //! 7. [`export`] (models for other programs), [`mod@bench`] (latency and throughput)
 //! 8. [`sweep`] (the trials of a file)
-//! 9. [`report`] (tables of a sweep)
+//! 9. [`report`] (tables, plots and the page of a sweep)
 //! 10. [`cli`] (the command line)
 //!
 //! # In a network of your own

@@ -32,7 +32,7 @@ fn a_sweep_runs_reports_and_goes_on() {
 
     let first = stdout(&sweep(&root, &[]));
     assert!(first.contains("6 of 6 trials are finished"), "{first}");
-    let report = root.join("out/report.md");
+    let report = root.join("out/report.html");
     assert!(first.ends_with(&format!("report: {}\n", report.display())), "{first}");
     assert!(first.contains("refused [1]") && first.contains("a ReLU stands between"), "{first}");
 
@@ -53,11 +53,38 @@ fn a_sweep_runs_reports_and_goes_on() {
     }
     let rows = csv::Reader::from_path(root.join("out/report.csv")).unwrap().into_records().count();
     assert_eq!(rows, 6);
+    latency_and_latex(&root.join("out"));
 
     // A seed more adds trials and keeps the others.
     let more = sweep(&root, &["--set", "seeds=3"]);
     assert!(stderr(&more).contains("6 of 9 trials are finished already"));
     assert!(stdout(&more).contains("9 of 9 trials are finished"));
+}
+
+/// What is measured is kept for the reports behind it, and changes no other number.
+fn latency_and_latex(out: &Path) {
+    let report = |more: &[&str]| run(["report", &arg(out)].into_iter().chain(more.iter().copied()));
+    let measured = stdout(&report(&["--latency", "--batch", "1,2", "--threads", "1"]));
+    assert!(measured.contains("latency, ms, batch 2") && measured.contains("on cpu, 1 thread."), "{measured}");
+    let kept = std::fs::read(out.join("latency.json")).unwrap();
+    assert_eq!(stdout(&report(&[])), measured);
+    assert_eq!(std::fs::read(out.join("latency.json")).unwrap(), kept);
+    let json: Value = serde_json::from_slice(&kept).unwrap();
+    let times: Vec<f64> = json["milliseconds"]
+        .as_object()
+        .unwrap()
+        .values()
+        .flat_map(|of| of.as_object().unwrap().values().map(|time| time.as_f64().unwrap()))
+        .collect();
+    // Of three points, the one with the ReLU has no compact form.
+    assert_eq!(times.len(), 4);
+    assert!(times.iter().all(|time| (1e-3..1e3).contains(time)), "{times:?}");
+
+    let latex = stdout(&report(&["--format", "latex"]));
+    assert!(latex.starts_with("% Needs \\usepackage{booktabs}"), "{latex}");
+    let count = |what: &str| latex.matches(what).count();
+    assert_eq!((count("\\toprule"), count("\\end{tabular}"), count("\\end{table}")), (4, 4, 4), "{latex}");
+    assert!(error(&report(&["--format", "latex", "--json"]), 2).starts_with("--format latex: "));
 }
 
 #[test]

@@ -54,7 +54,7 @@ enum Command {
     Train(train::Options),
     /// Run all trials of a file; the same command again goes on
     Sweep(sweep::Options),
-    /// Make the tables of a sweep
+    /// Make the tables, plots and page of a sweep
     Report(report::Options),
     /// Make a model of weights that PyTorch trained
     Import(Box<import::Options>),
@@ -145,7 +145,7 @@ impl Cli {
             Command::Describe(options) => describe::run(options, json),
             Command::Train(options) => train::run(options, machine, json),
             Command::Sweep(options) => sweep::run(options, machine, json),
-            Command::Report(options) => report::run(options, json),
+            Command::Report(options) => report::run(options, machine, json),
             Command::Import(options) => import::run(options, machine, json),
             Command::Fold(options) => fold::run(options, machine, json),
             Command::Export(options) => export::run(options, json),

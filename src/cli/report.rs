@@ -1,18 +1,48 @@
-//! `foldconv report DIR`: the tables of a sweep.
+//! `foldconv report DIR`: the tables, plots and page of a sweep.
 
+use super::Machine;
 use super::output::json;
-use crate::report;
+use crate::bad_request;
+use crate::report::{self, latency};
+use crate::sweep::store::Store;
 use anyhow::Result;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use std::path::{Path, PathBuf};
 
 #[derive(Debug, Args)]
 pub struct Options {
     /// Folder of the sweep
     sweep: PathBuf,
+    /// What to print: tables for the terminal, or for a paper
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+    /// Measure how long each point's compact form takes, and keep it in latency.json for later reports
+    #[arg(long)]
+    latency: bool,
+    /// Images a batch for --latency, as 1,128
+    #[arg(long, value_delimiter = ',', default_value = "1", requires = "latency", value_parser = clap::value_parser!(i64).range(1..=65536))]
+    batch: Vec<i64>,
 }
 
-pub fn run(options: &Options, as_json: bool) -> Result<()> {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// Tables for a terminal
+    Text,
+    /// Tables with booktabs
+    Latex,
+}
+
+pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
+    if as_json && options.format == Format::Latex {
+        bad_request!("--format latex: prints no JSON; leave out one of --format and --json");
+    }
+    if options.latency {
+        latency::measure(&Store::open(&options.sweep)?, &options.batch, machine.prepare()?)?;
+    }
+    if options.format == Format::Latex {
+        print!("{}", report::make(&options.sweep)?.latex);
+        return Ok(());
+    }
     print(&options.sweep, as_json)
 }
 
@@ -22,6 +52,6 @@ pub fn print(folder: &Path, as_json: bool) -> Result<()> {
     if as_json {
         return json(&report);
     }
-    println!("{}\nreport: {}", report.text.trim_end(), report.markdown.display());
+    println!("{}\nreport: {}", report.text.trim_end(), report.html.display());
     Ok(())
 }

@@ -1,13 +1,27 @@
-//! Reports: a sweep folder in, tables out, as text for the terminal, `report.md` and `report.csv` in the folder, and JSON.
+//! Reports: a sweep folder in; tables for the terminal out, and in the folder `report.md`, `report.csv`, `report.json`, the page
+//! `report.html` and `plots/`. The same results give the same bytes: no file has a time in it.
+//!
+//! Means are over the finished seeds; what was pruned, failed or timed out is counted and left out. Points are compared with the
+//! sweep's `baseline:` where the file has one, and along every axis with its first value (in `vary`: the file's own).
 
+pub mod comparison;
+pub mod curves;
+pub mod latency;
+pub mod latex;
+mod page;
+pub mod plot;
 mod rows;
 pub mod statistics;
 pub mod summary;
 pub mod table;
 
 use crate::files;
+use crate::sweep::state::State;
 use crate::sweep::store::Store;
-use anyhow::Result;
+use anyhow::{Context, Result};
+use comparison::Comparison;
+use latency::Latency;
+use plot::{Figure, Section};
 use serde::Serialize;
 use statistics::Statistics;
 use std::collections::BTreeMap;
@@ -21,25 +35,54 @@ pub struct Report {
     /// For a terminal.
     #[serde(skip)]
     pub text: String,
+    /// The tables in LaTeX.
+    #[serde(skip)]
+    pub latex: String,
+    /// What `report.json` holds.
+    #[serde(flatten)]
+    pub contents: Contents,
+    /// `report.md`.
+    pub markdown: PathBuf,
+    /// `report.csv`.
+    pub csv: PathBuf,
+    /// `report.json`.
+    pub json: PathBuf,
+    /// `report.html`.
+    pub html: PathBuf,
+    /// `plots/`.
+    pub plots: PathBuf,
+}
+
+/// The numbers of a report, unrounded.
+#[derive(Clone, Debug, Serialize)]
+pub struct Contents {
     /// The sweep's name.
     pub title: String,
     /// Trials of the sweep.
     pub trials: usize,
     /// Those that are finished.
     pub finished: usize,
+    /// Those that ended without a result, by how they ended.
+    pub ended: BTreeMap<State, usize>,
+    /// Where the published figures stand.
+    pub paper: Option<String>,
     /// In the order of the tables.
     pub points: Vec<ReportPoint>,
-    /// `report.md`.
-    pub markdown: PathBuf,
-    /// `report.csv`.
-    pub csv: PathBuf,
+    /// How far they are apart.
+    pub comparisons: Vec<Comparison>,
+    /// How long the compact forms take, if that was measured.
+    pub latency: Option<Latency>,
 }
 
 /// A row of the detail table, unrounded. What is not known is null.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ReportPoint {
+    /// What tells it from the other points.
+    pub title: String,
     /// Value a key.
     pub coordinates: BTreeMap<String, String>,
+    /// Whether it is the baseline.
+    pub baseline: bool,
     /// The folders of its trials, one a seed.
     pub trials: Vec<String>,
     /// Top-1 of the expanded form, in percent, over the finished seeds.
@@ -58,6 +101,8 @@ pub struct ReportPoint {
     pub compact_parameters: Option<i64>,
     /// Multiply-accumulates of the compact form, for one image.
     pub compact_macs: Option<i64>,
+    /// Published top-1, in percent.
+    pub paper_top1: Option<f64>,
 }
 
 impl ReportPoint {
@@ -65,7 +110,9 @@ impl ReportPoint {
         let (agreement, relative_difference) = point.worst_fold().unzip();
         let compact = point.compact().next();
         ReportPoint {
+            title: point.title.clone(),
             coordinates: point.coordinates.iter().map(|at| (at.key.clone(), at.label.clone())).collect(),
+            baseline: point.baseline,
             trials: point.trials.iter().map(|trial| trial.hash.clone()).collect(),
             expanded_top1: point.expanded_top1(),
             compact_top1: point.compact_top1(),
@@ -75,11 +122,12 @@ impl ReportPoint {
             expanded_parameters: point.results().next().map(|result| result.expanded.parameters),
             compact_parameters: compact.map(|compact| compact.parameters),
             compact_macs: compact.map(|compact| compact.macs),
+            paper_top1: point.paper_top1,
         }
     }
 }
 
-/// Reports on the sweep in a folder, finished or not, and writes `report.md` and `report.csv` there.
+/// Reports on the sweep in a folder, finished or not, and writes the files there.
 ///
 /// # Errors
 /// A [`crate::error::BadRequest`]: it holds no sweep, or a file of it is damaged.
@@ -87,18 +135,41 @@ pub fn make(folder: &Path) -> Result<Report> {
     let store = Store::open(folder)?;
     let summary = Summary::read(&store)?;
     let (pivot, detail) = (pivot(&summary), detail(&summary));
-    let [markdown, csv] = ["report.md", "report.csv"].map(|name| store.root().join(name));
-    files::write_atomic(&markdown, to_markdown(&summary, pivot.as_ref(), &detail).as_bytes())?;
-    files::write_atomic(&csv, &rows::csv(&summary)?)?;
-    Ok(Report {
-        text: to_text(&summary, pivot.as_ref(), &detail),
+    let comparisons = comparison::all(&summary);
+    let sections = plot::sections(&summary)?;
+    let text = to_text(&summary, pivot.as_ref(), &detail, &comparisons);
+    let latex = to_latex(&summary, pivot.as_ref(), &detail, &comparisons);
+    let page = page::Page {
+        summary: &summary,
+        pivot: pivot.as_ref(),
+        detail: &detail,
+        comparisons: &comparisons,
+        sections: &sections,
+    };
+    let file = |name: &str, bytes: &[u8]| {
+        let path = store.root().join(name);
+        files::write_atomic(&path, bytes).map(|()| path)
+    };
+    let markdown =
+        file("report.md", to_markdown(&summary, pivot.as_ref(), &detail, &comparisons, &sections).as_bytes())?;
+    let csv = file("report.csv", &rows::csv(&summary)?)?;
+    let html = file("report.html", page.render().as_bytes())?;
+    let plots = store.root().join("plots");
+    plot::write(&plots, &sections.iter().flat_map(|section| &section.figures).collect::<Vec<&Figure>>())?;
+    let contents = Contents {
         points: summary.points.iter().map(ReportPoint::new).collect(),
         title: summary.title,
         trials: summary.trials,
         finished: summary.finished,
-        markdown,
-        csv,
-    })
+        ended: summary.ended.into_iter().collect(),
+        paper: summary.citation,
+        comparisons,
+        latency: summary.latency,
+    };
+    let mut json = serde_json::to_vec_pretty(&contents).context("report.json")?;
+    json.push(b'\n');
+    let json = file("report.json", &json)?;
+    Ok(Report { text, latex, contents, markdown, csv, json, html, plots })
 }
 
 const PIVOT: &str = "Top-1 of the expanded form, %";
@@ -106,23 +177,63 @@ const DETAIL: &str = "Every point";
 /// What the cells mean, below the tables.
 const LEGEND: &str = "Mean ± sample standard deviation over the n seeds. Agreement: the images for which both forms predict \
     the same class, the least of the seeds. Fold error: the largest difference of a logit over the largest logit, the most of the seeds.";
+/// More rows of differences than this are not for a terminal.
+const MOST_DIFFERENCES: usize = 40;
 
-fn to_text(summary: &Summary, pivot: Option<&Table>, detail: &Table) -> String {
+fn to_text(summary: &Summary, pivot: Option<&Table>, detail: &Table, comparisons: &[Comparison]) -> String {
     let mut text = format!("{}: {}\n", summary.title, summary.progress());
     if let Some(pivot) = pivot {
         text += &format!("\n{PIVOT}\n{}", pivot.terminal());
     }
+    let rows: usize = comparisons.iter().map(|comparison| comparison.rows.len()).sum();
+    if rows > MOST_DIFFERENCES {
+        text += &format!("\n{rows} differences, with their intervals, are in report.html and report.md.\n");
+    } else {
+        for comparison in comparisons {
+            let table = table::comparison(comparison);
+            text += &format!("\n{}, percentage points\n{}", comparison.title(), table.terminal());
+        }
+    }
     text + &format!("\n{DETAIL}\n{}", detail.terminal())
 }
 
-fn to_markdown(summary: &Summary, pivot: Option<&Table>, detail: &Table) -> String {
+fn to_markdown(
+    summary: &Summary,
+    pivot: Option<&Table>,
+    detail: &Table,
+    comparisons: &[Comparison],
+    sections: &[Section],
+) -> String {
     let Summary { title, base, .. } = summary;
     let mut text = format!("# {title}\n\n{}\n", summary.progress());
     if let Some(pivot) = pivot {
         text += &format!("\n## {PIVOT}\n\n{}", pivot.markdown());
     }
+    if !comparisons.is_empty() {
+        text += &format!("\n## Differences\n\n{}\n", table::COMPARISON_LEGEND);
+    }
+    for comparison in comparisons {
+        text += &format!("\n### {}\n\n{}", comparison.title(), table::comparison(comparison).markdown());
+    }
     text += &format!("\n## {DETAIL}\n\n{}\n{LEGEND}\n", detail.markdown());
+    for section in sections {
+        let figure = |figure: &Figure| format!("\n![](plots/{}.png)\n", figure.name);
+        text += &format!("\n## {}\n{}", section.title, section.figures.iter().map(figure).collect::<String>());
+    }
     text + &format!("\n## The base\n\n```yaml\n{}\n```\n", base.trim_end())
+}
+
+fn to_latex(summary: &Summary, pivot: Option<&Table>, detail: &Table, comparisons: &[Comparison]) -> String {
+    let caption = |what: &str| format!("{}: {what}", summary.title);
+    let mut text = latex::HEADER.to_string();
+    if let Some(pivot) = pivot {
+        text += &format!("\n{}", latex::table(pivot, &caption(PIVOT)));
+    }
+    for comparison in comparisons {
+        let title = format!("{}, percentage points", comparison.title());
+        text += &format!("\n{}", latex::table(&table::comparison(comparison), &caption(&title)));
+    }
+    text + &format!("\n{}", latex::table(detail, &format!("{}. {LEGEND}", caption(DETAIL))))
 }
 
 #[cfg(test)]
@@ -166,7 +277,12 @@ mod tests {
         let bytes = |seconds: f64| {
             let (_folder, store) = finished(seconds);
             let report = make(store.root()).unwrap();
-            [report.markdown, report.csv].map(|path| std::fs::read(path).unwrap())
+            let mut files = [report.markdown, report.csv, report.json, report.html].to_vec();
+            files.extend(std::fs::read_dir(report.plots).unwrap().map(|entry| entry.unwrap().path()));
+            files.sort();
+            assert!(files.len() > 10, "{files:?}");
+            let name = |path: &PathBuf| path.file_name().unwrap().to_owned();
+            files.iter().map(|path| (name(path), std::fs::read(path).unwrap())).collect::<Vec<_>>()
         };
         assert_eq!(bytes(1.), bytes(77.7));
     }
@@ -185,7 +301,33 @@ mod tests {
         assert_eq!((&first["relative_difference"], &first["refused"]), (&3.14e-7.into(), &serde_json::Value::Null));
         assert_eq!((&last["expanded_top1"]["n"], &last["expanded_top1"]["std"]), (&1.into(), &serde_json::Value::Null));
         assert_eq!(first["trials"].as_array().unwrap().len(), 2);
-        assert_eq!(json.get("text"), None);
+        assert_eq!((json.get("text"), json.get("latex")), (None, None));
+        // Against the first value of each axis; seed by seed the points are 0.5 apart along the second one.
+        let [along_net, along_bypass] = [&json["comparisons"][0], &json["comparisons"][1]];
+        assert_eq!((&along_net["axis"], &along_bypass["axis"]), (&"net.width".into(), &"operator.bypass".into()));
+        assert_eq!(
+            (&along_bypass["rows"][0]["mean"], &along_bypass["rows"][0]["difference"]["mean"]),
+            (&serde_json::Value::Null, &0.5.into())
+        );
+        let written: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(store.root().join("report.json")).unwrap()).unwrap();
+        assert_eq!((&written["points"], written.get("markdown")), (&json["points"], None));
+    }
+
+    #[test]
+    fn a_name_is_shown_and_never_run() {
+        let (folder, store, plan) = started("{axes: {net.width: [1, 2]}}");
+        write_result(&store, &result(&plan.points[0].trials[0].hash, 0, 80.));
+        let named = folder.path().join("<script>alert(1)<`|$>.yaml");
+        std::fs::write(&named, std::fs::read(store.root().join("sweep.yaml")).unwrap()).unwrap();
+        let document = crate::config::Document::read(&named, &[]).unwrap();
+        store.start(&document, &plan).unwrap();
+        let report = make(store.root()).unwrap();
+        let page = std::fs::read_to_string(&report.html).unwrap();
+        assert_eq!(page.matches("<script").count(), 1, "the page's own");
+        assert!(page.contains("<h1>&lt;script&gt;alert(1)&lt;`|$&gt;</h1>"), "{}", &page[..600]);
+        assert!(!page.contains("http://") && !page.contains("https://") && !page.contains("src="), "no network");
+        assert!(report.latex.contains("\\textless{}script\\textgreater{}alert(1)"), "{}", report.latex);
     }
 
     #[test]

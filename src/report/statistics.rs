@@ -1,6 +1,7 @@
-//! What is said of several seeds: mean, sample standard deviation and how many there are.
+//! What is said of several seeds: mean, sample standard deviation and how many there are; and how far two points are apart.
 
 use serde::Serialize;
+use statrs::distribution::{ContinuousCDF, StudentsT};
 use std::fmt;
 
 /// A sample's statistics. Displays as `81.23 ± 0.45`, a single value as `81.23`.
@@ -25,6 +26,12 @@ impl Statistics {
         let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
         Some(Statistics { mean, std: (n > 1).then(|| (squares / (n - 1) as f64).sqrt()), n })
     }
+
+    /// The mean less and plus the standard deviation; the mean itself where there is none.
+    pub fn band(&self) -> (f64, f64) {
+        let std = self.std.unwrap_or(0.);
+        (self.mean - std, self.mean + std)
+    }
 }
 
 impl fmt::Display for Statistics {
@@ -33,6 +40,67 @@ impl fmt::Display for Statistics {
             Some(std) => write!(f, "{:.2} ± {std:.2}", self.mean),
             None => write!(f, "{:.2}", self.mean),
         }
+    }
+}
+
+/// Top-1 in percent is a count over a count: what is less than this apart is so by rounding alone.
+const ROUNDING: f64 = 1e-9;
+
+/// The difference of two points, paired by seed, in percentage points.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Difference {
+    /// Of the differences, one a seed that both have.
+    #[serde(flatten)]
+    pub of: Statistics,
+    /// Ends of the 95 % interval of the mean difference, by Student's t with n - 1 degrees of freedom. None for a single seed, and
+    /// where all seeds differ by the same: there the spread is not known, and an interval without width would say too much.
+    pub interval: Option<[f64; 2]>,
+}
+
+impl Difference {
+    /// Of pairs (value, value of the reference); none of no pairs.
+    pub fn of(pairs: &[(f64, f64)]) -> Option<Difference> {
+        let differences: Vec<f64> = pairs.iter().map(|(value, reference)| value - reference).collect();
+        let of = Statistics::of(&differences)?;
+        let interval = of.std.filter(|std| *std > ROUNDING).and_then(|std| {
+            let t = StudentsT::new(0., 1., (of.n - 1) as f64).ok()?.inverse_cdf(0.975);
+            let half = t * std / (of.n as f64).sqrt();
+            Some([of.mean - half, of.mean + half])
+        });
+        Some(Difference { of, interval })
+    }
+
+    /// Whether the interval leaves 0 out; none where there is no interval.
+    pub fn told_apart(&self) -> Option<bool> {
+        self.interval.map(|[low, high]| low > 0. || high < 0.)
+    }
+
+    /// What it says, for a person.
+    pub fn verdict(&self) -> String {
+        let n = self.of.n;
+        match self.told_apart() {
+            _ if n == 1 => "one seed tells nothing about the spread".into(),
+            Some(false) => format!("not told apart with {n} seeds"),
+            Some(true) if self.of.mean > 0. => format!("higher with {n} seeds"),
+            Some(true) => format!("lower with {n} seeds"),
+            None if self.of.mean.abs() <= ROUNDING => format!("equal at each of {n} seeds"),
+            None => format!("the same difference at each of {n} seeds, so no spread to judge by"),
+        }
+    }
+
+    /// The ends of the interval, as `-0.09 to 0.93`.
+    pub fn interval_text(&self) -> Option<String> {
+        self.interval.map(|[low, high]| format!("{} to {}", signed(low), signed(high)))
+    }
+}
+
+/// Two digits and a sign: `+0.42`, `−0.10`, `0.00`.
+pub fn signed(value: f64) -> String {
+    let text = format!("{:.2}", value.abs());
+    match value {
+        _ if text == "0.00" => text,
+        value if value < 0. => format!("−{text}"),
+        _ => format!("+{text}"),
     }
 }
 
@@ -52,7 +120,58 @@ mod tests {
     #[test]
     fn one_value_has_no_deviation_and_no_values_no_statistics() {
         let one = Statistics::of(&[81.236]).unwrap();
-        assert_eq!((one.std, one.to_string().as_str()), (None, "81.24"));
+        assert_eq!((one.std, one.to_string().as_str(), one.band()), (None, "81.24", (81.236, 81.236)));
         assert_eq!(Statistics::of(&[]), None);
+    }
+
+    const A: [f64; 5] = [81.2, 80.7, 81.9, 80.1, 81.4];
+    const B: [f64; 5] = [80.9, 80.2, 81.0, 80.3, 80.8];
+
+    fn pairs(shift: f64) -> Vec<(f64, f64)> {
+        A.iter().zip(B).map(|(a, b)| (a + shift, b)).collect()
+    }
+
+    #[test]
+    fn the_interval_is_that_of_the_paired_t_test() {
+        // scipy.stats.ttest_rel(A, B).confidence_interval(0.95) of scipy 1.17.
+        let of = Difference::of(&pairs(0.)).unwrap();
+        let [low, high] = of.interval.unwrap();
+        // Twelve digits: the quantile is found to about that, and the values have rounding of 1e-14.
+        let near = |found: f64, expected: f64| assert!((found - expected).abs() < 1e-11, "{found} {expected}");
+        near(of.of.mean, 0.42);
+        near(of.of.std.unwrap(), 0.408656334834051);
+        near(low, -0.0874138586013471);
+        near(high, 0.9274138586013505);
+        assert_eq!((of.told_apart(), of.verdict().as_str()), (Some(false), "not told apart with 5 seeds"));
+        assert_eq!(of.interval_text().unwrap(), "−0.09 to +0.93");
+        // Half a point more, and the interval leaves 0 out; the other way round, it is lower.
+        let more = Difference::of(&pairs(0.5)).unwrap();
+        near(more.interval.unwrap()[0], 0.412586141398653);
+        assert_eq!(more.verdict(), "higher with 5 seeds");
+        let less = Difference::of(&pairs(-1.5)).unwrap();
+        assert_eq!((less.told_apart(), less.verdict().as_str()), (Some(true), "lower with 5 seeds"));
+        // By hand: differences 1 and 3, mean 2, std sqrt 2, t(1) = tan(0.475 pi) = 12.7062047361747, so 2 ± 12.7062047361747.
+        let two = Difference::of(&[(1., 0.), (3., 0.)]).unwrap();
+        near(two.interval.unwrap()[0], 2. - 12.706204736174694);
+        near(two.interval.unwrap()[1], 2. + 12.706204736174694);
+    }
+
+    #[test]
+    fn without_a_spread_there_is_no_interval() {
+        assert_eq!(Difference::of(&[]), None);
+        let one = Difference::of(&[(81., 80.)]).unwrap();
+        assert_eq!((one.of.mean, one.interval, one.told_apart()), (1., None, None));
+        assert_eq!(one.verdict(), "one seed tells nothing about the spread");
+        let equal = Difference::of(&[(81., 81.), (80., 80.)]).unwrap();
+        assert_eq!((equal.interval, equal.verdict().as_str()), (None, "equal at each of 2 seeds"));
+        // 80.3 - 80.2 and 80.1 - 80 are 1.4e-14 apart in binary, and that is no spread.
+        let same = Difference::of(&[(80.3, 80.2), (80.1, 80.)]).unwrap();
+        assert_eq!(same.interval, None);
+        assert_eq!(same.verdict(), "the same difference at each of 2 seeds, so no spread to judge by");
+    }
+
+    #[test]
+    fn a_difference_is_shown_with_its_sign() {
+        assert_eq!([0.424, -0.1, 0.001, -0.004, 12.].map(signed), ["+0.42", "−0.10", "0.00", "0.00", "+12.00"]);
     }
 }

@@ -1,11 +1,16 @@
 //! A sweep folder -> what is known of each of its points.
 
 use crate::config::{self, Config, Value};
+use crate::report::curves::{self, Curves};
+use crate::report::latency::Latency;
 use crate::report::statistics::Statistics;
+use crate::sweep::paper::Paper;
 use crate::sweep::plan::{Coordinate, Plan, Point, Trial};
+use crate::sweep::state::State;
 use crate::sweep::store::Store;
 use crate::train::result::{FoldResult, FormResult, TrialResult};
 use anyhow::Result;
+use std::collections::BTreeMap;
 
 /// A sweep and its results so far.
 #[derive(Clone, Debug)]
@@ -20,8 +25,14 @@ pub struct Summary {
     pub trials: usize,
     /// Those that have a result.
     pub finished: usize,
+    /// Those that ended without one: how many of each kind, most advanced first.
+    pub ended: Vec<(State, usize)>,
     /// In the order of the plan.
     pub points: Vec<PointSummary>,
+    /// Where the published figures stand, if the file gives any.
+    pub citation: Option<String>,
+    /// How long the compact forms take, if that was measured.
+    pub latency: Option<Latency>,
     /// The trial that the file describes without its sweep keys, as YAML; without the place of its data.
     pub base: String,
 }
@@ -35,6 +46,16 @@ pub struct PointSummary {
     pub title: String,
     /// One a seed.
     pub trials: Vec<TrialSummary>,
+    /// Of the finished seeds.
+    pub curves: Curves,
+    /// Whether it is the baseline.
+    pub baseline: bool,
+    /// The place of the baseline that it is compared with.
+    pub compared_with: Option<usize>,
+    /// Its published top-1, in percent.
+    pub paper_top1: Option<f64>,
+    /// Its published top-1 less that of what it is compared with.
+    pub paper_difference: Option<f64>,
 }
 
 /// A trial and its result, if it has one.
@@ -46,6 +67,8 @@ pub struct TrialSummary {
     pub seed: u64,
     /// None where it isn't finished.
     pub result: Option<TrialResult>,
+    /// How it ended, where it ended without a result: pruned, failed, out of memory or timed out.
+    pub ended: Option<State>,
 }
 
 impl Summary {
@@ -55,8 +78,9 @@ impl Summary {
     /// A [`crate::error::BadRequest`] that names the file: of a plan or a result that is damaged.
     pub fn read(store: &Store) -> Result<Summary> {
         let document = store.document()?;
-        let plan = Plan::new(&document)?;
-        let points = plan.points.iter().map(|point| PointSummary::read(store, point)).collect::<Result<Vec<_>>>()?;
+        let plan = Plan::of_checked(&document)?;
+        let points = plan.points.iter().map(|point| PointSummary::read(store, point, plan.paper.as_ref()));
+        let points = points.collect::<Result<Vec<_>>>()?;
         let mut base = document.trial.clone();
         if let Some(Value::Mapping(data)) = base.get_mut("data") {
             data.remove("root");
@@ -64,12 +88,22 @@ impl Summary {
         // Where the axes give whole sections, the file alone need not be a trial; then it is shown as it was written.
         let as_written = || config::yaml(&base);
         let resolved = Config::new(&base, &document.origin).map(|config| config.to_yaml());
+        // A trial may stand in several points; it counts once.
+        let all: BTreeMap<&str, &TrialSummary> =
+            points.iter().flat_map(|point| &point.trials).map(|trial| (trial.hash.as_str(), trial)).collect();
+        let mut ended = BTreeMap::new();
+        for state in all.values().filter_map(|trial| trial.ended) {
+            *ended.entry(state).or_insert(0) += 1;
+        }
         Ok(Summary {
             title: store.name()?,
             grid: plan.grid,
-            trials: plan.trials().len(),
-            finished: plan.trials().iter().filter(|(_, trial)| store.is_finished(&trial.hash)).count(),
+            trials: all.len(),
+            finished: all.values().filter(|trial| trial.result.is_some()).count(),
+            ended: ended.into_iter().rev().collect(),
             points,
+            citation: plan.paper.map(|paper| paper.citation()),
+            latency: Latency::read(store)?,
             base: resolved.unwrap_or_else(|_| as_written()),
             axes: plan.axes,
         })
@@ -77,18 +111,42 @@ impl Summary {
 
     /// One line on how far the sweep is.
     pub fn progress(&self) -> String {
-        format!("{} of {} trials are finished.", self.finished, self.trials)
+        let ended: String = self.ended.iter().map(|(state, n)| format!(", {n} {state}")).collect();
+        format!("{} of {} trials are finished{ended}.", self.finished, self.trials)
+    }
+
+    /// Milliseconds of a point's compact form at the first batch that was measured.
+    pub fn latency_of(&self, point: &PointSummary) -> Option<f64> {
+        let latency = self.latency.as_ref()?;
+        latency.of(point, *latency.batches().first()?)
     }
 }
 
 impl PointSummary {
-    fn read(store: &Store, point: &Point) -> Result<PointSummary> {
-        let trial = |trial: &Trial| {
-            let result = store.result(&trial.hash)?;
-            Ok(TrialSummary { hash: trial.hash.clone(), seed: trial.config.seed, result })
-        };
-        let trials = point.trials.iter().map(trial).collect::<Result<Vec<_>>>()?;
-        Ok(PointSummary { coordinates: point.coordinates.clone(), title: point.title.clone(), trials })
+    fn read(store: &Store, point: &Point, paper: Option<&Paper>) -> Result<PointSummary> {
+        let mut rows = Vec::new();
+        let mut trials = Vec::with_capacity(point.trials.len());
+        for Trial { hash, config } in &point.trials {
+            let result = store.result(hash)?;
+            let ended = match result {
+                Some(_) => {
+                    rows.push(curves::read(&store.trial(hash))?);
+                    None
+                }
+                None => Some(store.state(hash)).filter(|state| state.is_failure() || *state == State::Pruned),
+            };
+            trials.push(TrialSummary { hash: hash.clone(), seed: config.seed, result, ended });
+        }
+        Ok(PointSummary {
+            coordinates: point.coordinates.clone(),
+            title: point.title.clone(),
+            trials,
+            curves: Curves::of(&rows),
+            baseline: point.baseline,
+            compared_with: point.compared_with,
+            paper_top1: paper.and_then(|paper| paper.top1.get(&point.title).copied()),
+            paper_difference: paper.and_then(|paper| paper.difference.get(&point.title).copied()),
+        })
     }
 
     /// The results there are.
@@ -96,10 +154,31 @@ impl PointSummary {
         self.trials.iter().filter_map(|trial| trial.result.as_ref())
     }
 
-    /// How many of the seeds are there: `5`, or `3 of 5`.
+    /// How many of the seeds are there: `5`, or `3 of 5`, and what became of the others: `3 of 5, 1 pruned`.
     pub fn count(&self) -> String {
         let (finished, all) = (self.results().count(), self.trials.len());
-        if finished == all { all.to_string() } else { format!("{finished} of {all}") }
+        let mut text = if finished == all { all.to_string() } else { format!("{finished} of {all}") };
+        for state in [State::Pruned, State::TimedOut, State::OutOfMemory, State::Failed] {
+            let n = self.trials.iter().filter(|trial| trial.ended == Some(state)).count();
+            if n > 0 {
+                text += &format!(", {n} {state}");
+            }
+        }
+        text
+    }
+
+    /// Parameters of the compact form, or of the expanded one where there is no compact.
+    pub fn parameters(&self) -> Option<i64> {
+        self.leanest().map(|form| form.parameters)
+    }
+
+    /// Multiply-accumulates for one image, of the same.
+    pub fn macs(&self) -> Option<i64> {
+        self.leanest().map(|form| form.macs)
+    }
+
+    fn leanest(&self) -> Option<&FormResult> {
+        self.compact().next().or_else(|| self.results().next().map(|result| &result.expanded))
     }
 
     /// Top-1 of the expanded form, in percent, over the seeds.
@@ -140,6 +219,7 @@ impl PointSummary {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sweep::state::Record;
     use crate::sweep::store::tests::{result, started, write_result};
 
     #[test]
@@ -154,6 +234,23 @@ mod tests {
         assert_eq!(summary.points[0].worst_fold(), Some((99.5, 3e-7)));
         assert_eq!((summary.points[0].count(), summary.points[0].refused()), ("3".into(), None));
         assert_eq!(summary.progress(), "3 of 3 trials are finished.");
+    }
+
+    #[test]
+    fn what_ended_without_a_result_is_counted_and_no_part_of_a_mean() {
+        let (_folder, store, plan) = started("{seeds: 4}");
+        let trials = &plan.points[0].trials;
+        write_result(&store, &result(&trials[0].hash, 0, 80.));
+        for (trial, state) in trials[1..].iter().zip([State::Pruned, State::Failed, State::Running]) {
+            std::fs::create_dir_all(store.trial(&trial.hash)).unwrap();
+            store.write_record(&trial.hash, &Record::default().to(state, None)).unwrap();
+            // Epochs that it trained before.
+            std::fs::write(store.trial(&trial.hash).join("metrics.csv"), "no rows").unwrap();
+        }
+        let summary = Summary::read(&store).unwrap();
+        assert_eq!(summary.progress(), "1 of 4 trials are finished, 1 pruned, 1 failed.");
+        assert_eq!(summary.points[0].count(), "1 of 4, 1 pruned, 1 failed");
+        assert_eq!((summary.points[0].expanded_top1().unwrap().n, &summary.points[0].curves), (1, &Curves::default()));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The two tables of a sweep: the pivot, as a paper shows it, and the detail, one row a point.
 
-use crate::report::statistics::Statistics;
+use crate::report::comparison::{Compared, Comparison};
+use crate::report::statistics::{Difference, Statistics, signed};
 use crate::report::summary::{PointSummary, Summary};
 use crate::text::{self, thousands};
 use comfy_table::presets::ASCII_MARKDOWN;
@@ -18,6 +19,14 @@ pub struct Table {
 }
 
 impl Table {
+    /// Whether all cells of a column are numbers, but for those that hold none.
+    pub fn is_numeric(&self, column: usize) -> bool {
+        let mut cells =
+            self.rows.iter().map(|row| row[column].as_str()).filter(|cell| !matches!(*cell, "" | "–")).peekable();
+        let number = |cell: &str| cell.trim_start_matches(['+', '−', '(']).starts_with(|c: char| c.is_ascii_digit());
+        cells.peek().is_some() && cells.all(|cell| number(cell) || cell.starts_with("refused"))
+    }
+
     /// For a terminal.
     pub fn terminal(&self) -> String {
         let footnotes: String = self.footnotes.iter().map(|note| format!("{note}\n")).collect();
@@ -76,13 +85,66 @@ pub fn detail(summary: &Summary) -> Table {
     let mut footnotes: Vec<String> = Vec::new();
     let measured =
         ["n", "expanded top-1, %", "compact top-1, %", "agreement, %", "fold error", "parameters", "compact MACs"];
-    let header = summary.axes.iter().cloned().chain(measured.map(String::from)).collect();
-    let rows = summary.points.iter().map(|point| detail_row(point, &mut footnotes)).collect();
+    let mut header: Vec<String> = summary.axes.iter().cloned().chain(measured.map(String::from)).collect();
+    let mut rows: Vec<Vec<String>> = summary.points.iter().map(|point| detail_row(point, &mut footnotes)).collect();
+    let mut column = |head: String, cell: &dyn Fn(&PointSummary) -> Option<f64>| {
+        header.push(head);
+        for (row, point) in rows.iter_mut().zip(&summary.points) {
+            row.push(cell(point).map_or(NONE.into(), |value| format!("{value:.2}")));
+        }
+    };
+    if let Some(latency) = &summary.latency {
+        for batch in latency.batches() {
+            column(format!("latency, ms, batch {batch}"), &|point| latency.of(point, batch));
+        }
+        footnotes.push(format!("Latency: medians of the compact forms, run in turn, on {}.", latency.place()));
+    }
+    if let Some(citation) = &summary.citation {
+        if summary.points.iter().any(|point| point.paper_top1.is_some()) {
+            column("paper, %".into(), &|point| point.paper_top1);
+        }
+        footnotes.push(format!("Paper: {citation}."));
+    }
     Table { header, rows, footnotes }
 }
 
+/// What stands where nothing is known.
+const NONE: &str = "–";
+
+/// What [`comparison`] shows.
+pub const COMPARISON_LEGEND: &str = "Top-1 of the expanded form less that of the other, in percentage points, paired by seed. \
+    The interval is that of Student's t and holds the true mean difference in 95 of 100 such sweeps; where it holds 0, the two are \
+    not told apart. Each row is by itself: of twenty rows without any true difference, one leaves 0 out by chance.";
+
+/// How far points are from what they are compared with.
+pub fn comparison(comparison: &Comparison) -> Table {
+    let mut header: Vec<String> = ["point", "against", "n", "difference", "95 % interval"].map(String::from).to_vec();
+    if comparison.has_paper() {
+        header.push("paper".into());
+    }
+    header.push("it says".into());
+    let row = |row: &Compared| {
+        let mean = |difference: Difference| match difference.of.std {
+            Some(std) => format!("{} ± {std:.2}", signed(difference.of.mean)),
+            None => signed(difference.of.mean),
+        };
+        let mut cells = vec![
+            row.title.clone(),
+            row.against.clone(),
+            row.difference.map_or(0, |difference| difference.of.n).to_string(),
+            row.difference.map_or(NONE.into(), mean),
+            row.difference.and_then(|difference| difference.interval_text()).unwrap_or(NONE.into()),
+        ];
+        if comparison.has_paper() {
+            cells.push(row.paper.map_or(NONE.into(), signed));
+        }
+        cells.push(row.verdict.clone());
+        cells
+    };
+    Table { header, rows: comparison.rows.iter().map(row).collect(), footnotes: Vec::new() }
+}
+
 fn detail_row(point: &PointSummary, footnotes: &mut Vec<String>) -> Vec<String> {
-    const NONE: &str = "–";
     let expanded = point.results().next().map(|result| &result.expanded);
     let compact = point.compact().next();
     let (agreement, error) = match point.worst_fold() {
@@ -138,12 +200,12 @@ fn top1_cell(point: &PointSummary) -> String {
 
 /// Percent, rounded down: 100.00 only where all images agree. The small term is for 81.85, a hundred times which
 /// is a little less than 8185 in binary.
-fn rounded_down(percent: f64) -> String {
+pub fn rounded_down(percent: f64) -> String {
     format!("{:.2}", (percent * 100. + 1e-6).floor() / 100.)
 }
 
 /// `3.1e-7`.
-fn scientific(value: f64) -> String {
+pub fn scientific(value: f64) -> String {
     if value == 0. { "0".into() } else { format!("{value:.1e}") }
 }
 
@@ -242,6 +304,41 @@ mod tests {
             ["[1] blocks.0: a ReLU stands between the convolutions"],
             "one, shared by four points"
         );
+    }
+
+    #[test]
+    fn what_a_paper_gives_and_what_was_timed_stand_at_the_end_of_a_row() {
+        let (_folder, store, plan) =
+            started("{axes: {net.width: [1, 2]}, seeds: 2, paper: {source: A & B, table: 3, top1: {width=2: 81}}}");
+        finish(&store, &plan);
+        let hash = &plan.points[0].trials[0].hash;
+        let json =
+            format!(r#"{{"device": "cpu", "threads": 2, "milliseconds": {{"{hash}": {{"1": 0.256, "128": 9}}}}}}"#);
+        std::fs::write(store.root().join("latency.json"), json).unwrap();
+        let table = detail(&Summary::read(&store).unwrap());
+        let end = |row: &[String]| row[row.len() - 3..].join(" | ");
+        assert_eq!(end(&table.header), "latency, ms, batch 1 | latency, ms, batch 128 | paper, %");
+        assert_eq!(table.rows.iter().map(|row| end(row)).collect::<Vec<_>>(), ["0.26 | 9.00 | –", "– | – | 81.00"]);
+        assert_eq!(
+            table.footnotes,
+            ["Latency: medians of the compact forms, run in turn, on cpu, 2 threads.", "Paper: A & B, table 3."]
+        );
+    }
+
+    #[test]
+    fn a_comparison_says_how_far_and_what_that_says() {
+        let (_folder, store, plan) =
+            started("{axes: {net.width: [1, 2]}, seeds: 2, paper: {difference: {width=2: 2}}}");
+        finish(&store, &plan);
+        write_result(&store, &result(&plan.points[1].trials[1].hash, 1, 84.5));
+        let all = crate::report::comparison::all(&Summary::read(&store).unwrap());
+        let table = comparison(&all[0]);
+        assert_eq!(table.header, ["point", "against", "n", "difference", "95 % interval", "paper", "it says"]);
+        // Differences 1 and 4: 2.5 ± 1.5 * 12.7062.
+        let row = "width=2 | width=1 | 2 | +2.50 ± 2.12 | −16.56 to +21.56 | +2.00 | not told apart with 2 seeds";
+        assert_eq!(table.rows[0].join(" | "), row);
+        let numeric: Vec<bool> = (0..7).map(|column| table.is_numeric(column)).collect();
+        assert_eq!(numeric, [false, false, true, true, true, true, false]);
     }
 
     #[test]

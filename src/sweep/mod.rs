@@ -2,7 +2,10 @@
 
 pub mod axes;
 pub mod launch;
+pub mod lock;
+pub mod paper;
 pub mod plan;
+pub mod state;
 pub mod store;
 
 use crate::config::Document;

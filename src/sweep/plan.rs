@@ -4,8 +4,9 @@ use crate::bad_request;
 use crate::config::{self, Config, Document, Mapping, TrainConfig, Value};
 use crate::net::block::Form;
 use crate::sweep::axes::{Axis, DASH, SweepKeys, label, short};
+use crate::sweep::paper::Paper;
 use anyhow::{Context, Result};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 /// More trials than this are a slip in a file.
 const MOST_TRIALS: usize = 100_000;
@@ -19,6 +20,8 @@ pub struct Plan {
     pub grid: bool,
     /// In a grid the first axis is slowest and a baseline stands before the points that it is compared with.
     pub points: Vec<Point>,
+    /// What a paper gives for them.
+    pub paper: Option<Paper>,
 }
 
 /// What is trained once a seed.
@@ -30,6 +33,10 @@ pub struct Point {
     pub title: String,
     /// One a seed.
     pub trials: Vec<Trial>,
+    /// Whether it is the baseline.
+    pub baseline: bool,
+    /// The place of the baseline that it is compared with.
+    pub compared_with: Option<usize>,
 }
 
 /// The place of a point on one axis.
@@ -69,19 +76,33 @@ impl Plan {
     /// # Errors
     /// A [`crate::error::BadRequest`] that names the file and the key, or the point whose config is wrong.
     pub fn new(document: &Document) -> Result<Plan> {
+        let plan = Plan::of_checked(document)?;
+        check_sites(&plan.points, &document.origin)?;
+        Ok(plan)
+    }
+
+    /// The same without building a network of each point: for a file whose sweep has been started, so has been checked.
+    ///
+    /// # Errors
+    /// As there, but for operators that don't fit their sites.
+    pub fn of_checked(document: &Document) -> Result<Plan> {
         let keys = SweepKeys::read(document)?;
         let mut points: Vec<Point> = Vec::new();
         let mut seen = HashSet::new();
+        let mut places: HashMap<Vec<Choice>, usize> = HashMap::new();
         for choices in combinations(&keys, &document.origin)? {
-            let point = point(document, &keys, &choices)?;
+            let mut point = point(document, &keys, &choices)?;
             // In `vary`, the value that the file has itself is the base point once more.
             let labels: Vec<String> = point.coordinates.iter().map(|coordinate| coordinate.label.clone()).collect();
             if seen.insert((labels, point.trials[0].hash.clone())) {
+                // A baseline stands before what is compared with it.
+                point.compared_with = baseline_of(&keys, &choices).and_then(|baseline| places.get(&baseline).copied());
+                places.insert(choices, points.len());
                 points.push(point);
             }
         }
-        check_sites(&points, &document.origin)?;
-        Ok(Plan { axes: keys.axes.into_iter().map(|axis| axis.key).collect(), grid: keys.grid, points })
+        let paper = Paper::read(document, &points)?;
+        Ok(Plan { axes: keys.axes.into_iter().map(|axis| axis.key).collect(), grid: keys.grid, points, paper })
     }
 
     /// Every trial once, with the first point that has it.
@@ -109,16 +130,25 @@ fn combinations(keys: &SweepKeys, origin: &str) -> Result<Vec<Vec<Choice>>> {
     if keys.baseline.is_empty() {
         return Ok(own);
     }
-    let replaced: Vec<bool> = keys.axes.iter().map(|axis| keys.baseline_replaces(&axis.key)).collect();
-    let replace = |(choice, replaced): (&Choice, &bool)| if *replaced { Choice::Baseline } else { *choice };
     let mut seen = HashSet::new();
-    let baseline = own.iter().map(|choices| choices.iter().zip(&replaced).map(replace).collect::<Vec<Choice>>());
+    let baseline = own.iter().filter_map(|choices| baseline_of(keys, choices));
     let mut all: Vec<Vec<Choice>> = baseline.filter(|choices| seen.insert(choices.clone())).collect();
     all.extend(own);
     if keys.grid {
         all.sort();
     }
     Ok(all)
+}
+
+/// What the baseline of a point has on each axis; none where the file has no baseline, or the point is it.
+fn baseline_of(keys: &SweepKeys, choices: &[Choice]) -> Option<Vec<Choice>> {
+    if keys.baseline.is_empty() || choices.contains(&Choice::Baseline) {
+        return None;
+    }
+    let replace = |(axis, choice): (&Axis, &Choice)| {
+        if keys.baseline_replaces(&axis.key) { Choice::Baseline } else { *choice }
+    };
+    Some(keys.axes.iter().zip(choices).map(replace).collect())
 }
 
 /// The cartesian product, the first axis slowest.
@@ -179,7 +209,8 @@ fn point(document: &Document, keys: &SweepKeys, choices: &[Choice]) -> Result<Po
         let config = Config { seed, ..config.clone() };
         Trial { hash: config.hash(), config }
     });
-    Ok(Point { coordinates, title, trials: trials.collect() })
+    let baseline = choices.contains(&Choice::Baseline);
+    Ok(Point { coordinates, title, trials: trials.collect(), baseline, compared_with: None })
 }
 
 /// The file's keys with what the point changes.
@@ -265,6 +296,21 @@ mod tests {
         assert!(!config.bypass, "the key inside a section survives the section, whatever their order");
         assert_eq!(plan.points[0].trials[1].config.operator, OperatorConfig::default());
         assert_eq!(plan.points[3].trials.iter().map(|trial| trial.config.seed).collect::<Vec<_>>(), [0, 1]);
+    }
+
+    #[test]
+    fn each_point_knows_the_baseline_that_it_is_compared_with() {
+        let compared = |sweep: &str| -> Vec<Option<usize>> {
+            plan(TRIAL, sweep).unwrap().points.iter().map(|point| point.compared_with).collect()
+        };
+        let grid = "{axes: {net.width: [1, 2], operator.bypass: [true, false]}, baseline: {operator: {name: plain}}}";
+        assert_eq!(compared(grid), [None, Some(0), Some(0), None, Some(3), Some(3)]);
+        let plan = plan(TRIAL, grid).unwrap();
+        assert_eq!(plan.points.iter().map(|point| point.baseline).collect::<Vec<_>>()[..2], [true, false]);
+        // plain, plain width=2, base, hidden=0.5, width=2
+        let vary = "{vary: {operator.hidden: [0.5], net.width: [2]}, baseline: {operator: {name: plain}}}";
+        assert_eq!(compared(vary), [None, None, Some(0), Some(0), Some(1)]);
+        assert_eq!(compared("{axes: {net.width: [1, 2]}}"), [None, None]);
     }
 
     #[test]

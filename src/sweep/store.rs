@@ -2,7 +2,9 @@
 //! once it is finished, its `result.json`. A trial's folder is named after its config, so a changed file keeps what it shares.
 
 use crate::config::Document;
+use crate::sweep::lock::Lock;
 use crate::sweep::plan::{Plan, Trial};
+use crate::sweep::state::{Record, State};
 use crate::train::result::TrialResult;
 use crate::{bad_request, files};
 use anyhow::{Context, Result};
@@ -132,6 +134,43 @@ impl Store {
     /// Whether a trial has left its result.
     pub fn is_finished(&self, hash: &str) -> bool {
         self.trial(hash).join("result.json").is_file()
+    }
+
+    /// Where a trial stands: done if it has a result, and running while a process holds its lock.
+    pub fn state(&self, hash: &str) -> State {
+        if self.is_finished(hash) {
+            return State::Done;
+        }
+        let record = self.record(hash);
+        match record.state {
+            State::Running if Lock::is_held(&self.trial(hash), &record) => State::Running,
+            // Its process is gone, or its result was deleted.
+            State::Running | State::Done => State::Queued,
+            state => state,
+        }
+    }
+
+    /// What was last written of a trial; that of a new one where nothing was, or nothing that can be read.
+    pub fn record(&self, hash: &str) -> Record {
+        let text = std::fs::read(self.trial(hash).join("state.json")).unwrap_or_default();
+        serde_json::from_slice(&text).unwrap_or_default()
+    }
+
+    /// Writes where a trial stands; only for who holds its lock.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn write_record(&self, hash: &str, record: &Record) -> Result<()> {
+        let json = serde_json::to_vec_pretty(record).context("state.json")?;
+        files::write_atomic(&self.trial(hash).join("state.json"), &json)
+    }
+
+    /// Takes the lock of a trial; none if another process has it.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn claim(&self, hash: &str) -> Result<Option<Lock>> {
+        Lock::take(&self.trial(hash), || self.record(hash))
     }
 
     /// A trial's result; none where it isn't finished.
@@ -302,6 +341,28 @@ pub(crate) mod tests {
         assert!(refusal(store.lock()).contains("another process runs a sweep here"));
         drop(lock);
         store.lock().unwrap();
+    }
+
+    #[test]
+    fn a_state_is_what_the_result_the_lock_and_the_record_say_together() {
+        let (_folder, store, plan) = started(WIDTHS);
+        let hash = &plan.points[0].trials[0].hash;
+        assert_eq!(store.state(hash), State::Queued, "nothing is written");
+        let lock = store.claim(hash).unwrap().unwrap();
+        let record = Record::default();
+        store.write_record(hash, &record.clone().to(State::Running, None)).unwrap();
+        assert_eq!(store.state(hash), State::Running);
+        drop(lock);
+        assert_eq!((store.state(hash), store.record(hash).state), (State::Queued, State::Running), "its owner is gone");
+        for state in [State::Failed, State::OutOfMemory, State::TimedOut, State::Pruned] {
+            store.write_record(hash, &record.clone().to(state, None)).unwrap();
+            assert_eq!(store.state(hash), state);
+        }
+        write_result(&store, &result(hash, 0, 80.));
+        assert_eq!(store.state(hash), State::Done, "whatever else is written");
+        std::fs::remove_file(store.trial(hash).join("result.json")).unwrap();
+        std::fs::write(store.trial(hash).join("state.json"), "{").unwrap();
+        assert_eq!(store.state(hash), State::Queued, "damaged: it is only a note");
     }
 
     #[test]

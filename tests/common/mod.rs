@@ -1,6 +1,7 @@
 //! Runs the binary as a user does. Each test file uses a part of it.
 #![allow(dead_code)]
 
+pub mod browser;
 pub mod network;
 pub mod peer;
 

@@ -1,0 +1,217 @@
+//! Which points are compared with which. Each point stands beside the sweep's baseline, where the file has one; and along every
+//! axis beside the first value of it (in `vary`: the file's own), with the other coordinates alike.
+
+use crate::report::statistics::Difference;
+use crate::report::summary::{PointSummary, Summary};
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// Points that are compared in one way.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Comparison {
+    /// The axis along which they differ; none where they are compared with the baseline.
+    pub axis: Option<String>,
+    /// In the order of the plan.
+    pub rows: Vec<Compared>,
+}
+
+/// A point beside the one that it is compared with.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Compared {
+    /// Place of the point.
+    #[serde(skip)]
+    pub point: usize,
+    /// Place of the other.
+    #[serde(skip)]
+    pub reference: usize,
+    /// The point's title.
+    pub title: String,
+    /// The other's.
+    pub against: String,
+    /// Top-1 of the expanded form less that of the other, over the seeds that both have; none where they share none.
+    pub difference: Option<Difference>,
+    /// What that says.
+    pub verdict: String,
+    /// The same difference as a paper gives it.
+    pub paper: Option<f64>,
+}
+
+impl Comparison {
+    /// What stands above its table.
+    pub fn title(&self) -> String {
+        match &self.axis {
+            None => "Against the baseline".into(),
+            Some(axis) => format!("Along {axis}"),
+        }
+    }
+
+    /// Whether a paper gives a difference for any row.
+    pub fn has_paper(&self) -> bool {
+        self.rows.iter().any(|row| row.paper.is_some())
+    }
+}
+
+/// All comparisons of a sweep that have rows.
+pub fn all(summary: &Summary) -> Vec<Comparison> {
+    let baseline = Comparison { axis: None, rows: against_baseline(summary) };
+    let along = summary.axes.iter().enumerate();
+    let along = along.map(|(at, axis)| Comparison { axis: Some(axis.clone()), rows: along_axis(summary, at) });
+    std::iter::once(baseline).chain(along).filter(|comparison| !comparison.rows.is_empty()).collect()
+}
+
+fn against_baseline(summary: &Summary) -> Vec<Compared> {
+    let points = summary.points.iter().enumerate();
+    points.filter_map(|(at, point)| Some(compare(summary, at, point.compared_with?))).collect()
+}
+
+fn along_axis(summary: &Summary, axis: usize) -> Vec<Compared> {
+    let mut rows: Vec<Compared> = Vec::new();
+    for group in groups(summary, axis) {
+        // What stands beside the baseline stands there already.
+        let is_baseline = |at: usize| group.iter().any(|other| summary.points[*other].compared_with == Some(at));
+        let own: Vec<usize> = group.iter().copied().filter(|at| !is_baseline(*at)).collect();
+        if let Some((first, others)) = own.split_first() {
+            rows.extend(others.iter().map(|other| compare(summary, *other, *first)));
+        }
+    }
+    rows.sort_by_key(|row| row.point);
+    rows
+}
+
+/// The points that differ along an axis alone, in the order of the plan; those that stand alone are left out.
+pub fn groups(summary: &Summary, axis: usize) -> Vec<Vec<usize>> {
+    let mut groups: BTreeMap<Vec<&str>, Vec<usize>> = BTreeMap::new();
+    for (at, point) in summary.points.iter().enumerate() {
+        let others = point.coordinates.iter().enumerate().filter(|(at, _)| *at != axis);
+        groups.entry(others.map(|(_, place)| place.label.as_str()).collect()).or_default().push(at);
+    }
+    let mut groups: Vec<Vec<usize>> = groups.into_values().filter(|group| group.len() > 1).collect();
+    groups.sort();
+    groups
+}
+
+fn compare(summary: &Summary, point: usize, reference: usize) -> Compared {
+    let (one, other) = (&summary.points[point], &summary.points[reference]);
+    let difference = Difference::of(&pairs(one, other));
+    let verdict = difference.map_or("no seed is finished in both".into(), |difference| difference.verdict());
+    // Only a difference to the baseline can be given by itself: there a point has one reference.
+    let given = one.paper_difference.filter(|_| one.compared_with.is_none_or(|at| at == reference));
+    let paper = given.or_else(|| Some(one.paper_top1? - other.paper_top1?));
+    let (title, against) = (one.title.clone(), other.title.clone());
+    Compared { point, reference, title, against, difference, verdict, paper }
+}
+
+/// Expanded top-1 of the seeds that both have.
+fn pairs(one: &PointSummary, other: &PointSummary) -> Vec<(f64, f64)> {
+    let top1 = |point: &PointSummary| -> BTreeMap<u64, f64> {
+        point.results().map(|result| (result.seed, result.expanded.top1)).collect()
+    };
+    let others = top1(other);
+    top1(one).into_iter().filter_map(|(seed, value)| Some((value, *others.get(&seed)?))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sweep::store::tests::{result, started, write_result};
+
+    /// Each point's top-1 is 80, more by its place, and by `noise` of seed and place.
+    fn compared(sweep: &str, noise: impl Fn(u64, usize) -> f64) -> Vec<Comparison> {
+        let (_folder, store, plan) = started(sweep);
+        for (at, point) in plan.points.iter().enumerate() {
+            for trial in &point.trials {
+                let seed = trial.config.seed;
+                write_result(&store, &result(&trial.hash, seed, 80. + at as f64 + noise(seed, at)));
+            }
+        }
+        all(&Summary::read(&store).unwrap())
+    }
+
+    fn names(comparison: &Comparison) -> Vec<String> {
+        comparison.rows.iter().map(|row| format!("{} | {}", row.title, row.against)).collect()
+    }
+
+    #[test]
+    fn the_baseline_is_the_files_and_along_an_axis_the_first_value() {
+        let all = compared(
+            "{axes: {net.width: [1, 2], operator.bypass: [true, false]}, baseline: {operator: {name: plain}}, seeds: 2}",
+            |_, _| 0.,
+        );
+        let titles: Vec<String> = all.iter().map(Comparison::title).collect();
+        assert_eq!(titles, ["Against the baseline", "Along net.width", "Along operator.bypass"]);
+        assert_eq!(
+            names(&all[0]),
+            [
+                "width=1 bypass=true | width=1 plain",
+                "width=1 bypass=false | width=1 plain",
+                "width=2 bypass=true | width=2 plain",
+                "width=2 bypass=false | width=2 plain",
+            ]
+        );
+        assert_eq!(
+            names(&all[1]),
+            [
+                "width=2 plain | width=1 plain",
+                "width=2 bypass=true | width=1 bypass=true",
+                "width=2 bypass=false | width=1 bypass=false"
+            ]
+        );
+        assert_eq!(
+            names(&all[2]),
+            ["width=1 bypass=false | width=1 bypass=true", "width=2 bypass=false | width=2 bypass=true"]
+        );
+        assert_eq!(all[0].rows[1].difference.unwrap().of.mean, 2.);
+        assert_eq!(all[1].rows[0].difference.unwrap().of.mean, 3.);
+    }
+
+    #[test]
+    fn without_a_baseline_the_first_value_stands_for_it() {
+        let all = compared("{axes: {net.width: [1, 2, 4]}}", |_, _| 0.);
+        assert_eq!(all.len(), 1);
+        assert_eq!(names(&all[0]), ["width=2 | width=1", "width=4 | width=1"]);
+        assert_eq!(all[0].rows[0].verdict, "one seed tells nothing about the spread");
+        let all = compared("{vary: {net.width: [2], operator.intermediate: [4]}}", |_, _| 0.);
+        assert_eq!(all.iter().map(names).collect::<Vec<_>>(), [["width=2 | base"], ["intermediate=4 | base"]]);
+        assert_eq!(compared("{seeds: 3}", |_, _| 0.), []);
+    }
+
+    #[test]
+    fn an_axis_of_operators_is_not_compared_with_the_baseline_twice() {
+        let sweep = "{axes: {operator: [{name: maconv}, {name: mdconv}]}, baseline: {operator: {name: plain}}}";
+        let all = compared(sweep, |_, _| 0.);
+        assert_eq!(
+            all.iter().map(names).collect::<Vec<_>>(),
+            [vec!["maconv | plain", "mdconv | plain"], vec!["mdconv | maconv"]]
+        );
+    }
+
+    #[test]
+    fn seeds_are_paired_and_those_that_one_lacks_are_left_out() {
+        let (_folder, store, plan) = started("{axes: {net.width: [1, 2]}, seeds: [3, 5, 7]}");
+        let [narrow, wide] = [&plan.points[0].trials, &plan.points[1].trials];
+        for (trial, top1) in [(&narrow[0], 70.), (&narrow[1], 90.), (&wide[0], 71.), (&wide[1], 91.5), (&wide[2], 10.)]
+        {
+            write_result(&store, &result(&trial.hash, trial.config.seed, top1));
+        }
+        let row = |store| all(&Summary::read(store).unwrap())[0].rows[0].clone();
+        let of = row(&store).difference.unwrap().of;
+        // 1 and 1.5: that the seeds themselves are 20 points apart is no part of it.
+        assert_eq!((of.mean, of.n), (1.25, 2));
+        assert!((of.std.unwrap() - 0.125f64.sqrt()).abs() < 1e-12);
+        for trial in &narrow[..2] {
+            std::fs::remove_file(store.trial(&trial.hash).join("result.json")).unwrap();
+        }
+        assert_eq!((row(&store).difference, row(&store).verdict.as_str()), (None, "no seed is finished in both"));
+    }
+
+    #[test]
+    fn a_papers_difference_is_its_own_or_that_of_its_top1() {
+        let all = compared(
+            "{axes: {operator: [{name: maconv}, {name: mdconv}]}, baseline: {operator: {name: plain}},
+              paper: {top1: {plain: 70, maconv: 71.5}, difference: {mdconv: 2}}}",
+            |_, _| 0.,
+        );
+        assert_eq!(all[0].rows.iter().map(|row| row.paper).collect::<Vec<_>>(), [Some(1.5), Some(2.)]);
+        assert_eq!((all[1].rows[0].paper, all[1].has_paper(), all[0].has_paper()), (None, false, true));
+    }
+}

@@ -1,0 +1,251 @@
+//! Top-1 along one axis of the sweep: a row a value, or a line where the values are numbers.
+
+use super::draw::{self, Axes, LEFT, Plane, RIGHT, Scale, Sign};
+use super::figure::{Area, FAINT, Figure, INK};
+use super::{MOST_SERIES, file_name, names, titled};
+use crate::report::comparison::groups;
+use crate::report::statistics::Statistics;
+use crate::report::summary::{PointSummary, Summary};
+use anyhow::Result;
+use plotters::style::RGBColor;
+use plotters::style::text_anchor::HPos;
+
+/// What a figure shows.
+struct Shown<'a> {
+    /// Points that differ along the axis alone, and their common name.
+    series: Vec<(Vec<&'a PointSummary>, String)>,
+    /// The axis.
+    axis: usize,
+    /// Its values, as tables show them beside others.
+    values: Vec<String>,
+    /// The same as numbers, where they all are.
+    numbers: Option<Vec<f64>>,
+    /// The finished baselines that are no point of a series, each with its colour: that of the series, where it has one alone.
+    baselines: Vec<(&'a PointSummary, RGBColor)>,
+}
+
+/// One for each axis along which anything is finished.
+pub fn figures(summary: &Summary) -> Result<Vec<Figure>> {
+    (0..summary.axes.len()).filter_map(|axis| figure(summary, axis).transpose()).collect()
+}
+
+fn figure(summary: &Summary, axis: usize) -> Result<Option<Figure>> {
+    let finished = |group: &Vec<usize>| group.iter().any(|at| summary.points[*at].expanded_top1().is_some());
+    let mut found: Vec<Vec<usize>> = groups(summary, axis).into_iter().filter(finished).collect();
+    if found.is_empty() {
+        return Ok(None);
+    }
+    let all = found.len();
+    keep_best(summary, &mut found);
+    let shown = Shown::new(summary, axis, &found);
+    let key = &summary.axes[axis];
+    let firsts: Vec<&PointSummary> = found.iter().map(|group| &summary.points[group[0]]).collect();
+    let title = titled(&format!("Top-1, % along {key}"), &names(&firsts, Some(axis)).1);
+    let left_out = if all > found.len() {
+        format!(" The {} of {all} series with the highest mean are shown.", found.len())
+    } else {
+        String::new()
+    };
+    let note = format!("Expanded form: mean and standard deviation over the finished seeds.{left_out}");
+    let legend = shown.legend(summary);
+    let height = draw::height(shown.height(), draw::legend_lines(&legend));
+    let name = format!("axis-{}", file_name(key));
+    Figure::draw(name, title.clone(), note, height, |area| {
+        let plane = shown.axes(area, &title, key)?;
+        shown.draw(area, &plane)?;
+        draw::legend(area, &legend, shown.height())
+    })
+    .map(Some)
+}
+
+/// More series than there are colours: those with the highest mean of their means, still in the order of the plan.
+fn keep_best(summary: &Summary, groups: &mut Vec<Vec<usize>>) {
+    let mean = |group: &[usize]| {
+        let means: Vec<f64> = group.iter().filter_map(|at| Some(summary.points[*at].expanded_top1()?.mean)).collect();
+        Statistics::of(&means).map_or(f64::NEG_INFINITY, |of| of.mean)
+    };
+    let mut order = groups.clone();
+    order.sort_by(|a, b| mean(b).total_cmp(&mean(a)));
+    order.truncate(MOST_SERIES);
+    groups.retain(|group| order.contains(group));
+}
+
+impl<'a> Shown<'a> {
+    fn new(summary: &'a Summary, axis: usize, groups: &[Vec<usize>]) -> Shown<'a> {
+        let points = |group: &Vec<usize>| group.iter().map(|at| &summary.points[*at]).collect::<Vec<_>>();
+        let firsts: Vec<&PointSummary> = groups.iter().map(|group| &summary.points[group[0]]).collect();
+        let series: Vec<_> = groups.iter().map(points).zip(names(&firsts, Some(axis)).0).collect();
+        let mut labels: Vec<(&str, &str)> = Vec::new();
+        for point in series.iter().flat_map(|(points, _)| points) {
+            let place = &point.coordinates[axis];
+            if !labels.iter().any(|(label, _)| *label == place.label) {
+                labels.push((&place.label, &place.short));
+            }
+        }
+        let numbers: Option<Vec<f64>> =
+            labels.iter().map(|(label, _)| label.parse().ok().filter(|number: &f64| number.is_finite())).collect();
+        let values = labels.iter().map(|(_, short)| short.to_string()).collect();
+        let mut baselines: Vec<(&PointSummary, RGBColor)> = Vec::new();
+        for (at, group) in groups.iter().enumerate() {
+            let baseline = group.iter().find_map(|at| summary.points[*at].compared_with);
+            let outside =
+                baseline.filter(|baseline| !group.contains(baseline)).map(|baseline| &summary.points[baseline]);
+            let Some(point) = outside.filter(|point| point.expanded_top1().is_some()) else { continue };
+            match baselines.iter_mut().find(|(known, _)| known.title == point.title) {
+                Some((_, color)) => *color = FAINT,
+                None => baselines.push((point, draw::color(at))),
+            }
+        }
+        Shown { series, axis, values, numbers: numbers.filter(|numbers| numbers.len() > 2), baselines }
+    }
+
+    /// All that is shown.
+    fn points(&self) -> impl Iterator<Item = &'a PointSummary> {
+        let series = self.series.iter().flat_map(|(points, _)| points.iter().copied());
+        series.chain(self.baselines.iter().map(|(point, _)| *point))
+    }
+
+    /// The place of a point on the axis, among its values.
+    fn place(&self, point: &PointSummary) -> usize {
+        let short = &point.coordinates[self.axis].short;
+        self.values.iter().position(|value| value == short).unwrap_or(0)
+    }
+
+    fn row_height(&self) -> i32 {
+        (13 * self.series.len() as i32 + 9).max(28)
+    }
+
+    fn height(&self) -> i32 {
+        if self.numbers.is_some() { 230 } else { self.row_height() * self.values.len() as i32 + 8 }
+    }
+
+    fn legend(&self, summary: &Summary) -> Vec<(Sign, String)> {
+        let mut entries: Vec<(Sign, String)> = Vec::new();
+        if self.series.len() > 1 {
+            let series = self.series.iter().enumerate();
+            entries.extend(series.map(|(at, (_, name))| {
+                (Sign::Mark(at), if name.is_empty() { "baseline".into() } else { name.clone() })
+            }));
+        }
+        entries.extend(self.baselines.iter().map(|(point, color)| (Sign::Dashes(*color), point.title.clone())));
+        if let Some(citation) = &summary.citation
+            && self.points().any(|point| point.paper_top1.is_some())
+        {
+            entries.push((Sign::Cross, citation.clone()));
+        }
+        entries
+    }
+
+    fn axes(&self, area: &Area, title: &str, key: &str) -> Result<Plane> {
+        let top1 = Scale::around(self.points().flat_map(values), 1.);
+        match &self.numbers {
+            Some(numbers) => {
+                let x = Scale::of_sizes(numbers.iter().copied(), 10.);
+                let axes = Axes {
+                    x,
+                    y: top1,
+                    x_title: key,
+                    x_number: &draw::plain_number,
+                    y_numbers: true,
+                    left: LEFT,
+                    right: RIGHT,
+                    height: self.height(),
+                    x_labels: 6,
+                };
+                draw::axes(area, title, &axes)
+            }
+            None => {
+                let rows = self.values.len() as f64;
+                let axes = Axes {
+                    x: top1,
+                    y: Scale { low: -rows, high: 0., log: false },
+                    x_title: "top-1, %",
+                    x_number: &draw::plain_number,
+                    y_numbers: false,
+                    left: self.left(),
+                    right: RIGHT,
+                    height: self.height(),
+                    x_labels: 8,
+                };
+                let plane = draw::axes(area, title, &axes)?;
+                for (row, value) in self.values.iter().enumerate() {
+                    let y = draw::TOP + (f64::from(self.height()) * (row as f64 + 0.5) / rows) as i32;
+                    draw::label(area, value, (self.left() - 8, y), self.left() - 14, INK, HPos::Right)?;
+                }
+                Ok(plane)
+            }
+        }
+    }
+
+    fn left(&self) -> i32 {
+        draw::left_of(&self.values, 190)
+    }
+
+    fn draw(&self, area: &Area, plane: &Plane) -> Result<()> {
+        for (baseline, color) in &self.baselines {
+            if let Some(top1) = baseline.expanded_top1() {
+                let [from, to] = self.across(plane, top1.mean);
+                draw::dashes(area, from, to, *color)?;
+            }
+        }
+        for (series, (points, _)) in self.series.iter().enumerate() {
+            if self.numbers.is_some() {
+                let places =
+                    points.iter().filter_map(|point| Some(self.at(plane, series, point, point.expanded_top1()?.mean)));
+                let mut places: Vec<(i32, i32)> = places.collect();
+                places.sort_unstable();
+                let style = draw::stroke(draw::color(series), 1.5);
+                area.draw(&plotters::element::PathElement::new(places, style))?;
+            }
+            for point in points {
+                self.point(area, plane, series, point)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn point(&self, area: &Area, plane: &Plane, series: usize, point: &PointSummary) -> Result<()> {
+        let at = |top1: f64| self.at(plane, series, point, top1);
+        if let Some(top1) = point.expanded_top1() {
+            if top1.std.is_some() {
+                let (low, high) = top1.band();
+                draw::bar(area, at(low), at(high), draw::color(series))?;
+            }
+            draw::mark(area, at(top1.mean), series)?;
+        }
+        if let Some(paper) = point.paper_top1 {
+            draw::cross(area, at(paper), draw::color(series))?;
+        }
+        Ok(())
+    }
+
+    /// Where a top-1 of a point stands, in units.
+    fn at(&self, plane: &Plane, series: usize, point: &PointSummary, top1: f64) -> (i32, i32) {
+        let place = self.place(point);
+        match &self.numbers {
+            Some(numbers) => plane(numbers[place], top1),
+            None => {
+                let inside = (series as f64 + 0.5) / self.series.len() as f64;
+                // Rows have some air between them.
+                plane(top1, -(place as f64 + 0.12 + 0.76 * inside))
+            }
+        }
+    }
+
+    /// The ends of a line through all values at one top-1, in units.
+    fn across(&self, plane: &Plane, top1: f64) -> [(i32, i32); 2] {
+        match &self.numbers {
+            Some(numbers) => {
+                let ends = numbers.iter().fold((f64::MAX, f64::MIN), |(low, high), n| (low.min(*n), high.max(*n)));
+                [plane(ends.0, top1), plane(ends.1, top1)]
+            }
+            None => [plane(top1, 0.), plane(top1, -(self.values.len() as f64))],
+        }
+    }
+}
+
+/// What a figure must have room for.
+fn values(point: &PointSummary) -> Vec<f64> {
+    let band = point.expanded_top1().map(|top1| top1.band());
+    band.into_iter().flat_map(|(low, high)| [low, high]).chain(point.paper_top1).collect()
+}

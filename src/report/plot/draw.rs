@@ -1,0 +1,366 @@
+//! What plots share: axes, marks with error bars, lines with bands, legends. Places are in pixels of the page unless said.
+
+use super::figure::{Area, FAINT, GRID, INK, PAPER, SERIES, UNIT, WIDTH, shorten};
+use anyhow::Result;
+use plotters::coord::ranged1d::{AsRangedCoord, Ranged, ValueFormatter};
+use plotters::element::{Circle, PathElement, Polygon, Text};
+use plotters::prelude::{ChartBuilder, Color, IntoFont, IntoLogRange, RGBColor, ShapeStyle};
+use plotters::style::TextStyle;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
+
+/// Height of a line of a legend.
+const LINE: i32 = 19;
+/// Above the axes, for the title.
+pub const TOP: i32 = 30;
+/// Below them, for numbers and what they are.
+const FOOT: i32 = 44;
+/// Right of them, where nothing stands there.
+pub const RIGHT: i32 = 26;
+/// Left of them, where numbers stand there.
+pub const LEFT: i32 = 48;
+/// Of numbers and labels, and of titles.
+const SMALL: i32 = 13;
+const LARGE: i32 = 15;
+/// Width of a character of a label, as a multiple of its size: on average, in a wide font.
+const CHARACTER: f64 = 0.62;
+
+/// The values that an axis shows.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scale {
+    /// The least.
+    pub low: f64,
+    /// The most.
+    pub high: f64,
+    /// Whether equal steps are equal factors.
+    pub log: bool,
+}
+
+impl Scale {
+    /// That shows all values with some air around them, and at least `least` of range.
+    pub fn around(values: impl IntoIterator<Item = f64>, least: f64) -> Scale {
+        let (low, high) = ends(values);
+        let air = ((high - low) * 0.08).max((least - (high - low)) / 2.);
+        Scale { low: low - air, high: high + air, log: false }
+    }
+
+    /// The same for positive numbers, logarithmic where they span more than that factor.
+    pub fn of_sizes(values: impl IntoIterator<Item = f64>, factor: f64) -> Scale {
+        let (low, high) = ends(values);
+        if low > 0. && high > factor * low {
+            let air = (high / low).powf(0.06);
+            return Scale { low: low / air, high: high * air, log: true };
+        }
+        let air = ((high - low) * 0.08).max(high * 0.02);
+        Scale { low: low - air, high: high + air, log: false }
+    }
+}
+
+impl Scale {
+    /// Of a logarithm: numbers stand at the powers of ten, or of two where there would be few.
+    fn base(&self) -> f64 {
+        if self.high < 60. * self.low { 2. } else { 10. }
+    }
+
+    /// How far along the axis a value stands, from 0 to 1.
+    pub fn fraction(&self, value: f64) -> f64 {
+        if self.log {
+            (value / self.low).ln() / (self.high / self.low).ln()
+        } else {
+            (value - self.low) / (self.high - self.low)
+        }
+    }
+}
+
+/// The least and the most; 0 and 1 of none.
+fn ends(values: impl IntoIterator<Item = f64>) -> (f64, f64) {
+    values
+        .into_iter()
+        .fold(None, |ends: Option<(f64, f64)>, value| {
+            let (low, high) = ends.unwrap_or((value, value));
+            Some((low.min(value), high.max(value)))
+        })
+        .unwrap_or((0., 1.))
+}
+
+/// Where and how axes are drawn.
+pub struct Axes<'a> {
+    /// Across.
+    pub x: Scale,
+    /// Upwards.
+    pub y: Scale,
+    /// What `x` is.
+    pub x_title: &'a str,
+    /// How numbers at `x` are written.
+    pub x_number: &'a dyn Fn(f64) -> String,
+    /// Whether there are numbers at `y`.
+    pub y_numbers: bool,
+    /// Space at the left.
+    pub left: i32,
+    /// Space at the right.
+    pub right: i32,
+    /// Height of what is between title and numbers.
+    pub height: i32,
+    /// Numbers wanted at `x`.
+    pub x_labels: usize,
+}
+
+/// What labels at the left take, within reason: at most so many pixels.
+pub fn left_of<'a>(labels: impl IntoIterator<Item = &'a String>, most: i32) -> i32 {
+    let longest = labels.into_iter().map(|label| label.chars().count()).max().unwrap_or(0);
+    ((longest as f64 * f64::from(SMALL) * CHARACTER).ceil() as i32 + 16).clamp(60, most)
+}
+
+/// The height of a figure that has a legend of so many lines.
+pub fn height(axes: i32, legend: i32) -> i32 {
+    TOP + axes + FOOT + legend * LINE + if legend > 0 { 6 } else { 0 }
+}
+
+/// From values to the units of a drawing.
+pub type Plane = Box<dyn Fn(f64, f64) -> (i32, i32)>;
+
+/// Draws axes and grid, and tells where values stand.
+pub fn axes(area: &Area, title: &str, axes: &Axes) -> Result<Plane> {
+    text(area, title, (8, 5), LARGE, INK, HPos::Left, VPos::Top)?;
+    let (x, y) = (axes.x.low..axes.x.high, axes.y.low..axes.y.high);
+    let x_log = x.clone().log_scale().base(axes.x.base());
+    let y_log = y.clone().log_scale().base(axes.y.base());
+    match (axes.x.log, axes.y.log) {
+        (false, false) => plane(area, axes, x, y),
+        (true, false) => plane(area, axes, x_log, y),
+        (false, true) => plane(area, axes, x, y_log),
+        (true, true) => plane(area, axes, x_log, y_log),
+    }
+}
+
+fn plane<X, Y>(area: &Area, axes: &Axes, x: X, y: Y) -> Result<Plane>
+where
+    X: AsRangedCoord<Value = f64>,
+    X::CoordDescType: Ranged<ValueType = f64> + ValueFormatter<f64>,
+    Y: AsRangedCoord<Value = f64>,
+    Y::CoordDescType: Ranged<ValueType = f64> + ValueFormatter<f64>,
+{
+    let mut chart = ChartBuilder::on(area)
+        .margin_top(TOP * UNIT)
+        .margin_right(axes.right * UNIT)
+        .margin_bottom((area_height(area) - TOP - axes.height - FOOT) * UNIT)
+        .x_label_area_size(FOOT * UNIT)
+        .y_label_area_size(axes.left * UNIT)
+        .build_cartesian_2d(x, y)?;
+    let x_number = |value: &f64| (axes.x_number)(*value);
+    let y_number = |value: &f64| plain_number(*value);
+    let mut mesh = chart.configure_mesh();
+    mesh.light_line_style(GRID.mix(0.))
+        .bold_line_style(stroke(GRID, 1.))
+        .axis_style(stroke(GRID, 1.))
+        .label_style(font(SMALL, FAINT))
+        .x_labels(axes.x_labels)
+        .y_labels(6)
+        .x_label_formatter(&x_number)
+        .y_label_formatter(&y_number);
+    if !axes.y_numbers {
+        mesh.disable_y_mesh().disable_y_axis();
+    }
+    mesh.draw()?;
+    let middle = (axes.left + WIDTH - axes.right) / 2;
+    text(area, axes.x_title, (middle, TOP + axes.height + FOOT - 6), SMALL, FAINT, HPos::Center, VPos::Bottom)?;
+    // As plotters' own coordinates, one of which can't be kept beyond its chart.
+    let (across, down) = chart.plotting_area().get_pixel_range();
+    let (x, y) = (axes.x, axes.y);
+    Ok(Box::new(move |at_x, at_y| {
+        let (width, height) = (f64::from(across.end - across.start), f64::from(down.end - down.start));
+        let place = (x.fraction(at_x) * width, (1. - y.fraction(at_y)) * height);
+        (across.start + place.0.round() as i32, down.start + place.1.round() as i32)
+    }))
+}
+
+fn area_height(area: &Area) -> i32 {
+    area.dim_in_pixel().1 as i32 / UNIT
+}
+
+/// A number without needless digits: `70`, `71.5`.
+pub fn plain_number(value: f64) -> String {
+    let text = format!("{value:.3}");
+    let text = text.trim_end_matches('0').trim_end_matches('.');
+    if text == "-0" { "0".into() } else { text.replace('-', "−") }
+}
+
+/// 1234567 as 1.23 M.
+pub fn size_number(value: f64) -> String {
+    let (value, unit) = match value.abs() {
+        magnitude if magnitude >= 1e9 => (value / 1e9, " G"),
+        magnitude if magnitude >= 1e6 => (value / 1e6, " M"),
+        magnitude if magnitude >= 1e3 => (value / 1e3, " k"),
+        _ => (value, ""),
+    };
+    format!("{}{unit}", plain_number(value))
+}
+
+/// A line of that colour, so many pixels wide.
+pub fn stroke(color: RGBColor, width: f64) -> ShapeStyle {
+    color.stroke_width((width * f64::from(UNIT)).round() as u32)
+}
+
+fn font(size: i32, color: RGBColor) -> TextStyle<'static> {
+    // plotters' sizes are 1.24 times what it writes.
+    ("sans-serif", f64::from(size * UNIT) * 1.24).into_font().color(&color)
+}
+
+/// Text at a place, on one line.
+pub fn text(
+    area: &Area,
+    text: &str,
+    (x, y): (i32, i32),
+    size: i32,
+    color: RGBColor,
+    across: HPos,
+    down: VPos,
+) -> Result<()> {
+    let style = font(size, color).pos(Pos::new(across, down));
+    Ok(area.draw(&Text::new(text.replace(char::is_control, " "), (x * UNIT, y * UNIT), style))?)
+}
+
+/// A label, shortened to a width in pixels, its middle at a height.
+pub fn label(area: &Area, words: &str, place: (i32, i32), width: i32, color: RGBColor, across: HPos) -> Result<()> {
+    let most = (f64::from(width) / (f64::from(SMALL) * CHARACTER)) as usize;
+    text(area, &shorten(words, most.max(4)), place, SMALL, color, across, VPos::Center)
+}
+
+/// The colour of a series.
+pub fn color(series: usize) -> RGBColor {
+    SERIES[series % SERIES.len()]
+}
+
+/// The shape of a series at a place in units: a circle, a square, a triangle or a diamond.
+pub fn mark(area: &Area, (x, y): (i32, i32), series: usize) -> Result<()> {
+    let r = 9 * UNIT / 2;
+    let fill = color(series).filled();
+    let shape = match series % 4 {
+        0 => return Ok(area.draw(&Circle::new((x, y), r, fill))?),
+        1 => vec![(x - r, y - r), (x + r, y - r), (x + r, y + r), (x - r, y + r)],
+        2 => vec![(x, y - r - 2), (x + r + 2, y + r), (x - r - 2, y + r)],
+        _ => vec![(x, y - r - 4), (x + r + 4, y), (x, y + r + 4), (x - r - 4, y)],
+    };
+    Ok(area.draw(&Polygon::new(shape, fill))?)
+}
+
+/// A ring: the same function in its other form.
+pub fn ring(area: &Area, (x, y): (i32, i32), color: RGBColor) -> Result<()> {
+    area.draw(&Circle::new((x, y), 6 * UNIT, stroke(color, 2.)))?;
+    Ok(())
+}
+
+/// A cross: what a paper gives.
+pub fn cross(area: &Area, (x, y): (i32, i32), color: RGBColor) -> Result<()> {
+    let r = 5 * UNIT;
+    for line in [[(x - r, y - r), (x + r, y + r)], [(x - r, y + r), (x + r, y - r)]] {
+        // A rim, so that it is seen on a mark of its own colour.
+        area.draw(&PathElement::new(line, stroke(PAPER, 4.)))?;
+        area.draw(&PathElement::new(line, stroke(color, 2.)))?;
+    }
+    Ok(())
+}
+
+/// A line between two places in units.
+pub fn line(area: &Area, from: (i32, i32), to: (i32, i32), style: ShapeStyle) -> Result<()> {
+    Ok(area.draw(&PathElement::new([from, to], style))?)
+}
+
+/// An error bar between two places in units, with caps across it.
+pub fn bar(area: &Area, from: (i32, i32), to: (i32, i32), color: RGBColor) -> Result<()> {
+    let cap = 3 * UNIT;
+    let (dx, dy) = if from.0 == to.0 { (cap, 0) } else { (0, cap) };
+    line(area, from, to, stroke(color, 1.5))?;
+    for (x, y) in [from, to] {
+        line(area, (x - dx, y - dy), (x + dx, y + dy), stroke(color, 1.5))?;
+    }
+    Ok(())
+}
+
+/// What stands before a line of a legend.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Sign {
+    /// A series.
+    Mark(usize),
+    /// A series, as a line.
+    Line(usize),
+    /// The other form.
+    Ring,
+    /// What a paper gives.
+    Cross,
+    /// A dashed line of that colour.
+    Dashes(RGBColor),
+}
+
+/// Draws a legend below the axes: one entry a line, or two where all are short.
+pub fn legend(area: &Area, entries: &[(Sign, String)], axes: i32) -> Result<()> {
+    let columns = columns(entries);
+    let width = (WIDTH - 16) / columns;
+    for (at, (sign, words)) in entries.iter().enumerate() {
+        let at = at as i32;
+        let (x, y) = (12 + at % columns * width, height(axes, 0) + 6 + at / columns * LINE + LINE / 2);
+        let middle = ((x + 9) * UNIT, y * UNIT);
+        let ends = [(x * UNIT, y * UNIT), ((x + 18) * UNIT, y * UNIT)];
+        match sign {
+            Sign::Mark(series) => mark(area, middle, *series)?,
+            Sign::Line(series) => line(area, ends[0], ends[1], stroke(color(*series), 2.5))?,
+            Sign::Dashes(color) => dashes(area, ends[0], ends[1], *color)?,
+            Sign::Ring => ring(area, middle, INK)?,
+            Sign::Cross => cross(area, middle, INK)?,
+        }
+        label(area, words, (x + 26, y), width - 34, INK, HPos::Left)?;
+    }
+    Ok(())
+}
+
+/// Lines that a legend takes.
+pub fn legend_lines(entries: &[(Sign, String)]) -> i32 {
+    (entries.len() as i32 + columns(entries) - 1) / columns(entries)
+}
+
+fn columns(entries: &[(Sign, String)]) -> i32 {
+    let longest = entries.iter().map(|(_, words)| words.chars().count()).max().unwrap_or(0);
+    if longest <= 24 { 2 } else { 1 }
+}
+
+/// A dashed line between two places in units.
+pub fn dashes(area: &Area, from: (i32, i32), to: (i32, i32), color: RGBColor) -> Result<()> {
+    let (dx, dy) = (f64::from(to.0 - from.0), f64::from(to.1 - from.1));
+    let step = f64::from(5 * UNIT) / dx.hypot(dy).max(1.);
+    let at = |t: f64| (from.0 + (dx * t.min(1.)) as i32, from.1 + (dy * t.min(1.)) as i32);
+    let mut start = 0.;
+    while start < 1. {
+        line(area, at(start), at(start + step), stroke(color, 1.5))?;
+        start += 2. * step;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_at_an_axis_are_short() {
+        assert_eq!([70., 71.5, -0.25, -0.0001].map(plain_number), ["70", "71.5", "−0.25", "0"]);
+        assert_eq!([5386., 1_031_808., 2.5e9, 12.].map(size_number), ["5.386 k", "1.032 M", "2.5 G", "12"]);
+    }
+
+    #[test]
+    fn a_scale_has_air_around_its_values() {
+        assert_eq!(Scale::around([70., 80.], 1.), Scale { low: 69.2, high: 80.8, log: false });
+        assert_eq!(Scale::around([70.], 2.), Scale { low: 69., high: 71., log: false });
+        assert_eq!(Scale::around([], 1.), Scale { low: -0.08, high: 1.08, log: false });
+        let log = |low: f64, high: f64| Scale::of_sizes([low, high], 10.).log;
+        assert_eq!([log(10., 1000.), log(10., 90.), log(0., 90.)], [true, false, false]);
+        let of = Scale::of_sizes([1., 100.], 10.);
+        assert!((of.fraction(10.) - 0.5).abs() < 1e-12 && of.low < 1. && of.high > 100., "equal factors, equal steps");
+        assert_eq!(Scale::around([70., 80.], 1.).fraction(75.), 0.5);
+    }
+
+    #[test]
+    fn a_legend_is_narrow_where_its_entries_are() {
+        let entries = |words: &str| vec![(Sign::Ring, words.to_string()); 5];
+        assert_eq!((legend_lines(&entries("a")), legend_lines(&entries(&"a".repeat(40)))), (3, 5));
+        assert_eq!(legend_lines(&[]), 0);
+    }
+}

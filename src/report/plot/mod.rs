@@ -1,0 +1,230 @@
+//! The plots of a sweep, as SVG and as pictures of it. `plots/` in the sweep's folder has each as NAME.svg and NAME.png.
+
+mod axis;
+mod cost;
+mod draw;
+mod figure;
+mod forms;
+mod training;
+
+use crate::files;
+use crate::report::summary::{PointSummary, Summary};
+use crate::sweep::axes::DASH;
+use anyhow::Result;
+pub use figure::{Figure, Fonts};
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Series that a figure tells apart by colour.
+const MOST_SERIES: usize = figure::SERIES.len();
+
+/// Figures on one question.
+#[derive(Clone, Debug)]
+pub struct Section {
+    /// The question.
+    pub title: &'static str,
+    /// What is drawn.
+    pub figures: Vec<Figure>,
+}
+
+/// All plots of a sweep that have something to show.
+pub fn sections(summary: &Summary) -> Result<Vec<Section>> {
+    let all = [
+        Section { title: "Accuracy along each axis", figures: axis::figures(summary)? },
+        Section { title: "Accuracy against cost", figures: cost::figures(summary)? },
+        Section { title: "Training", figures: training::figures(summary)? },
+        Section { title: "Expanded against compact", figures: forms::figures(summary)? },
+    ];
+    Ok(all.into_iter().filter(|section| !section.figures.is_empty()).collect())
+}
+
+/// Writes every figure as SVG and as a picture, and removes those of an earlier report that are no more.
+pub fn write(folder: &Path, figures: &[&Figure]) -> Result<()> {
+    files::create_dir(folder)?;
+    let names: BTreeSet<String> =
+        figures.iter().flat_map(|figure| ["svg", "png"].map(|end| format!("{}.{end}", figure.name))).collect();
+    for entry in std::fs::read_dir(folder)?.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if (name.ends_with(".svg") || name.ends_with(".png")) && !names.contains(&name) {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    let fonts = Fonts::new();
+    in_parallel(figures, |figure| {
+        write_if_new(&folder.join(format!("{}.svg", figure.name)), figure.file().as_bytes())?;
+        write_if_new(&folder.join(format!("{}.png", figure.name)), &figure.picture(&fonts)?)
+    })
+}
+
+/// Most reports find their plots as the last one left them; to sync each costs more than to draw it.
+fn write_if_new(path: &Path, bytes: &[u8]) -> Result<()> {
+    if std::fs::read(path).is_ok_and(|old| old == bytes) {
+        return Ok(());
+    }
+    files::write_atomic(path, bytes)
+}
+
+/// Does all of it on as many threads as there are cores.
+fn in_parallel(figures: &[&Figure], work: impl Fn(&Figure) -> Result<()> + Sync) -> Result<()> {
+    let (next, failed) = (AtomicUsize::new(0), Mutex::new(Ok(())));
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(|| {
+                while let Some(figure) = figures.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    if let (Err(error), Ok(mut failed)) = (work(figure), failed.lock()) {
+                        *failed = Err(error);
+                    }
+                }
+            });
+        }
+    });
+    failed.into_inner().unwrap_or(Ok(()))
+}
+
+/// A name for each of some points that tells them apart, and what they have in common; the coordinate on `without` is no part of it.
+fn names(points: &[&PointSummary], without: Option<usize>) -> (Vec<String>, String) {
+    let axes = points.first().map_or(0, |point| point.coordinates.len());
+    let kept = (0..axes).filter(|axis| Some(*axis) != without);
+    let label = |point: &PointSummary, axis: usize| point.coordinates[axis].label.clone();
+    let (same, different): (Vec<usize>, Vec<usize>) =
+        kept.partition(|axis| points.iter().all(|point| label(point, *axis) == label(points[0], *axis)));
+    let name = |point: &PointSummary, axes: &[usize]| -> String {
+        let shorts = axes.iter().map(|axis| point.coordinates[*axis].short.as_str());
+        shorts.filter(|short| *short != DASH).collect::<Vec<_>>().join(" ")
+    };
+    let all = points.iter().map(|point| name(point, &different)).collect();
+    (all, points.first().map_or(String::new(), |point| name(point, &same)))
+}
+
+/// A title, and what all of the figure have in common.
+fn titled(title: &str, common: &str) -> String {
+    if common.is_empty() { title.into() } else { format!("{title}: {common}") }
+}
+
+/// `_` for everything in a key that a file's name should not have.
+fn file_name(key: &str) -> String {
+    key.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect()
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::sweep::store::Store;
+    use crate::sweep::store::tests::{result, started, write_result};
+    use crate::train::checkpoint::Row;
+
+    /// A sweep whose trials are all finished, with curves of two epochs.
+    pub(crate) fn finished(sweep: &str) -> (tempfile::TempDir, Store) {
+        let (folder, store, plan) = started(sweep);
+        for (at, point) in plan.points.iter().enumerate() {
+            for trial in &point.trials {
+                let seed = trial.config.seed;
+                let top1 = 80. + at as f64 + 0.3 * ((seed * 7 + at as u64 * 3) % 5) as f64;
+                write_result(&store, &result(&trial.hash, seed, top1));
+                let mut csv = csv::Writer::from_path(store.trial(&trial.hash).join("metrics.csv")).unwrap();
+                for (epoch, top1) in [(1, top1 - 10.), (2, top1)] {
+                    let loss = 100. / top1;
+                    let (lr, top5, images_per_second, seconds) = (0.1, 99., 1000., 2.);
+                    csv.serialize(Row {
+                        epoch,
+                        lr,
+                        train_loss: loss,
+                        test_loss: loss,
+                        top1,
+                        top5,
+                        images_per_second,
+                        seconds,
+                    })
+                    .unwrap();
+                }
+                csv.flush().unwrap();
+            }
+        }
+        (folder, store)
+    }
+
+    fn figures(sweep: &str) -> Vec<Figure> {
+        let (_folder, store) = finished(sweep);
+        let sections = sections(&Summary::read(&store).unwrap()).unwrap();
+        sections.into_iter().flat_map(|section| section.figures).collect()
+    }
+
+    fn count(figure: &Figure, what: &str) -> usize {
+        figure.file().matches(what).count()
+    }
+
+    const GRID: &str = "{axes: {operator: [{name: maconv}, {name: mdconv}], operator.bypass: [true, false]},
+        baseline: {operator: {name: plain}}, seeds: 3, paper: {top1: {plain: 79, maconv bypass=true: 83}}}";
+
+    #[test]
+    fn a_sweep_has_a_plot_of_each_kind() {
+        let figures = figures(GRID);
+        let names: Vec<&str> = figures.iter().map(|figure| figure.name.as_str()).collect();
+        assert_eq!(
+            names,
+            [
+                "axis-operator",
+                "axis-operator_bypass",
+                "cost-parameters",
+                "cost-macs",
+                "training-1-top1",
+                "training-1-loss",
+                "forms"
+            ]
+        );
+        let by_name = |name: &str| figures.iter().find(|figure| figure.name == name).unwrap();
+        // Two series of two points with a bar each and their signs; the baseline is a dashed line.
+        let axis = by_name("axis-operator_bypass").file();
+        for words in ["bypass=true", "bypass=false", "maconv", "mdconv", "plain", "published"] {
+            assert!(axis.contains(&format!(">\n{words}")), "{words}: {axis}");
+        }
+        // Five points in five colours, the band of each, and its line.
+        let training = by_name("training-1-top1");
+        assert_eq!(count(training, "<polygon"), 5);
+        assert!(training.file().contains("mdconv bypass=false"));
+        assert_eq!(count(by_name("forms"), "100.00"), 0);
+        assert_eq!(count(by_name("forms"), "99.99"), 5);
+    }
+
+    #[test]
+    fn an_axis_of_numbers_is_a_line() {
+        let figures = figures("{axes: {operator.intermediate: [2, 4, 8, 32]}, seeds: 2}");
+        let axis = figures.iter().find(|figure| figure.name == "axis-operator_intermediate").unwrap();
+        assert!(count(axis, "<polyline") > 0 && axis.title.contains("operator.intermediate"), "{}", axis.title);
+    }
+
+    #[test]
+    fn many_points_make_several_figures_and_no_series_without_a_colour() {
+        let widths = (1..=20).map(|width| width.to_string()).collect::<Vec<_>>().join(", ");
+        let figures = figures(&format!("{{axes: {{net.width: [{widths}], operator.bypass: [true, false]}}}}"));
+        let training = figures.iter().filter(|figure| figure.name.ends_with("top1")).count();
+        assert_eq!(training, 5, "forty points, eight at a time");
+        let axis = figures.iter().find(|figure| figure.name == "axis-operator_bypass").unwrap();
+        assert!(axis.note.contains("8 of 20"), "{}", axis.note);
+    }
+
+    #[test]
+    fn without_results_there_is_no_plot() {
+        let (_folder, store, _) = started(GRID);
+        assert!(sections(&Summary::read(&store).unwrap()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn the_folder_holds_the_plots_of_the_last_report_alone() {
+        let (folder, store) = finished(GRID);
+        let sections = sections(&Summary::read(&store).unwrap()).unwrap();
+        let figures: Vec<&Figure> = sections.iter().flat_map(|section| &section.figures).collect();
+        let plots = folder.path().join("plots");
+        write(&plots, &figures).unwrap();
+        std::fs::write(plots.join("notes.txt"), "mine").unwrap();
+        write(&plots, &figures[..1]).unwrap();
+        let mut names: Vec<String> = std::fs::read_dir(&plots)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+            .collect();
+        names.sort();
+        assert_eq!(names, ["axis-operator.png", "axis-operator.svg", "notes.txt"]);
+    }
+}

@@ -1,0 +1,118 @@
+//! The lock of a trial: who holds it may run the trial and change its state, and nobody else.
+//!
+//! It is flock's, on the file `lock` in the trial's folder. The system takes it off when the last process that has the file open
+//! ends, however it ends. The launcher leaves the open file to the process that trains, so a trial whose launcher was killed
+//! stays locked for as long as it trains. The file is never deleted: a second one beside it would be a second lock.
+
+use crate::files;
+use crate::sweep::state::Record;
+use anyhow::{Context, Result};
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::ErrorKind;
+use std::os::fd::{AsRawFd, RawFd};
+use std::path::Path;
+
+/// A lock that is held. Dropping it lets go, except where a child process has it too.
+#[derive(Debug)]
+pub struct Lock(File);
+
+impl Lock {
+    /// Takes the lock in a folder, which is made where it is missing; none if another process has it. `record` is what the folder says of
+    /// its trial, for file systems that know no locks: there a process of this machine that still runs has it.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn take(folder: &Path, record: impl Fn() -> Record) -> Result<Option<Lock>> {
+        files::create_dir(folder)?;
+        let file = open(folder).with_context(|| format!("{}: cannot write", folder.join("lock").display()))?;
+        Ok(match file.try_lock() {
+            Ok(()) => Some(Lock(file)),
+            Err(TryLockError::WouldBlock) => None,
+            Err(TryLockError::Error(error)) if !knows_no_locks(&error) => {
+                return Err(error).with_context(|| format!("{}: cannot lock", folder.join("lock").display()));
+            }
+            Err(TryLockError::Error(_)) => {
+                let gone = record().owner.is_none_or(|owner| owner.is_gone() || owner == super::state::Owner::this());
+                gone.then_some(Lock(file))
+            }
+        })
+    }
+
+    /// Whether a process has the lock of a folder.
+    pub fn is_held(folder: &Path, record: &Record) -> bool {
+        let Ok(file) = File::open(folder.join("lock")) else { return false };
+        match file.try_lock_shared() {
+            Ok(()) => false,
+            Err(TryLockError::WouldBlock) => true,
+            Err(TryLockError::Error(_)) => record.owner.as_ref().is_some_and(|owner| !owner.is_gone()),
+        }
+    }
+
+    /// Waits for the lock in a folder that is there, for what takes an instant.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn wait(folder: &Path) -> Result<Lock> {
+        let locked = open(folder).and_then(|file| match file.lock() {
+            Err(error) if !knows_no_locks(&error) => Err(error),
+            _ => Ok(Lock(file)),
+        });
+        locked.with_context(|| format!("{}: cannot write", folder.join("lock").display()))
+    }
+
+    /// The open file, for a child process to keep.
+    pub fn descriptor(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+/// For writing, without which a shared file system gives no exclusive lock.
+fn open(folder: &Path) -> std::io::Result<File> {
+    OpenOptions::new().create(true).truncate(false).read(true).write(true).open(folder.join("lock"))
+}
+
+fn knows_no_locks(error: &std::io::Error) -> bool {
+    error.kind() == ErrorKind::Unsupported
+        || matches!(error.raw_os_error(), Some(libc::ENOLCK | libc::ENOSYS | libc::ENOTSUP))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::CommandExt;
+    use std::process::{Command, Stdio};
+
+    #[test]
+    fn one_has_it_until_it_lets_go() {
+        let folder = tempfile::tempdir().unwrap();
+        let (folder, record) = (folder.path().join("a"), Record::default);
+        assert!(!Lock::is_held(&folder, &record()), "there is no folder");
+        let lock = Lock::take(&folder, record).unwrap().unwrap();
+        assert!(Lock::take(&folder, record).unwrap().is_none() && Lock::is_held(&folder, &record()));
+        drop(lock);
+        assert!(!Lock::is_held(&folder, &record()), "to look is not to take");
+        assert!(Lock::take(&folder, record).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_child_that_was_given_it_keeps_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let lock = Lock::take(folder.path(), Record::default).unwrap().unwrap();
+        let descriptor = lock.descriptor();
+        let mut cat = Command::new("cat");
+        cat.stdin(Stdio::piped()).stdout(Stdio::null());
+        // SAFETY: fcntl on an open descriptor is a bare system call.
+        unsafe {
+            cat.pre_exec(move || {
+                libc::fcntl(descriptor, libc::F_SETFD, 0);
+                Ok(())
+            });
+        }
+        let mut child = cat.spawn().unwrap();
+        drop(lock);
+        assert!(Lock::take(folder.path(), Record::default).unwrap().is_none());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(Lock::take(folder.path(), Record::default).unwrap().is_some());
+    }
+}
