@@ -1,7 +1,7 @@
 //! An experiment: a YAML file, the keys that `--set` overrides, and the resolved trial that is run and saved.
 //!
 //! A file holds one trial (`data`, `net`, `operator`, `apply_to`, `train`, `seed`), and for a sweep also `axes` (a grid) or
-//! `vary` (one factor at a time), `baseline` and `seeds`. `base: other.yaml` takes another file's keys first, one level deep.
+//! `vary` (one factor at a time), `baseline`, `seeds` and `prune`. `base: other.yaml` takes another file's keys first, one level deep.
 //! serde_yaml stays behind this module and the registry.
 
 use crate::algebra::count_macs;
@@ -305,7 +305,7 @@ pub struct Document {
 }
 
 /// The keys that make a file a sweep.
-pub const SWEEP_KEYS: [&str; 4] = ["axes", "vary", "baseline", "seeds"];
+pub const SWEEP_KEYS: [&str; 5] = ["axes", "vary", "baseline", "seeds", "prune"];
 
 impl Document {
     /// Reads a file (and its `base`) and applies `key.key=value` overrides.

@@ -4,6 +4,7 @@ use crate::bad_request;
 use crate::config::{self, Config, Document, Mapping, TrainConfig, Value};
 use crate::net::block::Form;
 use crate::sweep::axes::{Axis, DASH, SweepKeys, label, short};
+use crate::sweep::prune::Prune;
 use anyhow::{Context, Result};
 use std::collections::HashSet;
 
@@ -19,6 +20,8 @@ pub struct Plan {
     pub grid: bool,
     /// In a grid the first axis is slowest and a baseline stands before the points that it is compared with.
     pub points: Vec<Point>,
+    /// Which trials are stopped early, if any.
+    pub prune: Option<Prune>,
 }
 
 /// What is trained once a seed.
@@ -28,6 +31,8 @@ pub struct Point {
     pub coordinates: Vec<Coordinate>,
     /// What tells it from the other points: `maconv bypass=true`.
     pub title: String,
+    /// Whether it is of the baseline, which is never pruned: the others are compared with it.
+    pub baseline: bool,
     /// One a seed.
     pub trials: Vec<Trial>,
 }
@@ -81,7 +86,8 @@ impl Plan {
             }
         }
         check_sites(&points, &document.origin)?;
-        Ok(Plan { axes: keys.axes.into_iter().map(|axis| axis.key).collect(), grid: keys.grid, points })
+        let axes = keys.axes.into_iter().map(|axis| axis.key).collect();
+        Ok(Plan { axes, grid: keys.grid, points, prune: keys.prune })
     }
 
     /// Every trial once, with the first point that has it.
@@ -179,7 +185,8 @@ fn point(document: &Document, keys: &SweepKeys, choices: &[Choice]) -> Result<Po
         let config = Config { seed, ..config.clone() };
         Trial { hash: config.hash(), config }
     });
-    Ok(Point { coordinates, title, trials: trials.collect() })
+    let baseline = choices.contains(&Choice::Baseline);
+    Ok(Point { coordinates, title, baseline, trials: trials.collect() })
 }
 
 /// The file's keys with what the point changes.
