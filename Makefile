@@ -6,7 +6,7 @@ TORCH := 2.11.0
 VENV := .venv
 BINARY := $(or $(CARGO_TARGET_DIR),target)/release/foldconv
 
-.PHONY: setup setup-peer demo build test lint bench-peer
+.PHONY: setup setup-peer demo build test lint bench-peer bench-sweep
 
 setup: tools $(if $(LIBTORCH),,$(VENV)/.torch-$(TORCH))
 	@sh .ci/check-libtorch "$(or $(LIBTORCH),$(VENV)/libtorch)" $(TORCH)
@@ -55,3 +55,7 @@ lint: setup
 bench-peer: build setup-peer
 	$(VENV)/bin/python benches/load.py --foldconv $(BINARY)
 	$(VENV)/bin/python benches/peer.py --foldconv $(BINARY)
+
+# Seconds to start a sweep of 1,000 trials that are done, to preview it and to report on it.
+bench-sweep: build
+	$(PYTHON) benches/sweep.py --foldconv $(BINARY)

@@ -231,6 +231,8 @@ fn last_line(path: &Path, from: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sweep::queue::{Policy, Queue};
+    use crate::sweep::store::tests::started;
 
     fn of(raw: i32, last: &str, memory_kills: Option<bool>) -> (State, String, bool) {
         match death(ExitStatus::from_raw(raw), last, memory_kills) {
@@ -272,5 +274,24 @@ mod tests {
         assert_eq!(last_line(file.path(), 15), "the loss is NaN");
         assert_eq!(last_line(file.path(), text.len() as u64), "");
         assert_eq!(last_line(Path::new("/no/such"), 0), "");
+    }
+
+    #[test]
+    fn a_trial_without_its_launcher_is_locked_for_as_long_as_it_runs() {
+        let (_folder, store, plan) = started("{seeds: 1}");
+        let mut queue = Queue::new(&store, &plan, Policy::default()).unwrap();
+        let claim = queue.next(1).unwrap().unwrap();
+        let (hash, folder) = (claim.hash.clone(), store.trial(&claim.hash));
+        let command = ["/bin/sh", "-c", "exec sleep 100"].map(OsString::from).to_vec();
+        let program = Program { command, device: "cpu".into(), shares: false };
+        let slot = Slot { gpu: None, threads: 1 };
+        let Running { claim, child, .. } = Running::start(&program, claim, folder, (0, &slot)).unwrap();
+        // As if this process had been killed: nothing of it is left but the trial.
+        drop(claim);
+        assert_eq!((store.state(&hash), store.claim(&hash).unwrap().is_none()), (State::Running, true));
+        // SAFETY: the child has not been waited for.
+        unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGKILL) };
+        { child }.wait().unwrap();
+        assert_eq!((store.state(&hash), store.claim(&hash).unwrap().is_some()), (State::Queued, true));
     }
 }

@@ -22,7 +22,7 @@ const MOST_NAMED: usize = 10;
 /// How often it is looked whether a trial has ended.
 const PAUSE: Duration = Duration::from_millis(20);
 /// How often the view and the decisions on pruning are renewed.
-const RENEW: Duration = Duration::from_millis(500);
+const RENEW: Duration = Duration::from_millis(200);
 
 /// Runs trials.
 #[derive(Debug)]
