@@ -200,6 +200,29 @@ prune: {rule: median, warmup: 1, min_trials: 3}
     assert!(preview.ends_with("4 trials, 0 queued, 3 done, 1 pruned\n"), "{preview}");
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn a_trial_that_needs_too_much_memory_is_known_for_it() {
+    // Steps of 3 GB and more, in 2 GB of addresses.
+    let config = "data: {name: shapes, train: 4096, test: 32}\nnet: {name: smallnet, width: 4}\ntrain: {epochs: 1, batch: 4096}\n";
+    let (_guard, root) = started(config);
+    let (file, out) = (arg(&root.join("a.yaml")), arg(&root.join("out")));
+    let limited = |words: &str| {
+        let command =
+            format!("ulimit -v 2000000; exec {} {words} --device cpu --threads 1", env!("CARGO_BIN_EXE_foldconv"));
+        Command::new("sh").args(["-c", &command]).env("RUST_BACKTRACE", "0").output().unwrap()
+    };
+    let line = error(&limited(&format!("train {file} --out {out}/alone")), 75);
+    assert!(line.contains("can't allocate memory") && line.ends_with("a smaller train.batch needs less"), "{line}");
+    let sweep = limited(&format!("sweep {file} --out {out}/sweep"));
+    assert_eq!(sweep.status.code(), Some(1), "{}", stderr(&sweep));
+    assert!(
+        stderr(&sweep).contains(": out of memory: ") && !stderr(&sweep).contains("tries again"),
+        "{}",
+        stderr(&sweep)
+    );
+}
+
 /// A small disk of its own; none where this user may not mount one.
 struct Disk(PathBuf);
 

@@ -104,7 +104,8 @@ impl View {
         .flatten()
         .collect();
         let done = (progress.settled - self.before.min(progress.settled)) as f64 + under_way;
-        if done > 0. {
+        // Of less than that, nothing can be said.
+        if done >= 0.05 {
             let left = progress.trials.saturating_sub(progress.settled) as f64 - under_way;
             parts.push(format!("{} left", clock(self.started.elapsed().as_secs_f64() * left / done)));
         }
@@ -133,7 +134,7 @@ mod tests {
     fn the_time_that_is_left_is_of_what_this_run_did() {
         let progress = Progress { settled: 10, trials: 20, ..Progress::default() };
         let mut view = View::new(progress);
-        assert_eq!(view.message(progress, 0.), "", "nothing is known yet");
+        assert_eq!(view.message(progress, 0.01), "", "nothing is known yet");
         view.started = Instant::now().checked_sub(Duration::from_secs(60)).unwrap();
         // A minute for half a trial; nine and a half are left.
         assert_eq!(view.message(progress, 0.5), "19:00 min left");
