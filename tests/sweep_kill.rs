@@ -166,6 +166,25 @@ fn an_edited_file_adds_trials_and_keeps_those_that_it_no_longer_has() {
     assert_eq!((attempts.len(), attempts.values().sum::<u64>()), (6, 6));
 }
 
+/// Kept from its start, as nohup does it.
+#[test]
+fn a_signal_that_is_ignored_does_not_stop_a_sweep() {
+    let (_guard, root) = started(&TWELVE.replace("seeds: 3", "seeds: 1"));
+    let command = sweep(&root, "out");
+    let words = command.get_args().map(|word| word.to_str().unwrap()).collect::<Vec<_>>().join(" ");
+    let command = format!("trap '' HUP; exec {} {words}", env!("CARGO_BIN_EXE_foldconv"));
+    let child =
+        Command::new("sh").args(["-c", &command]).stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let clock = Instant::now();
+    while !root.join("out/sweep.yaml").exists() && clock.elapsed() < Duration::from_secs(60) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    std::thread::sleep(Duration::from_millis(50));
+    // SAFETY: the child has not been waited for.
+    unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGHUP) };
+    assert!(stdout(&child.wait_with_output().unwrap()).contains("4 of 4 trials are finished"));
+}
+
 #[test]
 fn a_trial_that_failed_runs_again_only_when_it_is_asked_for() {
     let (_guard, root) = started(&TWELVE.replace("[0.1, 0.05]", "[1.0e30]").replace("seeds: 3", "seeds: 1"));

@@ -14,9 +14,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-/// How long a trial that took too long has to write its checkpoint.
-const GRACE: Duration = Duration::from_secs(60);
-
 /// How a trial is started.
 #[derive(Clone, Debug)]
 pub struct Program {
@@ -104,13 +101,13 @@ impl Running {
         self.tell(Told::Prune(epoch), libc::SIGKILL);
     }
 
-    /// Tells it to end where it runs longer than it may, and kills it where it does not listen.
-    pub fn limit(&mut self, limit: Option<Duration>) {
-        if let Some(limit) = limit.filter(|limit| self.started.elapsed() > *limit) {
+    /// Tells it to end where it runs longer than it may, and kills it where it has not listened for as long as `grace`.
+    pub fn limit(&mut self, limit: Duration, grace: Duration) {
+        if self.started.elapsed() > limit {
             self.tell(Told::TimeIsUp(limit), libc::SIGTERM);
         }
         if let Some((Told::TimeIsUp(_), since)) = self.told
-            && since.elapsed() > GRACE
+            && since.elapsed() > grace
             && !self.killed
         {
             self.killed = true;

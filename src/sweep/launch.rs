@@ -39,6 +39,8 @@ pub struct Launcher<'a> {
     pub stop_on_error: bool,
     /// How long each may take.
     pub time_limit: Option<Duration>,
+    /// How long one that took longer has to write its checkpoint.
+    pub grace: Duration,
     /// Set to stop.
     pub stop: Arc<AtomicBool>,
 }
@@ -79,15 +81,24 @@ impl Outcome {
     }
 }
 
-/// A flag that SIGINT, SIGTERM and SIGHUP set from now on, in place of ending the process. The second signal ends it at once, and its trials with it.
+/// A flag that SIGINT, SIGTERM and SIGHUP set from now on, in place of ending the process. The second signal ends it at once, and
+/// its trials with it. A signal that is ignored, as nohup has it, stays so.
 pub fn stop_signals() -> Result<Arc<AtomicBool>> {
     let flag = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM, SIGHUP] {
+    for signal in [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|signal| !is_ignored(*signal)) {
         signal_hook::flag::register_conditional_shutdown(signal, 130, flag.clone())
             .and_then(|_| signal_hook::flag::register(signal, flag.clone()))
             .context("cannot listen to signals")?;
     }
     Ok(flag)
+}
+
+fn is_ignored(signal: libc::c_int) -> bool {
+    // SAFETY: sigaction without a new action only fills the structure that it is given, and all zeros is a valid one.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(signal, std::ptr::null(), &mut action) == 0 && action.sa_sigaction == libc::SIG_IGN
+    }
 }
 
 /// The trials of one run of the launcher.
@@ -212,7 +223,9 @@ impl Run<'_> {
     fn collect(&mut self) -> Result<()> {
         let mut place = 0;
         while let Some(trial) = self.running.get_mut(place) {
-            trial.limit(self.launcher.time_limit);
+            if let Some(limit) = self.launcher.time_limit {
+                trial.limit(limit, self.launcher.grace);
+            }
             let Some(death) = trial.ended()? else {
                 place += 1;
                 continue;

@@ -33,6 +33,9 @@ use std::path::Path;
 use std::time::Duration;
 use store::Store;
 
+/// How long a trial that took too long has to write its checkpoint: a step, or an evaluation, ends first.
+const GRACE: Duration = Duration::from_secs(60);
+
 /// How a sweep is run.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
@@ -80,6 +83,7 @@ fn run_on_disk(document: &Document, out: &Path, options: &Options) -> Result<Out
         policy: options.policy,
         stop_on_error: options.stop_on_error,
         time_limit: options.time_limit,
+        grace: GRACE,
         stop: launch::stop_signals()?,
     };
     launcher.run(&plan, &layout.reason)

@@ -346,6 +346,18 @@ mod tests {
     }
 
     #[test]
+    fn a_trial_is_what_its_result_depends_on_and_nothing_else() {
+        let hash = |trial: &str, sweep: &str| plan(trial, sweep).unwrap().points[0].trials[0].hash.clone();
+        let own = hash(TRIAL, "{}");
+        assert_eq!(hash(TRIAL, "{seeds: [9], prune: {rule: asha, warmup: 1}}"), own, "nor on what the others are");
+        assert_eq!(hash(TRIAL, "{axes: {net.width: [1, 2]}}"), own, "nor on how its values came about");
+        let elsewhere = TRIAL.replace("name: cifar10", "root: /elsewhere, name: cifar10");
+        assert_eq!(hash(&elsewhere, "{}"), own, "nor on where the images lie");
+        assert_ne!(hash(&TRIAL.replace("cifar10", "cifar10, limit: 9"), "{}"), own);
+        assert_ne!(hash(TRIAL, "{seeds: [8]}"), own);
+    }
+
+    #[test]
     fn a_site_may_be_named_where_the_network_has_it() {
         let plan = plan(TRIAL, "{axes: {apply_to: [[stem.conv], [blocks.0.pointwise.conv, depthwise]]}}").unwrap();
         assert_eq!(titles(&plan), ["apply_to=stem.conv", "apply_to=blocks.0.pointwise.conv+depthwise"]);

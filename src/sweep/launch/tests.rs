@@ -17,6 +17,7 @@ fn launcher(store: &Store, command: Vec<OsString>, jobs: usize) -> Launcher<'_> 
         policy: Policy::default(),
         stop_on_error: false,
         time_limit: None,
+        grace: Duration::from_secs(60),
         stop: Arc::default(),
     }
 }
@@ -183,6 +184,20 @@ fn a_trial_that_takes_too_long_is_told_to_end() {
     assert_eq!(limited.run(&plan, "").unwrap().failed.len(), 1);
     assert_eq!(states(&store, &plan), [(State::TimedOut, Some("took longer than 0 s".into()))]);
     assert!(store.trial(&plan.points[0].trials[0].hash).join("checkpoint").is_file());
+}
+
+#[test]
+fn one_that_does_not_listen_is_killed() {
+    let (folder, store, plan) = started("{seeds: 1}");
+    let body = "trap 'touch $3/told' TERM\nfor i in $(seq 3000); do sleep 0.02; done";
+    let mut limited = launcher(&store, program(folder.path(), body), 1);
+    (limited.time_limit, limited.grace) = (Some(Duration::from_millis(300)), Duration::from_millis(300));
+    let clock = Instant::now();
+    limited.run(&plan, "").unwrap();
+    // A second by the program, a minute if it were left alone.
+    assert!(clock.elapsed() < Duration::from_secs(30));
+    assert_eq!(states(&store, &plan)[0].0, State::TimedOut);
+    assert!(store.trial(&plan.points[0].trials[0].hash).join("told").is_file());
 }
 
 #[test]
