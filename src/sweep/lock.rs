@@ -48,18 +48,6 @@ impl Lock {
         }
     }
 
-    /// Waits for the lock in a folder that is there, for what takes an instant.
-    ///
-    /// # Errors
-    /// The disk's.
-    pub fn wait(folder: &Path) -> Result<Lock> {
-        let locked = open(folder).and_then(|file| match file.lock() {
-            Err(error) if !knows_no_locks(&error) => Err(error),
-            _ => Ok(Lock(file)),
-        });
-        locked.with_context(|| format!("{}: cannot write", folder.join("lock").display()))
-    }
-
     /// The open file, for a child process to keep.
     pub fn descriptor(&self) -> RawFd {
         self.0.as_raw_fd()

@@ -135,9 +135,8 @@ impl<'a> Queue<'a> {
         };
         let now = Instant::now();
         for at in 0..queue.trials.len() {
-            let hash = &queue.trials[at].1.hash;
-            if store.result(hash)?.is_some() {
-                queue.settled.done += 1;
+            let hash = &queue.trials[at].1.hash.clone();
+            if queue.has_result(hash)? {
                 continue;
             }
             let record = store.record(hash);
@@ -195,12 +194,15 @@ impl<'a> Queue<'a> {
                 continue;
             };
             // Once it is locked, what is read stays true.
-            let record = self.store.record(&hash);
-            if self.has_result(&hash)? || self.is_settled(&waiting, &record) {
-                self.waiting.remove(place);
+            if self.store.is_finished(&hash) {
+                drop(lock);
                 continue;
             }
+            let record = self.store.record(&hash);
             self.waiting.remove(place);
+            if self.is_settled(&waiting, &record) {
+                continue;
+            }
             return self.begin(Waiting { elsewhere: false, ..waiting }, lock, record, threads).map(Some);
         }
         Ok(None)
@@ -209,6 +211,7 @@ impl<'a> Queue<'a> {
     fn begin(&self, waiting: Waiting, lock: Lock, record: Record, threads: usize) -> Result<Claim> {
         let trial = self.trials[waiting.at].1;
         self.store.prepare(trial)?;
+        self.store.tidy(&trial.hash, State::Running);
         let record = Record {
             owner: Some(Owner::this()),
             attempts: record.attempts + 1,
@@ -219,10 +222,20 @@ impl<'a> Queue<'a> {
         Ok(Claim { waiting, lock, record, hash: trial.hash.clone() })
     }
 
+    /// Whether a trial is done; then it is counted, and what its launcher had no time to write is written.
     fn has_result(&mut self, hash: &str) -> Result<bool> {
-        let done = self.store.result(hash)?.is_some();
-        self.settled.done += usize::from(done);
-        Ok(done)
+        if self.store.result(hash)?.is_none() {
+            return Ok(false);
+        }
+        self.settled.done += 1;
+        let record = self.store.record(hash);
+        if record.state == State::Running
+            && let Some(_lock) = self.store.claim(hash)?
+        {
+            self.store.write_record(hash, &record.to(State::Done, None))?;
+            self.store.tidy(hash, State::Done);
+        }
+        Ok(true)
     }
 
     /// Whether a trial without a result is to be left as it is; then it is counted.
@@ -410,6 +423,20 @@ mod tests {
         assert_eq!((again.tally().pruned, again.is_empty()), (1, true));
         let without = Plan { prune: None, ..plan };
         assert!(Queue::new(&store, &without, Policy::default()).unwrap().next(1).unwrap().is_some());
+    }
+
+    #[test]
+    fn what_a_killed_launcher_had_no_time_to_write_is_written_by_the_next() {
+        let (_folder, store, plan) = started("{seeds: 1}");
+        let claim = Queue::new(&store, &plan, Policy::default()).unwrap().next(1).unwrap().unwrap();
+        let (hash, left) = (claim.hash.clone(), store.trial(&claim.hash).join(".partial-x"));
+        write_result(&store, &result(&hash, 0, 80.));
+        std::fs::write(&left, "").unwrap();
+        assert!(Queue::new(&store, &plan, Policy::default()).unwrap().is_empty());
+        assert_eq!((store.record(&hash).state, left.exists()), (State::Running, true), "it is not dead yet");
+        drop(claim);
+        assert_eq!(Queue::new(&store, &plan, Policy::default()).unwrap().tally().done, 1);
+        assert_eq!((store.record(&hash).state, left.exists()), (State::Done, false));
     }
 
     #[test]

@@ -53,9 +53,8 @@ impl Store {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => bad_request!("{}: cannot read this folder: {error}", root.display()),
             Ok(entries) => {
-                // What a crash left before or in the midst of writing the first file is ours.
-                let own = |name: &str| name == "lock" || name.starts_with(PARTIAL);
-                let foreign = |entry: std::fs::DirEntry| !own(&entry.file_name().to_string_lossy());
+                // What a crash left in the midst of writing the first file is ours.
+                let foreign = |entry: std::fs::DirEntry| !entry.file_name().to_string_lossy().starts_with(PARTIAL);
                 if entries.flatten().any(foreign) {
                     bad_request!("{}: holds something else than a sweep; give a new or empty folder", root.display());
                 }
@@ -64,13 +63,12 @@ impl Store {
         Ok(store)
     }
 
-    /// Writes the plan file; of several processes that start together one after the other.
+    /// Writes the plan file. Processes that start together may all do so: it is there whole, the last one's.
     ///
     /// # Errors
     /// A [`crate::error::BadRequest`]: it holds results, and none of them is of this sweep.
     pub fn start(&self, document: &Document, plan: &Plan) -> Result<()> {
         files::create_dir(&self.root)?;
-        let _lock = Lock::wait(&self.root)?;
         let own_file = Path::new(&document.origin).canonicalize().ok() == self.file().canonicalize().ok();
         let name = match Path::new(&document.origin).file_stem() {
             Some(stem) if !(own_file && self.file().is_file()) => stem.to_string_lossy().replace(char::is_control, " "),
@@ -307,7 +305,6 @@ pub(crate) mod tests {
         assert!(refusal(Store::open(folder.path())).contains("holds no sweep"));
         assert!(Store::at(folder.path()).is_ok() && Store::at(&folder.path().join("new")).is_ok());
         std::fs::write(folder.path().join(".partial-x"), "").unwrap();
-        std::fs::write(folder.path().join("lock"), "").unwrap();
         assert!(Store::at(folder.path()).is_ok());
         std::fs::write(folder.path().join("thesis.tex"), "").unwrap();
         assert!(refusal(Store::at(folder.path())).contains("holds something else"));
