@@ -21,7 +21,8 @@ pub const OUT_OF_MEMORY: u8 = 75;
 /// Exit status of a panic.
 pub const INTERNAL: u8 = 70;
 
-/// The exit status that an error deserves: 2 if any cause of it is a [`BadRequest`], [`DISK_FULL`], [`OUT_OF_MEMORY`], 1 otherwise.
+/// The exit status that an error deserves: 2 if any cause of it is a [`BadRequest`], [`DISK_FULL`], [`OUT_OF_MEMORY`],
+/// 1 otherwise.
 pub fn exit_status(error: &anyhow::Error) -> u8 {
     use std::io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
     let full = |error: &std::io::Error| matches!(error.kind(), StorageFull | QuotaExceeded | ReadOnlyFilesystem);
@@ -36,7 +37,8 @@ pub fn exit_status(error: &anyhow::Error) -> u8 {
     }
 }
 
-/// What a message says of memory that did not suffice, if it says so: of libtorch's allocators, of cuDNN and cuBLAS, of C++ and of Rust.
+/// What a message says of memory that did not suffice, if it says so: of libtorch's allocators, of cuDNN and cuBLAS, of
+/// C++ and of Rust.
 pub fn out_of_memory(message: &str) -> Option<&str> {
     const SIGNS: [&str; 7] = [
         "CUDA out of memory",

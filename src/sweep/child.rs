@@ -53,8 +53,8 @@ enum Told {
 }
 
 impl Running {
-    /// Starts a trial in a slot. It has the lock too, in a process group of its own: a Ctrl-C at the terminal reaches it once,
-    /// through [`Self::stop`]. Its stderr is appended to log.txt.
+    /// Starts a trial in a slot. It has the lock too, in a process group of its own: a Ctrl-C at the terminal reaches
+    /// it once, through [`Self::stop`]. Its stderr is appended to log.txt.
     ///
     /// # Errors
     /// The disk's, or that the program can't be started at all.
@@ -78,7 +78,8 @@ impl Running {
         }
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).process_group(0);
         let (lock, parent) = (claim.lock.descriptor(), std::process::id());
-        // SAFETY: between fork and exec these are bare system calls, on a descriptor that is open for as long as the claim is.
+        // SAFETY: between fork and exec these are bare system calls, on a descriptor that is open for as long as the
+        // claim is.
         unsafe {
             command.pre_exec(move || {
                 libc::fcntl(lock, libc::F_SETFD, 0);
@@ -163,7 +164,8 @@ pub struct Death {
     pub last: String,
 }
 
-/// Were the launcher killed outright, the trial would train on with nobody to write how it ended; so it writes its checkpoint and ends too.
+/// Were the launcher killed outright, the trial would train on with nobody to write how it ended; so it writes its
+/// checkpoint and ends too.
 #[cfg(target_os = "linux")]
 fn end_with_parent(parent: u32) -> std::io::Result<()> {
     // SAFETY: bare system calls.

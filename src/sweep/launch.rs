@@ -81,8 +81,8 @@ impl Outcome {
     }
 }
 
-/// A flag that SIGINT, SIGTERM and SIGHUP set from now on, in place of ending the process. The second signal ends it at once, and
-/// its trials with it. A signal that is ignored, as nohup has it, stays so.
+/// A flag that SIGINT, SIGTERM and SIGHUP set from now on, in place of ending the process. The second signal ends it at
+/// once, and its trials with it. A signal that is ignored, as nohup has it, stays so.
 pub fn stop_signals() -> Result<Arc<AtomicBool>> {
     let flag = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|signal| !is_ignored(*signal)) {
@@ -116,12 +116,12 @@ struct Run<'a> {
 }
 
 impl Launcher<'_> {
-    /// Runs every trial that is pending, and says on stderr why so many side by side, which one runs and how it went. Trials that
-    /// another process runs are waited for.
+    /// Runs every trial that is pending, and says on stderr why so many side by side, which one runs and how it went.
+    /// Trials that another process runs are waited for.
     ///
     /// # Errors
-    /// A damaged result of an earlier run; that the disk is full; that the program can't be started at all. The trials that run are told to write
-    /// their checkpoints first.
+    /// A damaged result of an earlier run; that the disk is full; that the program can't be started at all. The trials
+    /// that run are told to write their checkpoints first.
     pub fn run(&self, plan: &Plan, reason: &str) -> Result<Outcome> {
         let queue = Queue::new(self.store, plan, self.policy)?;
         let baseline = plan.points.iter().filter(|point| point.baseline).flat_map(|point| &point.trials);
@@ -288,7 +288,8 @@ impl Run<'_> {
     fn stop_all(&mut self) {
         self.running.iter_mut().for_each(Running::stop);
         let mut left = usize::MAX;
-        // One whose record can't be written is let go of, and goes on another time all the same. An error that lets go of none is for good.
+        // One whose record can't be written is let go of, and goes on another time all the same. An error that lets go
+        // of none is for good.
         while !self.running.is_empty() && (self.collect().is_ok() || self.running.len() < left) {
             left = self.running.len();
             std::thread::sleep(PAUSE);

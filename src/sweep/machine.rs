@@ -7,7 +7,8 @@ pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// Bytes that are free: of the machine, or of what this process's group may use, the less. None where the system doesn't tell.
+/// Bytes that are free: of the machine, or of what this process's group may use, the less. None where the system
+/// doesn't tell.
 pub fn free_memory() -> Option<u64> {
     let machine = keyed(Path::new("/proc/meminfo"), "MemAvailable:").map(|kilobytes| kilobytes << 10);
     let group = [("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")];

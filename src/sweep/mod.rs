@@ -1,7 +1,8 @@
 //! Sweeps: a file of many trials, planned, run side by side, and resumed by the same command.
 //!
-//! [`plan`] says which trials there are, [`store`] what is known of each, [`queue`] which one is next and what became of it.
-//! [`launch`] runs them here, as [`child`] processes in [`slots`]; whatever else runs trials needs the first three alone.
+//! [`plan`] says which trials there are, [`store`] what is known of each, [`queue`] which one is next and what became
+//! of it. [`launch`] runs them here, as [`child`] processes in [`slots`]; whatever else runs trials needs the first
+//! three alone.
 
 pub mod axes;
 pub mod child;
@@ -54,8 +55,8 @@ pub struct Options {
 /// Runs what is not finished of a file's trials, in the folder `out`. Several processes may do so at a time, on one folder.
 ///
 /// # Errors
-/// What keeps the sweep from starting or going on. That trials failed, or that it was interrupted, is told by [`Outcome::check`],
-/// after the report of what is finished.
+/// What keeps the sweep from starting or going on. That trials failed, or that it was interrupted, is told by
+/// [`Outcome::check`], after the report of what is finished.
 pub fn run(document: &Document, out: &Path, options: &Options) -> Result<Outcome> {
     match run_on_disk(document, out, options) {
         Err(error) if exit_status(&error) == DISK_FULL => {

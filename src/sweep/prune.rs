@@ -1,13 +1,14 @@
 //! Which trials are stopped early because others are so much better: `prune: {rule: median, warmup: 10}`.
 //!
-//! * `median`: from epoch `warmup` on, a trial whose best top-1 so far is below the median of the others' best at the same epoch.
-//!   Golovin et al., Google Vizier (KDD 2017), section 3.2.2.
+//! * `median`: from epoch `warmup` on, a trial whose best top-1 so far is below the median of the others' best at the
+//!   same epoch. After Golovin et al., Google Vizier (KDD 2017), who take the others' running means for their best.
 //! * `asha`: at the rungs `warmup`, `warmup * reduction`, `warmup * reduction²` …, a trial that is not among the best
 //!   1/`reduction` of those that have come as far. Li et al., A System for Massively Parallel Hyperparameter Tuning
 //!   (MLSys 2020), the variant that stops and never pauses.
 //!
-//! A decision needs nothing but the trials' metrics.csv, so it is the same for whoever makes it, and can be made again after
-//! a crash. A trial is judged again as better ones come up to its epoch; one that has done all its epochs is left alone.
+//! A decision needs nothing but the trials' metrics.csv, so it is the same for whoever makes it, and can be made again
+//! after a crash. A trial is judged again as better ones come up to its epoch; one that has done all its epochs is left
+//! alone.
 
 use crate::bad_request;
 use crate::config::Value;

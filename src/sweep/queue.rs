@@ -253,7 +253,8 @@ impl<'a> Queue<'a> {
         true
     }
 
-    /// Writes how a run ended, and lets go of the trial. A result counts, however the run ended. `memory` is the most that it had, in bytes.
+    /// Writes how a run ended, and lets go of the trial. A result counts, however the run ended. `memory` is the most
+    /// that it had, in bytes.
     ///
     /// # Errors
     /// The disk's.

@@ -1,6 +1,6 @@
-//! The folder of a sweep: `sweep.yaml`, all that a report needs to know, and `trials/HASH/` with each trial's `config.yaml`, `lock`,
-//! `state.json`, `log.txt` and, once it is finished, its `result.json`. A trial's folder is named after its config, so a changed
-//! file keeps what it shares.
+//! The folder of a sweep: `sweep.yaml`, all that a report needs to know, and `trials/HASH/` with each trial's
+//! `config.yaml`, `lock`, `state.json`, `log.txt` and, once it is finished, its `result.json`. A trial's folder is
+//! named after its config, so a changed file keeps what it shares.
 
 use crate::config::Document;
 use crate::sweep::lock::Lock;
@@ -146,8 +146,8 @@ impl Store {
         Ok(config)
     }
 
-    /// Deletes what is of no more use in a trial's folder: files that a kill left half-written, and the checkpoint of a trial
-    /// that was pruned. Only for who holds its lock.
+    /// Deletes what is of no more use in a trial's folder: files that a kill left half-written, and the checkpoint of a
+    /// trial that was pruned. Only for who holds its lock.
     pub fn tidy(&self, hash: &str, state: State) {
         let folder = self.trial(hash);
         let useless = |name: &str| {

@@ -1,5 +1,5 @@
-//! What a person sees of a sweep while it runs: at a terminal a bar for the sweep and a line for each trial that runs; elsewhere
-//! a line for what begins and what ends.
+//! What a person sees of a sweep while it runs: at a terminal a bar for the sweep and a line for each trial that runs;
+//! elsewhere a line for what begins and what ends.
 
 use crate::sweep::child::Running;
 use crate::train::log::{Status, clock};
