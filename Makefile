@@ -6,7 +6,7 @@ TORCH := 2.11.0
 VENV := .venv
 BINARY := $(or $(CARGO_TARGET_DIR),target)/release/foldconv
 
-.PHONY: setup setup-peer setup-browser demo build test lint bench-peer bench-report
+.PHONY: setup setup-peer setup-browser demo build test lint bench-peer bench-report bench-sweep
 
 setup: tools $(if $(LIBTORCH),,$(VENV)/.torch-$(TORCH))
 	@sh .ci/check-libtorch "$(or $(LIBTORCH),$(VENV)/libtorch)" $(TORCH)
@@ -68,3 +68,7 @@ bench-peer: build setup-peer
 # Seconds of a report on a thousand finished trials, which are made up.
 bench-report: setup
 	cargo bench --bench report
+
+# Seconds to start a sweep of 1,000 trials that are done, to preview it and to report on it.
+bench-sweep: build
+	$(PYTHON) benches/sweep.py --foldconv $(BINARY)

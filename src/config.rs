@@ -1,8 +1,8 @@
 //! An experiment: a YAML file, the keys that `--set` overrides, and the resolved trial that is run and saved.
 //!
 //! A file holds one trial (`data`, `net`, `operator`, `apply_to`, `train`, `seed`), and for a sweep also `axes` (a grid) or
-//! `vary` (one factor at a time), `baseline`, `seeds` and `paper`. `base: other.yaml` takes another file's keys first, one level deep.
-//! serde_yaml stays behind this module, [`placement`] and the registry.
+//! `vary` (one factor at a time), `baseline`, `seeds`, `prune` and `paper`. `base: other.yaml` takes another file's keys first, one
+//! level deep. serde_yaml stays behind this module, [`placement`] and the registry.
 
 use crate::algebra::count_macs;
 use crate::data::dataset::Spec;
@@ -322,7 +322,7 @@ pub struct Document {
 }
 
 /// The keys that make a file a sweep.
-pub const SWEEP_KEYS: [&str; 5] = ["axes", "vary", "baseline", "seeds", "paper"];
+pub const SWEEP_KEYS: [&str; 6] = ["axes", "vary", "baseline", "seeds", "prune", "paper"];
 
 impl Document {
     /// Reads a file (and its `base`) and applies `key.key=value` overrides.

@@ -14,10 +14,45 @@ macro_rules! bad_request {
     };
 }
 
-/// The exit status that an error deserves: 2 if any cause of it is a [`BadRequest`], 1 otherwise.
+/// Exit status where the disk is full, or became read-only: the same command goes on once there is room.
+pub const DISK_FULL: u8 = 74;
+/// Exit status where the memory of the GPU or of the machine did not suffice.
+pub const OUT_OF_MEMORY: u8 = 75;
+/// Exit status of a panic.
+pub const INTERNAL: u8 = 70;
+
+/// The exit status that an error deserves: 2 if any cause of it is a [`BadRequest`], [`DISK_FULL`], [`OUT_OF_MEMORY`],
+/// 1 otherwise.
 pub fn exit_status(error: &anyhow::Error) -> u8 {
-    let wrong_request = error.chain().any(|cause| cause.is::<BadRequest>());
-    if wrong_request { 2 } else { 1 }
+    use std::io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    let full = |error: &std::io::Error| matches!(error.kind(), StorageFull | QuotaExceeded | ReadOnlyFilesystem);
+    if error.chain().any(|cause| cause.is::<BadRequest>()) {
+        2
+    } else if error.chain().filter_map(|cause| cause.downcast_ref()).any(full) {
+        DISK_FULL
+    } else if out_of_memory(&format!("{error:#}")).is_some() {
+        OUT_OF_MEMORY
+    } else {
+        1
+    }
+}
+
+/// What a message says of memory that did not suffice, if it says so: of libtorch's allocators, of cuDNN and cuBLAS, of
+/// C++ and of Rust.
+pub fn out_of_memory(message: &str) -> Option<&str> {
+    const SIGNS: [&str; 7] = [
+        "CUDA out of memory",
+        "out of memory",
+        "can't allocate memory",
+        "CUDNN_STATUS_ALLOC_FAILED",
+        "CUBLAS_STATUS_ALLOC_FAILED",
+        "std::bad_alloc",
+        "memory allocation of",
+    ];
+    let start = SIGNS.iter().find_map(|sign| message.find(sign))?;
+    // A panic shows libtorch's message with its line ends written out.
+    let end = message[start..].find(['\n', '\\']).unwrap_or(message.len() - start);
+    Some(message[start..start + end].trim_end_matches(['"', ')']))
 }
 
 /// The error and its causes on one line. libtorch appends a C++ stack to its messages; only their first line is kept.
@@ -65,6 +100,20 @@ mod tests {
         let failed = Err::<(), _>(std::io::Error::other("disk\nstack")).context("saving").unwrap_err();
         assert_eq!(exit_status(&failed), 1);
         assert_eq!(one_line(&failed), "saving: disk");
+    }
+
+    #[test]
+    fn a_full_disk_and_spent_memory_have_statuses_of_their_own() {
+        let full = std::io::Error::from_raw_os_error(libc::ENOSPC);
+        assert_eq!(exit_status(&anyhow::Error::new(full).context("a: cannot write")), DISK_FULL);
+        let denied = std::io::Error::from_raw_os_error(libc::EACCES);
+        assert_eq!(exit_status(&denied.into()), 1);
+        let panic = r#"called `Result::unwrap()` on an `Err` value: Torch("CUDA out of memory. Tried to allocate 2.00 GiB.\nframe #0")"#;
+        assert_eq!(out_of_memory(panic), Some("CUDA out of memory. Tried to allocate 2.00 GiB."));
+        let cpu = "[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes";
+        assert_eq!(out_of_memory(cpu), Some("can't allocate memory: you tried to allocate 9 bytes"));
+        assert_eq!(exit_status(&anyhow::anyhow!("{cpu}\nframe #0").context("step 3")), OUT_OF_MEMORY);
+        assert_eq!(out_of_memory("the loss is NaN"), None);
     }
 
     #[test]

@@ -3,6 +3,8 @@
 use clap::Parser;
 use foldconv::cli::Cli;
 use foldconv::error;
+use std::any::Any;
+use std::io::Write;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -11,17 +13,32 @@ fn main() -> ExitCode {
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
     std::panic::set_hook(Box::new(|panic| {
         let message = panic.to_string();
-        eprintln!(
-            "foldconv: internal error, please report it: {}",
-            message.lines().collect::<Vec<_>>().join(" ").chars().take(400).collect::<String>()
-        );
+        say(&match error::out_of_memory(&message) {
+            Some(what) => format!("{what}; a smaller train.batch needs less"),
+            None => {
+                let line = message.lines().collect::<Vec<_>>().join(" ");
+                format!("internal error, please report it: {}", line.chars().take(400).collect::<String>())
+            }
+        });
     }));
     match std::panic::catch_unwind(|| Cli::parse().run()) {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => {
-            eprintln!("foldconv: {}", error::one_line(&error));
+            say(&error::one_line(&error));
             ExitCode::from(error::exit_status(&error))
         }
-        Err(_) => ExitCode::from(70),
+        Err(panic) => ExitCode::from(panic_status(&*panic)),
     }
+}
+
+/// One line on stderr. A sweep's trial writes it to a file, whose disk may be full: that is no reason to panic.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "foldconv: {line}");
+}
+
+/// libtorch's operators panic where they can't go on, so memory that did not suffice ends here.
+fn panic_status(panic: &(dyn Any + Send)) -> u8 {
+    let message = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+    let memory = message.and_then(error::out_of_memory).is_some();
+    if memory { error::OUT_OF_MEMORY } else { error::INTERNAL }
 }

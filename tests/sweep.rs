@@ -27,7 +27,7 @@ fn started() -> (tempfile::TempDir, std::path::PathBuf) {
 fn a_sweep_runs_reports_and_goes_on() {
     let (_guard, root) = started();
     let planned = stdout(&sweep(&root, &["--dry-run"]));
-    assert!(planned.ends_with("6 trials, 0 finished, 6 to run\n"), "{planned}");
+    assert!(planned.ends_with("6 trials, 6 queued, 0 done\n"), "{planned}");
     assert!(!root.join("out").exists());
 
     let first = stdout(&sweep(&root, &[]));

@@ -129,12 +129,6 @@ impl Machine {
         device::set_threads(self.threads.map(usize::from));
         device::choose(&self.device)
     }
-
-    /// The flags again, for a child process.
-    fn flags(&self) -> Vec<String> {
-        let threads = self.threads.iter().flat_map(|n| ["--threads".to_string(), n.to_string()]);
-        ["--device".to_string(), self.device.clone()].into_iter().chain(threads).collect()
-    }
 }
 
 impl Cli {

@@ -1,7 +1,8 @@
-//! What the sweep keys of a file say: `axes` or `vary`, `baseline`, `seeds`; and how their values are called in tables.
+//! What the sweep keys of a file say: `axes` or `vary`, `baseline`, `seeds`, `prune`; and how their values are called in tables.
 
 use crate::bad_request;
 use crate::config::{Document, Mapping, Value};
+use crate::sweep::prune::Prune;
 use anyhow::Result;
 use std::collections::BTreeSet;
 
@@ -25,6 +26,8 @@ pub struct SweepKeys {
     pub baseline: Mapping,
     /// The seeds, if the file gives any.
     pub seeds: Option<Vec<u64>>,
+    /// Which trials are stopped early, if any.
+    pub prune: Option<Prune>,
 }
 
 impl SweepKeys {
@@ -44,12 +47,13 @@ impl SweepKeys {
         let mut axes = sweep.get(which).map_or(Ok(Vec::new()), |value| axes(value, &format!("{origin}: {which}")))?;
         let baseline = sweep.get("baseline").map_or(Ok(Mapping::new()), |value| baseline(value, origin))?;
         let seeds = sweep.get("seeds").map(|value| seeds(value, origin)).transpose()?;
+        let prune = sweep.get("prune").map(|value| Prune::read(value, origin)).transpose()?;
         for section in baseline.keys().filter_map(Value::as_str) {
             if !axes.iter().any(|axis| section_of(&axis.key) == section) {
                 axes.push(Axis { key: section.into(), values: Vec::new() });
             }
         }
-        Ok(SweepKeys { grid, axes, baseline, seeds })
+        Ok(SweepKeys { grid, axes, baseline, seeds, prune })
     }
 
     /// Whether the baseline replaces the section in which a key lies.

@@ -1,31 +1,46 @@
-//! Runs the trials of a sweep one after the other, each as a process of its own: a trial that dies takes nothing with it.
+//! Runs the trials of a sweep on this machine, as many side by side as there are slots.
 
-use crate::error::one_line;
+use crate::sweep::child::{Program, Running};
+use crate::sweep::machine;
 use crate::sweep::plan::{Plan, Point, Trial};
+use crate::sweep::prune::Curves;
+use crate::sweep::queue::{Claim, Policy, Queue, Settled};
+use crate::sweep::slots::Slot;
 use crate::sweep::store::Store;
+use crate::sweep::view::{Progress, View};
 use crate::train::result::TrialResult;
 use anyhow::{Context, Result, bail};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use std::ffi::OsString;
-use std::os::unix::process::CommandExt;
+use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Most folders that an error names.
 const MOST_NAMED: usize = 10;
+/// How often it is looked whether a trial has ended.
+const PAUSE: Duration = Duration::from_millis(20);
+/// How often the view and the decisions on pruning are renewed.
+const RENEW: Duration = Duration::from_millis(200);
 
 /// Runs trials.
 #[derive(Debug)]
 pub struct Launcher<'a> {
     /// Where they run.
     pub store: &'a Store,
-    /// The program that trains, and its first arguments; `train CONFIG --out FOLDER` follows.
-    pub command: Vec<OsString>,
-    /// Further arguments of each.
-    pub pass: &'a [String],
+    /// What runs them.
+    pub program: Program,
+    /// Where.
+    pub slots: Vec<Slot>,
+    /// What happens to those that fail.
+    pub policy: Policy,
+    /// Whether the first that fails ends the sweep.
+    pub stop_on_error: bool,
+    /// How long each may take.
+    pub time_limit: Option<Duration>,
+    /// How long one that took longer has to write its checkpoint.
+    pub grace: Duration,
     /// Set to stop.
     pub stop: Arc<AtomicBool>,
 }
@@ -37,14 +52,16 @@ pub struct Outcome {
     pub trials: usize,
     /// Those that have a result.
     pub finished: usize,
-    /// The folders of those that failed.
+    /// Those that were stopped early.
+    pub pruned: usize,
+    /// The folders of those that failed, in the order of the plan.
     pub failed: Vec<PathBuf>,
     /// Whether it was stopped by a signal.
     pub interrupted: bool,
 }
 
 impl Outcome {
-    /// Whether all trials are finished.
+    /// Whether all trials are finished, or pruned.
     ///
     /// # Errors
     /// Says what is not, for the end of the command.
@@ -59,113 +76,251 @@ impl Outcome {
             self.failed.iter().take(MOST_NAMED).map(|folder| folder.display().to_string()).collect();
         let more = self.failed.len() - named.len();
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        bail!("{} of {} trials failed: {}{more}", self.failed.len(), self.trials, named.join(", "));
+        let (failed, trials, named) = (self.failed.len(), self.trials, named.join(", "));
+        bail!("{failed} of {trials} trials failed (--retry-failed runs them again): {named}{more}");
     }
 }
 
-/// A flag that SIGINT, SIGTERM and SIGHUP set from now on, in place of ending the process.
+/// A flag that SIGINT, SIGTERM and SIGHUP set from now on, in place of ending the process. The second signal ends it at
+/// once, and its trials with it. A signal that is ignored, as nohup has it, stays so.
 pub fn stop_signals() -> Result<Arc<AtomicBool>> {
     let flag = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM, SIGHUP] {
-        signal_hook::flag::register(signal, flag.clone()).context("cannot listen to signals")?;
+    for signal in [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|signal| !is_ignored(*signal)) {
+        signal_hook::flag::register_conditional_shutdown(signal, 130, flag.clone())
+            .and_then(|_| signal_hook::flag::register(signal, flag.clone()))
+            .context("cannot listen to signals")?;
     }
     Ok(flag)
 }
 
+fn is_ignored(signal: libc::c_int) -> bool {
+    // SAFETY: sigaction without a new action only fills the structure that it is given, and all zeros is a valid one.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(signal, std::ptr::null(), &mut action) == 0 && action.sa_sigaction == libc::SIG_IGN
+    }
+}
+
+/// The trials of one run of the launcher.
+struct Run<'a> {
+    launcher: &'a Launcher<'a>,
+    plan: &'a Plan,
+    queue: Queue<'a>,
+    running: Vec<Running>,
+    view: View,
+    curves: Curves,
+    /// Those of the baseline, which are not pruned.
+    kept: HashSet<String>,
+    /// No trial is started any more; why, where it is an error of its own.
+    ending: Option<Option<String>>,
+}
+
 impl Launcher<'_> {
-    /// Runs every trial that has no result yet, and says on stderr which one runs and how it went.
+    /// Runs every trial that is pending, and says on stderr why so many side by side, which one runs and how it went.
+    /// Trials that another process runs are waited for.
     ///
     /// # Errors
-    /// A damaged result of an earlier run, or that the program can't be started at all.
-    pub fn run(&self, plan: &Plan) -> Result<Outcome> {
-        let trials = plan.trials();
-        // A result that the report could not read is better known now than after the last trial.
-        for (_, trial) in &trials {
-            self.store.result(&trial.hash)?;
+    /// A damaged result of an earlier run; that the disk is full; that the program can't be started at all. The trials
+    /// that run are told to write their checkpoints first.
+    pub fn run(&self, plan: &Plan, reason: &str) -> Result<Outcome> {
+        let queue = Queue::new(self.store, plan, self.policy)?;
+        let baseline = plan.points.iter().filter(|point| point.baseline).flat_map(|point| &point.trials);
+        let mut run = Run {
+            launcher: self,
+            plan,
+            view: View::new(progress(&queue)),
+            queue,
+            running: Vec::new(),
+            curves: Curves::default(),
+            kept: baseline.map(|trial| trial.hash.clone()).collect(),
+            ending: None,
+        };
+        run.say_what_is_there(reason);
+        let ended = run.all();
+        if ended.is_err() {
+            run.stop_all();
         }
-        let mut outcome = Outcome { trials: trials.len(), ..Outcome::default() };
-        outcome.finished = trials.iter().filter(|(_, trial)| self.store.is_finished(&trial.hash)).count();
-        if outcome.finished > 0 {
-            eprintln!("{} of {} trials are finished already", outcome.finished, trials.len());
+        run.view.finish();
+        ended?;
+        Ok(run.outcome())
+    }
+}
+
+impl Run<'_> {
+    fn say_what_is_there(&self, reason: &str) {
+        let (tally, trials) = (self.queue.tally(), self.queue.trials().len());
+        if tally.done > 0 {
+            self.view.say(&format!("{} of {trials} trials are finished already", tally.done));
         }
-        for (at, (point, trial)) in trials.iter().enumerate() {
-            if self.store.is_finished(&trial.hash) {
-                continue;
-            }
-            let place = format!("[{}/{}] {}", at + 1, trials.len(), name(point, trial));
-            if !self.stop.load(Ordering::Relaxed) {
-                eprintln!("{place} …");
-                self.run_trial(trial, &place, &mut outcome)?;
-            }
-            if self.stop.load(Ordering::Relaxed) {
-                outcome.interrupted = outcome.finished + outcome.failed.len() < trials.len();
-                break;
-            }
+        if !tally.failed.is_empty() {
+            self.view.say(&format!("{} failed in earlier runs; --retry-failed runs them again", tally.failed.len()));
         }
-        Ok(outcome)
+        if !self.queue.is_empty() {
+            self.view.say(reason);
+        }
     }
 
-    fn run_trial(&self, trial: &Trial, place: &str, outcome: &mut Outcome) -> Result<()> {
-        let mut child = self.start(trial)?;
-        let status = self.wait(&mut child)?;
-        let folder = self.store.trial(&trial.hash);
-        match self.store.result(&trial.hash) {
-            Ok(Some(result)) => {
-                eprintln!("{place}: {}", summary(&result));
-                outcome.finished += 1;
+    /// Until nothing runs and nothing is left.
+    fn all(&mut self) -> Result<()> {
+        let mut renewed: Option<Instant> = None;
+        let mut waiting_for = 0;
+        loop {
+            let stopped = self.launcher.stop.load(Ordering::Relaxed);
+            if stopped || self.ending.is_some() {
+                self.running.iter_mut().for_each(Running::stop);
+                if self.running.is_empty() {
+                    break;
+                }
+            } else {
+                self.fill()?;
+                if self.running.is_empty() && self.queue.is_empty() {
+                    break;
+                }
+                let elsewhere = self.queue.elsewhere();
+                if self.running.is_empty() && elsewhere > 0 && waiting_for == 0 {
+                    self.view.say(&format!("waiting for {elsewhere} trials that another process runs"));
+                    waiting_for = elsewhere;
+                }
             }
-            // It stopped because it was told to; its checkpoint waits for the next run.
-            Ok(None) if self.stop.load(Ordering::Relaxed) => {}
-            Ok(None) => {
-                eprintln!("{place}: failed ({status}), in {}", folder.display());
-                outcome.failed.push(folder);
+            self.collect()?;
+            if renewed.is_none_or(|renewed| renewed.elapsed() > RENEW) {
+                renewed = Some(Instant::now());
+                self.prune();
+                self.view.show(progress(&self.queue), &self.running);
             }
-            Err(error) => {
-                eprintln!("{place}: failed: {}", one_line(&error));
-                outcome.failed.push(folder);
+            std::thread::sleep(PAUSE);
+        }
+        match self.ending.take().flatten() {
+            Some(reason) => bail!(reason),
+            None => Ok(()),
+        }
+    }
+
+    /// Starts a trial in each slot that is free.
+    fn fill(&mut self) -> Result<()> {
+        for (place, slot) in self.launcher.slots.iter().enumerate() {
+            if self.running.iter().any(|trial| trial.slot == place) {
+                continue;
             }
+            let Some(claim) = self.queue.next(slot.threads)? else { break };
+            let (at, title) = (claim.at(), self.title(&claim));
+            let folder = self.launcher.store.trial(&claim.hash);
+            let running = Running::start(&self.launcher.program, claim, folder, (place, slot))?;
+            self.running.push(running);
+            self.view.begin(at, &title);
         }
         Ok(())
     }
 
-    /// Starts a trial in a process group of its own: a Ctrl-C at the terminal reaches it once, through [`Self::wait`].
-    fn start(&self, trial: &Trial) -> Result<Child> {
-        let config = self.store.prepare(trial)?;
-        let (program, first) = self.command.split_first().context("no program to train with")?;
-        let mut command = Command::new(program);
-        command.args(first).arg("train").arg(config).arg("--out").arg(self.store.trial(&trial.hash)).args(self.pass);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).process_group(0);
-        #[cfg(target_os = "linux")]
-        // SAFETY: between fork and exec, prctl is a bare system call. Were this process killed outright, the trial would
-        // train on alone, and the sweep started again would train it a second time in the same folder.
-        unsafe {
-            command.pre_exec(|| {
-                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
-                Ok(())
-            });
-        }
-        command.spawn().with_context(|| format!("{}: cannot start", program.to_string_lossy()))
+    /// `[3/12] maconv bypass=true seed 0`.
+    fn title(&self, claim: &Claim) -> String {
+        let trials = self.queue.trials();
+        let (point, trial) = trials[claim.at()];
+        format!("[{}/{}] {}", claim.at() + 1, trials.len(), name(point, trial))
     }
 
-    /// Waits for a trial; a signal to stop is passed on as SIGTERM, and then the trial writes its checkpoint first.
-    fn wait(&self, child: &mut Child) -> Result<ExitStatus> {
-        let mut told = false;
-        loop {
-            if let Some(status) = child.try_wait().context("cannot wait for the trial")? {
-                return Ok(status);
+    /// Settles the trials that have ended.
+    fn collect(&mut self) -> Result<()> {
+        let mut place = 0;
+        while let Some(trial) = self.running.get_mut(place) {
+            if let Some(limit) = self.launcher.time_limit {
+                trial.limit(limit, self.launcher.grace);
             }
-            if self.stop.load(Ordering::Relaxed) && !told {
-                told = true;
-                // SAFETY: the child has not been waited for, so the number is still its own.
-                unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGTERM) };
+            let Some(death) = trial.ended()? else {
+                place += 1;
+                continue;
+            };
+            let trial = self.running.swap_remove(place);
+            let (at, title) = (trial.claim.at(), self.title(&trial.claim));
+            let memory = Some(machine::most_memory_of_children());
+            // The trial is as good as stopped: it goes on once there is room.
+            let end = if death.disk_full { super::queue::End::Stopped } else { death.end };
+            let settled = self.queue.settle(trial.claim, end, memory)?;
+            let folder = trial.folder.display();
+            let said = match settled {
+                Settled::Done(result) => format!("{title}: {}", summary(&result)),
+                Settled::Again(pause, why) => {
+                    format!("{title}: {why}; tries again in {} s", pause.as_secs())
+                }
+                Settled::Stopped if death.disk_full => {
+                    let why = if death.last.is_empty() { "the disk is full".into() } else { death.last };
+                    self.ending = Some(Some(format!("{why}; once there is room the same command goes on")));
+                    format!("{title}: stopped")
+                }
+                Settled::Stopped => format!("{title}: stopped"),
+                Settled::Pruned(epoch) => format!("{title}: pruned after epoch {epoch}"),
+                Settled::Failed(state, why) => {
+                    if self.launcher.stop_on_error && self.ending.is_none() {
+                        self.ending = Some(None);
+                    }
+                    format!("{title}: {state}: {why}, in {folder}")
+                }
+            };
+            self.view.end(at, &said);
+        }
+        Ok(())
+    }
+
+    /// Ends the trials that the file's rule stops.
+    fn prune(&mut self) {
+        let Some(rule) = &self.plan.prune else { return };
+        let store = self.launcher.store;
+        let new = self.running.iter().filter(|trial| self.curves.update(store, &trial.claim.hash)).count();
+        if new == 0 {
+            return;
+        }
+        for (_, trial) in self.queue.trials() {
+            self.curves.update(store, &trial.hash);
+        }
+        for running in &mut self.running {
+            let (hash, trial) = (&running.claim.hash, self.queue.trials()[running.claim.at()].1);
+            let own = self.curves.of(hash);
+            let others = self.queue.trials().iter().filter(|(_, other)| other.hash != *hash);
+            let others = others.map(|(_, other)| self.curves.of(&other.hash));
+            let ended = own.len() as u64 >= trial.config.train.epochs;
+            if !ended && !self.kept.contains(hash) && rule.stops(own, others) {
+                running.prune(own.len() as u64);
             }
-            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Tells all trials to end, and waits for them; what that leaves to be written is written as far as it can be.
+    fn stop_all(&mut self) {
+        self.running.iter_mut().for_each(Running::stop);
+        let mut left = usize::MAX;
+        // One whose record can't be written is let go of, and goes on another time all the same. An error that lets go
+        // of none is for good.
+        while !self.running.is_empty() && (self.collect().is_ok() || self.running.len() < left) {
+            left = self.running.len();
+            std::thread::sleep(PAUSE);
+        }
+    }
+
+    fn outcome(&self) -> Outcome {
+        let tally = self.queue.tally();
+        let trials = self.queue.trials();
+        let failed: BTreeMap<usize, _> = tally.failed.clone();
+        let folder = |at: &usize| self.launcher.store.trial(&trials[*at].1.hash);
+        let stopped = self.launcher.stop.load(Ordering::Relaxed);
+        Outcome {
+            trials: trials.len(),
+            finished: tally.done,
+            pruned: tally.pruned,
+            failed: failed.keys().map(folder).collect(),
+            interrupted: stopped && tally.done + tally.pruned + tally.failed.len() < trials.len(),
         }
     }
 }
 
+fn progress(queue: &Queue) -> Progress {
+    let tally = queue.tally();
+    let (failed, pruned) = (tally.failed.len(), tally.pruned);
+    let (trials, elsewhere) = (queue.trials().len(), queue.elsewhere());
+    Progress { settled: tally.done + failed + pruned, trials, failed, pruned, elsewhere }
+}
+
 /// `maconv bypass=true seed 0`.
-fn name(point: &Point, trial: &Trial) -> String {
+pub fn name(point: &Point, trial: &Trial) -> String {
     format!("{} seed {}", point.title, trial.config.seed)
 }
 
@@ -176,133 +331,4 @@ fn summary(result: &TrialResult) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::sweep::store::tests::{result, started, write_result};
-    use std::path::Path;
-
-    const SWEEP: &str = "{axes: {net.width: [1, 2]}, seeds: 2}";
-
-    /// A program that keeps what it was called with and then does what `body` says; `$3` is the trial's folder.
-    fn program(folder: &Path, body: &str) -> Vec<OsString> {
-        let path = folder.join("program.sh");
-        let calls = folder.join("calls");
-        std::fs::write(&path, format!("echo \"$@\" >> {}\nshift\n{body}", calls.display())).unwrap();
-        vec!["/bin/sh".into(), path.into()]
-    }
-
-    /// Every trial has its result ready beside the folders, for the program to copy.
-    fn ready(folder: &Path, plan: &Plan) {
-        for (_, trial) in plan.trials() {
-            let result = result(&trial.hash, trial.config.seed, 80.);
-            std::fs::write(folder.join(&trial.hash), serde_json::to_vec(&result).unwrap()).unwrap();
-        }
-    }
-
-    fn copy(folder: &Path) -> String {
-        format!("cp {}/$(basename $3) $3/result.json\n", folder.display())
-    }
-
-    fn calls(folder: &Path) -> Vec<String> {
-        std::fs::read_to_string(folder.join("calls")).unwrap_or_default().lines().map(String::from).collect()
-    }
-
-    #[test]
-    fn only_what_is_not_finished_runs_and_with_the_arguments_that_are_passed_on() {
-        let (folder, store, plan) = started(SWEEP);
-        ready(folder.path(), &plan);
-        let [first, second] = [0, 1].map(|at| plan.points[0].trials[at].hash.clone());
-        write_result(&store, &result(&first, 0, 80.));
-        let pass = ["--threads".to_string(), "2".into()];
-        let command = program(folder.path(), &copy(folder.path()));
-        let launcher = Launcher { store: &store, command, pass: &pass, stop: Arc::default() };
-        let outcome = launcher.run(&plan).unwrap();
-        assert_eq!(outcome, Outcome { trials: 4, finished: 4, failed: vec![], interrupted: false });
-        outcome.check().unwrap();
-        let trial = store.trial(&second);
-        let trial = trial.display();
-        assert_eq!(calls(folder.path())[0], format!("train {trial}/config.yaml --out {trial} --threads 2"));
-        assert_eq!(calls(folder.path()).len(), 3);
-        assert_eq!(launcher.run(&plan).unwrap().finished, 4);
-        assert_eq!(calls(folder.path()).len(), 3, "nothing is left to run");
-    }
-
-    #[test]
-    fn a_trial_that_fails_or_leaves_no_result_does_not_stop_the_others() {
-        let (folder, store, plan) = started(SWEEP);
-        ready(folder.path(), &plan);
-        let hash = |point: usize, seed: usize| plan.points[point].trials[seed].hash.clone();
-        let body =
-            format!("case $3 in *{}) exit 3;; *{}) exit 0;; esac\n{}", hash(0, 0), hash(1, 0), copy(folder.path()));
-        let command = program(folder.path(), &body);
-        let outcome = Launcher { store: &store, command, pass: &[], stop: Arc::default() }.run(&plan).unwrap();
-        assert_eq!((outcome.finished, outcome.interrupted), (2, false));
-        assert_eq!(outcome.failed, [store.trial(&hash(0, 0)), store.trial(&hash(1, 0))]);
-        let error = outcome.check().unwrap_err();
-        let expected =
-            format!("2 of 4 trials failed: {}, {}", outcome.failed[0].display(), outcome.failed[1].display());
-        assert_eq!((error.to_string(), crate::error::exit_status(&error)), (expected, 1));
-    }
-
-    #[test]
-    fn stopped_it_waits_for_the_checkpoint_and_goes_on_from_there() {
-        let (folder, store, plan) = started(SWEEP);
-        ready(folder.path(), &plan);
-        let copy = copy(folder.path());
-        let body = format!(
-            "trap 'sleep 0.2; touch $3/checkpoint; exit 1' TERM\ntouch {}/up\nfor i in $(seq 500); do sleep 0.02; done",
-            folder.path().display()
-        );
-        let stop = Arc::new(AtomicBool::new(false));
-        let up = folder.path().join("up");
-        let setter = std::thread::spawn({
-            let stop = stop.clone();
-            move || {
-                while !up.exists() {
-                    std::thread::sleep(Duration::from_millis(5));
-                }
-                stop.store(true, Ordering::Relaxed);
-            }
-        });
-        let launcher = Launcher { store: &store, command: program(folder.path(), &body), pass: &[], stop };
-        let outcome = launcher.run(&plan).unwrap();
-        setter.join().unwrap();
-        assert_eq!(outcome, Outcome { trials: 4, finished: 0, failed: vec![], interrupted: true });
-        assert!(store.trial(&plan.points[0].trials[0].hash).join("checkpoint").is_file(), "it was waited for");
-        assert_eq!(calls(folder.path()).len(), 1, "and no other was started");
-        assert_eq!(outcome.check().unwrap_err().to_string(), "interrupted: the same command goes on from here");
-
-        let command = program(folder.path(), &copy);
-        let outcome = Launcher { store: &store, command, pass: &[], stop: Arc::default() }.run(&plan).unwrap();
-        assert_eq!((outcome.finished, outcome.check().is_ok()), (4, true));
-    }
-
-    #[test]
-    fn a_damaged_result_is_known_before_anything_runs() {
-        let (folder, store, plan) = started(SWEEP);
-        let last = store.prepare(&plan.points[1].trials[1]).unwrap().with_file_name("result.json");
-        std::fs::write(last, "{}").unwrap();
-        let command = program(folder.path(), "");
-        let error = Launcher { store: &store, command, pass: &[], stop: Arc::default() }.run(&plan).unwrap_err();
-        assert!(error.to_string().contains("result.json: damaged"));
-        assert!(calls(folder.path()).is_empty());
-    }
-
-    #[test]
-    fn a_signal_sets_the_flag_in_place_of_ending_the_process() {
-        for signal in [libc::SIGTERM, libc::SIGINT] {
-            let stop = stop_signals().unwrap();
-            assert!(!stop.load(Ordering::Relaxed));
-            // SAFETY: the handler was installed in the line above.
-            unsafe { libc::raise(signal) };
-            assert!(stop.load(Ordering::Relaxed));
-        }
-    }
-
-    #[test]
-    fn an_error_names_some_of_many_folders_on_one_line() {
-        let failed: Vec<PathBuf> = (0..1000).map(|at| PathBuf::from(at.to_string())).collect();
-        let error = Outcome { trials: 1000, failed, ..Outcome::default() }.check().unwrap_err().to_string();
-        assert_eq!(error, "1000 of 1000 trials failed: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 990 more");
-    }
-}
+mod tests;

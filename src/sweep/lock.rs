@@ -1,8 +1,9 @@
 //! The lock of a trial: who holds it may run the trial and change its state, and nobody else.
 //!
-//! It is flock's, on the file `lock` in the trial's folder. The system takes it off when the last process that has the file open
-//! ends, however it ends. The launcher leaves the open file to the process that trains, so a trial whose launcher was killed
-//! stays locked for as long as it trains. The file is never deleted: a second one beside it would be a second lock.
+//! It is flock's, on the file `lock` in the trial's folder. The system takes it off when the last process that has the
+//! file open ends, however it ends. The launcher leaves the open file to the process that trains, so a trial whose
+//! launcher was killed stays locked for as long as it trains. The file is never deleted: a second one beside it would
+//! be a second lock.
 
 use crate::files;
 use crate::sweep::state::Record;
@@ -17,8 +18,9 @@ use std::path::Path;
 pub struct Lock(File);
 
 impl Lock {
-    /// Takes the lock in a folder, which is made where it is missing; none if another process has it. `record` is what the folder says of
-    /// its trial, for file systems that know no locks: there a process of this machine that still runs has it.
+    /// Takes the lock in a folder, which is made where it is missing; none if another process has it. `record` is what
+    /// the folder says of its trial, for file systems that know no locks: there a process of this machine that still
+    /// runs has it.
     ///
     /// # Errors
     /// The disk's.
@@ -46,18 +48,6 @@ impl Lock {
             Err(TryLockError::WouldBlock) => true,
             Err(TryLockError::Error(_)) => record.owner.as_ref().is_some_and(|owner| !owner.is_gone()),
         }
-    }
-
-    /// Waits for the lock in a folder that is there, for what takes an instant.
-    ///
-    /// # Errors
-    /// The disk's.
-    pub fn wait(folder: &Path) -> Result<Lock> {
-        let locked = open(folder).and_then(|file| match file.lock() {
-            Err(error) if !knows_no_locks(&error) => Err(error),
-            _ => Ok(Lock(file)),
-        });
-        locked.with_context(|| format!("{}: cannot write", folder.join("lock").display()))
     }
 
     /// The open file, for a child process to keep.

@@ -1,36 +1,106 @@
-//! Sweeps: a file of many trials, planned, run one after the other, and resumed by the same command.
+//! Sweeps: a file of many trials, planned, run side by side, and resumed by the same command.
+//!
+//! [`plan`] says which trials there are, [`store`] what is known of each, [`queue`] which one is next and what became
+//! of it. [`launch`] runs them here, as [`child`] processes in [`slots`]; whatever else runs trials needs the first
+//! three alone.
 
 pub mod axes;
+pub mod child;
 pub mod launch;
 pub mod lock;
+pub mod machine;
 pub mod paper;
 pub mod plan;
+pub mod prune;
+pub mod queue;
+pub mod slots;
 pub mod state;
 pub mod store;
+pub mod view;
 
 use crate::config::Document;
-use crate::text;
-use anyhow::Result;
+use crate::error::{DISK_FULL, exit_status, one_line};
+use crate::{device, text};
+use anyhow::{Result, bail};
+use child::Program;
 use launch::{Launcher, Outcome};
 use plan::Plan;
+use queue::Policy;
 use serde::Serialize;
-use std::ffi::OsString;
+use slots::{Layout, Means, Wish};
+use state::State;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
+use std::time::Duration;
 use store::Store;
 
-/// Runs what is not finished of a file's trials, in the folder `out`. `pass` goes to `foldconv train` as it is.
+/// How long a trial that took too long has to write its checkpoint: a step, or an evaluation, ends first.
+const GRACE: Duration = Duration::from_secs(60);
+
+/// How a sweep is run.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// The device of each trial, as `foldconv train --device` takes it.
+    pub device: String,
+    /// How many side by side, and on what.
+    pub wish: Wish,
+    /// How long each may take.
+    pub time_limit: Option<Duration>,
+    /// What happens to those that fail.
+    pub policy: Policy,
+    /// Whether the first that fails ends the sweep.
+    pub stop_on_error: bool,
+}
+
+/// Runs what is not finished of a file's trials, in the folder `out`. Several processes may do so at a time, on one folder.
 ///
 /// # Errors
-/// What keeps the sweep from starting. That trials failed, or that it was interrupted, is told by [`Outcome::check`], after
-/// the report of what is finished.
-pub fn run(document: &Document, out: &Path, pass: &[String]) -> Result<Outcome> {
+/// What keeps the sweep from starting or going on. That trials failed, or that it was interrupted, is told by
+/// [`Outcome::check`], after the report of what is finished.
+pub fn run(document: &Document, out: &Path, options: &Options) -> Result<Outcome> {
+    match run_on_disk(document, out, options) {
+        Err(error) if exit_status(&error) == DISK_FULL => {
+            bail!("{}; once there is room the same command goes on", one_line(&error))
+        }
+        ended => ended,
+    }
+}
+
+fn run_on_disk(document: &Document, out: &Path, options: &Options) -> Result<Outcome> {
     let plan = Plan::new(document)?;
     let store = Store::at(out)?;
-    let _lock = store.lock()?;
+    let layout = Layout::new(&options.wish, &means(&plan, &store, &options.device))?;
     store.start(document, &plan)?;
-    let command = vec![OsString::from(std::env::current_exe()?)];
-    Launcher { store: &store, command, pass, stop: launch::stop_signals()? }.run(&plan)
+    match store.strangers(&plan) {
+        0 => {}
+        n => eprintln!("{n} trials of this folder are no longer in the file: kept, and left out of the report"),
+    }
+    let shares = layout.slots.len() > 1;
+    let program = Program { command: vec![std::env::current_exe()?.into()], device: options.device.clone(), shares };
+    let launcher = Launcher {
+        store: &store,
+        program,
+        slots: layout.slots,
+        policy: options.policy,
+        stop_on_error: options.stop_on_error,
+        time_limit: options.time_limit,
+        grace: GRACE,
+        stop: launch::stop_signals()?,
+    };
+    launcher.run(&plan, &layout.reason)
+}
+
+/// This machine, for the trials of a plan.
+fn means(plan: &Plan, store: &Store, device: &str) -> Means {
+    let trials = plan.trials();
+    Means {
+        cores: machine::cores(),
+        memory: machine::free_memory(),
+        cuda: device != "cpu" && device::driver_present(),
+        trials: trials.len(),
+        measured: trials.iter().filter_map(|(_, trial)| store.record(&trial.hash).memory).max(),
+    }
 }
 
 /// What [`run`] would do.
@@ -44,12 +114,12 @@ pub fn preview(document: &Document, out: &Path) -> Result<Preview> {
         hash: trial.hash.clone(),
         point: point.title.clone(),
         seed: trial.config.seed,
-        finished: store.is_finished(&trial.hash),
+        state: store.state(&trial.hash),
     };
     Ok(Preview { trials: plan.trials().into_iter().map(row).collect() })
 }
 
-/// The trials of a sweep and which of them are finished. Displays as a table.
+/// The trials of a sweep and how far each is. Displays as a table.
 #[derive(Clone, Debug, Serialize)]
 pub struct Preview {
     /// In the order in which they run.
@@ -65,25 +135,27 @@ pub struct PlannedTrial {
     pub point: String,
     /// Its seed.
     pub seed: u64,
-    /// Whether there is a result.
-    pub finished: bool,
+    /// How far it is.
+    pub state: State,
 }
 
 impl fmt::Display for Preview {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let mut table = text::table(["trial", "point", "seed", "state"]);
         for trial in &self.trials {
-            let state = if trial.finished { "finished" } else { "to run" };
-            table.add_row([&trial.hash, &trial.point, &trial.seed.to_string(), state]);
+            table.add_row([&trial.hash, &trial.point, &trial.seed.to_string(), &trial.state.to_string()]);
         }
         writeln!(f, "{}", text::render(&table))?;
-        let finished = self.trials.iter().filter(|trial| trial.finished).count();
-        write!(f, "{} trials, {finished} finished, {} to run", self.trials.len(), self.trials.len() - finished)
+        write!(f, "{} trials", self.trials.len())?;
+        let mut counts = BTreeMap::from([(State::Done, 0), (State::Queued, 0)]);
+        self.trials.iter().for_each(|trial| *counts.entry(trial.state).or_default() += 1);
+        counts.iter().try_for_each(|(state, count)| write!(f, ", {count} {state}"))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::state::Record;
     use super::store::tests::{document, result, started, write_result};
     use super::*;
 
@@ -94,17 +166,22 @@ mod tests {
         let out = folder.path().join("new");
         let preview = preview(&document(sweep), &out).unwrap();
         assert!(!out.exists());
-        assert!(preview.to_string().ends_with("4 trials, 0 finished, 4 to run"));
+        assert!(preview.to_string().ends_with("4 trials, 4 queued, 0 done"));
 
         let (_folder, store, plan) = started(sweep);
         let hash = &plan.points[1].trials[0].hash;
         write_result(&store, &result(hash, 0, 80.));
+        let _running = store.claim(&plan.points[0].trials[0].hash).unwrap().unwrap();
+        for (trial, state) in plan.points[0].trials.iter().zip([State::Running, State::Failed]) {
+            store.prepare(trial).unwrap();
+            store.write_record(&trial.hash, &Record::default().to(state, None)).unwrap();
+        }
         let preview = super::preview(&document(sweep), store.root()).unwrap();
-        let expected = PlannedTrial { hash: hash.clone(), point: "width=2".into(), seed: 0, finished: true };
+        let expected = PlannedTrial { hash: hash.clone(), point: "width=2".into(), seed: 0, state: State::Done };
         assert_eq!(preview.trials[2], expected);
         let text = preview.to_string();
         let row = text.lines().find(|line| line.contains(hash)).unwrap();
-        assert_eq!(row.split_whitespace().collect::<Vec<_>>(), [hash, "width=2", "0", "finished"]);
-        assert!(text.ends_with("4 trials, 1 finished, 3 to run"), "{text}");
+        assert_eq!(row.split_whitespace().collect::<Vec<_>>(), [hash, "width=2", "0", "done"]);
+        assert!(text.ends_with("4 trials, 1 queued, 1 running, 1 done, 1 failed"), "{text}");
     }
 }

@@ -1,5 +1,6 @@
-//! The folder of a sweep: `sweep.yaml`, all that a report needs to know, and `trials/HASH/` with each trial's `config.yaml` and,
-//! once it is finished, its `result.json`. A trial's folder is named after its config, so a changed file keeps what it shares.
+//! The folder of a sweep: `sweep.yaml`, all that a report needs to know, and `trials/HASH/` with each trial's
+//! `config.yaml`, `lock`, `state.json`, `log.txt` and, once it is finished, its `result.json`. A trial's folder is
+//! named after its config, so a changed file keeps what it shares.
 
 use crate::config::Document;
 use crate::sweep::lock::Lock;
@@ -8,12 +9,14 @@ use crate::sweep::state::{Record, State};
 use crate::train::result::TrialResult;
 use crate::{bad_request, files};
 use anyhow::{Context, Result};
-use std::fs::File;
-use std::os::fd::AsRawFd;
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 /// Stands behind the sweep's name in the first line of `sweep.yaml`.
 const HEADER: &str = ": the file of this sweep, as it was read";
+
+/// How the names of files begin that [`files::write_atomic`] has not finished.
+const PARTIAL: &str = ".partial-";
 
 /// The folder of a sweep.
 #[derive(Clone, Debug)]
@@ -51,7 +54,7 @@ impl Store {
             Err(error) => bad_request!("{}: cannot read this folder: {error}", root.display()),
             Ok(entries) => {
                 // What a crash left in the midst of writing the first file is ours.
-                let foreign = |entry: std::fs::DirEntry| !entry.file_name().to_string_lossy().starts_with(".partial-");
+                let foreign = |entry: std::fs::DirEntry| !entry.file_name().to_string_lossy().starts_with(PARTIAL);
                 if entries.flatten().any(foreign) {
                     bad_request!("{}: holds something else than a sweep; give a new or empty folder", root.display());
                 }
@@ -60,21 +63,33 @@ impl Store {
         Ok(store)
     }
 
-    /// Writes the plan file.
+    /// Writes the plan file. Processes that start together may all do so: it is there whole, the last one's.
     ///
     /// # Errors
     /// A [`crate::error::BadRequest`]: it holds results, and none of them is of this sweep.
     pub fn start(&self, document: &Document, plan: &Plan) -> Result<()> {
-        if self.file().is_file() {
-            self.refuse_other_sweep(plan)?;
-        }
-        files::create_dir(&self.root.join("trials"))?;
+        files::create_dir(&self.root)?;
         let own_file = Path::new(&document.origin).canonicalize().ok() == self.file().canonicalize().ok();
         let name = match Path::new(&document.origin).file_stem() {
             Some(stem) if !(own_file && self.file().is_file()) => stem.to_string_lossy().replace(char::is_control, " "),
             _ => self.name()?,
         };
-        files::write_atomic(&self.file(), format!("# {name}{HEADER}\n{}", document.to_yaml()).as_bytes())
+        let text = format!("# {name}{HEADER}\n{}", document.to_yaml());
+        if std::fs::read(self.file()).is_ok_and(|old| old == text.as_bytes()) {
+            return Ok(());
+        }
+        if self.file().is_file() {
+            self.refuse_other_sweep(plan)?;
+        }
+        files::write_atomic(&self.file(), text.as_bytes())
+    }
+
+    /// How many trials the folder has that are not of the plan: of an earlier state of its file.
+    pub fn strangers(&self, plan: &Plan) -> usize {
+        let trials = plan.trials();
+        let own: HashSet<&str> = trials.iter().map(|(_, trial)| trial.hash.as_str()).collect();
+        let names = std::fs::read_dir(self.root.join("trials")).into_iter().flatten().flatten();
+        names.filter(|entry| !own.contains(&*entry.file_name().to_string_lossy())).count()
     }
 
     fn refuse_other_sweep(&self, plan: &Plan) -> Result<()> {
@@ -129,6 +144,23 @@ impl Store {
         let config = folder.join("config.yaml");
         files::write_atomic(&config, trial.config.to_yaml().as_bytes())?;
         Ok(config)
+    }
+
+    /// Deletes what is of no more use in a trial's folder: files that a kill left half-written, and the checkpoint of a
+    /// trial that was pruned. Only for who holds its lock.
+    pub fn tidy(&self, hash: &str, state: State) {
+        let folder = self.trial(hash);
+        let useless = |name: &str| {
+            name.starts_with(PARTIAL)
+                || name == "progress.json" && state != State::Running
+                || name == "checkpoint.safetensors" && state == State::Pruned
+        };
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            if useless(&entry.file_name().to_string_lossy()) {
+                // Left where it can't be deleted: it takes room and does no harm.
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
     }
 
     /// Whether a trial has left its result.
@@ -196,25 +228,6 @@ impl Store {
             );
         }
         Ok(Some(result))
-    }
-
-    /// Makes the folder, if need be, and keeps other sweeps out of it for as long as the file is open.
-    ///
-    /// # Errors
-    /// A [`crate::error::BadRequest`]: another process has it.
-    pub fn lock(&self) -> Result<File> {
-        files::create_dir(&self.root)?;
-        let folder = File::open(&self.root).with_context(|| format!("{}: cannot open", self.root.display()))?;
-        // SAFETY: `folder` is open, and flock touches nothing but the lock on it.
-        let failed = unsafe { libc::flock(folder.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } != 0;
-        // A file system that knows no locks on folders keeps nobody out, and nobody's sweep from running.
-        if failed && std::io::Error::last_os_error().kind() == std::io::ErrorKind::WouldBlock {
-            bad_request!(
-                "{}: another process runs a sweep here; wait for it, or give another folder",
-                self.root.display()
-            );
-        }
-        Ok(folder)
     }
 }
 
@@ -335,12 +348,26 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_folder_has_one_sweep_at_a_time() {
-        let (_folder, store, _) = started(WIDTHS);
-        let lock = store.lock().unwrap();
-        assert!(refusal(store.lock()).contains("another process runs a sweep here"));
-        drop(lock);
-        store.lock().unwrap();
+    fn sweeps_that_start_together_leave_one_whole_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("runs");
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    let document = document(WIDTHS);
+                    let plan = Plan::new(&document).unwrap();
+                    Store::at(&root).unwrap().start(&document, &plan).unwrap();
+                });
+            }
+        });
+        let store = Store::open(&root).unwrap();
+        let plan = Plan::new(&store.document().unwrap()).unwrap();
+        assert_eq!((plan.trials().len(), store.name().unwrap().as_str()), (4, "width"));
+        let smaller = Plan::new(&document("{seeds: 1}")).unwrap();
+        store.prepare(plan.trials()[0].1).unwrap();
+        assert_eq!((store.strangers(&plan), store.strangers(&smaller)), (0, 0), "the first trial is of both");
+        store.prepare(plan.trials()[3].1).unwrap();
+        assert_eq!((store.strangers(&plan), store.strangers(&smaller)), (0, 1));
     }
 
     #[test]

@@ -2,54 +2,119 @@
 
 use crate::train::checkpoint::Row;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use std::path::Path;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::io::Write;
+use std::mem::ManuallyDrop;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tensorboard_rs::summary_writer::SummaryWriter;
 
-/// The progress bar of a trial, on stderr; plain lines where stderr is no terminal.
+/// A line on stderr, which may be a file on a full disk: what can't be written is left out.
+pub fn line(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// How far a trial is: `progress.json` in its folder, for whoever watches it from outside.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// The running epoch, from 1.
+    pub epoch: u64,
+    /// Epochs in all.
+    pub epochs: u64,
+    /// Steps done, of all epochs.
+    pub step: u64,
+    /// Steps in all.
+    pub steps: u64,
+    /// Of the last step.
+    pub loss: f64,
+    /// After the last epoch, in percent.
+    pub top1: Option<f64>,
+    /// Training images a second.
+    pub images_per_second: f64,
+    /// Seconds that the rest will take.
+    pub seconds_left: f64,
+}
+
+impl Status {
+    /// What a trial last wrote.
+    pub fn read(trial: &Path) -> Option<Status> {
+        serde_json::from_slice(&std::fs::read(trial.join("progress.json")).ok()?).ok()
+    }
+
+    /// Whole, but not synced: after a crash it is worth nothing.
+    fn write(&self, trial: &Path) -> std::io::Result<()> {
+        let temporary = trial.join(".partial-progress");
+        std::fs::write(&temporary, serde_json::to_vec(self)?)?;
+        std::fs::rename(&temporary, trial.join("progress.json"))
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "loss {:.3}", self.loss)?;
+        if let Some(top1) = self.top1 {
+            write!(f, "  top-1 {top1:.2} %")?;
+        }
+        write!(f, "  {:.0} images/s  {} left", self.images_per_second, clock(self.seconds_left))
+    }
+}
+
+/// The progress bar of a trial, on stderr; plain lines where stderr is no terminal. Once a second at most it also writes
+/// progress.json.
 pub struct Bar {
     bar: ProgressBar,
+    trial: PathBuf,
     epochs: u64,
     started: Instant,
     first: u64,
     last_shown: Option<Instant>,
+    last_written: Option<Instant>,
 }
 
 impl Bar {
-    /// For `total` steps of which `done` are done.
-    pub fn new(total: u64, done: u64, epochs: u64) -> Bar {
+    /// For `total` steps of which `done` are done, of the trial in that folder.
+    pub fn new(trial: &Path, total: u64, done: u64, epochs: u64) -> Bar {
         let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
         // A bar is decoration: where its template were wrong, the default style serves.
         if let Ok(style) = ProgressStyle::with_template("{prefix} {bar:24} {percent:>3}%  {msg}") {
             bar.set_style(style);
         }
         bar.set_position(done);
-        Bar { bar, epochs, started: Instant::now(), first: done, last_shown: None }
+        let (trial, started) = (trial.to_path_buf(), Instant::now());
+        Bar { bar, trial, epochs, started, first: done, last_shown: None, last_written: None }
     }
 
     /// Whether it is time to show something new; reading a loss waits for the device, so not at every step.
     pub fn is_due(&self) -> bool {
-        !self.bar.is_hidden() && self.last_shown.is_none_or(|last| last.elapsed() > Duration::from_millis(250))
+        let pause = Duration::from_millis(if self.bar.is_hidden() { 1000 } else { 250 });
+        self.last_shown.is_none_or(|last| last.elapsed() > pause)
     }
 
     /// Shows the state after `step` steps in all.
     pub fn show(&mut self, epoch: u64, step: u64, loss: f64, top1: Option<f64>, images_per_second: f64) {
         self.last_shown = Some(Instant::now());
         let done = step.saturating_sub(self.first).max(1) as f64;
-        let left = self.started.elapsed().as_secs_f64() * (self.bar.length().unwrap_or(step) - step) as f64 / done;
-        let top1 = top1.map_or(String::new(), |top1| format!("  top-1 {top1:.2} %"));
+        let steps = self.bar.length().unwrap_or(step);
+        let seconds_left = self.started.elapsed().as_secs_f64() * (steps - step) as f64 / done;
+        let status = Status { epoch, epochs: self.epochs, step, steps, loss, top1, images_per_second, seconds_left };
         self.bar.set_prefix(format!("epoch {epoch}/{}", self.epochs));
         self.bar.set_position(step);
-        self.bar.set_message(format!("loss {loss:.3}{top1}  {images_per_second:.0} images/s  {} left", clock(left)));
+        self.bar.set_message(status.to_string());
+        if self.last_written.is_none_or(|last| last.elapsed() > Duration::from_secs(1)) {
+            self.last_written = Some(Instant::now());
+            // It is decoration too: where the disk is full, the checkpoint will say so.
+            let _ = status.write(&self.trial);
+        }
     }
 
     /// An epoch is over: a line, where there is no terminal to draw on.
     pub fn epoch(&self, row: &Row) {
         if self.bar.is_hidden() {
-            eprintln!(
+            line(&format!(
                 "epoch {}/{}  loss {:.3}  top-1 {:.2} %  {:.0} images/s",
                 row.epoch, self.epochs, row.train_loss, row.top1, row.images_per_second
-            );
+            ));
         }
     }
 
@@ -60,7 +125,7 @@ impl Bar {
 }
 
 /// Seconds as a person says them.
-fn clock(seconds: f64) -> String {
+pub fn clock(seconds: f64) -> String {
     let seconds = seconds.round().max(0.) as u64;
     match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
         (0, 0, s) => format!("{s} s"),
@@ -70,12 +135,13 @@ fn clock(seconds: f64) -> String {
 }
 
 /// TensorBoard's scalars of a trial, in its folder `tensorboard`.
-pub struct Scalars(SummaryWriter);
+pub struct Scalars(Option<SummaryWriter>);
 
 impl Scalars {
     /// Appends to what earlier runs of the trial wrote.
     pub fn new(trial: &Path) -> Scalars {
-        Scalars(SummaryWriter::new(trial.join("tensorboard")))
+        let folder = trial.join("tensorboard");
+        Scalars(quietly(|| SummaryWriter::new(folder)))
     }
 
     /// One point an epoch.
@@ -88,17 +154,51 @@ impl Scalars {
             ("test/top1", row.top1),
             ("test/top5", row.top5),
         ];
-        for (tag, value) in values {
-            self.0.add_scalar(tag, value as f32, row.epoch as usize);
-        }
-        self.0.flush();
+        let Some(writer) = self.0.take() else { return };
+        // Not dropped by a panic: its drop would panic too, and that ends the process.
+        let mut writer = ManuallyDrop::new(writer);
+        let written = quietly(|| {
+            for (tag, value) in values {
+                writer.add_scalar(tag, value as f32, row.epoch as usize);
+            }
+            writer.flush();
+        });
+        self.0 = written.map(|()| ManuallyDrop::into_inner(writer));
     }
+}
+
+impl Drop for Scalars {
+    fn drop(&mut self) {
+        let writer = self.0.take();
+        quietly(|| drop(writer));
+    }
+}
+
+/// The writer panics where the disk is full; a trial has its checkpoint to say so, and goes on without scalars.
+fn quietly<T>(work: impl FnOnce() -> T) -> Option<T> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).ok()
 }
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+
     #[test]
     fn time_left_reads_as_a_person_says_it() {
-        assert_eq!([0.4, 59.6, 3599., 7380.].map(super::clock), ["0 s", "1:00 min", "59:59 min", "2:03 h"]);
+        assert_eq!([0.4, 59.6, 3599., 7380.].map(clock), ["0 s", "1:00 min", "59:59 min", "2:03 h"]);
+    }
+
+    #[test]
+    fn whoever_watches_reads_what_the_bar_shows() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut bar = Bar::new(folder.path(), 40, 10, 4);
+        assert!(bar.is_due() && Status::read(folder.path()).is_none());
+        bar.show(2, 15, 0.5, Some(61.25), 1000.);
+        let status = Status::read(folder.path()).unwrap();
+        assert_eq!((status.epoch, status.epochs, status.step, status.steps), (2, 4, 15, 40));
+        assert!(status.to_string().starts_with("loss 0.500  top-1 61.25 %  1000 images/s  0 s left"), "{status}");
+        bar.show(2, 16, 0.4, None, 1000.);
+        assert_eq!(Status::read(folder.path()).unwrap(), status, "once a second at most");
+        assert!(!bar.is_due());
     }
 }

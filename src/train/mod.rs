@@ -45,8 +45,8 @@ struct Trial {
 }
 
 /// Trains a trial in `folder`, or goes on with the one that is there, then folds it and compares both forms on every test
-/// image. Leaves config.yaml, metrics.csv, checkpoint.safetensors, model.safetensors, compact.safetensors, result.json and
-/// tensorboard/.
+/// image. Leaves config.yaml, metrics.csv, checkpoint.safetensors, model.safetensors, compact.safetensors, result.json,
+/// tensorboard/, and while it trains progress.json.
 ///
 /// # Errors
 /// A folder that holds another trial; data that can't be read; a loss that is not finite; an interruption.
@@ -116,7 +116,7 @@ impl Trial {
         if progress.hash != self.progress.hash {
             bad_request!("{}: is of another trial ({})", path.display(), progress.hash);
         }
-        eprintln!("going on after epoch {}, step {}", progress.epoch, progress.step);
+        log::line(&format!("going on after epoch {}, step {}", progress.epoch, progress.step));
         self.progress = progress;
         Ok(())
     }
@@ -124,7 +124,8 @@ impl Trial {
     fn run(&mut self) -> Result<()> {
         let epochs = self.trainer.config.train.epochs;
         let steps = self.trainer.steps_per_epoch();
-        let mut bar = log::Bar::new(epochs * steps, self.progress.epoch * steps + self.progress.step, epochs);
+        let done = self.progress.epoch * steps + self.progress.step;
+        let mut bar = log::Bar::new(&self.folder, epochs * steps, done, epochs);
         let mut scalars = log::Scalars::new(&self.folder);
         while self.progress.epoch < epochs {
             let row = self.epoch(&mut bar)?;

@@ -2,7 +2,7 @@
 
 use crate::{bad_request, files};
 use anyhow::{Context, Result};
-use safetensors::{Dtype, SafeTensors, View};
+use safetensors::{Dtype, SafeTensorError, SafeTensors, View};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::borrow::Cow;
@@ -36,7 +36,11 @@ pub fn write_with<'a>(
     }
     let metadata = HashMap::from([(key.to_string(), value)]);
     files::fill_atomic(path, |path| {
-        safetensors::serialize_to_file(outputs, Some(metadata), path).map_err(std::io::Error::other)
+        safetensors::serialize_to_file(outputs, Some(metadata), path).map_err(|error| match error {
+            // As it is, so that a full disk is known for what it is.
+            SafeTensorError::IoError(error) => error,
+            error => std::io::Error::other(error),
+        })
     })
 }
 

@@ -1,0 +1,296 @@
+//! A trial as a process of its own: a trial that dies takes nothing with it. And what its death means.
+
+use crate::error::{DISK_FULL, OUT_OF_MEMORY, out_of_memory};
+use crate::sweep::machine;
+use crate::sweep::queue::{Claim, End};
+use crate::sweep::slots::Slot;
+use crate::sweep::state::State;
+use anyhow::{Context, Result};
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+/// How a trial is started.
+#[derive(Clone, Debug)]
+pub struct Program {
+    /// The program that trains, and its first arguments; `train CONFIG --out FOLDER` and more follows.
+    pub command: Vec<OsString>,
+    /// The device, where a slot has no GPU of its own.
+    pub device: String,
+    /// Whether several run side by side.
+    pub shares: bool,
+}
+
+/// A trial that runs.
+#[derive(Debug)]
+pub struct Running {
+    /// What is held of it.
+    pub claim: Claim,
+    /// Where it runs.
+    pub slot: usize,
+    /// Its folder.
+    pub folder: PathBuf,
+    /// When it was started.
+    pub started: Instant,
+    child: Child,
+    told: Option<(Told, Instant)>,
+    killed: bool,
+    /// Where in log.txt this run begins.
+    log: u64,
+    out_of_memory_kills: Option<u64>,
+}
+
+/// Why a trial was told to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    Stop,
+    Prune(u64),
+    TimeIsUp(Duration),
+}
+
+impl Running {
+    /// Starts a trial in a slot. It has the lock too, in a process group of its own: a Ctrl-C at the terminal reaches
+    /// it once, through [`Self::stop`]. Its stderr is appended to log.txt.
+    ///
+    /// # Errors
+    /// The disk's, or that the program can't be started at all.
+    pub fn start(program: &Program, claim: Claim, folder: PathBuf, slot: (usize, &Slot)) -> Result<Running> {
+        let (slot, Slot { gpu, threads }) = slot;
+        let path = folder.join("log.txt");
+        let log = OpenOptions::new().create(true).append(true).open(&path);
+        let log = log.with_context(|| format!("{}: cannot write", path.display()))?;
+        let length = log.metadata().map_or(0, |about| about.len());
+        let (name, first) = program.command.split_first().context("no program to train with")?;
+        let mut command = Command::new(name);
+        command.args(first).arg("train").arg(folder.join("config.yaml")).arg("--out").arg(&folder);
+        command.args(["--device", if gpu.is_some() { "cuda" } else { &program.device }]);
+        command.args(["--threads", &claim.record.threads.unwrap_or(*threads).to_string()]);
+        if let Some(gpu) = gpu {
+            command.env("CUDA_VISIBLE_DEVICES", gpu);
+        }
+        if program.shares && std::env::var_os("OMP_WAIT_POLICY").is_none() {
+            // Threads that spin while they wait take the cores from the trials beside them.
+            command.env("OMP_WAIT_POLICY", "PASSIVE");
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).process_group(0);
+        let (lock, parent) = (claim.lock.descriptor(), std::process::id());
+        // SAFETY: between fork and exec these are bare system calls, on a descriptor that is open for as long as the
+        // claim is.
+        unsafe {
+            command.pre_exec(move || {
+                libc::fcntl(lock, libc::F_SETFD, 0);
+                end_with_parent(parent)
+            });
+        }
+        let out_of_memory_kills = machine::out_of_memory_kills();
+        let child = command.spawn().with_context(|| format!("{}: cannot start", name.to_string_lossy()))?;
+        let (told, killed, started) = (None, false, Instant::now());
+        Ok(Running { claim, slot, folder, started, child, told, killed, log: length, out_of_memory_kills })
+    }
+
+    /// Tells it to write its checkpoint and end; it goes on another time.
+    pub fn stop(&mut self) {
+        self.tell(Told::Stop, libc::SIGTERM);
+    }
+
+    /// Ends it at once, after so many epochs: what it had is not needed any more.
+    pub fn prune(&mut self, epoch: u64) {
+        self.tell(Told::Prune(epoch), libc::SIGKILL);
+    }
+
+    /// Tells it to end where it runs longer than it may, and kills it where it has not listened for as long as `grace`.
+    pub fn limit(&mut self, limit: Duration, grace: Duration) {
+        if self.started.elapsed() > limit {
+            self.tell(Told::TimeIsUp(limit), libc::SIGTERM);
+        }
+        if let Some((Told::TimeIsUp(_), since)) = self.told
+            && since.elapsed() > grace
+            && !self.killed
+        {
+            self.killed = true;
+            self.signal(libc::SIGKILL);
+        }
+    }
+
+    /// The first reason counts.
+    fn tell(&mut self, told: Told, signal: libc::c_int) {
+        if self.told.is_none() {
+            self.told = Some((told, Instant::now()));
+            self.signal(signal);
+        }
+    }
+
+    fn signal(&self, signal: libc::c_int) {
+        // SAFETY: the child has not been waited for, so the number is still its own.
+        unsafe { libc::kill(self.child.id() as libc::pid_t, signal) };
+    }
+
+    /// How it ended; none while it runs.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn ended(&mut self) -> Result<Option<Death>> {
+        let Some(status) = self.child.try_wait().context("cannot wait for a trial")? else { return Ok(None) };
+        let last = last_line(&self.folder.join("log.txt"), self.log);
+        let end = match self.told {
+            Some((Told::Stop, _)) => End::Stopped,
+            Some((Told::Prune(epoch), _)) => End::Pruned(epoch),
+            Some((Told::TimeIsUp(limit), _)) => {
+                let message = format!("took longer than {}", crate::train::log::clock(limit.as_secs_f64()));
+                End::Died { state: State::TimedOut, message, may_heal: false }
+            }
+            None => {
+                let before = self.out_of_memory_kills;
+                let more = machine::out_of_memory_kills().zip(before).map(|(now, before)| now > before);
+                death(status, &last, more)
+            }
+        };
+        Ok(Some(Death { end, disk_full: status.code() == Some(DISK_FULL.into()), last }))
+    }
+}
+
+/// How a trial's process ended.
+#[derive(Debug)]
+pub struct Death {
+    /// What that means for the trial, if it left no result.
+    pub end: End,
+    /// Whether it could not write: then none can.
+    pub disk_full: bool,
+    /// The last line of its log, without the program's name.
+    pub last: String,
+}
+
+/// Were the launcher killed outright, the trial would train on with nobody to write how it ended; so it writes its
+/// checkpoint and ends too.
+#[cfg(target_os = "linux")]
+fn end_with_parent(parent: u32) -> std::io::Result<()> {
+    // SAFETY: bare system calls.
+    let lost = unsafe {
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
+        libc::getppid() != parent as libc::pid_t
+    };
+    // It was killed before it could be said.
+    if lost { Err(std::io::Error::from_raw_os_error(libc::ESRCH)) } else { Ok(()) }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn end_with_parent(_parent: u32) -> std::io::Result<()> {
+    Ok(())
+}
+
+/// What the end of a process that nobody told to end means. `last` is the last line of its log; `memory_kills` is whether
+/// the kernel killed any process meanwhile because memory was spent, if it tells.
+pub fn death(status: ExitStatus, last: &str, memory_kills: Option<bool>) -> End {
+    let because = |how: String| if last.is_empty() { how } else { format!("{how}: {last}") };
+    let died = |state, message, may_heal| End::Died { state, message, may_heal };
+    let spent = || {
+        let message = if last.is_empty() { "out of memory" } else { last };
+        died(State::OutOfMemory, message.into(), false)
+    };
+    match (status.code(), status.signal()) {
+        (Some(code), _) if code == i32::from(OUT_OF_MEMORY) => spent(),
+        (_, Some(libc::SIGKILL)) if memory_kills == Some(true) => {
+            died(State::OutOfMemory, "killed by the kernel: out of memory".into(), false)
+        }
+        (_, Some(libc::SIGKILL)) => {
+            // Who kills with 9 where nothing is known of it is most often the kernel.
+            let perhaps = if memory_kills.is_none() { "; out of memory?" } else { "" };
+            died(State::Failed, format!("killed (signal 9{perhaps})"), true)
+        }
+        (_, Some(_)) if out_of_memory(last).is_some() => spent(),
+        (_, Some(signal)) => died(State::Failed, because(format!("killed (signal {signal})")), true),
+        // A wrong request stays wrong.
+        (Some(2), _) => died(State::Failed, because("exit status 2".into()), false),
+        (Some(0), _) => died(State::Failed, "ended well but left no result".into(), true),
+        (code, _) => died(State::Failed, because(format!("exit status {}", code.unwrap_or(-1))), true),
+    }
+}
+
+/// The last line of a file behind an offset, without the program's name; empty if there is none.
+fn last_line(path: &Path, from: u64) -> String {
+    const ENOUGH: u64 = 4096;
+    let read = || -> std::io::Result<Vec<u8>> {
+        let mut file = File::open(path)?;
+        let end = file.metadata()?.len();
+        file.seek(SeekFrom::Start(from.max(end.saturating_sub(ENOUGH))))?;
+        let mut tail = Vec::new();
+        file.read_to_end(&mut tail)?;
+        Ok(tail)
+    };
+    let tail = read().unwrap_or_default();
+    let tail = String::from_utf8_lossy(&tail);
+    let last = tail.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default().trim();
+    last.strip_prefix("foldconv: ").unwrap_or(last).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sweep::queue::{Policy, Queue};
+    use crate::sweep::store::tests::started;
+
+    fn of(raw: i32, last: &str, memory_kills: Option<bool>) -> (State, String, bool) {
+        match death(ExitStatus::from_raw(raw), last, memory_kills) {
+            End::Died { state, message, may_heal } => (state, message, may_heal),
+            end => panic!("{end:?}"),
+        }
+    }
+
+    #[test]
+    fn a_death_says_whether_another_try_may_help() {
+        let exit = |code: u8, last: &str| of(i32::from(code) << 8, last, Some(false));
+        let failed = State::Failed;
+        assert_eq!(exit(2, "data.root: no"), (failed, "exit status 2: data.root: no".into(), false));
+        assert_eq!(exit(1, "the loss is NaN"), (failed, "exit status 1: the loss is NaN".into(), true));
+        assert_eq!(exit(70, ""), (failed, "exit status 70".into(), true));
+        assert_eq!(exit(0, "epoch 2/2"), (failed, "ended well but left no result".into(), true));
+        let message = "CUDA out of memory. Tried to allocate 2 GiB";
+        assert_eq!(exit(75, message), (State::OutOfMemory, message.into(), false));
+    }
+
+    #[test]
+    fn a_kill_is_told_apart_from_spent_memory_where_the_kernel_counts() {
+        let kill = |more| of(libc::SIGKILL, "epoch 1/2", more);
+        let by_kernel = "killed by the kernel: out of memory".to_string();
+        assert_eq!(kill(Some(true)), (State::OutOfMemory, by_kernel, false));
+        assert_eq!(kill(Some(false)), (State::Failed, "killed (signal 9)".into(), true));
+        assert_eq!(kill(None), (State::Failed, "killed (signal 9; out of memory?)".into(), true));
+        let crash = of(libc::SIGSEGV, "", Some(true));
+        assert_eq!(crash, (State::Failed, "killed (signal 11)".into(), true), "the kernel kills with 9");
+        let abort = of(libc::SIGABRT, "memory allocation of 80 bytes failed", Some(false));
+        assert_eq!((abort.0, abort.2), (State::OutOfMemory, false));
+    }
+
+    #[test]
+    fn the_last_line_is_of_this_run() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let text = format!("an earlier run\n{}\nfoldconv: the loss is NaN\n\n", "x".repeat(5000));
+        std::fs::write(&file, &text).unwrap();
+        assert_eq!(last_line(file.path(), 15), "the loss is NaN");
+        assert_eq!(last_line(file.path(), text.len() as u64), "");
+        assert_eq!(last_line(Path::new("/no/such"), 0), "");
+    }
+
+    #[test]
+    fn a_trial_without_its_launcher_is_locked_for_as_long_as_it_runs() {
+        let (_folder, store, plan) = started("{seeds: 1}");
+        let mut queue = Queue::new(&store, &plan, Policy::default()).unwrap();
+        let claim = queue.next(1).unwrap().unwrap();
+        let (hash, folder) = (claim.hash.clone(), store.trial(&claim.hash));
+        let command = ["/bin/sh", "-c", "exec sleep 100"].map(OsString::from).to_vec();
+        let program = Program { command, device: "cpu".into(), shares: false };
+        let slot = Slot { gpu: None, threads: 1 };
+        let Running { claim, child, .. } = Running::start(&program, claim, folder, (0, &slot)).unwrap();
+        // As if this process had been killed: nothing of it is left but the trial.
+        drop(claim);
+        assert_eq!((store.state(&hash), store.claim(&hash).unwrap().is_none()), (State::Running, true));
+        // SAFETY: the child has not been waited for.
+        unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGKILL) };
+        { child }.wait().unwrap();
+        assert_eq!((store.state(&hash), store.claim(&hash).unwrap().is_some()), (State::Queued, true));
+    }
+}

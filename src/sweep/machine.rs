@@ -1,0 +1,85 @@
+//! What this machine says of itself: cores, free memory, and how often its kernel ended a process for want of memory.
+
+use std::path::{Path, PathBuf};
+
+/// Cores that this process may use.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Bytes that are free: of the machine, or of what this process's group may use, the less. None where the system
+/// doesn't tell.
+pub fn free_memory() -> Option<u64> {
+    let machine = keyed(Path::new("/proc/meminfo"), "MemAvailable:").map(|kilobytes| kilobytes << 10);
+    let group = [("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")];
+    let left = |(most, used): (&str, &str)| {
+        let number = |name: &str| std::fs::read_to_string(in_group(name)?).ok()?.trim().parse::<u64>().ok();
+        Some(number(most)?.saturating_sub(number(used)?))
+    };
+    machine.into_iter().chain(group.into_iter().filter_map(left)).min()
+}
+
+/// How many processes the kernel has killed since it started because memory was spent: in this process's group where it
+/// counts them, else on the whole machine. None where the system doesn't tell.
+pub fn out_of_memory_kills() -> Option<u64> {
+    let group = ["memory.events", "memory.oom_control"].into_iter().filter_map(in_group);
+    group.chain([PathBuf::from("/proc/vmstat")]).find_map(|path| keyed(&path, "oom_kill"))
+}
+
+/// The largest part of memory, in bytes, that any child process had that was waited for.
+pub fn most_memory_of_children() -> u64 {
+    // SAFETY: getrusage fills the structure that it is given, and all zeros is a valid one.
+    let usage = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        libc::getrusage(libc::RUSAGE_CHILDREN, &mut usage);
+        usage
+    };
+    let unit = if cfg!(target_os = "macos") { 1 } else { 1024 };
+    usage.ru_maxrss.unsigned_abs() * unit
+}
+
+/// A file of the control group that counts this process's memory, of either version of the groups.
+fn in_group(name: &str) -> Option<PathBuf> {
+    let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    let places = groups.lines().filter_map(|line| {
+        let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+        let root = match controllers {
+            "" => "/sys/fs/cgroup",
+            "memory" => "/sys/fs/cgroup/memory",
+            _ => return None,
+        };
+        // In a container the group itself is what is mounted at the root.
+        Some([Path::new(root).join(path.trim_start_matches('/')).join(name), Path::new(root).join(name)])
+    });
+    places.flatten().find(|path| path.is_file())
+}
+
+/// The number behind a word at the start of a line.
+fn keyed(path: &Path, key: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(path).ok()?;
+    let mut lines = text.lines().map(str::split_whitespace);
+    lines.find_map(|mut words| (words.next()? == key).then(|| words.next()?.parse().ok())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_is_found_behind_its_word() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&file, "oom 7\noom_kill 3\nMemAvailable:  2048 kB\n").unwrap();
+        assert_eq!((keyed(file.path(), "oom_kill"), keyed(file.path(), "MemAvailable:")), (Some(3), Some(2048)));
+        assert_eq!((keyed(file.path(), "oom_k"), keyed(Path::new("/no/such"), "oom")), (None, None));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_machine_has_cores_and_memory() {
+        assert!(cores() > 0);
+        let free = free_memory().unwrap();
+        assert!((1 << 20..1 << 50).contains(&free), "{free}");
+        std::process::Command::new("true").status().unwrap();
+        assert!((1 << 16..1 << 40).contains(&most_memory_of_children()));
+    }
+}

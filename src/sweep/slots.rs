@@ -1,0 +1,172 @@
+//! How many trials run side by side on this machine, and what each of them has of it.
+
+use crate::bad_request;
+use anyhow::Result;
+
+/// What a trial is taken to need until one has run and was measured, in bytes.
+const GUESS: u64 = 1 << 30;
+
+/// A place in which one trial at a time runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Slot {
+    /// The GPU, as CUDA_VISIBLE_DEVICES names it; none where the trial sees what this process sees.
+    pub gpu: Option<String>,
+    /// Threads of the CPU.
+    pub threads: usize,
+}
+
+/// What was asked for.
+#[derive(Clone, Debug, Default)]
+pub struct Wish {
+    /// Trials side by side.
+    pub jobs: Option<usize>,
+    /// Threads of each.
+    pub threads: Option<usize>,
+    /// The GPUs to use.
+    pub gpus: Vec<String>,
+    /// Trials side by side on each GPU.
+    pub per_gpu: Option<usize>,
+}
+
+/// What there is to run on, and what is to run.
+#[derive(Clone, Debug)]
+pub struct Means {
+    /// Cores.
+    pub cores: usize,
+    /// Bytes of memory that are free, if that is known.
+    pub memory: Option<u64>,
+    /// Whether trials run on a GPU.
+    pub cuda: bool,
+    /// Trials of the sweep. Not those that are left, so that a sweep that goes on divides the machine as it did before.
+    pub trials: usize,
+    /// The most memory that a trial had so far, in bytes.
+    pub measured: Option<u64>,
+}
+
+/// The slots, and why there are so many.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// At least one.
+    pub slots: Vec<Slot>,
+    /// On one line.
+    pub reason: String,
+}
+
+impl Layout {
+    /// Divides a machine.
+    ///
+    /// # Errors
+    /// A [`crate::error::BadRequest`]: GPUs are asked for where trials run on the CPU.
+    pub fn new(wish: &Wish, means: &Means) -> Result<Layout> {
+        if !means.cuda && (!wish.gpus.is_empty() || wish.per_gpu.is_some()) {
+            bad_request!("--gpus, --per-gpu: trials run on the CPU; give --device cuda on a machine that has a driver");
+        }
+        let (jobs, reason) = if means.cuda { on_gpus(wish) } else { on_cpu(wish, means) };
+        let jobs = jobs.max(1);
+        let threads = wish.threads.unwrap_or(means.cores / jobs).max(1);
+        // One after the other over the GPUs, so that few trials are spread.
+        let gpu = |job: usize| wish.gpus.get(job % wish.gpus.len().max(1)).cloned();
+        let slots = (0..jobs).map(|job| Slot { gpu: gpu(job), threads }).collect();
+        let each = if threads == 1 { "1 thread".into() } else { format!("{threads} threads") };
+        Ok(Layout { slots, reason: format!("{jobs} at a time, {each} each: {reason}") })
+    }
+}
+
+fn on_gpus(wish: &Wish) -> (usize, String) {
+    let gpus = wish.gpus.len().max(1);
+    match (wish.jobs, wish.per_gpu) {
+        (Some(jobs), None) => (jobs, "as --jobs says".into()),
+        (Some(jobs), Some(per_gpu)) => (jobs.min(gpus * per_gpu), format!("--jobs {jobs}, --per-gpu {per_gpu}")),
+        (None, per_gpu) if per_gpu.is_some() || !wish.gpus.is_empty() => {
+            let per_gpu = per_gpu.unwrap_or(1);
+            (gpus * per_gpu, format!("{per_gpu} on each of {gpus} GPUs"))
+        }
+        _ => (1, "on one GPU; --gpus and --per-gpu make it more".into()),
+    }
+}
+
+fn on_cpu(wish: &Wish, means: &Means) -> (usize, String) {
+    if let Some(jobs) = wish.jobs {
+        return (jobs, "as --jobs says".into());
+    }
+    let by_cores = (means.cores / wish.threads.unwrap_or(1)).max(1);
+    // A tenth more than was seen, since no two trials are alike.
+    let need = means.measured.map_or(GUESS, |bytes| bytes + bytes / 10).max(1);
+    let by_memory = means.memory.map_or(usize::MAX, |free| (free / need) as usize).max(1);
+    let gigabytes = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+    let reason = if means.trials <= by_cores.min(by_memory) {
+        format!(
+            "the sweep has {}",
+            if means.trials == 1 { "1 trial".into() } else { format!("{} trials", means.trials) }
+        )
+    } else if by_cores <= by_memory {
+        format!("{} cores", means.cores)
+    } else {
+        let how = if means.measured.is_some() { "measured" } else { "a guess until one has run" };
+        let free = gigabytes(means.memory.unwrap_or(0));
+        format!("{free:.1} GB of memory are free, a trial needs {:.1} GB ({how})", gigabytes(need))
+    };
+    (by_cores.min(by_memory).min(means.trials), reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GB: u64 = 1 << 30;
+
+    fn means() -> Means {
+        Means { cores: 16, memory: Some(64 * GB), cuda: false, trials: 100, measured: None }
+    }
+
+    /// Number of slots, threads of each and the reason.
+    fn layout(wish: Wish, means: Means) -> (usize, usize, String) {
+        let layout = Layout::new(&wish, &means).unwrap();
+        assert!(layout.slots.iter().all(|slot| slot.threads == layout.slots[0].threads));
+        let reason = layout.reason.split_once(": ").unwrap().1.to_string();
+        (layout.slots.len(), layout.slots[0].threads, reason)
+    }
+
+    #[test]
+    fn cores_are_divided() {
+        let wish = Wish::default;
+        assert_eq!(layout(wish(), means()), (16, 1, "16 cores".into()));
+        assert_eq!(layout(Wish { threads: Some(4), ..wish() }, means()), (4, 4, "16 cores".into()));
+        assert_eq!(layout(Wish { threads: Some(32), ..wish() }, means()), (1, 32, "16 cores".into()));
+        assert_eq!(layout(wish(), Means { trials: 3, ..means() }), (3, 5, "the sweep has 3 trials".into()));
+        assert_eq!(layout(wish(), Means { trials: 1, ..means() }), (1, 16, "the sweep has 1 trial".into()));
+        assert_eq!(layout(Wish { jobs: Some(3), ..wish() }, means()), (3, 5, "as --jobs says".into()));
+        assert_eq!(layout(Wish { jobs: Some(40), ..wish() }, means()), (40, 1, "as --jobs says".into()));
+    }
+
+    #[test]
+    fn memory_is_divided_too() {
+        let few = |gigabytes: u64, measured: Option<u64>| Means { memory: Some(gigabytes * GB), measured, ..means() };
+        let guess = "4.0 GB of memory are free, a trial needs 1.0 GB (a guess until one has run)";
+        assert_eq!(layout(Wish::default(), few(4, None)), (4, 4, guess.into()));
+        let measured = "10.0 GB of memory are free, a trial needs 2.2 GB (measured)";
+        assert_eq!(layout(Wish::default(), few(10, Some(2 * GB))), (4, 4, measured.into()));
+        assert_eq!(layout(Wish::default(), few(0, None)).0, 1, "one in any case");
+        assert_eq!(layout(Wish::default(), Means { memory: None, ..means() }).0, 16);
+        assert_eq!(layout(Wish { jobs: Some(8), ..Wish::default() }, few(1, None)).0, 8, "who asks for it gets it");
+    }
+
+    #[test]
+    fn gpus_take_turns() {
+        let cuda = || Means { cuda: true, ..means() };
+        let wish = || Wish { gpus: vec!["0".into(), "2".into()], ..Wish::default() };
+        let gpus = |wish: Wish| {
+            let slots = Layout::new(&wish, &cuda()).unwrap().slots;
+            slots.into_iter().map(|slot| slot.gpu.unwrap_or("-".into())).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(gpus(wish()), "0 2");
+        assert_eq!(gpus(Wish { per_gpu: Some(2), ..wish() }), "0 2 0 2");
+        assert_eq!(gpus(Wish { per_gpu: Some(2), jobs: Some(3), ..wish() }), "0 2 0");
+        assert_eq!(gpus(Wish { jobs: Some(5), ..wish() }), "0 2 0 2 0");
+        assert_eq!(gpus(Wish::default()), "-");
+        assert_eq!(gpus(Wish { per_gpu: Some(2), ..Wish::default() }), "- -");
+        assert_eq!(layout(Wish { per_gpu: Some(2), ..wish() }, cuda()), (4, 4, "2 on each of 2 GPUs".into()));
+        let error = Layout::new(&wish(), &means()).unwrap_err();
+        assert_eq!(crate::error::exit_status(&error), 2);
+    }
+}
