@@ -134,10 +134,11 @@ fn train(options: &TrainOptions, device: Device, as_json: bool) -> Result<()> {
         return json(&speed);
     }
     println!(
-        "{:.0} images/s ({:.2} ms a step of {} images, median of {})",
+        "{:.0} images/s ({:.2} ms a step of {} images, {:.2} % of it waiting for data; medians of {})",
         speed.images_per_second,
         1e3 * speed.step_seconds,
         speed.batch,
+        1e2 * speed.data_seconds / speed.step_seconds,
         speed.steps
     );
     Ok(())

@@ -4,6 +4,7 @@
 //! optimizer's state is one tensor that a checkpoint can hold (libtorch's optimizer can't save its own).
 
 use crate::config::TrainConfig;
+use crate::data::batch::{Batch, Mixed};
 use tch::{Kind, Tensor, nn};
 
 /// SGD over the trainable variables of a store.
@@ -82,8 +83,17 @@ fn flatten(tensors: &[Tensor]) -> Tensor {
     Tensor::cat(&rows, 0)
 }
 
+/// The loss of logits (N, classes) for a batch; for a mixed one `share CE(y) + (1 - share) CE(y')`.
+pub fn batch_loss(logits: &Tensor, batch: &Batch, label_smoothing: f64) -> Tensor {
+    let loss = cross_entropy(logits, &batch.labels, label_smoothing);
+    match &batch.mixed {
+        Some(Mixed { labels, share }) => loss * *share + cross_entropy(logits, labels, label_smoothing) * (1. - share),
+        None => loss,
+    }
+}
+
 /// The loss of logits (N, classes) for labels (N): mean cross-entropy with label smoothing.
-pub fn cross_entropy(logits: &Tensor, labels: &Tensor, label_smoothing: f64) -> Tensor {
+fn cross_entropy(logits: &Tensor, labels: &Tensor, label_smoothing: f64) -> Tensor {
     logits.cross_entropy_loss(labels, None::<Tensor>, tch::Reduction::Mean, -100, label_smoothing).to_kind(Kind::Float)
 }
 
