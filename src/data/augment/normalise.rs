@@ -77,7 +77,7 @@ impl Normaliser {
     }
 }
 
-/// The loop, compiled for vectors of 8 floats.
+/// The loops, compiled for vectors of 8 floats.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
 fn row_avx2(normaliser: &Normaliser, pixels: &[u8], out: &mut [f32]) {
@@ -87,12 +87,32 @@ fn row_avx2(normaliser: &Normaliser, pixels: &[u8], out: &mut [f32]) {
 #[inline(always)]
 fn row(normaliser: &Normaliser, pixels: &[u8], out: &mut [f32]) {
     let Normaliser { scale, shift, .. } = normaliser;
-    let period = scale.len();
-    for (pixels, out) in pixels.chunks(period).zip(out.chunks_mut(period)) {
-        for (((pixel, out), scale), shift) in pixels.iter().zip(out).zip(scale).zip(shift) {
-            // Multiplied and added in two steps, as the operations on whole batches do it.
-            *out = f32::from(*pixel) * scale + shift;
+    match normaliser.channels {
+        1 => blocks::<LANES>(scale, shift, pixels, out),
+        3 => blocks::<{ 3 * LANES }>(scale, shift, pixels, out),
+        _ => {
+            for (pixels, out) in pixels.chunks(scale.len()).zip(out.chunks_mut(scale.len())) {
+                each(scale, shift, pixels, out);
+            }
         }
+    }
+}
+
+/// A block has a length that the compiler knows, which makes it vectors without a rest.
+#[inline(always)]
+fn blocks<const N: usize>(scale: &[f32], shift: &[f32], pixels: &[u8], out: &mut [f32]) {
+    let ((pixels, last), (out, last_out)) = (pixels.as_chunks::<N>(), out.as_chunks_mut::<N>());
+    for (pixels, out) in pixels.iter().zip(out) {
+        each(&scale[..N], &shift[..N], pixels, out);
+    }
+    each(scale, shift, last, last_out);
+}
+
+#[inline(always)]
+fn each(scale: &[f32], shift: &[f32], pixels: &[u8], out: &mut [f32]) {
+    for (((pixel, out), scale), shift) in pixels.iter().zip(out).zip(scale).zip(shift) {
+        // Multiplied and added in two steps, as the operations on whole batches do it.
+        *out = f32::from(*pixel) * scale + shift;
     }
 }
 

@@ -3,7 +3,8 @@
 use super::gathered::Gathered;
 use super::resident::Rows;
 use super::*;
-use crate::data::augment::image::Transform;
+use crate::data::augment::image::{Image, Transform};
+use crate::data::augment::region::Window;
 use tch::Kind;
 
 /// Random images whose labels are their indices.
@@ -126,6 +127,26 @@ fn a_batch_gathered_whole_is_that_of_single_rows_bit_for_bit() {
                 let (a, b) = (rows.batch(&order, &draws).unwrap(), gathered.batch(&order, &draws));
                 assert!(a.images.equal(&b.images) && a.labels.equal(&b.labels), "{augment:?}");
                 assert_eq!(a.images.stride(), b.images.stride());
+            }
+        }
+    }
+}
+
+#[test]
+fn windows_of_every_width_and_many_channels_are_cut_and_mirrored() {
+    for (channels, width) in [(1, 7), (3, 5), (3, 8), (2, 6), (4, 3)] {
+        let pixels: Vec<u8> = (0..2 * width * channels).map(|at| at as u8 + 1).collect();
+        let image = Image { width, height: 2, channels, pixels };
+        let size = width + 3;
+        for flip in [false, true] {
+            let window = Window { top: -1, left: -2, size, flip };
+            let cut = image.view().cut(&window);
+            for (y, x, c) in (0..size).flat_map(|y| (0..size).flat_map(move |x| (0..channels).map(move |c| (y, x, c))))
+            {
+                let column = if flip { size - 1 - x } else { x };
+                let inside = (1..3).contains(&y) && (2..width + 2).contains(&column);
+                let expected = if inside { image.pixels[((y - 1) * width + column - 2) * channels + c] } else { 0 };
+                assert_eq!(cut.pixels[(y * size + x) * channels + c], expected, "{window:?} {y} {x} {c}");
             }
         }
     }
