@@ -85,11 +85,14 @@ fn images_come_out_as_torchvision_makes_them_of_pil_images() {
             found.pixels.iter().zip(&expected.pixels).map(|(a, b)| (i32::from(*a) - i32::from(*b)).abs()).collect();
         let most = differences.iter().copied().max().unwrap();
         let mean = differences.iter().sum::<i32>() as f64 / differences.len() as f64;
-        // One level where the two round apart: filters in fixed point of another precision, factors in float32.
-        assert!(most <= 1 && mean < 0.05, "{case:?}: {most} levels at most, {mean} in the mean");
         let entry = worst.entry(&case.what).or_default();
         *entry = (entry.0.max(most), entry.1.max(mean));
     }
-    assert_eq!(worst.len(), 6);
     println!("{} cases, levels at most and in the mean: {worst:?}", cases.len());
+    assert_eq!(worst.len(), 6);
+    for (what, (most, mean)) in worst {
+        // Filters in fixed point of 14 bits, where PIL has 22: one level in a pixel of a few. Colours are PIL's arithmetic.
+        let (levels, in_the_mean) = if matches!(what, "resized_crop" | "test") { (1, 0.3) } else { (0, 0.) };
+        assert!(most <= levels && mean <= in_the_mean, "{what}: {most} levels at most, {mean} in the mean");
+    }
 }

@@ -105,16 +105,21 @@ fn to_hsv(pixel: [u8; 3]) -> [u8; 3] {
     } else {
         4. + f64::from(g_part) - f64::from(r_part)
     };
-    let hue = (sixth / 6. + 1.).fract();
+    let hue = single((single(sixth) / 6. + 1.).fract());
     [(hue * 255.) as u8, (f64::from(range / most) * 255.) as u8, most as u8]
+}
+
+/// Rounded to float32, in which PIL keeps what lies between its steps: a hue near a whole byte depends on it.
+fn single(x: f64) -> f64 {
+    f64::from(x as f32)
 }
 
 fn to_rgb([h, s, v]: [u8; 3]) -> [u8; 3] {
     if s == 0 {
         return [v; 3];
     }
-    let (s, sixth) = (f64::from(s) / 255., f64::from(h) * 6. / 255.);
-    let part = sixth.fract();
+    let (s, sixth) = (single(f64::from(s) / 255.), f64::from(h) * 6. / 255.);
+    let part = single(sixth.fract());
     let shade = |fraction: f64| (f64::from(v) * (1. - s * fraction)).round() as u8;
     let (none, falling, rising) = (shade(1.), shade(part), shade(1. - part));
     match sixth as u8 {
