@@ -13,7 +13,8 @@ What is made. CIFAR-10's 50,000 training images, batches of 128 in an order draw
   fastest of them counts.
 
 How it is timed. A round is a block of each, one after another, never two at once, in another order each round; blocks of --seconds after a
-tenth of that which doesn't count. The table has medians over the rounds, and the medians, least and greatest of the rounds' ratios.
+tenth of that which doesn't count. All have the same environment; on a machine that does other things too, set OMP_WAIT_POLICY=PASSIVE,
+without which threads that wait take the processors from those that work. The table has medians over the rounds, and the medians, least and greatest of the rounds' ratios.
 
 Exit status: 0 measured, 1 foldconv failed, 2 the request was wrong (usage, no binary, no data, no torchvision).
 """
@@ -184,7 +185,7 @@ def throughput(batches, seconds):
 def foldconv(args):
     command = [str(args.foldconv), "bench", "data", CONFIG, "--device", "cpu", "--threads", str(args.threads)]
     command += ["--seconds", str(args.seconds), "--json"]
-    environment = {**os.environ, "FOLDCONV_DATA": str(args.root), "OMP_WAIT_POLICY": "PASSIVE"}
+    environment = {**os.environ, "FOLDCONV_DATA": str(args.root)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     if done.returncode:
         fail(f"{shlex.join(command)}: {done.stderr.strip()}", 1)
@@ -241,7 +242,7 @@ def table(rounds, args):
             *lines,
             "",
             f"Medians of n = {len(rounds)} interleaved rounds, blocks of {args.seconds} s, {args.threads} threads or workers, "
-            f"torch {torch.__version__}, torchvision {torchvision.__version__}, {cpu_model()}.",
+            f"OMP_WAIT_POLICY={os.environ.get('OMP_WAIT_POLICY', 'not set')}, torch {torch.__version__}, torchvision {torchvision.__version__}, {cpu_model()}.",
             "",
             f"Command: `{shlex.join(['python', *sys.argv])}`",
         ]
