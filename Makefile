@@ -6,7 +6,7 @@ TORCH := 2.11.0
 VENV := .venv
 BINARY := $(or $(CARGO_TARGET_DIR),target)/release/foldconv
 
-.PHONY: setup setup-peer setup-browser demo build test lint bench-peer bench-report bench-sweep
+.PHONY: setup setup-peer setup-browser demo build test lint bench-peer bench-report bench-sweep bench-data
 
 setup: tools $(if $(LIBTORCH),,$(VENV)/.torch-$(TORCH))
 	@sh .ci/check-libtorch "$(or $(LIBTORCH),$(VENV)/libtorch)" $(TORCH)
@@ -72,3 +72,7 @@ bench-report: setup
 # Seconds to start a sweep of 1,000 trials that are done, to preview it and to report on it.
 bench-sweep: build
 	$(PYTHON) benches/sweep.py --foldconv $(BINARY)
+
+# Images a second of the batches alone, ours beside torchvision's and PyTorch's. FOLDCONV_DATA holds CIFAR-10.
+bench-data: build setup-peer
+	$(VENV)/bin/python benches/data.py --foldconv $(BINARY)

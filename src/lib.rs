@@ -89,8 +89,8 @@
 //! # }
 //! ```
 //!
-//! To follow one image: [`data::augment`] makes the batch, [`net`] runs it through sites, [`op`] through an operator, whose
-//! fold is [`algebra`].
+//! To follow one image: [`data::augment`] cuts and recolours it, [`data::batch`] makes it part of a batch, [`net`] runs it through
+//! sites, [`op`] through an operator, whose fold is [`algebra`].
 
 pub mod algebra;
 pub mod device;

@@ -4,6 +4,7 @@ use super::output::{json, print};
 use super::{FromConfig, Machine};
 use crate::algebra::Geometry;
 use crate::bad_request;
+use crate::bench::data::data_speed;
 use crate::bench::op::{Cost, Shape, costs};
 use crate::bench::train_speed;
 use crate::config::{self, Config, Mapping, Value};
@@ -20,7 +21,7 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 use comfy_table::Table;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tch::Device;
 
 #[derive(Debug, Args)]
@@ -33,6 +34,8 @@ pub struct Options {
 enum What {
     /// Images a second of training, data included
     Train(TrainOptions),
+    /// Images a second of the training batches alone
+    Data(DataOptions),
     /// What each operator costs, as multiples of the plain convolution
     Op(OpOptions),
     /// Seconds to read a file of PyTorch's into a network
@@ -80,6 +83,15 @@ struct OpOptions {
 }
 
 #[derive(Debug, Args)]
+struct DataOptions {
+    #[command(flatten)]
+    from: FromConfig,
+    /// Seconds that are measured
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
+    seconds: u64,
+}
+
+#[derive(Debug, Args)]
 struct TrainOptions {
     #[command(flatten)]
     from: FromConfig,
@@ -95,6 +107,7 @@ pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
     let device = machine.prepare()?;
     match &options.what {
         What::Train(options) => train(options, device, as_json),
+        What::Data(options) => data(options, device, as_json),
         What::Op(options) => operators(options, device, as_json),
         What::Import(options) => import(options, as_json),
     }
@@ -134,11 +147,25 @@ fn train(options: &TrainOptions, device: Device, as_json: bool) -> Result<()> {
         return json(&speed);
     }
     println!(
-        "{:.0} images/s ({:.2} ms a step of {} images, median of {})",
+        "{:.0} images/s ({:.2} ms a step of {} images, {:.2} % of it waiting for data; medians of {})",
         speed.images_per_second,
         1e3 * speed.step_seconds,
         speed.batch,
+        1e2 * speed.data_seconds / speed.step_seconds,
         speed.steps
+    );
+    Ok(())
+}
+
+fn data(options: &DataOptions, device: Device, as_json: bool) -> Result<()> {
+    let config = options.from.document()?.config()?;
+    let speed = data_speed(&config, device, Duration::from_secs(options.seconds))?;
+    if as_json {
+        return json(&speed);
+    }
+    println!(
+        "{:.0} images/s ({} images in batches of {}, {} threads)",
+        speed.images_per_second, speed.images, speed.batch, speed.threads
     );
     Ok(())
 }

@@ -4,7 +4,7 @@ use super::output::{json, print};
 use super::{FromModel, Machine};
 use crate::bad_request;
 use crate::bench::latency;
-use crate::data::augment::Batches;
+use crate::data::batch::Batches;
 use crate::net::block::Form;
 use crate::text::{align_right, table, thousands};
 use crate::train::evaluate;
@@ -48,8 +48,8 @@ pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
     }
     let data = &model.about.config.data;
     let (expanded, compact) = (model.build(device)?, model.fold()?.build(device)?);
-    let test = data.load()?.test.to_device(device);
-    let batches = Batches::test(&test, &data.common.augment, &model.about.normalisation);
+    let test = data.load()?.test;
+    let batches = Batches::test(&test, &data.common.augment, &model.about.normalisation, device);
     let both = evaluate::compare(&expanded, &compact, &batches)?;
     let spec = data.spec();
     let measure = |network, evaluation: evaluate::Evaluation| Measured {

@@ -2,7 +2,7 @@
 
 use super::output::json;
 use super::{FromModel, Machine};
-use crate::data::augment::Batches;
+use crate::data::batch::Batches;
 use crate::train::evaluate::evaluate;
 use anyhow::Result;
 use clap::Args;
@@ -18,8 +18,8 @@ pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
     let model = options.from.load()?;
     let data = &model.about.config.data;
     let network = model.build(device)?;
-    let test = data.load()?.test.to_device(device);
-    let batches = Batches::test(&test, &data.common.augment, &model.about.normalisation);
+    let test = data.load()?.test;
+    let batches = Batches::test(&test, &data.common.augment, &model.about.normalisation, device);
     let result = evaluate(&network, &batches)?.with_cost(&network, data.spec());
     if as_json {
         return json(&result);

@@ -4,7 +4,7 @@ use super::Machine;
 use super::output::json;
 use crate::bad_request;
 use crate::config::{Config, Mapping, Value, data_named, named};
-use crate::data::augment::Normalisation;
+use crate::data::augment::normalise::Normalisation;
 use crate::data::{Common, SourceConfig};
 use crate::net::block::Form;
 use crate::text::thousands;
@@ -17,6 +17,7 @@ use anyhow::Result;
 use clap::Args;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use tch::Device;
 
 #[derive(Debug, Args)]
 pub struct Options {
@@ -171,7 +172,7 @@ impl Options {
         let spec = config.data.spec();
         if self.mean.is_empty() {
             let dataset = config.data.load().map_err(|error| error.context("--mean and --std are not given"))?;
-            return Ok((Normalisation::of(&dataset.train), dataset.classes));
+            return Ok((Normalisation::of(&dataset.train, Device::Cpu), dataset.classes));
         }
         for (flag, values) in [("--mean", &self.mean), ("--std", &self.std)] {
             if values.len() as i64 != spec.channels {

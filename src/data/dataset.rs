@@ -193,7 +193,7 @@ mod tests {
         let images = Tensor::randint(256, [1100, 4, 4, 3], (Kind::Uint8, Device::Cpu));
         let split = Split { images, labels: Tensor::zeros([1100], (Kind::Int64, Device::Cpu)) };
         let (mean, std) = split.moments().unwrap();
-        let expected = crate::data::augment::Normalisation::of(&split);
+        let expected = crate::data::augment::normalise::Normalisation::of(&split, Device::Cpu);
         for (found, expected) in mean.iter().chain(&std).zip(expected.mean.iter().chain(&expected.std)) {
             // The other is a difference of means of squares: it loses a digit or two of float64's 16.
             assert!((found - expected).abs() < 1e-12, "{found} {expected}");

@@ -1,6 +1,7 @@
 //! The data sets: names and options in, resident images out.
 
 pub mod augment;
+pub mod batch;
 pub mod cifar;
 pub mod dataset;
 pub mod external;
@@ -59,7 +60,7 @@ pub struct Common {
     /// Use only the first training images. Default: all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<i64>,
-    /// What is done to a training image. Default: nothing.
+    /// What is done to the images. Default: nothing.
     pub augment: Augment,
 }
 
@@ -96,7 +97,7 @@ impl DataConfig {
     /// Number of classes and shape of the images that a network gets, known without reading the set.
     pub fn spec(&self) -> Spec {
         let spec = self.source.recipe().spec();
-        Spec { size: self.common.augment.crop.unwrap_or(spec.size), ..spec }
+        Spec { size: self.common.augment.size(spec.size), ..spec }
     }
 
     /// Refuses options out of their range.
@@ -106,20 +107,10 @@ impl DataConfig {
     pub fn check(&self) -> Result<(), String> {
         let Common { limit, augment, .. } = &self.common;
         self.source.recipe().check()?;
-        let size = self.source.recipe().spec().size;
         if limit.is_some_and(|limit| limit < 1) {
             return Err("limit: use at least 1 training image".into());
         }
-        if !(0..=size).contains(&augment.pad) {
-            return Err(format!("augment.pad: {}; give 0 to {size}", augment.pad));
-        }
-        if augment.crop.is_some_and(|crop| !(1..=size).contains(&crop)) {
-            return Err(format!(
-                "augment.crop: {}; give 1 to {size}, the size of the image",
-                augment.crop.unwrap_or(0)
-            ));
-        }
-        Ok(())
+        augment.check(self.source.recipe().spec())
     }
 
     /// The folder that holds the set: `root`, else the environment variable FOLDCONV_DATA.

@@ -1,7 +1,7 @@
 //! Top-1, top-5 and loss on the test split, and the comparison of two networks on it.
 
 use crate::config::Built;
-use crate::data::augment::Batches;
+use crate::data::batch::{Batch, Batches};
 use crate::data::dataset::Spec;
 use crate::fold::Agreement;
 use crate::train::result::{FoldResult, FormResult};
@@ -61,12 +61,13 @@ impl Scores {
 /// One network on a split.
 pub fn evaluate(network: &Built, batches: &Batches) -> Result<Evaluation> {
     let mut scores = Scores::default();
-    tch::no_grad(|| {
-        for start in (0..batches.len()).step_by(BATCH) {
-            let (x, labels) = batches.test_batch(start, BATCH);
-            scores.add(&network.network.forward_t(&x, false), &labels);
+    tch::no_grad(|| -> Result<()> {
+        for batch in batches.in_order(BATCH) {
+            let Batch { images, labels, .. } = batch?;
+            scores.add(&network.network.forward_t(&images, false), &labels);
         }
-    });
+        Ok(())
+    })?;
     scores.finish()
 }
 
@@ -85,9 +86,9 @@ pub struct Comparison {
 pub fn compare(expanded: &Built, compact: &Built, batches: &Batches) -> Result<Comparison> {
     let (mut a, mut b, mut agreement) = (Scores::default(), Scores::default(), Agreement::default());
     tch::no_grad(|| -> Result<()> {
-        for start in (0..batches.len()).step_by(BATCH) {
-            let (x, labels) = batches.test_batch(start, BATCH);
-            let logits = (expanded.network.forward_t(&x, false), compact.network.forward_t(&x, false));
+        for batch in batches.in_order(BATCH) {
+            let Batch { images, labels, .. } = batch?;
+            let logits = (expanded.network.forward_t(&images, false), compact.network.forward_t(&images, false));
             a.add(&logits.0, &labels);
             b.add(&logits.1, &labels);
             agreement.add(&logits.0, &logits.1)?;

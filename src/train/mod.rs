@@ -140,28 +140,27 @@ impl Trial {
     fn epoch(&mut self, bar: &mut log::Bar) -> Result<Row> {
         let (epoch, first) = (self.progress.epoch, self.progress.step);
         let steps = self.trainer.steps_per_epoch();
-        let order = self.trainer.order(epoch);
         let clock = Instant::now();
-        let batch = self.trainer.config.train.batch as f64;
-        for step in first..steps {
+        let size = self.trainer.config.train.batch as f64;
+        for (step, batch) in (first..steps).zip(self.trainer.batches(epoch, first)) {
             if self.stop.load(Ordering::Relaxed) {
                 bar.finish();
                 self.check_losses(step)?;
                 self.save()?;
                 bail!("interrupted after epoch {epoch}, step {step}; the same command goes on from here");
             }
-            let loss = self.trainer.step(&order, epoch, step);
+            let loss = self.trainer.step(&batch?, epoch, step);
             self.losses.narrow(0, step as i64, 1).copy_(&loss.reshape([1]));
             self.progress.step = step + 1;
             if bar.is_due() {
                 self.check_losses(step + 1)?;
-                let speed = (step + 1 - first) as f64 * batch / clock.elapsed().as_secs_f64();
+                let speed = (step + 1 - first) as f64 * size / clock.elapsed().as_secs_f64();
                 let top1 = self.progress.history.last().map(|row| row.top1);
                 bar.show(epoch + 1, epoch * steps + step + 1, loss.double_value(&[]), top1, speed);
             }
         }
         let train_loss = self.check_losses(steps)?;
-        let images = order.len() as f64 - first as f64 * batch;
+        let images = self.trainer.train.len() as f64 - first as f64 * size;
         let images_per_second = images / clock.elapsed().as_secs_f64();
         let test = self.evaluate()?;
         let row = Row {

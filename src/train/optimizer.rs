@@ -4,6 +4,7 @@
 //! optimizer's state is one tensor that a checkpoint can hold (libtorch's optimizer can't save its own).
 
 use crate::config::TrainConfig;
+use crate::data::batch::{Batch, Mixed};
 use tch::{Kind, Tensor, nn};
 
 /// SGD over the trainable variables of a store.
@@ -82,8 +83,17 @@ fn flatten(tensors: &[Tensor]) -> Tensor {
     Tensor::cat(&rows, 0)
 }
 
+/// The loss of logits (N, classes) for a batch; for a mixed one `share CE(y) + (1 - share) CE(y')`.
+pub fn batch_loss(logits: &Tensor, batch: &Batch, label_smoothing: f64) -> Tensor {
+    let loss = cross_entropy(logits, &batch.labels, label_smoothing);
+    match &batch.mixed {
+        Some(Mixed { labels, share }) => loss * *share + cross_entropy(logits, labels, label_smoothing) * (1. - share),
+        None => loss,
+    }
+}
+
 /// The loss of logits (N, classes) for labels (N): mean cross-entropy with label smoothing.
-pub fn cross_entropy(logits: &Tensor, labels: &Tensor, label_smoothing: f64) -> Tensor {
+fn cross_entropy(logits: &Tensor, labels: &Tensor, label_smoothing: f64) -> Tensor {
     logits.cross_entropy_loss(labels, None::<Tensor>, tch::Reduction::Mean, -100, label_smoothing).to_kind(Kind::Float)
 }
 
@@ -109,6 +119,25 @@ mod tests {
         let step = if config.nesterov { &gradient + &v * config.momentum } else { v.copy() };
         *velocity = Some(v);
         p - step * lr
+    }
+
+    #[test]
+    fn a_mixed_batch_has_the_loss_of_its_definition() {
+        let options = (Kind::Double, Device::Cpu);
+        let (logits, classes) = (Tensor::randn([6, 4], options), 4);
+        let (own, others) = ([0i64, 1, 2, 3, 0, 1], [3i64, 1, 0, 0, 2, 2]);
+        for (share, smoothing) in [(0.3, 0.), (0.8, 0.1), (1., 0.)] {
+            let mixed = Mixed { labels: Tensor::from_slice(&others), share };
+            let batch = Batch { images: Tensor::new(), labels: Tensor::from_slice(&own), mixed: Some(mixed) };
+            let found = batch_loss(&logits, &batch, smoothing);
+            // The target is a mixture of both classes, smoothed: -sum target log p.
+            let one_hot = |labels: &[i64]| Tensor::from_slice(labels).onehot(classes).to_kind(Kind::Double);
+            let target = one_hot(&own) * share + one_hot(&others) * (1. - share);
+            let target = target * (1. - smoothing) + smoothing / classes as f64;
+            let expected = -(target * logits.log_softmax(1, Kind::Double)).sum(Kind::Double) / 6.;
+            // The loss is float32: relative 2^-24, of numbers up to 4.
+            assert!((found - expected).abs().double_value(&[]) < 1e-6, "{share} {smoothing}");
+        }
     }
 
     #[test]

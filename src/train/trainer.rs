@@ -1,10 +1,12 @@
 //! One step of training, and all that it needs.
 
 use crate::config::{Built, Config};
-use crate::data::augment::{self, Batches, Normalisation};
+use crate::data::augment::draw;
+use crate::data::augment::normalise::Normalisation;
+use crate::data::batch::{Batch, Batches, Stream};
 use crate::data::dataset::Dataset;
 use crate::net::block::Form;
-use crate::train::optimizer::{Sgd, cross_entropy};
+use crate::train::optimizer::{Sgd, batch_loss};
 use crate::train::schedule::learning_rate;
 use anyhow::Result;
 use tch::{Device, Tensor};
@@ -34,15 +36,14 @@ impl Trainer {
         tch::manual_seed(config.seed as i64);
         let network = config.build(Form::Expanded, device)?;
         let sgd = Sgd::new(&network.store, &config.train);
-        let (train, test) = (dataset.train.to_device(device), dataset.test.to_device(device));
-        let normalisation = Normalisation::of(&train);
+        let normalisation = Normalisation::of(&dataset.train, device);
         let augment = &config.data.common.augment;
         Ok(Trainer {
             config: config.clone(),
             network,
             sgd,
-            train: Batches::train(&train, augment, &normalisation),
-            test: Batches::test(&test, augment, &normalisation),
+            train: Batches::train(&dataset.train, augment, &normalisation, device),
+            test: Batches::test(&dataset.test, augment, &normalisation, device),
             normalisation,
             classes: dataset.classes,
         })
@@ -59,23 +60,22 @@ impl Trainer {
         learning_rate(&self.config.train, steps, epoch * steps + step)
     }
 
-    /// The images of an epoch, in the order in which its steps take them.
-    pub fn order(&self, epoch: u64) -> Vec<i64> {
-        augment::shuffled(self.train.len(), self.config.seed, epoch)
+    /// The batches of an epoch, from a step on.
+    pub fn batches(&self, epoch: u64, step: u64) -> Stream {
+        let (seed, batch) = (self.config.seed, self.config.train.batch);
+        let mut order = draw::shuffled(self.train.len(), seed, epoch);
+        order.drain(..(step as usize * batch).min(order.len()));
+        self.train.epoch(order, batch, seed, epoch)
     }
 
-    /// One step: gather, forward, backward, update. All that is drawn depends on (seed, epoch, step) alone. The loss comes back
-    /// as a tensor on the device, detached: nothing waits for it.
-    pub fn step(&mut self, order: &[i64], epoch: u64, step: u64) -> Tensor {
-        let (config, batch) = (&self.config.train, self.config.train.batch);
-        let start = step as usize * batch;
-        let indices = &order[start..(start + batch).min(order.len())];
-        tch::manual_seed(augment::step_seed(self.config.seed, epoch, step));
-        let (x, labels) = self.train.training_batch(indices, self.config.seed, epoch);
+    /// One step: forward, backward, update. What is drawn depends on (seed, epoch, step) alone. The loss comes back as a tensor
+    /// on the device, detached: nothing waits for it.
+    pub fn step(&mut self, batch: &Batch, epoch: u64, step: u64) -> Tensor {
+        tch::manual_seed(draw::step_seed(self.config.seed, epoch, step));
         let network = &self.network.network;
         network.anneal(epoch as f64 + step as f64 / self.steps_per_epoch() as f64);
-        let logits = network.forward_t(&x, true);
-        let loss = cross_entropy(&logits, &labels, config.label_smoothing);
+        let logits = network.forward_t(&batch.images, true);
+        let loss = batch_loss(&logits, batch, self.config.train.label_smoothing);
         let lr = self.learning_rate(epoch, step);
         self.sgd.step(&loss, lr);
         loss.detach()

@@ -7,7 +7,7 @@ pub mod state_dict;
 pub mod tensors;
 
 use crate::config::{Built, Config};
-use crate::data::augment::Normalisation;
+use crate::data::augment::normalise::Normalisation;
 use crate::fold;
 use crate::net::block::{Form, Plan};
 use crate::tune::Tuned;

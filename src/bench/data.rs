@@ -1,0 +1,58 @@
+//! How fast batches are made.
+
+use crate::config::Config;
+use crate::data::augment::draw::shuffled;
+use crate::data::augment::normalise::Normalisation;
+use crate::data::batch::{Batch, Batches, Stream};
+use crate::device::{set_threads, synchronize};
+use anyhow::Result;
+use serde::Serialize;
+use std::time::{Duration, Instant};
+use tch::Device;
+
+/// Throughput of the batches of a split.
+#[derive(Debug, Serialize)]
+pub struct DataSpeed {
+    /// Images a second.
+    pub images_per_second: f64,
+    /// Images that were made.
+    pub images: usize,
+    /// In so many seconds.
+    pub seconds: f64,
+    /// Images a batch.
+    pub batch: usize,
+    /// Threads of the CPU.
+    pub threads: usize,
+}
+
+/// Makes training batches, epoch after epoch, for so long, after a tenth of it that doesn't count. No network sees them.
+pub fn data_speed(config: &Config, device: Device, at_least: Duration) -> Result<DataSpeed> {
+    let dataset = config.data.load()?;
+    let normalisation = Normalisation::of(&dataset.train, device);
+    let train = Batches::train(&dataset.train, &config.data.common.augment, &normalisation, device);
+    let (seed, batch) = (config.seed, config.train.batch);
+    let mut epoch = 0;
+    let mut next_epoch = || -> Stream {
+        epoch += 1;
+        train.epoch(shuffled(train.len(), seed, epoch), batch, seed, epoch)
+    };
+    let mut batches = next_epoch();
+    let mut run = |time: Duration| -> Result<(usize, f64)> {
+        let (clock, mut images) = (Instant::now(), 0);
+        while clock.elapsed() < time {
+            match batches.next() {
+                Some(batch) => {
+                    let Batch { images: x, .. } = batch?;
+                    images += x.size()[0] as usize;
+                }
+                None => batches = next_epoch(),
+            }
+        }
+        synchronize(device);
+        Ok((images, clock.elapsed().as_secs_f64()))
+    };
+    run(at_least / 10)?;
+    let (images, seconds) = run(at_least)?;
+    let threads = set_threads(None);
+    Ok(DataSpeed { images_per_second: images as f64 / seconds, images, seconds, batch, threads })
+}

@@ -1,0 +1,289 @@
+//! What is done to an image before a network sees it: the options, and their checks.
+//!
+//! A training image goes through `random_resized_crop`, or through `resize`, `pad` and `crop`; then `flip`, `jitter`,
+//! normalisation, `cutout` and, with its batch, `mixup`. A test image is resized, cut to its centre and normalised. What is drawn
+//! for an image depends on (seed, epoch, index) alone, so that batch size, threads, resume and device don't change it.
+
+pub mod draw;
+pub mod image;
+pub mod jitter;
+pub mod normalise;
+pub mod region;
+pub mod resize;
+
+use crate::data::dataset::Spec;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+use std::fmt;
+
+/// What is done to images. All of it is off by default.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Augment {
+    /// Black pixels added on each side of a training image before the crop. Default 0.
+    pub pad: i64,
+    /// Side of the random crop (test images: of the centre crop). Default: the size of the image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub crop: Option<i64>,
+    /// Whether half of the training images are mirrored. Default false.
+    pub flip: bool,
+    /// A part of random area and shape, resized to a square. Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub random_resized_crop: Option<RandomResizedCrop>,
+    /// Pixels of the shorter side, to which test images are resized before the crop, and training images where there is no
+    /// `random_resized_crop`. Default: as they are, or with `random_resized_crop` its size.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resize: Option<i64>,
+    /// Random changes of colour. Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub jitter: Option<Jitter>,
+    /// Side of a square of each training image that is set to the mean, its centre anywhere in the image (DeVries and Taylor,
+    /// "Improved Regularization of Convolutional Neural Networks with Cutout", arXiv:1708.04552). Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cutout: Option<i64>,
+    /// The alpha of mixup: a batch becomes `share x + (1 - share) x'`, where `x'` is the batch in another order and the share is
+    /// drawn from Beta(alpha, alpha) (Zhang et al., "mixup: Beyond Empirical Risk Minimization", arXiv:1710.09412).
+    /// Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mixup: Option<f64>,
+}
+
+/// A rectangle of random area and shape, resized to a square: torchvision's RandomResizedCrop, and Szegedy et al., "Going Deeper
+/// with Convolutions", arXiv:1409.4842.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct RandomResizedCrop {
+    /// Side of the square. It can be given alone: `random_resized_crop: 224`.
+    pub size: i64,
+    /// Bounds of the rectangle's area over that of the image. Default [0.08, 1].
+    pub scale: [f64; 2],
+    /// Bounds of its width over its height. Default [3/4, 4/3].
+    pub ratio: [f64; 2],
+}
+
+impl RandomResizedCrop {
+    /// The defaults, for a size.
+    pub fn new(size: i64) -> RandomResizedCrop {
+        RandomResizedCrop { size, scale: [0.08, 1.], ratio: [3. / 4., 4. / 3.] }
+    }
+}
+
+impl<'de> Deserialize<'de> for RandomResizedCrop {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(SizeOrOptions)
+    }
+}
+
+/// Reads `224` and `{size: 224, scale: [0.2, 1]}`.
+struct SizeOrOptions;
+
+impl<'de> Visitor<'de> for SizeOrOptions {
+    type Value = RandomResizedCrop;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        formatter.write_str("a size, or {size, scale, ratio}")
+    }
+
+    fn visit_i64<E: serde::de::Error>(self, size: i64) -> Result<Self::Value, E> {
+        Ok(RandomResizedCrop::new(size))
+    }
+
+    fn visit_u64<E: serde::de::Error>(self, size: u64) -> Result<Self::Value, E> {
+        i64::try_from(size).map(RandomResizedCrop::new).map_err(E::custom)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Options {
+            size: i64,
+            scale: Option<[f64; 2]>,
+            ratio: Option<[f64; 2]>,
+        }
+        let Options { size, scale, ratio } = Options::deserialize(MapAccessDeserializer::new(map))?;
+        let default = RandomResizedCrop::new(size);
+        Ok(RandomResizedCrop { size, scale: scale.unwrap_or(default.scale), ratio: ratio.unwrap_or(default.ratio) })
+    }
+}
+
+/// Random changes of colour, in an order drawn for each image: torchvision's ColorJitter.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Jitter {
+    /// The brightness is multiplied by 1 - b to 1 + b (by 0 at least). Default 0: not at all.
+    pub brightness: f64,
+    /// So is the contrast, about the mean grey of the image. Default 0.
+    pub contrast: f64,
+    /// So is the saturation. Default 0.
+    pub saturation: f64,
+    /// The hue is turned by -h to h of the circle; 0.5 at most. Default 0.
+    pub hue: f64,
+}
+
+impl Augment {
+    /// Height and width of what a network gets from images of that size.
+    pub fn size(&self, of_images: i64) -> i64 {
+        let random = self.random_resized_crop.map(|crop| crop.size);
+        random.or(self.crop).or(self.resize).unwrap_or(of_images)
+    }
+
+    /// Refuses options that are out of their range, or don't go together, for images of that shape.
+    ///
+    /// # Errors
+    /// What is wrong, as `augment.key: reason`.
+    pub fn check(&self, images: Spec) -> Result<(), String> {
+        self.check_place(images).map_err(|reason| format!("augment.{reason}"))?;
+        self.check_look(images).map_err(|reason| format!("augment.{reason}"))
+    }
+
+    /// What decides which pixels are taken.
+    fn check_place(&self, images: Spec) -> Result<(), String> {
+        if let Some(size) = self.resize {
+            within("resize", size, 1, MOST_PIXELS)?;
+        }
+        let size = self.resize.unwrap_or(images.size);
+        if let Some(random) = &self.random_resized_crop {
+            random.check().map_err(|reason| format!("random_resized_crop.{reason}"))?;
+            if self.pad != 0 || self.crop.is_some() {
+                let key = if self.crop.is_some() { "crop" } else { "pad" };
+                return Err(format!("{key}: can't go with random_resized_crop, which cuts by itself; leave one out"));
+            }
+            if self.resize.is_some_and(|size| size < random.size) {
+                return Err(format!("resize: {size}; give {} or more, the size of random_resized_crop", random.size));
+            }
+        }
+        within("pad", self.pad, 0, size)?;
+        match self.crop {
+            Some(crop) if !(1..=size).contains(&crop) => {
+                Err(format!("crop: {crop}; give 1 to {size}, the size of the image"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What changes the pixels that were taken.
+    fn check_look(&self, images: Spec) -> Result<(), String> {
+        if let Some(jitter) = &self.jitter {
+            jitter.check().map_err(|reason| format!("jitter.{reason}"))?;
+            if !matches!(images.channels, 1 | 3) {
+                return Err(format!("jitter: the images have {} channels; it knows 1 and 3", images.channels));
+            }
+        }
+        if let Some(side) = self.cutout {
+            within("cutout", side, 1, self.size(images.size))?;
+        }
+        match self.mixup {
+            Some(alpha) if !(alpha.is_finite() && alpha > 0.) => {
+                Err(format!("mixup: {alpha}; give an alpha above 0, or leave it out"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Sides of an image that are taken for a mistake.
+const MOST_PIXELS: i64 = 1 << 13;
+
+fn within(key: &str, value: i64, least: i64, most: i64) -> Result<(), String> {
+    if (least..=most).contains(&value) { Ok(()) } else { Err(format!("{key}: {value}; give {least} to {most}")) }
+}
+
+impl RandomResizedCrop {
+    fn check(&self) -> Result<(), String> {
+        within("size", self.size, 1, MOST_PIXELS)?;
+        let [least, most] = self.scale;
+        if !(0. < least && least <= most && most <= 1.) {
+            return Err(format!("scale: [{least}, {most}]; give two numbers above 0 and up to 1, the smaller first"));
+        }
+        let [least, most] = self.ratio;
+        if !(0. < least && least <= most && most.is_finite()) {
+            return Err(format!("ratio: [{least}, {most}]; give two numbers above 0, the smaller first"));
+        }
+        Ok(())
+    }
+}
+
+impl Jitter {
+    fn check(&self) -> Result<(), String> {
+        let factors = [("brightness", self.brightness), ("contrast", self.contrast), ("saturation", self.saturation)];
+        for (key, value) in factors {
+            if !(value.is_finite() && value >= 0.) {
+                return Err(format!("{key}: {value}; give 0 or more"));
+            }
+        }
+        if (0. ..=0.5).contains(&self.hue) { Ok(()) } else { Err(format!("hue: {}; give 0 to 0.5", self.hue)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CIFAR: Spec = Spec { classes: 10, channels: 3, size: 32 };
+
+    fn read(yaml: &str) -> Augment {
+        serde_yaml::from_str(yaml).unwrap()
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_its_key() {
+        let wrong = [
+            ("pad: 33", "augment.pad: 33; give 0 to 32"),
+            ("pad: -1", "augment.pad: -1"),
+            ("crop: 0", "augment.crop: 0; give 1 to 32, the size of the image"),
+            ("crop: 64", "augment.crop: 64"),
+            ("{resize: 40, crop: 41}", "augment.crop: 41; give 1 to 40"),
+            ("resize: 0", "augment.resize: 0; give 1 to 8192"),
+            ("{random_resized_crop: 24, crop: 24}", "augment.crop: can't go with random_resized_crop"),
+            ("{random_resized_crop: 24, pad: 2}", "augment.pad: can't go with random_resized_crop"),
+            ("{random_resized_crop: 24, resize: 20}", "augment.resize: 20; give 24 or more"),
+            ("random_resized_crop: 0", "augment.random_resized_crop.size: 0"),
+            ("random_resized_crop: {size: 8, scale: [0, 1]}", "augment.random_resized_crop.scale: [0, 1]"),
+            ("random_resized_crop: {size: 8, scale: [0.5, 1.5]}", "augment.random_resized_crop.scale: [0.5, 1.5]"),
+            ("random_resized_crop: {size: 8, ratio: [2, 1]}", "augment.random_resized_crop.ratio: [2, 1]"),
+            ("jitter: {brightness: -1}", "augment.jitter.brightness: -1; give 0 or more"),
+            ("jitter: {hue: 0.6}", "augment.jitter.hue: 0.6; give 0 to 0.5"),
+            ("cutout: 0", "augment.cutout: 0; give 1 to 32"),
+            ("{crop: 24, cutout: 25}", "augment.cutout: 25; give 1 to 24"),
+            ("mixup: 0", "augment.mixup: 0; give an alpha above 0"),
+        ];
+        for (yaml, expected) in wrong {
+            let error = read(yaml).check(CIFAR).unwrap_err();
+            assert!(error.starts_with(expected), "{yaml}: {error}");
+        }
+        let two_channels = Spec { channels: 2, ..CIFAR };
+        assert!(
+            read("jitter: {hue: 0.1}").check(two_channels).unwrap_err().contains("augment.jitter: the images have 2")
+        );
+    }
+
+    #[test]
+    fn what_is_right_decides_the_size() {
+        let right = [
+            ("{}", 32),
+            ("{pad: 4, crop: 28, flip: true, cutout: 28, mixup: 0.2}", 28),
+            ("{resize: 40}", 40),
+            ("{resize: 40, crop: 36, pad: 4}", 36),
+            ("{random_resized_crop: 24, resize: 28, jitter: {hue: 0.5}}", 24),
+            ("{random_resized_crop: {size: 64, scale: [0.5, 0.5]}}", 64),
+        ];
+        for (yaml, size) in right {
+            read(yaml).check(CIFAR).unwrap();
+            assert_eq!(read(yaml).size(32), size, "{yaml}");
+        }
+    }
+
+    #[test]
+    fn a_size_alone_takes_the_defaults_and_unknown_keys_are_named() {
+        assert_eq!(read("random_resized_crop: 24"), read("random_resized_crop: {size: 24, scale: [0.08, 1]}"));
+        let again: Augment =
+            read(&serde_yaml::to_string(&read("random_resized_crop: {size: 24, ratio: [1, 2]}")).unwrap());
+        assert_eq!(again.random_resized_crop.unwrap().ratio, [1., 2.]);
+        // The hash of a config is of its text: what is left out leaves no trace.
+        assert_eq!(serde_yaml::to_string(&Augment::default()).unwrap(), "pad: 0\nflip: false\n");
+        for (yaml, key) in [("random_resized_crop: {size: 3, sale: 1}", "sale"), ("jitter: {hew: 1}", "hew")] {
+            let error = serde_yaml::from_str::<Augment>(yaml).unwrap_err().to_string();
+            assert!(error.contains(&format!("unknown field `{key}`")), "{error}");
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! What the batches hold, and that both ways to make them agree.
+
+use super::gathered::Gathered;
+use super::resident::Rows;
+use super::*;
+use crate::data::augment::image::{Image, Transform};
+use crate::data::augment::region::Window;
+use tch::Kind;
+
+/// Random images whose labels are their indices.
+fn split(n: i64, channels: i64) -> Split {
+    let images = Tensor::randint(256, [n, 8, 8, channels], (Kind::Uint8, Device::Cpu));
+    Split { images, labels: Tensor::arange(n, (Kind::Int64, Device::Cpu)) }
+}
+
+/// Pixels stay what they are.
+fn identity() -> Normalisation {
+    Normalisation { mean: vec![0.; 3], std: vec![1. / 255.; 3] }
+}
+
+fn training(split: &Split, augment: &Augment, normalisation: &Normalisation) -> Batches {
+    Batches::train(split, augment, normalisation, Device::Cpu)
+}
+
+fn one(batches: &Batches, indices: &[i64], seed: u64, epoch: u64) -> Batch {
+    batches.epoch(indices.to_vec(), indices.len(), seed, epoch).next().unwrap().unwrap()
+}
+
+fn everything() -> Augment {
+    let yaml = "{random_resized_crop: 6, flip: true, jitter: {brightness: 0.4, hue: 0.1}, cutout: 2}";
+    serde_yaml::from_str(yaml).unwrap()
+}
+
+#[test]
+fn a_test_batch_is_the_images_normalised() {
+    let split = split(5, 3);
+    let norm = Normalisation::of(&split, Device::Cpu);
+    let batches = Batches::test(&split, &Augment { pad: 2, flip: true, ..Augment::default() }, &norm, Device::Cpu);
+    let all: Vec<Batch> = batches.in_order(3).map(Result::unwrap).collect();
+    let labels: Vec<Vec<i64>> = all.iter().map(|batch| Vec::try_from(&batch.labels).unwrap()).collect();
+    assert_eq!(labels, [vec![0, 1, 2], vec![3, 4]]);
+    let x = &all[0].images;
+    assert_eq!(x.size(), [3, 3, 8, 8]);
+    assert_eq!(x.stride(), [192, 1, 24, 3], "channels_last");
+    let mean = Tensor::from_slice(&norm.mean).view([1, 3, 1, 1]);
+    let std = Tensor::from_slice(&norm.std).view([1, 3, 1, 1]);
+    let expected = (split.images.narrow(0, 0, 3).permute([0, 3, 1, 2]).to_kind(Kind::Double) / 255. - mean) / std;
+    assert!((x - expected).abs().max().double_value(&[]) < 1e-5);
+}
+
+#[test]
+fn the_normalised_training_set_has_mean_0_and_standard_deviation_1() {
+    for channels in [1, 3] {
+        let split = split(64, channels);
+        let norm = Normalisation::of(&split, Device::Cpu);
+        let batches = Batches::test(&split, &Augment::default(), &norm, Device::Cpu);
+        let x = batches.in_order(64).next().unwrap().unwrap().images.to_kind(Kind::Double);
+        assert!(x.mean_dim([0, 2, 3].as_slice(), false, None).abs().max().double_value(&[]) < 1e-5);
+        assert!((x.std_dim([0, 2, 3].as_slice(), false, false) - 1.).abs().max().double_value(&[]) < 1e-5);
+    }
+}
+
+#[test]
+fn every_training_image_is_a_crop_of_its_padded_original_and_every_place_and_flip_occurs() {
+    let split = split(2, 3);
+    let batches = training(&split, &Augment { pad: 1, flip: true, ..Augment::default() }, &identity());
+    let padded = split.images.constant_pad_nd([0, 0, 1, 1, 1, 1]).permute([0, 3, 1, 2]).to_kind(Kind::Float);
+    let mut seen = std::collections::BTreeSet::new();
+    for epoch in 0..200 {
+        let x = one(&batches, &[1, 0], 7, epoch).images;
+        let found = (0..18).find(|place| {
+            let (top, left, flip) = (place / 6, place / 2 % 3, place % 2 == 1);
+            let crop = padded.get(1).narrow(1, top, 8).narrow(2, left, 8);
+            (if flip { crop.flip([2]) } else { crop }).equal(&x.get(0).round())
+        });
+        seen.insert(found.expect("not a crop of image 1"));
+    }
+    assert_eq!(seen.len(), 18);
+}
+
+#[test]
+fn what_is_drawn_for_an_image_depends_on_seed_epoch_and_index_alone() {
+    let crop = Augment { pad: 2, crop: Some(7), flip: true, cutout: Some(3), ..Augment::default() };
+    for augment in [crop, everything()] {
+        let batches = training(&split(40, 3), &augment, &identity());
+        let alone = |index, seed, epoch| one(&batches, &[index], seed, epoch).images.get(0);
+        let order: Vec<i64> = (0..40).rev().collect();
+        let x = one(&batches, &order, 1, 2).images;
+        assert!(order.iter().enumerate().all(|(at, index)| x.get(at as i64).equal(&alone(*index, 1, 2))));
+        let different = (0..9).filter(|i| !alone(*i, 1, 2).equal(&alone(*i, 1, 3))).count();
+        assert!(different > 5, "epochs draw anew, {different} of 9 differ");
+    }
+}
+
+#[test]
+fn the_rest_of_an_epoch_is_what_was_left_of_it() {
+    let augment = Augment { mixup: Some(0.5), pad: 2, flip: true, ..Augment::default() };
+    let batches = training(&split(10, 3), &augment, &identity());
+    let order = vec![3, 1, 4, 0, 5, 9, 2, 6, 8, 7];
+    let rest = batches.epoch(order[4..].to_vec(), 4, 6, 1);
+    let (mut count, mut shares) = (0, Vec::new());
+    for (whole, rest) in batches.epoch(order, 4, 6, 1).skip(1).zip(rest) {
+        let (whole, rest) = (whole.unwrap(), rest.unwrap());
+        let (a, b) = (whole.mixed.unwrap(), rest.mixed.unwrap());
+        assert!(whole.images.equal(&rest.images) && whole.labels.equal(&rest.labels) && a.labels.equal(&b.labels));
+        assert_eq!(a.share, b.share);
+        shares.push(a.share);
+        count += 1;
+    }
+    assert_eq!(count, 2);
+    assert_ne!(shares[0], shares[1]);
+}
+
+#[test]
+fn a_batch_gathered_whole_is_that_of_single_rows_bit_for_bit() {
+    for channels in [1, 3] {
+        let split = split(20, channels);
+        let norm = Normalisation::of(&split, Device::Cpu);
+        for (pad, crop, cutout) in [(0, None, None), (3, None, None), (2, Some(5), Some(2)), (8, None, Some(8))] {
+            let augment = Augment { pad, crop, cutout, flip: true, ..Augment::default() };
+            for transform in [Transform::train, Transform::test] {
+                let transform = transform(&augment, augment.size(8));
+                let rows = Rows::new(&split, transform.clone(), &norm, Device::Cpu);
+                let gathered = Gathered::new(&split, transform, pad, &norm, Device::Cpu);
+                let order: Vec<i64> = (0..20).rev().collect();
+                let draws = |index| Draws::new(9, 1, index);
+                let (a, b) = (rows.batch(&order, &draws).unwrap(), gathered.batch(&order, &draws));
+                assert!(a.images.equal(&b.images) && a.labels.equal(&b.labels), "{augment:?}");
+                assert_eq!(a.images.stride(), b.images.stride());
+            }
+        }
+    }
+}
+
+#[test]
+fn windows_of_every_width_and_many_channels_are_cut_and_mirrored() {
+    for (channels, width) in [(1, 7), (3, 5), (3, 8), (2, 6), (4, 3)] {
+        let pixels: Vec<u8> = (0..2 * width * channels).map(|at| at as u8 + 1).collect();
+        let image = Image { width, height: 2, channels, pixels };
+        let size = width + 3;
+        for flip in [false, true] {
+            let window = Window { top: -1, left: -2, size, flip };
+            let cut = image.view().cut(&window);
+            for (y, x, c) in (0..size).flat_map(|y| (0..size).flat_map(move |x| (0..channels).map(move |c| (y, x, c))))
+            {
+                let column = if flip { size - 1 - x } else { x };
+                let inside = (1..3).contains(&y) && (2..width + 2).contains(&column);
+                let expected = if inside { image.pixels[((y - 1) * width + column - 2) * channels + c] } else { 0 };
+                assert_eq!(cut.pixels[(y * size + x) * channels + c], expected, "{window:?} {y} {x} {c}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_mixed_batch_is_the_two_images_weighted_and_keeps_their_labels() {
+    let split = split(30, 3);
+    let plain = training(&split, &Augment::default(), &identity());
+    let mixing = training(&split, &Augment { mixup: Some(1.), ..Augment::default() }, &identity());
+    let order: Vec<i64> = (0..30).collect();
+    let (x, batch) = (one(&plain, &order, 3, 0).images.to_kind(Kind::Double), one(&mixing, &order, 3, 0));
+    let Mixed { labels: others, share } = batch.mixed.unwrap();
+    // Labels are indices here.
+    assert_eq!(batch.labels, Tensor::from_slice(&order));
+    let mut sorted = Vec::<i64>::try_from(&others).unwrap();
+    sorted.sort();
+    assert_eq!(sorted, order, "everyone is somebody's partner once");
+    let expected = &x * share + x.index_select(0, &others) * (1. - share);
+    // Float32 of numbers up to 255, rounded thrice.
+    assert!((&batch.images - expected).abs().max().double_value(&[]) < 5e-5);
+    assert_eq!(batch.images.stride(), [192, 1, 24, 3], "channels_last");
+    assert_ne!(one(&mixing, &order, 3, 1).mixed.unwrap().share, share);
+}
+
+#[test]
+fn images_are_erased_where_the_square_lies_and_nowhere_else() {
+    let split = split(30, 3);
+    let norm = Normalisation::of(&split, Device::Cpu);
+    let order: Vec<i64> = (0..30).collect();
+    let whole = one(&training(&split, &Augment::default(), &norm), &order, 1, 1).images;
+    let augment = Augment { cutout: Some(4), ..Augment::default() };
+    let cut = one(&training(&split, &augment, &norm), &order, 1, 1).images;
+    let zero = cut.eq(0.).all_dim(1, false);
+    let kept = cut.eq_tensor(&whole).all_dim(1, false);
+    assert!(bool::try_from(zero.logical_or(&kept).all()).unwrap());
+    let sizes: Vec<i64> = (0..30).map(|at| zero.get(at).sum(Kind::Int64).int64_value(&[])).collect();
+    // A square of 4 whose centre is in the image keeps 2 to 4 rows and columns.
+    assert!(sizes.iter().all(|size| [4, 6, 8, 9, 12, 16].contains(size)), "{sizes:?}");
+    assert!(sizes.contains(&16));
+    assert_eq!(zero.any_dim(0, false).sum(Kind::Int64).int64_value(&[]), 64, "no place is spared");
+}
