@@ -5,6 +5,7 @@ pub mod batch;
 pub mod cifar;
 pub mod dataset;
 pub mod external;
+pub mod folder;
 mod pickle;
 pub mod shapes;
 

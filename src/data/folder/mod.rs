@@ -1,0 +1,4 @@
+//! Images in folders.
+
+pub mod decode;
+pub mod scan;
