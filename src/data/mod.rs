@@ -7,6 +7,7 @@ pub mod dataset;
 pub mod external;
 pub mod folder;
 mod pickle;
+pub mod pipeline;
 pub mod shapes;
 
 use crate::bad_request;

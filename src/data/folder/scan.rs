@@ -268,10 +268,7 @@ mod tests {
         fs::write(&annotations, "val_0.JPEG n1\n").unwrap();
         assert!(refusal(&root).contains("line 1: give a file and its class"));
         fs::write(&annotations, "val_0.JPEG\tn1\nval_9.JPEG\tn1\n").unwrap();
-        assert_eq!(
-            refusal(&root),
-            "ROOT/val/val_annotations.txt: names val_9.JPEG, which images doesn't hold"
-        );
+        assert_eq!(refusal(&root), "ROOT/val/val_annotations.txt: names val_9.JPEG, which images doesn't hold");
     }
 
     #[test]
@@ -293,11 +290,11 @@ mod tests {
         assert!(refusal(&tree(&["val/a/0.jpg"])).starts_with("ROOT/train: no such folder; "));
         assert_eq!(refusal(&tree(&["train/a/0.jpg"])), "ROOT: has train, but none of val, valid, validation, test");
         assert_eq!(refusal(&tree(&["train/0.jpg", "val/a/0.jpg"])), "ROOT/train: holds no class folders");
-        assert_eq!(refusal(&tree(&["train/a/0.gif", "val/a/0.jpg"])), "ROOT/train/a: holds no .jpg, .jpeg or .png file");
-        assert_eq!(refusal(&tree(&["train/a/0.jpg", "val/a/x"])), "ROOT/val: holds no .jpg, .jpeg or .png file");
         assert_eq!(
-            refusal(&tree(&["train/a/0.jpg", "val/b/0.jpg"])),
-            "ROOT/val/b: a class that train doesn't have"
+            refusal(&tree(&["train/a/0.gif", "val/a/0.jpg"])),
+            "ROOT/train/a: holds no .jpg, .jpeg or .png file"
         );
+        assert_eq!(refusal(&tree(&["train/a/0.jpg", "val/a/x"])), "ROOT/val: holds no .jpg, .jpeg or .png file");
+        assert_eq!(refusal(&tree(&["train/a/0.jpg", "val/b/0.jpg"])), "ROOT/val/b: a class that train doesn't have");
     }
 }
