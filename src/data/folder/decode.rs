@@ -146,3 +146,6 @@ fn png(bytes: &[u8]) -> Result<Image, String> {
     };
     Ok(Image { width, height, pixels })
 }
+
+#[cfg(test)]
+mod tests;
