@@ -59,3 +59,4 @@ bench-peer: build setup-peer
 # Images a second of the batches alone, ours beside torchvision's and PyTorch's. FOLDCONV_DATA holds CIFAR-10.
 bench-data: build setup-peer
 	$(VENV)/bin/python benches/data.py --foldconv $(BINARY)
+	$(VENV)/bin/python benches/files.py --foldconv $(BINARY)

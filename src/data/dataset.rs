@@ -1,8 +1,11 @@
-//! What every data set is once it is read: two splits of 8-bit images that stay resident, and the names of the classes.
+//! What every data set is: two splits of 8-bit images, which stay in memory or in their files, and the names of the classes.
 
 use crate::bad_request;
+use crate::data::augment::Augment;
+use crate::data::folder::files::Files;
 use anyhow::Result;
 use std::path::Path;
+use std::sync::Arc;
 use tch::{Device, Tensor};
 
 /// The shape of a data set, known without reading it: enough to build a network.
@@ -31,6 +34,17 @@ pub trait Source {
 
     /// Reads both splits into memory. `root` is the folder that the user gave (`data.root`, else `FOLDCONV_DATA`).
     fn load(&self, root: Option<&Path>) -> Result<Dataset>;
+
+    /// Both splits as they are used. Default: in memory.
+    fn open(&self, root: Option<&Path>) -> Result<Dataset<Images>> {
+        let Dataset { train, test, classes } = self.load(root)?;
+        Ok(Dataset { train: Images::Memory(train), test: Images::Memory(test), classes })
+    }
+
+    /// The options of augmentation with what they leave open. Default: nothing is left open.
+    fn augment(&self, given: &Augment) -> Augment {
+        *given
+    }
 }
 
 /// Images and labels of one split, resident on one device.
@@ -42,13 +56,22 @@ pub struct Split {
     pub labels: Tensor,
 }
 
-/// A data set in memory.
+/// The images of a split, wherever they are.
 #[derive(Debug)]
-pub struct Dataset {
+pub enum Images {
+    /// All of one size, in memory.
+    Memory(Split),
+    /// RGB of any size, each in its file until it is needed.
+    Files(Arc<Files>),
+}
+
+/// A data set.
+#[derive(Debug)]
+pub struct Dataset<S = Split> {
     /// The training split.
-    pub train: Split,
+    pub train: S,
     /// The split on which top-1 is reported.
-    pub test: Split,
+    pub test: S,
     /// Name of each class, in the order of the labels.
     pub classes: Vec<String>,
 }
@@ -89,5 +112,20 @@ impl Split {
     /// The same split on a device.
     pub fn to_device(self, device: Device) -> Split {
         Split { images: self.images.to_device(device), labels: self.labels.to_device(device) }
+    }
+}
+
+impl Images {
+    /// Number of images.
+    pub fn len(&self) -> i64 {
+        match self {
+            Images::Memory(split) => split.len(),
+            Images::Files(files) => files.len() as i64,
+        }
+    }
+
+    /// Whether there is no image.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 }

@@ -1,4 +1,4 @@
-//! The data sets: names and options in, resident images out.
+//! The data sets: names and options in, images out.
 
 pub mod augment;
 pub mod batch;
@@ -13,11 +13,12 @@ pub mod shapes;
 use crate::bad_request;
 use anyhow::Result;
 use augment::Augment;
-use dataset::{Dataset, Source, Spec};
+use dataset::{Dataset, Images, Source, Spec};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_yaml::{Mapping, Value};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 crate::registry! {
     /// A data set and its options.
@@ -25,6 +26,7 @@ crate::registry! {
         "cifar10" => Cifar10(cifar::Cifar10Config),
         "cifar100" => Cifar100(cifar::Cifar100Config),
         "shapes" => Shapes(shapes::Config),
+        "folder" => Folder(folder::Config),
         "external" => External(external::Config),
     }
 }
@@ -45,7 +47,7 @@ pub struct Common {
     /// The folder that holds the set. Default: the environment variable FOLDCONV_DATA.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub root: Option<PathBuf>,
-    /// Use only the first training images. Default: all.
+    /// Use only the first training images; of a folder, so many files spread evenly over it. Default: all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<i64>,
     /// What is done to the images. Default: nothing.
@@ -85,7 +87,12 @@ impl DataConfig {
     /// Number of classes and shape of the images that a network gets, known without reading the set.
     pub fn spec(&self) -> Spec {
         let spec = self.source.recipe().spec();
-        Spec { size: self.common.augment.size(spec.size), ..spec }
+        Spec { size: self.augment().size(spec.size), ..spec }
+    }
+
+    /// What is done to the images, with what the set adds to `augment`.
+    pub fn augment(&self) -> Augment {
+        self.source.recipe().augment(&self.common.augment)
     }
 
     /// Refuses options out of their range.
@@ -93,23 +100,26 @@ impl DataConfig {
     /// # Errors
     /// What is wrong, as `key: reason`.
     pub fn check(&self) -> Result<(), String> {
-        let Common { limit, augment, .. } = &self.common;
+        let Common { limit, .. } = &self.common;
         self.source.recipe().check()?;
         if limit.is_some_and(|limit| limit < 1) {
             return Err("limit: use at least 1 training image".into());
         }
-        augment.check(self.source.recipe().spec())
+        self.augment().check(self.source.recipe().spec())
     }
 
-    /// Reads the set; `limit` applied.
+    /// Reads the set, or finds its files; `limit` applied.
     ///
     /// # Errors
     /// One line that says what is missing or damaged, and where.
-    pub fn load(&self) -> Result<Dataset> {
+    pub fn load(&self) -> Result<Dataset<Images>> {
         let root = self.common.root.clone().or_else(|| std::env::var_os("FOLDCONV_DATA").map(PathBuf::from));
-        let mut dataset = self.source.recipe().load(root.as_deref())?;
+        let mut dataset = self.source.recipe().open(root.as_deref())?;
         if let Some(limit) = self.common.limit {
-            dataset.train = dataset.train.take(limit);
+            dataset.train = match dataset.train {
+                Images::Memory(split) => Images::Memory(split.take(limit)),
+                Images::Files(files) => Images::Files(Arc::new(files.spread(limit as usize))),
+            };
         }
         if dataset.train.is_empty() || dataset.test.is_empty() {
             bad_request!("{}: a split is empty", self.source.name());

@@ -1,6 +1,6 @@
 //! Pixels to floats: y = x / (255 std) - mean / std, channel by channel.
 
-use crate::data::dataset::Split;
+use crate::data::dataset::{Images, Split};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
@@ -28,6 +28,15 @@ impl Normalisation {
         let std = (moments.get(1) - moments.get(0).square()).clamp_min(0.).sqrt();
         let values = |tensor: &Tensor| (0..channels).map(|c| tensor.double_value(&[c])).collect::<Vec<f64>>();
         Normalisation { mean: values(&moments.get(0)), std: values(&std) }
+    }
+
+    /// For a training split: over all pixels of what is in memory. Files are not read for it: theirs are ImageNet's, which the world's
+    /// pretrained networks expect.
+    pub fn for_images(images: &Images, device: Device) -> Normalisation {
+        match images {
+            Images::Memory(split) => Normalisation::of(split, device),
+            Images::Files(_) => Normalisation { mean: vec![0.485, 0.456, 0.406], std: vec![0.229, 0.224, 0.225] },
+        }
     }
 
     /// What a pixel is multiplied by, and what is added then, of each channel.

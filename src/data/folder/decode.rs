@@ -17,7 +17,7 @@ const MOST_PIXELS: u64 = 1 << 27;
 
 /// An image in memory.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Image {
+pub struct Rgb {
     /// Pixels across.
     pub width: usize,
     /// Pixels down.
@@ -30,7 +30,7 @@ pub struct Image {
 ///
 /// # Errors
 /// What is wrong with it: it is neither JPEG nor PNG, or too large, or cut off, or damaged.
-pub fn decode(bytes: &[u8]) -> Result<Image, String> {
+pub fn decode(bytes: &[u8]) -> Result<Rgb, String> {
     if bytes.starts_with(&[0xff, 0xd8]) {
         jpeg(bytes).map_err(|reason| format!("damaged JPEG: {reason}"))
     } else if bytes.starts_with(b"\x89PNG\r\n\x1a\n") {
@@ -49,7 +49,7 @@ fn check_size(width: u64, height: u64) -> Result<(), String> {
     Ok(())
 }
 
-fn jpeg(bytes: &[u8]) -> Result<Image, String> {
+fn jpeg(bytes: &[u8]) -> Result<Rgb, String> {
     let Frame { width, height, components, scan } = frame(bytes).ok_or("cut off or broken before its image data")?;
     check_size(width as u64, height as u64)?;
     // 1: grey, 3: YCbCr or RGB, 4: CMYK or YCCK. Nothing says what other numbers mean.
@@ -70,7 +70,7 @@ fn jpeg(bytes: &[u8]) -> Result<Image, String> {
     if pixels.len() != width * height * 3 {
         return Err(format!("{} bytes of pixels for {width}x{height}", pixels.len()));
     }
-    Ok(Image { width, height, pixels })
+    Ok(Rgb { width, height, pixels })
 }
 
 /// What the segments before a JPEG's image data say.
@@ -113,7 +113,7 @@ fn frame(bytes: &[u8]) -> Option<Frame> {
     }
 }
 
-fn png(bytes: &[u8]) -> Result<Image, String> {
+fn png(bytes: &[u8]) -> Result<Rgb, String> {
     let decoder = PngDecoder::new(Cursor::new(bytes)).map_err(|error| error.to_string())?;
     let (width, height) = decoder.dimensions();
     check_size(width.into(), height.into())?;
@@ -144,7 +144,7 @@ fn png(bytes: &[u8]) -> Result<Image, String> {
         4 => raw.chunks_exact(4).flat_map(|pixel| [pixel[0], pixel[1], pixel[2]]).collect(),
         _ => raw.chunks_exact(channels).flat_map(|pixel| [pixel[0]; 3]).collect(),
     };
-    Ok(Image { width, height, pixels })
+    Ok(Rgb { width, height, pixels })
 }
 
 #[cfg(test)]
