@@ -62,7 +62,7 @@ pub struct Batches {
 #[derive(Debug)]
 enum Maker {
     Resident(Rc<Resident>),
-    Reader(Reader),
+    Reader(Box<Reader>),
 }
 
 impl Maker {
@@ -71,7 +71,9 @@ impl Maker {
             Images::Memory(split) => {
                 Maker::Resident(Rc::new(Resident::new(split, augment, normalisation, device, training)))
             }
-            Images::Files(files) => Maker::Reader(Reader::new(files, augment, normalisation, device, training)),
+            Images::Files(files) => {
+                Maker::Reader(Box::new(Reader::new(files, augment, normalisation, device, training)))
+            }
         }
     }
 

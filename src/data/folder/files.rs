@@ -70,25 +70,31 @@ impl Files {
         self.listing.folder.join(&self.listing.files[index].0)
     }
 
+    /// The pixels of a file, or what is wrong with it.
+    ///
+    /// # Errors
+    /// One line: the file can't be read at all.
+    pub fn decode(&self, index: usize) -> Result<Result<Rgb, String>> {
+        Ok(decode(&crate::files::read(&self.path(index))?))
+    }
+
     /// The pixels of a file; none of a damaged one that is to be left out.
     ///
     /// # Errors
     /// One line that names the file: it can't be read, or is damaged.
     pub fn read(&self, index: usize) -> Result<Option<Rgb>> {
-        let path = self.path(index);
-        let reason = match decode(&crate::files::read(&path)?) {
+        let reason = match self.decode(index)? {
             Ok(image) => return Ok(Some(image)),
             Err(reason) => reason,
         };
+        let path = self.path(index);
+        let path = path.display();
         if self.on_corrupt == OnCorrupt::Error {
-            bad_request!(
-                "{}: {reason}; mend or remove it, or leave such files out with data.on_corrupt=skip",
-                path.display()
-            );
+            bad_request!("{path}: {reason}; mend or remove it, or leave such files out with data.on_corrupt=skip");
         }
         let mut damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
         if damaged.insert(index) {
-            eprintln!("{}: {reason}; left out, with {} before it", path.display(), damaged.len() - 1);
+            eprintln!("{path}: {reason}; left out, with {} before it", damaged.len() - 1);
         }
         Ok(None)
     }

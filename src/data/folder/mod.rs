@@ -7,6 +7,7 @@
 //!
 //! Images may have any size. They stay in their files: threads read and decode those of the next batches while the network trains.
 
+pub mod check;
 pub mod decode;
 pub mod files;
 pub mod scan;
