@@ -73,6 +73,8 @@ bench-report: setup
 bench-sweep: build
 	$(PYTHON) benches/sweep.py --foldconv $(BINARY)
 
-# Images a second of the batches alone, ours beside torchvision's and PyTorch's. FOLDCONV_DATA holds CIFAR-10.
+# Images a second of the batches alone, ours beside torchvision's and PyTorch's. FOLDCONV_DATA holds
+# CIFAR-10, FOLDCONV_IMAGES the folder imagenet-sample.
 bench-data: build setup-peer
 	$(VENV)/bin/python benches/data.py --foldconv $(BINARY)
+	$(VENV)/bin/python benches/files.py --foldconv $(BINARY)

@@ -213,7 +213,7 @@ def measure(args):
     return rounds
 
 
-# ImageNet's way, of files, comes here: a config of its own, the same rounds.
+# ImageNet's way, of files, is benches/files.py.
 
 
 # Report

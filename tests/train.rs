@@ -2,11 +2,9 @@
 
 mod common;
 
-use common::{TINY, arg, error, foldconv, folder, run, stderr, stdout};
+use common::{TINY, arg, error, folder, run, start, stderr, stdout, wait_for_checkpoint};
 use serde_json::Value;
 use std::path::Path;
-use std::process::{Child, Stdio};
-use std::time::{Duration, Instant};
 
 /// Long enough to be interrupted, and with dropout, so that the generator's state matters too.
 const LONG: &str = "data: {name: shapes, train: 320, test: 50, augment: {pad: 2, flip: true}}
@@ -18,21 +16,6 @@ seed: 3
 
 fn train(config: &Path, out: &Path) -> std::process::Output {
     run(["train", &arg(config), "--out", &arg(out), "--threads", "2"])
-}
-
-fn start(config: &Path, out: &Path) -> Child {
-    let args = ["train", &arg(config), "--out", &arg(out), "--threads", "2"].map(String::from);
-    foldconv().args(args).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap()
-}
-
-/// Waits for the first checkpoint, then a little: into the next epoch.
-fn wait_for_checkpoint(child: &mut Child, out: &Path) {
-    let clock = Instant::now();
-    while !out.join("checkpoint.safetensors").exists() {
-        assert!(clock.elapsed() < Duration::from_secs(120) && child.try_wait().unwrap().is_none(), "no checkpoint");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    std::thread::sleep(Duration::from_millis(60));
 }
 
 /// metrics.csv without the columns that hold times.
@@ -112,7 +95,7 @@ fn an_interrupted_trial_ends_bit_for_bit_like_an_undisturbed_one() {
     stdout(&train(&config, &root.join("undisturbed")));
     for (name, signal) in [("interrupted", libc::SIGINT), ("terminated", libc::SIGTERM), ("killed", libc::SIGKILL)] {
         let out = root.join(name);
-        let mut child = start(&config, &out);
+        let mut child = start(&config, &out, &[]);
         wait_for_checkpoint(&mut child, &out);
         // SAFETY: the child has not been waited for.
         unsafe { libc::kill(child.id() as libc::pid_t, signal) };

@@ -28,8 +28,8 @@ pub struct DataSpeed {
 /// Makes training batches, epoch after epoch, for so long, after a tenth of it that doesn't count. No network sees them.
 pub fn data_speed(config: &Config, device: Device, at_least: Duration) -> Result<DataSpeed> {
     let dataset = config.data.load()?;
-    let normalisation = Normalisation::of(&dataset.train, device);
-    let train = Batches::train(&dataset.train, &config.data.common.augment, &normalisation, device);
+    let normalisation = Normalisation::for_images(&dataset.train)?;
+    let train = Batches::train(&dataset.train, &config.data.augment(), &normalisation, device);
     let (seed, batch) = (config.seed, config.train.batch);
     let mut epoch = 0;
     let mut next_epoch = || -> Stream {

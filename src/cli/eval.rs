@@ -19,7 +19,7 @@ pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
     let data = &model.about.config.data;
     let network = model.build(device)?;
     let test = data.load()?.test;
-    let batches = Batches::test(&test, &data.common.augment, &model.about.normalisation, device);
+    let batches = Batches::test(&test, &data.augment(), &model.about.normalisation, device);
     let result = evaluate(&network, &batches)?.with_cost(&network, data.spec());
     if as_json {
         return json(&result);

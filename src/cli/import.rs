@@ -17,7 +17,6 @@ use anyhow::Result;
 use clap::Args;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use tch::Device;
 
 #[derive(Debug, Args)]
 pub struct Options {
@@ -172,7 +171,7 @@ impl Options {
         let spec = config.data.spec();
         if self.mean.is_empty() {
             let dataset = config.data.load().map_err(|error| error.context("--mean and --std are not given"))?;
-            return Ok((Normalisation::of(&dataset.train, Device::Cpu), dataset.classes));
+            return Ok((Normalisation::for_images(&dataset.train)?, dataset.classes));
         }
         for (flag, values) in [("--mean", &self.mean), ("--std", &self.std)] {
             if values.len() as i64 != spec.channels {

@@ -1,9 +1,12 @@
-//! What every data set is once it is read: two splits of 8-bit images that stay resident, and the names of the classes.
+//! What every data set is: two splits of 8-bit images, which stay in memory or in their files, and the names of the classes.
 
 use crate::bad_request;
+use crate::data::augment::Augment;
+use crate::data::folder::files::Files;
 use crate::data::home::{ClassCount, Home, Inspection};
 use anyhow::Result;
 use std::path::Path;
+use std::sync::Arc;
 use tch::{Device, Tensor};
 
 /// The shape of a data set, known without reading it: enough to build a network.
@@ -42,6 +45,17 @@ pub trait Source {
     fn inspect(&self, root: Option<&Path>) -> Result<Inspection> {
         self.load(root)?.inspect()
     }
+
+    /// Both splits as they are used. Default: in memory.
+    fn open(&self, root: Option<&Path>) -> Result<Dataset<Images>> {
+        let Dataset { train, test, classes } = self.load(root)?;
+        Ok(Dataset { train: Images::Memory(train), test: Images::Memory(test), classes })
+    }
+
+    /// The options of augmentation with what they leave open. Default: nothing is left open.
+    fn augment(&self, given: &Augment) -> Augment {
+        *given
+    }
 }
 
 /// The folder that the user gave, or what to do where none was given. `set` is the set's name for people.
@@ -63,13 +77,22 @@ pub struct Split {
     pub labels: Tensor,
 }
 
-/// A data set in memory.
+/// The images of a split, wherever they are.
 #[derive(Debug)]
-pub struct Dataset {
+pub enum Images {
+    /// All of one size, in memory.
+    Memory(Split),
+    /// RGB of any size, each in its file until it is needed.
+    Files(Arc<Files>),
+}
+
+/// A data set.
+#[derive(Debug)]
+pub struct Dataset<S = Split> {
     /// The training split.
-    pub train: Split,
+    pub train: S,
     /// The split on which top-1 is reported.
-    pub test: Split,
+    pub test: S,
     /// Name of each class, in the order of the labels.
     pub classes: Vec<String>,
 }
@@ -106,7 +129,10 @@ impl Split {
     }
 
     /// Mean and standard deviation of each channel, of pixels in [0, 1]. From histograms, which are exact.
-    fn moments(&self) -> Result<(Vec<f64>, Vec<f64>)> {
+    ///
+    /// # Errors
+    /// libtorch's, where it can't copy the images.
+    pub fn moments(&self) -> Result<(Vec<f64>, Vec<f64>)> {
         let mut histograms = vec![[0_u64; 256]; self.images.size()[3] as usize];
         // In blocks, so that the copy stays small.
         for block in self.images.split(1024, 0) {
@@ -165,10 +191,24 @@ impl Split {
     }
 }
 
+impl Images {
+    /// Number of images.
+    pub fn len(&self) -> i64 {
+        match self {
+            Images::Memory(split) => split.len(),
+            Images::Files(files) => files.len() as i64,
+        }
+    }
+
+    /// Whether there is no image.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::Kind;
 
     #[test]
     fn an_inspection_counts_the_classes_and_measures_the_training_split() {
@@ -184,19 +224,6 @@ mod tests {
         let expected = [(found.mean, [0.2, 1.]), (found.std, [0.02_f64.sqrt(), 0.])];
         for (found, expected) in expected {
             assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-15), "{found:?}");
-        }
-    }
-
-    /// Training normalises by these.
-    #[test]
-    fn the_statistics_are_those_of_the_normalisation() {
-        let images = Tensor::randint(256, [1100, 4, 4, 3], (Kind::Uint8, Device::Cpu));
-        let split = Split { images, labels: Tensor::zeros([1100], (Kind::Int64, Device::Cpu)) };
-        let (mean, std) = split.moments().unwrap();
-        let expected = crate::data::augment::normalise::Normalisation::of(&split, Device::Cpu);
-        for (found, expected) in mean.iter().chain(&std).zip(expected.mean.iter().chain(&expected.std)) {
-            // The other is a difference of means of squares: it loses a digit or two of float64's 16.
-            assert!((found - expected).abs() < 1e-12, "{found} {expected}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The data sets: names and options in, resident images out.
+//! The data sets: names and options in, images out.
 
 pub mod augment;
 pub mod batch;
@@ -6,20 +6,23 @@ pub mod cifar;
 pub mod dataset;
 pub mod external;
 pub mod fetch;
+pub mod folder;
 pub mod home;
 pub mod mnist;
 mod pickle;
+pub mod pipeline;
 pub mod shapes;
 pub mod svhn;
 
 use crate::bad_request;
 use anyhow::Result;
 use augment::Augment;
-use dataset::{Dataset, Source, Spec};
+use dataset::{Dataset, Images, Source, Spec};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_yaml::{Mapping, Value};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 crate::registry! {
     /// A data set and its options.
@@ -36,6 +39,8 @@ crate::registry! {
         "fashion_mnist" => FashionMnist(mnist::FashionMnistConfig),
         /// Shapes, drawn in memory.
         "shapes" => Shapes(shapes::Config),
+        /// Images in folders, one a class, as those of ImageNet.
+        "folder" => Folder(folder::Config),
         /// No images, only their shape.
         "external" => External(external::Config),
     }
@@ -57,7 +62,7 @@ pub struct Common {
     /// The folder that holds the set. Default: the environment variable FOLDCONV_DATA.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub root: Option<PathBuf>,
-    /// Use only the first training images. Default: all.
+    /// Use only the first training images; of a folder, so many files spread evenly over it. Default: all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<i64>,
     /// What is done to the images. Default: nothing.
@@ -97,7 +102,12 @@ impl DataConfig {
     /// Number of classes and shape of the images that a network gets, known without reading the set.
     pub fn spec(&self) -> Spec {
         let spec = self.source.recipe().spec();
-        Spec { size: self.common.augment.size(spec.size), ..spec }
+        Spec { size: self.augment().size(spec.size), ..spec }
+    }
+
+    /// What is done to the images, with what the set adds to `augment`.
+    pub fn augment(&self) -> Augment {
+        self.source.recipe().augment(&self.common.augment)
     }
 
     /// Refuses options out of their range.
@@ -105,12 +115,12 @@ impl DataConfig {
     /// # Errors
     /// What is wrong, as `key: reason`.
     pub fn check(&self) -> Result<(), String> {
-        let Common { limit, augment, .. } = &self.common;
+        let Common { limit, .. } = &self.common;
         self.source.recipe().check()?;
         if limit.is_some_and(|limit| limit < 1) {
             return Err("limit: use at least 1 training image".into());
         }
-        augment.check(self.source.recipe().spec())
+        self.augment().check(self.source.recipe().spec())
     }
 
     /// The folder that holds the set: `root`, else the environment variable FOLDCONV_DATA.
@@ -118,14 +128,17 @@ impl DataConfig {
         self.common.root.clone().or_else(|| std::env::var_os("FOLDCONV_DATA").map(PathBuf::from))
     }
 
-    /// Reads the set; `limit` applied.
+    /// Reads the set, or finds its files; `limit` applied.
     ///
     /// # Errors
     /// One line that says what is missing or damaged, and where.
-    pub fn load(&self) -> Result<Dataset> {
-        let mut dataset = self.source.recipe().load(self.root().as_deref())?;
+    pub fn load(&self) -> Result<Dataset<Images>> {
+        let mut dataset = self.source.recipe().open(self.root().as_deref())?;
         if let Some(limit) = self.common.limit {
-            dataset.train = dataset.train.take(limit);
+            dataset.train = match dataset.train {
+                Images::Memory(split) => Images::Memory(split.take(limit)),
+                Images::Files(files) => Images::Files(Arc::new(files.spread(limit as usize))),
+            };
         }
         if dataset.train.is_empty() || dataset.test.is_empty() {
             bad_request!("{}: a split is empty", self.source.name());

@@ -4,7 +4,7 @@ use crate::config::{Built, Config};
 use crate::data::augment::draw;
 use crate::data::augment::normalise::Normalisation;
 use crate::data::batch::{Batch, Batches, Stream};
-use crate::data::dataset::Dataset;
+use crate::data::dataset::{Dataset, Images};
 use crate::net::block::Form;
 use crate::train::optimizer::{Sgd, batch_loss};
 use crate::train::schedule::learning_rate;
@@ -32,12 +32,12 @@ pub struct Trainer {
 
 impl Trainer {
     /// Builds the network from the seed and puts the images on the device.
-    pub fn new(config: &Config, dataset: Dataset, device: Device) -> Result<Trainer> {
+    pub fn new(config: &Config, dataset: Dataset<Images>, device: Device) -> Result<Trainer> {
         tch::manual_seed(config.seed as i64);
         let network = config.build(Form::Expanded, device)?;
         let sgd = Sgd::new(&network.store, &config.train);
-        let normalisation = Normalisation::of(&dataset.train, device);
-        let augment = &config.data.common.augment;
+        let normalisation = Normalisation::for_images(&dataset.train)?;
+        let augment = &config.data.augment();
         Ok(Trainer {
             config: config.clone(),
             network,

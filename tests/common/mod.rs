@@ -6,7 +6,8 @@ pub mod network;
 pub mod peer;
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 /// A trial that takes a second: 256 made images, SmallNet.
 pub const TINY: &str = "data: {name: shapes, train: 256, test: 100}
@@ -48,6 +49,22 @@ pub fn error(output: &Output, status: i32) -> String {
     assert!(text.ends_with(&format!("{}\n", errors[0])), "the error is the last line:\n{text}");
     assert!(!text.contains("frame #") && !text.contains("panicked"), "{text}");
     errors[0].trim_start_matches("foldconv: ").to_string()
+}
+
+/// Starts a trial that is to be interrupted, with more options.
+pub fn start(config: &Path, out: &Path, more: &[&str]) -> Child {
+    let args = ["train", &arg(config), "--out", &arg(out), "--threads", "2"].map(String::from);
+    foldconv().args(args).args(more).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap()
+}
+
+/// Waits for the first checkpoint, then a little: into the next epoch.
+pub fn wait_for_checkpoint(child: &mut Child, out: &Path) {
+    let clock = Instant::now();
+    while !out.join("checkpoint.safetensors").exists() {
+        assert!(clock.elapsed() < Duration::from_secs(120) && child.try_wait().unwrap().is_none(), "no checkpoint");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    std::thread::sleep(Duration::from_millis(60));
 }
 
 /// A folder with files in it.

@@ -1,8 +1,8 @@
 //! Pixels to floats: y = x / (255 std) - mean / std, channel by channel.
 
-use crate::data::dataset::Split;
+use crate::data::dataset::{Images, Split};
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
-use tch::{Device, Kind, Tensor};
 
 /// Mean and standard deviation of each channel, of pixels in [0, 1].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -14,20 +14,25 @@ pub struct Normalisation {
 }
 
 impl Normalisation {
-    /// Over all pixels of a split, computed on a device.
-    pub fn of(split: &Split, device: Device) -> Normalisation {
-        let channels = split.images.size()[3];
-        // In blocks, so that the float copy stays small; sums in float64 are exact to more digits than the result has.
-        let mut sums = Tensor::zeros([2, channels], (Kind::Double, device));
-        for block in split.images.split(1024, 0) {
-            let pixels = block.to_device(device).reshape([-1, channels]).to_kind(Kind::Double) / 255.;
-            let moments = [pixels.sum_dim_intlist(0, false, None), pixels.square().sum_dim_intlist(0, false, None)];
-            sums += Tensor::stack(&moments, 0);
+    /// Over all pixels of a split.
+    ///
+    /// # Errors
+    /// libtorch's, where it can't copy the images.
+    pub fn of(split: &Split) -> Result<Normalisation> {
+        let (mean, std) = split.moments()?;
+        Ok(Normalisation { mean, std })
+    }
+
+    /// For a training split: over all pixels of what is in memory. Files are not read for it: theirs are ImageNet's, which the world's
+    /// pretrained networks expect.
+    ///
+    /// # Errors
+    /// As [`Self::of`].
+    pub fn for_images(images: &Images) -> Result<Normalisation> {
+        match images {
+            Images::Memory(split) => Normalisation::of(split),
+            Images::Files(_) => Ok(Normalisation { mean: vec![0.485, 0.456, 0.406], std: vec![0.229, 0.224, 0.225] }),
         }
-        let moments = sums / (split.images.numel() as i64 / channels);
-        let std = (moments.get(1) - moments.get(0).square()).clamp_min(0.).sqrt();
-        let values = |tensor: &Tensor| (0..channels).map(|c| tensor.double_value(&[c])).collect::<Vec<f64>>();
-        Normalisation { mean: values(&moments.get(0)), std: values(&std) }
     }
 
     /// What a pixel is multiplied by, and what is added then, of each channel.

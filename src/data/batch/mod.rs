@@ -1,13 +1,15 @@
 //! Batches: a split in, one after another out.
 
+mod files;
 mod gathered;
 mod resident;
 
 use crate::data::augment::Augment;
 use crate::data::augment::draw::Draws;
 use crate::data::augment::normalise::Normalisation;
-use crate::data::dataset::Split;
+use crate::data::dataset::Images;
 use anyhow::Result;
+use files::Reader;
 use resident::Resident;
 use std::rc::Rc;
 use tch::{Device, Tensor};
@@ -51,34 +53,54 @@ pub type Stream = Box<dyn Iterator<Item = Result<Batch>>>;
 /// A split, ready to be cut into batches.
 #[derive(Debug)]
 pub struct Batches {
-    images: Images,
+    maker: Maker,
     /// The alpha of mixup, in training.
     mixup: Option<f64>,
 }
 
-/// Where the images are.
+/// What makes the batches: it depends on where the images are.
 #[derive(Debug)]
-enum Images {
+enum Maker {
     Resident(Rc<Resident>),
+    Reader(Box<Reader>),
+}
+
+impl Maker {
+    fn new(images: &Images, augment: &Augment, normalisation: &Normalisation, device: Device, training: bool) -> Maker {
+        match images {
+            Images::Memory(split) => {
+                Maker::Resident(Rc::new(Resident::new(split, augment, normalisation, device, training)))
+            }
+            Images::Files(files) => {
+                Maker::Reader(Box::new(Reader::new(files, augment, normalisation, device, training)))
+            }
+        }
+    }
+
+    fn batches(&self, order: Vec<i64>, size: usize, seed: u64, epoch: u64) -> Stream {
+        match self {
+            Maker::Resident(resident) => Rc::clone(resident).batches(order, size, seed, epoch),
+            Maker::Reader(reader) => reader.batches(order, size, seed, epoch),
+        }
+    }
 }
 
 impl Batches {
-    /// For training, of images in memory; the batches come to lie on the device.
-    pub fn train(split: &Split, augment: &Augment, normalisation: &Normalisation, device: Device) -> Batches {
-        let resident = Resident::new(split, augment, normalisation, device, true);
-        Batches { images: Images::Resident(Rc::new(resident)), mixup: augment.mixup }
+    /// For training; the batches come to lie on the device.
+    pub fn train(images: &Images, augment: &Augment, normalisation: &Normalisation, device: Device) -> Batches {
+        Batches { maker: Maker::new(images, augment, normalisation, device, true), mixup: augment.mixup }
     }
 
     /// For evaluation, in the same way: nothing is drawn.
-    pub fn test(split: &Split, augment: &Augment, normalisation: &Normalisation, device: Device) -> Batches {
-        let resident = Resident::new(split, augment, normalisation, device, false);
-        Batches { images: Images::Resident(Rc::new(resident)), mixup: None }
+    pub fn test(images: &Images, augment: &Augment, normalisation: &Normalisation, device: Device) -> Batches {
+        Batches { maker: Maker::new(images, augment, normalisation, device, false), mixup: None }
     }
 
     /// Number of images.
     pub fn len(&self) -> usize {
-        match &self.images {
-            Images::Resident(resident) => resident.len(),
+        match &self.maker {
+            Maker::Resident(resident) => resident.len(),
+            Maker::Reader(reader) => reader.len(),
         }
     }
 
@@ -92,9 +114,7 @@ impl Batches {
     /// first image). So a resumed epoch is that of the rest of its order.
     pub fn epoch(&self, order: Vec<i64>, size: usize, seed: u64, epoch: u64) -> Stream {
         let firsts: Vec<i64> = order.iter().copied().step_by(size).collect();
-        let batches = match &self.images {
-            Images::Resident(resident) => Rc::clone(resident).batches(order, size, seed, epoch),
-        };
+        let batches = self.maker.batches(order, size, seed, epoch);
         match self.mixup {
             Some(alpha) => Box::new(
                 batches
@@ -107,11 +127,8 @@ impl Batches {
 
     /// All images in their order, `size` at a time.
     pub fn in_order(&self, size: usize) -> Stream {
-        let order = (0..self.len() as i64).collect();
-        match &self.images {
-            // Nothing is drawn for evaluation.
-            Images::Resident(resident) => Rc::clone(resident).batches(order, size, 0, 0),
-        }
+        // Nothing is drawn for evaluation.
+        self.maker.batches((0..self.len() as i64).collect(), size, 0, 0)
     }
 }
 

@@ -5,6 +5,11 @@ use super::resident::Rows;
 use super::*;
 use crate::data::augment::image::{Image, Transform};
 use crate::data::augment::region::Window;
+use crate::data::dataset::Split;
+use crate::data::folder::files::{Files, OnCorrupt};
+use crate::data::folder::scan::Listing;
+use std::path::PathBuf;
+use std::sync::Arc;
 use tch::Kind;
 
 /// Random images whose labels are their indices.
@@ -18,8 +23,12 @@ fn identity() -> Normalisation {
     Normalisation { mean: vec![0.; 3], std: vec![1. / 255.; 3] }
 }
 
+fn in_memory(split: &Split) -> Images {
+    Images::Memory(Split { images: split.images.shallow_clone(), labels: split.labels.shallow_clone() })
+}
+
 fn training(split: &Split, augment: &Augment, normalisation: &Normalisation) -> Batches {
-    Batches::train(split, augment, normalisation, Device::Cpu)
+    Batches::train(&in_memory(split), augment, normalisation, Device::Cpu)
 }
 
 fn one(batches: &Batches, indices: &[i64], seed: u64, epoch: u64) -> Batch {
@@ -34,8 +43,9 @@ fn everything() -> Augment {
 #[test]
 fn a_test_batch_is_the_images_normalised() {
     let split = split(5, 3);
-    let norm = Normalisation::of(&split, Device::Cpu);
-    let batches = Batches::test(&split, &Augment { pad: 2, flip: true, ..Augment::default() }, &norm, Device::Cpu);
+    let norm = Normalisation::of(&split).unwrap();
+    let batches =
+        Batches::test(&in_memory(&split), &Augment { pad: 2, flip: true, ..Augment::default() }, &norm, Device::Cpu);
     let all: Vec<Batch> = batches.in_order(3).map(Result::unwrap).collect();
     let labels: Vec<Vec<i64>> = all.iter().map(|batch| Vec::try_from(&batch.labels).unwrap()).collect();
     assert_eq!(labels, [vec![0, 1, 2], vec![3, 4]]);
@@ -52,8 +62,8 @@ fn a_test_batch_is_the_images_normalised() {
 fn the_normalised_training_set_has_mean_0_and_standard_deviation_1() {
     for channels in [1, 3] {
         let split = split(64, channels);
-        let norm = Normalisation::of(&split, Device::Cpu);
-        let batches = Batches::test(&split, &Augment::default(), &norm, Device::Cpu);
+        let norm = Normalisation::of(&split).unwrap();
+        let batches = Batches::test(&in_memory(&split), &Augment::default(), &norm, Device::Cpu);
         let x = batches.in_order(64).next().unwrap().unwrap().images.to_kind(Kind::Double);
         assert!(x.mean_dim([0, 2, 3].as_slice(), false, None).abs().max().double_value(&[]) < 1e-5);
         assert!((x.std_dim([0, 2, 3].as_slice(), false, false) - 1.).abs().max().double_value(&[]) < 1e-5);
@@ -115,7 +125,7 @@ fn the_rest_of_an_epoch_is_what_was_left_of_it() {
 fn a_batch_gathered_whole_is_that_of_single_rows_bit_for_bit() {
     for channels in [1, 3] {
         let split = split(20, channels);
-        let norm = Normalisation::of(&split, Device::Cpu);
+        let norm = Normalisation::of(&split).unwrap();
         for (pad, crop, cutout) in [(0, None, None), (3, None, None), (2, Some(5), Some(2)), (8, None, Some(8))] {
             let augment = Augment { pad, crop, cutout, flip: true, ..Augment::default() };
             for transform in [Transform::train, Transform::test] {
@@ -175,7 +185,7 @@ fn a_mixed_batch_is_the_two_images_weighted_and_keeps_their_labels() {
 #[test]
 fn images_are_erased_where_the_square_lies_and_nowhere_else() {
     let split = split(30, 3);
-    let norm = Normalisation::of(&split, Device::Cpu);
+    let norm = Normalisation::of(&split).unwrap();
     let order: Vec<i64> = (0..30).collect();
     let whole = one(&training(&split, &Augment::default(), &norm), &order, 1, 1).images;
     let augment = Augment { cutout: Some(4), ..Augment::default() };
@@ -188,4 +198,113 @@ fn images_are_erased_where_the_square_lies_and_nowhere_else() {
     assert!(sizes.iter().all(|size| [4, 6, 8, 9, 12, 16].contains(size)), "{sizes:?}");
     assert!(sizes.contains(&16));
     assert_eq!(zero.any_dim(0, false).sum(Kind::Int64).int64_value(&[]), 64, "no place is spared");
+}
+
+/// 23 PNG files of 3 classes, each of another size, its pixels its number; at the end the labels in their order.
+fn in_files(root: &std::path::Path, on_corrupt: OnCorrupt) -> (Images, Vec<i64>) {
+    let labels: Vec<i64> = (0..23).map(|at| at / 8).collect();
+    let write = |(at, label): (usize, &i64)| {
+        let file = PathBuf::from(format!("{label}/{at:02}.png"));
+        let path = root.join(&file);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        image::RgbImage::from_pixel(10 + at as u32, 9, image::Rgb([at as u8; 3])).save(path).unwrap();
+        (file, *label)
+    };
+    let files = labels.iter().enumerate().map(write).collect();
+    let listing = Listing { folder: root.to_path_buf(), files, ignored: 0 };
+    (Images::Files(Arc::new(Files::new(listing, 8, on_corrupt))), labels)
+}
+
+#[test]
+fn batches_from_files_are_the_same_for_any_number_of_threads_and_any_resume() {
+    let folder = tempfile::tempdir().unwrap();
+    let (images, labels) = in_files(folder.path(), OnCorrupt::Error);
+    let augment = Augment { crop: Some(8), pad: 2, flip: true, cutout: Some(3), mixup: Some(1.), ..Augment::default() };
+    let batches = Batches::train(&images, &augment, &identity(), Device::Cpu);
+    assert_eq!(batches.len(), 23);
+    let order = crate::data::augment::draw::shuffled(23, 1, 2);
+    let epoch = |threads, order: &[i64]| -> Vec<Batch> {
+        tch::set_num_threads(threads);
+        batches.epoch(order.to_vec(), 5, 1, 2).collect::<Result<_>>().unwrap()
+    };
+    let expected = epoch(1, &order);
+    assert_eq!(expected[0].images.stride(), [192, 1, 24, 3], "channels_last");
+    let taken: Vec<i64> = expected.iter().flat_map(|batch| Vec::<i64>::try_from(&batch.labels).unwrap()).collect();
+    assert_eq!(taken, order.iter().map(|at| labels[*at as usize]).collect::<Vec<_>>());
+    for threads in [2, 5] {
+        for (found, expected) in epoch(threads, &order).iter().zip(&expected) {
+            assert!(found.images.equal(&expected.images) && found.labels.equal(&expected.labels));
+            assert_eq!(found.mixed.as_ref().unwrap().share, expected.mixed.as_ref().unwrap().share);
+        }
+    }
+    let resumed = epoch(2, &order[10..]);
+    assert_eq!(resumed.len(), 3);
+    assert!(resumed[0].images.equal(&expected[2].images));
+}
+
+#[test]
+fn a_test_batch_from_files_is_their_centres() {
+    let folder = tempfile::tempdir().unwrap();
+    let (images, labels) = in_files(folder.path(), OnCorrupt::Error);
+    let augment = Augment { crop: Some(8), ..Augment::default() };
+    let batches = Batches::test(&images, &augment, &identity(), Device::Cpu);
+    let all: Vec<Batch> = batches.in_order(10).collect::<Result<_>>().unwrap();
+    assert_eq!(
+        all.iter().map(|batch| batch.images.size()).collect::<Vec<_>>(),
+        [[10, 3, 8, 8], [10, 3, 8, 8], [3, 3, 8, 8]]
+    );
+    for (at, label) in labels.iter().enumerate() {
+        let batch = &all[at / 10];
+        let (image, found) = (batch.images.get(at as i64 % 10), batch.labels.int64_value(&[at as i64 % 10]));
+        // The normalisation by 1 / 255 takes a pixel to itself, but for a rounding.
+        assert!((image - at as f64).abs().max().double_value(&[]) < 1e-5);
+        assert_eq!(found, *label);
+    }
+}
+
+#[test]
+fn damaged_files_end_the_epoch_by_name_or_are_left_out_of_their_batch() {
+    let folder = tempfile::tempdir().unwrap();
+    let (strict, _) = in_files(folder.path(), OnCorrupt::Error);
+    let (lenient, labels) = in_files(folder.path(), OnCorrupt::Skip);
+    for at in [7, 12, 14] {
+        let path = folder.path().join(format!("{}/{at:02}.png", labels[at]));
+        let whole = std::fs::read(&path).unwrap();
+        std::fs::write(path, &whole[..whole.len() / 2]).unwrap();
+    }
+    let augment = Augment { crop: Some(8), ..Augment::default() };
+    let of = |images: &Images| Batches::train(images, &augment, &identity(), Device::Cpu);
+    let order: Vec<i64> = (0..23).collect();
+    let mut stream = of(&strict).epoch(order.clone(), 10, 0, 0);
+    let error = stream.next().unwrap().unwrap_err();
+    assert_eq!(crate::error::exit_status(&error), 2);
+    assert!(error.to_string().starts_with(&format!("{}/0/07.png: damaged PNG: ", folder.path().display())), "{error}");
+    assert!(stream.next().is_none());
+
+    let sizes = |size| -> Result<Vec<i64>> {
+        of(&lenient).epoch(order.clone(), size, 0, 0).map(|batch| Ok(batch?.images.size()[0])).collect()
+    };
+    assert_eq!(sizes(10).unwrap(), [9, 8, 3]);
+    assert_eq!(sizes(1).unwrap_err().to_string(), "all 1 images of a batch are damaged");
+    let second = of(&lenient).epoch(order.clone(), 10, 0, 0).nth(1).unwrap().unwrap();
+    assert_eq!(Vec::<i64>::try_from(&second.labels).unwrap(), [1, 1, 1, 1, 2, 2, 2, 2]);
+    assert_eq!(
+        Vec::<f32>::try_from(second.images.select(1, 0).select(1, 4).select(1, 4))
+            .unwrap()
+            .iter()
+            .map(|x| x.round())
+            .collect::<Vec<_>>(),
+        [10., 11., 13., 15., 16., 17., 18., 19.]
+    );
+}
+
+#[test]
+fn a_part_of_the_files_is_spread_over_all_classes() {
+    let folder = tempfile::tempdir().unwrap();
+    let (images, _) = in_files(folder.path(), OnCorrupt::Error);
+    let Images::Files(files) = images else { unreachable!() };
+    let labels = |limit| (0..files.spread(limit).len()).map(|at| files.spread(limit).label(at)).collect::<Vec<_>>();
+    assert_eq!(labels(3), [0, 0, 1]);
+    assert_eq!(labels(6), [0, 0, 0, 1, 1, 2]);
+    assert_eq!(labels(99).len(), 23);
 }

@@ -1,0 +1,112 @@
+//! Batches from images in files. Threads read, decode and transform them, each into its row of a batch, some batches ahead of the
+//! one that is asked for.
+
+use super::{Batch, Stream};
+use crate::data::augment::Augment;
+use crate::data::augment::draw::Draws;
+use crate::data::augment::image::{Transform, View};
+use crate::data::augment::normalise::{Normalisation, Normaliser};
+use crate::data::folder::files::Files;
+use crate::data::pipeline::{Pipeline, Plan, Work};
+use anyhow::{Result, bail};
+use std::sync::Arc;
+use tch::{Device, Tensor};
+
+/// Batches that are read before they are asked for. Two let the threads go on while the trainer takes one; a third covers a batch of
+/// large files.
+const AHEAD: usize = 3;
+
+/// Channels of every image.
+const CHANNELS: usize = 3;
+
+/// The images of a split and how batches of them are made.
+#[derive(Clone, Debug)]
+pub struct Reader {
+    files: Arc<Files>,
+    transform: Transform,
+    normaliser: Normaliser,
+    device: Device,
+}
+
+impl Reader {
+    /// Takes up a split, for training or evaluation.
+    pub fn new(
+        files: &Arc<Files>,
+        augment: &Augment,
+        normalisation: &Normalisation,
+        device: Device,
+        training: bool,
+    ) -> Reader {
+        let size = augment.size(files.size());
+        let transform = if training { Transform::train(augment, size) } else { Transform::test(augment, size) };
+        Reader { files: Arc::clone(files), transform, normaliser: Normaliser::new(normalisation), device }
+    }
+
+    /// Number of images.
+    pub fn len(&self) -> usize {
+        self.files.len()
+    }
+
+    /// The images of `order`, `size` at a time, as drawn for (seed, epoch).
+    pub fn batches(&self, order: Vec<i64>, size: usize, seed: u64, epoch: u64) -> Stream {
+        let plan = Plan {
+            items: order.len(),
+            batch: size,
+            row: self.transform.size().pow(2) * CHANNELS,
+            workers: crate::device::set_threads(None),
+            ahead: AHEAD,
+        };
+        let (side, device) = (self.transform.size() as i64, self.device);
+        let pipeline = Pipeline::new(Drawn { reader: self.clone(), order, seed, epoch }, plan);
+        Box::new(pipeline.map(move |read| {
+            let (rows, labels) = read?;
+            assemble(rows, &labels, side, device)
+        }))
+    }
+}
+
+/// The images of an epoch in their order.
+struct Drawn {
+    reader: Reader,
+    order: Vec<i64>,
+    seed: u64,
+    epoch: u64,
+}
+
+impl Work for Drawn {
+    /// The class; none where the file is left out.
+    type Output = Option<i64>;
+
+    fn run(&self, item: usize, row: &mut [f32]) -> Result<Option<i64>> {
+        let Reader { files, transform, normaliser, .. } = &self.reader;
+        let index = self.order[item];
+        let Some(image) = files.read(index as usize)? else { return Ok(None) };
+        let view = View { width: image.width, height: image.height, channels: CHANNELS, pixels: &image.pixels };
+        transform.write(view, &mut Draws::new(self.seed, self.epoch, index), normaliser, row)?;
+        Ok(Some(files.label(index as usize)))
+    }
+
+    fn name(&self, item: usize) -> String {
+        self.reader.files.path(self.order[item] as usize).display().to_string()
+    }
+}
+
+/// The batch of the rows that have a label.
+fn assemble(rows: Tensor, labels: &[Option<i64>], side: i64, device: Device) -> Result<Batch> {
+    let kept: Vec<i64> = (0..).zip(labels).filter(|(_, label)| label.is_some()).map(|(at, _)| at).collect();
+    if kept.is_empty() {
+        bail!("all {} images of a batch are damaged", labels.len());
+    }
+    let rows = if kept.len() < labels.len() { rows.index_select(0, &Tensor::from_slice(&kept)) } else { rows };
+    let labels: Vec<i64> = labels.iter().copied().flatten().collect();
+    let images = send(rows.view([-1, side, side, CHANNELS as i64]), device).permute([0, 3, 1, 2]);
+    Ok(Batch { images, labels: send(Tensor::from_slice(&labels), device), mixed: None })
+}
+
+/// To a GPU from pinned memory, so that nothing waits for the copy.
+fn send(tensor: Tensor, device: Device) -> Tensor {
+    match device {
+        Device::Cpu => tensor,
+        _ => tensor.pin_memory(device).to_device_(device, tensor.kind(), true, false),
+    }
+}

@@ -1,0 +1,117 @@
+//! `folder`: photographs in files, a folder a class, as ImageNet's users have them.
+//!
+//! | what | where |
+//! |---|---|
+//! | training images | `train/CLASS/…/*.jpg` (also `.jpeg` and `.png`, in any case), at any depth, so Tiny-ImageNet's `train/CLASS/images/` too |
+//! | test images | the same below `val`, or else `valid`, `validation`, `test`; or Tiny-ImageNet's `val/images/` with `val/val_annotations.txt` |
+//!
+//! Images may have any size. They stay in their files: threads read and decode those of the next batches while the network trains.
+
+pub mod check;
+pub mod decode;
+pub mod files;
+pub mod scan;
+
+use crate::bad_request;
+use crate::data::augment::Augment;
+use crate::data::dataset::{Dataset, Images, Source, Spec};
+use anyhow::Result;
+use files::{Files, OnCorrupt};
+use scan::{Listing, Scan, scan};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Options of `folder`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The folder that holds `train`, below `data.root`. Default: `data.root` itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub folder: Option<PathBuf>,
+    /// Height and width of what a network gets. `augment.crop` and `augment.random_resized_crop` have their own, which count.
+    /// Default 224.
+    pub size: i64,
+    /// Number of classes; it must be that of the folders in `train`. Default 1000, ImageNet's.
+    pub classes: i64,
+    /// What is done with a file that can't be decoded: `error` ends the work and names it, `skip` leaves it out of its batch.
+    /// Default `error`.
+    pub on_corrupt: OnCorrupt,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config { folder: None, size: 224, classes: 1000, on_corrupt: OnCorrupt::Error }
+    }
+}
+
+impl Source for Config {
+    fn check(&self) -> Result<(), String> {
+        for (key, value, most) in [("size", self.size, 1 << 13), ("classes", self.classes, 1 << 20)] {
+            if !(1..=most).contains(&value) {
+                return Err(format!("{key}: {value}; give 1 to {most}"));
+            }
+        }
+        match &self.folder {
+            Some(folder) if folder.is_absolute() => {
+                Err(format!("folder: {}; give the folder above it as data.root", folder.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn spec(&self) -> Spec {
+        Spec { classes: self.classes, channels: 3, size: self.size }
+    }
+
+    /// Refuses: the images may be more than memory holds.
+    fn load(&self, _root: Option<&Path>) -> Result<Dataset> {
+        bad_request!("data: the images of a folder stay in their files; open the set instead")
+    }
+
+    /// Lists the files of both splits.
+    fn open(&self, root: Option<&Path>) -> Result<Dataset<Images>> {
+        let Scan { classes, train, test } = self.scan(root)?;
+        let files = |listing: Listing| Images::Files(Arc::new(Files::new(listing, self.size, self.on_corrupt)));
+        Ok(Dataset { train: files(train), test: files(test), classes })
+    }
+
+    /// Images of all sizes become squares: without another crop, one of `size`, cut from the image whose shorter side is resized to
+    /// 256/224 of it, as ImageNet's networks are evaluated.
+    fn augment(&self, given: &Augment) -> Augment {
+        let crop = if given.random_resized_crop.is_none() { given.crop.or(Some(self.size)) } else { given.crop };
+        let filled = Augment { crop, ..*given };
+        let side = Augment { resize: None, ..filled }.size(self.size);
+        Augment { resize: given.resize.or(Some((side * 256 + 112) / 224)), ..filled }
+    }
+}
+
+impl Config {
+    /// Lists both splits and checks the number of classes.
+    fn scan(&self, root: Option<&Path>) -> Result<Scan> {
+        let Some(root) = root else {
+            bad_request!(
+                "data.root is not given: name the folder that holds train and val with `--set data.root=…` or FOLDCONV_DATA"
+            );
+        };
+        let found = scan(&self.folder.as_ref().map_or(root.to_path_buf(), |folder| root.join(folder)))?;
+        let classes = found.classes.len();
+        if classes as i64 != self.classes {
+            bad_request!(
+                "data.classes: {}, but {} holds {classes} class folders; give `classes: {classes}`",
+                self.classes,
+                found.train.folder.display()
+            );
+        }
+        for Listing { folder, ignored, .. } in [&found.train, &found.test] {
+            if *ignored > 0 {
+                eprintln!(
+                    "{}: {ignored} files are no .jpg, .jpeg or .png of a class and are ignored",
+                    folder.display()
+                );
+            }
+        }
+        Ok(found)
+    }
+}

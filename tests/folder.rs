@@ -1,0 +1,223 @@
+//! Image folders through the binary: what is trained, what is refused and what is left out; and the pixels beside torchvision's.
+//!
+//! Real images lie in FOLDCONV_IMAGES (`tiny10`, `imagenet-sample`); without it the tests that want them say so and pass.
+
+mod common;
+
+use common::peer::{peer, script};
+use common::{arg, error, run, start, stderr, stdout, wait_for_checkpoint};
+use foldconv::data::folder::decode::decode;
+use image::{ExtendedColorType, ImageEncoder, codecs::jpeg::JpegEncoder, codecs::png::PngEncoder};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+const CONFIG: &str =
+    "data: {name: folder, folder: small, classes: 3, size: 16, augment: {random_resized_crop: 16, flip: true}}
+net: {name: smallnet}
+operator: {name: mdconv}
+train: {epochs: 2, batch: 8}
+";
+
+/// 12 training and 4 test images of each of 3 classes, in JPEG and PNG, and the config, which is returned.
+fn small(root: &Path) -> PathBuf {
+    for (split, count) in [("train", 12), ("val", 4)] {
+        for at in 0..3 * count {
+            let folder = root.join("small").join(split).join(["ant", "bee", "cat"][at % 3]);
+            std::fs::create_dir_all(&folder).unwrap();
+            let (width, height) = (20 + at as u32 % 5, 24);
+            let pixels: Vec<u8> = (0..width * height * 3).map(|byte| (byte as usize * (at % 3 + 1)) as u8).collect();
+            let mut file = Vec::new();
+            if at % 2 == 0 {
+                JpegEncoder::new(&mut file).write_image(&pixels, width, height, ExtendedColorType::Rgb8).unwrap();
+                std::fs::write(folder.join(format!("{at:02}.JPEG")), file).unwrap();
+            } else {
+                PngEncoder::new(&mut file).write_image(&pixels, width, height, ExtendedColorType::Rgb8).unwrap();
+                std::fs::write(folder.join(format!("{at:02}.png")), file).unwrap();
+            }
+        }
+    }
+    std::fs::write(root.join("a.yaml"), CONFIG).unwrap();
+    root.join("a.yaml")
+}
+
+fn train(root: &Path, config: &Path, out: &Path, more: &[&str]) -> std::process::Output {
+    let data = format!("data.root={}", root.display());
+    let args = ["train", &arg(config), "--out", &arg(out), "--threads", "2", "--set", &data].map(String::from);
+    run(args.iter().map(String::as_str).chain(more.iter().copied()))
+}
+
+fn real_images() -> Option<PathBuf> {
+    let folder = std::env::var_os("FOLDCONV_IMAGES").map(PathBuf::from);
+    if folder.is_none() {
+        eprintln!("left out: FOLDCONV_IMAGES says where real images are");
+    }
+    folder
+}
+
+#[test]
+fn a_folder_is_trained_folded_and_evaluated() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let config = small(root);
+    std::fs::write(root.join("small/train/ant/notes.txt"), "").unwrap();
+    let out = root.join("out");
+    let trained = train(root, &config, &out, &[]);
+    assert!(stdout(&trained).contains("100.00 % of predictions agree"));
+    assert!(stderr(&trained).contains("small/train: 1 files are no .jpg, .jpeg or .png of a class and are ignored"));
+    let evaluated = stdout(&run(["eval", &arg(&out.join("compact.safetensors"))]));
+    assert!(evaluated.contains("on 12 images of folder"), "{evaluated}");
+    let described = stdout(&run(["describe", &arg(&config), "--json"]));
+    assert!(!described.is_empty(), "a network can be described without its images");
+}
+
+#[test]
+fn mistakes_are_one_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let config = small(root);
+    let refused = |set: &str| error(&train(root, &config, &root.join("out"), &["--set", set]), 2);
+    assert_eq!(
+        refused("data.classes=4"),
+        format!("data.classes: 4, but {}/small/train holds 3 class folders; give `classes: 3`", root.display())
+    );
+    assert!(
+        refused("data.folder=gone")
+            .ends_with("gone/train: no such folder; an image folder has train/CLASS/*.jpg and val/CLASS/*.jpg")
+    );
+    assert!(refused("data.folder=/small").contains("data.folder: /small; give the folder above it as data.root"));
+    assert!(refused("data.size=0").contains("data.size: 0; give 1 to 8192"));
+    assert!(refused("data.on_corrupt=ignore").contains("on_corrupt: unknown variant `ignore`"));
+    assert!(refused("data.augment.resize=12").contains("data.augment.resize: 12; give 16 or more"));
+    let no_root = run(["train", &arg(&config), "--out", &arg(&root.join("out"))]);
+    assert!(error(&no_root, 2).starts_with("data.root is not given"));
+    std::fs::rename(root.join("small/val/cat"), root.join("small/val/dog")).unwrap();
+    assert!(refused("seed=0").ends_with("small/val/dog: a class that train doesn't have"));
+}
+
+#[test]
+fn a_damaged_image_ends_the_trial_by_name_or_is_left_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let config = small(root);
+    let file = root.join("small/train/bee/10.JPEG");
+    let whole = std::fs::read(&file).unwrap();
+    let cut = |end: usize| whole[..end].to_vec();
+    let flipped = |at: usize| whole.iter().enumerate().map(|(i, byte)| byte ^ if i == at { 0xff } else { 0 }).collect();
+    let frame = whole.windows(2).position(|pair| pair == [0xff, 0xc0]).unwrap();
+    let forms: [Vec<u8>; 7] = [
+        vec![],
+        b"<html>".to_vec(),
+        cut(whole.len() / 2),
+        cut(whole.len() - 2),
+        cut(100),
+        flipped(1),
+        // No frame is left.
+        flipped(frame + 1),
+    ];
+    for damaged in &forms {
+        std::fs::write(&file, damaged).unwrap();
+        let said = error(&train(root, &config, &root.join("out"), &[]), 2);
+        assert!(said.starts_with(&format!("{}: ", file.display())), "{said}");
+        assert!(said.contains("data.on_corrupt=skip"), "{said}");
+    }
+    let left_out = train(root, &config, &root.join("skipped"), &["--set", "data.on_corrupt=skip"]);
+    stdout(&left_out);
+    // Once, though there are two epochs.
+    assert_eq!(stderr(&left_out).matches("bee/10.JPEG").count(), 1, "{}", stderr(&left_out));
+    assert!(stderr(&left_out).contains("left out, with 0 before it"));
+}
+
+/// An EXIF segment that says that the image lies on its side.
+fn on_its_side(file: &[u8]) -> Vec<u8> {
+    let tiff = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
+    let body = [b"Exif\0\0".as_slice(), tiff].concat();
+    let length = (body.len() as u16 + 2).to_be_bytes();
+    [&file[..2], &[0xff, 0xe1], &length, &body, &file[2..]].concat()
+}
+
+/// Files of every kind, and the real ones.
+fn files_to_compare(folder: &Path) -> Vec<PathBuf> {
+    let fixture = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/images").join(name);
+    let cmyk = std::fs::read(fixture("cmyk.jpg")).unwrap();
+    let adobe = cmyk.windows(5).position(|part| part == b"Adobe").unwrap();
+    // The same numbers read as YCCK: wild colours, but the same ones everywhere.
+    let mut ycck = cmyk.clone();
+    ycck[adobe + 11] = 2;
+    let progressive = std::fs::read(fixture("progressive.jpg")).unwrap();
+    let made = [("ycck.jpg", ycck), ("side.jpg", on_its_side(&progressive)), ("png.jpg", png_by_another_name())];
+    let mut files = vec![fixture("cmyk.jpg"), fixture("progressive.jpg")];
+    for (name, bytes) in made {
+        std::fs::write(folder.join(name), bytes).unwrap();
+        files.push(folder.join(name));
+    }
+    if let Some(real) = real_images() {
+        for part in ["tiny10/train", "tiny10/val", "imagenet-sample"] {
+            for class in std::fs::read_dir(real.join(part)).unwrap() {
+                files.extend(std::fs::read_dir(class.unwrap().path()).unwrap().map(|file| file.unwrap().path()));
+            }
+        }
+    }
+    files
+}
+
+/// 16-bit grey: the kind in which Pillow does what one might not expect.
+fn png_by_another_name() -> Vec<u8> {
+    let values: Vec<u8> = (0..60u16).flat_map(|at| (at * 1000).to_ne_bytes()).collect();
+    let mut file = Vec::new();
+    PngEncoder::new(&mut file).write_image(&values, 10, 6, ExtendedColorType::L16).unwrap();
+    file
+}
+
+#[test]
+fn pixels_are_those_of_torchvisions_loader() {
+    if !peer() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let files = files_to_compare(folder.path());
+    let list: Vec<&str> = files.iter().map(|file| file.to_str().unwrap()).collect();
+    std::fs::write(folder.path().join("list"), list.join("\n")).unwrap();
+    let sizes: Vec<[usize; 2]> = serde_json::from_str(&script("decode.py", &[arg(folder.path())])).unwrap();
+    let pixels = std::fs::read(folder.path().join("pixels")).unwrap();
+    let mut start = 0;
+    for (file, size) in files.iter().zip(sizes) {
+        let found = decode(&std::fs::read(file).unwrap()).unwrap();
+        assert_eq!([found.width, found.height], size, "{}", file.display());
+        let expected = &pixels[start..start + found.pixels.len()];
+        start += expected.len();
+        let differences = found.pixels.iter().zip(expected).map(|(a, b)| u64::from(a.abs_diff(*b)));
+        let (sum, most) = differences.fold((0, 0), |(sum, most), d| (sum + d, most.max(d)));
+        let mean = sum as f64 / expected.len() as f64;
+        // Both decoders round in the inverse cosine transform, between the chroma's samples and in the change of colours: a level
+        // or two each. A mean of half a level is twice what the worst of the real images has.
+        assert!(mean < 0.5 && most <= 8, "{}: mean {mean}, most {most} of 255", file.display());
+    }
+    assert_eq!(start, pixels.len());
+}
+
+#[test]
+fn ten_classes_of_tiny_imagenet_are_trained_folded_and_resumed_bit_for_bit() {
+    let Some(images) = real_images() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("experiments/folder_tiny10.yaml");
+    let root = format!("data.root={}", images.display());
+    let more = ["--set", "train.epochs=2", "--set", "train.warmup=0"];
+    let undisturbed = folder.path().join("undisturbed");
+    let said = stdout(&train(&images, &config, &undisturbed, &more));
+    assert!(said.contains("100.00 % of predictions agree"), "{said}");
+
+    let out = folder.path().join("terminated");
+    let mut child = start(&config, &out, &[more.as_slice(), &["--set", &root]].concat());
+    wait_for_checkpoint(&mut child, &out);
+    // Into the second epoch's steps.
+    std::thread::sleep(Duration::from_millis(300));
+    // SAFETY: the child has not been waited for.
+    unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGTERM) };
+    let stopped = child.wait_with_output().unwrap();
+    assert!(error(&stopped, 1).contains("interrupted after epoch 1, step "), "{}", stderr(&stopped));
+    let resumed = train(&images, &config, &out, &more);
+    assert!(stderr(&resumed).contains("going on after epoch 1, step "), "{}", stderr(&resumed));
+    stdout(&resumed);
+    let model = |out: &Path| std::fs::read(out.join("model.safetensors")).unwrap();
+    assert!(model(&out) == model(&undisturbed));
+}
