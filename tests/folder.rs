@@ -221,3 +221,26 @@ fn ten_classes_of_tiny_imagenet_are_trained_folded_and_resumed_bit_for_bit() {
     let model = |out: &Path| std::fs::read(out.join("model.safetensors")).unwrap();
     assert!(model(&out) == model(&undisturbed));
 }
+
+/// Counts of each class, and every damaged file by name, of both splits.
+#[test]
+fn a_folder_is_checked() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    small(root);
+    let root = arg(root);
+    let options = ["--set", "folder=small", "--set", "classes=3"];
+    let check = || run(["data", "check", "folder", "--root", &root].into_iter().chain(options));
+    let text = stdout(&check());
+    let rows: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+    for row in [["bee", "12", "4"].as_slice(), &["all", "3", "36", "12"]] {
+        assert!(rows.iter().any(|found| found == row), "{row:?}:\n{text}");
+    }
+    for (file, content) in [("train/bee/01.png", ""), ("val/cat/02.JPEG", "GIF89a")] {
+        std::fs::write(Path::new(&root).join("small").join(file), content).unwrap();
+    }
+    let output = check();
+    assert!(error(&output, 2).contains("folder: 2 damaged files"));
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("train/bee/01.png: is empty") && text.contains("val/cat/02.JPEG: neither JPEG"), "{text}");
+}

@@ -68,6 +68,17 @@ pub fn required<'r>(root: Option<&'r Path>, set: &str, address: &str) -> Result<
     }
 }
 
+/// Mean and standard deviation of pixels in [0, 1], of which so many have each value of a byte; 0 of no pixels.
+pub fn moments(histogram: &[u64; 256]) -> (f64, f64) {
+    let pixels = histogram.iter().sum::<u64>().max(1) as f64;
+    let over = |of: &dyn Fn(f64) -> f64| {
+        let terms = histogram.iter().zip(0..).map(|(count, value)| *count as f64 * of(f64::from(value) / 255.));
+        terms.sum::<f64>() / pixels
+    };
+    let mean = over(&|value| value);
+    (mean, over(&|value| (value - mean).powi(2)).sqrt())
+}
+
 /// Images and labels of one split, resident on one device.
 #[derive(Debug)]
 pub struct Split {
@@ -141,15 +152,6 @@ impl Split {
                 histograms.iter_mut().zip(pixel).for_each(|(histogram, value)| histogram[usize::from(*value)] += 1);
             }
         }
-        let moments = |histogram: &[u64; 256]| {
-            let pixels = histogram.iter().sum::<u64>() as f64;
-            let average = |of: &dyn Fn(f64) -> f64| {
-                let terms = histogram.iter().zip(0..).map(|(count, value)| *count as f64 * of(f64::from(value) / 255.));
-                terms.sum::<f64>() / pixels
-            };
-            let mean = average(&|value| value);
-            (mean, average(&|value| (value - mean).powi(2)).sqrt())
-        };
         Ok(histograms.iter().map(moments).unzip())
     }
 

@@ -1,6 +1,8 @@
 //! Reads every file of a split: which ones are damaged, and the statistics of the others.
 
 use super::files::Files;
+use crate::data::dataset::moments;
+use crate::data::home::Damaged;
 use crate::data::pipeline::{Pipeline, Plan, Work};
 use anyhow::Result;
 use std::sync::Arc;
@@ -12,7 +14,7 @@ type Histogram = [[u64; 256]; 3];
 #[derive(Debug, PartialEq)]
 pub struct Checked {
     /// The files that can't be decoded, and why.
-    pub damaged: Vec<(String, String)>,
+    pub damaged: Vec<Damaged>,
     /// Mean of each channel over all pixels of the other files, of pixels in [0, 1].
     pub mean: Vec<f64>,
     /// Standard deviation of each channel, in the same way.
@@ -59,23 +61,13 @@ pub fn check(files: &Arc<Files>) -> Result<Checked> {
                         total.iter_mut().zip(of_file).for_each(|(total, count)| *total += count);
                     });
                 }
-                Err(reason) => damaged.push((files.path(item).display().to_string(), reason)),
+                Err(reason) => damaged.push(Damaged { file: files.path(item).display().to_string(), reason }),
             }
             item += 1;
         }
     }
     let (mean, std) = total.iter().map(moments).unzip();
     Ok(Checked { damaged, mean, std })
-}
-
-/// Mean and standard deviation of a channel; 0 of no pixels.
-fn moments(histogram: &[u64; 256]) -> (f64, f64) {
-    let pixels = histogram.iter().sum::<u64>().max(1) as f64;
-    let over = |value: &dyn Fn(f64) -> f64| -> f64 {
-        (0..).zip(histogram).map(|(at, count)| value(f64::from(at) / 255.) * *count as f64).sum::<f64>() / pixels
-    };
-    let mean = over(&|x| x);
-    (mean, over(&|x| (x - mean).powi(2)).sqrt())
 }
 
 #[cfg(test)]
@@ -101,7 +93,10 @@ mod tests {
         let listing = Listing { folder: folder.path().to_path_buf(), files, ignored: 0 };
         let found = check(&Arc::new(Files::new(listing, 8, OnCorrupt::Error))).unwrap();
         let expected = [(7, "is empty"), (30, "neither JPEG nor PNG")];
-        assert_eq!(found.damaged, expected.map(|(at, why)| (path(at).display().to_string(), why.to_string())));
+        assert_eq!(
+            found.damaged,
+            expected.map(|(at, why)| Damaged { file: path(at).display().to_string(), reason: why.to_string() })
+        );
         // 19 files of 10 pixels at 0 and 19 of 30 at 0.4: three quarters are 0.4. Sums of 256 terms in float64.
         let near = |a: f64, b: f64| assert!((a - b).abs() < 1e-12, "{a} {b}");
         near(found.mean[0], 0.3);

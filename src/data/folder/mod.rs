@@ -15,7 +15,9 @@ pub mod scan;
 use crate::bad_request;
 use crate::data::augment::Augment;
 use crate::data::dataset::{Dataset, Images, Source, Spec};
+use crate::data::home::{ClassCount, Inspection};
 use anyhow::Result;
+use check::Checked;
 use files::{Files, OnCorrupt};
 use scan::{Listing, Scan, scan};
 use schemars::JsonSchema;
@@ -77,6 +79,27 @@ impl Source for Config {
         Ok(Dataset { train: files(train), test: files(test), classes })
     }
 
+    /// Decodes every file of both splits, and lists those that can't be.
+    fn inspect(&self, root: Option<&Path>) -> Result<Inspection> {
+        let Scan { classes, train, test } = self.scan(root)?;
+        let files = |listing: Listing| Arc::new(Files::new(listing, self.size, self.on_corrupt));
+        let (train, test) = (files(train), files(test));
+        let Checked { mut damaged, mean, std } = check::check(&train)?;
+        damaged.extend(check::check(&test)?.damaged);
+        let [of_train, of_test] = [&train, &test].map(|files| counts(files, classes.len()));
+        let count = |(class, name)| ClassCount { name, train: of_train[class], test: of_test[class] };
+        Ok(Inspection {
+            channels: 3,
+            size: self.size,
+            classes: classes.into_iter().enumerate().map(count).collect(),
+            train: train.len() as i64,
+            test: test.len() as i64,
+            mean,
+            std,
+            damaged,
+        })
+    }
+
     /// Images of all sizes become squares: without another crop, one of `size`, cut from the image whose shorter side is resized to
     /// 256/224 of it, as ImageNet's networks are evaluated.
     fn augment(&self, given: &Augment) -> Augment {
@@ -85,6 +108,13 @@ impl Source for Config {
         let side = Augment { resize: None, ..filled }.size(self.size);
         Augment { resize: given.resize.or(Some((side * 256 + 112) / 224)), ..filled }
     }
+}
+
+/// Number of files of each class.
+fn counts(files: &Files, classes: usize) -> Vec<i64> {
+    let mut counts = vec![0; classes];
+    (0..files.len()).for_each(|at| counts[files.label(at) as usize] += 1);
+    counts
 }
 
 impl Config {
