@@ -8,13 +8,14 @@ use std::path::{Path, PathBuf};
 use tch::Device;
 
 /// Points, trials, and how many points have a published number.
-const FILES: [(&str, usize, usize, usize); 13] = [
+const FILES: [(&str, usize, usize, usize); 14] = [
     ("acnet-cifar10", 4, 20, 4),
     ("acnet-cifar100", 3, 15, 3),
     ("cifar10", 5, 25, 0),
     ("cifar100", 5, 25, 1),
     ("dcd-parts", 4, 20, 0),
     ("drconv-cifar100", 5, 25, 0),
+    ("folder-tiny10", 3, 9, 0),
     ("imagenet-data", 6, 6, 0),
     ("imagenet-mobilenet_v2", 20, 20, 6),
     ("imagenet-resnet18", 4, 4, 1),

@@ -6,6 +6,7 @@ mod common;
 
 use common::peer::{peer, script};
 use common::{arg, error, run, start, stderr, stdout, wait_for_checkpoint};
+use foldconv::config::Document;
 use foldconv::data::folder::decode::decode;
 use image::{ExtendedColorType, ImageEncoder, codecs::jpeg::JpegEncoder, codecs::png::PngEncoder};
 use std::path::{Path, PathBuf};
@@ -199,7 +200,10 @@ fn pixels_are_those_of_torchvisions_loader() {
 fn ten_classes_of_tiny_imagenet_are_trained_folded_and_resumed_bit_for_bit() {
     let Some(images) = real_images() else { return };
     let folder = tempfile::tempdir().unwrap();
-    let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("experiments/folder_tiny10.yaml");
+    let sweep = Path::new(env!("CARGO_MANIFEST_DIR")).join("experiments/folder-tiny10.yaml");
+    let trial = Document::read(&sweep, &[]).unwrap().config().unwrap();
+    let config = folder.path().join("trial.yaml");
+    std::fs::write(&config, trial.to_yaml()).unwrap();
     let root = format!("data.root={}", images.display());
     let more = ["--set", "train.epochs=2", "--set", "train.warmup=0"];
     let undisturbed = folder.path().join("undisturbed");
