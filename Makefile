@@ -25,8 +25,8 @@ $(VENV)/.torch-$(TORCH):
 	ln -sfn "$$($(VENV)/bin/python -c 'import os, torch; print(os.path.dirname(torch.__file__))')" $(VENV)/libtorch
 	touch $@
 
-# What the tests compare with: torchvision's networks, and a program that runs ONNX files. Users don't need it.
-PEER := torchvision==0.26.0 onnxruntime==1.31.1 safetensors==0.8.0
+# What the tests compare with: torchvision's networks, a program that runs ONNX files, TensorBoard's reader. Users don't need it.
+PEER := torchvision==0.26.0 onnxruntime==1.31.1 safetensors==0.8.0 tensorboard==2.21.0
 PEER_STAMP = $(VENV)/.peer-$(subst $() ,-,$(subst ==,-,$(PEER)))
 
 setup-peer: $(VENV)/.torch-$(TORCH) $(PEER_STAMP)

@@ -3,6 +3,7 @@
 use crate::algebra::{self, FoldError, Geometry, Kernel};
 use crate::bad_request;
 use crate::data::dataset::Spec;
+use crate::op::gates;
 use crate::op::layers::{Activation, LinearConfig, below};
 use crate::op::operator::{Compact, Operator, Place, Shared};
 use crate::op::per_sample::{Execution, PerSample};
@@ -104,9 +105,9 @@ impl Site {
         if TRACE.with_borrow(Option::is_none) {
             return run();
         }
-        let (y, macs) = algebra::count_macs(run);
-        let trace = SiteTrace { macs, input: x.size(), output: y.size() };
-        TRACE.with_borrow_mut(|sites| sites.iter_mut().for_each(|sites| sites.push(trace.clone())));
+        let ((y, macs), gates) = gates::watch(|| algebra::count_macs(run));
+        let trace = SiteTrace { macs, input: x.size(), output: y.size(), gates };
+        TRACE.with_borrow_mut(|sites| sites.get_or_insert_default().push(trace));
         y
     }
 
@@ -152,7 +153,7 @@ impl nn::ModuleT for Site {
 }
 
 /// What one pass through a site did.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct SiteTrace {
     /// Multiply-accumulates.
     pub macs: i64,
@@ -160,6 +161,8 @@ pub struct SiteTrace {
     pub input: Vec<i64>,
     /// Shape of the output.
     pub output: Vec<i64>,
+    /// What its attention weighed with.
+    pub gates: Vec<Tensor>,
 }
 
 thread_local! {

@@ -3,6 +3,7 @@
 //! Squeeze-and-excitation (Hu et al., CVPR 2018) of the operator's INPUT: pooling anything behind a k x k convolution would
 //! not be a function of GAP(x), and the compact form would have to run that convolution to know its kernel.
 
+use crate::op::gates::noted;
 use crate::op::layers::Linear;
 use crate::op::temperature::{Divisor, Temperature};
 use schemars::JsonSchema;
@@ -23,10 +24,10 @@ pub enum GateKind {
 impl GateKind {
     /// Weights (N, K) of scores (N, K).
     pub fn weigh(self, scores: Tensor) -> Tensor {
-        match self {
+        noted(match self {
             GateKind::Sigmoid => scores.sigmoid(),
             GateKind::Softmax => scores.softmax(1, None),
-        }
+        })
     }
 }
 

@@ -1,6 +1,7 @@
 //! The branch of `dcd`: the pooled input makes the scales Λ(x) of the channels and the matrices Φ(x) that fuse.
 
 use crate::algebra;
+use crate::op::gates::noted;
 use tch::{Kind, Tensor};
 
 /// Makes Λ and Φ of the pooled input: layers without biases.
@@ -33,7 +34,7 @@ impl Branch {
             let latent = (weight.size()[0] / self.blocks).isqrt();
             linear(&hidden, weight).reshape([-1, self.blocks, latent, latent])
         });
-        (self.scale.as_ref().map(|weight| hard_sigmoid(linear(&hidden, weight))), fusion)
+        (self.scale.as_ref().map(|weight| noted(hard_sigmoid(linear(&hidden, weight)))), fusion)
     }
 
     /// Detached and in another precision.

@@ -15,6 +15,7 @@ pub mod drconv;
 pub mod dyconv;
 pub mod expandnet;
 pub mod experts;
+pub mod gates;
 pub mod gcb;
 pub mod layers;
 pub mod maconv;

@@ -12,6 +12,7 @@
 use crate::algebra::Geometry;
 use crate::op::bounds;
 use crate::op::experts::{self, Dynamic, Experts, Fc, TrainedMaker};
+use crate::op::gates::noted;
 use crate::op::layers::{Activation, Norm};
 use crate::op::operator::{Compact, Operator, Place, Recipe};
 use crate::op::per_sample::{KernelMaker, PerSample};
@@ -164,19 +165,19 @@ impl TrainedMaker for Attended {
         let hidden = self.attention.hidden(x, train);
         let scores = |head: &Fc| temperature.divide(head.forward(&hidden));
         let mixing = match kernel {
-            Some(kernel) => scores(kernel).softmax(1, None::<Kind>),
+            Some(kernel) => noted(scores(kernel).softmax(1, None::<Kind>)),
             None => hidden.new_ones([1, 1], (hidden.kind(), hidden.device())),
         };
         let (weight, bias) = self.experts.mix(&mixing);
         // Input channel i of group j is channel j C_in/g + i of x.
-        let channels = scores(channel).sigmoid().reshape([-1, groups, 1, inner, 1]);
+        let channels = noted(scores(channel).sigmoid()).reshape([-1, groups, 1, inner, 1]);
         let inputs = match spatial {
-            Some(spatial) => channels * scores(spatial).sigmoid().reshape([-1, 1, 1, 1, kh * kw]),
+            Some(spatial) => channels * noted(scores(spatial).sigmoid()).reshape([-1, 1, 1, 1, kh * kw]),
             None => channels,
         };
         let open = weight.reshape([-1, groups, out / groups, inner, kh * kw]) * inputs;
         let weight = match filter {
-            Some(filter) => open * scores(filter).sigmoid().reshape([-1, groups, out / groups, 1, 1]),
+            Some(filter) => open * noted(scores(filter).sigmoid()).reshape([-1, groups, out / groups, 1, 1]),
             None => open,
         };
         (weight.reshape([-1, out, inner, kh, kw]), bias)

@@ -9,6 +9,7 @@
 //! first reference has none for fewer channels than its reduction, which makes the gate a constant 0.5; here there is at least 1.
 
 use crate::op::bounds;
+use crate::op::gates::noted;
 use crate::op::layers::below;
 use crate::op::operator::LayerRecipe;
 use crate::op::tied::{self, Form, Tied};
@@ -159,7 +160,7 @@ impl Se {
 impl nn::ModuleT for Se {
     fn forward_t(&self, x: &Tensor, _train: bool) -> Tensor {
         let pooled = x.mean_dim([2, 3].as_slice(), false, None);
-        let gate = self.second.forward(&self.first.forward(&pooled).relu()).sigmoid();
+        let gate = noted(self.second.forward(&self.first.forward(&pooled).relu()).sigmoid());
         x * gate.unsqueeze(-1).unsqueeze(-1)
     }
 }

@@ -9,6 +9,7 @@
 use crate::algebra::{self, Affine, Geometry};
 use crate::op::bounds;
 use crate::op::experts::{self, Dynamic, Fc, TrainedMaker};
+use crate::op::gates::noted;
 use crate::op::layers::{Norm, uniform};
 use crate::op::naming::Naming;
 use crate::op::operator::{Compact, Operator, Place, Recipe, Shared};
@@ -171,7 +172,7 @@ impl KernelMaker for Generator {
         let [out, inner, kh, kw] = self.geometry.weight_size();
         let (blocks, width) = (out * self.blocks, self.weight.size()[1]);
         let reduced = experts::own_or_shared(self.reduce.as_ref().map(|reduce| reduce.forward(x)), shared);
-        let activations = self.activate.forward(&reduced).sigmoid();
+        let activations = noted(self.activate.forward(&reduced).sigmoid());
         // One product a block: (blocks, N, M/G) times (blocks, M/G, numbers).
         let activations = activations.reshape([-1, blocks, width]).transpose(0, 1);
         let made = activations.bmm(&self.weight.reshape([blocks, -1, width]).transpose(1, 2));

@@ -1,14 +1,12 @@
-//! What a person sees of a trial while it runs, and what TensorBoard sees of it: nothing here changes a result.
+//! What a person sees of a trial while it runs: nothing here changes a result.
 
 use crate::train::checkpoint::Row;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::io::Write;
-use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use tensorboard_rs::summary_writer::SummaryWriter;
 
 /// A line on stderr, which may be a file on a full disk: what can't be written is left out.
 pub fn line(text: &str) {
@@ -132,51 +130,6 @@ pub fn clock(seconds: f64) -> String {
         (0, m, s) => format!("{m}:{s:02} min"),
         (h, m, _) => format!("{h}:{m:02} h"),
     }
-}
-
-/// TensorBoard's scalars of a trial, in its folder `tensorboard`.
-pub struct Scalars(Option<SummaryWriter>);
-
-impl Scalars {
-    /// Appends to what earlier runs of the trial wrote.
-    pub fn new(trial: &Path) -> Scalars {
-        let folder = trial.join("tensorboard");
-        Scalars(quietly(|| SummaryWriter::new(folder)))
-    }
-
-    /// One point an epoch.
-    pub fn epoch(&mut self, row: &Row) {
-        let values = [
-            ("train/loss", row.train_loss),
-            ("train/lr", row.lr),
-            ("train/images_per_second", row.images_per_second),
-            ("test/loss", row.test_loss),
-            ("test/top1", row.top1),
-            ("test/top5", row.top5),
-        ];
-        let Some(writer) = self.0.take() else { return };
-        // Not dropped by a panic: its drop would panic too, and that ends the process.
-        let mut writer = ManuallyDrop::new(writer);
-        let written = quietly(|| {
-            for (tag, value) in values {
-                writer.add_scalar(tag, value as f32, row.epoch as usize);
-            }
-            writer.flush();
-        });
-        self.0 = written.map(|()| ManuallyDrop::into_inner(writer));
-    }
-}
-
-impl Drop for Scalars {
-    fn drop(&mut self) {
-        let writer = self.0.take();
-        quietly(|| drop(writer));
-    }
-}
-
-/// The writer panics where the disk is full; a trial has its checkpoint to say so, and goes on without scalars.
-fn quietly<T>(work: impl FnOnce() -> T) -> Option<T> {
-    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).ok()
 }
 
 #[cfg(test)]

@@ -6,11 +6,12 @@ pub mod log;
 pub mod optimizer;
 pub mod result;
 pub mod schedule;
+mod tensorboard;
 pub mod trainer;
 
 use crate::config::{Built, Config};
 use crate::fold::{self, Refused};
-use crate::net::block::Form;
+use crate::net::block::{Form, trace_sites};
 use crate::weights::{About, Model};
 use crate::{bad_request, device, files};
 use anyhow::{Context, Result, bail};
@@ -21,7 +22,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use tch::{Device, Kind, Tensor};
+use tensorboard::Events;
 use trainer::Trainer;
+
+/// Test images whose gates are watched.
+const WATCHED: usize = 64;
 
 /// The version of this crate and, where it was built from a checkout, its git revision.
 pub fn version() -> String {
@@ -36,6 +41,8 @@ struct Trial {
     trainer: Trainer,
     /// The network in compact form, for evaluation.
     compact: Built,
+    /// Whether that is what was evaluated last.
+    folds: bool,
     folder: PathBuf,
     progress: Progress,
     /// Loss of each step of the running epoch, on the device.
@@ -69,7 +76,7 @@ pub fn train(config: &Config, folder: &Path, device: Device) -> Result<TrialResu
     let progress = Progress { hash, ..Progress::default() };
     let compact = config.build(Form::Compact, device)?;
     let folder = folder.to_path_buf();
-    let mut trial = Trial { trainer, compact, folder, progress, losses, stop, started: Instant::now() };
+    let mut trial = Trial { trainer, compact, folds: false, folder, progress, losses, stop, started: Instant::now() };
     trial.resume()?;
     trial.run()?;
     trial.finish(device)
@@ -126,14 +133,37 @@ impl Trial {
         let steps = self.trainer.steps_per_epoch();
         let done = self.progress.epoch * steps + self.progress.step;
         let mut bar = log::Bar::new(&self.folder, epochs * steps, done, epochs);
-        let mut scalars = log::Scalars::new(&self.folder);
+        let mut events = Events::new(&self.folder);
+        events.start(&self.trainer.config);
         while self.progress.epoch < epochs {
             let row = self.epoch(&mut bar)?;
-            scalars.epoch(&row);
+            let distributions = self.distributions()?;
+            events.epoch(&row, distributions.iter().map(|(tag, tensor)| (tag.clone(), tensor)));
             bar.epoch(&row);
         }
         bar.finish();
+        events.end();
         Ok(())
+    }
+
+    /// What is worth a histogram: the kernels, folded where they can be, and what the attention of each site weighs the first test images
+    /// with.
+    fn distributions(&self) -> Result<Vec<(String, Tensor)>> {
+        let Trainer { network, test, .. } = &self.trainer;
+        let store = if self.folds { &self.compact.store } else { &network.store };
+        let kernels = store.variables().into_iter().filter(|(_, variable)| variable.dim() == 4);
+        let mut all: Vec<(String, Tensor)> =
+            kernels.map(|(name, kernel)| (format!("kernels/{name}"), kernel)).collect();
+        all.sort_by(|(a, _), (b, _)| a.cmp(b));
+        let Some(batch) = test.in_order(WATCHED).next().transpose()? else { return Ok(all) };
+        let (_, traces) = trace_sites(|| tch::no_grad(|| network.network.forward_t(&batch.images, false)));
+        for (site, trace) in network.network.sites().into_iter().zip(traces) {
+            let gates: Vec<Tensor> = trace.gates.iter().map(|gates| gates.flatten(0, -1)).collect();
+            if !gates.is_empty() {
+                all.push((format!("gates/{}", site.name), Tensor::cat(&gates, 0)));
+            }
+        }
+        Ok(all)
     }
 
     /// Trains what is left of an epoch, evaluates, and checkpoints.
@@ -182,9 +212,11 @@ impl Trial {
     }
 
     /// On the test split. The folded network is the same function and faster, so it runs where there is one.
-    fn evaluate(&self) -> Result<evaluate::Evaluation> {
+    fn evaluate(&mut self) -> Result<evaluate::Evaluation> {
         let Trainer { network, test, .. } = &self.trainer;
-        let evaluation = match fold::fold(&*network.network, &network.store) {
+        let folded = fold::fold(&*network.network, &network.store);
+        self.folds = folded.is_ok();
+        let evaluation = match folded {
             Ok(folded) => {
                 fold::assign(&self.compact.store, &folded)?;
                 evaluate::evaluate(&self.compact, test)?

@@ -6,11 +6,11 @@ use std::process::Command;
 
 /// Whether the packages are there. With FOLDCONV_PEER set they must be.
 pub fn peer() -> bool {
-    let imports = "import onnxruntime, safetensors, torchvision";
+    let imports = "import onnxruntime, safetensors, tensorboard, torchvision";
     let there = Command::new(python()).args(["-c", imports]).output().is_ok_and(|output| output.status.success());
     assert!(there || std::env::var_os("FOLDCONV_PEER").is_none(), "`make setup-peer` installs what is missing");
     if !there {
-        eprintln!("left out: `make setup-peer` installs torchvision and onnxruntime");
+        eprintln!("left out: `make setup-peer` installs torchvision, onnxruntime and tensorboard");
     }
     there
 }

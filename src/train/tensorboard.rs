@@ -1,0 +1,211 @@
+//! What TensorBoard shows of a trial: scalars and histograms of each epoch, and the options in the HParams tab, in the folder
+//! `tensorboard`. Nothing here changes a result.
+
+use crate::config::{Config, Value};
+use crate::train::checkpoint::Row;
+use protobuf::Message;
+use protobuf::well_known_types::Value as Field;
+use std::mem::ManuallyDrop;
+use std::path::Path;
+use tch::{Kind, Tensor};
+use tensorboard_proto::api::{DataType, Experiment, HParamInfo, MetricInfo, MetricName, Status};
+use tensorboard_proto::plugin_hparams::{HParamsPluginData, SessionEndInfo, SessionStartInfo};
+use tensorboard_proto::summary::{HistogramProto, Summary, Summary_Value, SummaryMetadata, SummaryMetadata_PluginData};
+use tensorboard_rs::summary_writer::FileWriter;
+
+/// What the HParams tab shows of a trial beside its options.
+const METRICS: [&str; 4] = ["test/top1", "test/top5", "test/loss", "train/loss"];
+
+/// Buckets of a histogram.
+const BUCKETS: i64 = 30;
+
+/// The events of a trial. One that can't write, as on a full disk, is silent: the checkpoint says so.
+pub struct Events(Option<FileWriter>);
+
+impl Events {
+    /// Appends to what earlier runs of the trial wrote.
+    pub fn new(trial: &Path) -> Events {
+        let folder = trial.join("tensorboard");
+        Events(quietly(|| FileWriter::new(folder)))
+    }
+
+    /// The options of the trial.
+    pub fn start(&mut self, config: &Config) {
+        let options = options(config);
+        let mut experiment = Experiment::new();
+        experiment.set_hparam_infos(options.iter().map(|(name, value)| info(name, value)).collect());
+        experiment.set_metric_infos(METRICS.iter().map(|tag| metric(tag)).collect());
+        let mut session = SessionStartInfo::new();
+        session.set_hparams(options.into_iter().collect());
+        let (mut first, mut second) = (HParamsPluginData::new(), HParamsPluginData::new());
+        first.set_experiment(experiment);
+        second.set_session_start_info(session);
+        self.write(0, vec![hparams("experiment", &first), hparams("session_start_info", &second)]);
+    }
+
+    /// The trial is done.
+    pub fn end(&mut self) {
+        let (mut session, mut data) = (SessionEndInfo::new(), HParamsPluginData::new());
+        session.set_status(Status::STATUS_SUCCESS);
+        data.set_session_end_info(session);
+        self.write(0, vec![hparams("session_end_info", &data)]);
+    }
+
+    /// One point an epoch, and the distribution of each of these tensors.
+    pub fn epoch<'t>(&mut self, row: &Row, tensors: impl IntoIterator<Item = (String, &'t Tensor)>) {
+        let scalars = [
+            ("train/loss", row.train_loss),
+            ("train/lr", row.lr),
+            ("train/images_per_second", row.images_per_second),
+            ("test/loss", row.test_loss),
+            ("test/top1", row.top1),
+            ("test/top5", row.top5),
+        ];
+        let scalars = scalars.into_iter().map(|(tag, value)| {
+            let mut summary = tagged(tag);
+            summary.set_simple_value(value as f32);
+            summary
+        });
+        let histograms = tensors.into_iter().filter_map(|(tag, tensor)| {
+            let mut summary = tagged(&tag);
+            summary.set_histo(histogram(tensor)?);
+            Some(summary)
+        });
+        self.write(row.epoch as usize, scalars.chain(histograms).collect());
+    }
+
+    fn write(&mut self, step: usize, values: Vec<Summary_Value>) {
+        let Some(writer) = self.0.take() else { return };
+        // Not dropped by a panic: its drop would panic too, and that ends the process.
+        let mut writer = ManuallyDrop::new(writer);
+        let written = quietly(|| {
+            let mut summary = Summary::new();
+            summary.set_value(values.into());
+            writer.add_summary(summary, step);
+            writer.flush();
+        });
+        self.0 = written.map(|()| ManuallyDrop::into_inner(writer));
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        let writer = self.0.take();
+        quietly(|| drop(writer));
+    }
+}
+
+/// The writer panics where the disk is full; a trial has its checkpoint to say so, and goes on without events.
+fn quietly<T>(work: impl FnOnce() -> T) -> Option<T> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).ok()
+}
+
+fn tagged(tag: &str) -> Summary_Value {
+    let mut value = Summary_Value::new();
+    value.set_tag(tag.into());
+    value
+}
+
+/// A message of the HParams plugin, which travels as the metadata of an empty summary.
+fn hparams(name: &str, data: &HParamsPluginData) -> Summary_Value {
+    let mut plugin = SummaryMetadata_PluginData::new();
+    plugin.set_plugin_name("hparams".into());
+    plugin.set_content(data.write_to_bytes().unwrap_or_default());
+    let mut metadata = SummaryMetadata::new();
+    metadata.set_plugin_data(plugin);
+    let mut value = tagged(&format!("_hparams_/{name}"));
+    value.set_metadata(metadata);
+    value
+}
+
+fn metric(tag: &str) -> MetricInfo {
+    let (mut name, mut info) = (MetricName::new(), MetricInfo::new());
+    name.set_tag(tag.into());
+    info.set_name(name);
+    info
+}
+
+fn info(name: &str, value: &Field) -> HParamInfo {
+    let mut info = HParamInfo::new();
+    info.set_name(name.into());
+    info.set_field_type(match value {
+        value if value.has_bool_value() => DataType::DATA_TYPE_BOOL,
+        value if value.has_number_value() => DataType::DATA_TYPE_FLOAT64,
+        _ => DataType::DATA_TYPE_STRING,
+    });
+    info
+}
+
+/// The resolved options by their dotted keys; lists as text, what is null left out, and so where the data lie.
+fn options(config: &Config) -> Vec<(String, Field)> {
+    let mut found = Vec::new();
+    collect("", &config.to_value(), &mut found);
+    found.retain(|(key, _)| key != "data.root");
+    found
+}
+
+fn collect(key: &str, value: &Value, found: &mut Vec<(String, Field)>) {
+    let mut option = Field::new();
+    match value {
+        Value::Mapping(keys) => {
+            for (name, value) in keys {
+                let name = name.as_str().unwrap_or_default();
+                let dotted = if key.is_empty() { name.to_string() } else { format!("{key}.{name}") };
+                collect(&dotted, value, found);
+            }
+            return;
+        }
+        Value::Null | Value::Tagged(_) => return,
+        Value::Bool(value) => option.set_bool_value(*value),
+        Value::Number(value) => option.set_number_value(value.as_f64().unwrap_or_default()),
+        Value::String(value) => option.set_string_value(value.clone()),
+        Value::Sequence(values) => {
+            let texts = values.iter().map(|value| crate::config::yaml(value).trim_end().to_string());
+            option.set_string_value(texts.collect::<Vec<_>>().join(", "));
+        }
+    }
+    found.push((key.to_string(), option));
+}
+
+/// Buckets of one width between the least and the largest number; none of a tensor that has no finite ones.
+fn histogram(tensor: &Tensor) -> Option<HistogramProto> {
+    let values = tensor.detach().to_kind(Kind::Double).flatten(0, -1);
+    if values.numel() == 0 {
+        return None;
+    }
+    let [least, most] = [values.min(), values.max()].map(|value| value.double_value(&[]));
+    if !(least.is_finite() && most.is_finite()) {
+        return None;
+    }
+    // All in one bucket where they are equal.
+    let width = ((most - least) / BUCKETS as f64).max(least.abs().max(most.abs()) * 1e-12 + f64::MIN_POSITIVE);
+    let places = ((&values - least) / width).floor().clamp(0, BUCKETS - 1).to_kind(Kind::Int64);
+    let counts = Vec::<i64>::try_from(places.bincount(None::<Tensor>, BUCKETS)).ok()?;
+    let mut histogram = HistogramProto::new();
+    histogram.set_min(least);
+    histogram.set_max(most);
+    histogram.set_num(values.numel() as f64);
+    histogram.set_sum(values.sum(Kind::Double).double_value(&[]));
+    histogram.set_sum_squares(values.square().sum(Kind::Double).double_value(&[]));
+    histogram.set_bucket_limit((1..=BUCKETS).map(|at| least + width * at as f64).collect());
+    histogram.set_bucket(counts.into_iter().map(|count| count as f64).collect());
+    Some(histogram)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_histogram_counts_every_number() {
+        let found = histogram(&Tensor::from_slice(&[0., 1., 2., 30., 29.5, 1.5])).unwrap();
+        assert_eq!((found.get_min(), found.get_max(), found.get_num(), found.get_sum()), (0., 30., 6., 64.));
+        assert_eq!((found.get_bucket()[..3].to_vec(), found.get_bucket()[29]), (vec![1., 2., 1.], 2.));
+        assert_eq!((found.get_bucket_limit()[0], found.get_bucket().iter().sum::<f64>()), (1., 6.));
+        let equal = histogram(&Tensor::from_slice(&[7.; 5])).unwrap();
+        assert_eq!((equal.get_bucket()[0], equal.get_bucket_limit().len()), (5., 30));
+        assert!(equal.get_bucket_limit().is_sorted_by(|a, b| a < b));
+        assert!(histogram(&Tensor::from_slice(&[1., f64::NAN])).is_none());
+        assert!(histogram(&Tensor::from_slice::<f64>(&[])).is_none());
+    }
+}
