@@ -75,11 +75,20 @@ impl Cluster {
     fn wait_for(&self, what: &str, mut is: impl FnMut() -> bool) {
         let clock = Instant::now();
         while !is() {
-            let log = |name| std::fs::read_to_string(self.path(name)).unwrap_or_default();
-            let logs = || format!("{}\n{}", log("slurmctld.log"), log("slurmd.log"));
+            let logs = || ["slurmctld.log", "slurmd.log"].map(|name| read(&self.path(name))).join("\n");
             assert!(clock.elapsed() < PATIENCE, "waited for {what}\n{}", logs());
             std::thread::sleep(Duration::from_millis(50));
         }
+    }
+
+    /// Does what Slurm does when the time of a job is nearly over, to one that runs.
+    fn end_time_of_a_task(&self) {
+        let is_batch = |pid: &libc::pid_t| {
+            is_task(*pid) && read(Path::new(&format!("/proc/{pid}/cmdline"))).contains("\0--trial\0")
+        };
+        let pid = self.processes().into_iter().find(is_batch).expect("a task runs");
+        // SAFETY: a bare system call, on a process that this test has started.
+        unsafe { libc::kill(pid, libc::SIGUSR1) };
     }
 
     /// Kills the node as a power failure does: its daemon, and whatever it started.
@@ -167,10 +176,26 @@ fn trials(out: &Path) -> Vec<(bool, u64)> {
     folders.map(|folder| (folder.join("result.json").exists(), attempts(&folder))).collect()
 }
 
-/// Trials that have done an epoch and not all.
+/// How often any trial was started.
+fn starts(out: &Path) -> u64 {
+    trials(out).iter().map(|(_, attempts)| attempts).sum()
+}
+
+/// What the tasks have said.
+fn logs(out: &Path) -> String {
+    let files = std::fs::read_dir(out.join("slurm")).unwrap().flatten().map(|entry| entry.path());
+    files.filter(|path| path.extension().is_some_and(|end| end == "log")).map(|path| read(&path)).collect()
+}
+
+fn read(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap_or_default()
+}
+
+/// Trials that run, and have done an epoch.
 fn under_way(out: &Path) -> usize {
     let folders = std::fs::read_dir(out.join("trials")).into_iter().flatten().flatten().map(|entry| entry.path());
-    folders.filter(|folder| folder.join("metrics.csv").exists() && !folder.join("result.json").exists()).count()
+    let runs = |folder: &PathBuf| read(&folder.join("state.json")).contains("\"running\"");
+    folders.filter(runs).filter(|folder| folder.join("metrics.csv").exists()).count()
 }
 
 /// The tasks in the queue, one a word: JOB_INDEX.
@@ -206,34 +231,36 @@ fn a_sweep_outlives_its_node_and_is_preempted_and_runs_each_trial_once() {
     let follower = sweep(&[]).spawn().unwrap();
 
     cluster.wait_for("two trials with an epoch each", || under_way(&out) == 2);
+    cluster.end_time_of_a_task();
+    cluster.wait_for("a job that puts itself back", || logs(&out).contains("goes back into the queue"));
+
+    cluster.wait_for("two trials with an epoch each", || under_way(&out) == 2);
     cluster.lose_node();
+    let before = starts(&out);
     cluster.return_node();
-    cluster.wait_for("a trial that goes on", || under_way(&out) > 0 && trials(&out).iter().any(|(_, n)| *n > 1));
+    cluster.wait_for("a trial that goes on", || starts(&out) > before && under_way(&out) > 0);
 
     let preempt = ["-p", "high", "-c", "2", "-o", "/dev/null", "--wrap", "sleep 1"];
-    let before: u64 = trials(&out).iter().map(|(_, attempts)| attempts).sum();
+    let stopped = || logs(&out).matches(": stopped").count();
+    let before = stopped();
     assert!(!cluster.says("sbatch", &preempt).is_empty());
-    let log = |path: &Path| std::fs::read_to_string(path).unwrap_or_default();
-    cluster.wait_for("trials that are stopped by the job", || {
-        let logs = std::fs::read_dir(out.join("slurm")).unwrap().flatten().map(|entry| entry.path());
-        logs.filter(|path| path.extension().is_some_and(|end| end == "log"))
-            .any(|path| log(&path).contains(": stopped"))
-    });
+    cluster.wait_for("trials that are stopped by the job", || stopped() > before);
 
     let followed = follower.wait_with_output().unwrap();
     assert!(stdout(&followed).contains("8 of 8 trials are finished"), "{}", stderr(&followed));
     let trials = trials(&out);
     assert!(trials.len() == 8 && trials.iter().all(|(finished, _)| *finished), "{trials:?}");
-    // A start for each, and one more for each of two that lost their node and of up to two that were preempted.
-    let starts: u64 = trials.iter().map(|(_, attempts)| attempts).sum();
-    assert!((11..=12).contains(&starts) && starts > before, "{trials:?}");
+    // A start for each; one more for the one that was told to end, for two that lost their node or one, and for up to two that
+    // were preempted.
+    assert!((11..=13).contains(&starts(&out)), "{trials:?}");
+    let mut trained = 0;
     for entry in std::fs::read_dir(out.join("trials")).unwrap().flatten() {
-        let epochs: Vec<String> = csv::Reader::from_path(entry.path().join("metrics.csv"))
-            .unwrap()
-            .into_records()
-            .map(|row| row.unwrap()[0].to_string())
-            .collect();
+        let rows = csv::Reader::from_path(entry.path().join("metrics.csv")).unwrap().into_records();
+        let epochs: Vec<String> = rows.map(|row| row.unwrap()[0].to_string()).collect();
         assert_eq!(epochs, (1..=12).map(|epoch| epoch.to_string()).collect::<Vec<_>>());
+        trained += read(&entry.path().join("log.txt")).lines().filter(|line| line.starts_with("epoch ")).count();
     }
+    // Only the two that were killed may have said an epoch that they had no time to write down.
+    assert!((96..=98).contains(&trained), "{trained} epochs were trained");
     assert_eq!(queued(&cluster), [String::new(); 0], "no job is left");
 }
