@@ -24,7 +24,7 @@ seeds: 2
 ";
 
 /// Longest wait for anything; on an idle machine all of it takes less than a minute.
-const PATIENCE: Duration = Duration::from_secs(240);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A cluster, which ends when this is dropped.
 struct Cluster {
@@ -262,5 +262,5 @@ fn a_sweep_outlives_its_node_and_is_preempted_and_runs_each_trial_once() {
     }
     // Only the two that were killed may have said an epoch that they had no time to write down.
     assert!((96..=98).contains(&trained), "{trained} epochs were trained");
-    assert_eq!(queued(&cluster), [String::new(); 0], "no job is left");
+    assert!(queued(&cluster).is_empty(), "no job is left");
 }
