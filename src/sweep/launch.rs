@@ -84,7 +84,7 @@ impl Outcome {
 }
 
 /// A flag that SIGINT, SIGTERM and SIGHUP set from now on, in place of ending the process. The second signal ends it at
-/// once, and its trials with it. A signal that is ignored, as nohup has it, stays so.
+/// once, and does not wait for its trials' checkpoints. A signal that is ignored, as nohup has it, stays so.
 pub fn stop_signals() -> Result<Arc<AtomicBool>> {
     let flag = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|signal| !is_ignored(*signal)) {
