@@ -118,7 +118,7 @@ fn an_interrupted_trial_ends_bit_for_bit_like_an_undisturbed_one() {
         unsafe { libc::kill(child.id() as libc::pid_t, signal) };
         if signal == libc::SIGTERM {
             // A cluster sends it, and the sweep that runs the trial passes it on: only SIGINT ends it at its second.
-            std::thread::sleep(Duration::from_millis(1));
+            std::thread::sleep(std::time::Duration::from_millis(1));
             // SAFETY: as above.
             unsafe { libc::kill(child.id() as libc::pid_t, signal) };
         }
