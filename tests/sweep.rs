@@ -124,3 +124,23 @@ fn a_trial_that_fails_does_not_stop_the_others() {
     );
     assert!(String::from_utf8_lossy(&output.stdout).contains("1 of 2 trials are finished"));
 }
+
+#[test]
+fn a_sweep_for_a_cluster_says_what_is_missing_and_shows_its_script() {
+    let (_guard, root) = started();
+    let script = stdout(&sweep(&root, &["--launcher", "slurm", "--print", "--threads", "2", "--gres", "gpu:1"]));
+    let out = root.join("out").canonicalize().unwrap_or(root.join("out"));
+    assert!(script.starts_with("#!/bin/sh\n#SBATCH ") && script.contains("#SBATCH --array=0-5\n"), "{script}");
+    assert!(script.contains(&format!("--out {} --trial \"$trial\"", out.display())) && !out.exists(), "{script}");
+
+    let mut command = foldconv();
+    command.arg("sweep").arg(root.join("a.yaml")).arg("--out").arg(&out).args(["--launcher", "slurm"]);
+    let missing = error(&command.env("PATH", &root).output().unwrap(), 2);
+    assert!(missing.starts_with("sbatch: not found") && missing.contains("--launcher local"), "{missing}");
+    for (args, named) in
+        [(["--time", "30"].as_slice(), "--launcher slurm"), (&["--launcher", "slurm", "--jobs", "2"], "--array-limit")]
+    {
+        let refused = error(&sweep(&root, args), 2);
+        assert!(refused.contains(named), "{refused}");
+    }
+}

@@ -2,10 +2,13 @@
 
 use super::output::json;
 use super::{FromConfig, Machine};
+use crate::bad_request;
+use crate::config::Document;
 use crate::sweep;
 use crate::sweep::queue::Policy;
 use crate::sweep::slots::Wish;
-use anyhow::Result;
+use crate::sweep::slurm;
+use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -41,6 +44,49 @@ pub struct Options {
     /// Run again what failed, timed out or was out of memory in earlier runs
     #[arg(long)]
     retry_failed: bool,
+    /// Run this one trial, by the name of its folder, of the sweep that is in --out, and print no report; what a task of a cluster does
+    #[arg(long, value_name = "HASH", conflicts_with_all = ["dry_run", "launcher", "jobs", "gpus", "per_gpu", "on_error", "retry_failed"])]
+    trial: Option<String>,
+    /// What runs the trials
+    #[arg(long, value_enum, default_value_t = Launch::Local)]
+    launcher: Launch,
+    #[command(flatten)]
+    cluster: Cluster,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Launch {
+    /// Processes on this machine
+    Local,
+    /// An array of jobs; a trial has --threads cores, one if that is not given
+    Slurm,
+}
+
+/// Options of `--launcher slurm`.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "With --launcher slurm")]
+struct Cluster {
+    /// Partition of the jobs
+    #[arg(long, value_name = "NAME")]
+    partition: Option<String>,
+    /// Time of a job, as sbatch takes it: 30 (minutes), 12:00:00, 1-00; a trial that needs longer goes on in the next
+    #[arg(long, value_name = "TIME")]
+    time: Option<String>,
+    /// What else a trial needs, as gpu:1
+    #[arg(long, value_name = "LIST")]
+    gres: Option<String>,
+    /// Trials at a time (of each array, where more than 1,000 make it several)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    array_limit: Option<u32>,
+    /// Any option of sbatch, as mem=8G or account=lab; may be repeated
+    #[arg(long, value_name = "OPTION")]
+    sbatch: Vec<String>,
+    /// Submit and return; the same command without it follows
+    #[arg(long)]
+    detach: bool,
+    /// Show the batch script, and submit nothing
+    #[arg(long)]
+    print: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -61,13 +107,68 @@ pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
         println!("{preview}");
         return Ok(());
     }
+    if let Some(hash) = &options.trial {
+        return slurm::task::run(&options.out, hash, &options.meant(machine));
+    }
+    if options.launcher == Launch::Slurm {
+        return options.on_slurm(&document, machine, as_json);
+    }
+    if options.cluster.is_given() {
+        bad_request!("--partition, --time, --gres, --array-limit, --sbatch, --detach, --print: need --launcher slurm");
+    }
     let outcome = sweep::run(&document, &options.out, &options.meant(machine))?;
     // What is finished is reported even where something failed.
     super::report::print(&options.out, as_json)?;
     outcome.check()
 }
 
+impl Cluster {
+    fn is_given(&self) -> bool {
+        let Cluster { partition, time, gres, array_limit, sbatch, detach, print } = self;
+        let texts = [partition, time, gres].into_iter().any(Option::is_some);
+        texts || array_limit.is_some() || !sbatch.is_empty() || *detach || *print
+    }
+}
+
 impl Options {
+    fn on_slurm(&self, document: &Document, machine: &Machine, as_json: bool) -> Result<()> {
+        if self.jobs.is_some() || !self.gpus.is_empty() || self.per_gpu.is_some() || self.on_error == OnError::Stop {
+            bad_request!(
+                "--jobs, --gpus, --per-gpu, --on-error stop: are for this machine; Slurm takes --array-limit and --gres gpu:1"
+            );
+        }
+        let (request, meant) = (self.request(machine), self.meant(machine));
+        if self.cluster.print {
+            print!("{}", slurm::print(document, &self.out, &request, meant.policy)?);
+            return Ok(());
+        }
+        let sweep = slurm::submit(document, &self.out, &request, meant.policy)?;
+        if self.cluster.detach {
+            return if as_json { json(&sweep.jobs()) } else { Ok(()) };
+        }
+        let followed = sweep.follow(&slurm::follow::Pace::default())?;
+        super::report::print(&self.out, as_json)?;
+        match followed.left {
+            Some(why) => bail!(why),
+            None => followed.outcome.check(),
+        }
+    }
+
+    fn request(&self, machine: &Machine) -> slurm::Request {
+        let Cluster { partition, time, gres, array_limit, sbatch, .. } = &self.cluster;
+        slurm::Request {
+            partition: partition.clone(),
+            time: time.clone(),
+            gres: gres.clone(),
+            array_limit: *array_limit,
+            more: sbatch.clone(),
+            threads: machine.threads.map_or(1, usize::from),
+            device: machine.device.clone(),
+            time_limit: self.time_limit,
+            retries: self.retries,
+        }
+    }
+
     fn meant(&self, machine: &Machine) -> sweep::Options {
         sweep::Options {
             device: machine.device.clone(),

@@ -4,7 +4,7 @@ use crate::sweep::child::{Program, Running};
 use crate::sweep::machine;
 use crate::sweep::plan::{Plan, Point, Trial};
 use crate::sweep::prune::Curves;
-use crate::sweep::queue::{Claim, Policy, Queue, Settled};
+use crate::sweep::queue::{Policy, Queue, Settled};
 use crate::sweep::slots::Slot;
 use crate::sweep::store::Store;
 use crate::sweep::view::{Progress, View};
@@ -29,6 +29,8 @@ const RENEW: Duration = Duration::from_millis(200);
 pub struct Launcher<'a> {
     /// Where they run.
     pub store: &'a Store,
+    /// The one trial to run, by its hash; none for all.
+    pub only: Option<&'a str>,
     /// What runs them.
     pub program: Program,
     /// Where.
@@ -82,7 +84,7 @@ impl Outcome {
 }
 
 /// A flag that SIGINT, SIGTERM and SIGHUP set from now on, in place of ending the process. The second signal ends it at
-/// once, and its trials with it. A signal that is ignored, as nohup has it, stays so.
+/// once, and does not wait for its trials' checkpoints. A signal that is ignored, as nohup has it, stays so.
 pub fn stop_signals() -> Result<Arc<AtomicBool>> {
     let flag = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|signal| !is_ignored(*signal)) {
@@ -123,7 +125,10 @@ impl Launcher<'_> {
     /// A damaged result of an earlier run; that the disk is full; that the program can't be started at all. The trials
     /// that run are told to write their checkpoints first.
     pub fn run(&self, plan: &Plan, reason: &str) -> Result<Outcome> {
-        let queue = Queue::new(self.store, plan, self.policy)?;
+        let mut queue = Queue::new(self.store, plan, self.policy)?;
+        if let Some(hash) = self.only {
+            queue.keep_only(hash);
+        }
         let baseline = plan.points.iter().filter(|point| point.baseline).flat_map(|point| &point.trials);
         let mut run = Run {
             launcher: self,
@@ -135,7 +140,12 @@ impl Launcher<'_> {
             kept: baseline.map(|trial| trial.hash.clone()).collect(),
             ending: None,
         };
-        run.say_what_is_there(reason);
+        if self.only.is_none() {
+            say_what_is_there(&run.view, &run.queue);
+        }
+        if !run.queue.is_empty() {
+            run.view.say(reason);
+        }
         let ended = run.all();
         if ended.is_err() {
             run.stop_all();
@@ -147,19 +157,6 @@ impl Launcher<'_> {
 }
 
 impl Run<'_> {
-    fn say_what_is_there(&self, reason: &str) {
-        let (tally, trials) = (self.queue.tally(), self.queue.trials().len());
-        if tally.done > 0 {
-            self.view.say(&format!("{} of {trials} trials are finished already", tally.done));
-        }
-        if !tally.failed.is_empty() {
-            self.view.say(&format!("{} failed in earlier runs; --retry-failed runs them again", tally.failed.len()));
-        }
-        if !self.queue.is_empty() {
-            self.view.say(reason);
-        }
-    }
-
     /// Until nothing runs and nothing is left.
     fn all(&mut self) -> Result<()> {
         let mut renewed: Option<Instant> = None;
@@ -186,7 +183,8 @@ impl Run<'_> {
             if renewed.is_none_or(|renewed| renewed.elapsed() > RENEW) {
                 renewed = Some(Instant::now());
                 self.prune();
-                self.view.show(progress(&self.queue), &self.running);
+                let running = self.running.iter().map(|trial| (trial.claim.at(), trial.folder.as_path()));
+                self.view.show(progress(&self.queue), running);
             }
             std::thread::sleep(PAUSE);
         }
@@ -203,20 +201,13 @@ impl Run<'_> {
                 continue;
             }
             let Some(claim) = self.queue.next(slot.threads)? else { break };
-            let (at, title) = (claim.at(), self.title(&claim));
+            let (at, title) = (claim.at(), title(self.queue.trials(), claim.at()));
             let folder = self.launcher.store.trial(&claim.hash);
             let running = Running::start(&self.launcher.program, claim, folder, (place, slot))?;
             self.running.push(running);
             self.view.begin(at, &title);
         }
         Ok(())
-    }
-
-    /// `[3/12] maconv bypass=true seed 0`.
-    fn title(&self, claim: &Claim) -> String {
-        let trials = self.queue.trials();
-        let (point, trial) = trials[claim.at()];
-        format!("[{}/{}] {}", claim.at() + 1, trials.len(), name(point, trial))
     }
 
     /// Settles the trials that have ended.
@@ -231,7 +222,7 @@ impl Run<'_> {
                 continue;
             };
             let trial = self.running.swap_remove(place);
-            let (at, title) = (trial.claim.at(), self.title(&trial.claim));
+            let (at, title) = (trial.claim.at(), title(self.queue.trials(), trial.claim.at()));
             let memory = Some(machine::most_memory_of_children());
             // The trial is as good as stopped: it goes on once there is room.
             let end = if death.disk_full { super::queue::End::Stopped } else { death.end };
@@ -312,11 +303,28 @@ impl Run<'_> {
     }
 }
 
+/// What earlier runs have left.
+pub fn say_what_is_there(view: &View, queue: &Queue) {
+    let (tally, trials) = (queue.tally(), queue.trials().len());
+    if tally.done > 0 {
+        view.say(&format!("{} of {trials} trials are finished already", tally.done));
+    }
+    if !tally.failed.is_empty() {
+        view.say(&format!("{} failed in earlier runs; --retry-failed runs them again", tally.failed.len()));
+    }
+}
+
 fn progress(queue: &Queue) -> Progress {
     let tally = queue.tally();
     let (failed, pruned) = (tally.failed.len(), tally.pruned);
     let (trials, elsewhere) = (queue.trials().len(), queue.elsewhere());
     Progress { settled: tally.done + failed + pruned, trials, failed, pruned, elsewhere }
+}
+
+/// `[3/12] maconv bypass=true seed 0`.
+pub fn title(trials: &[(&Point, &Trial)], at: usize) -> String {
+    let (point, trial) = trials[at];
+    format!("[{}/{}] {}", at + 1, trials.len(), name(point, trial))
 }
 
 /// `maconv bypass=true seed 0`.
@@ -325,7 +333,7 @@ pub fn name(point: &Point, trial: &Trial) -> String {
 }
 
 /// What a finished trial says on one line.
-fn summary(result: &TrialResult) -> String {
+pub fn summary(result: &TrialResult) -> String {
     let compact = result.compact.as_ref().map_or("not foldable".into(), |form| format!("compact {:.2} %", form.top1));
     format!("top-1 expanded {:.2} %, {compact}, {:.0} s", result.expanded.top1, result.seconds)
 }

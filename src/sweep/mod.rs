@@ -14,6 +14,7 @@ pub mod plan;
 pub mod prune;
 pub mod queue;
 pub mod slots;
+pub mod slurm;
 pub mod state;
 pub mod store;
 pub mod view;
@@ -80,6 +81,7 @@ fn run_on_disk(document: &Document, out: &Path, options: &Options) -> Result<Out
     let program = Program { command: vec![std::env::current_exe()?.into()], device: options.device.clone(), shares };
     let launcher = Launcher {
         store: &store,
+        only: None,
         program,
         slots: layout.slots,
         policy: options.policy,

@@ -149,6 +149,16 @@ impl<'a> Queue<'a> {
         Ok(queue)
     }
 
+    /// Leaves all trials but one to others.
+    pub fn keep_only(&mut self, hash: &str) {
+        self.waiting.retain(|waiting| self.trials[waiting.at].1.hash == hash);
+    }
+
+    /// The trials that are not settled, whoever runs them.
+    pub fn pending(&self) -> impl Iterator<Item = &'a Trial> + '_ {
+        self.waiting.iter().map(|waiting| self.trials[waiting.at].1)
+    }
+
     /// All trials, each with the first point that has it.
     pub fn trials(&self) -> &[(&'a Point, &'a Trial)] {
         &self.trials

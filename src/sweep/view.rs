@@ -1,11 +1,11 @@
 //! What a person sees of a sweep while it runs: at a terminal a bar for the sweep and a line for each trial that runs;
 //! elsewhere a line for what begins and what ends.
 
-use crate::sweep::child::Running;
 use crate::train::log::{Status, clock};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::path::Path;
 use std::time::Instant;
 
 /// The view of a sweep, on stderr.
@@ -74,15 +74,15 @@ impl View {
         self.say(line);
     }
 
-    /// Shows how far everything is.
-    pub fn show(&self, progress: Progress, running: &[Running]) {
+    /// Shows how far everything is; of each trial that runs its place and its folder.
+    pub fn show<'a>(&self, progress: Progress, running: impl IntoIterator<Item = (usize, &'a Path)>) {
         if self.all.is_hidden() {
             return;
         }
         let mut under_way = 0.;
-        for trial in running {
-            let Some(bar) = self.trials.get(&trial.claim.at()) else { continue };
-            let Some(status) = Status::read(&trial.folder) else { continue };
+        for (at, folder) in running {
+            let Some(bar) = self.trials.get(&at) else { continue };
+            let Some(status) = Status::read(folder) else { continue };
             bar.set_length(status.steps);
             bar.set_position(status.step);
             bar.set_message(format!("epoch {}/{}  {status}", status.epoch, status.epochs));

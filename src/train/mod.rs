@@ -64,9 +64,10 @@ pub fn train(config: &Config, folder: &Path, device: Device) -> Result<TrialResu
         return Ok(result);
     }
     let stop = Arc::new(AtomicBool::new(false));
+    // The second Ctrl-C ends the process at once. A second SIGTERM does not: a cluster sends it to every process of a job, and so
+    // does the sweep that started this one.
+    signal_hook::flag::register_conditional_shutdown(signal_hook::consts::SIGINT, 130, Arc::clone(&stop))?;
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        // The second signal ends the process at once.
-        signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&stop))?;
         signal_hook::flag::register(signal, Arc::clone(&stop))?;
     }
     let trainer = Trainer::new(config, config.data.load()?, device)?;

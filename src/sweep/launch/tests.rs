@@ -12,6 +12,7 @@ const SWEEP: &str = "{axes: {net.width: [1, 2]}, seeds: 2}";
 fn launcher(store: &Store, command: Vec<OsString>, jobs: usize) -> Launcher<'_> {
     Launcher {
         store,
+        only: None,
         program: Program { command, device: "cpu".into(), shares: jobs > 1 },
         slots: vec![Slot { gpu: None, threads: 2 }; jobs],
         policy: Policy::default(),

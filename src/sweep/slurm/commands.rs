@@ -1,0 +1,112 @@
+//! Slurm's commands.
+
+use crate::bad_request;
+use anyhow::{Context, Result, bail};
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// sbatch, squeue and scontrol. sacct is not used: not every cluster keeps accounts.
+#[derive(Clone, Debug, Default)]
+pub struct Slurm {
+    /// Where they lie; none for the path.
+    pub folder: Option<PathBuf>,
+}
+
+/// A task of an array that is queued or runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Task {
+    /// The array's job.
+    pub job: u64,
+    /// Its place in the array; none where squeue names the array as a whole.
+    pub index: Option<usize>,
+    /// `PENDING`, `RUNNING`, `COMPLETING` …
+    pub state: String,
+    /// Why it is not running, as `Resources`.
+    pub reason: String,
+}
+
+impl Slurm {
+    /// Submits a batch script, and gives the number of its job.
+    ///
+    /// # Errors
+    /// A [`crate::error::BadRequest`]: there is no sbatch, or it refuses the script. Else that it can't reach the controller.
+    pub fn submit(&self, script: &Path) -> Result<u64> {
+        let said = match self.call("sbatch", ["--parsable".as_ref(), script.as_os_str()]) {
+            Err(error) if !is_unreachable(&error) => bad_request!("{error:#}"),
+            said => said?,
+        };
+        // ID, or ID;CLUSTER.
+        let id = said.trim().split(';').next().unwrap_or_default();
+        id.parse().with_context(|| format!("sbatch: `{}` is no number of a job", said.trim()))
+    }
+
+    /// The tasks of some arrays that are not over.
+    ///
+    /// # Errors
+    /// There is no squeue, or it can't reach the controller.
+    pub fn tasks(&self, jobs: &[u64]) -> Result<Vec<Task>> {
+        if jobs.is_empty() {
+            return Ok(Vec::new());
+        }
+        let jobs: Vec<String> = jobs.iter().map(u64::to_string).collect();
+        let said = self.call("squeue", ["--noheader", "--array", "--format=%F %K %T %r", "--jobs", &jobs.join(",")]);
+        match said {
+            // The controller has forgotten a job that was over long ago.
+            Err(error) if error.to_string().contains("Invalid job id") => Ok(Vec::new()),
+            said => Ok(said?.lines().filter_map(Task::read).collect()),
+        }
+    }
+
+    /// Whether a job runs, and has not been told to end.
+    ///
+    /// # Errors
+    /// Those of [`Self::tasks`].
+    pub fn runs(&self, job: &str) -> Result<bool> {
+        Ok(self.call("squeue", ["--noheader", "--format=%T", "--jobs", job])?.trim() == "RUNNING")
+    }
+
+    /// Ends a job and puts it back into the queue.
+    ///
+    /// # Errors
+    /// scontrol's.
+    pub fn requeue(&self, job: &str) -> Result<()> {
+        self.call("scontrol", ["requeue", job]).map(drop)
+    }
+
+    fn call<S: AsRef<std::ffi::OsStr>>(&self, name: &str, args: impl IntoIterator<Item = S>) -> Result<String> {
+        let program = self.folder.as_ref().map_or_else(|| name.into(), |folder| folder.join(name));
+        let output = match Command::new(program).args(args).stdin(Stdio::null()).output() {
+            Err(error) if error.kind() == ErrorKind::NotFound => bad_request!(
+                "{name}: not found; run this where Slurm's commands are (Debian: apt-get install slurm-client), \
+                 or give --launcher local"
+            ),
+            output => output.with_context(|| format!("{name}: cannot start"))?,
+        };
+        if output.status.success() {
+            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+        }
+        let said = String::from_utf8_lossy(&output.stderr);
+        let lines =
+            said.lines().map(|line| line.trim_start_matches(&format!("{name}: ")).trim_start_matches("error: "));
+        let lines: Vec<&str> = lines.filter(|line| !line.is_empty()).collect();
+        bail!("{name}: {}", if lines.is_empty() { output.status.to_string() } else { lines.join("; ") })
+    }
+}
+
+/// Whether Slurm did not answer, which says nothing about what was asked.
+fn is_unreachable(error: &anyhow::Error) -> bool {
+    let said = error.to_string();
+    error.is::<crate::error::BadRequest>() || said.contains("slurm controller") || said.contains("timed out")
+}
+
+impl Task {
+    /// A line of squeue's.
+    fn read(line: &str) -> Option<Task> {
+        let mut words = line.trim().splitn(4, ' ');
+        let job = words.next()?.parse().ok()?;
+        let index = words.next()?.parse().ok();
+        let mut word = || words.next().unwrap_or_default().to_string();
+        Some(Task { job, index, state: word(), reason: word() })
+    }
+}
