@@ -2,7 +2,7 @@
 
 use crate::algebra::{self, Affine, Geometry, Kernel};
 use crate::native::{self, Term};
-use crate::op::moments::Moments;
+use crate::op::moments::Statistics;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, nn, nn::Init};
@@ -29,7 +29,7 @@ impl Activation {
     }
 
     /// It is clamp(x, low, high).
-    fn bounds(self) -> (f64, f64) {
+    pub(super) fn bounds(self) -> (f64, f64) {
         match self {
             Activation::None => (f64::NEG_INFINITY, f64::INFINITY),
             Activation::Relu => (0., f64::INFINITY),
@@ -103,13 +103,13 @@ impl BatchNorm {
 
     /// A 1x1 kernel with this behind it at the statistics that the batch gives it: the input of the kernel has these moments. The
     /// running statistics follow. Differentiable; float64.
-    fn fold_batch(&self, kernel: Kernel, moments: &Moments) -> Kernel {
+    fn fold_batch(&self, kernel: Kernel, moments: &Statistics) -> Kernel {
         let (mean, variance) = moments.through(&kernel);
         tch::no_grad(|| {
             let follow = |running: &Tensor, value: &Tensor| {
                 let _ = running.shallow_clone().lerp_(&value.to_kind(running.kind()), Self::MOMENTUM);
             };
-            let n = moments.positions() as f64;
+            let n = moments.positions as f64;
             follow(&self.running_mean, &mean);
             follow(&self.running_var, &(&variance * (n / (n - 1.))));
         });
@@ -195,7 +195,7 @@ impl Norm {
 
     /// A 1x1 kernel with this behind it at the statistics of the batch, where the input of the kernel has these moments; the running
     /// statistics follow. Differentiable; float64.
-    pub fn fold_batch(&self, kernel: &Kernel, moments: &Moments) -> Kernel {
+    pub fn fold_batch(&self, kernel: &Kernel, moments: &Statistics) -> Kernel {
         let kernel = kernel.to_kind(Kind::Double);
         match self {
             Norm::Batch(bn) => bn.fold_batch(kernel, moments),

@@ -75,20 +75,19 @@ impl MaConv {
         activation: Activation,
     ) -> Tensor {
         let moments = Moments::of(x);
-        let first = self.first.norm().fold_batch(&first, &moments);
+        let statistics = moments.statistics();
+        let first = self.first.norm().fold_batch(&first, statistics);
         let bypass =
-            self.bypass.as_ref().zip(bypass).map(|(branch, kernel)| branch.norm().fold_batch(&kernel, &moments));
+            self.bypass.as_ref().zip(bypass).map(|(branch, kernel)| branch.norm().fold_batch(&kernel, statistics));
         let second = self.second.kernel();
         let Some(gates) = gates else {
-            let chain = self.second.norm().fold_batch(&chain(&first, &second.to_kind(Kind::Double)), &moments);
-            let kernel = self.after.fold_batch(&sum(chain, bypass.as_ref()), &moments);
-            return activation.apply(kernel.to_kind(x.kind()).apply(x));
+            let chain = self.second.norm().fold_batch(&chain(&first, &second.to_kind(Kind::Double)), statistics);
+            return moments.apply(&self.after.fold_batch(&sum(chain, bypass.as_ref()), statistics), activation);
         };
-        let middle = first.to_kind(x.kind()).apply(x) * gates.unsqueeze(-1).unsqueeze(-1);
-        let second = self.second.norm().fold_batch(&second, &Moments::of(&middle));
-        let mut y = second.to_kind(x.kind()).apply(&middle);
+        let middle = Moments::of(&(moments.apply(&first, Activation::None) * gates.unsqueeze(-1).unsqueeze(-1)));
+        let mut y = middle.apply(&self.second.norm().fold_batch(&second, middle.statistics()), Activation::None);
         if let Some(bypass) = bypass {
-            y += bypass.to_kind(x.kind()).apply(x);
+            y += moments.apply(&bypass, Activation::None);
         }
         self.behind(y, activation)
     }
@@ -110,7 +109,10 @@ impl MaConv {
         let parts = Parts { first, second, bypass: self.bypass.as_ref().map(fold) };
         let (weight, bias) = parts.low_rank().mix(&gates);
         let geometry = self.geometry.stride(1);
-        self.behind(per_sample::conv2d(&read, &weight.to_kind(x.kind()), &bias.to_kind(x.kind()), &geometry), activation)
+        self.behind(
+            per_sample::conv2d(&read, &weight.to_kind(x.kind()), &bias.to_kind(x.kind()), &geometry),
+            activation,
+        )
     }
 
     /// What stands behind the sum of the branches.

@@ -7,65 +7,79 @@
 //! of x less a few positions' mean, and all small matrices are float64.
 
 use crate::algebra::Kernel;
-use std::cell::OnceCell;
+use crate::native::Space;
+use crate::op::layers::Activation;
 use tch::{Kind, Tensor};
 
 /// Positions whose mean is subtracted before sums are taken: it need not be the mean, only near to it.
 const CENTRE: i64 = 64;
 
-/// Mean and covariance of a map over its positions.
-#[derive(Debug)]
-pub struct Covariance {
-    /// (C), float64.
-    pub mean: Tensor,
-    /// (C, C), biased, float64.
-    pub matrix: Tensor,
-}
-
-/// The moments of a map x (N, C, H, W) over all its positions; computed when they are first asked for.
+/// A map x (N, C, H, W) and its moments over all positions.
 #[derive(Debug)]
 pub struct Moments {
     x: Tensor,
-    covariance: OnceCell<Covariance>,
-    positions: i64,
+    /// The same map where our own loops run on it.
+    space: Option<Space>,
+    statistics: Statistics,
+}
+
+/// The moments alone.
+#[derive(Debug)]
+pub struct Statistics {
+    /// Mean (C), float64.
+    pub mean: Tensor,
+    /// Biased covariance (C, C), float64.
+    pub covariance: Tensor,
+    /// Number of positions.
+    pub positions: i64,
 }
 
 impl Moments {
     /// Of a map.
     pub fn of(x: &Tensor) -> Moments {
         let positions = x.numel() as i64 / x.size()[1].max(1);
-        Moments { x: x.shallow_clone(), covariance: OnceCell::new(), positions }
+        let space = Space::new(x);
+        let (mean, covariance) = match &space {
+            Some(space) => (space.mean.shallow_clone(), space.covariance.shallow_clone()),
+            None => composed(x, positions),
+        };
+        Moments { x: x.shallow_clone(), space, statistics: Statistics { mean, covariance, positions } }
     }
 
-    /// Of a map of so many positions whose moments are known.
-    pub fn known(covariance: Covariance, positions: i64) -> Moments {
-        Moments { x: Tensor::new(), covariance: OnceCell::from(covariance), positions }
+    /// The moments.
+    pub fn statistics(&self) -> &Statistics {
+        &self.statistics
     }
 
-    /// Number of positions.
-    pub fn positions(&self) -> i64 {
-        self.positions
+    /// activation(W x + b) for a 1x1 kernel in float64.
+    pub fn apply(&self, kernel: &Kernel, activation: Activation) -> Tensor {
+        match &self.space {
+            Some(space) => {
+                let (low, high) = activation.bounds();
+                space.convolve(&kernel.weight.flatten(1, -1), &kernel.bias_or_zeros(), low, high)
+            }
+            None => activation.apply(kernel.to_kind(self.x.kind()).apply(&self.x)),
+        }
     }
+}
 
-    /// Their mean and covariance.
-    pub fn covariance(&self) -> &Covariance {
-        self.covariance.get_or_init(|| {
-            let rows = rows(&self.x);
-            let centre = centre(&rows);
-            let rows = rows - &centre;
-            let scale = 1. / self.positions as f64;
-            let mean = rows.sum_dim_intlist(0, false, Kind::Double) * scale;
-            let squares = rows.tr().matmul(&rows).to_kind(Kind::Double) * scale;
-            Covariance { matrix: squares - mean.outer(&mean), mean: mean + centre }
-        })
-    }
+/// Mean and covariance, in libtorch's operations.
+fn composed(x: &Tensor, positions: i64) -> (Tensor, Tensor) {
+    let rows = rows(x);
+    let centre = centre(&rows);
+    let rows = rows - &centre;
+    let scale = 1. / positions as f64;
+    let mean = rows.sum_dim_intlist(0, false, Kind::Double) * scale;
+    let squares = rows.tr().matmul(&rows).to_kind(Kind::Double) * scale;
+    (&mean + centre, squares - mean.outer(&mean))
+}
 
+impl Statistics {
     /// Mean (C_out) and biased variance (C_out) of the map of a 1x1 kernel in float64.
     pub fn through(&self, kernel: &Kernel) -> (Tensor, Tensor) {
-        let Covariance { mean, matrix } = self.covariance();
         let weight = kernel.weight.flatten(1, -1);
-        let variance = (weight.matmul(matrix) * &weight).sum_dim_intlist(1, false, None);
-        (weight.mv(mean) + kernel.bias_or_zeros(), variance.clamp_min(0.))
+        let variance = (weight.matmul(&self.covariance) * &weight).sum_dim_intlist(1, false, None);
+        (weight.mv(&self.mean) + kernel.bias_or_zeros(), variance.clamp_min(0.))
     }
 }
 
@@ -111,14 +125,14 @@ impl SampleMoments {
     }
 
     /// Those of the whole map.
-    pub fn total(&self) -> Moments {
+    pub fn total(&self) -> Statistics {
         let mean = self.means.mean_dim(0, false, None);
-        let matrix = self.squares.mean_dim(0, false, None) - mean.outer(&mean);
-        Moments::known(Covariance { matrix, mean: mean + &self.centre }, self.positions)
+        let covariance = self.squares.mean_dim(0, false, None) - mean.outer(&mean);
+        Statistics { mean: mean + &self.centre, covariance, positions: self.positions }
     }
 
     /// Those of the map g = a (W x + b) of a 1x1 kernel (K, C, 1, 1) with gates a (N, K), a weight a channel and sample.
-    pub fn gated(&self, kernel: &Kernel, gates: &Tensor) -> Moments {
+    pub fn gated(&self, kernel: &Kernel, gates: &Tensor) -> Statistics {
         let weight = kernel.weight.flatten(1, -1);
         // What the kernel makes of the centre is constant; the rest is around 0.
         let shift = weight.mv(&self.centre) + kernel.bias_or_zeros();
@@ -128,6 +142,6 @@ impl SampleMoments {
             weight.matmul(&self.squares).matmul(&weight.tr()) + &around + around.transpose(1, 2) + shift.outer(&shift);
         let squares = (squares * gates.unsqueeze(2) * gates.unsqueeze(1)).mean_dim(0, false, None);
         let mean = (means * gates).mean_dim(0, false, None);
-        Moments::known(Covariance { matrix: squares - mean.outer(&mean), mean }, self.positions)
+        Statistics { covariance: squares - mean.outer(&mean), mean, positions: self.positions }
     }
 }

@@ -52,10 +52,9 @@ impl Operator for Plain {
     fn train_as(&self, exec: Exec, x: &Tensor, activation: Activation) -> Tensor {
         match exec {
             Exec::Moments => {
-                let x = self.geometry.positions(x);
+                let moments = Moments::of(&self.geometry.positions(x));
                 let kernel = Kernel { geometry: self.geometry.stride(1), ..self.branch.kernel() };
-                let kernel = self.branch.norm().fold_batch(&kernel, &Moments::of(&x));
-                activation.apply(kernel.to_kind(x.kind()).apply(&x))
+                moments.apply(&self.branch.norm().fold_batch(&kernel, moments.statistics()), activation)
             }
             _ => self.forward_activated(x, activation, true),
         }

@@ -2,6 +2,7 @@
 
 pub mod checkpoint;
 pub mod evaluate;
+pub mod exec;
 pub mod log;
 pub mod optimizer;
 pub mod result;
@@ -71,6 +72,7 @@ pub fn train(config: &Config, folder: &Path, device: Device) -> Result<TrialResu
     let folder = folder.to_path_buf();
     let mut trial = Trial { trainer, compact, folder, progress, losses, stop, started: Instant::now() };
     trial.resume()?;
+    trial.settle_execs();
     trial.run()?;
     trial.finish(device)
 }
@@ -119,6 +121,16 @@ impl Trial {
         eprintln!("going on after epoch {}, step {}", progress.epoch, progress.step);
         self.progress = progress;
         Ok(())
+    }
+
+    /// Decides how training is computed, as an earlier run did or anew.
+    fn settle_execs(&mut self) {
+        let Trainer { config, network, .. } = &self.trainer;
+        let execs = exec::settle(network, config.data.spec(), &config.train, &self.progress.execs);
+        if !execs.is_empty() && self.progress.execs.is_empty() {
+            eprintln!("sites with several ways to compute their training: {}", exec::summary(&execs));
+        }
+        self.progress.execs = execs;
     }
 
     fn run(&mut self) -> Result<()> {
