@@ -102,6 +102,19 @@ impl Geometry {
     pub fn is_pointwise(&self) -> bool {
         self.kernel == [1; 2] && self.stride == [1; 2] && self.padding == [0; 2]
     }
+
+    /// A 1x1 convolution without padding or channel groups: one matrix for every position that it reads.
+    pub fn is_matrix(&self) -> bool {
+        self.kernel == [1; 2] && self.padding == [0; 2] && self.groups == 1
+    }
+
+    /// The positions of x (N, C, H, W) that a 1x1 convolution without padding reads.
+    pub fn positions(&self, x: &Tensor) -> Tensor {
+        match self.stride {
+            [1, 1] => x.shallow_clone(),
+            [sh, sw] => x.slice(2, None, None, sh).slice(3, None, None, sw),
+        }
+    }
 }
 
 /// Why a fold would not be the same function. The text says what to change.

@@ -10,6 +10,7 @@ use crate::data::{Common, DataConfig};
 use crate::error::suggest;
 use crate::net::NetConfig;
 use crate::net::block::{Builder, Form, Network, Plan, Site, Word};
+use crate::op::exec::Wanted;
 use crate::op::{AttentionConfig, ClassifierConfig, OperatorConfig};
 use crate::placement;
 use crate::{bad_request, files};
@@ -100,6 +101,10 @@ pub struct TrainConfig {
     pub decay_norm_and_bias: bool,
     /// Label smoothing of the cross-entropy. Default 0.
     pub label_smoothing: f64,
+    /// How the operators' training is computed: `branches`, `moments`, `features` or `per_sample` wherever a site has that way, or
+    /// `auto`, the fastest at each site, measured at the start. The same function in all; the last bits of float32 differ.
+    /// Default `branches`.
+    pub exec: Wanted,
 }
 
 /// How the learning rate falls.
@@ -125,6 +130,7 @@ impl Default for TrainConfig {
             weight_decay: 5e-4,
             decay_norm_and_bias: true,
             label_smoothing: 0.,
+            exec: Wanted::Branches,
         }
     }
 }

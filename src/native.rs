@@ -1,11 +1,11 @@
 //! C++ of our own (the package in `src/native`): the loops that libtorch runs in more passes than needed, the sum of batch norms and
-//! the activation behind it; and the graph of a TorchScript file. The cargo feature `native`, on by default, builds them; without it, and for tensors that they
+//! the activation behind it, and the moments of a map with the convolutions computed of them; and the graph of a TorchScript file. The cargo feature `native`, on by default, builds them; without it, and for tensors that they
 //! don't take, libtorch's operations do the same.
 
 #[cfg(feature = "native")]
-pub use foldconv_native::{MAX_TERMS, Term, graph, newest_processor, norm_sum};
+pub use foldconv_native::{MAX_TERMS, Space, Term, graph, newest_processor, norm_sum};
 #[cfg(not(feature = "native"))]
-pub use without::{MAX_TERMS, Term, graph, newest_processor, norm_sum};
+pub use without::{MAX_TERMS, Space, Term, graph, newest_processor, norm_sum};
 
 #[cfg(not(feature = "native"))]
 mod without {
@@ -25,6 +25,27 @@ mod without {
         pub running_mean: &'a Tensor,
         /// Updated in place.
         pub running_var: &'a Tensor,
+    }
+
+    /// A map whose moments are known: there is none.
+    #[derive(Debug)]
+    pub struct Space {
+        /// Mean (C).
+        pub mean: Tensor,
+        /// Covariance (C, C).
+        pub covariance: Tensor,
+    }
+
+    impl Space {
+        /// Always None: libtorch does it.
+        pub fn new(_: &Tensor) -> Option<Space> {
+            None
+        }
+
+        /// Nothing is there to be convolved.
+        pub fn convolve(&self, _: &Tensor, _: &Tensor, _: f64, _: f64) -> Tensor {
+            Tensor::new()
+        }
     }
 
     /// As the loops have.

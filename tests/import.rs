@@ -225,7 +225,7 @@ fn deployed_operators_make_a_compact_model() {
         assert!(folded.keys().any(|name| plain(name)));
         write(&file, &folded.iter().map(|(name, tensor)| (theirs(name), tensor.shallow_clone())).collect());
         let text = stdout(&import(&file, &out, &on));
-        assert!(text.contains(&"compact form"), "{text}");
+        assert!(text.contains("compact form"), "{text}");
         let compact = Model::load(&out).unwrap();
         assert!(folded.iter().all(|(name, tensor)| compact.tensors[name].equal(tensor)), "{operator}");
         let forced = error(&import(&file, &out, &[&on[..], &["--form", "expanded"]].concat()), 2);

@@ -6,6 +6,7 @@ pub mod op;
 use crate::config::{Built, Config};
 use crate::data::dataset::Spec;
 use crate::timing::{clock, median};
+use crate::train::exec::{self, Execs};
 use crate::train::trainer::Trainer;
 use crate::tune::channels_last;
 use anyhow::{Result, bail};
@@ -42,11 +43,14 @@ pub struct TrainSpeed {
     pub steps: u64,
     /// Images a step.
     pub batch: usize,
+    /// How the training of each site that has several ways is computed.
+    pub execs: Execs,
 }
 
 /// Trains `warmup` steps that don't count and `steps` that do.
 pub fn train_speed(config: &Config, device: Device, warmup: u64, steps: u64) -> Result<TrainSpeed> {
     let mut trainer = Trainer::new(config, config.data.load()?, device)?;
+    let execs = exec::settle(&trainer.network, config.data.spec(), &config.train, &Execs::new());
     let batch = config.train.batch;
     // Whole batches only, so that all steps do the same work.
     let steps_per_epoch = (trainer.train.len() / batch).max(1) as u64;
@@ -69,5 +73,5 @@ pub fn train_speed(config: &Config, device: Device, warmup: u64, steps: u64) -> 
     let step_seconds = median(&mut times).as_secs_f64();
     let data_seconds = median(&mut waits).as_secs_f64();
     let batch = batch.min(trainer.train.len());
-    Ok(TrainSpeed { images_per_second: batch as f64 / step_seconds, step_seconds, data_seconds, steps, batch })
+    Ok(TrainSpeed { images_per_second: batch as f64 / step_seconds, step_seconds, data_seconds, steps, batch, execs })
 }

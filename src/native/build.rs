@@ -3,7 +3,7 @@
 use std::path::Path;
 
 fn main() {
-    for file in ["build.rs", "passes.h", "passes.cpp", "norm_sum.cpp", "graph.cpp"] {
+    for file in ["build.rs", "passes.h", "passes.cpp", "maps.h", "maps.cpp", "norm_sum.cpp", "kernel_space.cpp", "graph.cpp"] {
         println!("cargo:rerun-if-changed={file}");
     }
     println!("cargo:rerun-if-env-changed=LIBTORCH");
@@ -39,7 +39,9 @@ fn main() {
         .flag(&include)
         .flag("-isystem")
         .flag(include.join("torch/csrc/api/include"))
+        .file("maps.cpp")
         .file("norm_sum.cpp")
+        .file("kernel_space.cpp")
         .file("graph.cpp")
         .compile("foldconv_native");
 }

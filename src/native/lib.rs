@@ -35,6 +35,19 @@ unsafe extern "C" {
         error: *mut *mut c_char,
     ) -> *mut C_tensor;
 
+    fn foldconv_space(x: *const C_tensor, moments: *mut *mut C_tensor, error: *mut *mut c_char) -> *mut c_void;
+
+    fn foldconv_space_convolve(
+        space: *const c_void,
+        weight: *const C_tensor,
+        bias: *const C_tensor,
+        low: f64,
+        high: f64,
+        error: *mut *mut c_char,
+    ) -> *mut C_tensor;
+
+    fn foldconv_space_free(space: *mut c_void);
+
     fn foldconv_newest_processor(generation: i32);
 
     fn foldconv_graph(
@@ -85,6 +98,66 @@ pub fn norm_sum(terms: &[Term], momentum: f64, eps: f64, low: f64, high: f64) ->
             panic!("norm_sum: {}", take(error));
         }
         Some(Tensor::from_ptr(y))
+    }
+}
+
+/// A map x (N, C, H, W) whose moments are known, and on which 1x1 convolutions run that were computed of them: the gradient of x is
+/// written once for all of them and the moments.
+#[derive(Debug)]
+pub struct Space {
+    handle: *mut c_void,
+    /// Mean (C), float64, differentiable.
+    pub mean: Tensor,
+    /// Biased covariance (C, C), float64, differentiable.
+    pub covariance: Tensor,
+    kind: Kind,
+}
+
+impl Space {
+    /// Of a map; None for one that the loops don't take (another device or precision).
+    ///
+    /// # Panics
+    /// Where libtorch has no memory left.
+    pub fn new(x: &Tensor) -> Option<Space> {
+        let kind = x.kind();
+        let known = matches!(kind, Kind::Float | Kind::Double) && x.dim() == 4 && x.numel() > 0;
+        if !known || x.device() != Device::Cpu {
+            return None;
+        }
+        let (mut moments, mut error) = ([std::ptr::null_mut(); 2], std::ptr::null_mut());
+        // SAFETY: `x` is live, `moments` has room for two; what comes back is ours, or null and a message from strdup.
+        unsafe {
+            let handle = foldconv_space(x.as_ptr(), moments.as_mut_ptr(), &mut error);
+            if handle.is_null() {
+                panic!("moments: {}", take(error));
+            }
+            let [mean, covariance] = moments.map(|tensor| Tensor::from_ptr(tensor));
+            Some(Space { handle, mean, covariance, kind })
+        }
+    }
+
+    /// clamp(W x + b, low, high) for W (C_out, C) and b (C_out), differentiable.
+    ///
+    /// # Panics
+    /// Where the shapes don't fit, or libtorch has no memory left.
+    pub fn convolve(&self, weight: &Tensor, bias: &Tensor, low: f64, high: f64) -> Tensor {
+        let (weight, bias) = (weight.to_kind(self.kind), bias.to_kind(self.kind));
+        let mut error = std::ptr::null_mut();
+        // SAFETY: the handle is live as long as this is; what comes back is a new tensor, or null and a message from strdup.
+        unsafe {
+            let y = foldconv_space_convolve(self.handle, weight.as_ptr(), bias.as_ptr(), low, high, &mut error);
+            if y.is_null() {
+                panic!("convolve: {}", take(error));
+            }
+            Tensor::from_ptr(y)
+        }
+    }
+}
+
+impl Drop for Space {
+    fn drop(&mut self) {
+        // SAFETY: it was made by foldconv_space and is freed once.
+        unsafe { foldconv_space_free(self.handle) }
     }
 }
 

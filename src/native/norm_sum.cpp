@@ -6,53 +6,14 @@
 // are needed: forward one for the moments of each x_i and one that writes y; backward one for the sums of the gradient and
 // one that writes the gradients. The mask of the clamp is computed again, so nothing but the x_i is saved.
 
-#include <ATen/Parallel.h>
-#include <torch/csrc/autograd/custom_function.h>
-#include <torch/types.h>
+#include "maps.h"
 
-#include <atomic>
 #include <cstring>
-
-#include "passes.h"
 
 namespace {
 
-using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-
-// Rows of a partial sum. It doesn't depend on the number of threads, so neither do the results.
-constexpr int64_t CHUNK = 4096;
-
-// The newest generation that may be used: 0 baseline, 1 AVX2, 2 AVX-512. Tests lower it.
-std::atomic<int> newest{2};
-
-int generation() {
-#if defined(__x86_64__)
-    static const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    static const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    return std::min(newest.load(), avx512 ? 2 : avx2 ? 1 : 0);
-#else
-    return 0;
-#endif
-}
-
-#if defined(__x86_64__)
-#define CHOOSE(type) (generation() == 2 ? type##_avx512 : generation() == 1 ? type##_avx2 : type##_baseline)
-#else
-#define CHOOSE(type) type##_baseline
-#endif
-
-template <typename T>
-const Passes<T>& passes() {
-    if constexpr (std::is_same_v<T, double>) return CHOOSE(double);
-    else return CHOOSE(float);
-}
-
-Tensor channels_last(const Tensor& x) { return x.contiguous(at::MemoryFormat::ChannelsLast); }
-
-int64_t rows_of(const Tensor& x) { return x.numel() / x.size(1); }
 
 // Calls work(first, last) for all rows, on all threads.
 template <typename Work>
@@ -231,6 +192,3 @@ extern "C" Tensor* foldconv_norm_sum(Tensor* const* inputs, int64_t n, double mo
         return nullptr;
     }
 }
-
-// Uses builds for no newer processors than this from now on.
-extern "C" void foldconv_newest_processor(int generation) { newest = generation; }

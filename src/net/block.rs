@@ -3,6 +3,7 @@
 use crate::algebra::{self, FoldError, Geometry, Kernel};
 use crate::bad_request;
 use crate::data::dataset::Spec;
+use crate::op::exec::Exec;
 use crate::op::gates;
 use crate::op::layers::{Activation, LinearConfig, below};
 use crate::op::operator::{Compact, Operator, Place, Shared};
@@ -12,7 +13,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use tch::{Tensor, nn, nn::ModuleT};
@@ -85,6 +86,8 @@ pub struct Site {
     pub activation: Activation,
     /// Channels of the input of the block in which it stands, if any.
     pub block: Option<i64>,
+    /// How its training is computed.
+    exec: Cell<Exec>,
     module: Module,
 }
 
@@ -98,6 +101,9 @@ impl Site {
     /// y of x (N, C_in, H, W), with what the operators of the block share.
     pub fn forward(&self, x: &Tensor, shared: Option<&Tensor>, train: bool) -> Tensor {
         let run = || match (&self.module, shared) {
+            (Module::Expanded(operator), None) if train => {
+                operator.train_as(self.exec_on(&**operator, x), x, self.activation)
+            }
             (Module::Expanded(operator), None) => operator.forward_activated(x, self.activation, train),
             (Module::Expanded(operator), Some(shared)) => operator.forward_shared(x, shared, self.activation, train),
             (Module::Compact(compact), shared) => self.activation.apply(compact.apply_shared(x, shared)),
@@ -109,6 +115,31 @@ impl Site {
         let trace = SiteTrace { macs, input: x.size(), output: y.size(), gates };
         TRACE.with_borrow_mut(|sites| sites.get_or_insert_default().push(trace));
         y
+    }
+
+    /// How training is computed on this input.
+    fn exec_on(&self, operator: &dyn Operator, x: &Tensor) -> Exec {
+        match self.exec.get() {
+            Exec::Branches => Exec::Branches,
+            exec => {
+                let size = x.size();
+                let [h, w] = self.geometry.output_size([size[2], size[3]]);
+                exec.usable(operator.execs(), x.kind(), size[0] * h * w)
+            }
+        }
+    }
+
+    /// The ways in which its training can be computed, the branches first; none in compact form.
+    pub fn execs(&self) -> &'static [Exec] {
+        match &self.module {
+            Module::Expanded(operator) => operator.execs(),
+            Module::Compact(_) => &[],
+        }
+    }
+
+    /// How its training is computed from now on, where it has that way.
+    pub fn set_exec(&self, exec: Exec) {
+        self.exec.set(exec);
     }
 
     /// Moves what moves with training to where it is after so many epochs.
@@ -358,7 +389,8 @@ impl<'a> Builder<'a> {
             }
         };
         let operator = operator.clone();
-        Ok((Site { name, bn: bn_name, kind, geometry, operator, activation, block, module }, chosen))
+        let exec = Cell::default();
+        Ok((Site { name, bn: bn_name, kind, geometry, operator, activation, block, exec, module }, chosen))
     }
 }
 

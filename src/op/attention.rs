@@ -58,8 +58,12 @@ impl Gate {
 
     /// Weights (N, channels) from x (N, C_in, H, W).
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        let pooled = x.mean_dim([2, 3].as_slice(), false, None);
-        self.kind.weigh(self.temperature.divide(self.fc2.forward(&self.fc1.forward(&pooled).relu())))
+        self.weigh(&x.mean_dim([2, 3].as_slice(), false, None))
+    }
+
+    /// The same from GAP(x) (N, C_in).
+    pub fn weigh(&self, pooled: &Tensor) -> Tensor {
+        self.kind.weigh(self.temperature.divide(self.fc2.forward(&self.fc1.forward(pooled).relu())))
     }
 
     /// Sets the temperature to what it is after so many epochs.

@@ -2,6 +2,7 @@
 
 use crate::algebra::{self, Affine, Geometry, Kernel};
 use crate::native::{self, Term};
+use crate::op::moments::Statistics;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, nn, nn::Init};
@@ -28,7 +29,7 @@ impl Activation {
     }
 
     /// It is clamp(x, low, high).
-    fn bounds(self) -> (f64, f64) {
+    pub(super) fn bounds(self) -> (f64, f64) {
         match self {
             Activation::None => (f64::NEG_INFINITY, f64::INFINITY),
             Activation::Relu => (0., f64::INFINITY),
@@ -98,6 +99,24 @@ impl BatchNorm {
         let scale = double(&self.weight) / (double(&self.running_var) + Self::EPS).sqrt();
         let shift = double(&self.bias) - double(&self.running_mean) * &scale;
         Affine { scale, shift }
+    }
+
+    /// A 1x1 kernel with this behind it at the statistics that the batch gives it: the input of the kernel has these moments. The
+    /// running statistics follow. Differentiable; float64.
+    fn fold_batch(&self, kernel: Kernel, moments: &Statistics) -> Kernel {
+        let (mean, variance) = moments.through(&kernel);
+        tch::no_grad(|| {
+            let follow = |running: &Tensor, value: &Tensor| {
+                let _ = running.shallow_clone().lerp_(&value.to_kind(running.kind()), Self::MOMENTUM);
+            };
+            let n = moments.positions as f64;
+            follow(&self.running_mean, &mean);
+            follow(&self.running_var, &(&variance * (n / (n - 1.))));
+        });
+        let scale = self.weight.to_kind(Kind::Double) * (variance + Self::EPS).rsqrt();
+        // The kernel's own bias goes with the mean; it stays in the graph, so that it has a gradient, which is 0.
+        let bias = self.bias.to_kind(Kind::Double) + (kernel.bias_or_zeros() - mean) * &scale;
+        Kernel { weight: algebra::scale_rows(&kernel.weight, &scale), bias: Some(bias), geometry: kernel.geometry }
     }
 
     /// Normalises with the statistics of the batch in training, with the running ones otherwise.
@@ -174,6 +193,17 @@ impl Norm {
         Some(activation.apply(parts.try_fold(first, |total, part| Some(total + part?))?))
     }
 
+    /// A 1x1 kernel with this behind it at the statistics of the batch, where the input of the kernel has these moments; the running
+    /// statistics follow. Differentiable; float64.
+    pub fn fold_batch(&self, kernel: &Kernel, moments: &Statistics) -> Kernel {
+        let kernel = kernel.to_kind(Kind::Double);
+        match self {
+            Norm::Batch(bn) => bn.fold_batch(kernel, moments),
+            Norm::Bias(bias) => Kernel { bias: Some(kernel.bias_or_zeros() + bias.to_kind(Kind::Double)), ..kernel },
+            Norm::None => kernel,
+        }
+    }
+
     /// What it is at evaluation statistics for so many channels, in float64.
     pub fn affine(&self, channels: i64, device: Device) -> Affine {
         let options = (Kind::Double, device);
@@ -226,6 +256,11 @@ impl ConvNorm {
     /// The convolution alone, differentiable: the numbers are the variables themselves.
     pub fn kernel(&self) -> Kernel {
         Kernel { weight: self.weight.shallow_clone(), bias: None, geometry: self.geometry }
+    }
+
+    /// What stands behind it.
+    pub fn norm(&self) -> &Norm {
+        &self.norm
     }
 
     /// Both as one kernel, at evaluation statistics, in float64.

@@ -7,6 +7,7 @@
 use crate::algebra::{self, FoldError, Geometry, Kernel, MiddlePad};
 use crate::op::attention::{Gate, GateKind};
 use crate::op::bounds;
+use crate::op::exec::Exec;
 use crate::op::layers::{Activation, BatchNorm, ConvNorm, Norm, empty_kernel, empty_weight};
 use crate::op::mdconv::{GatedKernel, LowRank};
 use crate::op::operator::{Compact, Operator, Place, Recipe};
@@ -184,14 +185,14 @@ impl Recipe for Config {
 /// The expansion of one convolution.
 #[derive(Debug)]
 pub struct MaConv {
-    first: ConvNorm,
-    second: ConvNorm,
-    bypass: Option<ConvNorm>,
-    middle: Middle,
-    gate: Option<Gate>,
-    after: Norm,
-    form: Form,
-    geometry: Geometry,
+    pub(super) first: ConvNorm,
+    pub(super) second: ConvNorm,
+    pub(super) bypass: Option<ConvNorm>,
+    pub(super) middle: Middle,
+    pub(super) gate: Option<Gate>,
+    pub(super) after: Norm,
+    pub(super) form: Form,
+    pub(super) geometry: Geometry,
 }
 
 impl MaConv {
@@ -238,49 +239,61 @@ impl MaConv {
 
     /// Compact training: one convolution with the composed kernel; gradients reach W1, W2 and W0 through the composition.
     fn forward_composed(&self, x: &Tensor) -> Tensor {
-        let kernels = Parts {
-            first: self.first.kernel(),
-            second: self.second.kernel(),
-            bypass: self.bypass.as_ref().map(ConvNorm::kernel),
-        };
+        let parts = self.parts(|_, kernel| kernel);
         match &self.gate {
-            None => match kernels.compose() {
-                Ok(kernel) => kernel.apply(x),
-                Err(error) => unreachable!("W2 is an unpadded 1x1, which composes with any W1: {error}"),
-            },
+            None => parts.compose().apply(x),
             Some(gate) => {
-                let (weight, bias) = kernels.low_rank().mix(&gate.forward(x));
+                let (weight, bias) = parts.low_rank().mix(&gate.forward(x));
                 per_sample::conv2d(x, &weight, &bias, &self.geometry)
             }
         }
     }
+
+    /// The kernels, each with what `fold` makes of its own norm.
+    fn parts(&self, fold: impl Fn(&Norm, Kernel) -> Kernel) -> Parts {
+        let folded = |branch: &ConvNorm| fold(branch.norm(), branch.kernel());
+        Parts { first: folded(&self.first), second: folded(&self.second), bypass: self.bypass.as_ref().map(folded) }
+    }
 }
 
 /// The three kernels of the expansion.
-struct Parts {
-    first: Kernel,
-    second: Kernel,
-    bypass: Option<Kernel>,
+pub(super) struct Parts {
+    pub(super) first: Kernel,
+    pub(super) second: Kernel,
+    pub(super) bypass: Option<Kernel>,
 }
 
 impl Parts {
     /// The static kernel W2 W1 + W0.
-    fn compose(&self) -> Result<Kernel, FoldError> {
-        let chain = algebra::compose(&self.first, &self.second, MiddlePad::Zeros)?;
-        match &self.bypass {
-            Some(bypass) => algebra::add(&chain, bypass),
-            None => Ok(chain),
-        }
+    pub(super) fn compose(&self) -> Kernel {
+        sum(chain(&self.first, &self.second), self.bypass.as_ref())
     }
 
     /// The kernels per sample W2 diag(A) W1 + W0.
-    fn low_rank(self) -> LowRank {
+    pub(super) fn low_rank(self) -> LowRank {
         let bias = match &self.bypass {
             Some(bypass) => self.second.bias_or_zeros() + bypass.bias_or_zeros(),
             None => self.second.bias_or_zeros(),
         };
         let first = Kernel { bias: Some(self.first.bias_or_zeros()), ..self.first };
         LowRank { weight: self.bypass.map(|bypass| bypass.weight), bias, first, second: self.second.weight }
+    }
+}
+
+/// W2 W1.
+pub(super) fn chain(first: &Kernel, second: &Kernel) -> Kernel {
+    match algebra::compose(first, second, MiddlePad::Zeros) {
+        Ok(kernel) => kernel,
+        Err(error) => unreachable!("W2 is an unpadded 1x1, which composes with any W1: {error}"),
+    }
+}
+
+/// The chain and the bypass beside it.
+pub(super) fn sum(chain: Kernel, bypass: Option<&Kernel>) -> Kernel {
+    match bypass.map(|bypass| algebra::add(&chain, bypass)) {
+        None => chain,
+        Some(Ok(kernel)) => kernel,
+        Some(Err(error)) => unreachable!("the branches have one geometry: {error}"),
     }
 }
 
@@ -301,6 +314,17 @@ impl Operator for MaConv {
         }
     }
 
+    fn execs(&self) -> &'static [Exec] {
+        self.train_execs()
+    }
+
+    fn train_as(&self, exec: Exec, x: &Tensor, activation: Activation) -> Tensor {
+        match exec {
+            Exec::Branches => self.forward_activated(x, activation, true),
+            other => self.train_folded(other, x, activation),
+        }
+    }
+
     fn anneal(&self, epochs: f64) {
         self.gate.iter().for_each(|gate| gate.anneal(epochs));
     }
@@ -309,13 +333,9 @@ impl Operator for MaConv {
         if self.middle == Middle::Relu {
             return Err(FoldError::NonLinear("a ReLU"));
         }
-        let parts = Parts {
-            first: self.first.fold(),
-            second: self.second.fold(),
-            bypass: self.bypass.as_ref().map(ConvNorm::fold),
-        };
+        let parts = self.parts(|norm, kernel| norm.fold_into(kernel.double()));
         match &self.gate {
-            None => Ok(Compact::Static(self.after.fold_into(parts.compose()?))),
+            None => Ok(Compact::Static(self.after.fold_into(parts.compose()))),
             Some(gate) => {
                 let maker = GatedKernel {
                     kernels: parts.low_rank().behind(&self.after),
@@ -377,5 +397,25 @@ mod tests {
         for yaml in options().into_iter().chain(["{name: maconv, middle: relu, intermediate: 6}".to_string()]) {
             proof::gradients_are_differences(&yaml, Geometry::same(2, 4, 3).groups(2));
         }
+    }
+
+    #[test]
+    fn training_is_the_same_however_it_is_computed() {
+        use Exec::*;
+        let points = [Geometry::same(3, 8, 1), Geometry::same(12, 4, 1).stride(2)];
+        let windows = [Geometry::same(3, 4, 3), Geometry::same(4, 3, 2).stride(2), Geometry::same(3, 4, 3).dilation(2)];
+        for yaml in options() {
+            let (gated, expanded) = (yaml.contains("mdconv"), !yaml.contains("form: compact"));
+            let (at_points, at_windows): (&[Exec], &[Exec]) = match (gated, expanded) {
+                (false, true) => (&[Branches, Moments, Features], &[Branches, Features]),
+                (false, false) => (&[Branches, Moments], &[Branches]),
+                (true, true) => (&[Branches, Moments, Features, PerSample], &[Branches, Features]),
+                (true, false) => (&[Branches], &[Branches]),
+            };
+            proof::trains_alike(&yaml, &points, at_points);
+            proof::trains_alike(&yaml, &windows, at_windows);
+            proof::trains_alike(&yaml, &[Geometry::same(8, 16, 1).groups(2)], &[Branches]);
+        }
+        proof::trains_alike("{name: maconv, middle: relu}", &points, &[Branches]);
     }
 }

@@ -1,6 +1,7 @@
 //! What an operator is: the thing that stands in place of one convolution and the batch norm behind it, and what it folds to.
 
 pub use crate::algebra::{Affine, FoldError, Geometry, Kernel};
+use crate::op::exec::Exec;
 use crate::op::layers::{Activation, BatchNorm, Linear, LinearConfig, Norm, empty_kernel};
 use crate::op::naming::Naming;
 use crate::op::per_sample::{Execution, PerSample};
@@ -19,6 +20,16 @@ pub trait Operator: nn::ModuleT {
     /// The same with what the operators of the block share ([`Recipe::shared`]); one that shares nothing ignores it.
     fn forward_shared(&self, x: &Tensor, _shared: &Tensor, activation: Activation, train: bool) -> Tensor {
         self.forward_activated(x, activation, train)
+    }
+
+    /// The ways in which its training can be computed where it stands, the branches first.
+    fn execs(&self) -> &'static [Exec] {
+        &[Exec::Branches]
+    }
+
+    /// The operator in training, and the activation, computed in one of these ways.
+    fn train_as(&self, _exec: Exec, x: &Tensor, activation: Activation) -> Tensor {
+        self.forward_activated(x, activation, true)
     }
 
     /// Moves what moves with training, such as a temperature, to where it is after so many epochs.

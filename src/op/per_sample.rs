@@ -124,8 +124,7 @@ pub enum Way {
 impl Way {
     /// The ways for a geometry, the one that mostly wins first.
     fn candidates(geometry: &Geometry) -> &'static [Way] {
-        let products = geometry.kernel == [1; 2] && geometry.padding == [0; 2] && geometry.groups == 1;
-        if products { &[Way::Products, Way::Groups, Way::Loop] } else { &[Way::Groups, Way::Loop] }
+        if geometry.is_matrix() { &[Way::Products, Way::Groups, Way::Loop] } else { &[Way::Groups, Way::Loop] }
     }
 
     fn run(self, x: &Tensor, weight: &Tensor, bias: &Tensor, geometry: &Geometry) -> Tensor {
@@ -138,9 +137,8 @@ impl Way {
 }
 
 fn products(x: &Tensor, weight: &Tensor, bias: &Tensor, geometry: &Geometry) -> Tensor {
-    let [sh, sw] = geometry.stride;
     // The rows (N, HW, C) are a view of a channels_last map.
-    let x = if (sh, sw) == (1, 1) { x.shallow_clone() } else { x.slice(2, None, None, sh).slice(3, None, None, sw) };
+    let x = geometry.positions(x);
     let (n, c, h, w) = size4(&x);
     let out = geometry.out_channels;
     let rows = x.permute([0, 2, 3, 1]).reshape([n, h * w, c]);

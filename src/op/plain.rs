@@ -1,7 +1,9 @@
 //! `plain`: the convolution and its batch norm as they are, y = BN(W * x); what every other operator is compared with.
 
-use crate::algebra::{FoldError, Geometry};
+use crate::algebra::{FoldError, Geometry, Kernel};
+use crate::op::exec::Exec;
 use crate::op::layers::{Activation, ConvNorm};
+use crate::op::moments::Moments;
 use crate::op::operator::{Compact, Operator, Place, Recipe};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -20,12 +22,15 @@ impl Recipe for Config {
 
 /// A convolution without bias and a batch norm.
 #[derive(Debug)]
-pub struct Plain(ConvNorm);
+pub struct Plain {
+    branch: ConvNorm,
+    geometry: Geometry,
+}
 
 impl Plain {
     /// `weight`, and the batch norm.
     pub fn new(place: &Place, geometry: Geometry) -> Plain {
-        Plain(ConvNorm::new(&place.conv, geometry, place.norm(geometry.out_channels)))
+        Plain { branch: ConvNorm::new(&place.conv, geometry, place.norm(geometry.out_channels)), geometry }
     }
 }
 
@@ -37,11 +42,26 @@ impl nn::ModuleT for Plain {
 
 impl Operator for Plain {
     fn forward_activated(&self, x: &Tensor, activation: Activation, train: bool) -> Tensor {
-        self.0.forward(x, activation, train)
+        self.branch.forward(x, activation, train)
+    }
+
+    fn execs(&self) -> &'static [Exec] {
+        if self.geometry.is_matrix() { &[Exec::Branches, Exec::Moments] } else { &[Exec::Branches] }
+    }
+
+    fn train_as(&self, exec: Exec, x: &Tensor, activation: Activation) -> Tensor {
+        match exec {
+            Exec::Moments => {
+                let moments = Moments::of(&self.geometry.positions(x));
+                let kernel = Kernel { geometry: self.geometry.stride(1), ..self.branch.kernel() };
+                moments.apply(&self.branch.norm().fold_batch(&kernel, moments.statistics()), activation)
+            }
+            _ => self.forward_activated(x, activation, true),
+        }
     }
 
     fn fold(&self) -> Result<Compact, FoldError> {
-        Ok(Compact::Static(self.0.fold()))
+        Ok(Compact::Static(self.branch.fold()))
     }
 }
 
@@ -59,5 +79,13 @@ mod tests {
                 proof::gradients_are_differences("{name: plain}", shape);
             }
         }
+    }
+
+    #[test]
+    fn training_is_the_same_however_it_is_computed() {
+        let points = [Geometry::same(3, 8, 1), Geometry::same(12, 4, 1).stride(2)];
+        proof::trains_alike("{name: plain}", &points, &[Exec::Branches, Exec::Moments]);
+        let others = [Geometry::same(4, 8, 3), Geometry::same(4, 8, 1).groups(2), Geometry::same(4, 8, 1).padding(1)];
+        proof::trains_alike("{name: plain}", &others, &[Exec::Branches]);
     }
 }

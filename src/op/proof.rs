@@ -5,6 +5,7 @@
 
 use crate::algebra::Geometry;
 use crate::op::OperatorConfig;
+use crate::op::exec::Exec;
 use crate::op::layers::Activation;
 use crate::op::operator::{Compact, Operator, Place};
 use crate::op::per_sample::Execution;
@@ -134,6 +135,56 @@ fn difference(input: &Tensor, gradient: &Tensor, loss: &dyn Fn() -> Tensor) -> f
     let central = |step: f64| (at(step) - at(-step)) / (2. * step);
     let measured = (4. * central(5e-6) - central(1e-5)) / 3.;
     (measured - expected).abs() / expected.abs().max(1.)
+}
+
+/// What a step of training gives: y, the gradients of x and of every variable, and the running statistics that it leaves.
+fn step(
+    exec: Exec,
+    store: &nn::VarStore,
+    operator: &dyn Operator,
+    x: &Tensor,
+    probe: &Tensor,
+) -> Vec<(String, Tensor)> {
+    let before: Vec<(Tensor, Tensor)> = store.variables().into_values().map(|v| (v.copy().detach(), v)).collect();
+    let y = operator.train_as(exec, x, Activation::Relu6);
+    let mut named: Vec<(String, Tensor)> = store.variables().into_iter().collect();
+    named.sort_by(|a, b| a.0.cmp(&b.0));
+    let (learned, running): (Vec<_>, Vec<_>) = named.into_iter().partition(|(_, variable)| variable.requires_grad());
+    let inputs: Vec<&Tensor> = std::iter::once(x).chain(learned.iter().map(|(_, variable)| variable)).collect();
+    let gradients =
+        Tensor::run_backward(&[(&y * probe.narrow(0, 0, x.size()[0])).sum(Kind::Double)], &inputs, false, false);
+    let names = std::iter::once("x".to_string()).chain(learned.iter().map(|(name, _)| name.clone()));
+    let mut all = vec![("y".to_string(), y.detach())];
+    all.extend(names.map(|name| format!("gradient of {name}")).zip(gradients));
+    all.extend(running.iter().map(|(name, variable)| (name.clone(), variable.copy())));
+    tch::no_grad(|| before.into_iter().for_each(|(value, mut variable)| variable.copy_(&value)));
+    all
+}
+
+/// Computed in any of its ways, training is the same: output, gradients and running statistics, behind an activation. The ways take
+/// sums of a few hundred numbers in other orders and divide by deviations near 1: 1e-10 is far above that (about 1e-13) and far below
+/// any wrong term. A gradient may be zero by nature (a shift that the next batch norm takes away): errors are relative to 1 there.
+pub fn trains_alike(yaml: &str, geometries: &[Geometry], execs: &[Exec]) {
+    let config = options(yaml);
+    for geometry in geometries {
+        let (store, operator) = expanded(&config, *geometry);
+        assert_eq!(operator.execs(), execs, "{yaml} {geometry:?}");
+        let map = Tensor::randn([3, geometry.in_channels, 6, 9], DOUBLE)
+            + Tensor::randn([1, geometry.in_channels, 1, 1], DOUBLE);
+        for x in [map.shallow_clone(), map.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])] {
+            let x = x.detach().set_requires_grad(true);
+            let probe = operator.forward_t(&x, false).randn_like();
+            let expected = step(Exec::Branches, &store, &*operator, &x, &probe);
+            for exec in &execs[1..] {
+                for ((name, found), (_, expected)) in step(*exec, &store, &*operator, &x, &probe).iter().zip(&expected)
+                {
+                    let scale = expected.abs().max().double_value(&[]).max(1.);
+                    let error = (found - expected).abs().max().double_value(&[]) / scale;
+                    assert!(error < 1e-10, "{yaml} {geometry:?} {exec:?} {name}: {error:e}");
+                }
+            }
+        }
+    }
 }
 
 /// Parameters of the expanded form, without the batch norm that the network puts behind it.

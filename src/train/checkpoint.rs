@@ -3,6 +3,7 @@
 use crate::config::Built;
 use crate::fold;
 use crate::op::per_sample::{self, Choices};
+use crate::train::exec::Execs;
 use crate::train::optimizer::Sgd;
 use crate::weights::tensors;
 use anyhow::{Context, Result};
@@ -24,6 +25,9 @@ pub struct Progress {
     /// How convolutions with a kernel per sample are computed, which decides the order of their sums.
     #[serde(default)]
     pub choices: Choices,
+    /// How the training of the sites is computed, which decides the same.
+    #[serde(default)]
+    pub execs: Execs,
     /// A row for each epoch done: the content of metrics.csv.
     pub history: Vec<Row>,
 }

@@ -2,6 +2,7 @@
 
 pub mod checkpoint;
 pub mod evaluate;
+pub mod exec;
 pub mod log;
 pub mod optimizer;
 pub mod result;
@@ -12,6 +13,7 @@ pub mod trainer;
 use crate::config::{Built, Config};
 use crate::fold::{self, Refused};
 use crate::net::block::{Form, trace_sites};
+use crate::op::exec::Wanted;
 use crate::weights::{About, Model};
 use crate::{bad_request, device, files};
 use anyhow::{Context, Result, bail};
@@ -79,6 +81,7 @@ pub fn train(config: &Config, folder: &Path, device: Device) -> Result<TrialResu
     let folder = folder.to_path_buf();
     let mut trial = Trial { trainer, compact, folds: false, folder, progress, losses, stop, started: Instant::now() };
     trial.resume()?;
+    trial.settle_execs();
     trial.run()?;
     trial.finish(device)
 }
@@ -127,6 +130,16 @@ impl Trial {
         log::line(&format!("going on after epoch {}, step {}", progress.epoch, progress.step));
         self.progress = progress;
         Ok(())
+    }
+
+    /// Decides how training is computed, as an earlier run did or anew.
+    fn settle_execs(&mut self) {
+        let Trainer { config, network, .. } = &self.trainer;
+        let execs = exec::settle(network, config.data.spec(), &config.train, &self.progress.execs);
+        if config.train.exec != Wanted::Branches && !execs.is_empty() && self.progress.execs.is_empty() {
+            log::line(&format!("sites with several ways to compute their training: {}", exec::summary(&execs)));
+        }
+        self.progress.execs = execs;
     }
 
     fn run(&mut self) -> Result<()> {

@@ -1,0 +1,42 @@
+// Chooses the builds of the passes for the processor that runs them.
+
+#include "maps.h"
+
+#include <atomic>
+
+namespace {
+
+// The newest generation that may be used: 0 baseline, 1 AVX2, 2 AVX-512. Tests lower it.
+std::atomic<int> newest{2};
+
+int generation() {
+#if defined(__x86_64__)
+    static const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    static const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    return std::min(newest.load(), avx512 ? 2 : avx2 ? 1 : 0);
+#else
+    return 0;
+#endif
+}
+
+}  // namespace
+
+#if defined(__x86_64__)
+#define CHOOSE(type) (generation() == 2 ? type##_avx512 : generation() == 1 ? type##_avx2 : type##_baseline)
+#else
+#define CHOOSE(type) type##_baseline
+#endif
+
+template <>
+const Passes<float>& passes<float>() {
+    return CHOOSE(float);
+}
+
+template <>
+const Passes<double>& passes<double>() {
+    return CHOOSE(double);
+}
+
+// Uses builds for no newer processors than this from now on.
+extern "C" void foldconv_newest_processor(int generation) { newest = generation; }

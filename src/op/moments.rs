@@ -1,0 +1,194 @@
+//! Batch norm in the space of kernels. The mean and the variance of a linear map of x follow from the moments of x: with μ and S
+//! the mean and the covariance of x over all positions, W x + b has mean W μ + b and variance diag(W S Wᵀ). So a 1x1 convolution
+//! and its batch norm, with the statistics of the batch, are one kernel that is known before anything is convolved, and so is any
+//! sum or chain of them. Gradients go through the moments; nothing is approximated.
+//!
+//! The covariance is the difference of two sums that are large where the mean is large against the deviation. So the sums are taken
+//! of x less a few positions' mean, and all small matrices are float64.
+
+use crate::algebra::Kernel;
+use crate::native::Space;
+use crate::op::layers::Activation;
+use tch::{Kind, Tensor};
+
+/// Positions whose mean is subtracted before sums are taken: it need not be the mean, only near to it.
+const CENTRE: i64 = 64;
+
+/// A map x (N, C, H, W) and its moments over all positions.
+#[derive(Debug)]
+pub struct Moments {
+    x: Tensor,
+    /// The same map where our own loops run on it.
+    space: Option<Space>,
+    statistics: Statistics,
+}
+
+/// The moments alone.
+#[derive(Debug)]
+pub struct Statistics {
+    /// Mean (C), float64.
+    pub mean: Tensor,
+    /// Biased covariance (C, C), float64.
+    pub covariance: Tensor,
+    /// Number of positions.
+    pub positions: i64,
+}
+
+impl Moments {
+    /// Of a map.
+    pub fn of(x: &Tensor) -> Moments {
+        let positions = x.numel() as i64 / x.size()[1].max(1);
+        let space = Space::new(x);
+        let (mean, covariance) = match &space {
+            Some(space) => (space.mean.shallow_clone(), space.covariance.shallow_clone()),
+            None => composed(x, positions),
+        };
+        Moments { x: x.shallow_clone(), space, statistics: Statistics { mean, covariance, positions } }
+    }
+
+    /// The moments.
+    pub fn statistics(&self) -> &Statistics {
+        &self.statistics
+    }
+
+    /// activation(W x + b) for a 1x1 kernel in float64.
+    pub fn apply(&self, kernel: &Kernel, activation: Activation) -> Tensor {
+        match &self.space {
+            Some(space) => {
+                let (low, high) = activation.bounds();
+                space.convolve(&kernel.weight.flatten(1, -1), &kernel.bias_or_zeros(), low, high)
+            }
+            None => activation.apply(kernel.to_kind(self.x.kind()).apply(&self.x)),
+        }
+    }
+}
+
+/// Mean and covariance, in libtorch's operations.
+fn composed(x: &Tensor, positions: i64) -> (Tensor, Tensor) {
+    let rows = rows(x);
+    let centre = centre(&rows);
+    let rows = rows - &centre;
+    let scale = 1. / positions as f64;
+    let mean = rows.sum_dim_intlist(0, false, Kind::Double) * scale;
+    let squares = rows.tr().matmul(&rows).to_kind(Kind::Double) * scale;
+    (&mean + centre, squares - mean.outer(&mean))
+}
+
+impl Statistics {
+    /// Mean (C_out) and biased variance (C_out) of the map of a 1x1 kernel in float64.
+    pub fn through(&self, kernel: &Kernel) -> (Tensor, Tensor) {
+        let weight = kernel.weight.flatten(1, -1);
+        let variance = (weight.matmul(&self.covariance) * &weight).sum_dim_intlist(1, false, None);
+        (weight.mv(&self.mean) + kernel.bias_or_zeros(), variance.clamp_min(0.))
+    }
+}
+
+/// The positions (N H W, C) of a map: a view where it is channels_last.
+fn rows(x: &Tensor) -> Tensor {
+    x.permute([0, 2, 3, 1]).reshape([-1, x.size()[1]])
+}
+
+/// The mean of a few rows, from all over the batch.
+fn centre(rows: &Tensor) -> Tensor {
+    let step = (rows.size()[0] / CENTRE).max(1);
+    rows.detach().slice(0, None, None, step).mean_dim(0, false, None)
+}
+
+/// Moments of each sample of a map x (N, C, H, W).
+#[derive(Debug)]
+pub struct SampleMoments {
+    /// What was subtracted (C), float64.
+    centre: Tensor,
+    /// Mean of each sample (N, C), less the centre, float64.
+    means: Tensor,
+    /// Mean of the outer products (N, C, C) of what is left, float64.
+    squares: Tensor,
+    positions: i64,
+}
+
+impl SampleMoments {
+    /// Of a map.
+    pub fn of(x: &Tensor) -> SampleMoments {
+        let size = x.size();
+        let (n, c, p) = (size[0], size[1], size[2] * size[3]);
+        let all = rows(x);
+        let centre = centre(&all);
+        let all = (all - &centre).reshape([n, p, c]);
+        let means = all.sum_dim_intlist(1, false, Kind::Double) / p as f64;
+        let squares = all.transpose(1, 2).bmm(&all).to_kind(Kind::Double) / p as f64;
+        SampleMoments { centre: centre.to_kind(Kind::Double), means, squares, positions: n * p }
+    }
+
+    /// GAP(x): (N, C), float64.
+    pub fn pooled(&self) -> Tensor {
+        &self.means + &self.centre
+    }
+
+    /// Those of the whole map.
+    pub fn total(&self) -> Statistics {
+        let mean = self.means.mean_dim(0, false, None);
+        let covariance = self.squares.mean_dim(0, false, None) - mean.outer(&mean);
+        Statistics { mean: mean + &self.centre, covariance, positions: self.positions }
+    }
+
+    /// Those of the map g = a (W x + b) of a 1x1 kernel (K, C, 1, 1) with gates a (N, K), a weight a channel and sample.
+    pub fn gated(&self, kernel: &Kernel, gates: &Tensor) -> Statistics {
+        let weight = kernel.weight.flatten(1, -1);
+        // What the kernel makes of the centre is constant; the rest is around 0.
+        let shift = weight.mv(&self.centre) + kernel.bias_or_zeros();
+        let means = self.means.matmul(&weight.tr()) + &shift;
+        let around = self.means.matmul(&weight.tr()).unsqueeze(2) * &shift;
+        let squares =
+            weight.matmul(&self.squares).matmul(&weight.tr()) + &around + around.transpose(1, 2) + shift.outer(&shift);
+        let squares = (squares * gates.unsqueeze(2) * gates.unsqueeze(1)).mean_dim(0, false, None);
+        let mean = (means * gates).mean_dim(0, false, None);
+        Statistics { covariance: squares - mean.outer(&mean), mean, positions: self.positions }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Device;
+
+    /// The moments in float64, as they are defined.
+    fn defined(x: &Tensor) -> (Tensor, Tensor) {
+        let rows = rows(&x.to_kind(Kind::Double));
+        let mean = rows.mean_dim(0, false, None);
+        let around = rows - &mean;
+        (mean, around.tr().matmul(&around) / around.size()[0] as f64)
+    }
+
+    /// float32 of numbers around 100 is good to 4e-6; the sum of the squares of what lies 100 deviations from 0 would be off by a
+    /// thousandth of a variance, and with an unlucky order by all of it. One position a channel, one channel, odd numbers of channels.
+    #[test]
+    fn moments_are_right_where_the_mean_is_large_against_the_deviation() {
+        for (size, offset) in
+            [([8, 5, 9, 11], 100.), ([4, 1, 6, 6], -100.), ([2, 17, 1, 1], 0.), ([64, 33, 12, 12], 1e3)]
+        {
+            let x = Tensor::randn(size, (Kind::Float, Device::Cpu)) + offset;
+            for x in [x.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]), x] {
+                let (mean, covariance) = defined(&x);
+                let found = Moments::of(&x);
+                let composed = composed(&x, found.statistics().positions);
+                for (mine, other) in
+                    [(&found.statistics().covariance, &found.statistics().mean), (&composed.1, &composed.0)]
+                {
+                    let error = (mine - &covariance).abs().max().double_value(&[]);
+                    assert!(error < 1e-5, "{size:?} {offset}: {error:e}");
+                    let error = (other - &mean).abs().max().double_value(&[]);
+                    assert!(error < 1e-5 * (1. + offset.abs() / 100.), "{size:?} {offset}: {error:e}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_constant_channel_has_no_variance() {
+        let x = Tensor::randn([4, 3, 5, 5], (Kind::Float, Device::Cpu));
+        let _ = x.narrow(1, 1, 1).fill_(0.1);
+        let covariance = Moments::of(&x).statistics().covariance.shallow_clone();
+        // 0.1 in float32, of which a mean of many in float64 differs in its last digits.
+        assert!(covariance.get(1).abs().max().double_value(&[]) < 1e-8, "{covariance}");
+    }
+}

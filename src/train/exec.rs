@@ -1,0 +1,78 @@
+//! How the training of each site is computed: as the config says, or the fastest way, measured at the shape that the site has.
+
+use crate::algebra;
+use crate::config::{Built, TrainConfig};
+use crate::data::dataset::Spec;
+use crate::net::block::{Site, trace_sites};
+use crate::op::exec::Exec;
+use crate::op::operator::Place;
+use crate::timing;
+use crate::tune::channels_last;
+use std::collections::BTreeMap;
+use tch::{Device, Kind, Tensor, nn};
+
+/// The way of each site that has several, by its name.
+pub type Execs = BTreeMap<String, Exec>;
+
+/// Sets how the training of each site is computed, and tells it. Earlier choices hold: they decide the order in which float32 sums are
+/// taken, so a trial that goes on must compute as it did before.
+pub fn settle(network: &Built, spec: Spec, config: &TrainConfig, earlier: &Execs) -> Execs {
+    let sites = network.network.sites();
+    let several = |site: &&Site| site.execs().len() > 1;
+    let chosen: Execs = match config.exec.fixed() {
+        _ if !earlier.is_empty() => earlier.clone(),
+        Some(exec) => sites.iter().copied().filter(several).map(|site| (site.name.clone(), exec)).collect(),
+        None => fastest(network, spec, config.batch as i64),
+    };
+    for site in sites {
+        if let Some(exec) = chosen.get(&site.name) {
+            site.set_exec(*exec);
+        }
+    }
+    chosen
+}
+
+/// `11 sites in moments, 6 in branches`, of those that have several ways.
+pub fn summary(execs: &Execs) -> String {
+    let count = |exec: Exec| execs.values().filter(|chosen| **chosen == exec).count();
+    let counts = Exec::ALL.into_iter().map(|exec| (exec, count(exec))).filter(|(_, n)| *n > 0);
+    let parts: Vec<String> = counts.map(|(exec, n)| format!("{n} in {}", exec.name())).collect();
+    parts.join(", ")
+}
+
+/// Times the ways of each site that has several, once for each shape.
+fn fastest(network: &Built, spec: Spec, batch: i64) -> Execs {
+    let device = network.store.device();
+    let x = channels_last(&[batch, spec.channels, spec.size, spec.size], device);
+    let (_, traces) = trace_sites(|| tch::no_grad(|| network.network.forward_t(&x, false)));
+    let mut known = BTreeMap::new();
+    let mut chosen = Execs::new();
+    for (site, trace) in network.network.sites().into_iter().zip(traces) {
+        if site.execs().len() > 1 {
+            let shape = format!("{:?} {:?} {:?} {:?}", site.operator, site.geometry, site.activation, trace.input);
+            let exec = *known.entry(shape).or_insert_with(|| time(site, &trace.input, device));
+            chosen.insert(site.name.clone(), exec);
+        }
+    }
+    chosen
+}
+
+/// The fastest way of a site, forward and backward, measured on another operator of its kind.
+fn time(site: &Site, input: &[i64], device: Device) -> Exec {
+    let store = nn::VarStore::new(device);
+    let root = store.root();
+    let place = Place { conv: &root / "conv", bn: Some(&root / "bn"), block: site.block };
+    let operator = site.operator.recipe().expanded(&place, site.geometry);
+    let x = channels_last(input, device).set_requires_grad(true);
+    let variables = store.trainable_variables();
+    let inputs: Vec<&Tensor> = std::iter::once(&x).chain(&variables).collect();
+    let gradient = tch::no_grad(|| operator.forward_t(&x, false)).randn_like();
+    let run = |exec: Exec| {
+        let y = operator.train_as(exec, &x, site.activation);
+        Tensor::run_backward(&[(y * &gradient).sum(Kind::Float)], &inputs, false, false);
+    };
+    let execs = site.execs();
+    let runs: Vec<Box<dyn Fn()>> = execs.iter().map(|exec| Box::new(move || run(*exec)) as Box<dyn Fn()>).collect();
+    let runs: Vec<&dyn Fn()> = runs.iter().map(|run| &**run).collect();
+    execs[algebra::uncounted(|| timing::fastest(device, &runs))]
+}
