@@ -55,7 +55,8 @@ impl Store {
             Ok(entries) => {
                 // What a crash left in the midst of writing the first file is ours.
                 let foreign = |entry: std::fs::DirEntry| !entry.file_name().to_string_lossy().starts_with(PARTIAL);
-                if entries.flatten().any(foreign) {
+                // Another process may have written the sweep's file since, and then the rest: the file comes first.
+                if entries.flatten().any(foreign) && !store.file().is_file() {
                     bad_request!("{}: holds something else than a sweep; give a new or empty folder", root.display());
                 }
             }
