@@ -260,7 +260,7 @@ fn a_sweep_outlives_its_node_and_is_preempted_and_runs_each_trial_once() {
         assert_eq!(epochs, (1..=12).map(|epoch| epoch.to_string()).collect::<Vec<_>>());
         trained += read(&entry.path().join("log.txt")).lines().filter(|line| line.starts_with("epoch ")).count();
     }
-    // Only the two that were killed may have said an epoch that they had no time to write down.
-    assert!((96..=98).contains(&trained), "{trained} epochs were trained");
+    // The two that were killed may have said an epoch that they had no time to write down, or written one that they had no time to say.
+    assert!((94..=98).contains(&trained), "{trained} epochs were trained");
     assert!(queued(&cluster).is_empty(), "no job is left");
 }
