@@ -50,8 +50,9 @@ pub fn filled(mut keys: Mapping) -> Mapping {
     let found =
         |at: &&Placement| Some(at.operator) == operator && network.is_some_and(|net| at.networks.contains(&net));
     let Some(placement) = PLACEMENTS.iter().find(found) else { return keys };
-    let given = keys.get("apply_to").and_then(Value::as_sequence).is_some_and(|words| !words.is_empty());
-    if !given && !placement.apply_to.is_empty() {
+    // What is no list is left for the reader of the keys to refuse.
+    let open = keys.get("apply_to").is_none_or(|words| words.as_sequence().is_some_and(Vec::is_empty));
+    if open && !placement.apply_to.is_empty() {
         keys.insert("apply_to".into(), placement.apply_to.iter().map(|word| Value::from(*word)).collect());
     }
     if let (Some((option, value)), Some(Value::Mapping(operator))) = (placement.option, keys.get_mut("operator")) {
@@ -96,6 +97,9 @@ mod tests {
         let paper = config("resnet50", "{name: dcd, style: paper}", "");
         assert_eq!((paper.apply_to.join(" "), operator(&paper, "layout")), ("pointwise spatial".into(), "null".into()));
         assert_eq!(operator(&config("shufflenet_v2", "{name: drconv, shared: false}", ""), "shared"), "false");
+        let slip = "{data: {name: external}, net: {name: resnet50}, operator: {name: dcd}, apply_to: spatial}";
+        let error = Config::new(&serde_yaml::from_str(slip).unwrap(), "a.yaml").unwrap_err().to_string();
+        assert!(error.starts_with("a.yaml: apply_to: invalid type"), "{error}");
     }
 
     #[test]
