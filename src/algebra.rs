@@ -414,10 +414,14 @@ fn composed_dilation(first: &Geometry, second: &Geometry, axis: usize) -> Result
 }
 
 /// W[o, i, u] = sum over m and a + b = u of W2[o, m, b] W1[m, i, a], within each group. A transposed convolution is just that
-/// sum, with the output channels of W2 as its batch.
+/// sum, with the output channels of W2 as its batch; where W2 is 1x1 it is a product of matrices.
 fn convolve(w1: &Tensor, w2: &Tensor, groups: i64) -> Tensor {
-    let s2 = w2.size();
+    let (s1, s2) = (w1.size(), w2.size());
     let (out, inner) = (s2[0] / groups, s2[1]);
+    if s2[2..] == [1, 1] {
+        let product = w2.reshape([groups, out, inner]).matmul(&w1.reshape([groups, inner, -1]));
+        return product.reshape([groups, out, s1[1], s1[2], s1[3]]);
+    }
     let batch =
         w2.reshape([groups, out, inner, s2[2], s2[3]]).transpose(0, 1).reshape([out, groups * inner, s2[2], s2[3]]);
     let composed = batch.conv_transpose2d(w1, None::<Tensor>, [1, 1], [0, 0], [0, 0], groups, [1, 1]);

@@ -11,6 +11,7 @@ fn main() -> ExitCode {
     // A reader that has seen enough (`| head`) ends the program quietly, as it does any other tool.
     // SAFETY: called before any thread is started.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+    keep_memory();
     std::panic::set_hook(Box::new(|panic| {
         let message = panic.to_string();
         say(&match error::out_of_memory(&message) {
@@ -28,6 +29,17 @@ fn main() -> ExitCode {
             ExitCode::from(error::exit_status(&error))
         }
         Err(panic) => ExitCode::from(panic_status(&*panic)),
+    }
+}
+
+/// Keeps memory that was freed for what comes next. glibc gives large blocks back to the system when they are freed, and a training
+/// step, which needs the same maps as the one before, would have them cleared page by page each time: a quarter of its time.
+fn keep_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: called before any thread is started; both set a number.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_MAX, 0);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
     }
 }
 

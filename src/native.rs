@@ -1,11 +1,12 @@
 //! C++ of our own (the package in `src/native`): the loops that libtorch runs in more passes than needed, the sum of batch norms and
-//! the activation behind it, and the moments of a map with the convolutions computed of them; and the graph of a TorchScript file. The cargo feature `native`, on by default, builds them; without it, and for tensors that they
-//! don't take, libtorch's operations do the same.
+//! the activation behind it, and the moments of a map with the convolutions computed of them; a batch norm folded into a kernel as one
+//! node; and the graph of a TorchScript file. The cargo feature `native`, on by default, builds them; without it, and for tensors
+//! that they don't take, libtorch's operations do the same.
 
 #[cfg(feature = "native")]
-pub use foldconv_native::{MAX_TERMS, Space, Term, graph, newest_processor, norm_sum};
+pub use foldconv_native::{Behind, MAX_TERMS, Space, Term, fold_norm, graph, newest_processor, norm_sum};
 #[cfg(not(feature = "native"))]
-pub use without::{MAX_TERMS, Space, Term, graph, newest_processor, norm_sum};
+pub use without::{Behind, MAX_TERMS, Space, Term, fold_norm, graph, newest_processor, norm_sum};
 
 #[cfg(not(feature = "native"))]
 mod without {
@@ -27,18 +28,43 @@ mod without {
         pub running_var: &'a Tensor,
     }
 
+    /// A batch norm behind a 1x1 kernel.
+    #[derive(Clone, Copy, Debug)]
+    pub struct Behind<'a> {
+        /// gamma.
+        pub weight: &'a Tensor,
+        /// beta.
+        pub bias: &'a Tensor,
+        /// Updated in place.
+        pub running_mean: &'a Tensor,
+        /// Updated in place.
+        pub running_var: &'a Tensor,
+        /// The kernel's bias.
+        pub kernel_bias: Option<&'a Tensor>,
+    }
+
+    /// Always None: libtorch does it.
+    pub fn fold_norm(_: &Tensor, _: &Behind, _: [&Tensor; 2], _: f64, _: f64, _: f64) -> Option<[Tensor; 2]> {
+        None
+    }
+
     /// A map whose moments are known: there is none.
     #[derive(Debug)]
     pub struct Space {
-        /// Mean (C).
+        /// Mean (C), or (N, C).
         pub mean: Tensor,
-        /// Covariance (C, C).
+        /// Covariance (C, C), or (N, C, C).
         pub covariance: Tensor,
     }
 
     impl Space {
         /// Always None: libtorch does it.
         pub fn new(_: &Tensor) -> Option<Space> {
+            None
+        }
+
+        /// Always None: libtorch does it.
+        pub fn per_sample(_: &Tensor) -> Option<Space> {
             None
         }
 

@@ -2,8 +2,14 @@
 
 use std::path::Path;
 
+/// Built once for each generation of processors.
+const LOOPS: [&str; 2] = ["passes.cpp", "products.cpp"];
+
+/// Written against libtorch.
+const SOURCES: [&str; 5] = ["maps.cpp", "norm_sum.cpp", "kernel_space.cpp", "fold_norm.cpp", "graph.cpp"];
+
 fn main() {
-    for file in ["build.rs", "passes.h", "passes.cpp", "maps.h", "maps.cpp", "norm_sum.cpp", "kernel_space.cpp", "graph.cpp"] {
+    for file in ["build.rs", "lanes.h", "passes.h", "products.h", "maps.h"].iter().chain(&LOOPS).chain(&SOURCES) {
         println!("cargo:rerun-if-changed={file}");
     }
     println!("cargo:rerun-if-env-changed=LIBTORCH");
@@ -23,11 +29,11 @@ fn main() {
             .opt_level(3)
             .flag_if_supported("-Wno-psabi")
             .define("PROCESSOR", processor)
-            .file("passes.cpp");
+            .files(LOOPS);
         flags
             .into_iter()
             .fold(&mut build, |build, flag| build.flag(flag))
-            .compile(&format!("foldconv_passes_{processor}"));
+            .compile(&format!("foldconv_loops_{processor}"));
     }
     cc::Build::new()
         .cpp(true)
@@ -39,9 +45,6 @@ fn main() {
         .flag(&include)
         .flag("-isystem")
         .flag(include.join("torch/csrc/api/include"))
-        .file("maps.cpp")
-        .file("norm_sum.cpp")
-        .file("kernel_space.cpp")
-        .file("graph.cpp")
+        .files(SOURCES)
         .compile("foldconv_native");
 }

@@ -1,10 +1,11 @@
 // A map and the 1x1 convolutions on it, in the space of kernels: the moments of the map x (rows, C), and y = clamp(x W' + b) for
 // kernels W (C_out, C) that were computed of those moments. Backward, the gradient of x has a part of each y and one of the moments:
 //
-//     dx = sum of g_i W_i + x M + v,    M = (dS + dS')/rows,  v = (dmean - (dS + dS') mean)/rows
+//     dx = sum of g_i W_i + x M + v,    M = (dS + dS')/rows,  v = dmean/rows - M mean
 //
 // where S is the covariance and g_i the gradient of y_i before its clamp. Autograd alone would make a map for each term and add them;
-// here the y_i leave what they know with the node of the moments, which comes last, and that writes dx in one pass.
+// here the y_i leave what they know with the node of the moments, which comes last, and that writes dx in one pass. All of it is for the
+// whole batch, or for each sample by itself: a group of rows.
 
 #include "maps.h"
 
@@ -15,115 +16,78 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// Bytes of a tile of rows: it and what is made of it stay in the cache of a core.
-constexpr int64_t TILE_BYTES = 1 << 18;
+// Numbers of a tile of rows: it and what is made of it stay in the cache of a core.
+constexpr int64_t TILE_NUMBERS = 1 << 15;
 
 // Numbers of all partial sums together.
 constexpr int64_t PARTIAL = 1 << 21;
 
-int64_t tile_of(int64_t numbers_a_row, int64_t bytes) { return std::clamp<int64_t>(TILE_BYTES / (numbers_a_row * bytes), 64, CHUNK); }
+// The rows of a map in groups that have moments and kernels of their own.
+struct Groups {
+    int64_t count, rows, channels;
 
-// `rows` rows of `columns` numbers as a tensor.
-template <typename T>
-Tensor view(const T* data, int64_t rows, int64_t columns) {
-    return at::from_blob(const_cast<T*>(data), {rows, columns}, c10::CppTypeToScalarType<T>::value);
-}
+    Groups(const Tensor& x, bool per_sample)
+        : count(per_sample ? x.size(0) : 1), rows(rows_of(x) / (per_sample ? x.size(0) : 1)), channels(x.size(1)) {}
 
-// Calls work(first, last, sums) for tiles of rows and adds up what it leaves in `sums` (width, float64). The parts don't depend on
-// the number of threads.
-template <typename Work>
-std::vector<double> sum_tiles(int64_t rows, int64_t tile, int64_t width, Work work) {
-    const int64_t tiles = (rows + tile - 1) / tile;
-    const int64_t parts = std::clamp<int64_t>(PARTIAL / width, 1, std::min<int64_t>(tiles, 64));
-    std::vector<double> partial(parts * width, 0.), total(width, 0.);
-    at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
-        const at::AutoDispatchBelowADInplaceOrView no_autograd;
-        for (int64_t part = begin; part < end; part++)
-            for (int64_t at = part * tiles / parts; at < (part + 1) * tiles / parts; at++)
-                work(at * tile, std::min((at + 1) * tile, rows), partial.data() + part * width);
-    });
-    for (int64_t part = 0; part < parts; part++)
-        for (int64_t k = 0; k < width; k++) total[k] += partial[part * width + k];
-    return total;
-}
+    int64_t tile(int64_t numbers_a_row) const { return std::clamp<int64_t>(TILE_NUMBERS / numbers_a_row, 32, 512); }
 
-template <typename T>
-void add(double* sums, const Tensor& product) {
-    const T* from = product.const_data_ptr<T>();
-    for (int64_t k = 0; k < product.numel(); k++) sums[k] += from[k];
-}
+    // Calls work(group, first, last) for tiles of rows; the rows are counted over all groups.
+    template <typename Work>
+    void over_tiles(int64_t tile, Work work) const {
+        const int64_t tiles = (rows + tile - 1) / tile;
+        at::parallel_for(0, count * tiles, 1, [&](int64_t begin, int64_t end) {
+            for (int64_t at = begin; at < end; at++) {
+                const int64_t group = at / tiles, first = at % tiles * tile;
+                work(group, group * rows + first, group * rows + std::min(first + tile, rows));
+            }
+        });
+    }
 
-// One map as a term of the passes: clamp(x + shift).
-template <typename T>
-struct Shifted {
-    std::vector<T> ones;
-    Terms<T> terms;
-
-    Shifted(const T* x, const T* shift, int64_t channels, double low, double high) : ones(channels, T(1)) {
-        terms.n = 1;
-        terms.channels = channels;
-        terms.x[0] = x;
-        terms.scale[0] = ones.data();
-        terms.centre[0] = ones.data();
-        terms.shift = shift;
-        terms.low = static_cast<T>(low);
-        terms.high = static_cast<T>(high);
+    // Calls work(group, first, last, sums) for tiles of rows and adds up what it leaves in `sums`: (count, width), float64. The parts
+    // don't depend on the number of threads.
+    template <typename Work>
+    Tensor sum_tiles(int64_t tile, int64_t width, Work work) const {
+        const int64_t tiles = (rows + tile - 1) / tile, most = std::max<int64_t>(64 / count, 1);
+        const int64_t parts = std::clamp<int64_t>(PARTIAL / (width * count), 1, std::min(tiles, most));
+        Tensor partial = at::zeros({count, parts, width}, at::kDouble);
+        double* sums = partial.data_ptr<double>();
+        at::parallel_for(0, count * parts, 1, [&](int64_t begin, int64_t end) {
+            for (int64_t at = begin; at < end; at++) {
+                const int64_t group = at / parts, part = at % parts;
+                for (int64_t t = part * tiles / parts; t < (part + 1) * tiles / parts; t++)
+                    work(group, group * rows + t * tile, group * rows + std::min((t + 1) * tile, rows), sums + at * width);
+            }
+        });
+        return parts == 1 ? partial.squeeze(1) : partial.sum(1);
     }
 };
-
-bool is_open(double low, double high) { return std::isinf(low) && std::isinf(high); }
 
 // What the node of an y leaves for that of the moments.
 struct Use {
-    Tensor dy, y, weight;
+    Tensor dy, y, weight;  // the weight (C_out, C), or (N, C_out, C), in x's type
     double low, high;
+
+    int64_t outputs() const { return weight.size(-2); }
+
+    // The gradient before the clamp, of some rows, in `out`, and the sums of its columns.
+    template <typename T>
+    void before_clamp(int64_t first, int64_t rows, T* out, double* sums) const {
+        const int64_t n = outputs();
+        const T* gradient = dy.const_data_ptr<T>() + first * n;
+        if (y.defined())
+            return products<T>().masked(gradient, y.const_data_ptr<T>() + first * n, static_cast<T>(low), static_cast<T>(high), n, rows,
+                                        out, sums);
+        const std::vector<T> zeros(n, T(0));
+        products<T>().centred(gradient, zeros.data(), n, rows, out, sums);
+    }
 };
 
 struct Uses : torch::CustomClassHolder {
+    bool per_sample;
     std::vector<Use> all;
+
+    explicit Uses(bool per_sample) : per_sample(per_sample) {}
 };
-
-// The gradient before the clamp, of `rows` rows from `first` on: in `out`, or dy itself where there is no clamp.
-template <typename T>
-const T* before_clamp(const Use& use, int64_t first, int64_t rows, T* out) {
-    const int64_t channels = use.weight.size(0);
-    const T* dy = use.dy.const_data_ptr<T>() + first * channels;
-    if (is_open(use.low, use.high)) return dy;
-    const std::vector<T> zeros(channels, T(0));
-    const Shifted<T> y(use.y.const_data_ptr<T>() + first * channels, zeros.data(), channels, use.low, use.high);
-    const T *slope = zeros.data(), *offset = zeros.data();
-    passes<T>().backward(y.terms, dy, &slope, &offset, 0, rows, &out);
-    return out;
-}
-
-// Mean (C) and biased covariance (C, C), float64. `centre` (C) is near the mean.
-template <typename T>
-std::pair<Tensor, Tensor> covariance(const Tensor& x, const std::vector<T>& centre) {
-    const int64_t channels = x.size(1), rows = rows_of(x), tile = tile_of(2 * channels, sizeof(T));
-    const T* data = x.const_data_ptr<T>();
-    std::vector<T> minus(channels);
-    for (int64_t c = 0; c < channels; c++) minus[c] = -centre[c];
-    const double infinity = std::numeric_limits<double>::infinity();
-    const int64_t width = channels * channels + 2 * channels;
-    const std::vector<T> zeros(channels, T(0));
-    auto sums = sum_tiles(rows, tile, width, [&](int64_t first, int64_t last, double* sums) {
-        const int64_t n = last - first;
-        const Tensor centred = at::empty({n, channels}, x.scalar_type());
-        T* out = centred.data_ptr<T>();
-        const Shifted<T> from(data + first * channels, minus.data(), channels, -infinity, infinity);
-        passes<T>().forward(from.terms, 0, n, out);
-        add<T>(sums, at::mm(centred.t(), centred));
-        passes<T>().moments(out, zeros.data(), channels, 0, n, sums + channels * channels);
-    });
-    Tensor mean = at::empty({channels}, at::kDouble), matrix = at::empty({channels, channels}, at::kDouble);
-    double *m = mean.data_ptr<double>(), *s = matrix.data_ptr<double>();
-    const double* first = sums.data() + channels * channels;
-    for (int64_t i = 0; i < channels; i++) {
-        m[i] = centre[i] + first[i] / rows;
-        for (int64_t j = 0; j < channels; j++) s[i * channels + j] = (sums[i * channels + j] - first[i] * first[j] / rows) / rows;
-    }
-    return {mean, matrix};
-}
 
 // The mean of a few rows from all over the map.
 template <typename T>
@@ -138,119 +102,148 @@ std::vector<T> centre_of(const Tensor& x) {
     return centre;
 }
 
+// Mean (groups, C) and biased covariance (groups, C, C), float64.
 template <typename T>
-Tensor gradient(const Tensor& x, const std::vector<Use>& uses, const Tensor& slope, const Tensor& offset) {
-    const int64_t channels = x.size(1), rows = rows_of(x);
-    int64_t widest = channels;
-    for (const Use& use : uses) widest = std::max(widest, use.weight.size(0));
-    const int64_t tile = tile_of(2 * channels + widest, sizeof(T));
+std::pair<Tensor, Tensor> moments(const Tensor& x, const Groups& groups) {
+    const int64_t channels = groups.channels, squares = channels * channels, tile = groups.tile(2 * channels);
     const T* data = x.const_data_ptr<T>();
-    Tensor dx = at::empty_like(x, at::MemoryFormat::ChannelsLast);
+    const std::vector<T> centre = centre_of<T>(x);
+    const Tensor sums = groups.sum_tiles(tile, squares + channels, [&](int64_t, int64_t first, int64_t last, double* sums) {
+        std::vector<T> d((last - first) * channels);
+        products<T>().centred(data + first * channels, centre.data(), channels, last - first, d.data(), sums + squares);
+        products<T>().outer(d.data(), channels, d.data(), channels, last - first, sums);
+    });
+    const Tensor around = sums.narrow(1, squares, channels) / groups.rows;
+    Tensor matrix = sums.narrow(1, 0, squares).reshape({-1, channels, channels}) / groups.rows;
+    matrix -= around.unsqueeze(2) * around.unsqueeze(1);
+    return {around + at::tensor(at::ArrayRef<T>(centre), at::kDouble), matrix};
+}
+
+// dx, from what the uses left and M (groups, C, C) and v (groups, C) of the moments.
+template <typename T>
+Tensor gradient(const Tensor& x, const Groups& groups, const std::vector<Use>& uses, const Tensor& slope, const Tensor& offset) {
+    const int64_t channels = groups.channels;
+    int64_t widest = 1;
+    for (const Use& use : uses) widest = std::max(widest, use.outputs());
+    const T *data = x.const_data_ptr<T>(), *slopes = slope.const_data_ptr<T>(), *offsets = offset.const_data_ptr<T>();
+    const T infinity = std::numeric_limits<T>::infinity();
+    const Tensor dx = at::empty_like(x, at::MemoryFormat::ChannelsLast);
     T* out = dx.data_ptr<T>();
-    at::parallel_for(0, (rows + tile - 1) / tile, 1, [&](int64_t begin, int64_t end) {
-        const at::AutoDispatchBelowADInplaceOrView no_autograd;
-        std::vector<T> scratch(tile * widest);
-        for (int64_t at = begin; at < end; at++) {
-            const int64_t first = at * tile, n = std::min(first + tile, rows) - first;
-            Tensor part = view(out + first * channels, n, channels);
-            at::addmm_out(part, offset, view(data + first * channels, n, channels), slope);
-            for (const Use& use : uses) {
-                const T* g = before_clamp<T>(use, first, n, scratch.data());
-                part.addmm_(view(g, n, use.weight.size(0)), use.weight);
-            }
+    const Products<T>& loops = products<T>();
+    groups.over_tiles(groups.tile(2 * channels + widest), [&](int64_t group, int64_t first, int64_t last) {
+        const int64_t n = last - first;
+        T* to = out + first * channels;
+        loops.multiply(data + first * channels, channels, slopes + group * channels * channels, channels, offsets + group * channels,
+                       -infinity, infinity, n, to);
+        std::vector<T> g(n * widest);
+        std::vector<double> unused(widest);
+        for (const Use& use : uses) {
+            use.before_clamp(first, n, g.data(), unused.data());
+            const T* weight = use.weight.const_data_ptr<T>() + group * use.outputs() * channels;
+            loops.accumulate(g.data(), use.outputs(), weight, channels, n, to);
         }
     });
     return dx;
 }
 
-// x -> x again (for the functions on it), its mean and its covariance.
+// x -> x again (for the functions on it), its mean and its covariance: (C) and (C, C), or for each sample (N, C) and (N, C, C).
 struct Moments : torch::autograd::Function<Moments> {
     static variable_list forward(AutogradContext* ctx, const Tensor& x, const c10::intrusive_ptr<Uses>& uses) {
-        auto [mean, matrix] = x.scalar_type() == at::kDouble ? covariance<double>(x, centre_of<double>(x))
-                                                             : covariance<float>(x, centre_of<float>(x));
+        const Groups groups(x, uses->per_sample);
+        auto [mean, matrix] = x.scalar_type() == at::kDouble ? moments<double>(x, groups) : moments<float>(x, groups);
         ctx->save_for_backward({x, mean});
         ctx->saved_data["uses"] = c10::IValue::make_capsule(uses);
-        return {x.variable_data(), mean, matrix};
+        if (uses->per_sample) return {x.variable_data(), mean, matrix};
+        return {x.variable_data(), mean.squeeze(0), matrix.squeeze(0)};
     }
 
     static variable_list backward(AutogradContext* ctx, variable_list gradients) {
         const auto saved = ctx->get_saved_variables();
         const Tensor &x = saved[0], &mean = saved[1];
         const auto uses = c10::static_intrusive_pointer_cast<Uses>(ctx->saved_data["uses"].toCapsule());
-        const double rows = static_cast<double>(rows_of(x));
-        Tensor slope = at::zeros({x.size(1), x.size(1)}, at::kDouble), offset = at::zeros({x.size(1)}, at::kDouble);
+        const Groups groups(x, uses->per_sample);
+        const double rows = static_cast<double>(groups.rows);
+        Tensor slope = at::zeros({groups.count, groups.channels, groups.channels}, at::kDouble), offset = at::zeros_like(mean);
         if (gradients[1].defined()) offset += gradients[1] / rows;
         if (gradients[2].defined()) {
-            slope = (gradients[2] + gradients[2].t()) / rows;
-            offset -= slope.mv(mean);
+            const Tensor matrix = gradients[2].reshape(slope.sizes());
+            slope = (matrix + matrix.transpose(1, 2)) / rows;
+            offset -= slope.matmul(mean.unsqueeze(2)).squeeze(2);
         }
         const auto type = x.scalar_type();
         slope = slope.to(type).contiguous(), offset = offset.to(type).contiguous();
         const std::vector<Use> all = std::move(uses->all);
         uses->all.clear();
-        return {type == at::kDouble ? gradient<double>(x, all, slope, offset) : gradient<float>(x, all, slope, offset), Tensor()};
+        return {type == at::kDouble ? gradient<double>(x, groups, all, slope, offset) : gradient<float>(x, groups, all, slope, offset),
+                Tensor()};
     }
 };
 
+// The weight is transposed: (C, C_out), or (N, C, C_out).
 template <typename T>
-Tensor convolve(const Tensor& x, const Tensor& weight, const Tensor& bias, double low, double high) {
-    const int64_t channels = x.size(1), outputs = weight.size(0), rows = rows_of(x);
-    const int64_t tile = tile_of(channels + outputs, sizeof(T));
-    Tensor y = at::empty({x.size(0), outputs, x.size(2), x.size(3)}, x.options().memory_format(at::MemoryFormat::ChannelsLast));
-    const T* data = x.const_data_ptr<T>();
+Tensor convolve(const Tensor& x, const Groups& groups, const Tensor& weight, const Tensor& bias, double low, double high) {
+    const int64_t channels = groups.channels, outputs = weight.size(-1);
+    const Tensor y = at::empty({x.size(0), outputs, x.size(2), x.size(3)}, x.options().memory_format(at::MemoryFormat::ChannelsLast));
+    const T *data = x.const_data_ptr<T>(), *kernels = weight.const_data_ptr<T>(), *shifts = bias.const_data_ptr<T>();
     T* out = y.data_ptr<T>();
-    const Tensor transposed = weight.t();
-    at::parallel_for(0, (rows + tile - 1) / tile, 1, [&](int64_t begin, int64_t end) {
-        const at::AutoDispatchBelowADInplaceOrView no_autograd;
-        for (int64_t at = begin; at < end; at++) {
-            const int64_t first = at * tile, n = std::min(first + tile, rows) - first;
-            Tensor part = view(out + first * outputs, n, outputs);
-            at::mm_out(part, view(data + first * channels, n, channels), transposed);
-            const Shifted<T> from(out + first * outputs, bias.const_data_ptr<T>(), outputs, low, high);
-            passes<T>().forward(from.terms, 0, n, out + first * outputs);
-        }
+    groups.over_tiles(groups.tile(channels + outputs), [&](int64_t group, int64_t first, int64_t last) {
+        products<T>().multiply(data + first * channels, channels, kernels + group * channels * outputs, outputs, shifts + group * outputs,
+                               static_cast<T>(low), static_cast<T>(high), last - first, out + first * outputs);
     });
     return y;
 }
 
-// The gradients of the kernel (C_out, C) and of the bias (C_out), float64.
+// The gradients of the kernels (groups, C_out, C) and of the biases (groups, C_out), float64.
 template <typename T>
-std::pair<Tensor, Tensor> kernel_gradients(const Tensor& x, const Use& use) {
-    const int64_t channels = x.size(1), outputs = use.weight.size(0), rows = rows_of(x);
-    const int64_t tile = tile_of(channels + 2 * outputs, sizeof(T)), width = outputs * channels + 2 * outputs;
+std::pair<Tensor, Tensor> kernel_gradients(const Tensor& x, const Groups& groups, const Use& use) {
+    const int64_t channels = groups.channels, outputs = use.outputs(), products_ = outputs * channels;
     const T* data = x.const_data_ptr<T>();
-    const std::vector<T> zeros(outputs, T(0));
-    auto sums = sum_tiles(rows, tile, width, [&](int64_t first, int64_t last, double* sums) {
-        const int64_t n = last - first;
-        std::vector<T> scratch(is_open(use.low, use.high) ? 0 : n * outputs);
-        const T* g = before_clamp<T>(use, first, n, scratch.data());
-        add<T>(sums, at::mm(view(g, n, outputs).t(), view(data + first * channels, n, channels)));
-        passes<T>().moments(g, zeros.data(), outputs, 0, n, sums + outputs * channels);
-    });
-    const Tensor all = at::from_blob(sums.data(), {width}, at::kDouble);
-    return {all.narrow(0, 0, outputs * channels).reshape({outputs, channels}).clone(), all.narrow(0, outputs * channels, outputs).clone()};
+    // The wider of the two fills the vectors better.
+    const bool swapped = outputs > channels;
+    const Tensor sums = groups.sum_tiles(
+        groups.tile(channels + 2 * outputs), products_ + outputs, [&](int64_t, int64_t first, int64_t last, double* sums) {
+            const int64_t n = last - first;
+            std::vector<T> g(n * outputs);
+            use.before_clamp(first, n, g.data(), sums + products_);
+            const T* from = data + first * channels;
+            if (swapped)
+                products<T>().outer(from, channels, g.data(), outputs, n, sums);
+            else
+                products<T>().outer(g.data(), outputs, from, channels, n, sums);
+        });
+    const Tensor products = sums.narrow(1, 0, products_), biases = sums.narrow(1, products_, outputs);
+    if (swapped) return {products.reshape({-1, channels, outputs}).transpose(1, 2), biases};
+    return {products.reshape({-1, outputs, channels}), biases};
 }
 
 // y = clamp(W x + b, low, high) of the first output of Moments.
 struct Convolve : torch::autograd::Function<Convolve> {
     static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, const Tensor& bias, double low, double high,
                           const c10::intrusive_ptr<Uses>& uses) {
-        const Tensor w = weight.contiguous(), b = bias.contiguous();
-        const Tensor y = x.scalar_type() == at::kDouble ? convolve<double>(x, w, b, low, high) : convolve<float>(x, w, b, low, high);
-        ctx->save_for_backward({x, w, is_open(low, high) ? Tensor() : y});
+        const auto type = x.scalar_type();
+        const Groups groups(x, uses->per_sample);
+        const Tensor w = weight.to(type).contiguous(), transposed = w.transpose(-1, -2).contiguous(), b = bias.to(type).contiguous();
+        const Tensor y = type == at::kDouble ? convolve<double>(x, groups, transposed, b, low, high)
+                                             : convolve<float>(x, groups, transposed, b, low, high);
+        ctx->save_for_backward({x, w, std::isinf(low) && std::isinf(high) ? Tensor() : y});
         ctx->saved_data["low"] = low;
         ctx->saved_data["high"] = high;
         ctx->saved_data["uses"] = c10::IValue::make_capsule(uses);
+        ctx->saved_data["type"] = static_cast<int64_t>(weight.scalar_type());
         return y;
     }
 
     static variable_list backward(AutogradContext* ctx, variable_list gradients) {
         const auto saved = ctx->get_saved_variables();
         const Tensor& x = saved[0];
+        const auto uses = c10::static_intrusive_pointer_cast<Uses>(ctx->saved_data["uses"].toCapsule());
+        const Groups groups(x, uses->per_sample);
         Use use{channels_last(gradients[0]), saved[2], saved[1], ctx->saved_data["low"].toDouble(), ctx->saved_data["high"].toDouble()};
-        const auto type = x.scalar_type();
-        auto [weight, bias] = type == at::kDouble ? kernel_gradients<double>(x, use) : kernel_gradients<float>(x, use);
-        c10::static_intrusive_pointer_cast<Uses>(ctx->saved_data["uses"].toCapsule())->all.push_back(std::move(use));
+        auto [weight, bias] = x.scalar_type() == at::kDouble ? kernel_gradients<double>(x, groups, use)
+                                                             : kernel_gradients<float>(x, groups, use);
+        if (!uses->per_sample) weight = weight.squeeze(0), bias = bias.squeeze(0);
+        uses->all.push_back(std::move(use));
+        const auto type = static_cast<at::ScalarType>(ctx->saved_data["type"].toInt());
         return {Tensor(), weight.to(type), bias.to(type), Tensor(), Tensor(), Tensor()};
     }
 };
@@ -273,10 +266,11 @@ Result guarded(char** error, Work work) {
 }  // namespace
 
 // The moments of x (N, C, H, W), float32 or float64 on the CPU: a handle that foldconv_space_free frees, and in moments[0] the mean
-// (C) and in moments[1] the covariance (C, C), new tensors of float64. Or null and a message that the caller frees with `free`.
-extern "C" void* foldconv_space(const Tensor* x, Tensor** moments, char** error) {
+// and in moments[1] the covariance, new tensors of float64: (C) and (C, C), or those of each sample, (N, C) and (N, C, C). Or null and
+// a message that the caller frees with `free`.
+extern "C" void* foldconv_space(const Tensor* x, bool per_sample, Tensor** moments, char** error) {
     return guarded<void*>(error, [&] {
-        auto uses = c10::make_intrusive<Uses>();
+        auto uses = c10::make_intrusive<Uses>(per_sample);
         const variable_list all = Moments::apply(channels_last(*x), uses);
         moments[0] = new Tensor(all[1]);
         moments[1] = new Tensor(all[2]);
@@ -284,7 +278,8 @@ extern "C" void* foldconv_space(const Tensor* x, Tensor** moments, char** error)
     });
 }
 
-// y = clamp(W x + b, low, high) for W (C_out, C) and b (C_out) of x's type: a new tensor, or null and a message as above.
+// y = clamp(W x + b, low, high) for W (C_out, C) and b (C_out), or W (N, C_out, C) and b (N, C_out) of the samples: a new
+// tensor, or null and a message as above.
 extern "C" Tensor* foldconv_space_convolve(const void* space, const Tensor* weight, const Tensor* bias, double low, double high,
                                            char** error) {
     return guarded<Tensor*>(error, [&] {

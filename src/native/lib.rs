@@ -35,7 +35,15 @@ unsafe extern "C" {
         error: *mut *mut c_char,
     ) -> *mut C_tensor;
 
-    fn foldconv_space(x: *const C_tensor, moments: *mut *mut C_tensor, error: *mut *mut c_char) -> *mut c_void;
+    fn foldconv_fold_norm(
+        inputs: *const *const C_tensor,
+        positions: f64,
+        momentum: f64,
+        eps: f64,
+        folded: *mut *mut C_tensor,
+    ) -> *mut c_char;
+
+    fn foldconv_space(x: *const C_tensor, per_sample: bool, moments: *mut *mut C_tensor, error: *mut *mut c_char) -> *mut c_void;
 
     fn foldconv_space_convolve(
         space: *const c_void,
@@ -101,16 +109,65 @@ pub fn norm_sum(terms: &[Term], momentum: f64, eps: f64, low: f64, high: f64) ->
     }
 }
 
+/// A batch norm behind a 1x1 kernel: what PyTorch's batch_norm takes, each (C_out), and the kernel's own bias.
+#[derive(Clone, Copy, Debug)]
+pub struct Behind<'a> {
+    /// gamma.
+    pub weight: &'a Tensor,
+    /// beta.
+    pub bias: &'a Tensor,
+    /// Updated in place.
+    pub running_mean: &'a Tensor,
+    /// Updated in place.
+    pub running_var: &'a Tensor,
+    /// The kernel's bias.
+    pub kernel_bias: Option<&'a Tensor>,
+}
+
+/// A kernel (C_out, C) and the batch norm behind it as one kernel (C_out, C) and bias (C_out), in float64, at the statistics that a map
+/// of so many positions with this mean (C) and covariance (C, C), float64, gives it. Differentiable. None where the tensors are not on
+/// the CPU.
+///
+/// # Panics
+/// Where the shapes don't fit, or libtorch has no memory left.
+pub fn fold_norm(
+    kernel: &Tensor,
+    norm: &Behind,
+    [mean, covariance]: [&Tensor; 2],
+    positions: f64,
+    momentum: f64,
+    eps: f64,
+) -> Option<[Tensor; 2]> {
+    let Behind { weight, bias, running_mean, running_var, kernel_bias } = *norm;
+    let all = [kernel, weight, bias, mean, covariance, running_mean, running_var];
+    if !all.iter().all(|tensor| tensor.device() == Device::Cpu) {
+        return None;
+    }
+    let none = std::ptr::null();
+    let inputs: Vec<*const C_tensor> =
+        all.iter().map(|tensor| tensor.as_ptr()).chain([kernel_bias.map_or(none, |bias| bias.as_ptr())]).collect();
+    let mut folded = [std::ptr::null_mut(); 2];
+    // SAFETY: `inputs` are eight live tensors, the last of which may be null; `folded` has room for two. What comes back is null and
+    // two new tensors, or a message from strdup.
+    unsafe {
+        let error = foldconv_fold_norm(inputs.as_ptr(), positions, momentum, eps, folded.as_mut_ptr());
+        if !error.is_null() {
+            panic!("fold_norm: {}", take(error));
+        }
+        Some(folded.map(|tensor| Tensor::from_ptr(tensor)))
+    }
+}
+
 /// A map x (N, C, H, W) whose moments are known, and on which 1x1 convolutions run that were computed of them: the gradient of x is
-/// written once for all of them and the moments.
+/// written once for all of them and the moments. The moments are those of the whole map, or of each sample, which then has kernels
+/// of its own.
 #[derive(Debug)]
 pub struct Space {
     handle: *mut c_void,
-    /// Mean (C), float64, differentiable.
+    /// Mean (C), or (N, C); float64, differentiable.
     pub mean: Tensor,
-    /// Biased covariance (C, C), float64, differentiable.
+    /// Biased covariance (C, C), or (N, C, C); float64, differentiable.
     pub covariance: Tensor,
-    kind: Kind,
 }
 
 impl Space {
@@ -119,29 +176,40 @@ impl Space {
     /// # Panics
     /// Where libtorch has no memory left.
     pub fn new(x: &Tensor) -> Option<Space> {
-        let kind = x.kind();
-        let known = matches!(kind, Kind::Float | Kind::Double) && x.dim() == 4 && x.numel() > 0;
+        Space::of(x, false)
+    }
+
+    /// Of each sample of a map; None as above.
+    ///
+    /// # Panics
+    /// Where libtorch has no memory left.
+    pub fn per_sample(x: &Tensor) -> Option<Space> {
+        Space::of(x, true)
+    }
+
+    fn of(x: &Tensor, per_sample: bool) -> Option<Space> {
+        let known = matches!(x.kind(), Kind::Float | Kind::Double) && x.dim() == 4 && x.numel() > 0;
         if !known || x.device() != Device::Cpu {
             return None;
         }
         let (mut moments, mut error) = ([std::ptr::null_mut(); 2], std::ptr::null_mut());
         // SAFETY: `x` is live, `moments` has room for two; what comes back is ours, or null and a message from strdup.
         unsafe {
-            let handle = foldconv_space(x.as_ptr(), moments.as_mut_ptr(), &mut error);
+            let handle = foldconv_space(x.as_ptr(), per_sample, moments.as_mut_ptr(), &mut error);
             if handle.is_null() {
                 panic!("moments: {}", take(error));
             }
             let [mean, covariance] = moments.map(|tensor| Tensor::from_ptr(tensor));
-            Some(Space { handle, mean, covariance, kind })
+            Some(Space { handle, mean, covariance })
         }
     }
 
-    /// clamp(W x + b, low, high) for W (C_out, C) and b (C_out), differentiable.
+    /// clamp(W x + b, low, high) for W (C_out, C) and b (C_out), or W (N, C_out, C) and b (N, C_out) for each sample, in any precision.
+    /// Differentiable; y is of x's precision.
     ///
     /// # Panics
     /// Where the shapes don't fit, or libtorch has no memory left.
     pub fn convolve(&self, weight: &Tensor, bias: &Tensor, low: f64, high: f64) -> Tensor {
-        let (weight, bias) = (weight.to_kind(self.kind), bias.to_kind(self.kind));
         let mut error = std::ptr::null_mut();
         // SAFETY: the handle is live as long as this is; what comes back is a new tensor, or null and a message from strdup.
         unsafe {

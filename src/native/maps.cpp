@@ -1,4 +1,4 @@
-// Chooses the builds of the passes for the processor that runs them.
+// Chooses the builds of the loops for the processor that runs them.
 
 #include "maps.h"
 
@@ -23,9 +23,9 @@ int generation() {
 }  // namespace
 
 #if defined(__x86_64__)
-#define CHOOSE(type) (generation() == 2 ? type##_avx512 : generation() == 1 ? type##_avx2 : type##_baseline)
+#define CHOOSE(name) (generation() == 2 ? name##_avx512 : generation() == 1 ? name##_avx2 : name##_baseline)
 #else
-#define CHOOSE(type) type##_baseline
+#define CHOOSE(name) name##_baseline
 #endif
 
 template <>
@@ -36,6 +36,16 @@ const Passes<float>& passes<float>() {
 template <>
 const Passes<double>& passes<double>() {
     return CHOOSE(double);
+}
+
+template <>
+const Products<float>& products<float>() {
+    return CHOOSE(float_products);
+}
+
+template <>
+const Products<double>& products<double>() {
+    return CHOOSE(double_products);
 }
 
 // Uses builds for no newer processors than this from now on.

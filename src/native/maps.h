@@ -6,15 +6,18 @@
 #include <torch/types.h>
 
 #include "passes.h"
+#include "products.h"
 
 using at::Tensor;
 
 // Rows of a partial sum. It doesn't depend on the number of threads, so neither do the results.
 constexpr int64_t CHUNK = 4096;
 
-// The passes for float or double, built for the newest processor that this one is.
+// The loops for float or double, built for the newest processor that this one is.
 template <typename T>
 const Passes<T>& passes();
+template <typename T>
+const Products<T>& products();
 
 inline Tensor channels_last(const Tensor& x) { return x.contiguous(at::MemoryFormat::ChannelsLast); }
 

@@ -1,40 +1,14 @@
-// The loops of passes.h. Everything is in an unnamed namespace and nothing of the standard library is used: a function
-// shared between the builds for different processors could be linked from the wrong one.
+// The loops of passes.h, built once for each generation of processors (see lanes.h).
 
 #include "passes.h"
+
+#include "lanes.h"
 
 namespace {
 
 // Rows that are worked on at once: their part of the map stays in the cache while blocks of channels go over it, and
 // their sums are short enough to be kept in T, in registers, before they are added to doubles.
 constexpr int64_t TILE = 128;
-
-// The widest vector of the processor. A wider one would be split, and the compiler splits comparisons into single numbers.
-#if defined(__AVX512F__)
-constexpr int VECTOR_BYTES = 64;
-#elif defined(__AVX__)
-constexpr int VECTOR_BYTES = 32;
-#else
-constexpr int VECTOR_BYTES = 16;
-#endif
-
-#define INLINE inline __attribute__((always_inline))
-
-// W numbers in a register (GCC's and Clang's vector extension).
-template <typename T, int W>
-struct Lanes {
-    typedef T V __attribute__((vector_size(sizeof(T) * W)));
-
-    static INLINE V load(const T* from) {
-        V v;
-        __builtin_memcpy(&v, from, sizeof v);
-        return v;
-    }
-    static INLINE void store(T* to, V v) { __builtin_memcpy(to, &v, sizeof v); }
-    static INLINE void add(double* to, V v) {
-        for (int j = 0; j < W; j++) to[j] += v[j];
-    }
-};
 
 // Calls block.run<W>(c, first, last) for the channels from c on, W at a time, and the rest with half the width.
 template <int W, typename Block>
@@ -81,7 +55,7 @@ struct Affine {
     using V = typename L::V;
     V scale[N], shift, low, high;
 
-    INLINE Affine(const Terms<T>& t, int64_t c) : shift(L::load(t.shift + c)), low(V{} + t.low), high(V{} + t.high) {
+    INLINE Affine(const Terms<T>& t, int64_t c) : shift(L::load(t.shift + c)), low(L::splat(t.low)), high(L::splat(t.high)) {
         for (int i = 0; i < N; i++) scale[i] = L::load(t.scale[i] + c);
     }
 

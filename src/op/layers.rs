@@ -1,7 +1,7 @@
 //! The layers that operators and networks are made of, with PyTorch's initial values (tch's own differ) and PyTorch's names.
 
 use crate::algebra::{self, Affine, Geometry, Kernel};
-use crate::native::{self, Term};
+use crate::native::{self, Behind, Term};
 use crate::op::moments::Statistics;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -103,8 +103,19 @@ impl BatchNorm {
 
     /// A 1x1 kernel with this behind it at the statistics that the batch gives it: the input of the kernel has these moments. The
     /// running statistics follow. Differentiable; float64.
-    fn fold_batch(&self, kernel: Kernel, moments: &Statistics) -> Kernel {
-        let (mean, variance) = moments.through(&kernel);
+    fn fold_batch(&self, kernel: &Kernel, moments: &Statistics) -> Kernel {
+        let BatchNorm { weight, bias, running_mean, running_var } = self;
+        let norm = Behind { weight, bias, running_mean, running_var, kernel_bias: kernel.bias.as_ref() };
+        let (mean, covariance, positions) = (&moments.mean, &moments.covariance, moments.positions as f64);
+        let matrix = kernel.weight.flatten(1, -1);
+        let folded = native::fold_norm(&matrix, &norm, [mean, covariance], positions, Self::MOMENTUM, Self::EPS);
+        let [weight, bias] = folded.unwrap_or_else(|| self.fold_composed(&kernel.to_kind(Kind::Double), moments));
+        Kernel { weight: weight.view_as(&kernel.weight), bias: Some(bias), geometry: kernel.geometry }
+    }
+
+    /// The weight and the bias of the same, in libtorch's operations.
+    fn fold_composed(&self, kernel: &Kernel, moments: &Statistics) -> [Tensor; 2] {
+        let (mean, variance) = moments.through(kernel);
         tch::no_grad(|| {
             let follow = |running: &Tensor, value: &Tensor| {
                 let _ = running.shallow_clone().lerp_(&value.to_kind(running.kind()), Self::MOMENTUM);
@@ -116,7 +127,7 @@ impl BatchNorm {
         let scale = self.weight.to_kind(Kind::Double) * (variance + Self::EPS).rsqrt();
         // The kernel's own bias goes with the mean; it stays in the graph, so that it has a gradient, which is 0.
         let bias = self.bias.to_kind(Kind::Double) + (kernel.bias_or_zeros() - mean) * &scale;
-        Kernel { weight: algebra::scale_rows(&kernel.weight, &scale), bias: Some(bias), geometry: kernel.geometry }
+        [algebra::scale_rows(&kernel.weight, &scale), bias]
     }
 
     /// Normalises with the statistics of the batch in training, with the running ones otherwise.
@@ -196,11 +207,13 @@ impl Norm {
     /// A 1x1 kernel with this behind it at the statistics of the batch, where the input of the kernel has these moments; the running
     /// statistics follow. Differentiable; float64.
     pub fn fold_batch(&self, kernel: &Kernel, moments: &Statistics) -> Kernel {
-        let kernel = kernel.to_kind(Kind::Double);
         match self {
             Norm::Batch(bn) => bn.fold_batch(kernel, moments),
-            Norm::Bias(bias) => Kernel { bias: Some(kernel.bias_or_zeros() + bias.to_kind(Kind::Double)), ..kernel },
-            Norm::None => kernel,
+            Norm::Bias(bias) => {
+                let kernel = kernel.to_kind(Kind::Double);
+                Kernel { bias: Some(kernel.bias_or_zeros() + bias.to_kind(Kind::Double)), ..kernel }
+            }
+            Norm::None => kernel.to_kind(Kind::Double),
         }
     }
 

@@ -409,11 +409,13 @@ mod tests {
             let (at_points, at_windows): (&[Exec], &[Exec]) = match (gated, expanded) {
                 (false, true) => (&[Branches, Moments, Features], &[Branches, Features]),
                 (false, false) => (&[Branches, Moments], &[Branches]),
-                (true, true) => (&[Branches, Moments, Features, PerSample], &[Branches, Features]),
+                (true, true) => (&[Branches, Moments, Features, PerSample], &[Branches, Features, PerSample]),
                 (true, false) => (&[Branches], &[Branches]),
             };
             proof::trains_alike(&yaml, &points, at_points);
             proof::trains_alike(&yaml, &windows, at_windows);
+            // More channels than z has: one kernel a sample is of z.
+            proof::trains_alike(&yaml, &[Geometry::same(15, 2, 1)], at_points);
             proof::trains_alike(&yaml, &[Geometry::same(8, 16, 1).groups(2)], &[Branches]);
         }
         proof::trains_alike("{name: maconv, middle: relu}", &points, &[Branches]);

@@ -4,16 +4,14 @@
 //! * `moments`, at 1x1: the moments of x give the statistics of all three batch norms. MAConv is one kernel. MDConv, whose gates
 //!   multiply in between, makes the middle map h, weighs it, and takes the moments of that.
 //! * `features`: W0 and W1 are one convolution z = [W0; W1] * x, and the rest is `moments` of z, on which they only select.
-//! * `per_sample`, MDConv at 1x1: the moments of each sample give those of the middle map before there is one, and each sample has
-//!   one kernel.
+//! * `per_sample`, MDConv: the moments of each sample give those of the middle map before there is one, and each sample has one
+//!   kernel. At 1x1 it is a kernel on x, or on z where that has fewer channels; otherwise on z.
 
 use crate::algebra::{self, Geometry, Kernel};
-use crate::op::attention::Gate;
 use crate::op::exec::Exec;
 use crate::op::layers::{Activation, ConvNorm, Norm};
 use crate::op::maconv::{Form, MaConv, Middle, Parts, chain, sum};
 use crate::op::moments::{Moments, SampleMoments};
-use crate::op::per_sample;
 use tch::{Kind, Tensor};
 
 impl MaConv {
@@ -26,28 +24,44 @@ impl MaConv {
             Middle::None if point && expanded => &[Exec::Branches, Exec::Moments, Exec::Features],
             Middle::None if point => &[Exec::Branches, Exec::Moments],
             Middle::Attention if point && expanded => &[Exec::Branches, Exec::Moments, Exec::Features, Exec::PerSample],
-            _ if expanded => &[Exec::Branches, Exec::Features],
+            Middle::Attention if expanded => &[Exec::Branches, Exec::Features, Exec::PerSample],
+            Middle::None if expanded => &[Exec::Branches, Exec::Features],
             _ => &[Exec::Branches],
         }
     }
 
     /// The operator in training and the activation, in another way than in branches.
     pub(super) fn train_folded(&self, exec: Exec, x: &Tensor, activation: Activation) -> Tensor {
-        if exec == Exec::PerSample
-            && let Some(gate) = &self.gate
-        {
-            return self.train_per_sample(x, gate, activation);
-        }
-        let gates = self.gate.as_ref().map(|gate| gate.forward(x));
-        let (map, first, bypass) = match exec {
-            Exec::Features => self.features(x),
-            _ => (self.geometry.positions(x), unstrided(&self.first), self.bypass.as_ref().map(unstrided)),
+        let on_x = match exec {
+            Exec::Features => false,
+            Exec::PerSample => self.x_is_narrow(),
+            _ => true,
         };
-        self.train_on(&map, first, bypass, gates, activation)
+        let parts = match on_x {
+            true => (self.geometry.positions(x), unstrided(&self.first), self.bypass.as_ref().map(unstrided)),
+            false => self.features(x),
+        };
+        match (&self.gate, exec) {
+            (Some(gate), Exec::PerSample) => {
+                // GAP(x) is among the moments, where they are of all of x.
+                let whole = on_x && self.geometry.stride == [1, 1];
+                let gates =
+                    |pooled: &Tensor| if whole { gate.weigh(&pooled.to_kind(x.kind())) } else { gate.forward(x) };
+                self.train_per_sample(parts, gates, activation)
+            }
+            (gate, _) => self.train_on(parts, gate.as_ref().map(|gate| gate.forward(x)), activation),
+        }
+    }
+
+    /// Whether a kernel can be applied to x itself, and x has no more channels than z.
+    fn x_is_narrow(&self) -> bool {
+        let m = self.second.kernel().geometry.in_channels;
+        let z = m + self.bypass.as_ref().map_or(0, |_| self.geometry.out_channels);
+        self.geometry.is_matrix() && self.geometry.in_channels <= z
     }
 
     /// z = [W0; W1] * x, and the kernels that select the middle and the bypass in it.
-    fn features(&self, x: &Tensor) -> (Tensor, Kernel, Option<Kernel>) {
+    fn features(&self, x: &Tensor) -> Parted {
         let weights: Vec<Tensor> =
             self.bypass.iter().chain([&self.first]).map(|branch| branch.kernel().weight).collect();
         let weight = Tensor::cat(&weights, 0);
@@ -65,16 +79,9 @@ impl MaConv {
         (z, select(at, channels - at), bypass.map(|n| select(0, n)))
     }
 
-    /// y of a map x and 1x1 kernels on it, and the gates (N, m) if there are any.
-    fn train_on(
-        &self,
-        x: &Tensor,
-        first: Kernel,
-        bypass: Option<Kernel>,
-        gates: Option<Tensor>,
-        activation: Activation,
-    ) -> Tensor {
-        let moments = Moments::of(x);
+    /// y, with the gates (N, m) if there are any.
+    fn train_on(&self, (x, first, bypass): Parted, gates: Option<Tensor>, activation: Activation) -> Tensor {
+        let moments = Moments::of(&x);
         let statistics = moments.statistics();
         let first = self.first.norm().fold_batch(&first, statistics);
         let bypass =
@@ -92,27 +99,25 @@ impl MaConv {
         self.behind(y, activation)
     }
 
-    /// y of x (N, C, H, W) by one kernel a sample.
-    fn train_per_sample(&self, x: &Tensor, gate: &Gate, activation: Activation) -> Tensor {
-        let read = self.geometry.positions(x);
-        let samples = SampleMoments::of(&read);
+    /// y by one kernel a sample, with the gates (N, m) of what each sample is in the mean (N, C).
+    fn train_per_sample(
+        &self,
+        (x, first, bypass): Parted,
+        gates: impl FnOnce(&Tensor) -> Tensor,
+        activation: Activation,
+    ) -> Tensor {
+        let samples = SampleMoments::of(&x);
         let moments = samples.total();
-        let gates = match self.geometry.stride {
-            // GAP(x) is among the moments, where all of x is read.
-            [1, 1] => gate.weigh(&samples.pooled().to_kind(x.kind())),
-            _ => gate.forward(x),
-        };
-        let gates = gates.to_kind(Kind::Double);
-        let fold = |branch: &ConvNorm| branch.norm().fold_batch(&branch.kernel(), &moments);
-        let first = fold(&self.first);
+        let gates = gates(samples.pooled()).to_kind(Kind::Double);
+        let first = self.first.norm().fold_batch(&first, &moments);
+        let bypass =
+            self.bypass.as_ref().zip(bypass).map(|(branch, kernel)| branch.norm().fold_batch(&kernel, &moments));
         let second = self.second.norm().fold_batch(&self.second.kernel(), &samples.gated(&first, &gates));
-        let parts = Parts { first, second, bypass: self.bypass.as_ref().map(fold) };
-        let (weight, bias) = parts.low_rank().mix(&gates);
-        let geometry = self.geometry.stride(1);
-        self.behind(
-            per_sample::conv2d(&read, &weight.to_kind(x.kind()), &bias.to_kind(x.kind()), &geometry),
-            activation,
-        )
+        let (weight, bias) = Parts { first, second, bypass }.low_rank().mix(&gates);
+        match &self.after {
+            Norm::None => samples.apply(&weight, &bias, activation),
+            after => after.forward(samples.apply(&weight, &bias, Activation::None), activation, true),
+        }
     }
 
     /// What stands behind the sum of the branches.
@@ -123,6 +128,9 @@ impl MaConv {
         }
     }
 }
+
+/// A map, and the first kernel and the bypass as 1x1 kernels on it.
+type Parted = (Tensor, Kernel, Option<Kernel>);
 
 /// A 1x1 kernel on the positions that it reads.
 fn unstrided(branch: &ConvNorm) -> Kernel {

@@ -6,9 +6,10 @@
 //! The covariance is the difference of two sums that are large where the mean is large against the deviation. So the sums are taken
 //! of x less a few positions' mean, and all small matrices are float64.
 
-use crate::algebra::Kernel;
+use crate::algebra::{Geometry, Kernel};
 use crate::native::Space;
 use crate::op::layers::Activation;
+use crate::op::per_sample;
 use tch::{Kind, Tensor};
 
 /// Positions whose mean is subtracted before sums are taken: it need not be the mean, only near to it.
@@ -94,56 +95,85 @@ fn centre(rows: &Tensor) -> Tensor {
     rows.detach().slice(0, None, None, step).mean_dim(0, false, None)
 }
 
-/// Moments of each sample of a map x (N, C, H, W).
+/// A map x (N, C, H, W) and its moments in each sample.
 #[derive(Debug)]
 pub struct SampleMoments {
-    /// What was subtracted (C), float64.
-    centre: Tensor,
-    /// Mean of each sample (N, C), less the centre, float64.
+    x: Tensor,
+    space: Option<Space>,
+    /// Mean of each sample (N, C), float64.
     means: Tensor,
-    /// Mean of the outer products (N, C, C) of what is left, float64.
-    squares: Tensor,
+    /// Biased covariance of each sample (N, C, C), float64.
+    covariances: Tensor,
     positions: i64,
 }
 
 impl SampleMoments {
     /// Of a map.
     pub fn of(x: &Tensor) -> SampleMoments {
-        let size = x.size();
-        let (n, c, p) = (size[0], size[1], size[2] * size[3]);
-        let all = rows(x);
-        let centre = centre(&all);
-        let all = (all - &centre).reshape([n, p, c]);
-        let means = all.sum_dim_intlist(1, false, Kind::Double) / p as f64;
-        let squares = all.transpose(1, 2).bmm(&all).to_kind(Kind::Double) / p as f64;
-        SampleMoments { centre: centre.to_kind(Kind::Double), means, squares, positions: n * p }
+        let positions = x.numel() as i64 / x.size()[1].max(1);
+        let space = Space::per_sample(x);
+        let (means, covariances) = match &space {
+            Some(space) => (space.mean.shallow_clone(), space.covariance.shallow_clone()),
+            None => composed_samples(x),
+        };
+        SampleMoments { x: x.shallow_clone(), space, means, covariances, positions }
     }
 
     /// GAP(x): (N, C), float64.
-    pub fn pooled(&self) -> Tensor {
-        &self.means + &self.centre
+    pub fn pooled(&self) -> &Tensor {
+        &self.means
     }
 
     /// Those of the whole map.
     pub fn total(&self) -> Statistics {
-        let mean = self.means.mean_dim(0, false, None);
-        let covariance = self.squares.mean_dim(0, false, None) - mean.outer(&mean);
-        Statistics { mean: mean + &self.centre, covariance, positions: self.positions }
+        let (mean, between) = spread(&self.means);
+        Statistics { covariance: self.covariances.mean_dim(0, false, None) + between, mean, positions: self.positions }
     }
 
     /// Those of the map g = a (W x + b) of a 1x1 kernel (K, C, 1, 1) with gates a (N, K), a weight a channel and sample.
     pub fn gated(&self, kernel: &Kernel, gates: &Tensor) -> Statistics {
         let weight = kernel.weight.flatten(1, -1);
-        // What the kernel makes of the centre is constant; the rest is around 0.
-        let shift = weight.mv(&self.centre) + kernel.bias_or_zeros();
-        let means = self.means.matmul(&weight.tr()) + &shift;
-        let around = self.means.matmul(&weight.tr()).unsqueeze(2) * &shift;
-        let squares =
-            weight.matmul(&self.squares).matmul(&weight.tr()) + &around + around.transpose(1, 2) + shift.outer(&shift);
-        let squares = (squares * gates.unsqueeze(2) * gates.unsqueeze(1)).mean_dim(0, false, None);
-        let mean = (means * gates).mean_dim(0, false, None);
-        Statistics { covariance: squares - mean.outer(&mean), mean, positions: self.positions }
+        let (mean, between) = spread(&(gates * (self.means.matmul(&weight.tr()) + kernel.bias_or_zeros())));
+        // In a sample, a is one number a channel. W goes into the sum over samples with a: (N K, C) by C for each.
+        let kernels = gates.unsqueeze(2) * weight;
+        let within = kernels.bmm(&self.covariances).bmm(&kernels.transpose(1, 2)).mean_dim(0, false, None);
+        Statistics { covariance: within + between, mean, positions: self.positions }
     }
+
+    /// activation(W x + b) for 1x1 kernels (N, C_out, C, 1, 1) and biases (N, C_out) of the samples, in float64.
+    pub fn apply(&self, weight: &Tensor, bias: &Tensor, activation: Activation) -> Tensor {
+        match &self.space {
+            Some(space) => {
+                let (low, high) = activation.bounds();
+                space.convolve(&weight.flatten(2, -1), bias, low, high)
+            }
+            None => {
+                let (kind, size) = (self.x.kind(), weight.size());
+                let geometry = Geometry::same(size[2], size[1], 1);
+                activation.apply(per_sample::conv2d(&self.x, &weight.to_kind(kind), &bias.to_kind(kind), &geometry))
+            }
+        }
+    }
+}
+
+/// Mean (C) and biased covariance (C, C) of rows (N, C).
+fn spread(rows: &Tensor) -> (Tensor, Tensor) {
+    let mean = rows.mean_dim(0, false, None);
+    let around = rows - &mean;
+    (mean, around.tr().matmul(&around) / rows.size()[0] as f64)
+}
+
+/// Means and covariances of the samples, in libtorch's operations.
+fn composed_samples(x: &Tensor) -> (Tensor, Tensor) {
+    let size = x.size();
+    let (n, c, p) = (size[0], size[1], size[2] * size[3]);
+    let all = rows(x);
+    let centre = centre(&all);
+    let all = (all - &centre).reshape([n, p, c]);
+    let means = all.sum_dim_intlist(1, false, Kind::Double) / p as f64;
+    let squares = all.transpose(1, 2).bmm(&all).to_kind(Kind::Double) / p as f64;
+    let covariances = squares - means.unsqueeze(2) * means.unsqueeze(1);
+    (means + centre, covariances)
 }
 
 #[cfg(test)]
