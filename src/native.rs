@@ -4,9 +4,13 @@
 //! that they don't take, libtorch's operations do the same.
 
 #[cfg(feature = "native")]
-pub use foldconv_native::{Behind, MAX_TERMS, Space, Term, fold_norm, graph, newest_processor, norm_sum};
+pub use foldconv_native::{
+    Behind, MAX_TERMS, Space, Term, convolve, fold_norm, graph, newest_processor, norm_sum, weigh,
+};
 #[cfg(not(feature = "native"))]
-pub use without::{Behind, MAX_TERMS, Space, Term, fold_norm, graph, newest_processor, norm_sum};
+pub use without::{
+    Behind, MAX_TERMS, Space, Term, convolve, fold_norm, graph, newest_processor, norm_sum, weigh,
+};
 
 #[cfg(not(feature = "native"))]
 mod without {
@@ -67,11 +71,16 @@ mod without {
         pub fn per_sample(_: &Tensor) -> Option<Space> {
             None
         }
+    }
 
-        /// Nothing is there to be convolved.
-        pub fn convolve(&self, _: &Tensor, _: &Tensor, _: f64, _: f64) -> Tensor {
-            Tensor::new()
-        }
+    /// Nothing is there to be convolved.
+    pub fn convolve(_: &[(&Space, &Tensor)], _: &Tensor, _: f64, _: f64) -> Tensor {
+        Tensor::new()
+    }
+
+    /// Always None: libtorch does it.
+    pub fn weigh(_: &Tensor, _: &Tensor) -> Option<Tensor> {
+        None
     }
 
     /// As the loops have.

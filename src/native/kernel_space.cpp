@@ -1,5 +1,6 @@
-// A map and the 1x1 convolutions on it, in the space of kernels: the moments of the map x (rows, C), and y = clamp(x W' + b) for
-// kernels W (C_out, C) that were computed of those moments. Backward, the gradient of x has a part of each y and one of the moments:
+// Maps and the 1x1 convolutions on them, in the space of kernels: the moments of a map x (rows, C), and y = clamp(x W' + b), or a sum of
+// such products of several maps, for kernels W (C_out, C) that were computed of those moments. Backward, the gradient of x has a part of
+// each y and one of the moments:
 //
 //     dx = sum of g_i W_i + x M + v,    M = (dS + dS')/rows,  v = dmean/rows - M mean
 //
@@ -140,7 +141,7 @@ Tensor gradient(const Tensor& x, const Groups& groups, const std::vector<Use>& u
         for (const Use& use : uses) {
             use.before_clamp(first, n, g.data(), unused.data());
             const T* weight = use.weight.const_data_ptr<T>() + group * use.outputs() * channels;
-            loops.accumulate(g.data(), use.outputs(), weight, channels, n, to);
+            loops.accumulate(g.data(), use.outputs(), weight, channels, -infinity, infinity, n, to);
         }
     });
     return dx;
@@ -179,72 +180,127 @@ struct Moments : torch::autograd::Function<Moments> {
     }
 };
 
-// The weight is transposed: (C, C_out), or (N, C, C_out).
+// The maps that an y is made of: how many channels each has, and where its numbers start.
 template <typename T>
-Tensor convolve(const Tensor& x, const Groups& groups, const Tensor& weight, const Tensor& bias, double low, double high) {
-    const int64_t channels = groups.channels, outputs = weight.size(-1);
-    const Tensor y = at::empty({x.size(0), outputs, x.size(2), x.size(3)}, x.options().memory_format(at::MemoryFormat::ChannelsLast));
-    const T *data = x.const_data_ptr<T>(), *kernels = weight.const_data_ptr<T>(), *shifts = bias.const_data_ptr<T>();
+struct Inputs {
+    std::vector<int64_t> channels;
+    std::vector<const T*> data;
+    int64_t total = 0;
+
+    explicit Inputs(at::TensorList maps) {
+        for (const Tensor& map : maps) {
+            channels.push_back(map.size(1));
+            data.push_back(map.const_data_ptr<T>());
+            total += map.size(1);
+        }
+    }
+
+    size_t size() const { return channels.size(); }
+};
+
+// The weights are transposed: (groups, C_i, C_out).
+template <typename T>
+Tensor convolve(at::TensorList maps, const Groups& groups, at::TensorList weights, const Tensor& bias, double low, double high) {
+    const Inputs<T> x(maps);
+    const Tensor& map = maps[0];
+    const int64_t outputs = weights[0].size(-1);
+    const Tensor y = at::empty({map.size(0), outputs, map.size(2), map.size(3)}, map.options().memory_format(at::MemoryFormat::ChannelsLast));
+    const T infinity = std::numeric_limits<T>::infinity(), least = static_cast<T>(low), most = static_cast<T>(high);
+    const T* shifts = bias.const_data_ptr<T>();
     T* out = y.data_ptr<T>();
-    groups.over_tiles(groups.tile(channels + outputs), [&](int64_t group, int64_t first, int64_t last) {
-        products<T>().multiply(data + first * channels, channels, kernels + group * channels * outputs, outputs, shifts + group * outputs,
-                               static_cast<T>(low), static_cast<T>(high), last - first, out + first * outputs);
+    const Products<T>& loops = products<T>();
+    groups.over_tiles(groups.tile(x.total + outputs), [&](int64_t group, int64_t first, int64_t last) {
+        const int64_t n = last - first;
+        T* to = out + first * outputs;
+        for (size_t i = 0; i < x.size(); i++) {
+            const bool ends = i + 1 == x.size();
+            const T a = ends ? least : -infinity, b = ends ? most : infinity;
+            const T *from = x.data[i] + first * x.channels[i], *w = weights[i].const_data_ptr<T>() + group * x.channels[i] * outputs;
+            if (i == 0)
+                loops.multiply(from, x.channels[i], w, outputs, shifts + group * outputs, a, b, n, to);
+            else
+                loops.accumulate(from, x.channels[i], w, outputs, a, b, n, to);
+        }
     });
     return y;
 }
 
-// The gradients of the kernels (groups, C_out, C) and of the biases (groups, C_out), float64.
+// The gradients of the kernels (groups, C_out, C_i), one for each map, and of the biases (groups, C_out), float64.
 template <typename T>
-std::pair<Tensor, Tensor> kernel_gradients(const Tensor& x, const Groups& groups, const Use& use) {
-    const int64_t channels = groups.channels, outputs = use.outputs(), products_ = outputs * channels;
-    const T* data = x.const_data_ptr<T>();
-    // The wider of the two fills the vectors better.
-    const bool swapped = outputs > channels;
-    const Tensor sums = groups.sum_tiles(
-        groups.tile(channels + 2 * outputs), products_ + outputs, [&](int64_t, int64_t first, int64_t last, double* sums) {
+variable_list kernel_gradients(at::TensorList maps, const Groups& groups, const Use& use) {
+    const Inputs<T> x(maps);
+    const int64_t outputs = use.outputs(), biases = outputs * x.total;
+    const Tensor sums =
+        groups.sum_tiles(groups.tile(x.total + 2 * outputs), biases + outputs, [&](int64_t, int64_t first, int64_t last, double* sums) {
             const int64_t n = last - first;
             std::vector<T> g(n * outputs);
-            use.before_clamp(first, n, g.data(), sums + products_);
-            const T* from = data + first * channels;
-            if (swapped)
-                products<T>().outer(from, channels, g.data(), outputs, n, sums);
-            else
-                products<T>().outer(g.data(), outputs, from, channels, n, sums);
+            use.before_clamp(first, n, g.data(), sums + biases);
+            for (size_t i = 0; i < x.size(); sums += outputs * x.channels[i], i++) {
+                const T* from = x.data[i] + first * x.channels[i];
+                // The wider of the two fills the vectors better.
+                if (outputs > x.channels[i])
+                    products<T>().outer(from, x.channels[i], g.data(), outputs, n, sums);
+                else
+                    products<T>().outer(g.data(), outputs, from, x.channels[i], n, sums);
+            }
         });
-    const Tensor products = sums.narrow(1, 0, products_), biases = sums.narrow(1, products_, outputs);
-    if (swapped) return {products.reshape({-1, channels, outputs}).transpose(1, 2), biases};
-    return {products.reshape({-1, outputs, channels}), biases};
+    variable_list all;
+    int64_t at = 0;
+    for (const int64_t channels : x.channels) {
+        const Tensor part = sums.narrow(1, at, outputs * channels);
+        all.push_back(outputs > channels ? part.reshape({-1, channels, outputs}).transpose(1, 2) : part.reshape({-1, outputs, channels}));
+        at += outputs * channels;
+    }
+    all.push_back(sums.narrow(1, biases, outputs));
+    return all;
 }
 
-// y = clamp(W x + b, low, high) of the first output of Moments.
+struct AllUses : torch::CustomClassHolder {
+    std::vector<c10::intrusive_ptr<Uses>> spaces;
+};
+
+// y = clamp(sum of W_i x_i + b, low, high) of the first outputs of Moments.
 struct Convolve : torch::autograd::Function<Convolve> {
-    static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, const Tensor& bias, double low, double high,
-                          const c10::intrusive_ptr<Uses>& uses) {
-        const auto type = x.scalar_type();
-        const Groups groups(x, uses->per_sample);
-        const Tensor w = weight.to(type).contiguous(), transposed = w.transpose(-1, -2).contiguous(), b = bias.to(type).contiguous();
-        const Tensor y = type == at::kDouble ? convolve<double>(x, groups, transposed, b, low, high)
-                                             : convolve<float>(x, groups, transposed, b, low, high);
-        ctx->save_for_backward({x, w, std::isinf(low) && std::isinf(high) ? Tensor() : y});
+    static Tensor forward(AutogradContext* ctx, at::TensorList maps, at::TensorList weights, const Tensor& bias, double low, double high,
+                          const c10::intrusive_ptr<AllUses>& uses) {
+        const auto type = maps[0].scalar_type();
+        const Groups groups(maps[0], uses->spaces[0]->per_sample);
+        variable_list saved(maps.begin(), maps.end()), transposed;
+        for (const Tensor& weight : weights) {
+            saved.push_back(weight.to(type).contiguous());
+            transposed.push_back(saved.back().transpose(-1, -2).contiguous());
+        }
+        const Tensor b = bias.to(type).contiguous();
+        const Tensor y = type == at::kDouble ? convolve<double>(maps, groups, transposed, b, low, high)
+                                             : convolve<float>(maps, groups, transposed, b, low, high);
+        saved.push_back(std::isinf(low) && std::isinf(high) ? Tensor() : y);
+        ctx->save_for_backward(saved);
         ctx->saved_data["low"] = low;
         ctx->saved_data["high"] = high;
         ctx->saved_data["uses"] = c10::IValue::make_capsule(uses);
-        ctx->saved_data["type"] = static_cast<int64_t>(weight.scalar_type());
+        ctx->saved_data["type"] = static_cast<int64_t>(bias.scalar_type());
         return y;
     }
 
     static variable_list backward(AutogradContext* ctx, variable_list gradients) {
         const auto saved = ctx->get_saved_variables();
-        const Tensor& x = saved[0];
-        const auto uses = c10::static_intrusive_pointer_cast<Uses>(ctx->saved_data["uses"].toCapsule());
-        const Groups groups(x, uses->per_sample);
-        Use use{channels_last(gradients[0]), saved[2], saved[1], ctx->saved_data["low"].toDouble(), ctx->saved_data["high"].toDouble()};
-        auto [weight, bias] = x.scalar_type() == at::kDouble ? kernel_gradients<double>(x, groups, use)
-                                                             : kernel_gradients<float>(x, groups, use);
-        if (!uses->per_sample) weight = weight.squeeze(0), bias = bias.squeeze(0);
-        uses->all.push_back(std::move(use));
+        const size_t n = saved.size() / 2;
+        const at::TensorList maps = at::TensorList(saved).slice(0, n);
+        const auto uses = c10::static_intrusive_pointer_cast<AllUses>(ctx->saved_data["uses"].toCapsule());
+        const bool per_sample = uses->spaces[0]->per_sample;
+        const Groups groups(maps[0], per_sample);
+        Use use{channels_last(gradients[0]), saved[2 * n], saved[n], ctx->saved_data["low"].toDouble(), ctx->saved_data["high"].toDouble()};
+        const variable_list parts = maps[0].scalar_type() == at::kDouble ? kernel_gradients<double>(maps, groups, use)
+                                                                         : kernel_gradients<float>(maps, groups, use);
         const auto type = static_cast<at::ScalarType>(ctx->saved_data["type"].toInt());
-        return {Tensor(), weight.to(type), bias.to(type), Tensor(), Tensor(), Tensor()};
+        variable_list result(n);
+        for (const Tensor& part : parts) result.push_back((per_sample ? part : part.squeeze(0)).to(type));
+        for (size_t i = 0; i < n; i++) {
+            use.weight = saved[n + i];
+            uses->spaces[i]->all.push_back(use);
+        }
+        result.resize(2 * n + 4);
+        return result;
     }
 };
 
@@ -278,13 +334,20 @@ extern "C" void* foldconv_space(const Tensor* x, bool per_sample, Tensor** momen
     });
 }
 
-// y = clamp(W x + b, low, high) for W (C_out, C) and b (C_out), or W (N, C_out, C) and b (N, C_out) of the samples: a new
-// tensor, or null and a message as above.
-extern "C" Tensor* foldconv_space_convolve(const void* space, const Tensor* weight, const Tensor* bias, double low, double high,
-                                           char** error) {
+// y = clamp(sum of W_i x_i + b, low, high) of n maps, for W_i (C_out, C_i) and b (C_out), or W_i (N, C_out, C_i) and b (N, C_out) of the
+// samples: a new tensor, or null and a message as above.
+extern "C" Tensor* foldconv_space_convolve(const void* const* spaces, const Tensor* const* weights, int64_t n, const Tensor* bias, double low,
+                                           double high, char** error) {
     return guarded<Tensor*>(error, [&] {
-        const Space& s = *static_cast<const Space*>(space);
-        return new Tensor(Convolve::apply(s.x, *weight, *bias, low, high, s.uses));
+        auto uses = c10::make_intrusive<AllUses>();
+        variable_list maps, kernels;
+        for (int64_t i = 0; i < n; i++) {
+            const Space& space = *static_cast<const Space*>(spaces[i]);
+            uses->spaces.push_back(space.uses);
+            maps.push_back(space.x);
+            kernels.push_back(*weights[i]);
+        }
+        return new Tensor(Convolve::apply(at::TensorList(maps), at::TensorList(kernels), *bias, low, high, uses));
     });
 }
 

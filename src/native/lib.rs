@@ -46,13 +46,16 @@ unsafe extern "C" {
     fn foldconv_space(x: *const C_tensor, per_sample: bool, moments: *mut *mut C_tensor, error: *mut *mut c_char) -> *mut c_void;
 
     fn foldconv_space_convolve(
-        space: *const c_void,
-        weight: *const C_tensor,
+        spaces: *const *const c_void,
+        weights: *const *const C_tensor,
+        n: i64,
         bias: *const C_tensor,
         low: f64,
         high: f64,
         error: *mut *mut c_char,
     ) -> *mut C_tensor;
+
+    fn foldconv_weigh(map: *const C_tensor, gates: *const C_tensor, error: *mut *mut c_char) -> *mut C_tensor;
 
     fn foldconv_space_free(space: *mut c_void);
 
@@ -188,8 +191,7 @@ impl Space {
     }
 
     fn of(x: &Tensor, per_sample: bool) -> Option<Space> {
-        let known = matches!(x.kind(), Kind::Float | Kind::Double) && x.dim() == 4 && x.numel() > 0;
-        if !known || x.device() != Device::Cpu {
+        if !takes(x) {
             return None;
         }
         let (mut moments, mut error) = ([std::ptr::null_mut(); 2], std::ptr::null_mut());
@@ -203,22 +205,50 @@ impl Space {
             Some(Space { handle, mean, covariance })
         }
     }
+}
 
-    /// clamp(W x + b, low, high) for W (C_out, C) and b (C_out), or W (N, C_out, C) and b (N, C_out) for each sample, in any precision.
-    /// Differentiable; y is of x's precision.
-    ///
-    /// # Panics
-    /// Where the shapes don't fit, or libtorch has no memory left.
-    pub fn convolve(&self, weight: &Tensor, bias: &Tensor, low: f64, high: f64) -> Tensor {
-        let mut error = std::ptr::null_mut();
-        // SAFETY: the handle is live as long as this is; what comes back is a new tensor, or null and a message from strdup.
-        unsafe {
-            let y = foldconv_space_convolve(self.handle, weight.as_ptr(), bias.as_ptr(), low, high, &mut error);
-            if y.is_null() {
-                panic!("convolve: {}", take(error));
-            }
-            Tensor::from_ptr(y)
+/// clamp(sum of W_i x_i + b, low, high) for maps x_i and W_i (C_out, C_i), b (C_out), or W_i (N, C_out, C_i) and b (N, C_out) for maps
+/// whose moments are those of each sample, in any precision. Differentiable; y is of the maps' precision.
+///
+/// # Panics
+/// Where the shapes don't fit, or libtorch has no memory left.
+pub fn convolve(terms: &[(&Space, &Tensor)], bias: &Tensor, low: f64, high: f64) -> Tensor {
+    let spaces: Vec<*const c_void> = terms.iter().map(|(space, _)| space.handle.cast_const()).collect();
+    let weights: Vec<*const C_tensor> = terms.iter().map(|(_, weight)| weight.as_ptr()).collect();
+    let mut error = std::ptr::null_mut();
+    // SAFETY: the handles are live as long as the spaces are, and the weights are live tensors, as many; what comes back is a new tensor,
+    // or null and a message from strdup.
+    unsafe {
+        let (n, bias) = (terms.len() as i64, bias.as_ptr());
+        let y = foldconv_space_convolve(spaces.as_ptr(), weights.as_ptr(), n, bias, low, high, &mut error);
+        if y.is_null() {
+            panic!("convolve: {}", take(error));
         }
+        Tensor::from_ptr(y)
+    }
+}
+
+/// Whether the loops take a map: (N, C, H, W), float32 or float64, on the CPU.
+fn takes(x: &Tensor) -> bool {
+    matches!(x.kind(), Kind::Float | Kind::Double) && x.dim() == 4 && x.numel() > 0 && x.device() == Device::Cpu
+}
+
+/// A map h (N, C, H, W) with a weight (N, C) for each channel and sample, differentiable; None for one that the loops don't take.
+///
+/// # Panics
+/// Where the shapes don't fit, or libtorch has no memory left.
+pub fn weigh(map: &Tensor, gates: &Tensor) -> Option<Tensor> {
+    if !takes(map) {
+        return None;
+    }
+    let mut error = std::ptr::null_mut();
+    // SAFETY: both are live tensors; what comes back is a new one, or null and a message from strdup.
+    unsafe {
+        let weighed = foldconv_weigh(map.as_ptr(), gates.as_ptr(), &mut error);
+        if weighed.is_null() {
+            panic!("weigh: {}", take(error));
+        }
+        Some(Tensor::from_ptr(weighed))
     }
 }
 

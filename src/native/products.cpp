@@ -158,6 +158,27 @@ struct Masked {
 };
 
 template <typename T>
+struct Weighed {
+    const T *x, *weights, *other;
+    int64_t n, count;
+    T* out;
+    double* sums;
+
+    template <int W, int N>
+    INLINE void run(int64_t c) const {
+        using L = Lanes<T, W>;
+        const typename L::V weight = L::load(weights + c);
+        typename L::V sum = {};
+        for (int64_t r = 0; r < count; r++) {
+            const typename L::V value = L::load(x + r * n + c);
+            sum += value * L::load(other + r * n + c);
+            L::store(out + r * n + c, value * weight);
+        }
+        L::add(sums + c, sum);
+    }
+};
+
+template <typename T>
 constexpr int WIDTH = VECTOR_BYTES / sizeof(T);
 
 template <typename T>
@@ -166,9 +187,8 @@ void multiply(const T* x, int64_t k, const T* b, int64_t n, const T* shift, T lo
 }
 
 template <typename T>
-void accumulate(const T* x, int64_t k, const T* b, int64_t n, int64_t rows, T* out) {
-    const T infinity = static_cast<T>(__builtin_inf());
-    over_columns<WIDTH<T>, WIDEST>(Multiply<T>{x, k, b, n, nullptr, -infinity, infinity, rows, out}, 0, n);
+void accumulate(const T* x, int64_t k, const T* b, int64_t n, T low, T high, int64_t rows, T* out) {
+    over_columns<WIDTH<T>, WIDEST>(Multiply<T>{x, k, b, n, nullptr, low, high, rows, out}, 0, n);
 }
 
 template <typename T>
@@ -186,10 +206,15 @@ void masked(const T* dy, const T* y, T low, T high, int64_t n, int64_t rows, T* 
     over_columns<WIDTH<T>, 1>(Masked<T>{dy, y, low, high, n, rows, out, sums}, 0, n);
 }
 
+template <typename T>
+void weighed(const T* x, const T* weights, const T* other, int64_t n, int64_t rows, T* out, double* sums) {
+    over_columns<WIDTH<T>, 1>(Weighed<T>{x, weights, other, n, rows, out, sums}, 0, n);
+}
+
 }  // namespace
 
 #define JOIN(a, b) a##b
-#define DEFINE_PRODUCTS(T, name) const Products<T> name = {multiply<T>, accumulate<T>, outer<T>, centred<T>, masked<T>};
+#define DEFINE_PRODUCTS(T, name) const Products<T> name = {multiply<T>, accumulate<T>, outer<T>, centred<T>, masked<T>, weighed<T>};
 #define DEFINE(processor)                                  \
     DEFINE_PRODUCTS(float, JOIN(float_products_, processor)) \
     DEFINE_PRODUCTS(double, JOIN(double_products_, processor))

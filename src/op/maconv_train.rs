@@ -11,7 +11,7 @@ use crate::algebra::{self, Geometry, Kernel};
 use crate::op::exec::Exec;
 use crate::op::layers::{Activation, ConvNorm, Norm};
 use crate::op::maconv::{Form, MaConv, Middle, Parts, chain, sum};
-use crate::op::moments::{Moments, SampleMoments};
+use crate::op::moments::{self, Moments, SampleMoments};
 use tch::{Kind, Tensor};
 
 impl MaConv {
@@ -91,12 +91,11 @@ impl MaConv {
             let chain = self.second.norm().fold_batch(&chain(&first, &second.to_kind(Kind::Double)), statistics);
             return moments.apply(&self.after.fold_batch(&sum(chain, bypass.as_ref()), statistics), activation);
         };
-        let middle = Moments::of(&(moments.apply(&first, Activation::None) * gates.unsqueeze(-1).unsqueeze(-1)));
-        let mut y = middle.apply(&self.second.norm().fold_batch(&second, middle.statistics()), Activation::None);
-        if let Some(bypass) = bypass {
-            y += moments.apply(&bypass, Activation::None);
-        }
-        self.behind(y, activation)
+        let middle = Moments::of(&moments::weigh(&moments.apply(&first, Activation::None), &gates));
+        let second = self.second.norm().fold_batch(&second, middle.statistics());
+        let terms: Vec<(&Moments, &Kernel)> =
+            bypass.iter().map(|bypass| (&moments, bypass)).chain([(&middle, &second)]).collect();
+        self.behind(|activation| Moments::apply_sum(&terms, activation), activation)
     }
 
     /// y by one kernel a sample, with the gates (N, m) of what each sample is in the mean (N, C).
@@ -114,17 +113,14 @@ impl MaConv {
             self.bypass.as_ref().zip(bypass).map(|(branch, kernel)| branch.norm().fold_batch(&kernel, &moments));
         let second = self.second.norm().fold_batch(&self.second.kernel(), &samples.gated(&first, &gates));
         let (weight, bias) = Parts { first, second, bypass }.low_rank().mix(&gates);
-        match &self.after {
-            Norm::None => samples.apply(&weight, &bias, activation),
-            after => after.forward(samples.apply(&weight, &bias, Activation::None), activation, true),
-        }
+        self.behind(|activation| samples.apply(&weight, &bias, activation), activation)
     }
 
-    /// What stands behind the sum of the branches.
-    fn behind(&self, y: Tensor, activation: Activation) -> Tensor {
+    /// The sum of the branches, with an activation behind it, and the norm behind that if there is one.
+    fn behind(&self, sum: impl FnOnce(Activation) -> Tensor, activation: Activation) -> Tensor {
         match &self.after {
-            Norm::None => activation.apply(y),
-            after => after.forward(y, activation, true),
+            Norm::None => sum(activation),
+            after => after.forward(sum(Activation::None), activation, true),
         }
     }
 }

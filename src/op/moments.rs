@@ -7,7 +7,7 @@
 //! of x less a few positions' mean, and all small matrices are float64.
 
 use crate::algebra::{Geometry, Kernel};
-use crate::native::Space;
+use crate::native::{self, Space};
 use crate::op::layers::Activation;
 use crate::op::per_sample;
 use tch::{Kind, Tensor};
@@ -54,14 +54,28 @@ impl Moments {
 
     /// activation(W x + b) for a 1x1 kernel in float64.
     pub fn apply(&self, kernel: &Kernel, activation: Activation) -> Tensor {
-        match &self.space {
-            Some(space) => {
-                let (low, high) = activation.bounds();
-                space.convolve(&kernel.weight.flatten(1, -1), &kernel.bias_or_zeros(), low, high)
-            }
-            None => activation.apply(kernel.to_kind(self.x.kind()).apply(&self.x)),
-        }
+        Moments::apply_sum(&[(self, kernel)], activation)
     }
+
+    /// activation(sum of W_i x_i + b_i) for 1x1 kernels in float64 on maps of one size.
+    pub fn apply_sum(terms: &[(&Moments, &Kernel)], activation: Activation) -> Tensor {
+        let spaces: Option<Vec<&Space>> = terms.iter().map(|(moments, _)| moments.space.as_ref()).collect();
+        let Some(spaces) = spaces else {
+            let one = |(moments, kernel): &(&Moments, &Kernel)| kernel.to_kind(moments.x.kind()).apply(&moments.x);
+            return activation.apply(terms.iter().map(one).reduce(|sum, term| sum + term).unwrap_or_default());
+        };
+        let weights: Vec<Tensor> = terms.iter().map(|(_, kernel)| kernel.weight.flatten(1, -1)).collect();
+        let biases = terms.iter().filter_map(|(_, kernel)| kernel.bias.as_ref().map(Tensor::shallow_clone));
+        let bias = biases.reduce(|sum, bias| sum + bias).unwrap_or_else(|| weights[0].new_zeros([weights[0].size()[0]], (weights[0].kind(), weights[0].device())));
+        let (low, high) = activation.bounds();
+        let pairs: Vec<(&Space, &Tensor)> = spaces.into_iter().zip(&weights).collect();
+        native::convolve(&pairs, &bias, low, high)
+    }
+}
+
+/// A map h (N, C, H, W) with a weight (N, C) for each channel and sample.
+pub fn weigh(map: &Tensor, gates: &Tensor) -> Tensor {
+    native::weigh(map, gates).unwrap_or_else(|| map * gates.unsqueeze(-1).unsqueeze(-1))
 }
 
 /// Mean and covariance, in libtorch's operations.
@@ -145,7 +159,7 @@ impl SampleMoments {
         match &self.space {
             Some(space) => {
                 let (low, high) = activation.bounds();
-                space.convolve(&weight.flatten(2, -1), bias, low, high)
+                native::convolve(&[(space, &weight.flatten(2, -1))], bias, low, high)
             }
             None => {
                 let (kind, size) = (self.x.kind(), weight.size());
