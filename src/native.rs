@@ -5,11 +5,11 @@
 
 #[cfg(feature = "native")]
 pub use foldconv_native::{
-    Behind, MAX_TERMS, Space, Term, convolve, fold_norm, graph, newest_processor, norm_sum, weigh,
+    Behind, MAX_TERMS, Space, Term, convolve, fold_norm, gated, graph, newest_processor, norm_sum, pool, weigh,
 };
 #[cfg(not(feature = "native"))]
 pub use without::{
-    Behind, MAX_TERMS, Space, Term, convolve, fold_norm, graph, newest_processor, norm_sum, weigh,
+    Behind, MAX_TERMS, Space, Term, convolve, fold_norm, gated, graph, newest_processor, norm_sum, pool, weigh,
 };
 
 #[cfg(not(feature = "native"))]
@@ -76,6 +76,16 @@ mod without {
     /// Nothing is there to be convolved.
     pub fn convolve(_: &[(&Space, &Tensor)], _: &Tensor, _: f64, _: f64) -> Tensor {
         Tensor::new()
+    }
+
+    /// Always None: libtorch does it.
+    pub fn gated(_: [&Tensor; 2], _: &Tensor, _: &Tensor, _: &Tensor) -> Option<[Tensor; 2]> {
+        None
+    }
+
+    /// Always None: libtorch does it.
+    pub fn pool(_: &Tensor) -> Option<[Tensor; 2]> {
+        None
     }
 
     /// Always None: libtorch does it.

@@ -6,8 +6,8 @@ use std::path::Path;
 const LOOPS: [&str; 2] = ["passes.cpp", "products.cpp"];
 
 /// Written against libtorch.
-const SOURCES: [&str; 6] =
-    ["maps.cpp", "norm_sum.cpp", "kernel_space.cpp", "fold_norm.cpp", "weigh.cpp", "graph.cpp"];
+const SOURCES: [&str; 7] =
+    ["maps.cpp", "norm_sum.cpp", "kernel_space.cpp", "fold_norm.cpp", "gated.cpp", "attention.cpp", "graph.cpp"];
 
 fn main() {
     for file in ["build.rs", "lanes.h", "passes.h", "products.h", "maps.h"].iter().chain(&LOOPS).chain(&SOURCES) {

@@ -55,6 +55,10 @@ unsafe extern "C" {
         error: *mut *mut c_char,
     ) -> *mut C_tensor;
 
+    fn foldconv_gated(inputs: *const *const C_tensor, moments: *mut *mut C_tensor) -> *mut c_char;
+
+    fn foldconv_pool(x: *const C_tensor, pooled: *mut *mut C_tensor) -> *mut c_char;
+
     fn foldconv_weigh(map: *const C_tensor, gates: *const C_tensor, error: *mut *mut c_char) -> *mut C_tensor;
 
     fn foldconv_space_free(space: *mut c_void);
@@ -149,16 +153,47 @@ pub fn fold_norm(
     let none = std::ptr::null();
     let inputs: Vec<*const C_tensor> =
         all.iter().map(|tensor| tensor.as_ptr()).chain([kernel_bias.map_or(none, |bias| bias.as_ptr())]).collect();
-    let mut folded = [std::ptr::null_mut(); 2];
-    // SAFETY: `inputs` are eight live tensors, the last of which may be null; `folded` has room for two. What comes back is null and
-    // two new tensors, or a message from strdup.
-    unsafe {
-        let error = foldconv_fold_norm(inputs.as_ptr(), positions, momentum, eps, folded.as_mut_ptr());
-        if !error.is_null() {
-            panic!("fold_norm: {}", take(error));
-        }
-        Some(folded.map(|tensor| Tensor::from_ptr(tensor)))
+    // SAFETY: `inputs` are eight live tensors, the last of which may be null, as the function asks.
+    Some(unsafe { two(|folded| foldconv_fold_norm(inputs.as_ptr(), positions, momentum, eps, folded)) })
+}
+
+/// The two tensors that a function makes.
+///
+/// # Safety
+/// It must leave two new tensors and return null, or return a message from strdup.
+unsafe fn two(make: impl FnOnce(*mut *mut C_tensor) -> *mut c_char) -> [Tensor; 2] {
+    let mut tensors = [std::ptr::null_mut(); 2];
+    let error = make(tensors.as_mut_ptr());
+    if !error.is_null() {
+        // SAFETY: it is a message.
+        panic!("libtorch: {}", unsafe { take(error) });
     }
+    // SAFETY: they are ours to own.
+    tensors.map(|tensor| unsafe { Tensor::from_ptr(tensor) })
+}
+
+/// Mean (m) and biased covariance (m, m) of the map g = a (A x + c) for A (m, C), c (m) and a weight a (N, m) a channel and sample, where
+/// each sample of x has this mean (N, C) and covariance (N, C, C). All in float64; differentiable. None where the tensors are not on the CPU.
+///
+/// # Panics
+/// Where the shapes don't fit, or libtorch has no memory left.
+pub fn gated(moments: [&Tensor; 2], kernel: &Tensor, bias: &Tensor, gates: &Tensor) -> Option<[Tensor; 2]> {
+    let [means, covariances] = moments;
+    let all = [means, covariances, kernel, bias, gates];
+    let inputs = all.map(|tensor| tensor.as_ptr());
+    let fit = all.iter().all(|tensor| tensor.device() == Device::Cpu && tensor.kind() == Kind::Double);
+    // SAFETY: `inputs` are five live tensors of float64, as the function asks.
+    fit.then(|| unsafe { two(|moments| foldconv_gated(inputs.as_ptr(), moments)) })
+}
+
+/// A map x (N, C, H, W) again, for what else is done to it, and its mean (N, C), float64, over the positions of each sample; None for one
+/// that the loops don't take.
+///
+/// # Panics
+/// Where libtorch has no memory left.
+pub fn pool(x: &Tensor) -> Option<[Tensor; 2]> {
+    // SAFETY: `x` is a live tensor that the loops take.
+    takes(x).then(|| unsafe { two(|pooled| foldconv_pool(x.as_ptr(), pooled)) })
 }
 
 /// A map x (N, C, H, W) whose moments are known, and on which 1x1 convolutions run that were computed of them: the gradient of x is

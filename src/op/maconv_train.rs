@@ -37,19 +37,26 @@ impl MaConv {
             Exec::PerSample => self.x_is_narrow(),
             _ => true,
         };
-        let parts = match on_x {
-            true => (self.geometry.positions(x), unstrided(&self.first), self.bypass.as_ref().map(unstrided)),
-            false => self.features(x),
-        };
-        match (&self.gate, exec) {
-            (Some(gate), Exec::PerSample) => {
-                // GAP(x) is among the moments, where they are of all of x.
-                let whole = on_x && self.geometry.stride == [1, 1];
-                let gates =
-                    |pooled: &Tensor| if whole { gate.weigh(&pooled.to_kind(x.kind())) } else { gate.forward(x) };
-                self.train_per_sample(parts, gates, activation)
+        // GAP(x) is among the moments of each sample, where they are of all of x.
+        let known = exec == Exec::PerSample && on_x && self.geometry.stride == [1, 1];
+        let (x, gates) = match &self.gate {
+            Some(gate) if !known => {
+                let (x, pooled) = moments::pool(x);
+                (x, Some(gate.weigh(&pooled)))
             }
-            (gate, _) => self.train_on(parts, gate.as_ref().map(|gate| gate.forward(x)), activation),
+            _ => (x.shallow_clone(), None),
+        };
+        let parts = match on_x {
+            true => (self.geometry.positions(&x), unstrided(&self.first), self.bypass.as_ref().map(unstrided)),
+            false => self.features(&x),
+        };
+        match &self.gate {
+            Some(gate) if exec == Exec::PerSample => {
+                let samples = SampleMoments::of(&parts.0);
+                let gates = gates.unwrap_or_else(|| gate.weigh(&samples.pooled().to_kind(x.kind())));
+                self.train_per_sample(&samples, parts, &gates, activation)
+            }
+            _ => self.train_on(parts, gates, activation),
         }
     }
 
@@ -98,21 +105,21 @@ impl MaConv {
         self.behind(|activation| Moments::apply_sum(&terms, activation), activation)
     }
 
-    /// y by one kernel a sample, with the gates (N, m) of what each sample is in the mean (N, C).
+    /// y by one kernel a sample, with the gates (N, m).
     fn train_per_sample(
         &self,
+        samples: &SampleMoments,
         (x, first, bypass): Parted,
-        gates: impl FnOnce(&Tensor) -> Tensor,
+        gates: &Tensor,
         activation: Activation,
     ) -> Tensor {
-        let samples = SampleMoments::of(&x);
         let moments = samples.total();
-        let gates = gates(samples.pooled()).to_kind(Kind::Double);
         let first = self.first.norm().fold_batch(&first, &moments);
         let bypass =
             self.bypass.as_ref().zip(bypass).map(|(branch, kernel)| branch.norm().fold_batch(&kernel, &moments));
-        let second = self.second.norm().fold_batch(&self.second.kernel(), &samples.gated(&first, &gates));
-        let (weight, bias) = Parts { first, second, bypass }.low_rank().mix(&gates);
+        let statistics = samples.gated(&first, &gates.to_kind(Kind::Double));
+        let second = self.second.norm().fold_batch(&self.second.kernel(), &statistics);
+        let (weight, bias) = mix(&Parts { first, second, bypass }, gates, x.kind());
         self.behind(|activation| samples.apply(&weight, &bias, activation), activation)
     }
 
@@ -123,6 +130,27 @@ impl MaConv {
             after => after.forward(sum(Activation::None), activation, true),
         }
     }
+}
+
+/// W0 + W2 diag(a) W1 (N, C_out, C, 1, 1), and its bias (N, C_out), for gates a (N, m): one product of the gates with the m kernels of
+/// rank one that they weigh, each with its bias as one more column.
+fn mix(parts: &Parts, gates: &Tensor, kind: Kind) -> (Tensor, Tensor) {
+    let Parts { first, second, bypass } = parts;
+    let with_bias = |kernel: &Kernel| {
+        Tensor::cat(&[kernel.weight.flatten(1, -1), kernel.bias_or_zeros().unsqueeze(1)], 1).to_kind(kind)
+    };
+    let (first, second) = (with_bias(first), with_bias(second));
+    let (m, columns, out) = (first.size()[0], first.size()[1], second.size()[0]);
+    let rank_one = second.narrow(1, 0, m).tr().unsqueeze(2) * first.unsqueeze(1);
+    // What no gate weighs: the bypass, and the bias behind W2.
+    let fixed = match bypass {
+        Some(bypass) => with_bias(bypass),
+        None => second.zeros_like().narrow(1, 0, 1).expand([out, columns], false),
+    };
+    let fixed = fixed + second.narrow(1, m, 1).constant_pad_nd([columns - 1, 0]);
+    let all = fixed.reshape([1, -1]).addmm(gates, &rank_one.reshape([m, -1])).reshape([-1, out, columns]);
+    let weight = all.narrow(2, 0, columns - 1).unsqueeze(-1).unsqueeze(-1);
+    (weight, all.select(2, columns - 1))
 }
 
 /// A map, and the first kernel and the bypass as 1x1 kernels on it.

@@ -73,6 +73,14 @@ impl Moments {
     }
 }
 
+/// A map x (N, C, H, W) again, for what else is done to it, and GAP(x) (N, C), of x's precision.
+pub fn pool(x: &Tensor) -> (Tensor, Tensor) {
+    match native::pool(x) {
+        Some([again, pooled]) => (again, pooled.to_kind(x.kind())),
+        None => (x.shallow_clone(), x.mean_dim([2, 3].as_slice(), false, None)),
+    }
+}
+
 /// A map h (N, C, H, W) with a weight (N, C) for each channel and sample.
 pub fn weigh(map: &Tensor, gates: &Tensor) -> Tensor {
     native::weigh(map, gates).unwrap_or_else(|| map * gates.unsqueeze(-1).unsqueeze(-1))
@@ -144,14 +152,20 @@ impl SampleMoments {
         Statistics { covariance: self.covariances.mean_dim(0, false, None) + between, mean, positions: self.positions }
     }
 
-    /// Those of the map g = a (W x + b) of a 1x1 kernel (K, C, 1, 1) with gates a (N, K), a weight a channel and sample.
+    /// Those of the map g = a (W x + b) of a 1x1 kernel (K, C, 1, 1) with gates a (N, K), a weight a channel and sample; float64.
     pub fn gated(&self, kernel: &Kernel, gates: &Tensor) -> Statistics {
-        let weight = kernel.weight.flatten(1, -1);
-        let (mean, between) = spread(&(gates * (self.means.matmul(&weight.tr()) + kernel.bias_or_zeros())));
-        // In a sample, a is one number a channel. W goes into the sum over samples with a: (N K, C) by C for each.
+        let (weight, bias) = (kernel.weight.flatten(1, -1), kernel.bias_or_zeros());
+        let [mean, covariance] = native::gated([&self.means, &self.covariances], &weight, &bias, gates)
+            .unwrap_or_else(|| self.gated_composed(&weight, &bias, gates));
+        Statistics { mean, covariance, positions: self.positions }
+    }
+
+    /// Mean and covariance of the same, in libtorch's operations.
+    fn gated_composed(&self, weight: &Tensor, bias: &Tensor, gates: &Tensor) -> [Tensor; 2] {
+        let (mean, between) = spread(&(gates * (self.means.matmul(&weight.tr()) + bias)));
         let kernels = gates.unsqueeze(2) * weight;
         let within = kernels.bmm(&self.covariances).bmm(&kernels.transpose(1, 2)).mean_dim(0, false, None);
-        Statistics { covariance: within + between, mean, positions: self.positions }
+        [mean, within + between]
     }
 
     /// activation(W x + b) for 1x1 kernels (N, C_out, C, 1, 1) and biases (N, C_out) of the samples, in float64.
