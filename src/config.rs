@@ -103,7 +103,7 @@ pub struct TrainConfig {
     pub label_smoothing: f64,
     /// How the operators' training is computed: `branches`, `moments`, `features` or `per_sample` wherever a site has that way, or
     /// `auto`, the fastest at each site, measured at the start. The same function in all; the last bits of float32 differ.
-    /// Default `branches`.
+    /// Default `auto`.
     pub exec: Wanted,
 }
 
@@ -130,7 +130,7 @@ impl Default for TrainConfig {
             weight_decay: 5e-4,
             decay_norm_and_bias: true,
             label_smoothing: 0.,
-            exec: Wanted::Branches,
+            exec: Wanted::Auto,
         }
     }
 }

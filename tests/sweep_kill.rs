@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 const TWELVE: &str = "data: {name: shapes, train: 64, test: 32}
 net: {name: smallnet, width: 0.5}
 operator: {name: maconv, intermediate: 4}
-train: {epochs: 3, batch: 32}
+train: {epochs: 3, batch: 32, exec: branches}
 axes: {operator.bypass: [true, false], train.lr: [0.1, 0.05]}
 seeds: 3
 ";

@@ -10,7 +10,7 @@ use std::path::Path;
 const LONG: &str = "data: {name: shapes, train: 320, test: 50, augment: {pad: 2, flip: true}}
 net: {name: mobilenet_v2, width: 0.1, stem: cifar, dropout: 0.5}
 operator: {name: maconv, intermediate: 4}
-train: {epochs: 4, batch: 32, warmup: 1, label_smoothing: 0.1, decay_norm_and_bias: false}
+train: {epochs: 4, batch: 32, warmup: 1, label_smoothing: 0.1, decay_norm_and_bias: false, exec: moments}
 seed: 3
 ";
 

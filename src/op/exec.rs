@@ -46,9 +46,9 @@ impl Exec {
 #[serde(rename_all = "snake_case")]
 pub enum Wanted {
     /// The fastest at each site, measured at the start.
+    #[default]
     Auto,
     /// [`Exec::Branches`].
-    #[default]
     Branches,
     /// [`Exec::Moments`].
     Moments,

@@ -414,8 +414,8 @@ mod tests {
             };
             proof::trains_alike(&yaml, &points, at_points);
             proof::trains_alike(&yaml, &windows, at_windows);
-            // More channels than z has: one kernel a sample is of z.
-            proof::trains_alike(&yaml, &[Geometry::same(15, 2, 1)], at_points);
+            // Many more channels than z has: the kernels of the samples are on z.
+            proof::trains_alike(&yaml, &[Geometry::same(40, 2, 1)], at_points);
             proof::trains_alike(&yaml, &[Geometry::same(8, 16, 1).groups(2)], &[Branches]);
         }
         proof::trains_alike("{name: maconv, middle: relu}", &points, &[Branches]);

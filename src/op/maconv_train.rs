@@ -5,7 +5,7 @@
 //!   multiply in between, makes the middle map h, weighs it, and takes the moments of that.
 //! * `features`: W0 and W1 are one convolution z = [W0; W1] * x, and the rest is `moments` of z, on which they only select.
 //! * `per_sample`, MDConv: the moments of each sample give those of the middle map before there is one, and each sample has one
-//!   kernel. At 1x1 it is a kernel on x, or on z where that has fewer channels; otherwise on z.
+//!   kernel. At 1x1 it is a kernel on x, or on z where that is less work; otherwise on z.
 
 use crate::algebra::{self, Geometry, Kernel};
 use crate::op::exec::Exec;
@@ -34,7 +34,7 @@ impl MaConv {
     pub(super) fn train_folded(&self, exec: Exec, x: &Tensor, activation: Activation) -> Tensor {
         let on_x = match exec {
             Exec::Features => false,
-            Exec::PerSample => self.x_is_narrow(),
+            Exec::PerSample => self.per_sample_on_x(),
             _ => true,
         };
         // GAP(x) is among the moments of each sample, where they are of all of x.
@@ -60,11 +60,13 @@ impl MaConv {
         }
     }
 
-    /// Whether a kernel can be applied to x itself, and x has no more channels than z.
-    fn x_is_narrow(&self) -> bool {
-        let m = self.second.kernel().geometry.in_channels;
-        let z = m + self.bypass.as_ref().map_or(0, |_| self.geometry.out_channels);
-        self.geometry.is_matrix() && self.geometry.in_channels <= z
+    /// Whether kernels of the samples are to be applied to x itself and not to z: where that takes fewer multiplications a position, for the
+    /// moments, the kernels and their gradients.
+    fn per_sample_on_x(&self) -> bool {
+        let (c, out) = (self.geometry.in_channels, self.geometry.out_channels);
+        let z = self.first.kernel().geometry.out_channels + self.bypass.as_ref().map_or(0, |_| out);
+        let space = |channels: i64| 2 * channels * channels + 3 * channels * out;
+        self.geometry.is_matrix() && space(c) <= space(z) + 3 * c * z
     }
 
     /// z = [W0; W1] * x, and the kernels that select the middle and the bypass in it.

@@ -66,7 +66,9 @@ impl Moments {
         };
         let weights: Vec<Tensor> = terms.iter().map(|(_, kernel)| kernel.weight.flatten(1, -1)).collect();
         let biases = terms.iter().filter_map(|(_, kernel)| kernel.bias.as_ref().map(Tensor::shallow_clone));
-        let bias = biases.reduce(|sum, bias| sum + bias).unwrap_or_else(|| weights[0].new_zeros([weights[0].size()[0]], (weights[0].kind(), weights[0].device())));
+        let bias = biases
+            .reduce(|sum, bias| sum + bias)
+            .unwrap_or_else(|| weights[0].new_zeros([weights[0].size()[0]], (weights[0].kind(), weights[0].device())));
         let (low, high) = activation.bounds();
         let pairs: Vec<(&Space, &Tensor)> = spaces.into_iter().zip(&weights).collect();
         native::convolve(&pairs, &bias, low, high)
