@@ -10,6 +10,7 @@ use crate::op::bounds;
 use crate::op::exec::Exec;
 use crate::op::layers::{Activation, BatchNorm, ConvNorm, Norm, empty_kernel, empty_weight};
 use crate::op::mdconv::{GatedKernel, LowRank};
+use crate::op::moments;
 use crate::op::operator::{Compact, Operator, Place, Recipe};
 use crate::op::per_sample::{self, PerSample};
 use crate::op::temperature::Temperature;
@@ -230,11 +231,20 @@ impl MaConv {
     /// The terms whose sum the branches are: each a norm and the map that it normalises.
     fn branches(&self, x: &Tensor, train: bool) -> Vec<(&Norm, Tensor)> {
         let relu = if self.middle == Middle::Relu { Activation::Relu } else { Activation::None };
-        let mut middle = self.first.forward(x, relu, train);
-        if let Some(gate) = &self.gate {
-            middle *= gate.forward(x).unsqueeze(-1).unsqueeze(-1);
+        let (x, gates) = match &self.gate {
+            Some(gate) if train => {
+                let (x, pooled) = moments::pool(x);
+                (x, Some(gate.weigh(&pooled)))
+            }
+            gate => (x.shallow_clone(), gate.as_ref().map(|gate| gate.forward(x))),
+        };
+        let mut middle = self.first.forward(&x, relu, train);
+        match gates {
+            Some(gates) if train => middle = moments::weigh(&middle, &gates),
+            Some(gates) => middle *= gates.unsqueeze(-1).unsqueeze(-1),
+            None => {}
         }
-        std::iter::once(self.second.term(&middle)).chain(self.bypass.iter().map(|bypass| bypass.term(x))).collect()
+        std::iter::once(self.second.term(&middle)).chain(self.bypass.iter().map(|bypass| bypass.term(&x))).collect()
     }
 
     /// Compact training: one convolution with the composed kernel; gradients reach W1, W2 and W0 through the composition.
