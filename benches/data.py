@@ -19,22 +19,11 @@ without which threads that wait take the processors from those that work. The ta
 Exit status: 0 measured, 1 foldconv failed, 2 the request was wrong (usage, no binary, no data, no torchvision).
 """
 
-import argparse
-import json
 import os
-import platform
-import shlex
-import statistics
-import subprocess
-import sys
-import time
 from pathlib import Path
 
-
-def fail(message, status):
-    print(f"data.py: {message}", file=sys.stderr)
-    sys.exit(status)
-
+import common
+from common import fail
 
 try:
     import numpy
@@ -45,7 +34,6 @@ try:
 except ImportError as error:
     fail(f"cannot import torchvision ({error}): run `make setup-peer`, then with .venv/bin/python", 2)
 
-ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "benches/data.yaml"
 BATCH, SIZE, PAD = 128, 32, 4
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -171,25 +159,9 @@ def loader_batches(images, workers):
 # Measuring
 
 
-def throughput(batches, seconds):
-    def run(seconds):
-        clock, images = time.perf_counter(), 0
-        while (elapsed := time.perf_counter() - clock) < seconds:
-            images += len(next(batches))
-        return images / elapsed
-
-    run(seconds / 10)
-    return run(seconds)
-
-
 def foldconv(args):
-    command = [str(args.foldconv), "bench", "data", CONFIG, "--device", "cpu", "--threads", str(args.threads)]
-    command += ["--seconds", str(args.seconds), "--json"]
-    environment = {**os.environ, "FOLDCONV_DATA": str(args.root)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        fail(f"{shlex.join(command)}: {done.stderr.strip()}", 1)
-    return json.loads(done.stdout)["images_per_second"]
+    command = ["data", CONFIG, "--seconds", str(args.seconds)]
+    return common.foldconv(args, *command, FOLDCONV_DATA=str(args.root))["images_per_second"]
 
 
 def measure(args):
@@ -199,84 +171,36 @@ def measure(args):
     loader = loader_batches(images, args.threads)
     runs = {
         "foldconv": lambda: foldconv(args),
-        "DataLoader": lambda: throughput(loader, args.seconds),
-        **{name: lambda way=way: throughput(whole.batches(way), args.seconds) for name, way in ways.items()},
+        "DataLoader": lambda: common.throughput(loader, args.seconds),
+        **{name: lambda way=way: common.throughput(whole.batches(way), args.seconds) for name, way in ways.items()},
     }
     rounds = []
     for round_ in range(args.rounds):
-        names = list(runs)
-        names = names[round_ % len(names) :] + names[: round_ % len(names)]
-        row = {name: runs[name]() for name in names}
+        row = common.turns(round_, runs)
         row["whole batch"] = max(row[name] for name in ways)
         rounds.append(row)
-        print(f"round {round_ + 1}/{args.rounds}: {', '.join(f'{k} {v:.0f}' for k, v in row.items())}", file=sys.stderr)
-    return rounds
+        common.say(round_, args, "", row)
+    return rounds, ["foldconv", "DataLoader", "whole batch", *ways]
 
 
 # ImageNet's way, of files, is benches/files.py.
 
 
-# Report
-
-
-def cpu_model():
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass  # not Linux
-    return platform.processor() or platform.machine()
-
-
-def table(rounds, args):
-    lines = ["| CIFAR-10, batches of 128 | images/s | foldconv / it | min | max |", "|---|---:|---:|---:|---:|"]
-    for name in ["foldconv", "DataLoader", "whole batch", *(name for name in rounds[0] if name.startswith("gather_"))]:
-        ratios = [row["foldconv"] / row[name] for row in rounds]
-        lines.append(
-            f"| {name} | {statistics.median(row[name] for row in rounds):,.0f} "
-            f"| {statistics.median(ratios):.2f} | {min(ratios):.2f} | {max(ratios):.2f} |"
-        )
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"Medians of n = {len(rounds)} interleaved rounds, blocks of {args.seconds} s, {args.threads} threads or workers, "
-            f"OMP_WAIT_POLICY={os.environ.get('OMP_WAIT_POLICY', 'not set')}, torch {torch.__version__}, torchvision {torchvision.__version__}, {cpu_model()}.",
-            "",
-            f"Command: `{shlex.join(['python', *sys.argv])}`",
-        ]
-    )
-
-
 def parse():
-    parser = argparse.ArgumentParser(
-        description="Throughput of foldconv's training batches beside torchvision's and PyTorch's.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--foldconv", type=Path, default=Path("target/release/foldconv"), help="the binary")
+    parser = common.parser("Throughput of foldconv's training batches beside torchvision's and PyTorch's.")
     parser.add_argument("--root", type=Path, default=os.environ.get("FOLDCONV_DATA", "data"), help="folder of CIFAR-10")
-    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds")
-    parser.add_argument("--seconds", type=int, default=3, help="length of a block")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads, or workers, of each side")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every block here")
-    args = parser.parse_args()
-    if min(args.rounds, args.seconds, args.threads) < 1:
-        parser.error("--rounds, --seconds and --threads: give 1 or more")
-    if not args.foldconv.is_file():
-        fail(f"no foldconv binary at {args.foldconv}: run `cargo build --release` or give --foldconv PATH", 2)
-    # The subprocess runs in the root of the repository.
-    args.foldconv, args.root = args.foldconv.resolve(), args.root.expanduser().resolve()
+    parser.add_argument("--seconds", type=common.positive, default=3, help="length of a block")
+    args = common.parse(parser)
+    args.root = args.root.expanduser().resolve()  # foldconv runs in the root of the repository
     return args
 
 
 def main():
     args = parse()
-    torch.set_num_threads(args.threads)
-    rounds = measure(args)
-    print(table(rounds, args))
-    if args.json:
-        args.json.write_text(json.dumps(rounds, indent=2) + "\n")
+    rounds, names = measure(args)
+    text = common.table(f"CIFAR-10, batches of {BATCH}", rounds, names)
+    about = common.setup(args, torchvision)
+    common.report(args, about, f"blocks of {args.seconds} s", text, {"blocks": rounds})
 
 
 if __name__ == "__main__":

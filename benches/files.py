@@ -17,21 +17,19 @@ How it is timed. As in benches/data.py: a block of each side in turns, never bot
 Exit status: 0 measured, 1 foldconv failed, 2 the request was wrong (usage, no binary, no images, no torchvision).
 """
 
-import argparse
-import json
 import os
-import shlex
-import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-from data import ROOT, cpu_model, fail, throughput
+import common
+from common import fail
 
-import torch
-import torchvision
-from torchvision import transforms
+try:
+    import torch
+    import torchvision
+    from torchvision import transforms
+except ImportError as error:
+    fail(f"cannot import torchvision ({error}): run `make setup-peer`, then with .venv/bin/python", 2)
 
 CONFIG = "benches/files.yaml"
 BATCH = 64
@@ -68,77 +66,43 @@ def loader_batches(folder, workers):
 
 
 def foldconv(args, folder, classes):
-    command = [str(args.foldconv), "bench", "data", CONFIG, "--device", "cpu", "--threads", str(args.threads)]
-    command += ["--set", f"data.root={folder}", "--set", f"data.classes={classes}"]
-    command += ["--seconds", str(args.seconds), "--json"]
-    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        fail(f"{shlex.join(command)}: {done.stderr.strip()}", 1)
-    return json.loads(done.stdout)["images_per_second"]
+    command = ["data", CONFIG, "--set", f"data.root={folder}", "--set", f"data.classes={classes}"]
+    command += ["--seconds", str(args.seconds)]
+    return common.foldconv(args, *command, OMP_WAIT_POLICY="PASSIVE")["images_per_second"]
 
 
 def measure(args, folder, classes):
     loader = loader_batches(folder, args.threads)
     runs = {
         "foldconv": lambda: foldconv(args, folder, classes),
-        "DataLoader": lambda: throughput(loader, args.seconds),
+        "DataLoader": lambda: common.throughput(loader, args.seconds),
     }
     rounds = []
     for round_ in range(args.rounds):
-        names = list(runs) if round_ % 2 == 0 else list(reversed(runs))
-        rounds.append({name: runs[name]() for name in names})
-        said = ", ".join(f"{name} {rounds[-1][name]:.0f}" for name in runs)
-        print(f"round {round_ + 1}/{args.rounds}: {said}", file=sys.stderr)
-    return rounds
-
-
-def table(rounds, args):
-    lines = ["| JPEG files, batches of 64 | images/s | foldconv / it | min | max |", "|---|---:|---:|---:|---:|"]
-    for name in ("foldconv", "DataLoader"):
-        ratios = [row["foldconv"] / row[name] for row in rounds]
-        lines.append(
-            f"| {name} | {statistics.median(row[name] for row in rounds):,.0f} "
-            f"| {statistics.median(ratios):.2f} | {min(ratios):.2f} | {max(ratios):.2f} |"
-        )
-    about = (
-        f"Medians of n = {len(rounds)} interleaved rounds, blocks of {args.seconds} s, {args.threads} threads or workers, "
-        f"torch {torch.__version__}, torchvision {torchvision.__version__}, {cpu_model()}."
-    )
-    return "\n".join([*lines, "", about, "", f"Command: `{shlex.join(['python', *sys.argv])}`"])
+        rounds.append(common.turns(round_, runs))
+        common.say(round_, args, "", rounds[-1])
+    return rounds, list(runs)
 
 
 def parse():
-    parser = argparse.ArgumentParser(
-        description="Throughput of foldconv's training batches from JPEG files beside torchvision's.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--foldconv", type=Path, default=Path("target/release/foldconv"), help="the binary")
+    parser = common.parser("Throughput of foldconv's training batches from JPEG files beside torchvision's.")
     root = Path(os.environ.get("FOLDCONV_IMAGES", "images")) / "imagenet-sample"
     parser.add_argument("--root", type=Path, default=root, help="folder of CLASS/FILE")
-    parser.add_argument("--copies", type=int, default=15, help="times that each file is in the set")
-    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds")
-    parser.add_argument("--seconds", type=int, default=5, help="length of a block")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads, or workers, of each side")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every block here")
-    args = parser.parse_args()
-    if min(args.rounds, args.seconds, args.threads, args.copies) < 1:
-        parser.error("--rounds, --seconds, --threads and --copies: give 1 or more")
-    if not args.foldconv.is_file():
-        fail(f"no foldconv binary at {args.foldconv}: run `cargo build --release` or give --foldconv PATH", 2)
-    args.foldconv, args.root = args.foldconv.resolve(), args.root.expanduser().resolve()
+    parser.add_argument("--copies", type=common.positive, default=15, help="times that each file is in the set")
+    parser.add_argument("--seconds", type=common.positive, default=5, help="length of a block")
+    args = common.parse(parser)
+    args.root = args.root.expanduser().resolve()  # the links are elsewhere
     return args
 
 
 def main():
     args = parse()
-    torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        rounds = measure(args, folder, link(args.root, args.copies, folder))
-    print(table(rounds, args))
-    if args.json:
-        args.json.write_text(json.dumps(rounds, indent=2) + "\n")
+        rounds, names = measure(args, folder, link(args.root, args.copies, folder))
+    text = common.table(f"JPEG files, batches of {BATCH}", rounds, names)
+    about = common.setup(args, torchvision)
+    common.report(args, about, f"blocks of {args.seconds} s", text, {"blocks": rounds})
 
 
 if __name__ == "__main__":

@@ -1,52 +1,48 @@
-"""The PyTorch peer of `foldconv bench train`: the same training work in PyTorch eager, timed beside it.
+"""The PyTorch peer of `foldconv bench train`: the same training work in PyTorch, eager and compiled, timed beside it.
 
     make bench-peer
     .venv/bin/python benches/peer.py --rounds 5 --nets smallnet --ops plain maconv --json peer.json
+    .venv/bin/python benches/peer.py --sides foldconv compile
 
 What is trained. smallnet and mobilenet_v2 x0.35 with the CIFAR stem, each with every site plain, maconv or mdconv,
 on 2048 resident uint8 images of 3x32x32 in 10 classes. A step is: shuffled indexes, gather, pad 2 and random crop,
-random flip, to float, normalise, forward, cross entropy, backward, SGD. The PyTorch side uses float32, eager mode,
-channels_last for weights and input, in-place activations, augmentation as whole-batch tensor operations, and
-`torch.optim.SGD` with its default choice of implementation. No step reads a number back.
+random flip, to float, normalise, forward, cross entropy, backward, SGD. The PyTorch sides use float32, channels_last
+for weights and input, in-place activations, augmentation as whole-batch tensor operations, and `torch.optim.SGD` with
+its default choice of implementation. No step reads a number back.
 
-How it is timed. A round is one block of foldconv steps (a subprocess that reports its own images per second) and one
-block of PyTorch steps (in this process), never both at once, with the same number of threads. Every block starts from
-a fresh network and optimizer and takes its warm-up steps before the clock starts. foldconv goes first in even rounds,
-PyTorch in odd ones, and a round visits every network and operator before the next round begins, so that a drift of
-the machine falls on both sides and on all rows.
+- foldconv: `foldconv bench train`, a subprocess that reports its own throughput, and its memory.
+- eager: PyTorch as it is.
+- compile: the same model through `torch.compile` in its default mode, forward and backward. The loss and the optimizer
+  are left as they are: with the whole step compiled it was no faster (smallnet, 9 interleaved rounds: 0.99 of the
+  throughput for plain, 0.97 for maconv). It needs a C++ compiler and Python's headers (Debian: g++, python3-dev).
 
-How the ratios are computed. Each round gives ours / PyTorch eager from its two neighbouring blocks; above 1 foldconv is
-faster. The table has the median of these per-round ratios, with their min and max, so it need not equal the ratio of
-the two median throughputs.
+How it is timed. A round is one block of steps of each side, never two at once, with the same number of threads, each
+after warm-up steps that don't count. A foldconv block is a process of its own. Each model of PyTorch is made, and
+compiled, once, before the first round, and goes on training from block to block: no time to compile counts. Each round
+begins with another side, and visits every network and operator before the next round begins, so that a drift of the
+machine falls on all sides and all rows. The environment is that of whoever calls, on all sides, the allocator's
+settings too; what foldconv sets itself in its process, its users get too.
 
-Exit status: 0 measured, 1 a foldconv block failed, 2 the request was wrong (usage, no binary, no torch).
+How the ratios are computed. Each round gives ours / theirs from neighbouring blocks; above 1 foldconv is faster. The
+table has the median of these per-round ratios, with their min and max, so it need not equal the ratio of the two median
+throughputs. The second table is of foldconv alone: what a step with the operator takes over a plain one of the same
+round, and the peak memory of the steps likewise.
+
+Exit status: 0 measured, 1 a block failed or nothing could be compiled, 2 the request was wrong (usage, no binary, no
+torch).
 """
 
-import argparse
-import json
-import os
-import platform
-import shlex
 import statistics
-import subprocess
 import sys
 import time
-from pathlib import Path
 
+import common
+from common import Spread, fail
 
-def fail(message, status):
-    print(f"peer.py: {message}", file=sys.stderr)
-    sys.exit(status)
+import torch
+import torch.nn.functional as F
+from torch import nn
 
-
-try:
-    import torch
-    import torch.nn.functional as F
-    from torch import nn
-except ImportError as error:
-    fail(f"cannot import torch ({error}): run with the Python of `make setup`, .venv/bin/python", 2)
-
-ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "benches/train.yaml"
 CONFIG_BATCH = 128  # what CONFIG says; another --batch overrides it on both sides
 
@@ -220,165 +216,142 @@ class Batches:
         return crops.float().mul_(self.scale).add_(self.shift)
 
 
-# The two sides of a round. Both return images per second.
+# The sides. Each gives a function that runs a block and returns images per second, or foldconv's JSON document.
 
 
-def train_pytorch(net, op, args):
-    torch.manual_seed(0)
-    model = NETWORKS[net](OPERATORS[op]).to(memory_format=torch.channels_last).train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
-    batches = iter(Batches(args.batch))
+class Training:
+    """A model of PyTorch, its optimizer and its data, which go on from block to block."""
 
-    def run(steps):
+    def __init__(self, net, op, args, compiled):
+        torch.manual_seed(0)
+        model = NETWORKS[net](OPERATORS[op]).to(memory_format=torch.channels_last).train()
+        self.optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+        self.model = torch.compile(model) if compiled else model
+        self.batches = iter(Batches(args.batch))
+        self.args = args
+        self.run(args.warmup)  # compiles
+
+    def run(self, steps):
         for _ in range(steps):
-            images, labels = next(batches)
-            loss = F.cross_entropy(model(images), labels)
-            optimizer.zero_grad(set_to_none=True)
+            images, labels = next(self.batches)
+            loss = F.cross_entropy(self.model(images), labels)
+            self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            optimizer.step()
+            self.optimizer.step()
 
-    run(args.warmup)
+    def block(self):
+        self.run(self.args.warmup)
+        start = time.perf_counter()
+        self.run(self.args.steps)
+        return self.args.steps * self.args.batch / (time.perf_counter() - start)
+
+
+def eager(net, op, args):
+    return Training(net, op, args, compiled=False).block
+
+
+def compiled(net, op, args):
     start = time.perf_counter()
-    run(args.steps)
-    return args.steps * args.batch / (time.perf_counter() - start)
+    try:
+        training = Training(net, op, args, compiled=True)
+    except torch._dynamo.exc.BackendCompilerFailed as error:
+        reason = str(error).strip().splitlines()[0]
+        fail(f"torch.compile: {reason}; it needs a C++ compiler and Python's headers; or leave it out of --sides", 1)
+    print(f"compiled {net} {op} in {time.perf_counter() - start:.0f} s", file=sys.stderr)
+    return training.block
 
 
-def foldconv_command(net, op, args):
+def foldconv(net, op, args):
     settings = [f"net.name={net}", *SETTINGS[net], f"operator.name={op}"]
     if args.batch != CONFIG_BATCH:
         settings.append(f"train.batch={args.batch}")
-    command = [str(args.foldconv), "bench", "train", CONFIG]
+    command = ["train", CONFIG, "--steps", str(args.steps), "--warmup", str(args.warmup)]
     for setting in settings:
         command += ["--set", setting]
-    command += ["--steps", str(args.steps), "--warmup", str(args.warmup), "--threads", str(args.threads)]
-    return command + ["--json"]
+    return lambda: common.foldconv(args, *command)
 
 
-def train_foldconv(net, op, args):
-    command = foldconv_command(net, op, args)
-    try:
-        done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    except OSError as error:
-        fail(f"cannot run {args.foldconv}: {error.strerror}", 2)
-    if done.returncode != 0:
-        said = (done.stderr.strip().splitlines() or ["nothing on stderr"])[-1]
-        fail(f"`{shlex.join(command)}` exited with status {done.returncode}: {said}", 1)
-    try:
-        return float(json.loads(done.stdout)["images_per_second"])
-    except (ValueError, KeyError, TypeError):
-        fail(f"`{shlex.join(command)}` printed no JSON document with a number images_per_second", 1)
+SIDES = {"foldconv": foldconv, "eager": eager, "compile": compiled}
 
 
 def measure(args):
-    sides = [("foldconv", train_foldconv), ("pytorch", train_pytorch)]
-    rows = [{"net": net, "operator": op, "foldconv": [], "pytorch": []} for net in args.nets for op in args.ops]
+    """For each network and operator what each side did in each round: images per second, and foldconv's documents."""
+    rows = [{"net": net, "operator": op, "rounds": [], "foldconv": []} for net in args.nets for op in args.ops]
+    blocks = [{side: SIDES[side](row["net"], row["operator"], args) for side in args.sides} for row in rows]
     for round_ in range(args.rounds):
-        for row in rows:
-            for side, train in sides if round_ % 2 == 0 else reversed(sides):
-                row[side].append(train(row["net"], row["operator"], args))
-            ours, theirs = row["foldconv"][-1], row["pytorch"][-1]
-            print(
-                f"round {round_ + 1}/{args.rounds}  {row['net']} {row['operator']}: "
-                f"foldconv {ours:.0f}, PyTorch {theirs:.0f} images/s",
-                file=sys.stderr,
-            )
-    for row in rows:
-        row["ratios"] = [ours / theirs for ours, theirs in zip(row["foldconv"], row["pytorch"])]
-        row["foldconv_median"] = statistics.median(row["foldconv"])
-        row["pytorch_median"] = statistics.median(row["pytorch"])
-        row["ratio_median"] = statistics.median(row["ratios"])
-        row["ratio_min"], row["ratio_max"] = min(row["ratios"]), max(row["ratios"])
+        for row, runs in zip(rows, blocks):
+            done = common.turns(round_, runs)
+            if "foldconv" in done:
+                row["foldconv"].append(done["foldconv"])
+                done["foldconv"] = done["foldconv"]["images_per_second"]
+            row["rounds"].append(done)
+            common.say(round_, args, f"  {row['net']} {row['operator']}", done)
     return rows
 
 
 # Report
 
 
-def cpu_model():
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass  # not Linux
-    return platform.processor() or platform.machine()
-
-
-def setup(args):
-    return {
-        "rounds": args.rounds,
-        "steps": args.steps,
-        "warmup": args.warmup,
-        "batch": args.batch,
-        "threads": args.threads,
-        "torch": torch.__version__,
-        "cpu": cpu_model(),
-        "command": shlex.join(["python", *sys.argv]),
-    }
-
-
-def table(rows, setup):
-    lines = [
-        "| network | operator | foldconv, images/s | PyTorch eager, images/s | ours / PyTorch | min | max |",
-        "|---|---|---:|---:|---:|---:|---:|",
-    ]
+def throughputs(rows, sides):
+    """A row a network and operator, foldconv's throughput over that of each other side."""
+    others = [side for side in sides if side != "foldconv"] if "foldconv" in sides else []
+    header = ["network", "operator", *(f"{side}, images/s" for side in sides)]
+    for side in others:
+        header += [f"ours / {side}", "min", "max"]
+    lines = [f"| {' | '.join(header)} |", "|---|---|" + "---:|" * (len(header) - 2)]
     for row in rows:
-        lines.append(
-            f"| {LABELS[row['net']]} | {row['operator']} | {row['foldconv_median']:.0f} | {row['pytorch_median']:.0f} "
-            f"| {row['ratio_median']:.2f} | {row['ratio_min']:.2f} | {row['ratio_max']:.2f} |"
-        )
-    lines += [
-        "",
-        f"Medians of n = {setup['rounds']} interleaved rounds of {setup['steps']} steps (after {setup['warmup']} of "
-        f"warm-up), batch {setup['batch']}, {setup['threads']} threads, float32; the ratio is the median of the "
-        f"per-round ratios. torch {setup['torch']}, {setup['cpu']}.",
-        "",
-        f"Command: `{setup['command']}`",
-    ]
+        cells = [LABELS[row["net"]], row["operator"]]
+        cells += [f"{statistics.median(done[side] for done in row['rounds']):.0f}" for side in sides]
+        cells += [str(common.over(row["rounds"], "foldconv", side)) for side in others]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def positive(text):
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not positive")
-    return value
+def over_plain(rows):
+    """A row a network and operator: foldconv's step, and its memory, over those of the plain network."""
+    lines = [
+        "| network | operator | step / plain step | min | max | peak memory / plain | min | max |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    plain = {row["net"]: row["foldconv"] for row in rows if row["operator"] == "plain"}
+
+    def over(row, key):
+        pairs = [(ours[key], theirs[key]) for ours, theirs in zip(row["foldconv"], plain[row["net"]])]
+        # Where the system does not tell the memory, there is none.
+        return Spread(a / b for a, b in pairs) if all(a and b for a, b in pairs) else " | | "
+
+    for row in rows:
+        if row["operator"] != "plain" and plain.get(row["net"]):
+            ratios = [over(row, "step_seconds"), over(row, "peak_memory_bytes")]
+            lines.append(f"| {LABELS[row['net']]} | {row['operator']} | {ratios[0]} | {ratios[1]} |")
+    return "\n".join(lines) if len(lines) > 2 else ""
 
 
 def parse():
-    parser = argparse.ArgumentParser(
-        description="Training throughput of foldconv beside the same work in PyTorch eager.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = common.parser("Training throughput of foldconv beside the same work in PyTorch, eager and compiled.")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), help="who trains")
+    parser.add_argument("--steps", type=common.positive, default=10, help="timed steps of a block")
+    parser.add_argument("--warmup", type=common.positive, default=3, help="untimed steps before them")
+    parser.add_argument(
+        "--batch", type=common.positive, default=CONFIG_BATCH, help=f"images of a step, at most {IMAGES}"
     )
-    parser.add_argument("--foldconv", type=Path, default=Path("target/release/foldconv"), help="the binary")
-    parser.add_argument("--rounds", type=positive, default=5, help="interleaved rounds")
-    parser.add_argument("--steps", type=positive, default=10, help="timed steps of a block")
-    parser.add_argument("--warmup", type=positive, default=3, help="untimed steps before them")
-    parser.add_argument("--batch", type=positive, default=CONFIG_BATCH, help=f"images of a step, at most {IMAGES}")
-    parser.add_argument("--threads", type=positive, default=os.cpu_count(), help="threads of either side")
     parser.add_argument("--nets", nargs="+", choices=NETWORKS, default=list(NETWORKS), help="networks")
     parser.add_argument("--ops", nargs="+", choices=OPERATORS, default=list(OPERATORS), help="operators")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the setup and every block here")
-    args = parser.parse_args()
+    args = common.parse(parser)
     if args.batch > IMAGES:
         parser.error(f"--batch {args.batch}: there are {IMAGES} images")
-    if args.json and not args.json.parent.is_dir():
-        parser.error(f"--json {args.json}: no such folder")
-    if not args.foldconv.is_file():
-        fail(f"no foldconv binary at {args.foldconv}: run `cargo build --release` or give --foldconv PATH", 2)
-    args.foldconv = args.foldconv.resolve()  # the subprocess runs in the root of the repository
     return args
 
 
 def main():
     args = parse()
     check_counts()
-    torch.set_num_threads(args.threads)
-    about = setup(args)
+    about = common.setup(args)
+    about.update({key: getattr(args, key) for key in ("sides", "steps", "warmup", "batch")})
     rows = measure(args)
-    print(table(rows, about))
-    if args.json:
-        args.json.write_text(json.dumps({**about, "rows": rows}, indent=2) + "\n")
+    text = "\n\n".join(part for part in (throughputs(rows, args.sides), over_plain(rows)) if part)
+    blocks = f"blocks of {args.steps} steps (after {args.warmup} of warm-up), batch {args.batch}, float32"
+    common.report(args, about, blocks, text, {"rows": rows})
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ use crate::data::dataset::Spec;
 use crate::data::{Common, DataConfig};
 use crate::error::suggest;
 use crate::net::NetConfig;
-use crate::net::block::{Builder, Form, Network, Plan, Site, Word};
+use crate::net::block::{Builder, Form, Network, Plan, Site, SiteTrace, Word, trace_sites};
 use crate::op::exec::Wanted;
 use crate::op::{AttentionConfig, ClassifierConfig, OperatorConfig};
 use crate::placement;
@@ -72,8 +72,14 @@ impl Built {
 
     /// Multiply-accumulates of the convolutions and products for one image.
     pub fn macs(&self, spec: Spec) -> i64 {
+        self.trace(spec).1
+    }
+
+    /// What each site does with one image in evaluation, and the multiply-accumulates of the whole network.
+    pub fn trace(&self, spec: Spec) -> (Vec<SiteTrace>, i64) {
         let image = Tensor::zeros([1, spec.channels, spec.size, spec.size], (Kind::Float, self.store.device()));
-        count_macs(|| tch::no_grad(|| self.network.forward_t(&image, false))).1
+        let ((_, traces), macs) = count_macs(|| trace_sites(|| tch::no_grad(|| self.network.forward_t(&image, false))));
+        (traces, macs)
     }
 }
 

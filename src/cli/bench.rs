@@ -6,7 +6,7 @@ use crate::algebra::Geometry;
 use crate::bad_request;
 use crate::bench::data::data_speed;
 use crate::bench::op::{Cost, Shape, costs};
-use crate::bench::train_speed;
+use crate::bench::train::{TrainSpeed, train_speed};
 use crate::config::{self, Config, Mapping, Value};
 use crate::net::block::Form;
 use crate::op::OperatorConfig;
@@ -14,6 +14,7 @@ use crate::op::per_sample::Execution;
 use crate::sweep::axes::label;
 use crate::text::{align_right, table};
 use crate::timing;
+use crate::train::exec::summary;
 use crate::weights::import::Plan;
 use crate::weights::pytorch::Checkpoint;
 use crate::weights::state_dict::{NameMap, StateDict};
@@ -32,7 +33,7 @@ pub struct Options {
 
 #[derive(Debug, Subcommand)]
 enum What {
-    /// Images a second of training, data included
+    /// Images a second of training, data included; where the time goes, memory, and the least that a step can take
     Train(TrainOptions),
     /// Images a second of the training batches alone
     Data(DataOptions),
@@ -95,7 +96,7 @@ struct DataOptions {
 struct TrainOptions {
     #[command(flatten)]
     from: FromConfig,
-    /// Steps that are measured
+    /// Steps that are measured whole, and as many by phase
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..))]
     steps: u64,
     /// Steps before that
@@ -146,15 +147,38 @@ fn train(options: &TrainOptions, device: Device, as_json: bool) -> Result<()> {
     if as_json {
         return json(&speed);
     }
-    println!(
-        "{:.0} images/s ({:.2} ms a step of {} images, {:.2} % of it waiting for data; medians of {})",
-        speed.images_per_second,
-        1e3 * speed.step_seconds,
-        speed.batch,
-        1e2 * speed.data_seconds / speed.step_seconds,
-        speed.steps
-    );
+    print_training(&speed);
     Ok(())
+}
+
+fn print_training(speed: &TrainSpeed) {
+    let TrainSpeed { images_per_second, step_seconds, phases, steps, batch, execs, floor, .. } = speed;
+    let ms = |seconds: f64| format!("{:.2} ms", 1e3 * seconds);
+    println!("{images_per_second:.0} images/s ({} a step of {batch} images; medians of {steps})", ms(*step_seconds));
+    println!(
+        "waiting for data {} ({:.2} %), forward {}, backward {}, optimizer {}",
+        ms(phases.data_seconds),
+        1e2 * phases.data_seconds / step_seconds,
+        ms(phases.forward_seconds),
+        ms(phases.backward_seconds),
+        ms(phases.optimizer_seconds),
+    );
+    if !execs.is_empty() {
+        println!("sites with several ways to compute their training: {}", summary(execs));
+    }
+    if let Some(bytes) = speed.peak_memory_bytes {
+        println!("at most {:.0} MB of memory above what was there before the first step", bytes as f64 / 1e6);
+    }
+    let (bandwidth, rate) = (floor.rates.bytes_per_second, floor.rates.flops_per_second);
+    println!(
+        "{:.2} times the floor of {}: {:.3} GB at {:.1} GB/s and {:.2} GFLOP at {:.0} GFLOP/s, measured here",
+        speed.over_floor,
+        ms(floor.seconds),
+        floor.bytes as f64 / 1e9,
+        bandwidth / 1e9,
+        floor.flops as f64 / 1e9,
+        rate / 1e9,
+    );
 }
 
 fn data(options: &DataOptions, device: Device, as_json: bool) -> Result<()> {

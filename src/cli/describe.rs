@@ -4,9 +4,9 @@ use super::FromConfig;
 use super::output::{json, print};
 use crate::algebra::Geometry;
 use crate::bad_request;
-use crate::config::{Built, Config};
+use crate::config::Config;
 use crate::net::NetConfig;
-use crate::net::block::{Form, Plan, Site, SiteTrace, trace_sites};
+use crate::net::block::{Form, Plan, Site, SiteTrace};
 use crate::op::operator::Place;
 use crate::op::per_sample::Execution;
 use crate::op::{AttentionConfig, ClassifierConfig, OperatorConfig};
@@ -19,7 +19,7 @@ use clap::Args;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use tch::{Device, Kind, Tensor, nn};
+use tch::{Device, nn};
 
 #[derive(Debug, Args)]
 pub struct Options {
@@ -155,14 +155,15 @@ fn describe(form: Option<Form>, tuned: Option<Tuned>, config: &Config) -> Result
     let plan = tuned.as_ref().map_or(&none, |tuned| &tuned.executions);
     let expanded = config.build(Form::Expanded, Device::Cpu)?;
     let compact = config.build_planned(Form::Compact, plan, Device::Cpu)?;
-    let (before, after) = (trace(config, &expanded), trace(config, &compact));
+    let spec = config.data.spec();
+    let ((before, expanded_macs), (after, compact_macs)) = (expanded.trace(spec), compact.trace(spec));
     let (sites, folded) = (expanded.network.sites(), compact.network.sites());
     let layers = sites.into_iter().zip(folded).zip(before.into_iter().zip(after));
     let layers = layers.map(|((site, compact), (before, after))| layer([site, compact], [before, after]));
-    let spec = config.data.spec();
-    let cost = |built: &Built| Cost { parameters: built.parameters(), macs: built.macs(spec) };
     let (sites, config) = (layers.collect(), config.clone());
-    Ok(Description { form, sites, config, expanded: cost(&expanded), compact: cost(&compact), tuned })
+    let expanded = Cost { parameters: expanded.parameters(), macs: expanded_macs };
+    let compact = Cost { parameters: compact.parameters(), macs: compact_macs };
+    Ok(Description { form, sites, config, expanded, compact, tuned })
 }
 
 /// A site in both forms, and what it did in each.
@@ -179,13 +180,6 @@ fn layer([site, compact]: [&Site; 2], [before, after]: [SiteTrace; 2]) -> Layer 
         expanded: Cost { parameters, macs: before.macs },
         compact: Cost { parameters: folded, macs: after.macs },
     }
-}
-
-/// One image through the network.
-fn trace(config: &Config, built: &Built) -> Vec<SiteTrace> {
-    let spec = config.data.spec();
-    let image = Tensor::zeros([1, spec.channels, spec.size, spec.size], (Kind::Float, Device::Cpu));
-    trace_sites(|| tch::no_grad(|| built.network.forward_t(&image, false))).1
 }
 
 /// Parameters of a site in both forms, counted on a copy of it by itself.

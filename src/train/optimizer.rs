@@ -49,11 +49,15 @@ impl Sgd {
         }
     }
 
-    /// One step down the gradient of `loss`.
-    pub fn step(&mut self, loss: &Tensor, lr: f64) {
-        let gradients = Tensor::run_backward(&[loss], &self.parameters, false, false);
+    /// The gradient of `loss` in each parameter.
+    pub fn gradients(&self, loss: &Tensor) -> Vec<Tensor> {
+        Tensor::run_backward(&[loss], &self.parameters, false, false)
+    }
+
+    /// One step down the gradient.
+    pub fn update(&mut self, gradients: &[Tensor], lr: f64) {
         tch::no_grad(|| {
-            let gradient = flatten(&gradients);
+            let gradient = flatten(gradients);
             if self.weight_decay > 0. {
                 let mut decayed = gradient.narrow(0, 0, self.decayed);
                 decayed += self.flat.narrow(0, 0, self.decayed) * self.weight_decay;
@@ -162,7 +166,7 @@ mod tests {
                     let decay = i == 0 || decay_norm_and_bias;
                     expected[i] = reference(&expected[i], &mut velocities[i], &gradients[i], &config, decay, lr);
                 }
-                sgd.step(&loss(&weight, &bias), lr);
+                sgd.update(&sgd.gradients(&loss(&weight, &bias)), lr);
             }
             for (parameter, expected) in [&weight, &bias].into_iter().zip(&expected) {
                 assert!((parameter - expected).abs().max().double_value(&[]) < 1e-14);

@@ -71,13 +71,22 @@ impl Trainer {
     /// One step: forward, backward, update. What is drawn depends on (seed, epoch, step) alone. The loss comes back as a tensor
     /// on the device, detached: nothing waits for it.
     pub fn step(&mut self, batch: &Batch, epoch: u64, step: u64) -> Tensor {
+        self.step_by_phase(batch, epoch, step, &mut || ())
+    }
+
+    /// As [`Trainer::step`]; `done` is called behind the forward pass, behind the backward pass and behind the update.
+    pub fn step_by_phase(&mut self, batch: &Batch, epoch: u64, step: u64, done: &mut dyn FnMut()) -> Tensor {
         tch::manual_seed(draw::step_seed(self.config.seed, epoch, step));
         let network = &self.network.network;
         network.anneal(epoch as f64 + step as f64 / self.steps_per_epoch() as f64);
         let logits = network.forward_t(&batch.images, true);
         let loss = batch_loss(&logits, batch, self.config.train.label_smoothing);
+        done();
+        let gradients = self.sgd.gradients(&loss);
+        done();
         let lr = self.learning_rate(epoch, step);
-        self.sgd.step(&loss, lr);
+        self.sgd.update(&gradients, lr);
+        done();
         loss.detach()
     }
 }

@@ -1,0 +1,124 @@
+//! How fast training is, where the time of a step goes, and how far it is from the floor.
+
+use crate::bench::floor::Floor;
+use crate::bench::memory::{Peak, resident};
+use crate::config::Config;
+use crate::data::batch::Stream;
+use crate::device::synchronize;
+use crate::timing::{clock, median};
+use crate::train::exec::{self, Execs};
+use crate::train::trainer::Trainer;
+use anyhow::{Result, bail};
+use serde::Serialize;
+use std::time::{Duration, Instant};
+use tch::Device;
+
+/// Throughput of training.
+#[derive(Debug, Serialize)]
+pub struct TrainSpeed {
+    /// Training images a second, from the median step.
+    pub images_per_second: f64,
+    /// Median seconds of a step: data, forward, backward, update.
+    pub step_seconds: f64,
+    /// Where they go.
+    pub phases: Phases,
+    /// Steps measured; as many by phase.
+    pub steps: u64,
+    /// Images a step.
+    pub batch: usize,
+    /// How the training of each site that has several ways is computed.
+    pub execs: Execs,
+    /// The most memory that was resident during the steps above what was before the first (parameters and images are
+    /// that), in bytes. On the CPU of a Linux machine.
+    pub peak_memory_bytes: Option<u64>,
+    /// The least that a step can take.
+    pub floor: Floor,
+    /// `step_seconds` over those of the floor.
+    pub over_floor: f64,
+}
+
+/// Median seconds of the phases of a step, measured on steps of their own, which take turns with those that are
+/// measured whole: the device must have done what was asked of it when the clock is read, and waiting for that is no
+/// part of a step.
+#[derive(Debug, Serialize)]
+pub struct Phases {
+    /// Waiting for the batch.
+    pub data_seconds: f64,
+    /// Images to loss.
+    pub forward_seconds: f64,
+    /// Loss to gradients.
+    pub backward_seconds: f64,
+    /// Gradients to parameters.
+    pub optimizer_seconds: f64,
+}
+
+/// A training that goes on step by step, in whole batches only, so that all steps do the same work.
+struct Steps {
+    trainer: Trainer,
+    batches: Stream,
+    per_epoch: u64,
+    next: u64,
+}
+
+impl Steps {
+    fn new(trainer: Trainer) -> Steps {
+        let per_epoch = (trainer.train.len() / trainer.config.train.batch).max(1) as u64;
+        Steps { batches: trainer.batches(0, 0), trainer, per_epoch, next: 0 }
+    }
+
+    /// The next step; `done` is called behind each phase.
+    fn step(&mut self, done: &mut dyn FnMut()) -> Result<()> {
+        let (epoch, at) = (self.next / self.per_epoch, self.next % self.per_epoch);
+        if self.next > 0 && at == 0 {
+            self.batches = self.trainer.batches(epoch, 0);
+        }
+        let Some(batch) = self.batches.next().transpose()? else { bail!("the epoch ended early") };
+        done();
+        let _loss = self.trainer.step_by_phase(&batch, epoch, at, done);
+        self.next += 1;
+        Ok(())
+    }
+}
+
+/// Trains `warmup` steps that don't count, and `steps` that do twice: once whole, once by phase, in turns. Then it
+/// measures what the floor is made of.
+pub fn train_speed(config: &Config, device: Device, warmup: u64, steps: u64) -> Result<TrainSpeed> {
+    let trainer = Trainer::new(config, config.data.load()?, device)?;
+    let execs = exec::settle(&trainer.network, config.data.spec(), &config.train, &Execs::new());
+    let batch = config.train.batch.min(trainer.train.len());
+    let before = resident();
+    let mut training = Steps::new(trainer);
+    for _ in 0..warmup {
+        training.step(&mut || ())?;
+    }
+    let peak = Peak::start().filter(|_| device == Device::Cpu);
+    let mut whole = Vec::new();
+    let mut phases: [Vec<Duration>; 4] = Default::default();
+    for _ in 0..steps {
+        let mut done = Ok(());
+        whole.push(clock(device, || done = training.step(&mut || ())));
+        done?;
+        let (mut last, mut at) = (Instant::now(), 0);
+        training.step(&mut || {
+            synchronize(device);
+            phases[at].push(last.elapsed());
+            (last, at) = (Instant::now(), at + 1);
+        })?;
+    }
+    let peak = peak.and_then(|peak| peak.bytes());
+    let floor = Floor::of(config, &training.trainer.network, batch)?;
+    let step_seconds = median(&mut whole).as_secs_f64();
+    let [data_seconds, forward_seconds, backward_seconds, optimizer_seconds] =
+        phases.map(|mut times| median(&mut times).as_secs_f64());
+    Ok(TrainSpeed {
+        images_per_second: batch as f64 / step_seconds,
+        step_seconds,
+        phases: Phases { data_seconds, forward_seconds, backward_seconds, optimizer_seconds },
+        steps,
+        batch,
+        execs,
+        peak_memory_bytes: peak.zip(before).map(|(peak, before)| peak.saturating_sub(before)),
+        over_floor: step_seconds / floor.seconds,
+        floor,
+    })
+}

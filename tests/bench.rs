@@ -1,0 +1,84 @@
+//! `foldconv bench train`: that its numbers are there and fit together. How fast this machine is, no test asserts.
+
+mod common;
+
+use common::{arg, folder, run, stdout};
+use serde_json::Value;
+
+const CONFIG: &str = "data: {name: shapes, train: 512, test: 16}
+net: {name: smallnet}
+operator: {name: maconv}
+train: {batch: 64, exec: moments}
+";
+
+fn bench(more: &[&str]) -> String {
+    let (_guard, root) = folder(&[("a.yaml", CONFIG.as_bytes())]);
+    let args = ["bench", "train", &arg(&root.join("a.yaml")), "--device", "cpu", "--threads", "1", "--warmup", "2"];
+    stdout(&run(args.iter().chain(more)))
+}
+
+fn measured(more: &[&str]) -> Value {
+    serde_json::from_str(&bench(&[more, &["--json"]].concat())).unwrap()
+}
+
+fn number(document: &Value, path: &str) -> f64 {
+    document.pointer(path).and_then(Value::as_f64).unwrap_or_else(|| panic!("no number {path} in {document:#}"))
+}
+
+#[test]
+fn the_numbers_of_training_fit_together() {
+    let speed = measured(&["--steps", "20"]);
+    let of = |path: &str| number(&speed, path);
+    let step = of("/step_seconds");
+    assert_eq!((of("/steps"), of("/batch")), (20., 64.));
+    let near = |a: f64, b: f64| (a / b - 1.).abs() < 1e-9;
+    assert!(near(of("/images_per_second"), 64. / step));
+    // Medians of other steps than those that are measured whole: about the step.
+    let phases = ["data", "forward", "backward", "optimizer"].map(|name| of(&format!("/phases/{name}_seconds")));
+    let share = phases.iter().sum::<f64>() / step;
+    assert!((0.5..2.).contains(&share) && phases.iter().all(|time| *time > 0.), "{phases:?} of {step}");
+    assert_eq!(speed["execs"].as_object().unwrap().len(), 3, "the 1x1 convolutions of SmallNet");
+    assert_eq!(speed["execs"]["blocks.0.pointwise.conv"], "moments");
+
+    // SmallNet's plain convolutions, of which the test beside the counting has each by itself.
+    let macs = 16384 * 16 + 4096 * 9 + 8192 * 16 + 2048 * 9 + 4096 * 32 + 1024 * 9 + 640;
+    let (x, y) = (16384 + 16384 + 4096 + 8192 + 2048 + 4096, 16384 + 4096 + 8192 + 2048 + 4096 + 1024);
+    assert_eq!(of("/floor/flops"), f64::from(64 * (4 * 16384 * 27 + 6 * macs)));
+    assert_eq!(of("/floor/bytes"), f64::from(64 * 4 * (3 * 3072 + 2 * 16384 + 5 * x + 3 * y)));
+    // No layer is faster than its bytes and its products; all layers are no slower than both one after another.
+    let (bytes, products) =
+        (of("/floor/bytes") / of("/floor/bytes_per_second"), of("/floor/flops") / of("/floor/flops_per_second"));
+    let floor = of("/floor/seconds");
+    assert!(bytes > 0. && products > 0. && floor >= bytes.max(products) && floor <= bytes + products, "{speed:#}");
+    assert!(near(of("/over_floor"), step / floor));
+}
+
+/// Smallnet's first map is kept for the backward pass, and more; the images, 61 MB of them, are there before.
+#[test]
+#[cfg(target_os = "linux")]
+fn memory_is_that_of_the_steps() {
+    let of = |batch: &str, images: &str| {
+        let speed = measured(&["--steps", "2", "--set", batch, "--set", images]);
+        number(&speed, "/peak_memory_bytes")
+    };
+    let map = |batch: f64| 4. * 16. * 32. * 32. * batch;
+    let few = of("train.batch=64", "data.train=512");
+    let many = of("train.batch=512", "data.train=512");
+    assert!(few > map(64.) && few < 60. * map(64.), "{few}");
+    assert!(many - few > map(512. - 64.), "{few} {many}");
+    let large = of("train.batch=64", "data.train=20000");
+    assert!((large - few).abs() < 3e7, "{few} {large}");
+}
+
+#[test]
+fn training_is_told_in_lines() {
+    let text = bench(&["--steps", "1"]);
+    for part in [
+        " images/s (",
+        "waiting for data ",
+        "several ways to compute their training: 3 in moments",
+        "times the floor of ",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+}
