@@ -36,7 +36,7 @@ pub fn interleaved(device: Device, runs: &[&dyn Fn()], rounds: usize) -> Vec<Dur
     times.iter_mut().map(|times| median(times)).collect()
 }
 
-/// Which run is the fastest; the first unless another is a tenth faster, so that noise doesn't choose among equals. Those that
+/// Which run is the fastest; the first unless another is a twentieth faster, so that noise doesn't choose among equals. Those that
 /// take three times as long as the best at their first pass are not run again.
 pub fn fastest(device: Device, runs: &[&dyn Fn()]) -> usize {
     const ROUNDS: usize = 5;
@@ -49,7 +49,7 @@ pub fn fastest(device: Device, runs: &[&dyn Fn()]) -> usize {
     let Some((best, time)) = times.iter().enumerate().min_by_key(|(_, time)| **time) else { return 0 };
     let default = left.iter().position(|at| *at == 0);
     match default {
-        Some(default) if times[default].mul_f64(0.9) <= *time => 0,
+        Some(default) if times[default].mul_f64(0.95) <= *time => 0,
         _ => left[best],
     }
 }
