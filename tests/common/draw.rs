@@ -76,7 +76,7 @@ pub fn geometry() -> impl Strategy<Value = (Geometry, [i64; 2])> {
     let modes = [PaddingMode::Reflect, PaddingMode::Replicate, PaddingMode::Circular];
     let mode = prop_oneof![6 => Just(PaddingMode::Zeros), 1 => select(modes.to_vec())];
     let windows = (pair(1..6), pair(0..4), pair(1..3), pair(1..3));
-    (channels, windows, 0..3i64, any::<bool>(), mode, pair(0..5)).prop_map(
+    (channels, windows, 0..4i64, any::<bool>(), mode, pair(0..5)).prop_map(
         |((inputs, outputs, groups), (kernel, padding, stride, dilation), half, usual, padding_mode, room)| {
             let (kernel, padding) = match usual {
                 true => ([2 * half + 1; 2], dilation.map(|dilation| dilation * half)),
