@@ -6,7 +6,7 @@ TORCH := 2.11.0
 VENV := .venv
 BINARY := $(or $(CARGO_TARGET_DIR),target)/release/foldconv
 
-.PHONY: setup setup-peer setup-browser demo build test lint bench-peer bench-report bench-sweep bench-data
+.PHONY: setup setup-peer setup-browser demo build test lint soak bench-peer bench-report bench-sweep bench-data
 
 setup: tools $(if $(LIBTORCH),,$(VENV)/.torch-$(TORCH))
 	@sh .ci/check-libtorch "$(or $(LIBTORCH),$(VENV)/libtorch)" $(TORCH)
@@ -60,6 +60,10 @@ lint: setup
 	cargo clippy --all-targets -- -D warnings
 	cargo clippy --all-targets --no-default-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
+
+# What 2,000 epochs and 300 trials hold at their end, beside what they held at their start: minutes.
+soak: setup
+	cargo test --test soak -- --ignored --nocapture --test-threads=1
 
 # Images a second of training, ours over PyTorch's, in one interleaved run; and the time to read ResNet-50's weights.
 bench-peer: build setup-peer

@@ -8,9 +8,11 @@ use common::peer::{peer, script};
 use common::{arg, error, run, start, stderr, stdout, wait_for_checkpoint};
 use foldconv::config::Document;
 use foldconv::data::folder::decode::decode;
+use foldconv::train::trainer::Trainer;
 use image::{ExtendedColorType, ImageEncoder, codecs::jpeg::JpegEncoder, codecs::png::PngEncoder};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use tch::Device;
 
 const CONFIG: &str =
     "data: {name: folder, folder: small, classes: 3, size: 16, augment: {random_resized_crop: 16, flip: true}}
@@ -126,6 +128,24 @@ fn a_damaged_image_ends_the_trial_by_name_or_is_left_out() {
     // Once, though there are two epochs.
     assert_eq!(stderr(&left_out).matches("bee/10.JPEG").count(), 1, "{}", stderr(&left_out));
     assert!(stderr(&left_out).contains("left out, with 0 before it"));
+}
+
+/// Between the look at the folder and the reading of its images, one is made another, and then there is none.
+#[test]
+fn an_image_that_changes_or_vanishes_once_the_folder_is_known() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let data = format!("data.root={}", root.display());
+    let config = Document::read(&small(root), &[data]).unwrap().config().unwrap();
+    let trainer = Trainer::new(&config, config.data.load().unwrap(), Device::Cpu).unwrap();
+    let epoch = || trainer.batches(0, 0).collect::<anyhow::Result<Vec<_>>>();
+    let file = root.join("small/train/bee/10.JPEG");
+    std::fs::copy(root.join("small/train/cat/11.png"), &file).unwrap();
+    assert_eq!(epoch().unwrap().len(), 5, "the content decides, whatever the name says");
+    std::fs::remove_file(&file).unwrap();
+    let refused = epoch().err().unwrap();
+    assert_eq!(foldconv::error::exit_status(&refused), 2);
+    assert!(refused.to_string().starts_with(&format!("{}: cannot read: No such file", file.display())), "{refused}");
 }
 
 /// An EXIF segment that says that the image lies on its side.

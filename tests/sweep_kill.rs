@@ -2,6 +2,7 @@
 
 mod common;
 
+use common::disk::Disk;
 use common::{arg, error, foldconv, folder, run, stderr, stdout};
 use rand::{Rng, SeedableRng};
 use std::collections::BTreeMap;
@@ -242,36 +243,11 @@ fn a_trial_that_needs_too_much_memory_is_known_for_it() {
     );
 }
 
-/// A small disk of its own; none where this user may not mount one.
-struct Disk(PathBuf);
-
-impl Disk {
-    fn new(folder: PathBuf, size: &str) -> Option<Disk> {
-        std::fs::create_dir_all(&folder).unwrap();
-        let mount =
-            Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]).arg(&folder).output();
-        mount.is_ok_and(|output| output.status.success()).then_some(Disk(folder))
-    }
-
-    fn remount(&self, options: &str) {
-        let options = format!("remount,{options}");
-        assert!(Command::new("mount").args(["-o", &options]).arg(&self.0).status().unwrap().success());
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(&self.0).status();
-    }
-}
-
 #[test]
 fn a_full_disk_and_a_folder_that_cannot_be_written_stop_the_sweep_with_one_line() {
     let (_guard, root) = started(TWELVE);
-    let Some(disk) = Disk::new(root.join("disk"), "700k") else {
-        eprintln!("left out: this user may not mount a disk");
-        return;
-    };
+    let name = "a_full_disk_and_a_folder_that_cannot_be_written_stop_the_sweep_with_one_line";
+    let Some(disk) = Disk::new(name, root.join("disk"), "700k") else { return };
     let full = sweep(&root, "disk/out").output().unwrap();
     let line = error(&full, 1);
     assert!(

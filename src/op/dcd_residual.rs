@@ -80,7 +80,11 @@ impl Residual {
             }
             Fuses::Taps => product.reshape([-1, out, 1, kh, kw]),
         };
-        let shift = |bias: &Tensor| left.matmul(&bias.reshape([1, blocks, latent, 1])).reshape([-1, out]);
+        let shift = |bias: &Tensor| {
+            let shift = left.matmul(&bias.reshape([1, blocks, latent, 1])).reshape([-1, out]);
+            algebra::add_macs(shift.numel() as i64 * latent);
+            shift
+        };
         (kernels, self.basis.bias.as_ref().map(shift))
     }
 

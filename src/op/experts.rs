@@ -109,6 +109,9 @@ impl Experts {
         let size = self.weight.size();
         let weight = mixing.matmul(&self.weight.flatten(1, -1)).reshape([-1, size[1], size[2], size[3], size[4]]);
         algebra::add_macs(weight.numel() as i64 * size[0]);
+        if self.bias.is_some() {
+            algebra::add_macs(mixing.numel() as i64 * size[1]);
+        }
         let bias = match (&self.bias, &self.shift) {
             (Some(bias), Some(shift)) => mixing.matmul(bias) + shift,
             (Some(bias), None) => mixing.matmul(bias),

@@ -74,6 +74,7 @@ impl LowRank {
         let low_rank = gated.matmul(&first).reshape([-1, out, inner, kh, kw]);
         algebra::add_macs(low_rank.numel() as i64 * (m / groups));
         let shift = gated.matmul(&self.first.bias_or_zeros().reshape([groups, m / groups, 1])).reshape([-1, out]);
+        algebra::add_macs(shift.numel() as i64 * (m / groups));
         let weight = match &self.weight {
             Some(weight) => low_rank + weight,
             None => low_rank,

@@ -6,7 +6,7 @@
 //! is exact by construction, at every padding, stride, dilation and group count. The reference's prior is written for 3x3;
 //! here it is that table's formula for any odd k.
 
-use crate::algebra::{FoldError, Geometry, Kernel, conv2d};
+use crate::algebra::{self, FoldError, Geometry, Kernel, conv2d};
 use crate::op::bounds;
 use crate::op::layers::{Activation, BatchNorm, Norm};
 use crate::op::naming::Naming;
@@ -158,6 +158,7 @@ impl Branches {
         let first = (offset + identity).reshape([groups, 1, middle, inner]);
         // (g, C_out/g, taps, t/g) times (g, 1, t/g, C_in/g).
         let taps = second.reshape([groups, out / groups, middle, k * k]).transpose(2, 3);
+        algebra::add_macs(out * inner * k * k * (middle / groups));
         taps.matmul(&first).transpose(2, 3).reshape([out, inner, k, k])
     }
 
@@ -171,6 +172,7 @@ impl Branches {
         let point = point.reshape([out / groups, groups, inner, expand]).permute([1, 2, 0, 3]);
         // (g, C_in/g, C_out/g, e) times (g, C_in/g, e, taps).
         let taps = point.matmul(&depthwise.reshape([groups, inner, expand, k * k]));
+        algebra::add_macs(out * inner * k * k * expand);
         taps.transpose(1, 2).reshape([out, inner, k, k])
     }
 }

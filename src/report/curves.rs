@@ -3,6 +3,7 @@
 use crate::bad_request;
 use crate::report::statistics::Statistics;
 use crate::train::checkpoint::Row;
+use crate::train::metrics;
 use anyhow::Result;
 use std::path::Path;
 
@@ -46,9 +47,9 @@ impl Curves {
 /// # Errors
 /// A [`crate::error::BadRequest`] that names a damaged file.
 pub fn read(trial: &Path) -> Result<Vec<Row>> {
-    let path = trial.join("metrics.csv");
+    let path = trial.join(metrics::NAME);
     let Ok(bytes) = std::fs::read(&path) else { return Ok(Vec::new()) };
-    match csv::Reader::from_reader(bytes.as_slice()).deserialize().collect() {
+    match csv::Reader::from_reader(metrics::whole_lines(&bytes)).deserialize().collect() {
         Ok(rows) => Ok(rows),
         Err(error) => {
             bad_request!("{}: damaged ({error}); delete it, and the report has no curve of it", path.display())
@@ -82,6 +83,10 @@ mod tests {
         let mut writer = csv::Writer::from_path(folder.path().join("metrics.csv")).unwrap();
         writer.serialize(row(1, 50.)).unwrap();
         writer.flush().unwrap();
+        assert_eq!(read(folder.path()).unwrap(), [row(1, 50.)]);
+        // The trial runs, and is writing the next.
+        let text = std::fs::read_to_string(folder.path().join("metrics.csv")).unwrap();
+        std::fs::write(folder.path().join("metrics.csv"), text + "2,0.1,2").unwrap();
         assert_eq!(read(folder.path()).unwrap(), [row(1, 50.)]);
         std::fs::write(folder.path().join("metrics.csv"), "epoch,lr\n1,x\n").unwrap();
         let error = read(folder.path()).unwrap_err();

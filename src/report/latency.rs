@@ -40,10 +40,8 @@ impl Latency {
     /// A [`crate::error::BadRequest`]: the file is damaged.
     pub fn read(store: &Store) -> Result<Option<Latency>> {
         let path = store.root().join("latency.json");
-        if !path.is_file() {
-            return Ok(None);
-        }
-        match serde_json::from_slice(&files::read(&path)?) {
+        let Some(bytes) = files::read_if_there(&path)? else { return Ok(None) };
+        match serde_json::from_slice(&bytes) {
             Ok(latency) => Ok(Some(latency)),
             Err(error) => {
                 bad_request!("{}: damaged ({error}); delete it, or measure again with --latency", path.display())

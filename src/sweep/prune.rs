@@ -14,6 +14,7 @@ use crate::bad_request;
 use crate::config::Value;
 use crate::sweep::store::Store;
 use crate::train::checkpoint::Row;
+use crate::train::metrics;
 use anyhow::Result;
 use serde::Deserialize;
 use std::collections::HashMap;
@@ -123,14 +124,15 @@ pub struct Curves {
 impl Curves {
     /// Reads what is new of a trial; says whether anything is.
     pub fn update(&mut self, store: &Store, hash: &str) -> bool {
-        let path = store.trial(hash).join("metrics.csv");
+        let path = store.trial(hash).join(metrics::NAME);
         let Ok(about) = std::fs::metadata(&path) else { return self.read.remove(hash).is_some() };
         let stamp = (about.modified().unwrap_or(SystemTime::UNIX_EPOCH), about.len());
         if self.read.get(hash).is_some_and(|(time, length, _)| (*time, *length) == stamp) {
             return false;
         }
-        // It is replaced whole, so it reads, or it is not ours.
-        let rows = csv::Reader::from_path(&path).into_iter().flat_map(csv::Reader::into_deserialize::<Row>);
+        // What does not read is not ours; its last line may be on its way.
+        let bytes = std::fs::read(&path).unwrap_or_default();
+        let rows = csv::Reader::from_reader(metrics::whole_lines(&bytes)).into_deserialize::<Row>();
         let top1 = rows.map_while(Result::ok).map(|row| row.top1).collect();
         self.read.insert(hash.into(), (stamp.0, stamp.1, top1));
         true

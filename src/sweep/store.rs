@@ -6,6 +6,7 @@ use crate::config::Document;
 use crate::sweep::lock::Lock;
 use crate::sweep::plan::{Plan, Trial};
 use crate::sweep::state::{Record, State};
+use crate::train::checkpoint;
 use crate::train::result::TrialResult;
 use crate::{bad_request, files};
 use anyhow::{Context, Result};
@@ -154,7 +155,8 @@ impl Store {
         let useless = |name: &str| {
             name.starts_with(PARTIAL)
                 || name == "progress.json" && state != State::Running
-                || name == "checkpoint.safetensors" && state == State::Pruned
+                || [checkpoint::LAST, checkpoint::BEFORE].contains(&name) && state == State::Pruned
+                || name == checkpoint::BEFORE && state == State::Done
         };
         for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
             if useless(&entry.file_name().to_string_lossy()) {
@@ -211,11 +213,9 @@ impl Store {
     /// # Errors
     /// A [`crate::error::BadRequest`] that names a file which is damaged.
     pub fn result(&self, hash: &str) -> Result<Option<TrialResult>> {
-        if !self.is_finished(hash) {
-            return Ok(None);
-        }
         let path = self.trial(hash).join("result.json");
-        let result: TrialResult = match serde_json::from_slice(&files::read(&path)?) {
+        let Some(bytes) = files::read_if_there(&path)? else { return Ok(None) };
+        let result: TrialResult = match serde_json::from_slice(&bytes) {
             Ok(result) => result,
             Err(error) => {
                 bad_request!("{}: damaged ({error}); delete it, and the sweep trains this trial again", path.display())
@@ -391,6 +391,24 @@ pub(crate) mod tests {
         std::fs::remove_file(store.trial(hash).join("result.json")).unwrap();
         std::fs::write(store.trial(hash).join("state.json"), "{").unwrap();
         assert_eq!(store.state(hash), State::Queued, "damaged: it is only a note");
+    }
+
+    /// What another process deletes and writes meanwhile is there or not, and no error.
+    #[test]
+    fn a_result_that_comes_and_goes_is_read_whole_or_not_at_all() {
+        let (_folder, store, plan) = started(WIDTHS);
+        let hash = plan.points[0].trials[0].hash.as_str();
+        let found: Vec<bool> = std::thread::scope(|scope| {
+            let other = scope.spawn(|| {
+                for seed in 0..300 {
+                    write_result(&store, &result(hash, seed, 80.));
+                    std::fs::remove_file(store.trial(hash).join("result.json")).unwrap();
+                }
+            });
+            let read = || (!other.is_finished()).then(|| store.result(hash).unwrap().is_some());
+            std::iter::from_fn(read).collect()
+        });
+        assert!(found.contains(&true) && found.contains(&false));
     }
 
     #[test]

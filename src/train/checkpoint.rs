@@ -1,13 +1,17 @@
-//! The state of a trial between two steps, from which training goes on bit for bit.
+//! The state of a trial between two steps, from which training goes on bit for bit: `checkpoint.safetensors` in its folder, and the
+//! one before it in case that is damaged.
 
 use crate::config::Built;
 use crate::fold;
 use crate::op::per_sample::{self, Choices};
 use crate::train::exec::Execs;
+use crate::train::log;
 use crate::train::optimizer::Sgd;
 use crate::weights::tensors;
+use crate::{bad_request, files};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
 use std::path::Path;
 use tch::Tensor;
 
@@ -28,8 +32,9 @@ pub struct Progress {
     /// How the training of the sites is computed, which decides the same.
     #[serde(default)]
     pub execs: Execs,
-    /// A row for each epoch done: the content of metrics.csv.
-    pub history: Vec<Row>,
+    /// The row of the last epoch done.
+    #[serde(default)]
+    pub last: Option<Row>,
 }
 
 /// One row of metrics.csv.
@@ -57,23 +62,67 @@ pub struct Row {
 const VELOCITY: &str = "optimizer velocity";
 const LOSSES: &str = "losses of the epoch";
 
-/// Writes a checkpoint: `losses` are those of the steps of the running epoch.
-pub fn save(path: &Path, progress: &Progress, network: &Built, sgd: &Sgd, losses: &Tensor) -> Result<()> {
+/// The last checkpoint of a trial.
+pub const LAST: &str = "checkpoint.safetensors";
+/// The one before it, for as long as the trial is not done.
+pub const BEFORE: &str = "checkpoint.before.safetensors";
+
+/// Writes a checkpoint of the trial in `folder`: `losses` are those of the steps of the running epoch. The one that was there before is
+/// kept as [`BEFORE`].
+pub fn save(folder: &Path, progress: &Progress, network: &Built, sgd: &Sgd, losses: &Tensor) -> Result<()> {
     let mut all = network.store.variables();
     all.insert(VELOCITY.into(), sgd.velocity().shallow_clone());
     all.insert(LOSSES.into(), losses.shallow_clone());
-    tensors::write(path, &Progress { choices: per_sample::choices(), ..progress.clone() }, &all)
+    let progress = Progress { choices: per_sample::choices(), ..progress.clone() };
+    tensors::write_keeping(&folder.join(LAST), Some(&folder.join(BEFORE)), &progress, &all)
 }
 
-/// Takes up a checkpoint; returns where training stands.
-pub fn load(path: &Path, network: &Built, sgd: &mut Sgd, losses: &mut Tensor) -> Result<Progress> {
-    let (progress, all): (Progress, _) = tensors::read(path)?;
+/// Takes up the checkpoint of the trial in `folder`; returns where training stands, or nothing where it has not begun.
+///
+/// # Errors
+/// No checkpoint that is there can be read; or it does not fit the network.
+pub fn load(folder: &Path, network: &Built, sgd: &mut Sgd, losses: &mut Tensor) -> Result<Option<Progress>> {
+    let Some((progress, all)) = newest(folder)? else { return Ok(None) };
+    let path = folder.join(LAST);
     per_sample::choose(progress.choices.clone());
     let take = |name: &str| all.get(name).with_context(|| format!("{}: no {name} in it", path.display()));
     fold::assign(&network.store, &all).with_context(|| path.display().to_string())?;
     sgd.set_velocity(take(VELOCITY)?)?;
     losses.f_copy_(take(LOSSES)?).with_context(|| path.display().to_string())?;
-    Ok(progress)
+    Ok(Some(progress))
+}
+
+/// Deletes the checkpoint before the last, which a trial that is done has no use for.
+pub fn forget_before(folder: &Path) {
+    // Left where it can't be deleted: it takes room and does no harm.
+    let _ = std::fs::remove_file(folder.join(BEFORE));
+}
+
+type Content = (Progress, HashMap<String, Tensor>);
+
+/// What the last checkpoint holds that can be read.
+fn newest(folder: &Path) -> Result<Option<Content>> {
+    let (last, before) = (folder.join(LAST), folder.join(BEFORE));
+    let error = match tensors::read(&last) {
+        Ok(content) => return Ok(Some(content)),
+        Err(error) => error,
+    };
+    let is_damaged = last.exists();
+    match tensors::read(&before) {
+        Ok(content) => {
+            if is_damaged {
+                log::line(&format!("{}; going on from the one before it", crate::error::one_line(&error)));
+            }
+            // In its place at once: the next one that is written keeps what lies there, and that must not be the damaged one.
+            files::rename(&before, &last)?;
+            Ok(Some(content))
+        }
+        Err(_) if !is_damaged && !before.exists() => Ok(None),
+        Err(_) if is_damaged => {
+            bad_request!("{error}; there is none before it to go on from: delete it to start the trial anew")
+        }
+        Err(error) => bad_request!("{error}; delete it to start the trial anew"),
+    }
 }
 
 #[cfg(test)]
@@ -84,24 +133,92 @@ mod tests {
     use crate::op::per_sample::Way;
     use tch::{Device, Kind};
 
+    /// A trial's folder, and what is saved there.
+    struct Saved {
+        folder: tempfile::TempDir,
+        network: Built,
+        sgd: Sgd,
+        losses: Tensor,
+    }
+
+    impl Saved {
+        fn new() -> Saved {
+            let keys = config::named("--config", "{data: {name: shapes}, net: {name: smallnet}}").unwrap();
+            let config = Config::new(&keys, "a.yaml").unwrap();
+            let network = config.build(Form::Expanded, Device::Cpu).unwrap();
+            let sgd = Sgd::new(&network.store, &config.train);
+            Saved { folder: tempfile::tempdir().unwrap(), network, sgd, losses: Tensor::from_slice(&[1f32, 2.]) }
+        }
+
+        fn save(&self, epoch: u64) {
+            let progress = Progress { epoch, ..Progress::default() };
+            save(self.folder.path(), &progress, &self.network, &self.sgd, &self.losses).unwrap();
+        }
+
+        /// The epoch that is taken up.
+        fn load(&mut self) -> Result<Option<u64>> {
+            let progress = load(self.folder.path(), &self.network, &mut self.sgd, &mut self.losses)?;
+            Ok(progress.map(|progress| progress.epoch))
+        }
+
+        /// Flips a bit of a number.
+        fn damage(&self, name: &str) {
+            let path = self.folder.path().join(name);
+            let mut bytes = std::fs::read(&path).unwrap();
+            *bytes.last_mut().unwrap() ^= 4;
+            std::fs::write(&path, bytes).unwrap();
+        }
+    }
+
     /// A process that goes on convolves as the one before it did, whatever it would have chosen itself.
     #[test]
     fn the_choices_of_the_earlier_process_are_taken_up() {
-        let keys = "{data: {name: shapes}, net: {name: smallnet}}";
-        let keys = config::named("--config", keys).unwrap();
-        let config = Config::new(&keys, "a.yaml").unwrap();
-        let network = config.build(Form::Expanded, Device::Cpu).unwrap();
-        let mut sgd = Sgd::new(&network.store, &config.train);
-        let mut losses = Tensor::from_slice(&[1f32, 2.]);
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("checkpoint.safetensors");
+        let mut saved = Saved::new();
         let choice = |way| Choices::from([("a shape of this test".to_string(), way)]);
         per_sample::choose(choice(Way::Loop));
-        save(&path, &Progress { epoch: 3, ..Progress::default() }, &network, &sgd, &losses).unwrap();
+        saved.save(3);
         per_sample::choose(choice(Way::Groups));
-        let _ = losses.zero_();
-        assert_eq!(load(&path, &network, &mut sgd, &mut losses).unwrap().epoch, 3);
+        let _ = saved.losses.zero_();
+        assert_eq!(saved.load().unwrap(), Some(3));
         assert_eq!(per_sample::choices()["a shape of this test"], Way::Loop);
-        assert_eq!(losses.sum(Kind::Float).double_value(&[]), 3.);
+        assert_eq!(saved.losses.sum(Kind::Float).double_value(&[]), 3.);
+    }
+
+    #[test]
+    fn a_damaged_checkpoint_falls_back_to_the_one_before_it() {
+        let mut saved = Saved::new();
+        assert_eq!(saved.load().unwrap(), None);
+        for epoch in 1..=3 {
+            saved.save(epoch);
+        }
+        assert_eq!(saved.load().unwrap(), Some(3));
+        saved.damage(LAST);
+        assert_eq!(saved.load().unwrap(), Some(2));
+        // The next one keeps the good one, not the damaged one.
+        saved.save(3);
+        std::fs::write(saved.folder.path().join(LAST), "").unwrap();
+        assert_eq!(saved.load().unwrap(), Some(2));
+        saved.save(3);
+        // As a kill between the two names leaves it.
+        std::fs::remove_file(saved.folder.path().join(LAST)).unwrap();
+        assert_eq!(saved.load().unwrap(), Some(2));
+    }
+
+    #[test]
+    fn damaged_checkpoints_alone_are_a_refusal_that_says_what_to_delete() {
+        let mut saved = Saved::new();
+        for refused in [LAST, BEFORE] {
+            saved.save(1);
+            saved.save(2);
+            saved.damage(LAST);
+            saved.damage(BEFORE);
+            if refused == BEFORE {
+                std::fs::remove_file(saved.folder.path().join(LAST)).unwrap();
+            }
+            let error = saved.load().unwrap_err();
+            let (text, status) = (error.to_string(), crate::error::exit_status(&error));
+            assert!(text.contains(refused) && text.contains("delete it to start the trial anew"), "{text}");
+            assert_eq!((status, text.lines().count()), (2, 1));
+        }
     }
 }

@@ -4,6 +4,7 @@ pub mod checkpoint;
 pub mod evaluate;
 pub mod exec;
 pub mod log;
+pub mod metrics;
 pub mod optimizer;
 pub mod result;
 pub mod schedule;
@@ -18,6 +19,7 @@ use crate::weights::{About, Model};
 use crate::{bad_request, device, files};
 use anyhow::{Context, Result, bail};
 use checkpoint::{Progress, Row};
+use metrics::Metrics;
 use result::{FoldResult, TrialResult};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -100,10 +102,8 @@ fn earlier(config: &Config, hash: &str, folder: &Path) -> Result<Option<TrialRes
         }
     }
     let path = folder.join("result.json");
-    if !path.exists() {
-        return Ok(None);
-    }
-    match serde_json::from_str(&files::read_text(&path)?) {
+    let Some(bytes) = files::read_if_there(&path)? else { return Ok(None) };
+    match serde_json::from_slice(&bytes) {
         Ok(result) => {
             eprintln!("{}: trial {} is done already", folder.display(), config.hash());
             Ok(Some(result))
@@ -113,18 +113,11 @@ fn earlier(config: &Config, hash: &str, folder: &Path) -> Result<Option<TrialRes
 }
 
 impl Trial {
-    fn checkpoint_path(&self) -> PathBuf {
-        self.folder.join("checkpoint.safetensors")
-    }
-
     fn resume(&mut self) -> Result<()> {
-        let path = self.checkpoint_path();
-        if !path.exists() {
-            return Ok(());
-        }
         let Trainer { network, sgd, .. } = &mut self.trainer;
-        let progress = checkpoint::load(&path, network, sgd, &mut self.losses)?;
+        let Some(progress) = checkpoint::load(&self.folder, network, sgd, &mut self.losses)? else { return Ok(()) };
         if progress.hash != self.progress.hash {
+            let path = self.folder.join(checkpoint::LAST);
             bad_request!("{}: is of another trial ({})", path.display(), progress.hash);
         }
         log::line(&format!("going on after epoch {}, step {}", progress.epoch, progress.step));
@@ -147,10 +140,11 @@ impl Trial {
         let steps = self.trainer.steps_per_epoch();
         let done = self.progress.epoch * steps + self.progress.step;
         let mut bar = log::Bar::new(&self.folder, epochs * steps, done, epochs);
+        let mut metrics = Metrics::open(&self.folder, self.progress.epoch)?;
         let mut events = Events::new(&self.folder);
         events.start(&self.trainer.config);
         while self.progress.epoch < epochs {
-            let row = self.epoch(&mut bar)?;
+            let row = self.epoch(&mut bar, &mut metrics)?;
             let distributions = self.distributions()?;
             events.epoch(&row, distributions.iter().map(|(tag, tensor)| (tag.clone(), tensor)));
             bar.epoch(&row);
@@ -181,7 +175,7 @@ impl Trial {
     }
 
     /// Trains what is left of an epoch, evaluates, and checkpoints.
-    fn epoch(&mut self, bar: &mut log::Bar) -> Result<Row> {
+    fn epoch(&mut self, bar: &mut log::Bar, metrics: &mut Metrics) -> Result<Row> {
         let (epoch, first) = (self.progress.epoch, self.progress.step);
         let steps = self.trainer.steps_per_epoch();
         let clock = Instant::now();
@@ -199,7 +193,7 @@ impl Trial {
             if bar.is_due() {
                 self.check_losses(step + 1)?;
                 let speed = (step + 1 - first) as f64 * size / clock.elapsed().as_secs_f64();
-                let top1 = self.progress.history.last().map(|row| row.top1);
+                let top1 = self.progress.last.as_ref().map(|row| row.top1);
                 bar.show(epoch + 1, epoch * steps + step + 1, loss.double_value(&[]), top1, speed);
             }
         }
@@ -217,11 +211,12 @@ impl Trial {
             images_per_second,
             seconds: self.seconds(),
         };
-        self.progress.history.push(row.clone());
+        // Before the checkpoint, so that there is a row of every epoch that one knows.
+        metrics.push(&row)?;
+        self.progress.last = Some(row.clone());
         self.progress.epoch = epoch + 1;
         self.progress.step = 0;
         self.save()?;
-        self.write_metrics()?;
         Ok(row)
     }
 
@@ -270,21 +265,11 @@ impl Trial {
 
     fn save(&mut self) -> Result<()> {
         let progress = Progress { seconds: self.seconds(), ..self.progress.clone() };
-        checkpoint::save(&self.checkpoint_path(), &progress, &self.trainer.network, &self.trainer.sgd, &self.losses)
-    }
-
-    /// The whole file anew, from the checkpoint's history: a resumed run leaves no row twice.
-    fn write_metrics(&self) -> Result<()> {
-        let mut csv = csv::Writer::from_writer(Vec::new());
-        for row in &self.progress.history {
-            csv.serialize(row)?;
-        }
-        files::write_atomic(&self.folder.join("metrics.csv"), &csv.into_inner()?)
+        checkpoint::save(&self.folder, &progress, &self.trainer.network, &self.trainer.sgd, &self.losses)
     }
 
     /// Folds, compares and writes the result.
     fn finish(self, device: Device) -> Result<TrialResult> {
-        self.write_metrics()?;
         let Trainer { config, network, test, .. } = &self.trainer;
         let about = About {
             tuned: None,
@@ -313,7 +298,7 @@ impl Trial {
             seed: config.seed,
             epochs: config.train.epochs,
             steps: config.train.epochs * self.trainer.steps_per_epoch(),
-            train_loss: self.progress.history.last().map_or(0., |row| row.train_loss),
+            train_loss: self.progress.last.as_ref().map_or(0., |row| row.train_loss),
             expanded: expanded.with_cost(network, spec),
             compact,
             fold,
@@ -324,6 +309,7 @@ impl Trial {
         };
         let json = serde_json::to_string_pretty(&result).context("result.json")?;
         files::write_atomic(&self.folder.join("result.json"), json.as_bytes())?;
+        checkpoint::forget_before(&self.folder);
         Ok(result)
     }
 }

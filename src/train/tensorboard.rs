@@ -5,13 +5,16 @@ use crate::config::{Config, Value};
 use crate::train::checkpoint::Row;
 use protobuf::Message;
 use protobuf::well_known_types::Value as Field;
-use std::mem::ManuallyDrop;
+use std::fs::File;
+use std::io::BufWriter;
 use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
 use tch::{Kind, Tensor};
 use tensorboard_proto::api::{DataType, Experiment, HParamInfo, MetricInfo, MetricName, Status};
+use tensorboard_proto::event::Event;
 use tensorboard_proto::plugin_hparams::{HParamsPluginData, SessionEndInfo, SessionStartInfo};
 use tensorboard_proto::summary::{HistogramProto, Summary, Summary_Value, SummaryMetadata, SummaryMetadata_PluginData};
-use tensorboard_rs::summary_writer::FileWriter;
+use tensorboard_rs::record_writer::RecordWriter;
 
 /// What the HParams tab shows of a trial beside its options.
 const METRICS: [&str; 4] = ["test/top1", "test/top5", "test/loss", "train/loss"];
@@ -19,14 +22,21 @@ const METRICS: [&str; 4] = ["test/top1", "test/top5", "test/loss", "train/loss"]
 /// Buckets of a histogram.
 const BUCKETS: i64 = 30;
 
-/// The events of a trial. One that can't write, as on a full disk, is silent: the checkpoint says so.
-pub struct Events(Option<FileWriter>);
+/// The events of a trial, written by the crate's own record writer: its `FileWriter` panics, in a thread of its own, where the disk is
+/// full. This one is silent from then on: the checkpoint says so.
+pub struct Events(Option<RecordWriter<BufWriter<File>>>);
 
 impl Events {
-    /// Appends to what earlier runs of the trial wrote.
+    /// A file beside those of earlier runs of the trial.
     pub fn new(trial: &Path) -> Events {
         let folder = trial.join("tensorboard");
-        Events(quietly(|| FileWriter::new(folder)))
+        let name = format!("events.out.tfevents.{:010}.foldconv.{}", now() as u64, std::process::id());
+        let file = std::fs::create_dir_all(&folder).and_then(|()| File::create(folder.join(name)));
+        let mut events = Events(file.ok().map(|file| RecordWriter::new(BufWriter::new(file))));
+        let mut version = Event::new();
+        version.set_file_version("brain.Event:2".into());
+        events.write(version);
+        events
     }
 
     /// The options of the trial.
@@ -40,7 +50,7 @@ impl Events {
         let (mut first, mut second) = (HParamsPluginData::new(), HParamsPluginData::new());
         first.set_experiment(experiment);
         second.set_session_start_info(session);
-        self.write(0, vec![hparams("experiment", &first), hparams("session_start_info", &second)]);
+        self.summarise(0, vec![hparams("experiment", &first), hparams("session_start_info", &second)]);
     }
 
     /// The trial is done.
@@ -48,7 +58,7 @@ impl Events {
         let (mut session, mut data) = (SessionEndInfo::new(), HParamsPluginData::new());
         session.set_status(Status::STATUS_SUCCESS);
         data.set_session_end_info(session);
-        self.write(0, vec![hparams("session_end_info", &data)]);
+        self.summarise(0, vec![hparams("session_end_info", &data)]);
     }
 
     /// One point an epoch, and the distribution of each of these tensors.
@@ -71,33 +81,29 @@ impl Events {
             summary.set_histo(histogram(tensor)?);
             Some(summary)
         });
-        self.write(row.epoch as usize, scalars.chain(histograms).collect());
+        self.summarise(row.epoch, scalars.chain(histograms).collect());
     }
 
-    fn write(&mut self, step: usize, values: Vec<Summary_Value>) {
-        let Some(writer) = self.0.take() else { return };
-        // Not dropped by a panic: its drop would panic too, and that ends the process.
-        let mut writer = ManuallyDrop::new(writer);
-        let written = quietly(|| {
-            let mut summary = Summary::new();
-            summary.set_value(values.into());
-            writer.add_summary(summary, step);
-            writer.flush();
-        });
-        self.0 = written.map(|()| ManuallyDrop::into_inner(writer));
+    fn summarise(&mut self, step: u64, values: Vec<Summary_Value>) {
+        let (mut summary, mut event) = (Summary::new(), Event::new());
+        summary.set_value(values.into());
+        event.set_summary(summary);
+        event.set_step(step as i64);
+        self.write(event);
     }
-}
 
-impl Drop for Events {
-    fn drop(&mut self) {
-        let writer = self.0.take();
-        quietly(|| drop(writer));
+    fn write(&mut self, mut event: Event) {
+        event.set_wall_time(now());
+        let (Some(writer), Ok(bytes)) = (&mut self.0, event.write_to_bytes()) else { return };
+        if writer.write(&bytes).and_then(|()| writer.flush()).is_err() {
+            self.0 = None;
+        }
     }
 }
 
-/// The writer panics where the disk is full; a trial has its checkpoint to say so, and goes on without events.
-fn quietly<T>(work: impl FnOnce() -> T) -> Option<T> {
-    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).ok()
+/// Seconds since 1970.
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0., |time| time.as_secs_f64())
 }
 
 fn tagged(tag: &str) -> Summary_Value {
@@ -195,6 +201,17 @@ fn histogram(tensor: &Tensor) -> Option<HistogramProto> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn events_that_can_not_be_written_are_left_out() {
+        let mut events =
+            Events(Some(RecordWriter::new(BufWriter::new(File::options().write(true).open("/dev/full").unwrap()))));
+        events.end();
+        assert!(events.0.is_none());
+        events.end();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert!(Events::new(file.path()).0.is_none(), "no folder can be there");
+    }
 
     #[test]
     fn a_histogram_counts_every_number() {

@@ -1,10 +1,12 @@
-//! Named tensors and one JSON document in a safetensors file.
+//! Named tensors and one JSON document in a safetensors file, sealed: its first key, `sha256`, is of the content, so that a file whose
+//! numbers are no longer those that were written is known for it.
 
 use crate::{bad_request, files};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use safetensors::{Dtype, SafeTensorError, SafeTensors, View};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use sha2::{Digest, Sha256};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -13,35 +15,82 @@ use tch::{Device, Kind, Tensor};
 /// The key of the JSON document in the file's metadata.
 const DOCUMENT: &str = "foldconv";
 
-/// Writes tensors and a document; the same content gives the same bytes.
+/// What opens a sealed document; its digits follow, then [`SEALED`] and the document's own keys.
+const SEAL: &str = "{\"sha256\":\"";
+const SEALED: &str = "\",";
+
+/// Writes tensors and a document, sealed; the same content gives the same bytes.
 pub fn write<'a, M: Serialize>(
     path: &Path,
     document: &M,
     tensors: impl IntoIterator<Item = (&'a String, &'a Tensor)>,
 ) -> Result<()> {
-    write_with(path, (DOCUMENT, serde_json::to_string(document)?), tensors)
+    write_keeping(path, None, document, tensors)
+}
+
+/// The same, and the file that was there before is kept under the name `before`.
+pub fn write_keeping<'a, M: Serialize>(
+    path: &Path,
+    before: Option<&Path>,
+    document: &M,
+    tensors: impl IntoIterator<Item = (&'a String, &'a Tensor)>,
+) -> Result<()> {
+    let outputs = outputs(tensors)?;
+    let document = serde_json::to_string(document)?;
+    let seal = seal(&document, outputs.iter().map(|(name, output)| (name.as_str(), output)));
+    save(path, before, (DOCUMENT, format!("{SEAL}{seal}{SEALED}{}", &document[1..])), outputs)
 }
 
 /// Writes a safetensors file with one pair of metadata.
 pub fn write_with<'a>(
     path: &Path,
-    (key, value): (&str, String),
+    pair: (&str, String),
     tensors: impl IntoIterator<Item = (&'a String, &'a Tensor)>,
 ) -> Result<()> {
+    save(path, None, pair, outputs(tensors)?)
+}
+
+type Outputs<'a> = BTreeMap<&'a String, Output<'a>>;
+
+fn outputs<'a>(tensors: impl IntoIterator<Item = (&'a String, &'a Tensor)>) -> Result<Outputs<'a>> {
     let mut outputs = BTreeMap::new();
     for (name, tensor) in tensors {
         let dtype = dtype(tensor.kind()).with_context(|| format!("{name}: cannot save {:?}", tensor.kind()))?;
         let shape = tensor.size().iter().map(|n| *n as usize).collect();
         outputs.insert(name, Output { tensor, dtype, shape });
     }
+    Ok(outputs)
+}
+
+fn save(path: &Path, before: Option<&Path>, (key, value): (&str, String), outputs: Outputs) -> Result<()> {
     let metadata = HashMap::from([(key.to_string(), value)]);
-    files::fill_atomic(path, |path| {
+    files::fill_keeping(path, before, |path| {
         safetensors::serialize_to_file(outputs, Some(metadata), path).map_err(|error| match error {
             // As it is, so that a full disk is known for what it is.
             SafeTensorError::IoError(error) => error,
             error => std::io::Error::other(error),
         })
     })
+}
+
+/// SHA-256 of a document and of the name, type, shape and numbers of each tensor, in the order of their names.
+fn seal<'a, V: View + 'a>(document: &str, tensors: impl Iterator<Item = (&'a str, &'a V)>) -> String {
+    let mut hash = Sha256::new();
+    hash.update(document);
+    for (name, tensor) in tensors {
+        hash.update(format!("\n{name} {:?} {:?}\n", tensor.dtype(), tensor.shape()));
+        hash.update(tensor.data());
+    }
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The seal of a document, if it has one, and the document without it.
+fn unseal(text: &str) -> (Option<&str>, Cow<'_, str>) {
+    let sealed = text.strip_prefix(SEAL).and_then(|rest| rest.split_once(SEALED));
+    match sealed {
+        Some((seal, keys)) => (Some(seal), Cow::Owned(format!("{{{keys}"))),
+        None => (None, Cow::Borrowed(text)),
+    }
 }
 
 /// A tensor whose bytes are made when they are written, so that there is one copy of one tensor at a time.
@@ -86,9 +135,18 @@ pub fn read<M: DeserializeOwned>(path: &Path) -> Result<(M, HashMap<String, Tens
     let parse = || -> Result<(M, HashMap<String, Tensor>)> {
         let (_, header) = SafeTensors::read_metadata(&bytes)?;
         let document = header.metadata().as_ref().and_then(|keys| keys.get(DOCUMENT));
-        let document = serde_json::from_str(document.context("no foldconv metadata in it")?)?;
+        let (written, document) = unseal(document.context("no foldconv metadata in it")?);
+        let content = SafeTensors::deserialize(&bytes)?;
+        let mut views = content.tensors();
+        views.sort_by(|(a, _), (b, _)| a.cmp(b));
+        let found = seal(&document, views.iter().map(|(name, view)| (name.as_str(), view)));
+        ensure!(
+            written.is_none_or(|written| written == found),
+            "its content is not what was written (a program that means to change it must leave `sha256` out)"
+        );
+        let document = serde_json::from_str(&document)?;
         let mut tensors = HashMap::new();
-        for (name, view) in SafeTensors::deserialize(&bytes)?.tensors() {
+        for (name, view) in views {
             let kind = kind(view.dtype()).with_context(|| format!("{name}: unknown type {:?}", view.dtype()))?;
             let shape: Vec<i64> = view.shape().iter().map(|n| *n as i64).collect();
             let tensor = Tensor::f_from_data_size(view.data(), &shape, kind).with_context(|| name.clone())?;
@@ -119,4 +177,73 @@ fn dtype(kind: Kind) -> Option<Dtype> {
 
 fn kind(dtype: Dtype) -> Option<Kind> {
     KINDS.iter().find(|(_, known)| *known == dtype).map(|(kind, _)| *kind)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Content = (HashMap<String, f64>, HashMap<String, Tensor>);
+
+    fn content() -> Content {
+        let document = HashMap::from([("lr".to_string(), 0.1)]);
+        let names = ["b", "a"].map(String::from);
+        let tensors = [Tensor::from_slice(&[1f32, -2.5, 3.]), Tensor::from_slice2(&[[1i64], [7]])];
+        (document, names.into_iter().zip(tensors).collect())
+    }
+
+    #[test]
+    fn the_same_content_is_the_same_bytes_and_reads_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let paths = [folder.path().join("a"), folder.path().join("b")];
+        let (document, tensors) = content();
+        write(&paths[0], &document, &tensors).unwrap();
+        let (read, numbers): Content = read(&paths[0]).unwrap();
+        write(&paths[1], &read, &numbers).unwrap();
+        assert_eq!((&read, &numbers), (&document, &tensors));
+        assert_eq!(std::fs::read(&paths[0]).unwrap(), std::fs::read(&paths[1]).unwrap());
+    }
+
+    /// Whichever bit of a file is another, and wherever it ends: it is refused, or it says what it said.
+    #[test]
+    fn no_damage_gives_other_numbers() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        let expected = content();
+        write(&path, &expected.0, &expected.1).unwrap();
+        let whole = std::fs::read(&path).unwrap();
+        let refused = |bytes: &[u8]| {
+            std::fs::write(&path, bytes).unwrap();
+            match read::<HashMap<String, f64>>(&path) {
+                // A seal that is no longer one is a key of the document.
+                Ok((document, tensors)) => {
+                    assert_eq!((document["lr"], &tensors), (0.1, &expected.1));
+                    false
+                }
+                Err(error) => {
+                    assert_eq!(crate::error::exit_status(&error), 2, "{error}");
+                    assert!(!error.to_string().contains('\n'), "{error}");
+                    true
+                }
+            }
+        };
+        assert!(!refused(&whole));
+        assert!((0..whole.len()).all(|length| refused(&whole[..length])), "cut off");
+        let flipped = (0..whole.len() * 8).map(|bit| {
+            let mut bytes = whole.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            bytes
+        });
+        let accepted = flipped.filter(|bytes| !refused(bytes)).count();
+        assert_eq!(accepted, 0);
+    }
+
+    #[test]
+    fn a_file_that_was_never_sealed_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        let (document, tensors) = content();
+        write_with(&path, (DOCUMENT, serde_json::to_string(&document).unwrap()), &tensors).unwrap();
+        assert_eq!(read::<HashMap<String, f64>>(&path).unwrap(), (document, tensors));
+    }
 }

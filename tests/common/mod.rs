@@ -2,8 +2,12 @@
 #![allow(dead_code)]
 
 pub mod browser;
+pub mod disk;
+pub mod draw;
 pub mod network;
 pub mod peer;
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+pub mod trace;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};

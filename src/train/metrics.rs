@@ -1,0 +1,115 @@
+//! `metrics.csv`, a line an epoch: appended, so that an epoch costs the same however many there were before it.
+
+use crate::files;
+use crate::train::checkpoint::Row;
+use crate::train::log;
+use anyhow::{Context, Result};
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// The file of a trial.
+pub const NAME: &str = "metrics.csv";
+
+/// The file, open at its end.
+pub struct Metrics {
+    path: PathBuf,
+    file: File,
+}
+
+impl Metrics {
+    /// The file of the trial in `folder`, which goes on after so many epochs: rows of later ones, and a half-written one, are what a
+    /// process left that did not live to write its checkpoint. They are cut off.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn open(folder: &Path, epochs: u64) -> Result<Metrics> {
+        let path = folder.join(NAME);
+        let there = files::read_if_there(&path)?.unwrap_or_default();
+        let (length, rows) = kept(&there, epochs);
+        if rows < epochs {
+            log::line(&format!("{}: has {rows} of the {epochs} epochs that are done", path.display()));
+        }
+        if length < there.len() {
+            files::write_atomic(&path, &there[..length])?;
+        }
+        let file = OpenOptions::new().create(true).append(true).open(&path);
+        let file = file.with_context(|| format!("{}: cannot write", path.display()))?;
+        Ok(Metrics { path, file })
+    }
+
+    /// Appends a row; it is on the disk when this returns.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn push(&mut self, row: &Row) -> Result<()> {
+        let is_empty = self.file.metadata().is_ok_and(|about| about.len() == 0);
+        let mut csv = csv::WriterBuilder::new().has_headers(is_empty).from_writer(Vec::new());
+        csv.serialize(row)?;
+        let line = csv.into_inner()?;
+        let written = self.file.write_all(&line).and_then(|()| self.file.sync_data());
+        written.with_context(|| format!("{}: cannot write", self.path.display()))
+    }
+}
+
+/// The lines of a file that are there whole: its last may be on its way.
+pub fn whole_lines(bytes: &[u8]) -> &[u8] {
+    let end = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
+    &bytes[..end]
+}
+
+/// How many bytes to keep of a file, and the rows in them: the header, and the epochs in their order up to that many.
+fn kept(bytes: &[u8], epochs: u64) -> (usize, u64) {
+    let mut lines = whole_lines(bytes).split_inclusive(|byte| *byte == b'\n');
+    let Some(header) = lines.next() else { return (0, 0) };
+    let is_next = |(at, line): &(u64, &[u8])| *at <= epochs && line.starts_with(format!("{at},").as_bytes());
+    let rows = (1..).zip(lines).take_while(is_next);
+    rows.fold((header.len(), 0), |(length, count), (_, line)| (length + line.len(), count + 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(epoch: u64) -> Row {
+        Row {
+            epoch,
+            lr: 0.1,
+            train_loss: 2.,
+            test_loss: 1.5,
+            top1: 50.,
+            top5: 90.,
+            images_per_second: 1e3,
+            seconds: 2.,
+        }
+    }
+
+    fn text(folder: &Path) -> String {
+        std::fs::read_to_string(folder.join(NAME)).unwrap()
+    }
+
+    #[test]
+    fn rows_that_no_checkpoint_knows_are_cut_off() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        let mut metrics = Metrics::open(folder, 0).unwrap();
+        for epoch in 1..=12 {
+            metrics.push(&row(epoch)).unwrap();
+        }
+        let whole = text(folder);
+        let upto = |lines: usize| whole.split_inclusive('\n').take(lines + 1).collect::<String>();
+        assert!(whole.starts_with("epoch,lr,train_loss,test_loss,top1,top5,images_per_second,seconds\n1,0.1,2"));
+        assert_eq!((whole.lines().count(), upto(12) == whole), (13, true));
+        // Half of the last is there, and the checkpoint is of the epoch before it.
+        std::fs::write(folder.join(NAME), &whole[..whole.len() - 9]).unwrap();
+        Metrics::open(folder, 11).unwrap().push(&row(12)).unwrap();
+        assert_eq!(text(folder), whole);
+        Metrics::open(folder, 1).unwrap();
+        assert_eq!(text(folder), upto(1), "not those of 10 and more, which begin alike");
+        Metrics::open(folder, 0).unwrap().push(&row(1)).unwrap();
+        assert_eq!(text(folder), upto(1));
+        std::fs::remove_file(folder.join(NAME)).unwrap();
+        Metrics::open(folder, 4).unwrap().push(&row(5)).unwrap();
+        assert_eq!(text(folder).lines().count(), 2, "what was deleted is lost, and the rest goes on");
+    }
+}

@@ -1,0 +1,145 @@
+//! Long runs take no more as they go on: memory, descriptors, threads, and what an epoch writes. `make soak` runs the long ones.
+
+#![cfg(target_os = "linux")]
+
+mod common;
+
+use common::{arg, foldconv, folder};
+use std::fmt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+const TRIAL: &str = "data: {name: shapes, train: 64, test: 32}
+net: {name: smallnet, width: 0.5}
+operator: {name: mdconv, intermediate: 4}
+train: {epochs: EPOCHS, batch: 32}
+";
+
+/// What a process holds at a moment.
+#[derive(Clone, Copy, Debug, Default)]
+struct Held {
+    /// Resident memory, in KiB.
+    memory: u64,
+    /// Open files.
+    descriptors: u64,
+    threads: u64,
+}
+
+impl Held {
+    /// Of a running process; none of one that has ended.
+    fn of(pid: u32) -> Option<Held> {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let number = |key: &str| -> Option<u64> {
+            let line = status.lines().find(|line| line.starts_with(key))?;
+            line.split_whitespace().nth(1)?.parse().ok()
+        };
+        let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count() as u64;
+        Some(Held { memory: number("VmRSS:")?, descriptors, threads: number("Threads:")? })
+    }
+
+    /// The least of each: what is held between two epochs or trials.
+    fn least(samples: &[Held]) -> Held {
+        let least = |of: fn(&Held) -> u64| samples.iter().map(of).min().unwrap_or(0);
+        Held { memory: least(|s| s.memory), descriptors: least(|s| s.descriptors), threads: least(|s| s.threads) }
+    }
+}
+
+impl fmt::Display for Held {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{} KiB, {} descriptors, {} threads", self.memory, self.descriptors, self.threads)
+    }
+}
+
+/// What a command holds in the second and in the last quarter of its run; the first is its warm-up.
+fn watch(mut command: Command, what: &str, pause: u64) -> [Held; 2] {
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let mut samples = Vec::new();
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        samples.extend(Held::of(child.id()));
+        std::thread::sleep(Duration::from_millis(pause));
+    };
+    assert!(status.success(), "{what}: {status}");
+    let quarter = samples.len() / 4;
+    assert!(quarter >= 5, "{what}: only {} samples", samples.len());
+    let held = [&samples[quarter..2 * quarter], &samples[3 * quarter..4 * quarter]].map(Held::least);
+    let growth = 100. * (held[1].memory as f64 / held[0].memory as f64 - 1.);
+    println!("{what}: {}; at the end {} ({growth:+.2} % of memory, {} samples)", held[0], held[1], samples.len());
+    held
+}
+
+/// No more of anything, and of memory no more than so many percent.
+fn holds_steady([first, last]: [Held; 2], percent: f64) {
+    assert!(last.descriptors <= first.descriptors && last.threads <= first.threads, "{first}; then {last}");
+    assert!((last.memory as f64) < first.memory as f64 * (1. + percent / 100.), "{first}; then {last}");
+}
+
+fn trial(epochs: u64, percent: f64) {
+    let (_guard, root) = folder(&[("a.yaml", TRIAL.replace("EPOCHS", &epochs.to_string()).as_bytes())]);
+    let mut command = foldconv();
+    command.args(["train", &arg(&root.join("a.yaml")), "--out", &arg(&root.join("out"))]);
+    command.args(["--device", "cpu", "--threads", "1"]);
+    holds_steady(watch(command, &format!("a trial of {epochs} epochs"), 5), percent);
+    let rows = std::fs::read_to_string(root.join("out/metrics.csv")).unwrap().lines().count() as u64;
+    assert_eq!(rows, epochs + 1);
+}
+
+fn sweep(trials: u64, percent: f64) {
+    let config = TRIAL.replace("EPOCHS", "1") + &format!("seeds: {trials}\n");
+    let (_guard, root) = folder(&[("a.yaml", config.as_bytes())]);
+    let mut command = foldconv();
+    command.args(["sweep", &arg(&root.join("a.yaml")), "--out", &arg(&root.join("out"))]);
+    command.args(["--device", "cpu", "--threads", "1", "--jobs", "2"]);
+    holds_steady(watch(command, &format!("the runner of {trials} trials"), 5), percent);
+    assert_eq!(finished(&root.join("out/trials")), trials);
+}
+
+fn finished(trials: &Path) -> u64 {
+    let folders = std::fs::read_dir(trials).unwrap().flatten();
+    folders.filter(|folder| folder.path().join("result.json").is_file()).count() as u64
+}
+
+/// So short a run is still growing into its allocator's pools: 5 % is for those, and a descriptor or thread more is one too many.
+#[test]
+fn a_short_trial_holds_no_more_at_its_end() {
+    trial(60, 5.);
+}
+
+/// As above.
+#[test]
+fn a_short_sweep_holds_no_more_at_its_end() {
+    sweep(20, 5.);
+}
+
+#[test]
+#[ignore = "minutes: make soak"]
+fn a_trial_of_two_thousand_epochs_holds_no_more_at_its_end() {
+    trial(2000, 1.);
+}
+
+#[test]
+#[ignore = "minutes: make soak"]
+fn a_sweep_of_three_hundred_trials_holds_no_more_at_its_end() {
+    sweep(300, 1.);
+}
+
+/// Two numbers of an epoch may have more digits than those of another; a row more would be a hundred bytes.
+#[cfg(target_env = "gnu")]
+#[test]
+fn an_epoch_writes_as_much_as_any_other() {
+    use common::trace;
+    let (_guard, root) = folder(&[("a.yaml", TRIAL.replace("EPOCHS", "30").as_bytes())]);
+    let mut command = foldconv();
+    command.args(["train", &arg(&root.join("a.yaml")), "--out", &arg(&root.join("out"))]);
+    command.args(["--device", "cpu", "--threads", "1"]);
+    let Some(traced) = trace::run(&mut command, |_, _| false) else { return };
+    let checkpoints = |call: &trace::Call| call.name == "rename" && call.path.ends_with("/checkpoint.safetensors");
+    let written = |calls: &[trace::Call]| calls.iter().map(|call| call.bytes).sum::<u64>();
+    let epochs: Vec<u64> = traced.calls.split(checkpoints).map(written).collect();
+    assert_eq!(epochs.len(), 31);
+    let (second, last) = (epochs[1], epochs[29]);
+    assert!(last.abs_diff(second) < 80, "{epochs:?}");
+}
