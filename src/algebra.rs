@@ -210,6 +210,11 @@ impl Kernel {
         }
     }
 
+    /// A 1x1 kernel as it stands on the positions that it reads ([`Geometry::positions`]).
+    pub fn unstrided(self) -> Kernel {
+        Kernel { geometry: self.geometry.stride(1), ..self }
+    }
+
     /// The bias, zeros where there is none.
     pub fn bias_or_zeros(&self) -> Tensor {
         match &self.bias {

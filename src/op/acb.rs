@@ -2,10 +2,12 @@
 //! with a k x k, a k x 1 and a 1 x k kernel, which fold into the cross of one k x k kernel.
 //!
 //! The windows coincide where the short axis of a branch has padding p - d (k // 2): negative means that the input is cropped.
-//! (The reference has no dilation; this is its rule with d in it.)
+//! (The reference has no dilation; this is its rule with d in it.) In training the three can be one convolution.
 
 use crate::algebra::{self, FoldError, Geometry};
 use crate::op::bounds;
+use crate::op::exec::Exec;
+use crate::op::joined;
 use crate::op::layers::{Activation, BatchNorm, ConvNorm, Norm};
 use crate::op::naming::Naming;
 use crate::op::operator::{Compact, Operator, Place, Recipe};
@@ -83,6 +85,17 @@ impl Operator for Acb {
         Norm::sum(self.0.iter().map(|branch| branch.term(x)).collect(), activation, train)
     }
 
+    fn execs(&self) -> &'static [Exec] {
+        if self.0[0].geometry().groups == 1 { &[Exec::Branches, Exec::Features] } else { &[Exec::Branches] }
+    }
+
+    fn train_as(&self, exec: Exec, x: &Tensor, activation: Activation) -> Tensor {
+        match exec {
+            Exec::Features => Norm::sum(joined::terms(&self.0.each_ref(), self.0[0].geometry(), x), activation, true),
+            _ => self.forward_activated(x, activation, true),
+        }
+    }
+
     fn fold(&self) -> Result<Compact, FoldError> {
         let [square, vertical, horizontal] = self.0.each_ref().map(ConvNorm::fold);
         let cross = algebra::add(&square, &vertical)?;
@@ -94,7 +107,9 @@ impl Operator for Acb {
 mod tests {
     use super::*;
     use crate::algebra::PaddingMode;
-    use crate::op::proof::{folds_exactly, gradients_are_differences, options, parameters, refusal, windows};
+    use crate::op::proof::{
+        folds_exactly, gradients_are_differences, options, parameters, refusal, trains_alike, windows,
+    };
 
     /// Every padding below, at and above the one that keeps the map: the short axes are cropped, left and padded.
     #[test]
@@ -115,6 +130,19 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn training_is_the_same_however_it_is_computed() {
+        use Exec::*;
+        for k in [3, 5] {
+            for site in windows(Geometry::same(3, 4, k)) {
+                let reflect = Geometry { padding_mode: PaddingMode::Reflect, ..site };
+                let cropped = site.padding(site.padding[0] - 1);
+                trains_alike("{name: acb}", &[site, reflect, cropped], &[Branches, Features]);
+            }
+        }
+        trains_alike("{name: acb}", &[Geometry::same(4, 4, 3).groups(2)], &[Branches]);
     }
 
     #[test]

@@ -1,8 +1,14 @@
 //! Parallel branches on one input: y = gate(sum over i of BN_i(W_i * x) + BN_skip(x)), each of whose terms folds into one kernel.
 //! RepVGG, MobileOne and RepLK are such sums.
+//!
+//! In training the 1x1 branches and the identity are one 1x1 kernel A, batch norms included (see [`crate::op::moments`]): y is the
+//! sum of BN_i(W_i * x) over the larger kernels, plus A x. Larger kernels of one size can be one convolution.
 
 use crate::algebra::{self, FoldError, Geometry, Kernel};
+use crate::op::exec::Exec;
+use crate::op::joined;
 use crate::op::layers::{Activation, BatchNorm, ConvNorm, Norm};
+use crate::op::moments::Moments;
 use crate::op::operator::{Compact, Operator};
 use crate::op::se::Se;
 use tch::{Device, Kind, Tensor, nn, nn::ModuleT};
@@ -36,9 +42,13 @@ impl Skip {
         })
     }
 
-    fn fold(&self) -> Kernel {
+    fn kernel(&self) -> Kernel {
         let weight = identity(&self.geometry, (Kind::Double, self.device));
-        self.norm.fold_into(Kernel { weight, bias: None, geometry: self.geometry })
+        Kernel { weight, bias: None, geometry: self.geometry }
+    }
+
+    fn fold(&self) -> Kernel {
+        self.norm.fold_into(self.kernel())
     }
 }
 
@@ -73,6 +83,53 @@ pub fn centred(name: &str, geometry: &Geometry, smallest: i64) -> Result<(), Str
     Ok(())
 }
 
+impl Branches {
+    fn groups(&self) -> i64 {
+        self.convs.first().map_or(1, |conv| conv.geometry().groups)
+    }
+
+    /// The branches that are one matrix for every position, where there are no channel groups.
+    fn points(&self) -> Vec<(&Norm, Kernel)> {
+        let convs = self.convs.iter().filter(|conv| conv.geometry().is_matrix());
+        let skip = self.skip.iter().map(|skip| (&skip.norm, skip.kernel()));
+        convs.map(|conv| (conv.norm(), conv.kernel().unstrided())).chain(skip).collect()
+    }
+
+    /// The other branches.
+    fn windows(&self) -> Vec<&ConvNorm> {
+        self.convs.iter().filter(|conv| !conv.geometry().is_matrix()).collect()
+    }
+
+    /// What the gate and the activation make of the sum, which takes the activation itself where there is no gate.
+    fn gated(&self, sum: impl FnOnce(Activation) -> Tensor, activation: Activation, train: bool) -> Tensor {
+        match &self.gate {
+            None => sum(activation),
+            Some(gate) => activation.apply(gate.forward_t(&sum(Activation::None), train)),
+        }
+    }
+
+    /// The sum in training, without channel groups: the 1x1 branches as one kernel, and the others each by itself or as one.
+    fn train_folded(&self, x: &Tensor, activation: Activation, join: bool) -> Tensor {
+        let (points, windows) = (self.points(), self.windows());
+        let point = if points.is_empty() {
+            None
+        } else {
+            let moments = Moments::of(&self.convs[0].geometry().positions(x));
+            let behind = if windows.is_empty() { activation } else { Activation::None };
+            Norm::fold_batch_sum(&points, moments.statistics()).map(|kernel| moments.apply(&kernel, behind))
+        };
+        let terms = match windows[..] {
+            [] => return point.unwrap_or_default(),
+            [first, ..] if join => joined::terms(&windows, first.geometry(), x),
+            _ => windows.iter().map(|conv| conv.term(x)).collect(),
+        };
+        match point {
+            None => Norm::sum(terms, activation, true),
+            Some(point) => activation.apply(Norm::sum(terms, Activation::None, true) + point),
+        }
+    }
+}
+
 impl nn::ModuleT for Branches {
     fn forward_t(&self, x: &Tensor, train: bool) -> Tensor {
         self.forward_activated(x, Activation::None, train)
@@ -83,9 +140,27 @@ impl Operator for Branches {
     fn forward_activated(&self, x: &Tensor, activation: Activation, train: bool) -> Tensor {
         let skip = self.skip.iter().map(|skip| (&skip.norm, x.shallow_clone()));
         let terms = self.convs.iter().map(|conv| conv.term(x)).chain(skip).collect();
-        match &self.gate {
-            None => Norm::sum(terms, activation, train),
-            Some(gate) => activation.apply(gate.forward_t(&Norm::sum(terms, Activation::None, train), train)),
+        self.gated(|activation| Norm::sum(terms, activation, train), activation, train)
+    }
+
+    fn execs(&self) -> &'static [Exec] {
+        let windows = self.windows();
+        let joins = windows.len() > 1 && windows.iter().all(|conv| conv.geometry() == windows[0].geometry());
+        match (self.skip.is_some() || windows.len() < self.convs.len(), joins) {
+            _ if self.groups() != 1 => &[Exec::Branches],
+            (false, false) => &[Exec::Branches],
+            (false, true) => &[Exec::Branches, Exec::Features],
+            (true, false) => &[Exec::Branches, Exec::Moments],
+            (true, true) => &[Exec::Branches, Exec::Moments, Exec::Features],
+        }
+    }
+
+    fn train_as(&self, exec: Exec, x: &Tensor, activation: Activation) -> Tensor {
+        match exec {
+            Exec::Moments | Exec::Features => {
+                self.gated(|activation| self.train_folded(x, activation, exec == Exec::Features), activation, true)
+            }
+            _ => self.forward_activated(x, activation, true),
         }
     }
 

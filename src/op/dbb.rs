@@ -4,11 +4,16 @@
 //! A 1x1 before a padded window folds on the border only if its map is padded with what it makes of zeros, the shift t of its
 //! batch norm, which is a constant to the gradients and in training, too, that of the running statistics. Depthwise has no 1x1
 //! before the mean and none by itself. The reference has no dilation; here the windows of the mean are dilated as well.
+//!
+//! In training without channel groups, all 1x1 kernels are known with their batch norms before anything is convolved (see
+//! [`crate::op::moments`]), and at 1x1 the whole block is one.
 
 use crate::algebra::{self, FoldError, Geometry, Kernel, MiddlePad, PaddingMode};
 use crate::op::bounds;
 use crate::op::branches::{centred, conv_bn, identity};
+use crate::op::exec::Exec;
 use crate::op::layers::{Activation, BatchNorm, ConvNorm, Norm, conv_weight};
+use crate::op::moments::{Moments, Statistics};
 use crate::op::naming::Naming;
 use crate::op::operator::{Compact, Operator, Place, Recipe};
 use schemars::JsonSchema;
@@ -107,6 +112,32 @@ impl Dbb {
     }
 }
 
+impl Dbb {
+    /// The block in training, without channel groups.
+    fn train_folded(&self, x: &Tensor, activation: Activation) -> Tensor {
+        let site = self.origin.geometry();
+        let all = Moments::of(x);
+        let strided = (site.stride != [1; 2]).then(|| Moments::of(&site.positions(x)));
+        let read = strided.as_ref().unwrap_or(&all);
+        let chains = [&self.average, &self.chain];
+        let point = |conv: &ConvNorm| conv.kernel().unstrided();
+        let mut points: Vec<_> = self.pointwise.iter().map(|conv| (conv.norm(), point(conv))).collect();
+        if site.is_matrix() {
+            points.push((self.origin.norm(), point(&self.origin)));
+            points.extend(chains.map(|chain| (&chain.norm, chain.composed(all.statistics()))));
+        }
+        let behind = if site.is_matrix() { activation } else { Activation::None };
+        let kernel = Norm::fold_batch_sum(&points, read.statistics());
+        let point = kernel.map(|kernel| read.apply(&kernel, behind)).unwrap_or_default();
+        if site.is_matrix() {
+            return point;
+        }
+        let windows = chains.map(|chain| chain.term_folded(x, &all));
+        let terms = std::iter::once(self.origin.term(x)).chain(windows).collect();
+        activation.apply(Norm::sum(terms, Activation::None, true) + point)
+    }
+}
+
 impl nn::ModuleT for Dbb {
     fn forward_t(&self, x: &Tensor, train: bool) -> Tensor {
         self.forward_activated(x, Activation::None, train)
@@ -118,6 +149,18 @@ impl Operator for Dbb {
         let convs = std::iter::once(&self.origin).chain(&self.pointwise).map(|conv| conv.term(x));
         let chains = [&self.average, &self.chain].map(|chain| chain.term(x, train));
         Norm::sum(convs.chain(chains).collect(), activation, train)
+    }
+
+    fn execs(&self) -> &'static [Exec] {
+        let dense = self.origin.geometry().groups == 1 && self.pointwise.is_some();
+        if dense { &[Exec::Branches, Exec::Moments] } else { &[Exec::Branches] }
+    }
+
+    fn train_as(&self, exec: Exec, x: &Tensor, activation: Activation) -> Tensor {
+        match exec {
+            Exec::Moments => self.train_folded(x, activation),
+            _ => self.forward_activated(x, activation, true),
+        }
     }
 
     fn fold(&self) -> Result<Compact, FoldError> {
@@ -159,20 +202,44 @@ impl Chain {
 
     /// A term of [`Norm::sum`].
     fn term(&self, x: &Tensor, train: bool) -> (&Norm, Tensor) {
-        let weight = self.weight(x.kind());
-        let y = match &self.first {
-            None => algebra::conv2d(x, &weight, None, &self.geometry),
+        match &self.first {
+            None => (&self.norm, algebra::conv2d(x, &self.weight(x.kind()), None, &self.geometry)),
+            Some(first) => self.behind(first, &first.forward(x, train)),
+        }
+    }
+
+    /// The same in training, the 1x1 and its batch norm as one kernel on x, whose moments are known.
+    fn term_folded(&self, x: &Tensor, moments: &Moments) -> (&Norm, Tensor) {
+        match &self.first {
+            None => self.term(x, true),
             Some(first) => {
-                let middle = first.forward(x, train);
-                if self.geometry.padding_mode == PaddingMode::Zeros {
-                    let padded = first.pad(&middle, self.geometry.padding);
-                    algebra::conv2d(&padded, &weight, None, &self.geometry.padding(0))
-                } else {
-                    algebra::conv2d(&middle, &weight, None, &self.geometry)
-                }
+                let kernel = first.fold_batch(moments.statistics());
+                self.behind(first, &moments.apply(&kernel, Activation::None))
             }
+        }
+    }
+
+    /// The term of what the 1x1 makes.
+    fn behind(&self, first: &First, middle: &Tensor) -> (&Norm, Tensor) {
+        let weight = self.weight(middle.kind());
+        let y = if self.geometry.padding_mode == PaddingMode::Zeros {
+            let padded = first.pad(middle, self.geometry.padding);
+            algebra::conv2d(&padded, &weight, None, &self.geometry.padding(0))
+        } else {
+            algebra::conv2d(middle, &weight, None, &self.geometry)
         };
         (&self.norm, y)
+    }
+
+    /// At 1x1: the chain up to its last batch norm as one kernel in training, where the input has these moments; on the positions
+    /// that it reads.
+    fn composed(&self, moments: &Statistics) -> Kernel {
+        let second = Kernel { weight: self.weight(Kind::Double), bias: None, geometry: self.geometry };
+        let Some(first) = &self.first else { return second.unstrided() };
+        match algebra::compose(&first.fold_batch(moments), &second, MiddlePad::Bias) {
+            Ok(kernel) => kernel.unstrided(),
+            Err(error) => unreachable!("1x1 kernels compose: {error}"),
+        }
     }
 
     fn fold(&self) -> Result<Kernel, FoldError> {
@@ -229,6 +296,11 @@ impl First {
         y.pad(sides, "constant", Some(0.)) + ring * value
     }
 
+    /// Both in training as one kernel, where the input has these moments.
+    fn fold_batch(&self, moments: &Statistics) -> Kernel {
+        self.norm.fold_batch(&Kernel { weight: self.weight(), bias: None, geometry: self.geometry }, moments)
+    }
+
     fn fold(&self) -> Kernel {
         let weight = self.weight().detach().to_kind(Kind::Double);
         self.norm.fold_into(Kernel { weight, bias: None, geometry: self.geometry })
@@ -256,6 +328,19 @@ mod tests {
         }
         // Two inputs for each output: as many groups as outputs, and yet not depthwise.
         proof::folds_exactly("{name: dbb}", &[Geometry::same(8, 4, 3).groups(4), reflect(Geometry::same(8, 8, 3))]);
+    }
+
+    #[test]
+    fn training_is_the_same_however_it_is_computed() {
+        for options in ["single_init: false", "intermediate: 5"] {
+            let yaml = format!("{{name: dbb, {options}}}");
+            let mut sites = proof::windows(Geometry::same(4, 4, 3));
+            sites.extend([reflect(Geometry::same(3, 5, 3)), Geometry::same(3, 4, 5)]);
+            sites.extend([Geometry::same(4, 6, 1), Geometry::same(4, 4, 1).stride(2)]);
+            proof::trains_alike(&yaml, &sites, &[Exec::Branches, Exec::Moments]);
+            let grouped = [2, 4].map(|groups| Geometry::same(4, 4, 3).groups(groups));
+            proof::trains_alike(&yaml, &[grouped[0], grouped[1], Geometry::same(1, 1, 3)], &[Exec::Branches]);
+        }
     }
 
     /// Where the padding is no constant: the ring's is one to the gradients and moves with the running statistics, which is no

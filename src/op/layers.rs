@@ -217,6 +217,16 @@ impl Norm {
         }
     }
 
+    /// [`Norm::sum`] of the maps of 1x1 kernels on one input with these moments, as one kernel; none of none.
+    pub fn fold_batch_sum(terms: &[(&Norm, Kernel)], moments: &Statistics) -> Option<Kernel> {
+        let kernels = terms.iter().map(|(norm, kernel)| norm.fold_batch(kernel, moments));
+        kernels.reduce(|sum, kernel| Kernel {
+            weight: &sum.weight + &kernel.weight,
+            bias: Some(sum.bias_or_zeros() + kernel.bias_or_zeros()),
+            geometry: sum.geometry,
+        })
+    }
+
     /// What it is at evaluation statistics for so many channels, in float64.
     pub fn affine(&self, channels: i64, device: Device) -> Affine {
         let options = (Kind::Double, device);
@@ -274,6 +284,11 @@ impl ConvNorm {
     /// What stands behind it.
     pub fn norm(&self) -> &Norm {
         &self.norm
+    }
+
+    /// The shape of the convolution.
+    pub fn geometry(&self) -> &Geometry {
+        &self.geometry
     }
 
     /// Both as one kernel, at evaluation statistics, in float64.

@@ -78,6 +78,7 @@ pub fn new(path: &nn::Path, geometry: Geometry, config: &Config) -> Branches {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::op::exec::Exec;
     use crate::op::proof;
 
     #[test]
@@ -88,6 +89,24 @@ mod tests {
             let shapes = [site, site.groups(2), site.groups(8), Geometry { out_channels: 16, ..site.groups(8) }];
             for shape in shapes {
                 proof::folds_exactly(&yaml, &proof::windows(shape));
+            }
+        }
+    }
+
+    #[test]
+    fn training_is_the_same_however_it_is_computed() {
+        use Exec::*;
+        for se in [false, true] {
+            let yaml = |branches| format!("{{name: mobileone, branches: {branches}, se: {se}}}");
+            let mut windows = proof::windows(Geometry::same(4, 4, 3));
+            windows.push(Geometry::same(3, 5, 5));
+            let points = [Geometry::same(4, 4, 1), Geometry::same(3, 6, 1).stride(2)];
+            for branches in [1, 2, 5] {
+                let several: &[Exec] = if branches > 1 { &[Branches, Moments, Features] } else { &[Branches, Moments] };
+                proof::trains_alike(&yaml(branches), &windows, several);
+                proof::trains_alike(&yaml(branches), &points, &[Branches, Moments]);
+                let grouped = [windows[0].groups(2), windows[0].groups(4), points[0].groups(2)];
+                proof::trains_alike(&yaml(branches), &grouped, &[Branches]);
             }
         }
     }

@@ -18,6 +18,7 @@ pub mod expandnet;
 pub mod experts;
 pub mod gates;
 pub mod gcb;
+mod joined;
 pub mod layers;
 pub mod maconv;
 mod maconv_train;

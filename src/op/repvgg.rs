@@ -64,6 +64,7 @@ pub fn new(path: &nn::Path, geometry: Geometry, config: &Config) -> Branches {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::op::exec::Exec;
     use crate::op::proof;
 
     #[test]
@@ -76,6 +77,17 @@ mod tests {
                     proof::folds_exactly(&format!("{{name: repvgg, se: {se}}}"), &proof::windows(shape));
                 }
             }
+        }
+    }
+
+    #[test]
+    fn training_is_the_same_however_it_is_computed() {
+        for se in [false, true] {
+            let yaml = format!("{{name: repvgg, se: {se}}}");
+            let mut sites = proof::windows(Geometry::same(4, 4, 3));
+            sites.extend([Geometry::same(3, 5, 3), Geometry::same(3, 3, 5)]);
+            proof::trains_alike(&yaml, &sites, &[Exec::Branches, Exec::Moments]);
+            proof::trains_alike(&yaml, &[2, 4].map(|groups| sites[0].groups(groups)), &[Exec::Branches]);
         }
     }
 
