@@ -27,10 +27,10 @@ fn number(document: &Value, path: &str) -> f64 {
 
 #[test]
 fn the_numbers_of_training_fit_together() {
-    let speed = measured(&["--steps", "20"]);
+    let speed = measured(&["--steps", "10"]);
     let of = |path: &str| number(&speed, path);
     let step = of("/step_seconds");
-    assert_eq!((of("/steps"), of("/batch")), (20., 64.));
+    assert_eq!((of("/steps"), of("/batch")), (10., 64.));
     let near = |a: f64, b: f64| (a / b - 1.).abs() < 1e-9;
     assert!(near(of("/images_per_second"), 64. / step));
     // Medians of other steps than those that are measured whole: about the step.
@@ -53,21 +53,15 @@ fn the_numbers_of_training_fit_together() {
     assert!(near(of("/over_floor"), step / floor));
 }
 
-/// Smallnet's first map is kept for the backward pass, and more; the images, 61 MB of them, are there before.
+/// The first map is kept for the backward pass, and more. What was there before, libtorch and the images, is not the steps'.
 #[test]
 #[cfg(target_os = "linux")]
 fn memory_is_that_of_the_steps() {
-    let of = |batch: &str, images: &str| {
-        let speed = measured(&["--steps", "2", "--set", batch, "--set", images]);
-        number(&speed, "/peak_memory_bytes")
-    };
+    let of = |batch: &str| number(&measured(&["--steps", "2", "--set", batch]), "/peak_memory_bytes");
     let map = |batch: f64| 4. * 16. * 32. * 32. * batch;
-    let few = of("train.batch=64", "data.train=512");
-    let many = of("train.batch=512", "data.train=512");
-    assert!(few > map(64.) && few < 60. * map(64.), "{few}");
-    assert!(many - few > map(512. - 64.), "{few} {many}");
-    let large = of("train.batch=64", "data.train=20000");
-    assert!((large - few).abs() < 3e7, "{few} {large}");
+    let (few, many) = (of("train.batch=64"), of("train.batch=256"));
+    assert!(few > map(64.) && few < 30. * map(64.), "{few}");
+    assert!(many - few > map(256. - 64.), "{few} {many}");
 }
 
 #[test]
