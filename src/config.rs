@@ -111,6 +111,20 @@ pub struct TrainConfig {
     /// `auto`, the fastest at each site, measured at the start. The same function in all; the last bits of float32 differ.
     /// Default `auto`.
     pub exec: Wanted,
+    /// Which form is evaluated after each epoch. The same function; training does not depend on it, so the trial's name does not
+    /// either. Default `folded`.
+    pub eval_form: EvalForm,
+}
+
+/// Which form of a network is evaluated while it trains.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EvalForm {
+    /// The compact form where the network folds, which is faster; else the expanded one.
+    #[default]
+    Folded,
+    /// The expanded form.
+    Expanded,
 }
 
 /// How the learning rate falls.
@@ -137,6 +151,7 @@ impl Default for TrainConfig {
             decay_norm_and_bias: true,
             label_smoothing: 0.,
             exec: Wanted::Auto,
+            eval_form: EvalForm::Folded,
         }
     }
 }
@@ -203,10 +218,12 @@ impl Config {
         Ok(config)
     }
 
-    /// The name of the trial: a hash of all that its result depends on, so not of where the data lie.
+    /// The name of the trial: a hash of all that its result depends on, so not of where the data lie, nor of the form that is
+    /// evaluated on the way (both are in the end).
     pub fn hash(&self) -> String {
         let mut identity = self.clone();
         identity.data.common.root = None;
+        identity.train.eval_form = EvalForm::default();
         let text = serde_json::to_string(&identity).unwrap_or_default();
         Sha256::digest(text).iter().take(6).map(|byte| format!("{byte:02x}")).collect()
     }
@@ -485,6 +502,8 @@ mod tests {
         assert_ne!(hash(""), hash("operator: {name: maconv}"));
         let rooted = config("{data: {name: shapes, root: /elsewhere}, net: {name: smallnet}}").unwrap();
         assert_eq!(hash(""), rooted.hash());
+        assert_eq!(hash(""), hash("train: {eval_form: expanded}"));
+        assert_ne!(hash(""), hash("train: {exec: moments}"), "training takes its sums in another order");
     }
 
     #[test]

@@ -145,8 +145,10 @@ impl Operator for Branches {
 
     fn execs(&self) -> &'static [Exec] {
         let windows = self.windows();
+        let points = self.convs.len() - windows.len() + usize::from(self.skip.is_some());
         let joins = windows.len() > 1 && windows.iter().all(|conv| conv.geometry() == windows[0].geometry());
-        match (self.skip.is_some() || windows.len() < self.convs.len(), joins) {
+        // One 1x1 beside larger kernels is best as a branch: there is nothing to add it to.
+        match (points > 1 || windows.is_empty(), joins) {
             _ if self.groups() != 1 => &[Exec::Branches],
             (false, false) => &[Exec::Branches],
             (false, true) => &[Exec::Branches, Exec::Features],

@@ -70,3 +70,61 @@ impl Wanted {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::algebra::Geometry;
+    use crate::op::layers::Activation;
+    use crate::op::proof;
+    use tch::{Device, Tensor, nn};
+
+    #[test]
+    fn half_precision_and_one_position_are_for_the_branches() {
+        for exec in Exec::ALL {
+            for kind in [Kind::Float, Kind::Double] {
+                assert_eq!(exec.usable(&Exec::ALL, kind, 2), exec);
+                assert_eq!(exec.usable(&Exec::ALL, kind, 1), Exec::Branches);
+                assert_eq!(exec.usable(&[Exec::Branches], kind, 2), Exec::Branches);
+            }
+            for kind in [Kind::Half, Kind::BFloat16] {
+                assert_eq!(exec.usable(&Exec::ALL, kind, 1 << 20), Exec::Branches);
+            }
+        }
+    }
+
+    /// float32 against the branches in float64, where channels lie a hundred deviations from 0 and one is constant. A channel at 100
+    /// deviations is known to 1e-5 of one in float32, whatever is computed of it: the ways may lose that and no more.
+    #[test]
+    fn a_large_mean_and_a_constant_channel_cost_no_more_than_they_cost_the_branches() {
+        let (point, window) = (Geometry::same(6, 6, 1), Geometry::same(6, 6, 3));
+        let sites = [
+            ("{name: plain}", point),
+            ("{name: maconv, intermediate: 4}", point),
+            ("{name: mdconv, intermediate: 4}", point),
+            ("{name: mobileone, branches: 2}", point),
+            ("{name: mobileone, branches: 2}", window),
+            ("{name: dbb}", point),
+            ("{name: dbb}", window),
+            ("{name: repvgg}", window),
+            ("{name: acb}", window),
+        ];
+        for (yaml, geometry) in sites {
+            let (mut store, operator) = proof::expanded(&proof::options(yaml), geometry);
+            let x = Tensor::randn([8, 6, 12, 12], (Kind::Float, Device::Cpu)) + 100.;
+            let _ = x.narrow(1, 2, 1).fill_(0.1);
+            // The statistics that a step leaves are put back: the ring around a map of `dbb` follows them.
+            let run = |store: &nn::VarStore, exec: Exec, x: &Tensor| {
+                proof::keeping(store, || tch::no_grad(|| operator.train_as(exec, x, Activation::None)))
+            };
+            let reference = run(&store, Exec::Branches, &x.to_kind(Kind::Double));
+            store.float();
+            let error = |exec| (run(&store, exec, &x).to_kind(Kind::Double) - &reference).abs().max().double_value(&[]);
+            let least = error(Exec::Branches);
+            for exec in operator.execs() {
+                let found = error(*exec);
+                assert!(found < 4. * least + 1e-4, "{yaml} {geometry:?} {exec:?}: {found:e}, branches {least:e}");
+            }
+        }
+    }
+}

@@ -98,14 +98,19 @@ mod tests {
         use Exec::*;
         for se in [false, true] {
             let yaml = |branches| format!("{{name: mobileone, branches: {branches}, se: {se}}}");
-            let mut windows = proof::windows(Geometry::same(4, 4, 3));
-            windows.push(Geometry::same(3, 5, 5));
+            let site = Geometry::same(4, 4, 3);
+            let with_identity = [site, site.dilation(2).padding(2), Geometry::same(3, 3, 5)];
+            let without = [site.stride(2), Geometry::same(3, 5, 3)];
             let points = [Geometry::same(4, 4, 1), Geometry::same(3, 6, 1).stride(2)];
             for branches in [1, 2, 5] {
-                let several: &[Exec] = if branches > 1 { &[Branches, Moments, Features] } else { &[Branches, Moments] };
-                proof::trains_alike(&yaml(branches), &windows, several);
+                let (all, some): (&[Exec], &[Exec]) = match branches {
+                    1 => (&[Branches, Moments], &[Branches]),
+                    _ => (&[Branches, Moments, Features], &[Branches, Features]),
+                };
+                proof::trains_alike(&yaml(branches), &with_identity, all);
+                proof::trains_alike(&yaml(branches), &without, some);
                 proof::trains_alike(&yaml(branches), &points, &[Branches, Moments]);
-                let grouped = [windows[0].groups(2), windows[0].groups(4), points[0].groups(2)];
+                let grouped = [site.groups(2), site.groups(4), points[0].groups(2)];
                 proof::trains_alike(&yaml(branches), &grouped, &[Branches]);
             }
         }

@@ -1,8 +1,8 @@
 //! `plain`: the convolution and its batch norm as they are, y = BN(W * x); what every other operator is compared with.
 
-use crate::algebra::{FoldError, Geometry, Kernel};
+use crate::algebra::{FoldError, Geometry};
 use crate::op::exec::Exec;
-use crate::op::layers::{Activation, ConvNorm};
+use crate::op::layers::{Activation, ConvNorm, Norm};
 use crate::op::moments::Moments;
 use crate::op::operator::{Compact, Operator, Place, Recipe};
 use schemars::JsonSchema;
@@ -46,14 +46,18 @@ impl Operator for Plain {
     }
 
     fn execs(&self) -> &'static [Exec] {
-        if self.geometry.is_matrix() { &[Exec::Branches, Exec::Moments] } else { &[Exec::Branches] }
+        match self.branch.norm() {
+            // Without a batch norm nothing needs the moments.
+            Norm::Batch(_) if self.geometry.is_matrix() => &[Exec::Branches, Exec::Moments],
+            _ => &[Exec::Branches],
+        }
     }
 
     fn train_as(&self, exec: Exec, x: &Tensor, activation: Activation) -> Tensor {
         match exec {
             Exec::Moments => {
                 let moments = Moments::of(&self.geometry.positions(x));
-                let kernel = Kernel { geometry: self.geometry.stride(1), ..self.branch.kernel() };
+                let kernel = self.branch.kernel().unstrided();
                 moments.apply(&self.branch.norm().fold_batch(&kernel, moments.statistics()), activation)
             }
             _ => self.forward_activated(x, activation, true),
@@ -87,5 +91,11 @@ mod tests {
         proof::trains_alike("{name: plain}", &points, &[Exec::Branches, Exec::Moments]);
         let others = [Geometry::same(4, 8, 3), Geometry::same(4, 8, 1).groups(2), Geometry::same(4, 8, 1).padding(1)];
         proof::trains_alike("{name: plain}", &others, &[Exec::Branches]);
+        let store = nn::VarStore::new(tch::Device::Cpu);
+        assert_eq!(
+            Plain::new(&Place::new(store.root(), None), points[0]).execs(),
+            [Exec::Branches],
+            "no norm, no moments"
+        );
     }
 }

@@ -137,6 +137,14 @@ fn difference(input: &Tensor, gradient: &Tensor, loss: &dyn Fn() -> Tensor) -> f
     (measured - expected).abs() / expected.abs().max(1.)
 }
 
+/// Runs, and puts back what that changed of the variables.
+pub fn keeping<T>(store: &nn::VarStore, run: impl FnOnce() -> T) -> T {
+    let before: Vec<(Tensor, Tensor)> = store.variables().into_values().map(|v| (v.copy().detach(), v)).collect();
+    let result = run();
+    tch::no_grad(|| before.into_iter().for_each(|(value, mut variable)| variable.copy_(&value)));
+    result
+}
+
 /// What a step of training gives: y, the gradients of x and of every variable, and the running statistics that it leaves.
 fn step(
     exec: Exec,
@@ -145,20 +153,21 @@ fn step(
     x: &Tensor,
     probe: &Tensor,
 ) -> Vec<(String, Tensor)> {
-    let before: Vec<(Tensor, Tensor)> = store.variables().into_values().map(|v| (v.copy().detach(), v)).collect();
-    let y = operator.train_as(exec, x, Activation::Relu6);
-    let mut named: Vec<(String, Tensor)> = store.variables().into_iter().collect();
-    named.sort_by(|a, b| a.0.cmp(&b.0));
-    let (learned, running): (Vec<_>, Vec<_>) = named.into_iter().partition(|(_, variable)| variable.requires_grad());
-    let inputs: Vec<&Tensor> = std::iter::once(x).chain(learned.iter().map(|(_, variable)| variable)).collect();
-    let gradients =
-        Tensor::run_backward(&[(&y * probe.narrow(0, 0, x.size()[0])).sum(Kind::Double)], &inputs, false, false);
-    let names = std::iter::once("x".to_string()).chain(learned.iter().map(|(name, _)| name.clone()));
-    let mut all = vec![("y".to_string(), y.detach())];
-    all.extend(names.map(|name| format!("gradient of {name}")).zip(gradients));
-    all.extend(running.iter().map(|(name, variable)| (name.clone(), variable.copy())));
-    tch::no_grad(|| before.into_iter().for_each(|(value, mut variable)| variable.copy_(&value)));
-    all
+    keeping(store, || {
+        let y = operator.train_as(exec, x, Activation::Relu6);
+        let mut named: Vec<(String, Tensor)> = store.variables().into_iter().collect();
+        named.sort_by(|a, b| a.0.cmp(&b.0));
+        let (learned, running): (Vec<_>, Vec<_>) =
+            named.into_iter().partition(|(_, variable)| variable.requires_grad());
+        let inputs: Vec<&Tensor> = std::iter::once(x).chain(learned.iter().map(|(_, variable)| variable)).collect();
+        let gradients =
+            Tensor::run_backward(&[(&y * probe.narrow(0, 0, x.size()[0])).sum(Kind::Double)], &inputs, false, false);
+        let names = std::iter::once("x".to_string()).chain(learned.iter().map(|(name, _)| name.clone()));
+        let mut all = vec![("y".to_string(), y.detach())];
+        all.extend(names.map(|name| format!("gradient of {name}")).zip(gradients));
+        all.extend(running.iter().map(|(name, variable)| (name.clone(), variable.copy())));
+        all
+    })
 }
 
 /// Computed in any of its ways, training is the same: output, gradients and running statistics, behind an activation. The ways take

@@ -84,10 +84,11 @@ mod tests {
     fn training_is_the_same_however_it_is_computed() {
         for se in [false, true] {
             let yaml = format!("{{name: repvgg, se: {se}}}");
-            let mut sites = proof::windows(Geometry::same(4, 4, 3));
-            sites.extend([Geometry::same(3, 5, 3), Geometry::same(3, 3, 5)]);
-            proof::trains_alike(&yaml, &sites, &[Exec::Branches, Exec::Moments]);
-            proof::trains_alike(&yaml, &[2, 4].map(|groups| sites[0].groups(groups)), &[Exec::Branches]);
+            let site = Geometry::same(4, 4, 3);
+            let dilated = site.dilation(2).padding(2);
+            proof::trains_alike(&yaml, &[site, dilated, Geometry::same(3, 3, 5)], &[Exec::Branches, Exec::Moments]);
+            let others = [site.stride(2), Geometry::same(3, 5, 3), site.groups(2), site.groups(4)];
+            proof::trains_alike(&yaml, &others, &[Exec::Branches]);
         }
     }
 

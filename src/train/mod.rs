@@ -11,7 +11,7 @@ pub mod schedule;
 mod tensorboard;
 pub mod trainer;
 
-use crate::config::{Built, Config};
+use crate::config::{Built, Config, EvalForm};
 use crate::fold::{self, Refused};
 use crate::net::block::{Form, trace_sites};
 use crate::op::exec::Wanted;
@@ -154,7 +154,7 @@ impl Trial {
         Ok(())
     }
 
-    /// What is worth a histogram: the kernels, folded where they can be, and what the attention of each site weighs the first test images
+    /// What is worth a histogram: the kernels of the form that was evaluated, and what the attention of each site weighs the first test images
     /// with.
     fn distributions(&self) -> Result<Vec<(String, Tensor)>> {
         let Trainer { network, test, .. } = &self.trainer;
@@ -220,17 +220,20 @@ impl Trial {
         Ok(row)
     }
 
-    /// On the test split. The folded network is the same function and faster, so it runs where there is one.
+    /// On the test split, in the form that the config asks for, where the network folds.
     fn evaluate(&mut self) -> Result<evaluate::Evaluation> {
-        let Trainer { network, test, .. } = &self.trainer;
-        let folded = fold::fold(&*network.network, &network.store);
-        self.folds = folded.is_ok();
+        let Trainer { config, network, test, .. } = &self.trainer;
+        let folded = match config.train.eval_form {
+            EvalForm::Folded => fold::fold(&*network.network, &network.store).ok(),
+            EvalForm::Expanded => None,
+        };
+        self.folds = folded.is_some();
         let evaluation = match folded {
-            Ok(folded) => {
+            Some(folded) => {
                 fold::assign(&self.compact.store, &folded)?;
                 evaluate::evaluate(&self.compact, test)?
             }
-            Err(_) => evaluate::evaluate(network, test)?,
+            None => evaluate::evaluate(network, test)?,
         };
         if !evaluation.loss.is_finite() {
             bail!(
