@@ -6,7 +6,7 @@ TORCH := 2.11.0
 VENV := .venv
 BINARY := $(or $(CARGO_TARGET_DIR),target)/release/foldconv
 
-.PHONY: setup setup-peer setup-browser demo build test lint soak bench-peer bench-report bench-sweep bench-data
+.PHONY: setup setup-peer setup-browser demo build test lint soak fuzz bench-peer bench-report bench-sweep bench-data
 
 setup: tools $(if $(LIBTORCH),,$(VENV)/.torch-$(TORCH))
 	@sh .ci/check-libtorch "$(or $(LIBTORCH),$(VENV)/libtorch)" $(TORCH)
@@ -83,3 +83,14 @@ bench-sweep: build
 bench-data: build setup-peer
 	$(VENV)/bin/python benches/data.py --foldconv $(BINARY)
 	$(VENV)/bin/python benches/files.py --foldconv $(BINARY)
+
+# Feeds each reader of foreign files with damaged ones, so many seconds each; docs/reliability.md says what must not happen. Needs a
+# nightly toolchain and cargo-fuzz (`cargo install cargo-fuzz --locked`). Without the address sanitizer, which has not been tried
+# beside libtorch; the readers are safe Rust but for two casts in stored.rs.
+FUZZ_SECONDS := 60
+FUZZ := checkpoint model cifar svhn mnist config names sweep report
+FUZZ_FLAGS := -timeout=1 -max_len=8192 -rss_limit_mb=2048 -print_final_stats=1
+fuzz: setup
+	@for target in $(FUZZ); do mkdir -p fuzz/target/corpus/$$target && \
+	  TMPDIR=$$(test -w /dev/shm && echo /dev/shm || echo /tmp) cargo +nightly fuzz run --sanitizer none $$target \
+	    fuzz/target/corpus/$$target fuzz/corpus/$$target -- -max_total_time=$(FUZZ_SECONDS) $(FUZZ_FLAGS) || exit 1; done

@@ -2,7 +2,7 @@
 //!
 //! A file holds one trial (`data`, `net`, `operator`, `apply_to`, `train`, `seed`), and for a sweep also `axes` (a grid) or
 //! `vary` (one factor at a time), `baseline`, `seeds`, `prune` and `paper`. `base: other.yaml` takes another file's keys first, one
-//! level deep. serde_yaml stays behind this module, [`placement`] and the registry.
+//! level deep. serde_yaml stays behind this module, [`yaml`], [`placement`] and the registry.
 
 use crate::algebra::count_macs;
 use crate::data::dataset::Spec;
@@ -13,7 +13,7 @@ use crate::net::block::{Builder, Form, Network, Plan, Site, SiteTrace, Word, tra
 use crate::op::exec::Wanted;
 use crate::op::{AttentionConfig, ClassifierConfig, OperatorConfig};
 use crate::placement;
-use crate::{bad_request, files};
+use crate::{bad_request, files, yaml};
 use anyhow::Result;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -288,7 +288,7 @@ impl Config {
 /// # Errors
 /// A [`crate::error::BadRequest`] that names the flag.
 pub fn named(flag: &str, text: &str) -> Result<Mapping> {
-    match serde_yaml::from_str(text) {
+    match yaml::parse(text) {
         Ok(Value::Mapping(keys)) => Ok(keys),
         Ok(Value::String(name)) => Ok(Mapping::from_iter([("name".into(), name.into())])),
         _ => bad_request!("{flag} {text}: give a name, or {{name: NAME, key: value}}"),
@@ -361,6 +361,10 @@ impl Document {
         if let Some(base) = keys.remove("base") {
             let Some(name) = base.as_str() else { bad_request!("{origin}: base: give the name of a file") };
             let base_path = path.with_file_name(name);
+            // A device or a pipe is given by a person, not by a file.
+            if files::plain_file(&base_path).is_err() {
+                bad_request!("{origin}: base: {}: no such file", base_path.display());
+            }
             let mut all = read_mapping(&base_path)?;
             if all.contains_key("base") {
                 bad_request!("{}: base: is itself based on another file; one level is the most", base_path.display());
@@ -398,7 +402,7 @@ pub fn yaml(keys: &impl Serialize) -> String {
 /// A [`crate::error::BadRequest`] where it holds something else.
 pub fn read_yaml<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let text = files::read_text(path)?;
-    match serde_yaml::from_str(&text) {
+    match yaml::parse(&text) {
         Ok(value) => Ok(value),
         Err(error) => bad_request!("{}: {error}", path.display()),
     }
@@ -406,7 +410,7 @@ pub fn read_yaml<T: DeserializeOwned>(path: &Path) -> Result<T> {
 
 fn read_mapping(path: &Path) -> Result<Mapping> {
     let text = files::read_text(path)?;
-    match serde_yaml::from_str(&text) {
+    match yaml::parse(&text) {
         Ok(Value::Mapping(mapping)) => Ok(mapping),
         Ok(_) => bad_request!("{}: holds no `key: value` pairs", path.display()),
         Err(error) => bad_request!("{}: not YAML: {error}", path.display()),
@@ -419,7 +423,7 @@ fn set_all(keys: &mut Mapping, overrides: &[String]) -> Result<()> {
         let Some((key, value)) = text.split_once('=') else {
             bad_request!("--set {text}: give key.key=value");
         };
-        match serde_yaml::from_str(value) {
+        match yaml::parse(value) {
             Ok(value) => set(keys, key, value)?,
             Err(_) => bad_request!("--set {text}: the value is not YAML"),
         }
@@ -427,8 +431,14 @@ fn set_all(keys: &mut Mapping, overrides: &[String]) -> Result<()> {
     Ok(())
 }
 
+/// Dots in a key at most; each is a section in the one before it, and a step of a recursion.
+const DEEPEST: usize = 16;
+
 /// Sets a dotted key; the sections on the way are made where they are missing.
 pub fn set(keys: &mut Mapping, dotted: &str, value: Value) -> Result<()> {
+    if dotted.matches('.').count() > DEEPEST {
+        bad_request!("{dotted:.80}…: is no key of a config");
+    }
     match dotted.split_once('.') {
         None => {
             keys.insert(dotted.into(), value);

@@ -58,18 +58,39 @@ pub fn out_of_memory(message: &str) -> Option<&str> {
 /// The error and its causes on one line. libtorch appends a C++ stack to its messages; only their first line is kept.
 pub fn one_line(error: &anyhow::Error) -> String {
     let causes: Vec<String> = error.chain().map(|cause| first_line(&cause.to_string())).collect();
-    causes.join(": ")
+    shortened(causes.join(": "))
 }
 
-/// The first line that is not blank: libtorch's messages begin with an empty one.
+/// A line without its middle, where that is longer than a person reads: a value of 70,000 letters is in it.
+fn shortened(line: String) -> String {
+    let (most, kept) = (1200, 500);
+    let letters: Vec<char> = if line.len() > most { line.chars().collect() } else { return line };
+    if letters.len() <= most {
+        return line;
+    }
+    let (start, end) = (&letters[..kept], &letters[letters.len() - kept..]);
+    start.iter().chain(&[' ', '…', ' ']).chain(end).collect()
+}
+
+/// The first line that is not blank: libtorch's messages begin with an empty one. A name out of a file may hold what a terminal
+/// takes for a command.
 fn first_line(text: &str) -> String {
-    text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default().to_string()
+    printable(text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default())
+}
+
+/// A text with its control characters written out.
+pub fn printable(text: &str) -> String {
+    let shown = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(shown).collect()
 }
 
 /// The known name closest to a mistyped one, if any is close enough to be what was meant.
 pub fn nearest<'a>(typed: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    // Names whose lengths differ by more are farther apart than that; a file may have very long ones.
+    let near = |name: &&str| typed.chars().count().abs_diff(name.chars().count()) <= 1 + name.len() / 3;
     known
         .into_iter()
+        .filter(near)
         .map(|name| (strsim::damerau_levenshtein(typed, name), name))
         .filter(|(distance, name)| *distance <= 1 + name.len() / 3)
         .min()
@@ -100,6 +121,14 @@ mod tests {
         let failed = Err::<(), _>(std::io::Error::other("disk\nstack")).context("saving").unwrap_err();
         assert_eq!(exit_status(&failed), 1);
         assert_eq!(one_line(&failed), "saving: disk");
+        let long = anyhow::anyhow!("a {} z", "ä".repeat(5000));
+        assert!(
+            one_line(&long).starts_with("a ää")
+                && one_line(&long).ends_with("ä z")
+                && one_line(&long).chars().count() == 1003
+        );
+        let named = anyhow::anyhow!("`\x1b[2Jä` is no name");
+        assert_eq!(one_line(&named), "`\\u{1b}[2Jä` is no name");
     }
 
     #[test]

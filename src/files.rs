@@ -2,7 +2,12 @@
 
 use crate::bad_request;
 use anyhow::{Context, Result};
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
+
+/// Bytes of a text at most; ImageNet's lists have 2 MB.
+const MOST_TEXT: u64 = 16 << 20;
 
 /// Writes a file so that a reader, or a crash at any moment, sees the old content or the new and nothing between:
 /// a temporary name in the same folder, synced, renamed, and the folder synced.
@@ -46,7 +51,7 @@ pub fn rename(from: &Path, to: &Path) -> Result<()> {
 
 /// Makes sure that the names in the folder of a file outlive a power cut.
 fn sync_folder(path: &Path) -> std::io::Result<()> {
-    std::fs::File::open(folder(path))?.sync_all()
+    File::open(folder(path))?.sync_all()
 }
 
 fn folder(path: &Path) -> &Path {
@@ -58,7 +63,7 @@ fn folder(path: &Path) -> &Path {
 
 /// Reads a file that the user named; that it can't be read is the request's fault.
 pub fn read(path: &Path) -> Result<Vec<u8>> {
-    match std::fs::read(path) {
+    match read_plain(path) {
         Ok(bytes) => Ok(bytes),
         Err(error) => bad_request!("{}: cannot read: {error}", path.display()),
     }
@@ -66,31 +71,74 @@ pub fn read(path: &Path) -> Result<Vec<u8>> {
 
 /// The same of a file that need not be there. One look at the file: what is looked for and then read may vanish in between.
 pub fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>> {
-    match std::fs::read(path) {
+    match read_plain(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => bad_request!("{}: cannot read: {error}", path.display()),
         Ok(bytes) => Ok(Some(bytes)),
     }
 }
 
-/// [`read`], for text.
+fn read_plain(path: &Path) -> std::io::Result<Vec<u8>> {
+    plain_file(path)?;
+    std::fs::read(path)
+}
+
+/// The length of a file. Asked before it is opened: a pipe would wait for a writer, a device might never end.
+pub fn plain_file(path: &Path) -> std::io::Result<u64> {
+    let about = std::fs::metadata(path)?;
+    if about.is_file() { Ok(about.len()) } else { Err(std::io::Error::other("not a file")) }
+}
+
+/// Reads text; it may come from a pipe. What never ends, as /dev/zero, is not read for ever.
 pub fn read_text(path: &Path) -> Result<String> {
-    match String::from_utf8(read(path)?) {
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(MOST_TEXT + 1).read_to_end(&mut bytes));
+    if let Err(error) = read {
+        bad_request!("{}: cannot read: {error}", path.display());
+    }
+    if bytes.len() as u64 > MOST_TEXT {
+        bad_request!("{}: has more than {MOST_TEXT} bytes", path.display());
+    }
+    match String::from_utf8(bytes) {
         Ok(text) => Ok(text),
         Err(_) => bad_request!("{}: not a text file (invalid UTF-8)", path.display()),
     }
 }
 
+/// Refuses a file that the user wants written and that can't be, before the work is done. What is there already must be a file:
+/// /dev/null would be replaced.
+///
+/// # Errors
+/// A [`crate::error::BadRequest`] that names it.
+pub fn expect_writable(path: &Path) -> Result<()> {
+    let check = || -> std::io::Result<()> {
+        let name = path.file_name().ok_or(std::io::Error::other("not the name of a file"))?;
+        tempfile::tempfile_in(folder(path))?;
+        match plain_file(&folder(path).join(name)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    };
+    check().or_else(|error| refuse(error, path, "cannot write"))
+}
+
+/// Whether a name in an archive means a place outside of the folder that the archive stands for.
+pub fn leaves_folder(name: &[u8]) -> bool {
+    let parted = |byte: &u8| matches!(byte, b'/' | b'\\');
+    name.first().is_some_and(parted) || name.split(parted).any(|part| part == b"..")
+}
+
 /// Makes a folder that the user named; that it can't be made is the request's fault, unless the disk is full.
 pub fn create_dir(path: &Path) -> Result<()> {
+    std::fs::create_dir_all(path).or_else(|error| refuse(error, path, "cannot make this folder"))
+}
+
+fn refuse(error: std::io::Error, path: &Path, what: &str) -> Result<()> {
     use std::io::ErrorKind::{QuotaExceeded, StorageFull};
-    match std::fs::create_dir_all(path) {
-        Ok(()) => Ok(()),
-        Err(error) if matches!(error.kind(), StorageFull | QuotaExceeded) => {
-            Err(error).with_context(|| format!("{}: cannot make this folder", path.display()))
-        }
-        Err(error) => bad_request!("{}: cannot make this folder: {error}", path.display()),
+    if matches!(error.kind(), StorageFull | QuotaExceeded) {
+        return Err(error).with_context(|| format!("{}: {what}", path.display()));
     }
+    bad_request!("{}: {what}: {error}", path.display())
 }
 
 #[cfg(test)]
@@ -122,5 +170,46 @@ mod tests {
         fill_keeping(&path, Some(&before), |path| std::fs::write(path, "4").and_then(|()| full())).unwrap_err();
         assert_eq!(both(), ["3", "2"]);
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn where_a_file_can_be_written_is_known_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        expect_writable(&path).unwrap();
+        std::fs::write(&path, "").unwrap();
+        expect_writable(&path).unwrap();
+        let long = folder.path().join("x".repeat(300));
+        for (path, why) in [
+            (folder.path(), "not a file"),
+            (Path::new("/dev/null"), "not a file"),
+            (&path.join("b"), "Not a directory"),
+            (Path::new("/no/such/folder/b"), "No such file"),
+            (&long, "File name too long"),
+            (Path::new(""), "not the name"),
+            (Path::new(".."), "not the name"),
+        ] {
+            let error = expect_writable(path).unwrap_err();
+            assert!(error.to_string().contains(&format!(": cannot write: {why}")), "{error}");
+            assert_eq!(crate::error::exit_status(&error), 2);
+        }
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left of the look");
+    }
+
+    #[test]
+    fn a_name_leaves_the_folder_upwards_or_from_the_root() {
+        for name in ["..", "../a", "a/../../b", "/etc/passwd", "a\\..\\b", "\\a"] {
+            assert!(leaves_folder(name.as_bytes()), "{name}");
+        }
+        for name in ["", "a", "./a", "a/b", "a/..b", "a..", "..."] {
+            assert!(!leaves_folder(name.as_bytes()), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_never_ends_is_not_read() {
+        let endless = Path::new("/dev/zero");
+        assert_eq!(read_text(endless).unwrap_err().to_string(), "/dev/zero: has more than 16777216 bytes");
+        assert_eq!(read(endless).unwrap_err().to_string(), "/dev/zero: cannot read: not a file");
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! The floors, from the ground up; a module uses only floors below its own:
 //!
-//! 1. [`error`], [`files`], [`options`], [`mod@registry`], [`text`], [`mod@pickle`], [`native`], [`device`], [`timing`], [`algebra`] (pure functions on kernels)
+//! 1. [`error`], [`files`], [`options`], [`panics`], [`mod@registry`], [`text`], [`yaml`], [`mod@pickle`], [`native`], [`device`], [`timing`], [`algebra`] (pure functions on kernels)
 //! 2. [`op`] (operators: one file each, expanded form and fold), [`data`] (data sets and batches)
 //! 3. [`net`] (networks: sites on which operators stand)
 //! 4. [`placement`] (where papers put their operators), [`config`] (an experiment file, resolved)
@@ -92,16 +92,20 @@
 //! To follow one image: [`data::augment`] cuts and recolours it, [`data::batch`] makes it part of a batch, [`net`] runs it through
 //! sites, [`op`] through an operator, whose fold is [`algebra`].
 
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used))]
+
 pub mod algebra;
 pub mod device;
 pub mod error;
 pub mod files;
 pub mod native;
 pub mod options;
+pub mod panics;
 pub mod pickle;
 pub mod registry;
 pub mod text;
 pub mod timing;
+pub mod yaml;
 
 pub mod data;
 pub mod op;

@@ -1,10 +1,9 @@
 //! Parses, calls, prints one line for an error.
 
-use clap::Parser;
+#![deny(clippy::unwrap_used, clippy::expect_used)]
+
 use foldconv::cli::Cli;
-use foldconv::error;
-use std::any::Any;
-use std::io::Write;
+use foldconv::panics;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -12,24 +11,11 @@ fn main() -> ExitCode {
     // SAFETY: called before any thread is started.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
     keep_memory();
-    std::panic::set_hook(Box::new(|panic| {
-        let message = panic.to_string();
-        say(&match error::out_of_memory(&message) {
-            Some(what) => format!("{what}; a smaller train.batch needs less"),
-            None => {
-                let line = message.lines().collect::<Vec<_>>().join(" ");
-                format!("internal error, please report it: {}", line.chars().take(400).collect::<String>())
-            }
-        });
-    }));
-    match std::panic::catch_unwind(|| Cli::parse().run()) {
-        Ok(Ok(())) => ExitCode::SUCCESS,
-        Ok(Err(error)) => {
-            say(&error::one_line(&error));
-            ExitCode::from(error::exit_status(&error))
-        }
-        Err(panic) => ExitCode::from(panic_status(&*panic)),
+    let (status, line) = panics::guarded(|| Cli::read(std::env::args_os())?.run());
+    if let Some(line) = line {
+        panics::say(&line);
     }
+    ExitCode::from(status)
 }
 
 /// Keeps memory that was freed for what comes next. glibc gives large blocks back to the system when they are freed, and a training
@@ -41,16 +27,4 @@ fn keep_memory() {
         libc::mallopt(libc::M_MMAP_MAX, 0);
         libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
     }
-}
-
-/// One line on stderr. A sweep's trial writes it to a file, whose disk may be full: that is no reason to panic.
-fn say(line: &str) {
-    let _ = writeln!(std::io::stderr(), "foldconv: {line}");
-}
-
-/// libtorch's operators panic where they can't go on, so memory that did not suffice ends here.
-fn panic_status(panic: &(dyn Any + Send)) -> u8 {
-    let message = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-    let memory = message.and_then(error::out_of_memory).is_some();
-    if memory { error::OUT_OF_MEMORY } else { error::INTERNAL }
 }

@@ -1,5 +1,6 @@
 //! How tables and numbers are written for a person.
 
+use crate::error::printable;
 use comfy_table::{CellAlignment, ContentArrangement, Table, TableComponent, presets};
 
 /// A table for a terminal: a line below the header and none between rows.
@@ -28,9 +29,9 @@ pub fn align_right(table: &mut Table, columns: impl IntoIterator<Item = usize>) 
     }
 }
 
-/// The lines of a table, without the blanks at their ends.
+/// The lines of a table, without the blanks at their ends, and nothing in them that a terminal takes for a command.
 pub fn render(table: &Table) -> String {
-    table.to_string().lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
+    table.to_string().lines().map(|line| printable(line.trim_end())).collect::<Vec<_>>().join("\n")
 }
 
 /// 3504872 as 3,504,872.

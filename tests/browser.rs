@@ -20,10 +20,12 @@ net: {name: smallnet}
 axes:
   operator: [{name: maconv}, {name: mdconv}]
   operator.intermediate: [5, 10, 20]
+  data.root: ['NAME']
 baseline: {operator: {name: plain}}
 seeds: 3
-paper: {source: <b>Luo & Zhan</b>, table: 11, top1: {plain: 79.5, mdconv intermediate=20: 83}}
-";
+paper: {source: 'NAME', table: 11, top1: {'plain root=NAME': 79.5, 'mdconv intermediate=20 root=NAME': 83}}
+"
+    .replace("NAME", NAME);
     std::fs::write(root.join("sweep.yaml"), format!("# {NAME}: the file of this sweep, as it was read\n{sweep}"))
         .unwrap();
     let listed = stdout(&run(["sweep", &arg(&root.join("sweep.yaml")), "--out", &arg(root), "--dry-run", "--json"]));
@@ -33,7 +35,7 @@ paper: {source: <b>Luo & Zhan</b>, table: 11, top1: {plain: 79.5, mdconv interme
         let folder = root.join("trials").join(hash);
         std::fs::create_dir_all(&folder).unwrap();
         if at == 20 {
-            std::fs::write(folder.join("state.json"), r#"{"state": "pruned"}"#).unwrap();
+            std::fs::write(folder.join("state.json"), json!({"state": "pruned", "message": NAME}).to_string()).unwrap();
             continue;
         }
         // 9.5 and 10.25 stand the other way round as text than as numbers.
@@ -42,7 +44,7 @@ paper: {source: <b>Luo & Zhan</b>, table: 11, top1: {plain: 79.5, mdconv interme
         let result = json!({
             "hash": hash, "seed": seed, "epochs": 30, "steps": 300, "train_loss": 0.4, "expanded": form(top1),
             "compact": form(top1), "fold": {"agreement": 100.0, "largest_difference": 1e-6, "relative_difference": 3e-7},
-            "seconds": 1.0, "version": "0", "device": "cpu", "threads": 1,
+            "seconds": 1.0, "version": NAME, "device": NAME, "threads": 1,
         });
         std::fs::write(folder.join("result.json"), result.to_string()).unwrap();
         let mut csv = "epoch,lr,train_loss,test_loss,top1,top5,images_per_second,seconds\n".to_string();
@@ -91,7 +93,10 @@ fn the_page_sorts_runs_nothing_foreign_and_is_legible() {
         let requests: Vec<&str> =
             page["requests"].as_array().unwrap().iter().map(|url| url.as_str().unwrap()).collect();
         assert!(requests.iter().all(|url| url.starts_with("data:") || url.ends_with("/report.html")), "{requests:?}");
-        // The name is on the page, letter by letter, and did nothing.
+        // The name is on the page, letter by letter, and did nothing: the title, the header of a column's values in each of seven
+        // rows, and who published the figures.
+        let shown = page["text"].as_str().unwrap().matches(NAME).count();
+        assert!(shown >= 9, "{place}: {shown}");
         assert_eq!((&page["title"], &page["scripts"], &page["run"]), (&json!(NAME), &json!(1), &json!("undefined")));
         assert_eq!(page["figures"], 7, "{place}");
         assert_eq!(page["covered"], json!([]), "{place}: texts that overlap, or are cut off");

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{TINY, arg, error, folder, run, stderr};
+use common::{TINY, arg, error, folder, run, stderr, stdout};
 use std::path::Path;
 use std::process::Command;
 
@@ -112,7 +112,7 @@ fn sweeps_that_are_wrong() {
 fn model_files_that_are_damaged() {
     let (_guard, root) = folder(&[("empty", b""), ("text", b"not a model at all"), ("huge", &[0xff; 64])]);
     for name in ["empty", "text", "huge"] {
-        for command in [vec!["eval"], vec!["compare"], vec!["fold", "-o", "/dev/null"]] {
+        for command in [vec!["eval"], vec!["compare"], vec!["fold", "-o", "folded"]] {
             let file = arg(&root.join(name));
             let text = error(&run(command.iter().copied().chain([file.as_str()])), 2);
             assert!(text.contains(name) && text.contains("not a foldconv file"), "{text}");
@@ -134,9 +134,21 @@ fn a_usage_error_has_status_2() {
     for args in
         [&["no-such-command"][..], &["train"], &["train", "a.yaml", "--out"], &["bench", "train", "a", "--steps", "0"]]
     {
-        let output = run(args);
-        assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+        let line = error(&run(args), 2);
+        assert!(line.ends_with("(--help says how it is used)") && !line.contains("Usage"), "{line}");
     }
+    assert!(
+        error(&run(["trian"]), 2).contains("unrecognized subcommand 'trian' tip: a similar subcommand exists: 'train'")
+    );
+    assert!(error(&run(["eval", "a", "--thraeds", "1"]), 2).contains("'--threads'"));
+    assert!(error(&run(["eval", "a", "--threads", "x\ny"]), 2).starts_with("invalid value 'x y' for '--threads"));
+    for (args, part) in
+        [(&["--help"][..], "Usage: foldconv"), (&["train", "-h"], "--out <DIR>"), (&["--version"], "foldconv 0.")]
+    {
+        assert!(stdout(&run(args)).contains(part), "{args:?}");
+    }
+    let nothing = run([""; 0]);
+    assert!(nothing.status.code() == Some(2) && stderr(&nothing).contains("Usage: foldconv"));
 }
 
 #[test]

@@ -318,5 +318,5 @@ fn requests_that_are_wrong() {
     }
     assert!(!out.exists() && !checkpoints().join("bad/it_ran").exists());
     let unwritable = import(&file, Path::new("/no/such/folder/model"), &[]);
-    assert!(error(&unwritable, 1).contains("cannot write"));
+    assert!(error(&unwritable, 2).contains("cannot write: No such file"));
 }

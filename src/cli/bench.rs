@@ -88,7 +88,7 @@ struct DataOptions {
     #[command(flatten)]
     from: FromConfig,
     /// Seconds that are measured
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=86400))]
     seconds: u64,
 }
 
@@ -97,10 +97,10 @@ struct TrainOptions {
     #[command(flatten)]
     from: FromConfig,
     /// Steps that are measured whole, and as many by phase
-    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     steps: u64,
     /// Steps before that
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(..=1_000_000))]
     warmup: u64,
 }
 

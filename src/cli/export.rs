@@ -2,6 +2,7 @@
 
 use super::output::json;
 use crate::export::{self, Bn, Format};
+use crate::files;
 use crate::text::thousands;
 use crate::weights::Model;
 use anyhow::Result;
@@ -24,6 +25,7 @@ pub struct Options {
 }
 
 pub fn run(options: &Options, as_json: bool) -> Result<()> {
+    files::expect_writable(&options.out)?;
     let model = Model::load(&options.model)?;
     export::export(&model, options.format, options.bn, &options.out)?;
     let bytes = std::fs::metadata(&options.out)?.len();

@@ -4,6 +4,7 @@ use super::Machine;
 use super::output::{json, print};
 use crate::config::Built;
 use crate::data::dataset::Spec;
+use crate::files;
 use crate::fold::Agreement;
 use crate::net::block::Form;
 use crate::op::per_sample::Execution;
@@ -45,6 +46,7 @@ enum Goal {
 
 pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
     let device = machine.prepare()?;
+    files::expect_writable(&options.out)?;
     let model = Model::load(&options.model)?;
     if model.about.form == Form::Compact {
         bad_request!("{}: is in compact form already", options.model.display());

@@ -6,6 +6,8 @@ use crate::bad_request;
 use crate::config::{Config, Mapping, Value, data_named, named};
 use crate::data::augment::normalise::Normalisation;
 use crate::data::{Common, SourceConfig};
+use crate::error::printable;
+use crate::files;
 use crate::net::block::Form;
 use crate::text::thousands;
 use crate::weights::import::Plan;
@@ -65,6 +67,7 @@ pub struct Options {
 
 pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
     machine.prepare()?;
+    files::expect_writable(&options.out)?;
     let map = options.map.as_deref().map(NameMap::read).transpose()?.unwrap_or_default();
     let checkpoint = Checkpoint::open(&options.file)?;
     let state = StateDict::find(&checkpoint, &options.file, options.key.as_deref(), &map)?;
@@ -102,10 +105,10 @@ pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
 fn say_what_was_chosen(state: &StateDict, checkpoint: &Checkpoint) {
     let mut said = Vec::new();
     if !state.key.is_empty() {
-        said.push(format!("the state dict at `{}`", state.key));
+        said.push(format!("the state dict at `{}`", printable(&state.key)));
     }
     if !state.others.is_empty() {
-        said.push(format!("not {} (--key chooses)", state.others.join(", ")));
+        said.push(format!("not {} (--key chooses)", printable(&state.others.join(", "))));
     }
     if !state.prefixes.is_empty() {
         said.push(format!("without the prefix {}", state.prefixes.join(" and ")));

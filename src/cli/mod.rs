@@ -16,9 +16,11 @@ mod train;
 
 use crate::config::Document;
 use crate::weights::Model;
-use crate::{config, device};
+use crate::{bad_request, config, device};
 use anyhow::Result;
+use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
+use std::ffi::OsString;
 use std::path::PathBuf;
 use tch::Device;
 
@@ -117,7 +119,7 @@ impl FromModel {
         }
         let found = about.config.data.spec().classes;
         if found != classes {
-            crate::bad_request!("--data: the set has {found} classes, and the model was trained on {classes}");
+            bad_request!("--data: the set has {found} classes, and the model was trained on {classes}");
         }
         Ok(model)
     }
@@ -132,6 +134,26 @@ impl Machine {
 }
 
 impl Cli {
+    /// Reads the arguments of the program. Where help or the version is asked for, it prints that and ends.
+    ///
+    /// # Errors
+    /// A [`crate::error::BadRequest`] that says on one line what clap says on several.
+    pub fn read(args: impl IntoIterator<Item = OsString>) -> Result<Cli> {
+        let error = match Cli::try_parse_from(args) {
+            Ok(cli) => return Ok(cli),
+            Err(error) => error,
+        };
+        if !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+            error.exit();
+        }
+        let text = error.render().to_string();
+        let is_usage = |line: &&str| line.starts_with("Usage:") || line.starts_with("For more information");
+        let lines = text.lines().take_while(|line| !is_usage(line)).map(str::trim).filter(|line| !line.is_empty());
+        let line = lines.collect::<Vec<_>>().join(" ");
+        let line = line.strip_prefix("error: ").unwrap_or(&line);
+        bad_request!("{line} (--help says how it is used)")
+    }
+
     /// Carries the command out.
     pub fn run(&self) -> Result<()> {
         let (machine, json) = (&self.machine, self.json);

@@ -3,10 +3,10 @@
 //! Item p writes the row p mod batch of its batch's buffer and gives back a small value. What comes out depends on the items alone: not
 //! on the number of threads, nor on which of them was first. At most `ahead` batches are worked on or wait to be taken.
 
+use crate::panics;
 use anyhow::{Result, anyhow};
 use std::collections::VecDeque;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use tch::{Device, Kind, Tensor};
 
@@ -93,7 +93,6 @@ impl Row {
 impl<W: Work> Pipeline<W> {
     /// Starts the threads.
     pub fn new(work: W, plan: Plan) -> Pipeline<W> {
-        hide_panics();
         let state = State { batches: VecDeque::new(), first: 0, next: 0, stop: false };
         let shared =
             Arc::new(Shared { work, plan, state: Mutex::new(state), items: Condvar::new(), complete: Condvar::new() });
@@ -147,8 +146,10 @@ impl<W: Work> Shared<W> {
             };
             state.next += 1;
             drop(state);
-            let run = catch_unwind(AssertUnwindSafe(|| self.work.run(item, row.numbers())));
-            let result = run.unwrap_or_else(|cause| Err(anyhow!("{}: {}", self.work.name(item), message(&*cause))));
+            // A panic comes out as an error.
+            let run = panics::expected(|| self.work.run(item, row.numbers()));
+            let defect = |said| Err(anyhow!("{}: a defect in reading it: {said}", self.work.name(item)));
+            let result = run.unwrap_or_else(defect);
             drop(row);
             state = self.lock();
             // Batches before this one may have been handed over meanwhile; this one waits for the item.
@@ -197,25 +198,6 @@ impl<W: Work> Drop for Pipeline<W> {
             let _ = thread.join();
         }
     }
-}
-
-/// Keeps the report of a panic on these threads from stderr; it comes out as an error.
-fn hide_panics() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        let usual = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |panic| {
-            if std::thread::current().name() != Some(THREAD) {
-                usual(panic);
-            }
-        }));
-    });
-}
-
-/// What a panic said.
-fn message(cause: &(dyn std::any::Any + Send)) -> String {
-    let said = cause.downcast_ref::<String>().map(String::as_str).or_else(|| cause.downcast_ref::<&str>().copied());
-    format!("a defect in reading it: {}", said.unwrap_or("no reason is given"))
 }
 
 #[cfg(test)]

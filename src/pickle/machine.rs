@@ -119,6 +119,9 @@ impl<'a> Machine<'a> {
             self.put(value)
         } else {
             let value = self.pop()?;
+            if self.memo.len() == MOST_VALUES {
+                return Err(format!("remembers more than {MOST_VALUES} values"));
+            }
             self.memo.insert(key, value);
             self.put(value)
         }

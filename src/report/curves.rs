@@ -4,6 +4,7 @@ use crate::bad_request;
 use crate::report::statistics::Statistics;
 use crate::train::checkpoint::Row;
 use crate::train::metrics;
+use crate::train::result::is_plausible;
 use anyhow::Result;
 use std::path::Path;
 
@@ -24,12 +25,12 @@ pub type Epoch = (u64, Statistics);
 impl Curves {
     /// Of the rows of each seed.
     pub fn of(seeds: &[Vec<Row>]) -> Curves {
-        let epochs = seeds.iter().flatten().map(|row| row.epoch).max().unwrap_or(0);
+        let epochs = seeds.iter().map(Vec::len).max().unwrap_or(0) as u64;
         let over = |value: fn(&Row) -> f64| -> Vec<Epoch> {
             let of = |epoch: u64| {
                 let rows =
                     seeds.iter().filter_map(|rows| rows.get(epoch as usize - 1).filter(|row| row.epoch == epoch));
-                let values: Vec<f64> = rows.map(value).filter(|value| value.is_finite()).collect();
+                let values: Vec<f64> = rows.map(value).filter(|value| is_plausible(*value)).collect();
                 Some((epoch, Statistics::of(&values)?))
             };
             (1..=epochs).filter_map(of).collect()

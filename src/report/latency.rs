@@ -7,6 +7,7 @@ use crate::files;
 use crate::report::summary::{PointSummary, Summary};
 use crate::sweep::store::Store;
 use crate::timing;
+use crate::train::result::is_plausible;
 use crate::tune::channels_last;
 use crate::weights::Model;
 use crate::{device, text};
@@ -41,12 +42,17 @@ impl Latency {
     pub fn read(store: &Store) -> Result<Option<Latency>> {
         let path = store.root().join("latency.json");
         let Some(bytes) = files::read_if_there(&path)? else { return Ok(None) };
-        match serde_json::from_slice(&bytes) {
-            Ok(latency) => Ok(Some(latency)),
+        let latency: Latency = match serde_json::from_slice(&bytes) {
+            Ok(latency) => latency,
             Err(error) => {
                 bad_request!("{}: damaged ({error}); delete it, or measure again with --latency", path.display())
             }
+        };
+        let times = latency.milliseconds.values().flat_map(BTreeMap::values);
+        if let Some(wrong) = times.copied().find(|time| !(*time >= 0. && is_plausible(*time))) {
+            bad_request!("{}: damaged ({wrong:e} ms); delete it, or measure again with --latency", path.display());
         }
+        Ok(Some(latency))
     }
 
     /// Batches that were measured, smallest first.

@@ -8,7 +8,7 @@ use crate::sweep::plan::{Plan, Trial};
 use crate::sweep::state::{Record, State};
 use crate::train::checkpoint;
 use crate::train::result::TrialResult;
-use crate::{bad_request, files};
+use crate::{bad_request, files, yaml};
 use anyhow::{Context, Result};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -77,6 +77,9 @@ impl Store {
             _ => self.name()?,
         };
         let text = format!("# {name}{HEADER}\n{}", document.to_yaml());
+        if text.len() > yaml::MOST_BYTES {
+            bad_request!("{}: is too long when it is written out: {} bytes", document.origin, text.len());
+        }
         if std::fs::read(self.file()).is_ok_and(|old| old == text.as_bytes()) {
             return Ok(());
         }
@@ -221,6 +224,9 @@ impl Store {
                 bad_request!("{}: damaged ({error}); delete it, and the sweep trains this trial again", path.display())
             }
         };
+        if let Err(wrong) = result.check() {
+            bad_request!("{}: damaged ({wrong}); delete it, and the sweep trains this trial again", path.display());
+        }
         if result.hash != hash {
             bad_request!(
                 "{}: is the result of trial {}; delete it, and the sweep trains this trial",
@@ -277,6 +283,19 @@ pub(crate) mod tests {
         let store = Store::at(&folder.path().join("runs/width")).unwrap();
         store.start(&document, &plan).unwrap();
         (folder, store, plan)
+    }
+
+    #[test]
+    fn a_file_that_could_not_be_read_again_is_not_taken_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::at(folder.path()).unwrap();
+        let seeds: Vec<String> = (0..7000).map(|seed| format!("1{seed:018}")).collect();
+        let document = document(&format!("{{seeds: [{}]}}", seeds.join(",")));
+        assert!(
+            refusal(store.start(&document, &Plan::new(&document).unwrap()))
+                .contains("is too long when it is written out")
+        );
+        assert!(!store.file().exists());
     }
 
     const WIDTHS: &str = "{axes: {net.width: [1, 2]}, seeds: 2}";
@@ -344,6 +363,12 @@ pub(crate) mod tests {
         std::fs::write(&path, "{\"hash\": ").unwrap();
         let error = refusal(store.result(&trial.hash));
         assert!(error.starts_with(&format!("{}: damaged (EOF", path.display())), "{error}");
+        let huge = TrialResult { train_loss: -1e30, ..good.clone() };
+        std::fs::write(&path, serde_json::to_vec(&huge).unwrap()).unwrap();
+        assert!(refusal(store.result(&trial.hash)).contains("damaged (train_loss: -1e30); delete it"));
+        let many = TrialResult { compact: Some(FormResult { top5: 100.5, ..good.expanded.clone() }), ..good.clone() };
+        std::fs::write(&path, serde_json::to_vec(&many).unwrap()).unwrap();
+        assert!(refusal(store.result(&trial.hash)).contains("damaged (top5: 1.005e2); delete it"));
         std::fs::write(&path, serde_json::to_vec(&TrialResult { hash: "abc".into(), ..good }).unwrap()).unwrap();
         assert!(refusal(store.result(&trial.hash)).contains("is the result of trial abc"));
     }

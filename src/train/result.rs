@@ -31,6 +31,39 @@ pub struct TrialResult {
     pub threads: usize,
 }
 
+/// What no loss, difference or time of a trial reaches: the arithmetic of a plot ends beyond it.
+const LARGEST: f64 = 1e30;
+
+impl TrialResult {
+    /// Refuses numbers that no trial has.
+    ///
+    /// # Errors
+    /// Which, and what it is.
+    pub fn check(&self) -> Result<(), String> {
+        let mut percents = Vec::new();
+        let mut others = vec![("train_loss", self.train_loss), ("seconds", self.seconds)];
+        for form in [Some(&self.expanded), self.compact.as_ref()].into_iter().flatten() {
+            percents.extend([("top1", form.top1), ("top5", form.top5)]);
+            others.push(("loss", form.loss));
+        }
+        if let FoldResult::Verified { agreement, largest_difference, relative_difference } = self.fold {
+            percents.push(("agreement", agreement));
+            others.extend([("largest_difference", largest_difference), ("relative_difference", relative_difference)]);
+        }
+        percents.retain(|(_, value)| !(0. ..=100.).contains(value));
+        others.retain(|(_, value)| !is_plausible(*value));
+        match percents.iter().chain(&others).next() {
+            Some((key, value)) => Err(format!("{key}: {value:e}")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Whether a trial can have a number.
+pub fn is_plausible(value: f64) -> bool {
+    value.abs() < LARGEST
+}
+
 /// One form of the network, measured on the test split.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FormResult {

@@ -4,7 +4,7 @@ use super::pytorch::{Checkpoint, Entry, Format, Stored};
 use crate::bad_request;
 use crate::error::suggest;
 use anyhow::Result;
-use regex::Regex;
+use regex::{Regex, RegexBuilder};
 use serde::Deserialize;
 use std::path::Path;
 
@@ -30,6 +30,11 @@ pub const KEYS: [&str; 15] = [
 const NO_WEIGHTS: [&str; 6] = ["optimizer", "optimizers", "optim", "optimizer_state_dict", "scheduler", "scaler"];
 /// What PyTorch's wrappers (DataParallel, compile) put before each name.
 const PREFIXES: [&str; 2] = ["module.", "_orig_mod."];
+
+/// Lines of a map at most, bytes that the program of a regular expression takes, and bytes of a name that a map makes.
+const MOST_LINES: usize = 256;
+const MOST_PROGRAM: usize = 1 << 18;
+const LONGEST_NAME: usize = 1000;
 
 /// A state dict.
 #[derive(Debug)]
@@ -65,17 +70,24 @@ impl NameMap {
     /// A [`crate::error::BadRequest`] where it is none.
     pub fn read(path: &Path) -> Result<NameMap> {
         let lines: Vec<Line> = crate::config::read_yaml(path)?;
+        if lines.len() > MOST_LINES {
+            bad_request!("{}: has {} lines, more than {MOST_LINES}", path.display(), lines.len());
+        }
         let compile = |line| -> Result<(Regex, Option<String>)> {
             let (pattern, to) = match line {
                 Line::Rename { from, to } => (from, Some(to)),
                 Line::Drop { drop } => (drop, None),
             };
-            match Regex::new(&pattern) {
+            // A short one may mean a long program, as `(\w{50}){50}` does.
+            if to.as_ref().is_some_and(|to| to.len() > LONGEST_NAME) {
+                bad_request!("{}: a name of more than {LONGEST_NAME} bytes for `{pattern:.80}`", path.display());
+            }
+            match RegexBuilder::new(&pattern).size_limit(MOST_PROGRAM).dfa_size_limit(MOST_PROGRAM).build() {
                 Ok(regex) => Ok((regex, to)),
                 Err(error) => {
                     let why = error.to_string();
                     let why = why.lines().last().unwrap_or_default().trim_start_matches("error: ");
-                    bad_request!("{}: `{pattern}` is no regular expression: {why}", path.display())
+                    bad_request!("{}: `{pattern:.80}` is no regular expression: {why}", path.display())
                 }
             }
         };
@@ -83,12 +95,35 @@ impl NameMap {
     }
 
     /// The name afterwards; None: it is dropped.
-    pub fn apply(&self, name: &str) -> Option<String> {
-        self.0.iter().try_fold(name.to_string(), |name, (regex, to)| match to {
-            Some(to) => Some(regex.replace_all(&name, to.as_str()).into_owned()),
-            None => (!regex.is_match(&name)).then_some(name),
-        })
+    ///
+    /// # Errors
+    /// A [`crate::error::BadRequest`]: it is longer than a name is, as where lines double each other's.
+    pub fn apply(&self, name: &str) -> Result<Option<String>> {
+        let mut name = name.to_string();
+        for (regex, to) in &self.0 {
+            match to {
+                Some(to) => name = replaced(&name, regex, to)?,
+                None if regex.is_match(&name) => return Ok(None),
+                None => {}
+            }
+        }
+        Ok(Some(name))
     }
+}
+
+/// The name with each match of the expression replaced, as [`Regex::replace_all`] does it, but of bounded length.
+fn replaced(name: &str, regex: &Regex, to: &str) -> Result<String> {
+    let (mut new, mut end) = (String::new(), 0);
+    for found in regex.captures_iter(name) {
+        let whole = found.get_match();
+        new += &name[end..whole.start()];
+        found.expand(to, &mut new);
+        end = whole.end();
+        if new.len().max(name.len()) > LONGEST_NAME {
+            bad_request!("--map: a name of more than {LONGEST_NAME} bytes, of `{name:.80}`");
+        }
+    }
+    Ok(new + &name[end..])
 }
 
 impl StateDict {
@@ -107,7 +142,7 @@ impl StateDict {
         collect(dict, "", checkpoint.format == Format::TorchScript || !has_tensors(dict), &mut tensors);
         let mut state = StateDict { key, others, prefixes: Vec::new(), dropped: Vec::new(), tensors: Vec::new() };
         for (name, tensor) in tensors {
-            match map.apply(&name) {
+            match map.apply(&name)? {
                 Some(name) => state.tensors.push((name, tensor)),
                 None => state.dropped.push(name),
             }
@@ -220,4 +255,42 @@ fn choose<'e>(root: &'e Entry, path: &Path) -> Result<(String, &'e Entry, Vec<St
     };
     let others = found.iter().filter(|(other, _)| *other != keys).map(|(keys, _)| keys.join(".")).collect();
     Ok((keys.join("."), dict, others))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(lines: &str) -> Result<NameMap> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("map.yaml");
+        std::fs::write(&path, lines).unwrap();
+        NameMap::read(&path)
+    }
+
+    #[test]
+    fn names_are_renamed_as_replace_all_does_it_and_dropped() {
+        let map = map(r"[{from: '(a)|(?<n>\d)', to: '<$1${n}>'}, {from: '', to: '-'}, {drop: '^-b'}]").unwrap();
+        assert_eq!(map.apply("xa1ü").unwrap().as_deref(), Some("-x-<-a->-<-1->-ü-"));
+        assert_eq!(map.apply("b").unwrap(), None);
+    }
+
+    /// Ten lines that each make ten letters of one, an expression of 13 letters that is a program of megabytes, and the like.
+    #[test]
+    fn a_map_that_grows_without_end_is_refused() {
+        let grows = map(&"- {from: a, to: aaaaaaaaaa}\n".repeat(10)).unwrap();
+        assert!(
+            grows.apply("a").unwrap_err().to_string().starts_with("--map: a name of more than 1000 bytes, of `aaa")
+        );
+        assert!(grows.apply(&"x".repeat(5000)).unwrap().is_some(), "nothing is replaced");
+        let refusal = |lines: &str| map(lines).err().unwrap().to_string();
+        assert!(
+            refusal(r"- {drop: '(\w{50}){50}'}")
+                .contains("is no regular expression: Compiled regex exceeds size limit")
+        );
+        assert!(refusal(&"- {drop: a}\n".repeat(257)).contains("has 257 lines, more than 256"));
+        assert!(
+            refusal(&format!("- {{from: a, to: {}}}", "b".repeat(1001))).contains("a name of more than 1000 bytes")
+        );
+    }
 }

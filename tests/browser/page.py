@@ -47,6 +47,7 @@ def look(browser, report, folder, scheme, size):
         "title": page.locator("h1").inner_text(),
         "scripts": page.evaluate("document.querySelectorAll('script').length"),
         "run": page.evaluate("typeof window.run"),
+        "text": page.evaluate("document.body.innerText"),
         "figures": page.evaluate("document.querySelectorAll('figure svg').length"),
         "background": page.evaluate("getComputedStyle(document.body).backgroundColor"),
         "overflow": page.evaluate("document.documentElement.scrollWidth - window.innerWidth"),

@@ -1,7 +1,7 @@
 //! Finding CIFAR under the folder that the user gave, and reading its files from a folder or an archive.
 
 use super::{Form, HOME, Variant, batch};
-use crate::bad_request;
+use crate::{bad_request, files};
 use anyhow::Result;
 use flate2::read::GzDecoder;
 use std::fs::File;
@@ -82,7 +82,7 @@ impl Container {
             // A file that isn't there is for the caller to judge: the names are optional.
             let Ok(metadata) = std::fs::metadata(folder.join(file)) else { continue };
             batch::check_size(variant, form, file, &path, metadata.len())?;
-            visitor(file, &path, &crate::files::read(&folder.join(file))?)?;
+            visitor(file, &path, &files::read(&folder.join(file))?)?;
         }
         Ok(())
     }
@@ -100,11 +100,17 @@ impl Container {
         };
         for entry in entries {
             let mut entry = match entry {
-                Ok(entry) if entry.header().entry_type().is_file() => entry,
-                Ok(_) => continue,
+                Ok(entry) => entry,
                 Err(error) => return damaged(archive, error),
             };
-            let name = entry.path_bytes();
+            let (kind, name) = (entry.header().entry_type(), entry.path_bytes());
+            // Nothing is unpacked, so neither could do harm; but CIFAR's archives have none.
+            if files::leaves_folder(&name) || kind.is_symlink() || kind.is_hard_link() {
+                bad_request!("{}: has a link, or a name that leaves it; get it again from {HOME}", archive.display());
+            }
+            if !kind.is_file() {
+                continue;
+            }
             let name = name.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
             let Some(file) = form.batches().chain([form.names]).find(|file| file.as_bytes() == name) else { continue };
             let path = self.path_of(file);

@@ -39,18 +39,20 @@ impl Scale {
     /// That shows all values with some air around them, and at least `least` of range.
     pub fn around(values: impl IntoIterator<Item = f64>, least: f64) -> Scale {
         let (low, high) = ends(values);
-        let air = ((high - low) * 0.08).max((least - (high - low)) / 2.);
+        let air = ((high - low) * 0.08).max((least - (high - low)) / 2.).max(rounding(low, high));
         Scale { low: low - air, high: high + air, log: false }
     }
 
     /// The same for positive numbers, logarithmic where they span more than that factor.
     pub fn of_sizes(values: impl IntoIterator<Item = f64>, factor: f64) -> Scale {
         let (low, high) = ends(values);
+        // A size that is all but 0 would have the axis go down to it.
+        let low = if low > 0. { low.max(high * 1e-12) } else { low };
         if low > 0. && high > factor * low {
             let air = (high / low).powf(0.06);
             return Scale { low: low / air, high: high * air, log: true };
         }
-        let air = ((high - low) * 0.08).max(high * 0.02);
+        let air = ((high - low) * 0.08).max(high * 0.02).max(rounding(low, high));
         Scale { low: low - air, high: high + air, log: false }
     }
 }
@@ -69,6 +71,11 @@ impl Scale {
             (value - self.low) / (self.high - self.low)
         }
     }
+}
+
+/// A range that is not lost when it is added to such numbers.
+fn rounding(low: f64, high: f64) -> f64 {
+    1e-6 * low.abs().max(high.abs()).max(1e-6)
 }
 
 /// The least and the most; 0 and 1 of none.

@@ -13,8 +13,8 @@ const MAGIC: [u8; 10] = [0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0
 const DIGITS: &[u8] = b"119547037146038801333356";
 const VERSION: i64 = 1001;
 
-/// Bytes in which a pickle is looked for first; most are smaller.
-const WINDOW: u64 = 1 << 16;
+/// Bytes in which a pickle is looked for first; of old archives, which have one for each tensor, most are smaller.
+const WINDOW: u64 = 1 << 9;
 
 /// Whether a file that starts so is one.
 pub(super) fn starts(head: &[u8]) -> bool {
@@ -101,7 +101,7 @@ pub(super) fn read(source: &Source) -> Result<Option<Entry>, String> {
         let storage = storages.get(id.key).ok_or_else(|| format!("has no storage `{}`", id.key.escape_debug()))?;
         Ok(Kept::Storage(Storage { offset: id.offset, ..*storage }))
     };
-    rebuild::entries(&value, &resolve)
+    rebuild::entries(&value, source.length, &resolve)
 }
 
 /// Where each storage lies. The file says how many elements it has, and the value of which precision.

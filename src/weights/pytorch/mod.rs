@@ -12,7 +12,7 @@ mod stored;
 mod tar;
 mod zip;
 
-use crate::bad_request;
+use crate::{bad_request, files};
 use anyhow::Result;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -126,13 +126,8 @@ struct Source {
 
 impl Source {
     fn open(path: &Path) -> std::io::Result<Source> {
-        // Asked before it is opened: opening a pipe would wait for a writer.
-        let about = std::fs::metadata(path)?;
-        if !about.is_file() {
-            return Err(std::io::Error::other("not a file"));
-        }
-        let file = File::open(path)?;
-        Ok(Source { file, length: about.len(), name: path.display().to_string() })
+        let length = files::plain_file(path)?;
+        Ok(Source { file: File::open(path)?, length, name: path.display().to_string() })
     }
 
     /// `size` bytes from `at`: nothing is allocated where the file has fewer.

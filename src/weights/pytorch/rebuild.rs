@@ -9,6 +9,10 @@ use tch::Kind;
 const DEEPEST: usize = 16;
 /// Values that are looked at in one file at most; dicts that hold each other many times would be without end.
 const MOST_STEPS: usize = 1 << 20;
+/// Bytes that the tensors' names and places may take beside as many as the file has: a dict that is held many times is written out
+/// each time. One takes `PLACE`, its name with those of the dicts around it, and 16 an axis.
+const ROOM: u64 = 4 << 20;
+const PLACE: usize = 128;
 
 /// Names that a file may ask for: tensors, plain values and their containers. None is ever called.
 const NAMES: [&str; 44] = [
@@ -200,17 +204,22 @@ impl<'p> StorageId<'p> {
     }
 }
 
-/// The dicts and tensors of a pickle. `resolve` finds what the file keeps under an identifier.
+/// The dicts and tensors of a pickle in a file of so many bytes. `resolve` finds what the file keeps under an identifier.
 pub(super) fn entries(
     pickle: &Pickle,
+    length: u64,
     resolve: &dyn Fn(Node) -> Result<Kept, String>,
 ) -> Result<Option<Entry>, String> {
-    Rebuild { resolve, steps: 0 }.entry(pickle.root(), 0)
+    Rebuild { resolve, steps: 0, room: length.saturating_add(ROOM), path: 0 }.entry(pickle.root(), 0)
 }
 
 struct Rebuild<'r> {
     resolve: &'r dyn Fn(Node) -> Result<Kept, String>,
     steps: usize,
+    /// Bytes that names and places may still take.
+    room: u64,
+    /// Bytes of the keys on the way to the dict that is read.
+    path: usize,
 }
 
 impl Rebuild<'_> {
@@ -242,13 +251,22 @@ impl Rebuild<'_> {
     }
 
     fn item(&mut self, key: Node, value: Node, depth: usize, items: &mut Vec<(String, Entry)>) -> Result<(), String> {
-        let Some(key) = key.text().map(String::from).or_else(|| key.int().map(|key| key.to_string())) else {
-            return Ok(());
-        };
-        match self.entry(value, depth + 1) {
-            Ok(Some(entry)) => items.push((key, entry)),
+        let digits = key.int().map(|key| key.to_string());
+        let Some(key) = key.text().or(digits.as_deref()) else { return Ok(()) };
+        self.path += key.len();
+        let entry = self.entry(value, depth + 1);
+        let path = self.path;
+        self.path -= key.len();
+        match entry {
+            Ok(Some(entry)) => {
+                let axes = if let Entry::Tensor(tensor) = &entry { tensor.size.len() } else { 0 };
+                let taken = (PLACE + path + 16 * axes) as u64;
+                self.room = self.room.checked_sub(taken).ok_or("has dicts that hold each other too often")?;
+                items.push((key.to_string(), entry));
+            }
             Ok(None) => {}
-            Err(what) => return Err(if what.contains(" (at `") { what } else { format!("{what} (at `{key}`)") }),
+            Err(what) if what.contains(" (at `") => return Err(what),
+            Err(what) => return Err(format!("{what} (at `{key:.80}`)")),
         }
         Ok(())
     }

@@ -5,6 +5,7 @@ use super::legacy::{Stream, check_machine};
 use super::rebuild::{self, Kept, kind_of_storage, known};
 use super::stored::{Storage, Stored};
 use super::{Entry, Source};
+use crate::files;
 use crate::pickle::{Node, Pickle};
 use std::collections::HashMap;
 use tar::Archive;
@@ -25,6 +26,10 @@ pub(super) fn read(source: &Source) -> Result<Option<Entry>, String> {
     let file = source.file.try_clone().map_err(damaged)?;
     for entry in Archive::new(file).entries_with_seek().map_err(damaged)? {
         let entry = entry.map_err(damaged)?;
+        let kind = entry.header().entry_type();
+        if files::leaves_folder(&entry.path_bytes()) || kind.is_symlink() || kind.is_hard_link() {
+            return Err("is a tar archive with a link, or with a name that leaves it; torch.save writes none".into());
+        }
         let name = String::from_utf8_lossy(&entry.path_bytes()).trim_start_matches("./").to_string();
         let (start, size) = (entry.raw_file_position(), entry.size());
         source.check(start, size)?;
@@ -48,7 +53,7 @@ pub(super) fn read(source: &Source) -> Result<Option<Entry>, String> {
         let tensor = tensors.get(&key(identifier)?).ok_or("refers to a tensor that it doesn't hold")?;
         Ok(Kept::Tensor(tensor.clone()))
     };
-    rebuild::entries(&Pickle::read(&value, known)?, &resolve)
+    rebuild::entries(&Pickle::read(&value, known)?, source.length, &resolve)
 }
 
 /// A count; then of each the pickle (key, location, class), a number of elements and the elements; then a list of the views

@@ -4,6 +4,7 @@
 use super::rebuild::{self, Kept, StorageId};
 use super::stored::Storage;
 use super::{Entry, Format, Source};
+use crate::files;
 use crate::pickle::{Node, Pickle};
 use flate2::Crc;
 use std::collections::HashMap;
@@ -43,6 +44,9 @@ impl<'s> Archive<'s> {
             let [name, extra, comment] = [28, 30, 32].map(|at| number(record, at, 2));
             let (name, extra, comment) = (name? as usize, extra? as usize, comment? as usize);
             let text = record.get(46..46 + name).ok_or("is a damaged zip archive: its directory ends early")?;
+            if files::leaves_folder(text) {
+                return Err("is a zip archive with a name that leaves it; torch.save writes none".into());
+            }
             let fields = record.get(46 + name..46 + name + extra).unwrap_or_default();
             entries.insert(String::from_utf8_lossy(text).into_owned(), item(record, fields)?);
             at = (at + 46 + name + extra + comment).min(directory.len());
@@ -150,5 +154,5 @@ pub(super) fn read(source: &Source) -> Result<(Format, Option<Entry>), String> {
         Ok(Kept::Storage(Storage { kind: id.kind, start, bytes: item.bytes, crc, offset: id.offset }))
     };
     let format = if script { Format::TorchScript } else { Format::Zip };
-    Ok((format, rebuild::entries(&pickle, &resolve)?))
+    Ok((format, rebuild::entries(&pickle, source.length, &resolve)?))
 }

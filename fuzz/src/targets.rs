@@ -1,0 +1,264 @@
+//! The readers.
+
+use super::judged;
+use flate2::Compression;
+use flate2::write::{GzEncoder, ZlibEncoder};
+use foldconv::config::{self, Document};
+use foldconv::data::cifar::Cifar100Config;
+use foldconv::data::dataset::Source;
+use foldconv::data::{mnist, svhn};
+use foldconv::report;
+use foldconv::report::latency::Latency;
+use foldconv::sweep::axes::SweepKeys;
+use foldconv::sweep::plan::Plan;
+use foldconv::sweep::prune;
+use foldconv::sweep::slurm::jobs::Jobs;
+use foldconv::sweep::store::Store;
+use foldconv::train::log::Status;
+use foldconv::weights::Model;
+use foldconv::weights::pairing::{Aliases, Pairing, Theirs};
+use foldconv::weights::pytorch::{Buffer, Checkpoint};
+use foldconv::weights::state_dict::{NameMap, StateDict};
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use tempfile::TempDir;
+
+/// Tensors of one file whose numbers are read; each may be the whole file.
+const MOST_READ: usize = 64;
+/// Points of one sweep that are planned; a person may well ask for more.
+const MOST_POINTS: usize = 64;
+
+thread_local! {
+    /// A folder for the files; each target writes the same few again and again.
+    static FOLDER: TempDir = tempfile::tempdir().expect("a temporary folder");
+}
+
+fn folder() -> PathBuf {
+    FOLDER.with(|folder| folder.path().to_path_buf())
+}
+
+/// Writes a file below the folder.
+fn put(name: &str, bytes: &[u8]) -> PathBuf {
+    let path = folder().join(name);
+    if !path.exists() {
+        std::fs::create_dir_all(path.parent().expect("a folder above")).expect("a folder");
+    }
+    std::fs::write(&path, bytes).expect("a written file");
+    path
+}
+
+/// Writes a file whose content is always the same.
+fn keep(name: &str, content: impl FnOnce() -> Vec<u8>) {
+    if !folder().join(name).exists() {
+        put(name, &content());
+    }
+}
+
+/// The first byte chooses what the others are.
+fn choice(bytes: &[u8], of: u8) -> (u8, &[u8]) {
+    bytes.split_first().map_or((0, bytes), |(first, rest)| (first % of, rest))
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::none());
+    encoder.write_all(bytes).expect("written to memory");
+    encoder.finish().expect("written to memory")
+}
+
+/// `foldconv import`: torch.save's zip, tar and stream of pickles, TorchScript, safetensors.
+pub fn checkpoint(bytes: &[u8]) {
+    let path = put("checkpoint", bytes);
+    let Some(checkpoint) = judged(Checkpoint::open(&path)) else { return };
+    let Some(state) = judged(StateDict::find(&checkpoint, &path, None, &NameMap::default())) else { return };
+    let theirs = state.tensors.iter().map(|(name, tensor)| {
+        let (size, unfit) = tensor.as_ref().map_or((Vec::new(), Some(String::new())), |t| (t.size.clone(), None));
+        Theirs { name: name.clone(), size, unfit }
+    });
+    let ours = ["stem.conv.weight", "stem.bn.bias", "classifier.weight"].map(|name| (name.to_string(), vec![4, 3]));
+    let pairing = Pairing::new(&BTreeMap::from(ours), &theirs.collect::<Vec<_>>(), &Aliases::default());
+    assert!(!pairing.table().is_empty());
+    let mut buffer = Buffer::default();
+    for tensor in state.tensors.iter().filter_map(|(_, tensor)| tensor.as_ref().ok()).take(MOST_READ) {
+        if let Some(size) = judged(checkpoint.read(tensor, &mut buffer, |numbers| numbers.size())) {
+            assert_eq!(size, tensor.size);
+        }
+    }
+}
+
+/// Our own model file. The numbers are libtorch's memory, which must not be more than the file.
+pub fn model(bytes: &[u8]) {
+    let Some(model) = judged(Model::load(&put("model", bytes))) else { return };
+    let numbers = |tensor: &tch::Tensor| tensor.numel() * tensor.kind().elt_size_in_bytes();
+    assert!(model.tensors.values().map(numbers).sum::<usize>() <= bytes.len());
+}
+
+/// CIFAR-100: the images of either form, the names of the classes, and an archive, as it is or as what is packed in it.
+pub fn cifar(bytes: &[u8]) {
+    let (form, bytes) = choice(bytes, 5);
+    let record = || [vec![1, 2], vec![7; 3072]].concat();
+    keep("binary/cifar-100-binary/train.bin", record);
+    keep("binary/cifar-100-binary/test.bin", record);
+    let root = match form {
+        0 => put("images/cifar-100-binary/train.bin", bytes).with_file_name(""),
+        1 => put("python/cifar-100-python/train", bytes).with_file_name(""),
+        2 => put("binary/cifar-100-binary/fine_label_names.txt", bytes).with_file_name(""),
+        3 => put("packed/cifar-100-binary.tar.gz", &gzip(bytes)),
+        _ => put("archive/cifar-100-python.tar.gz", bytes),
+    };
+    judged(Cifar100Config {}.load(Some(&root)));
+}
+
+/// SVHN's MATLAB files, as they are or as what is compressed in them.
+pub fn svhn(bytes: &[u8]) {
+    let (packed, bytes) = choice(bytes, 2);
+    let mut file = Vec::new();
+    if packed == 1 {
+        let mut encoder = ZlibEncoder::new(Vec::new(), Compression::none());
+        encoder.write_all(bytes).expect("written to memory");
+        let data = encoder.finish().expect("written to memory");
+        file =
+            [&[b' '; 124][..], b"\x00\x01IM", &15u32.to_le_bytes(), &(data.len() as u32).to_le_bytes(), &data].concat();
+    }
+    let path = put("svhn/train_32x32.mat", if packed == 1 { &file } else { bytes });
+    judged(svhn::Config::default().load(path.parent()));
+}
+
+/// The idx files of MNIST, images or labels, plain or compressed.
+pub fn mnist(bytes: &[u8]) {
+    let (form, bytes) = choice(bytes, 3);
+    let word = |n: u32| n.to_be_bytes();
+    let images = || [&[0, 0, 8, 3][..], &word(2), &word(28), &word(28), &[9; 2 * 784]].concat();
+    let labels = || [&[0, 0, 8, 1][..], &word(2), &[3, 4]].concat();
+    keep("labels/t10k-images-idx3-ubyte", images);
+    keep("labels/train-images-idx3-ubyte", images);
+    keep("labels/t10k-labels-idx1-ubyte", labels);
+    let path = match form {
+        0 => put("images/train-images-idx3-ubyte", bytes),
+        1 => put("labels/train-labels-idx1-ubyte", bytes),
+        _ => put("packed/train-images-idx3-ubyte.gz", &gzip(bytes)),
+    };
+    judged(mnist::MnistConfig {}.load(path.parent()));
+}
+
+/// Pieces of text with a zero byte between them; the first is a file.
+fn pieces(bytes: &[u8]) -> (&[u8], Vec<String>) {
+    let mut pieces = bytes.split(|byte| *byte == 0);
+    let file = pieces.next().unwrap_or_default();
+    (file, pieces.map(|piece| String::from_utf8_lossy(piece).into_owned()).collect())
+}
+
+/// A YAML file of a trial or a sweep, and behind it what `--set` gives.
+pub fn config(bytes: &[u8]) {
+    let (file, overrides) = pieces(bytes);
+    for text in &overrides {
+        judged(config::operator(text));
+        judged(config::data_section("shapes", std::slice::from_ref(text)));
+    }
+    let Some(document) = judged(Document::read(&put("config.yaml", file), &overrides)) else { return };
+    if let Some(config) = judged(document.config()) {
+        // What is saved with a trial reads back as the same trial.
+        let saved = config.to_yaml();
+        let again = Document::read(&put("saved.yaml", saved.as_bytes()), &[]).and_then(|document| document.config());
+        assert_eq!(again.map(|config| config.hash()).ok(), Some(config.hash()), "{saved}");
+    }
+    let Some(keys) = judged(SweepKeys::read(&document)) else { return };
+    let points = keys.axes.iter().map(|axis| axis.values.len().max(1)).fold(1, usize::saturating_mul);
+    if points.saturating_mul(keys.seeds.map_or(1, |seeds| seeds.len())) <= MOST_POINTS {
+        judged(Plan::of_checked(&document));
+    }
+}
+
+/// A map of names, and behind it names.
+pub fn names(bytes: &[u8]) {
+    let (file, names) = pieces(bytes);
+    let Some(map) = judged(NameMap::read(&put("map.yaml", file))) else { return };
+    for name in &names {
+        judged(map.apply(name));
+    }
+}
+
+/// A sweep of one trial, without what is known of it; the folder of the trial.
+fn started(name: &str) -> (Store, String) {
+    const SWEEP: &str = "{data: {name: shapes}, net: {name: smallnet}, axes: {operator.name: [maconv]}, seeds: 1}";
+    keep(&format!("{name}/sweep.yaml"), || SWEEP.into());
+    let store = Store::open(&folder().join(name)).expect("the sweep");
+    let plan = Plan::of_checked(&store.document().expect("its file")).expect("its plan");
+    (store, plan.points[0].trials[0].hash.clone())
+}
+
+/// The files in which a sweep keeps its state, one at a time.
+pub fn sweep(bytes: &[u8]) {
+    let (file, bytes) = choice(bytes, 7);
+    let (store, hash) = started("sweep");
+    let trial = store.trial(&hash);
+    let place =
+        |name: &str| put(trial.join(name).strip_prefix(folder()).expect("below").to_str().expect("text"), bytes);
+    match file {
+        0 => {
+            place("state.json");
+            let record = store.record(&hash);
+            assert!(store.state(&hash).to_string().len() < 20, "{record:?}");
+        }
+        1 => {
+            let path = place("result.json");
+            judged(store.result(&hash));
+            std::fs::remove_file(path).expect("it is there");
+        }
+        2 => {
+            place("progress.json");
+            Status::read(&trial).map(|status| status.to_string());
+        }
+        3 => {
+            place("metrics.csv");
+            prune::Curves::default().update(&store, &hash);
+            judged(report::curves::read(&trial)).map(|rows| report::curves::Curves::of(&[rows]));
+        }
+        4 => drop(judged(Jobs::read(
+            put("sweep/slurm/jobs.json", bytes).parent().and_then(Path::parent).expect("above"),
+        ))),
+        5 => {
+            let path = put("sweep/latency.json", bytes);
+            judged(Latency::read(&store)).flatten().map(|latency| latency.place());
+            std::fs::remove_file(path).expect("it is there");
+        }
+        _ => {
+            let root = put("other/sweep.yaml", bytes);
+            let Some(store) = judged(Store::open(&root.with_file_name(""))) else { return };
+            judged(store.name());
+            judged(store.document());
+        }
+    }
+}
+
+/// The tables, plots and page of finished trials with any numbers in them.
+pub fn report(bytes: &[u8]) {
+    let (store, hash) = started("report");
+    let mut numbers = bytes.as_chunks().0.iter().map(|bytes| f64::from_le_bytes(*bytes));
+    let mut number = || numbers.next().filter(|number| number.is_finite()).unwrap_or(1.);
+    let mut form = || {
+        let (top1, top5, loss) = (number().abs() % 100., number().abs() % 100., number());
+        format!(
+            r#"{{"top1": {top1:?}, "top5": {top5:?}, "loss": {loss:?}, "parameters": {}, "macs": {}}}"#,
+            number() as i64,
+            number() as i64
+        )
+    };
+    let (expanded, compact) = (form(), form());
+    let (agreement, difference, seconds, milliseconds) = (number().abs() % 100., number(), number(), number().abs());
+    let result = format!(
+        r#"{{"hash": "{hash}", "seed": 0, "epochs": 3, "steps": 9, "train_loss": 1.0, "expanded": {expanded}, "compact": {compact},
+        "fold": {{"agreement": {agreement:?}, "largest_difference": {difference:?}, "relative_difference": {difference:?}}},
+        "seconds": {seconds:?}, "version": "0", "device": "cpu", "threads": 1}}"#
+    );
+    let mut metrics = "epoch,lr,train_loss,test_loss,top1,top5,images_per_second,seconds\n".to_string();
+    for epoch in 1..=3 {
+        metrics += &format!("{epoch},{:?},{:?},{:?},{:?},{:?},1,1\n", number(), number(), number(), number(), number());
+    }
+    let latency =
+        format!(r#"{{"device": "cpu", "threads": 1, "milliseconds": {{"{hash}": {{"1": {milliseconds:?}}}}}}}"#);
+    put(&format!("report/trials/{hash}/result.json"), result.as_bytes());
+    put(&format!("report/trials/{hash}/metrics.csv"), metrics.as_bytes());
+    put("report/latency.json", latency.as_bytes());
+    judged(report::make(store.root()));
+}

@@ -1,0 +1,133 @@
+//! YAML, within bounds. An alias (`*a`) stands for all that its anchor holds, so a page of text can mean more values than memory
+//! holds; what a text means is weighed before it is made.
+
+use serde::de::{
+    DeserializeOwned, DeserializeSeed, Deserializer, EnumAccess, Error as _, IgnoredAny, MapAccess, SeqAccess,
+};
+use serde::de::{VariantAccess, Visitor};
+use std::cell::Cell;
+use std::fmt;
+
+/// Bytes of a text at most; the longest file beside this crate has 2 KiB. The parser keeps up to 450 for each of them.
+pub const MOST_BYTES: usize = 1 << 17;
+/// Values in a text at most, those of its aliases counted each time; a string counts once more each 64 bytes.
+const MOST_VALUES: usize = 1 << 17;
+
+/// Reads a text.
+///
+/// # Errors
+/// What is wrong, and at which line where that is known.
+pub fn parse<T: DeserializeOwned>(text: &str) -> Result<T, serde_yaml::Error> {
+    if text.len() > MOST_BYTES {
+        return Err(serde_yaml::Error::custom(format_args!("{} bytes, more than {MOST_BYTES}", text.len())));
+    }
+    let left = Cell::new(MOST_VALUES);
+    // What is wrong with the text itself is told by the reader of it, with more of where it is.
+    if Weigh(&left).deserialize(serde_yaml::Deserializer::from_str(text)).is_err() && left.get() == 0 {
+        return Err(serde_yaml::Error::custom(format_args!("holds more than {MOST_VALUES} values")));
+    }
+    serde_yaml::from_str(text)
+}
+
+/// Visits everything, keeps nothing, and ends where the weight that is left is spent.
+struct Weigh<'c>(&'c Cell<usize>);
+
+impl Weigh<'_> {
+    fn again(&self) -> Weigh<'_> {
+        Weigh(self.0)
+    }
+
+    fn spend<E: serde::de::Error>(&self, weight: usize) -> Result<(), E> {
+        let left = self.0.get().saturating_sub(weight);
+        self.0.set(left);
+        if left == 0 { Err(E::custom("spent")) } else { Ok(()) }
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Weigh<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Weigh<'_> {
+    type Value = ();
+
+    fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        formatter.write_str("any value")
+    }
+
+    fn visit_bool<E: serde::de::Error>(self, _: bool) -> Result<(), E> {
+        self.spend(1)
+    }
+
+    fn visit_i64<E: serde::de::Error>(self, _: i64) -> Result<(), E> {
+        self.spend(1)
+    }
+
+    fn visit_u64<E: serde::de::Error>(self, _: u64) -> Result<(), E> {
+        self.spend(1)
+    }
+
+    fn visit_f64<E: serde::de::Error>(self, _: f64) -> Result<(), E> {
+        self.spend(1)
+    }
+
+    fn visit_unit<E: serde::de::Error>(self) -> Result<(), E> {
+        self.spend(1)
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<(), E> {
+        self.spend(1 + text.len() / 64)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
+        while items.next_element_seed(self.again())?.is_some() {}
+        self.spend(1)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<(), A::Error> {
+        while entries.next_entry_seed(self.again(), self.again())?.is_some() {}
+        self.spend(1)
+    }
+
+    fn visit_enum<A: EnumAccess<'de>>(self, tagged: A) -> Result<(), A::Error> {
+        let (_, content): (IgnoredAny, _) = tagged.variant()?;
+        content.newtype_variant_seed(self.again())?;
+        self.spend(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_yaml::Value;
+
+    fn refusal(text: &str) -> String {
+        parse::<Value>(text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn anchors_and_tags_are_read_as_what_they_mean() {
+        let found: Value = parse("{a: &a [1, x], b: *a, c: !tag {d: 2.5}, e: ~, f: true, g: -1}").unwrap();
+        assert_eq!(found["b"], found["a"]);
+        assert_eq!(found["c"], serde_yaml::from_str::<Value>("!tag {d: 2.5}").unwrap());
+        assert!(refusal("{a: *b}").contains("unknown anchor at line 1"));
+        assert!(refusal("[a, {b: c]").contains("line 1 column"));
+    }
+
+    /// 30 KB of text that mean 25 million values, or 400 MB of letters.
+    #[test]
+    fn what_means_more_than_memory_holds_is_refused() {
+        let many = |item: &str| format!("a: &a [{}]\nb: [{}]", [item; 5000].join(","), ["*a"; 5000].join(","));
+        assert_eq!(refusal(&many("1")), "holds more than 131072 values");
+        assert_eq!(refusal(&many("{x: !y [~]}")), "holds more than 131072 values");
+        let long = format!("a: &a {}\nb: [{}]", "x".repeat(20_000), ["*a"; 20_000].join(","));
+        assert_eq!(refusal(&long), "holds more than 131072 values");
+        assert_eq!(refusal(&"#".repeat(MOST_BYTES + 1)), "131073 bytes, more than 131072");
+        let deep = format!("{}1{}", "[".repeat(10_000), "]".repeat(10_000));
+        assert!(refusal(&deep).starts_with("recursion limit exceeded"), "{}", refusal(&deep));
+    }
+}
