@@ -84,13 +84,16 @@ bench-data: build setup-peer
 	$(VENV)/bin/python benches/data.py --foldconv $(BINARY)
 	$(VENV)/bin/python benches/files.py --foldconv $(BINARY)
 
-# Feeds each reader of foreign files with damaged ones, so many seconds each; docs/reliability.md says what must not happen. Needs a
-# nightly toolchain and cargo-fuzz (`cargo install cargo-fuzz --locked`). Without the address sanitizer, which has not been tried
-# beside libtorch; the readers are safe Rust but for two casts in stored.rs.
+# Feeds each reader of foreign files with damaged ones, so many seconds each; docs/reliability.md says what must not happen. What is found
+# lies in fuzz/artifacts. Without the address sanitizer, which libtorch was not built for: the readers are safe Rust but for two casts in
+# stored.rs.
 FUZZ_SECONDS := 60
 FUZZ := checkpoint model cifar svhn mnist config names sweep report
 FUZZ_FLAGS := -timeout=1 -max_len=8192 -rss_limit_mb=2048 -print_final_stats=1
 fuzz: setup
+	@cargo +nightly --version >/dev/null 2>&1 || \
+	  { echo "a nightly Rust, which instruments for the fuzzer, is missing: rustup toolchain install nightly" >&2; exit 2; }
+	@cargo fuzz --version >/dev/null 2>&1 || { echo "cargo-fuzz is missing: cargo install cargo-fuzz --locked" >&2; exit 2; }
 	@for target in $(FUZZ); do mkdir -p fuzz/target/corpus/$$target && \
 	  TMPDIR=$$(test -w /dev/shm && echo /dev/shm || echo /tmp) cargo +nightly fuzz run --sanitizer none $$target \
 	    fuzz/target/corpus/$$target fuzz/corpus/$$target -- -max_total_time=$(FUZZ_SECONDS) $(FUZZ_FLAGS) || exit 1; done

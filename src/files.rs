@@ -9,6 +9,9 @@ use std::path::Path;
 /// Bytes of a text at most; ImageNet's lists have 2 MB.
 const MOST_TEXT: u64 = 16 << 20;
 
+/// How the names of files begin that are not finished.
+pub const PARTIAL: &str = ".partial-";
+
 /// Writes a file so that a reader, or a crash at any moment, sees the old content or the new and nothing between:
 /// a temporary name in the same folder, synced, renamed, and the folder synced.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
@@ -25,7 +28,7 @@ pub fn fill_atomic(path: &Path, fill: impl FnOnce(&Path) -> std::io::Result<()>)
 pub fn fill_keeping(path: &Path, before: Option<&Path>, fill: impl FnOnce(&Path) -> std::io::Result<()>) -> Result<()> {
     let write = || -> std::io::Result<()> {
         let file = tempfile::Builder::new()
-            .prefix(".partial-")
+            .prefix(PARTIAL)
             // Readable by whom the umask lets, as any file; temporary ones are private by default.
             .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666))
             .tempfile_in(folder(path))?;
@@ -47,6 +50,16 @@ pub fn fill_keeping(path: &Path, before: Option<&Path>, fill: impl FnOnce(&Path)
 pub fn rename(from: &Path, to: &Path) -> Result<()> {
     let rename = || std::fs::rename(from, to).and_then(|()| sync_folder(to));
     rename().with_context(|| format!("{}: cannot write", to.display()))
+}
+
+/// Takes away what processes that were killed have left half-written; only for who has the folder's lock.
+pub fn remove_partial(folder: &Path) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(PARTIAL) {
+            // Left where it can't be deleted: it takes room and does no harm.
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
 }
 
 /// Makes sure that the names in the folder of a file outlive a power cut.

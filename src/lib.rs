@@ -92,7 +92,7 @@
 //! To follow one image: [`data::augment`] cuts and recolours it, [`data::batch`] makes it part of a batch, [`net`] runs it through
 //! sites, [`op`] through an operator, whose fold is [`algebra`].
 
-#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used))]
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::print_stderr))]
 
 pub mod algebra;
 pub mod device;

@@ -1,6 +1,6 @@
 //! Parses, calls, prints one line for an error.
 
-#![deny(clippy::unwrap_used, clippy::expect_used)]
+#![deny(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::print_stderr)]
 
 use foldconv::cli::Cli;
 use foldconv::panics;

@@ -4,10 +4,9 @@
 //! A panic unwinds (Cargo.toml sets no `panic`), since libtorch's operators panic where memory does not suffice, and that has a
 //! status of its own. Threads of this crate are waited for, so that a panic on one of them goes on in the one that waits.
 
-use crate::error;
+use crate::{error, note};
 use std::any::Any;
 use std::cell::Cell;
-use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 thread_local! {
@@ -61,5 +60,5 @@ fn line(message: &str) -> String {
 
 /// Says a line on stderr. A sweep's trial writes it to a file, whose disk may be full: that is no reason to panic.
 pub fn say(line: &str) {
-    let _ = writeln!(std::io::stderr(), "foldconv: {line}");
+    note!("foldconv: {line}");
 }

@@ -1,7 +1,35 @@
 //! How tables and numbers are written for a person.
 
 use crate::error::printable;
+use anyhow::{Context, Result};
 use comfy_table::{CellAlignment, ContentArrangement, Table, TableComponent, presets};
+use std::fmt;
+use std::io::Write;
+
+/// Writes a line to stdout. Where that can't be, as behind `> /dev/full`, it is an error, while `println!` panics.
+#[macro_export]
+macro_rules! say {
+    ($($arg:tt)*) => { $crate::text::result(format_args!($($arg)*)) };
+}
+
+/// Writes a line to stderr, which may be a file on a full disk: what can't be written is left out, while `eprintln!` panics.
+#[macro_export]
+macro_rules! note {
+    ($($arg:tt)*) => { $crate::text::message(format_args!($($arg)*)) };
+}
+
+/// What [`say!`] does.
+///
+/// # Errors
+/// The disk's.
+pub fn result(line: fmt::Arguments) -> Result<()> {
+    writeln!(std::io::stdout(), "{line}").context("stdout: cannot write")
+}
+
+/// What [`note!`] does.
+pub fn message(line: fmt::Arguments) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
 
 /// A table for a terminal: a line below the header and none between rows.
 pub fn table<T: Into<comfy_table::Row>>(header: T) -> Table {

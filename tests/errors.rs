@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{TINY, arg, error, folder, run, stderr, stdout};
+use common::{TINY, arg, error, foldconv, folder, run, stderr, stdout};
 use std::path::Path;
 use std::process::Command;
 
@@ -194,4 +194,31 @@ fn a_missing_tool_is_one_line_that_says_what_to_install() {
     let path = std::env::var("PATH").unwrap();
     let (ok, text) = make(&path, "/no/such/python").unwrap();
     assert!(!ok && first(&text).contains("Python 3.9 or newer with venv is missing"), "{text}");
+}
+
+/// Where stdout or stderr is a file on a full disk.
+#[test]
+fn what_can_not_be_printed_is_no_panic() {
+    let (_guard, root) = folder(&[("a.yaml", TINY.as_bytes())]);
+    let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let file = arg(&root.join("a.yaml"));
+    for args in [
+        &["describe", &*file][..],
+        &["describe", &file, "--json"],
+        &["describe", "--operators"],
+        &["data", "list"],
+        &["doctor"],
+    ] {
+        let output = foldconv().args(args).stdout(full()).output().unwrap();
+        assert_eq!(error(&output, 74), "stdout: cannot write: No space left on device (os error 28)", "{args:?}");
+    }
+    let (missing, trial) = (arg(&root.join("b.yaml")), arg(&root.join("trial")));
+    for (args, status) in [
+        (&["describe", &missing][..], 2),
+        (&["train", &file, "--out", &trial], 0),
+        (&["train", &file, "--out", &trial], 0),
+    ] {
+        let output = foldconv().args(args).stderr(full()).output().unwrap();
+        assert_eq!(output.status.code(), Some(status), "{args:?}");
+    }
 }

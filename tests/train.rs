@@ -176,3 +176,17 @@ fn a_fold_that_is_refused_names_the_site_and_says_what_to_change() {
     assert!(!root.join("c").exists());
     error(&run(["compare", &model]), 1);
 }
+
+#[test]
+fn one_process_trains_in_a_folder_and_clears_away_what_a_killed_one_left() {
+    let (_guard, root) = folder(&[("a.yaml", LONG.as_bytes()), ("out/.partial-x", b"half of a checkpoint")]);
+    let (config, out) = (root.join("a.yaml"), root.join("out"));
+    let mut first = start(&config, &out, &[]);
+    wait_for_checkpoint(&mut first, &out);
+    let line = error(&train(&config, &out), 2);
+    assert!(line.starts_with(&format!("{}: process {} of ", out.display(), first.id())), "{line}");
+    assert!(line.ends_with(" trains in this folder; wait for it, or give another --out"), "{line}");
+    stdout(&first.wait_with_output().unwrap());
+    assert!(!out.join(".partial-x").exists());
+    assert!(stderr(&train(&config, &out)).contains("is done already"), "the lock ends with who had it");
+}

@@ -3,7 +3,6 @@
 use super::output::{json, print};
 use super::{FromConfig, Machine};
 use crate::algebra::Geometry;
-use crate::bad_request;
 use crate::bench::data::data_speed;
 use crate::bench::op::{Cost, Shape, costs};
 use crate::bench::train::{TrainSpeed, train_speed};
@@ -18,6 +17,7 @@ use crate::train::exec::summary;
 use crate::weights::import::Plan;
 use crate::weights::pytorch::Checkpoint;
 use crate::weights::state_dict::{NameMap, StateDict};
+use crate::{bad_request, note, say};
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use comfy_table::Table;
@@ -137,7 +137,7 @@ fn import(options: &ImportOptions, as_json: bool) -> Result<()> {
     if as_json {
         return json(&serde_json::json!({"seconds": seconds, "rounds": options.rounds}));
     }
-    println!("{seconds:.4} s, median of {}", options.rounds);
+    say!("{seconds:.4} s, median of {}", options.rounds)?;
     Ok(())
 }
 
@@ -147,30 +147,30 @@ fn train(options: &TrainOptions, device: Device, as_json: bool) -> Result<()> {
     if as_json {
         return json(&speed);
     }
-    print_training(&speed);
+    print_training(&speed)?;
     Ok(())
 }
 
-fn print_training(speed: &TrainSpeed) {
+fn print_training(speed: &TrainSpeed) -> Result<()> {
     let TrainSpeed { images_per_second, step_seconds, phases, steps, batch, execs, floor, .. } = speed;
     let ms = |seconds: f64| format!("{:.2} ms", 1e3 * seconds);
-    println!("{images_per_second:.0} images/s ({} a step of {batch} images; medians of {steps})", ms(*step_seconds));
-    println!(
+    say!("{images_per_second:.0} images/s ({} a step of {batch} images; medians of {steps})", ms(*step_seconds))?;
+    say!(
         "waiting for data {} ({:.2} %), forward {}, backward {}, optimizer {}",
         ms(phases.data_seconds),
         1e2 * phases.data_seconds / step_seconds,
         ms(phases.forward_seconds),
         ms(phases.backward_seconds),
         ms(phases.optimizer_seconds),
-    );
+    )?;
     if !execs.is_empty() {
-        println!("sites with several ways to compute their training: {}", summary(execs));
+        say!("sites with several ways to compute their training: {}", summary(execs))?;
     }
     if let Some(bytes) = speed.peak_memory_bytes {
-        println!("at most {:.0} MB of memory above what was there before the first step", bytes as f64 / 1e6);
+        say!("at most {:.0} MB of memory above what was there before the first step", bytes as f64 / 1e6)?;
     }
     let (bandwidth, rate) = (floor.rates.bytes_per_second, floor.rates.flops_per_second);
-    println!(
+    say!(
         "{:.2} times the floor of {}: {:.3} GB at {:.1} GB/s and {:.2} GFLOP at {:.0} GFLOP/s, measured here",
         speed.over_floor,
         ms(floor.seconds),
@@ -178,7 +178,8 @@ fn print_training(speed: &TrainSpeed) {
         bandwidth / 1e9,
         floor.flops as f64 / 1e9,
         rate / 1e9,
-    );
+    )?;
+    Ok(())
 }
 
 fn data(options: &DataOptions, device: Device, as_json: bool) -> Result<()> {
@@ -187,10 +188,13 @@ fn data(options: &DataOptions, device: Device, as_json: bool) -> Result<()> {
     if as_json {
         return json(&speed);
     }
-    println!(
+    say!(
         "{:.0} images/s ({} images in batches of {}, {} threads)",
-        speed.images_per_second, speed.images, speed.batch, speed.threads
-    );
+        speed.images_per_second,
+        speed.images,
+        speed.batch,
+        speed.threads
+    )?;
     Ok(())
 }
 
@@ -209,7 +213,7 @@ fn operators(options: &OpOptions, device: Device, as_json: bool) -> Result<()> {
         for (label, operator) in &operators {
             for batch in &options.batch {
                 let shape = Shape { geometry, size, batch: *batch, rounds: rounds.into() };
-                eprintln!("{label}: {kernel}x{kernel}, batch {batch}");
+                note!("{label}: {kernel}x{kernel}, batch {batch}");
                 all.extend(costs(label, operator, shape, device)?);
             }
         }
@@ -219,8 +223,8 @@ fn operators(options: &OpOptions, device: Device, as_json: bool) -> Result<()> {
     }
     for kernel in &options.kernel {
         let of_kernel: Vec<&Cost> = all.iter().filter(|cost| cost.shape.geometry.kernel == [*kernel; 2]).collect();
-        println!("{kernel}x{kernel}, {channels} -> {channels} channels, {groups} groups, {size}x{size}:");
-        print(&cost_table(&of_kernel, &options.batch));
+        say!("{kernel}x{kernel}, {channels} -> {channels} channels, {groups} groups, {size}x{size}:")?;
+        print(&cost_table(&of_kernel, &options.batch))?;
     }
     Ok(())
 }

@@ -2,13 +2,13 @@
 
 use super::output::{json, print};
 use super::{FromModel, Machine};
-use crate::bad_request;
 use crate::bench::latency;
 use crate::data::batch::Batches;
 use crate::net::block::Form;
 use crate::text::{align_right, table, thousands};
 use crate::train::evaluate;
 use crate::train::result::{FoldResult, FormResult};
+use crate::{bad_request, say};
 use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
@@ -66,11 +66,11 @@ pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
     if as_json {
         return json(&comparison);
     }
-    print_text(&comparison);
+    print_text(&comparison)?;
     Ok(())
 }
 
-fn print_text(comparison: &Comparison) {
+fn print_text(comparison: &Comparison) -> Result<()> {
     let (a, b) = (&comparison.expanded, &comparison.compact);
     let mut rows = table(["", "expanded", "compact"]);
     let mut row = |name: &str, show: &dyn Fn(&Measured) -> String| {
@@ -84,11 +84,12 @@ fn print_text(comparison: &Comparison) {
     row("latency, batch 1", &|form| format!("{:.2} ms", form.latency_ms_1));
     row("latency, batch 128", &|form| format!("{:.2} ms", form.latency_ms_128));
     align_right(&mut rows, 1..3);
-    print(&rows);
+    print(&rows)?;
     if let FoldResult::Verified { agreement, largest_difference, relative_difference } = comparison.fold {
-        println!(
+        say!(
             "{agreement:.2} % of {} predictions agree; the largest logit difference is {largest_difference:.1e} ({relative_difference:.1e} of the largest logit)",
             thousands(comparison.images as i64)
-        );
+        )?;
     }
+    Ok(())
 }

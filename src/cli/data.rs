@@ -5,7 +5,7 @@ use crate::data::fetch::{self, Event, Outcome, Patience};
 use crate::data::home::{Home, Inspection};
 use crate::data::{DataConfig, SourceConfig};
 use crate::text::{align_right, table, thousands};
-use crate::{bad_request, config};
+use crate::{bad_request, config, note, say};
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -97,10 +97,10 @@ fn list(as_json: bool) -> Result<()> {
     for Listed { name, summary, images, home } in &sets {
         rows.add_row([*name, summary.trim_end_matches('.'), images, home.map_or("", |home| home.address)]);
     }
-    print(&rows);
+    print(&rows)?;
     for Listed { name, home, .. } in &sets {
         if let Some(Home { licence, citation, .. }) = home {
-            println!("{name}: licence: {licence}; cite {citation}");
+            say!("{name}: licence: {licence}; cite {citation}")?;
         }
     }
     Ok(())
@@ -137,7 +137,7 @@ fn check(set: &Set, as_json: bool) -> Result<()> {
     if as_json {
         json(&checked)?;
     } else {
-        print_check(&checked);
+        print_check(&checked)?;
     }
     match checked.found.damaged.len() {
         0 => Ok(()),
@@ -158,28 +158,29 @@ fn official(home: &Home, root: &Path) -> Result<Vec<Official>> {
     Ok(found)
 }
 
-fn print_check(Checked { name, root, found, official }: &Checked) {
+fn print_check(Checked { name, root, found, official }: &Checked) -> Result<()> {
     let place = root.as_ref().map_or(String::new(), |root| format!(" in {}", root.display()));
-    println!("{name}{place}: images {}x{}x{}", found.channels, found.size, found.size);
+    say!("{name}{place}: images {}x{}x{}", found.channels, found.size, found.size)?;
     let mut rows = table(["class", "train", "test"]);
     for class in &found.classes {
         rows.add_row([class.name.clone(), thousands(class.train), thousands(class.test)]);
     }
     rows.add_row([format!("all {}", found.classes.len()), thousands(found.train), thousands(found.test)]);
     align_right(&mut rows, [1, 2]);
-    print(&rows);
+    print(&rows)?;
     let numbers = |values: &[f64]| values.iter().map(|value| format!("{value:.4}")).collect::<Vec<_>>().join(", ");
-    println!(
+    say!(
         "pixels of the training split, in [0, 1]: mean {}, standard deviation {}",
         numbers(&found.mean),
         numbers(&found.std)
-    );
+    )?;
     for Official { file, md5, same } in official {
-        println!("{file}: {} (md5 {md5})", if *same { "the official file" } else { "not the official file" });
+        say!("{file}: {} (md5 {md5})", if *same { "the official file" } else { "not the official file" })?;
     }
     for damaged in &found.damaged {
-        println!("{}: {}", damaged.file, damaged.reason);
+        say!("{}: {}", damaged.file, damaged.reason)?;
     }
+    Ok(())
 }
 
 /// A file that fetch was asked for.
@@ -211,17 +212,17 @@ fn fetch(options: &Fetch, as_json: bool) -> Result<()> {
         let bytes = std::fs::metadata(&file).map_or(0, |metadata| metadata.len());
         if !as_json {
             let what = if outcome == Outcome::Present { "was there" } else { "fetched" };
-            println!("{}: {what}, {} bytes, md5 {} is right", file.display(), thousands(bytes as i64), download.md5);
+            say!("{}: {what}, {} bytes, md5 {} is right", file.display(), thousands(bytes as i64), download.md5)?;
         }
         fetched.push(Fetched { file, url, bytes, md5: download.md5, outcome });
     }
     if as_json {
         return json(&fetched);
     }
-    println!(
+    say!(
         "{name} is read from these files as they are: `foldconv data check {name} --root {}` counts it",
         root.display()
-    );
+    )?;
     Ok(())
 }
 
@@ -253,7 +254,7 @@ impl Progress {
                 self.bar.set_position(done);
             }
             Event::Retry(reason, wait) => {
-                self.bar.suspend(|| eprintln!("{}: {reason}; again in {wait:?}", self.name));
+                self.bar.suspend(|| note!("{}: {reason}; again in {wait:?}", self.name));
             }
         }
     }

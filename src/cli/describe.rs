@@ -3,7 +3,6 @@
 use super::FromConfig;
 use super::output::{json, print};
 use crate::algebra::Geometry;
-use crate::bad_request;
 use crate::config::Config;
 use crate::net::NetConfig;
 use crate::net::block::{Form, Plan, Site, SiteTrace};
@@ -14,6 +13,7 @@ use crate::options::Entry;
 use crate::text::{align_right, table, thousands, wrapped};
 use crate::tune::Tuned;
 use crate::weights::{About, Model};
+use crate::{bad_request, say};
 use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
@@ -97,7 +97,7 @@ pub fn run(options: &Options, as_json: bool) -> Result<()> {
     if as_json {
         return json(&description);
     }
-    print_text(&description);
+    print_text(&description)?;
     Ok(())
 }
 
@@ -108,25 +108,25 @@ fn catalogue(sections: &[(&str, Vec<Entry>)], as_json: bool) -> Result<()> {
     }
     for (section, entries) in sections {
         for Entry { name, summary, options } in entries {
-            println!("{section}: {{name: {name}}}\n{summary}");
+            say!("{section}: {{name: {name}}}\n{summary}")?;
             if !options.is_empty() {
                 let mut rows = wrapped(["option", "values", "meaning"]);
                 rows.add_rows(options.iter().map(|option| [&option.key, &option.values, &option.meaning]));
-                print(&rows);
+                print(&rows)?;
             }
-            println!();
+            say!("")?;
         }
     }
     Ok(())
 }
 
-fn print_text(description: &Description) {
-    println!("{}", description.config.to_yaml());
+fn print_text(description: &Description) -> Result<()> {
+    say!("{}", description.config.to_yaml())?;
     if let Some(form) = description.form {
-        println!("a model file in {} form", form.name());
+        say!("a model file in {} form", form.name())?;
     }
     if let Some(Tuned { batch, device, threads, .. }) = &description.tuned {
-        println!("its executions were the fastest for batch {batch} on {device}, {threads} threads");
+        say!("its executions were the fastest for batch {batch} on {device}, {threads} threads")?;
     }
     let chosen = description.sites.iter().any(|layer| layer.execution.is_some());
     let mut header = vec!["site", "kind", "operator", "shape", "output"];
@@ -147,7 +147,7 @@ fn print_text(description: &Description) {
     let label = std::iter::once("network (classifier included)").chain(std::iter::repeat_n("", first - 1));
     rows.add_row(label.map(String::from).chain(totals));
     align_right(&mut rows, first..first + 4);
-    print(&rows);
+    print(&rows)
 }
 
 fn describe(form: Option<Form>, tuned: Option<Tuned>, config: &Config) -> Result<Description> {

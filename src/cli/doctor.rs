@@ -2,7 +2,7 @@
 
 use super::Machine;
 use super::output::json;
-use crate::{device, train};
+use crate::{device, say, train};
 use anyhow::Result;
 use serde::Serialize;
 use tch::Cuda;
@@ -27,16 +27,16 @@ pub fn run(machine: &Machine, as_json: bool) -> Result<()> {
     if as_json {
         return json(&diagnosis);
     }
-    println!("foldconv  {}", diagnosis.foldconv);
-    println!("libtorch  {}", diagnosis.libtorch);
-    println!("CPU       {} threads (--threads changes it)", diagnosis.threads);
+    say!("foldconv  {}", diagnosis.foldconv)?;
+    say!("libtorch  {}", diagnosis.libtorch)?;
+    say!("CPU       {} threads (--threads changes it)", diagnosis.threads)?;
     match &diagnosis.cuda {
-        Ok(devices) => println!("CUDA      {}", devices.join(", ")),
-        Err(reason) => println!("CUDA      none: {reason}"),
+        Ok(devices) => say!("CUDA      {}", devices.join(", "))?,
+        Err(reason) => say!("CUDA      none: {reason}")?,
     }
     match &diagnosis.data {
-        Ok(found) => println!("data      {found}"),
-        Err(reason) => println!("data      none: {reason}"),
+        Ok(found) => say!("data      {found}")?,
+        Err(reason) => say!("data      none: {reason}")?,
     }
     Ok(())
 }

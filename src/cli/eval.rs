@@ -3,6 +3,7 @@
 use super::output::json;
 use super::{FromModel, Machine};
 use crate::data::batch::Batches;
+use crate::say;
 use crate::train::evaluate::evaluate;
 use anyhow::Result;
 use clap::Args;
@@ -24,13 +25,13 @@ pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
     if as_json {
         return json(&result);
     }
-    println!(
+    say!(
         "top-1 {:.2} %, top-5 {:.2} %, loss {:.4} on {} images of {}",
         result.top1,
         result.top5,
         result.loss,
         batches.len(),
         data.source.name()
-    );
+    )?;
     Ok(())
 }

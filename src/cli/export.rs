@@ -2,9 +2,9 @@
 
 use super::output::json;
 use crate::export::{self, Bn, Format};
-use crate::files;
 use crate::text::thousands;
 use crate::weights::Model;
+use crate::{files, say};
 use anyhow::Result;
 use clap::Args;
 use std::path::PathBuf;
@@ -32,6 +32,6 @@ pub fn run(options: &Options, as_json: bool) -> Result<()> {
     if as_json {
         return json(&serde_json::json!({"out": options.out, "bytes": bytes}));
     }
-    println!("{}: {} bytes", options.out.display(), thousands(bytes as i64));
+    say!("{}: {} bytes", options.out.display(), thousands(bytes as i64))?;
     Ok(())
 }

@@ -11,7 +11,7 @@ use crate::op::per_sample::Execution;
 use crate::text::{align_right, table, thousands};
 use crate::tune::{self, Choice, Tuned};
 use crate::weights::Model;
-use crate::{bad_request, device};
+use crate::{bad_request, device, say};
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
@@ -76,9 +76,9 @@ pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
         }));
     }
     if options.plan.is_some() {
-        print_plan(&choices, options.batch);
+        print_plan(&choices, options.batch)?;
     }
-    println!(
+    say!(
         "{}: {} parameters, {} before; on {} random images the largest logit difference is {:.1e} ({:.1e} of the largest logit)",
         options.out.display(),
         thousands(after),
@@ -86,7 +86,7 @@ pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
         agreement.images,
         agreement.largest_difference,
         agreement.relative_difference()
-    );
+    )?;
     Ok(())
 }
 
@@ -100,10 +100,9 @@ fn tune(folded: &mut Model, device: Device, batch: i64) -> Result<Vec<Choice>> {
     Ok(choices)
 }
 
-fn print_plan(choices: &[Choice], batch: i64) {
+fn print_plan(choices: &[Choice], batch: i64) -> Result<()> {
     if choices.is_empty() {
-        println!("nothing to choose: every operator has one way to be computed");
-        return;
+        return say!("nothing to choose: every operator has one way to be computed");
     }
     let mut rows = table(["site", "input", "kernels, ms", "features, ms", "chosen"]);
     for Choice { site, input, milliseconds, chosen } in choices {
@@ -114,8 +113,8 @@ fn print_plan(choices: &[Choice], batch: i64) {
         rows.add_row([site.clone(), input.join("x"), kernels, features, chosen.name().to_string()]);
     }
     align_right(&mut rows, 2..4);
-    println!("the faster of making kernels and weighting features, medians, batch {batch}:");
-    print(&rows);
+    say!("the faster of making kernels and weighting features, medians, batch {batch}:")?;
+    print(&rows)
 }
 
 /// Both forms on a batch of random images.

@@ -2,7 +2,6 @@
 
 use super::Machine;
 use super::output::json;
-use crate::bad_request;
 use crate::config::{Config, Mapping, Value, data_named, named};
 use crate::data::augment::normalise::Normalisation;
 use crate::data::{Common, SourceConfig};
@@ -15,6 +14,7 @@ use crate::weights::pairing::Pairing;
 use crate::weights::pytorch::Checkpoint;
 use crate::weights::state_dict::{NameMap, StateDict};
 use crate::weights::{About, Model};
+use crate::{bad_request, note, say};
 use anyhow::Result;
 use clap::Args;
 use std::collections::BTreeMap;
@@ -91,14 +91,14 @@ pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
         }));
     }
     say_what_was_done(&kinds, pairing, state.dropped.len());
-    println!(
+    say!(
         "{}: {network} with {operator}, {} form: {} parameters from {read} tensors of {} ({})",
         options.out.display(),
         if form == Form::Compact { "compact" } else { "expanded" },
         thousands(built.parameters()),
         options.file.display(),
         checkpoint.format.name(),
-    );
+    )?;
     Ok(())
 }
 
@@ -114,7 +114,7 @@ fn say_what_was_chosen(state: &StateDict, checkpoint: &Checkpoint) {
         said.push(format!("without the prefix {}", state.prefixes.join(" and ")));
     }
     if !said.is_empty() {
-        eprintln!("{} file: read {}", checkpoint.format.name(), said.join(", "));
+        note!("{} file: read {}", checkpoint.format.name(), said.join(", "));
     }
 }
 
@@ -128,7 +128,7 @@ fn say_what_was_done(kinds: &BTreeMap<&str, usize>, pairing: &Pairing, dropped: 
         (dropped, format!("dropped by --map: {dropped}")),
         (optional, format!("not in the file, and taken from the operator's options: {optional} temperatures")),
     ];
-    lines.iter().filter(|(count, _)| *count > 0).for_each(|(_, line)| eprintln!("{line}"));
+    lines.iter().filter(|(count, _)| *count > 0).for_each(|(_, line)| note!("{line}"));
 }
 
 impl Options {
@@ -137,14 +137,14 @@ impl Options {
         if pairing.problems.is_empty() {
             return Ok(());
         }
-        eprintln!("{}", pairing.table());
+        note!("{}", pairing.table());
         let (file, counts) = (self.file.display(), pairing.counts());
         if !self.partial {
             bad_request!(
                 "{file}: does not fit {network}: {counts}; map the names with --map, or take what fits with --partial"
             );
         }
-        eprintln!("{file}: does not fit {network}: {counts}; taken in part, what is missing keeps its initial values");
+        note!("{file}: does not fit {network}: {counts}; taken in part, what is missing keeps its initial values");
         Ok(())
     }
 

@@ -1,17 +1,16 @@
 //! How results are printed.
 
-use crate::text;
+use crate::{say, text};
 use anyhow::Result;
 use comfy_table::Table;
 use serde::Serialize;
 
 /// Prints a JSON document.
 pub fn json(document: &impl Serialize) -> Result<()> {
-    println!("{}", serde_json::to_string_pretty(document)?);
-    Ok(())
+    say!("{}", serde_json::to_string_pretty(document)?)
 }
 
 /// Prints a table.
-pub fn print(table: &Table) {
-    println!("{}", text::render(table));
+pub fn print(table: &Table) -> Result<()> {
+    say!("{}", text::render(table))
 }

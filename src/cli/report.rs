@@ -2,9 +2,9 @@
 
 use super::Machine;
 use super::output::json;
-use crate::bad_request;
 use crate::report::{self, latency};
 use crate::sweep::store::Store;
+use crate::{bad_request, say};
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use std::path::{Path, PathBuf};
@@ -40,7 +40,7 @@ pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
         latency::measure(&Store::open(&options.sweep)?, &options.batch, machine.prepare()?)?;
     }
     if options.format == Format::Latex {
-        print!("{}", report::make(&options.sweep)?.latex);
+        say!("{}", report::make(&options.sweep)?.latex.trim_end())?;
         return Ok(());
     }
     print(&options.sweep, as_json)
@@ -52,6 +52,6 @@ pub fn print(folder: &Path, as_json: bool) -> Result<()> {
     if as_json {
         return json(&report);
     }
-    println!("{}\nreport: {}", report.text.trim_end(), report.html.display());
+    say!("{}\nreport: {}", report.text.trim_end(), report.html.display())?;
     Ok(())
 }

@@ -2,12 +2,12 @@
 
 use super::output::json;
 use super::{FromConfig, Machine};
-use crate::bad_request;
 use crate::config::Document;
 use crate::sweep;
 use crate::sweep::queue::Policy;
 use crate::sweep::slots::Wish;
 use crate::sweep::slurm;
+use crate::{bad_request, say};
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
@@ -104,7 +104,7 @@ pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
         if as_json {
             return json(&preview);
         }
-        println!("{preview}");
+        say!("{preview}")?;
         return Ok(());
     }
     if let Some(hash) = &options.trial {
@@ -139,7 +139,7 @@ impl Options {
         }
         let (request, meant) = (self.request(machine), self.meant(machine));
         if self.cluster.print {
-            print!("{}", slurm::print(document, &self.out, &request, meant.policy)?);
+            say!("{}", slurm::print(document, &self.out, &request, meant.policy)?.trim_end())?;
             return Ok(());
         }
         let sweep = slurm::submit(document, &self.out, &request, meant.policy)?;

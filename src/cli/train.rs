@@ -2,11 +2,14 @@
 
 use super::output::json;
 use super::{FromConfig, Machine};
+use crate::error::printable;
+use crate::sweep::lock::Lock;
+use crate::sweep::state::{Owner, Record};
 use crate::train::result::{FoldResult, TrialResult};
-use crate::{bad_request, train};
+use crate::{bad_request, files, say, train};
 use anyhow::Result;
 use clap::Args;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(Debug, Args)]
 pub struct Options {
@@ -25,12 +28,33 @@ pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
     }
     let config = document.config()?;
     let device = machine.prepare()?;
+    let _lock = lock(&options.out)?;
     let result = train::train(&config, &options.out, device)?;
     if as_json {
         return json(&result);
     }
-    println!("{}", summary(&result));
+    say!("{}", summary(&result))?;
     Ok(())
+}
+
+/// Keeps others from training in the same folder, and takes away what a process that was killed left half-written. A process that a
+/// sweep started has the lock from it.
+fn lock(folder: &Path) -> Result<Option<Lock>> {
+    if Lock::is_inherited(folder) {
+        return Ok(None);
+    }
+    let record = || Record { owner: Lock::holder(folder), ..Record::default() };
+    if let Some(lock) = Lock::take(folder, record)? {
+        files::remove_partial(folder);
+        return Ok(Some(lock));
+    }
+    let holder = Lock::holder(folder)
+        .map_or("another process".into(), |Owner { host, pid, .. }| format!("process {pid} of {host}"));
+    bad_request!(
+        "{}: {} trains in this folder; wait for it, or give another --out",
+        folder.display(),
+        printable(&holder)
+    )
 }
 
 /// The result on one line.

@@ -21,7 +21,7 @@ pub mod view;
 
 use crate::config::Document;
 use crate::error::{DISK_FULL, exit_status, one_line};
-use crate::{device, text};
+use crate::{device, note, text};
 use anyhow::{Result, bail};
 use child::Program;
 use launch::{Launcher, Outcome};
@@ -75,7 +75,7 @@ fn run_on_disk(document: &Document, out: &Path, options: &Options) -> Result<Out
     store.start(document, &plan)?;
     match store.strangers(&plan) {
         0 => {}
-        n => eprintln!("{n} trials of this folder are no longer in the file: kept, and left out of the report"),
+        n => note!("{n} trials of this folder are no longer in the file: kept, and left out of the report"),
     }
     let shares = layout.slots.len() > 1;
     let program = Program { command: vec![std::env::current_exe()?.into()], device: options.device.clone(), shares };

@@ -16,9 +16,6 @@ use std::path::{Path, PathBuf};
 /// Stands behind the sweep's name in the first line of `sweep.yaml`.
 const HEADER: &str = ": the file of this sweep, as it was read";
 
-/// How the names of files begin that [`files::write_atomic`] has not finished.
-const PARTIAL: &str = ".partial-";
-
 /// The folder of a sweep.
 #[derive(Clone, Debug)]
 pub struct Store {
@@ -55,7 +52,8 @@ impl Store {
             Err(error) => bad_request!("{}: cannot read this folder: {error}", root.display()),
             Ok(entries) => {
                 // What a crash left in the midst of writing the first file is ours.
-                let foreign = |entry: std::fs::DirEntry| !entry.file_name().to_string_lossy().starts_with(PARTIAL);
+                let foreign =
+                    |entry: std::fs::DirEntry| !entry.file_name().to_string_lossy().starts_with(files::PARTIAL);
                 // Another process may have written the sweep's file since, and then the rest: the file comes first.
                 if entries.flatten().any(foreign) && !store.file().is_file() {
                     bad_request!("{}: holds something else than a sweep; give a new or empty folder", root.display());
@@ -156,7 +154,7 @@ impl Store {
     pub fn tidy(&self, hash: &str, state: State) {
         let folder = self.trial(hash);
         let useless = |name: &str| {
-            name.starts_with(PARTIAL)
+            name.starts_with(files::PARTIAL)
                 || name == "progress.json" && state != State::Running
                 || [checkpoint::LAST, checkpoint::BEFORE].contains(&name) && state == State::Pruned
                 || name == checkpoint::BEFORE && state == State::Done

@@ -5,10 +5,9 @@ use crate::config::Built;
 use crate::fold;
 use crate::op::per_sample::{self, Choices};
 use crate::train::exec::Execs;
-use crate::train::log;
 use crate::train::optimizer::Sgd;
 use crate::weights::tensors;
-use crate::{bad_request, files};
+use crate::{bad_request, files, note};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -111,7 +110,7 @@ fn newest(folder: &Path) -> Result<Option<Content>> {
     match tensors::read(&before) {
         Ok(content) => {
             if is_damaged {
-                log::line(&format!("{}; going on from the one before it", crate::error::one_line(&error)));
+                note!("{}; going on from the one before it", crate::error::one_line(&error));
             }
             // In its place at once: the next one that is written keeps what lies there, and that must not be the damaged one.
             files::rename(&before, &last)?;

@@ -1,17 +1,12 @@
 //! What a person sees of a trial while it runs: nothing here changes a result.
 
+use crate::note;
 use crate::train::checkpoint::Row;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-
-/// A line on stderr, which may be a file on a full disk: what can't be written is left out.
-pub fn line(text: &str) {
-    let _ = writeln!(std::io::stderr(), "{text}");
-}
 
 /// How far a trial is: `progress.json` in its folder, for whoever watches it from outside.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -109,10 +104,14 @@ impl Bar {
     /// An epoch is over: a line, where there is no terminal to draw on.
     pub fn epoch(&self, row: &Row) {
         if self.bar.is_hidden() {
-            line(&format!(
+            note!(
                 "epoch {}/{}  loss {:.3}  top-1 {:.2} %  {:.0} images/s",
-                row.epoch, self.epochs, row.train_loss, row.top1, row.images_per_second
-            ));
+                row.epoch,
+                self.epochs,
+                row.train_loss,
+                row.top1,
+                row.images_per_second
+            );
         }
     }
 

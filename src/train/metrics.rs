@@ -1,8 +1,7 @@
 //! `metrics.csv`, a line an epoch: appended, so that an epoch costs the same however many there were before it.
 
-use crate::files;
 use crate::train::checkpoint::Row;
-use crate::train::log;
+use crate::{files, note};
 use anyhow::{Context, Result};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -28,7 +27,7 @@ impl Metrics {
         let there = files::read_if_there(&path)?.unwrap_or_default();
         let (length, rows) = kept(&there, epochs);
         if rows < epochs {
-            log::line(&format!("{}: has {rows} of the {epochs} epochs that are done", path.display()));
+            note!("{}: has {rows} of the {epochs} epochs that are done", path.display());
         }
         if length < there.len() {
             files::write_atomic(&path, &there[..length])?;

@@ -16,7 +16,7 @@ use crate::fold::{self, Refused};
 use crate::net::block::{Form, trace_sites};
 use crate::op::exec::Wanted;
 use crate::weights::{About, Model};
-use crate::{bad_request, device, files};
+use crate::{bad_request, device, files, note};
 use anyhow::{Context, Result, bail};
 use checkpoint::{Progress, Row};
 use metrics::Metrics;
@@ -105,7 +105,7 @@ fn earlier(config: &Config, hash: &str, folder: &Path) -> Result<Option<TrialRes
     let Some(bytes) = files::read_if_there(&path)? else { return Ok(None) };
     match serde_json::from_slice(&bytes) {
         Ok(result) => {
-            eprintln!("{}: trial {} is done already", folder.display(), config.hash());
+            note!("{}: trial {} is done already", folder.display(), config.hash());
             Ok(Some(result))
         }
         Err(error) => bad_request!("{}: damaged ({error}); delete it to run the trial again", path.display()),
@@ -120,7 +120,7 @@ impl Trial {
             let path = self.folder.join(checkpoint::LAST);
             bad_request!("{}: is of another trial ({})", path.display(), progress.hash);
         }
-        log::line(&format!("going on after epoch {}, step {}", progress.epoch, progress.step));
+        note!("going on after epoch {}, step {}", progress.epoch, progress.step);
         self.progress = progress;
         Ok(())
     }
@@ -130,7 +130,7 @@ impl Trial {
         let Trainer { config, network, .. } = &self.trainer;
         let execs = exec::settle(network, config.data.spec(), &config.train, &self.progress.execs);
         if config.train.exec != Wanted::Branches && !execs.is_empty() && self.progress.execs.is_empty() {
-            log::line(&format!("sites with several ways to compute their training: {}", exec::summary(&execs)));
+            note!("sites with several ways to compute their training: {}", exec::summary(&execs));
         }
         self.progress.execs = execs;
     }

@@ -2,7 +2,7 @@
 
 use super::decode::{Rgb, decode};
 use super::scan::Listing;
-use crate::bad_request;
+use crate::{bad_request, note};
 use anyhow::Result;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -94,7 +94,7 @@ impl Files {
         }
         let mut damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
         if damaged.insert(index) {
-            eprintln!("{path}: {reason}; left out, with {} before it", damaged.len() - 1);
+            note!("{path}: {reason}; left out, with {} before it", damaged.len() - 1);
         }
         Ok(None)
     }

@@ -12,10 +12,10 @@ pub mod decode;
 pub mod files;
 pub mod scan;
 
-use crate::bad_request;
 use crate::data::augment::Augment;
 use crate::data::dataset::{Dataset, Images, Source, Spec};
 use crate::data::home::{ClassCount, Inspection};
+use crate::{bad_request, note};
 use anyhow::Result;
 use check::Checked;
 use files::{Files, OnCorrupt};
@@ -136,10 +136,7 @@ impl Config {
         }
         for Listing { folder, ignored, .. } in [&found.train, &found.test] {
             if *ignored > 0 {
-                eprintln!(
-                    "{}: {ignored} files are no .jpg, .jpeg or .png of a class and are ignored",
-                    folder.display()
-                );
+                note!("{}: {ignored} files are no .jpg, .jpeg or .png of a class and are ignored", folder.display());
             }
         }
         Ok(found)

@@ -15,7 +15,7 @@ use super::queue::{Policy, Queue};
 use super::state::State;
 use super::store::Store;
 use crate::config::Document;
-use crate::files;
+use crate::{files, note};
 use anyhow::Result;
 use commands::Slurm;
 use jobs::{Job, Jobs, named};
@@ -99,13 +99,13 @@ impl Sweep {
         let live = sweep.jobs.live(&sweep.slurm)?;
         sweep.jobs.keep(&live);
         if !live.is_empty() {
-            eprintln!("{} trials are in {} already", live.len(), named(&sweep.jobs.ids()));
+            note!("{} trials are in {} already", live.len(), named(&sweep.jobs.ids()));
         }
         let runs = |hash: &String| live.contains_key(hash) || sweep.store.state(hash) == State::Running;
         let pending: Vec<String> = unsettled.into_iter().filter(|hash| !runs(hash)).collect();
         for hashes in pending.chunks(MOST_TASKS) {
             let id = sweep.array(hashes, request)?;
-            eprintln!("submitted job {id}: {} trials, {}", hashes.len(), each(request));
+            note!("submitted job {id}: {} trials, {}", hashes.len(), each(request));
         }
         Ok(sweep)
     }

@@ -1,7 +1,6 @@
 //! What a task of an array does: one trial, to its end or until the cluster wants its place.
 
 use super::commands::Slurm;
-use crate::bad_request;
 use crate::sweep::child::Program;
 use crate::sweep::launch::Launcher;
 use crate::sweep::plan::Plan;
@@ -9,6 +8,7 @@ use crate::sweep::slots::Slot;
 use crate::sweep::state::State;
 use crate::sweep::store::Store;
 use crate::sweep::{GRACE, Options};
+use crate::{bad_request, note};
 use anyhow::{Context, Result, bail};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use std::path::Path;
@@ -106,7 +106,7 @@ impl Task<'_> {
         if job.restarts >= MOST_RESTARTS {
             bail!("interrupted: job {} was put back {} times; a longer --time may help", job.id, job.restarts);
         }
-        eprintln!("stopped; job {} goes back into the queue", job.id);
+        note!("stopped; job {} goes back into the queue", job.id);
         self.slurm.requeue(&job.id)
     }
 }
