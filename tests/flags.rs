@@ -50,7 +50,7 @@ impl Place {
     }
 
     /// What a flag that must be given is given, and what makes the command quick.
-    fn good(&self, way: &str, flag: &Arg) -> Option<OsString> {
+    fn good(&self, way: &str, flag: &Arg, tried: &str) -> Option<OsString> {
         if let Some(name) = flag.get_possible_values().first().filter(|_| flag.is_required_set()) {
             return Some(name.get_name().into());
         }
@@ -63,7 +63,8 @@ impl Place {
             ("import" | "bench import", "file") => self.path("weights"),
             (_, "net") => "smallnet".into(),
             ("report", "sweep") => self.path("sweep"),
-            ("data check", "name") => "shapes".into(),
+            ("data check", "name") => if tried == "root" { "cifar10" } else { "shapes" }.into(),
+            ("data check", "overrides") if tried != "root" => "train=10".into(),
             // Refused before anything is asked of the network.
             ("data fetch", "name") => "cifar10".into(),
             ("data fetch", "url") => "file:///".into(),
@@ -86,6 +87,8 @@ impl Place {
         // A flag without which the one that is tried says nothing.
         match (&*name, tried.get_id().as_str()) {
             ("fold", "batch") => all.extend(["--plan", "latency"].map(OsString::from)),
+            // `shapes`, the set of the model, is in no folder.
+            ("compare" | "eval", "root") => all.extend(["--data", "cifar10"].map(OsString::from)),
             ("report", "batch") => all.push("--latency".into()),
             ("sweep", "partition" | "time" | "gres" | "array_limit" | "sbatch" | "detach") => {
                 all.extend(["--launcher", "slurm", "--print"].map(OsString::from));
@@ -96,8 +99,11 @@ impl Place {
             _ => {}
         }
         for flag in command.get_arguments() {
-            let given =
-                if flag.get_id() == tried.get_id() { value.map(OsString::from) } else { self.good(&name, flag) };
+            let given = if flag.get_id() == tried.get_id() {
+                value.map(OsString::from)
+            } else {
+                self.good(&name, flag, tried.get_id().as_str())
+            };
             let switch = flag.get_id() == tried.get_id() && value.is_none();
             if given.is_some() || switch {
                 all.extend(flag.get_long().map(|long| format!("--{long}").into()));

@@ -22,6 +22,12 @@ fn no_file_of_the_corpus_panics_or_takes_memory() {
     }
 }
 
+/// A loss or an accuracy of 2^63 in `metrics.csv`.
+#[test]
+fn a_point_far_beyond_its_chart_overflows_no_pixel() {
+    fuzz::check("report", include_bytes!("../fuzz/corpus/report/far-beyond-its-chart"));
+}
+
 /// Every target has its file, and every file a target.
 #[test]
 fn the_targets_are_those_of_the_fuzzer() {

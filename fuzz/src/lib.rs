@@ -9,8 +9,11 @@ mod targets;
 
 use foldconv::error::{exit_status, one_line};
 
+/// What reads a file of these bytes.
+type Reader = fn(&[u8]);
+
 /// The readers, by the names of their fuzz targets and of the folders of their corpus.
-pub const TARGETS: [(&str, fn(&[u8])); 9] = [
+pub const TARGETS: [(&str, Reader); 9] = [
     ("checkpoint", targets::checkpoint),
     ("model", targets::model),
     ("cifar", targets::cifar),

@@ -175,8 +175,10 @@ where
     let (x, y) = (axes.x, axes.y);
     Ok(Box::new(move |at_x, at_y| {
         let (width, height) = (f64::from(across.end - across.start), f64::from(down.end - down.start));
-        let place = (x.fraction(at_x) * width, (1. - y.fraction(at_y)) * height);
-        (across.start + place.0.round() as i32, down.start + place.1.round() as i32)
+        // What lies far beyond the chart stays beyond it, where its place is no number of pixels any more.
+        let pixels = |place: f64| place.round().clamp(-1e5, 1e5) as i32;
+        let (right, below) = (x.fraction(at_x) * width, (1. - y.fraction(at_y)) * height);
+        (across.start + pixels(right), down.start + pixels(below))
     }))
 }
 
