@@ -13,6 +13,7 @@ use crate::net::block::{Builder, Form, Network, Plan, Site, SiteTrace, Word, tra
 use crate::op::exec::Wanted;
 use crate::op::{AttentionConfig, ClassifierConfig, OperatorConfig};
 use crate::placement;
+use crate::precision::Precision;
 use crate::{bad_request, files, yaml};
 use anyhow::Result;
 use serde::de::DeserializeOwned;
@@ -111,6 +112,8 @@ pub struct TrainConfig {
     /// `auto`, the fastest at each site, measured at the start. The same function in all; the last bits of float32 differ.
     /// Default `auto`.
     pub exec: Wanted,
+    /// The precision of the arithmetic in a step: `fp32`, `tf32` (CUDA) or `bf16`. Default `fp32`.
+    pub precision: Precision,
     /// Which form is evaluated after each epoch. The same function; training does not depend on it, so the trial's name does not
     /// either. Default `folded`.
     pub eval_form: EvalForm,
@@ -151,6 +154,7 @@ impl Default for TrainConfig {
             decay_norm_and_bias: true,
             label_smoothing: 0.,
             exec: Wanted::Auto,
+            precision: Precision::Fp32,
             eval_form: EvalForm::Folded,
         }
     }
@@ -167,6 +171,9 @@ impl TrainConfig {
         };
         fraction("momentum", self.momentum)?;
         fraction("label_smoothing", self.label_smoothing)?;
+        if self.precision == Precision::Bf16 && !matches!(self.exec, Wanted::Auto | Wanted::Branches) {
+            return Err("precision: bf16 trains in branches; give fp32 or tf32, or exec: auto".into());
+        }
         if self.epochs < 1 {
             return Err("epochs: 0; train at least 1".into());
         }

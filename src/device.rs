@@ -5,6 +5,7 @@
 
 use crate::bad_request;
 use crate::error::BadRequest;
+use crate::native;
 use anyhow::Result;
 use std::path::Path;
 use tch::{Cuda, Device};
@@ -16,9 +17,8 @@ use tch::{Cuda, Device};
 pub fn choose(name: &str) -> Result<Device> {
     let index = match name {
         "cpu" => return Ok(Device::Cpu),
-        "auto" if !driver_present() => return Ok(Device::Cpu),
-        "auto" => return Ok(if open_cuda().is_ok() { Device::Cuda(0) } else { Device::Cpu }),
-        "cuda" => Some(0),
+        "auto" if !driver_present() || open_cuda().is_err() => return Ok(Device::Cpu),
+        "auto" | "cuda" => Some(0),
         _ => name.strip_prefix("cuda:").and_then(|index| index.parse().ok()),
     };
     let Some(index) = index else {
@@ -29,7 +29,14 @@ pub fn choose(name: &str) -> Result<Device> {
     if index as i64 >= count {
         bad_request!("--device {name}: this machine has {count} CUDA devices (the first is cuda:0)");
     }
+    prepare_cuda();
     Ok(Device::Cuda(index))
+}
+
+/// float32 that is float32, and the fastest of cuDNN's convolutions for each shape, measured when it is first met.
+fn prepare_cuda() {
+    native::tf32(false);
+    Cuda::cudnn_set_benchmark(true);
 }
 
 /// The name that [`choose`] understands.

@@ -5,17 +5,22 @@
 
 #[cfg(feature = "native")]
 pub use foldconv_native::{
-    Behind, MAX_TERMS, Space, Term, convolve, fold_norm, gated, graph, newest_processor, norm_sum, pool, weigh,
+    Behind, MAX_TERMS, Space, Term, Waits, convolve, cudnn_version, fold_norm, gated, graph, in_bfloat16,
+    newest_processor, norm_sum, pool, tf32, weigh,
 };
 #[cfg(not(feature = "native"))]
 pub use without::{
-    Behind, MAX_TERMS, Space, Term, convolve, fold_norm, gated, graph, newest_processor, norm_sum, pool, weigh,
+    Behind, MAX_TERMS, Space, Term, Waits, convolve, cudnn_version, fold_norm, gated, graph, in_bfloat16,
+    newest_processor, norm_sum, pool, tf32, weigh,
 };
+
+/// Whether they are built.
+pub const BUILT: bool = cfg!(feature = "native");
 
 #[cfg(not(feature = "native"))]
 mod without {
     use std::path::Path;
-    use tch::Tensor;
+    use tch::{Device, Tensor};
 
     /// One batch norm of a sum, in training: the map (N, C, H, W) and what PyTorch's batch_norm takes, each (C).
     #[derive(Clone, Copy, Debug)]
@@ -104,6 +109,35 @@ mod without {
     /// Not built.
     pub fn graph(_: &Path, _: &Tensor) -> Result<(String, Vec<Tensor>), String> {
         Err("this foldconv was built without the cargo feature `native`, which reads the graph".into())
+    }
+
+    /// Nothing sets it.
+    pub fn tf32(_: bool) {}
+
+    /// The work, in the precision that it has.
+    pub fn in_bfloat16<T>(_: Device, work: impl FnOnce() -> T) -> T {
+        work()
+    }
+
+    /// Nothing asks for it.
+    pub fn cudnn_version() -> Option<i64> {
+        None
+    }
+
+    /// Nothing counts.
+    #[derive(Debug)]
+    pub struct Waits(());
+
+    impl Waits {
+        /// Of nothing.
+        pub fn count() -> Waits {
+            Waits(())
+        }
+
+        /// None.
+        pub fn so_far(&self) -> u64 {
+            0
+        }
     }
 
     /// There are no builds to choose from.

@@ -54,11 +54,12 @@ fn a_whole_network_has_the_same_gradients_however_it_is_computed() {
     let _drawing = DRAWING.lock().unwrap_or_else(PoisonError::into_inner);
     let (points, windows) =
         (["{name: smallnet}", "{name: mobilenet_v2, width: 0.35, stem: cifar, dropout: 0}"], ["{name: resnet20}"]);
-    let cases: [(&[&str], &str, &[Exec]); 9] = [
+    let cases: [(&[&str], &str, &[Exec]); 10] = [
         (&points, "{name: plain}", &[Moments]),
         (&points, "{name: maconv}", &[Moments, Features]),
         (&points, "{name: mdconv}", &[Moments, Features, PerSample]),
         (&points, "{name: mdconv, bypass: false, gate: softmax}", &[Moments, Features, PerSample]),
+        (&points[..1], "{name: dcd}", &[PerSample]),
         (&points, "{name: mobileone}", &[Moments]),
         (&points, "{name: dbb}", &[Moments]),
         (&windows, "{name: repvgg}", &[Moments]),

@@ -2,17 +2,27 @@
 
 use super::Machine;
 use super::output::json;
-use crate::{device, say, train};
+use crate::gpus::{Gpu, Gpus};
+use crate::{device, native, say, train};
 use anyhow::Result;
 use serde::Serialize;
-use tch::Cuda;
+
+#[derive(Serialize)]
+struct Cuda {
+    /// As CUDA counts them: cuda:0 and on.
+    usable: i64,
+    /// As 9.10.2.
+    cudnn: Option<String>,
+    #[serde(flatten)]
+    gpus: Gpus,
+}
 
 #[derive(Serialize)]
 struct Diagnosis {
     foldconv: String,
     libtorch: &'static str,
     threads: usize,
-    cuda: Result<Vec<String>, String>,
+    cuda: Result<Cuda, String>,
     data: Result<String, String>,
 }
 
@@ -31,7 +41,7 @@ pub fn run(machine: &Machine, as_json: bool) -> Result<()> {
     say!("libtorch  {}", diagnosis.libtorch)?;
     say!("CPU       {} threads (--threads changes it)", diagnosis.threads)?;
     match &diagnosis.cuda {
-        Ok(devices) => say!("CUDA      {}", devices.join(", "))?,
+        Ok(cuda) => cuda.print()?,
         Err(reason) => say!("CUDA      none: {reason}")?,
     }
     match &diagnosis.data {
@@ -41,12 +51,28 @@ pub fn run(machine: &Machine, as_json: bool) -> Result<()> {
     Ok(())
 }
 
-fn cuda() -> Result<Vec<String>, String> {
+impl Cuda {
+    fn print(&self) -> Result<()> {
+        let Gpus { driver, cuda, devices } = &self.gpus;
+        let cudnn = self.cudnn.as_ref().map_or("no cuDNN".to_string(), |version| format!("cuDNN {version}"));
+        say!("CUDA      {} usable; driver {driver} (up to CUDA {cuda}), {cudnn}", self.usable)?;
+        let gigabytes = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+        for Gpu { uuid, name, capability, memory, free } in devices {
+            let (memory, free) = (gigabytes(*memory), gigabytes(*free));
+            say!("          {name}, capability {capability}, {memory:.0} GiB, {free:.0} free, {uuid}")?;
+        }
+        Ok(())
+    }
+}
+
+fn cuda() -> Result<Cuda, String> {
     if !device::driver_present() {
         return Err("no NVIDIA driver is loaded; everything runs on the CPU".into());
     }
     device::open_cuda().map_err(|error| error.to_string())?;
-    Ok((0..Cuda::device_count()).map(|index| format!("cuda:{index}")).collect())
+    let cudnn =
+        native::cudnn_version().map(|version| format!("{}.{}.{}", version / 10000, version / 100 % 100, version % 100));
+    Ok(Cuda { usable: tch::Cuda::device_count(), cudnn, gpus: Gpus::find()? })
 }
 
 fn data() -> Result<String, String> {

@@ -6,8 +6,16 @@ use std::path::Path;
 const LOOPS: [&str; 2] = ["passes.cpp", "products.cpp"];
 
 /// Written against libtorch.
-const SOURCES: [&str; 7] =
-    ["maps.cpp", "norm_sum.cpp", "kernel_space.cpp", "fold_norm.cpp", "gated.cpp", "attention.cpp", "graph.cpp"];
+const SOURCES: [&str; 8] = [
+    "maps.cpp",
+    "norm_sum.cpp",
+    "kernel_space.cpp",
+    "fold_norm.cpp",
+    "gated.cpp",
+    "attention.cpp",
+    "graph.cpp",
+    "device.cpp",
+];
 
 fn main() {
     for file in ["build.rs", "lanes.h", "passes.h", "products.h", "maps.h"].iter().chain(&LOOPS).chain(&SOURCES) {
@@ -40,6 +48,8 @@ fn main() {
         .cpp(true)
         .std("c++17")
         .opt_level(2)
+        // As libtorch was built: some of its classes have members more without it.
+        .define("NDEBUG", None)
         // at::parallel_for is a template over OpenMP; the runtime is the one that libtorch brings.
         .flag("-fopenmp")
         .flag("-isystem")

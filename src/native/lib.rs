@@ -1,5 +1,9 @@
 //! What has to be C++: the loops that libtorch runs in more passes than needed (the sum of batch norms and the activation behind
-//! it), and the graph of a TorchScript file.
+//! it), the graph of a TorchScript file, and libtorch's state that tch doesn't give.
+
+mod device;
+
+pub use device::{Waits, cudnn_version, in_bfloat16, tf32};
 
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::path::Path;

@@ -9,12 +9,14 @@
 //! Of the paper, not of its code: a residual of B blocks on the diagonal, each with a P, Φ and Q of its own, and depthwise
 //! kernels, (C, kh kw) matrices W(x) = Λ(x) W0 + P Φ(x) Rᵀ whose residual fuses L latent taps and fits every window.
 
-use crate::algebra::{self, FoldError, Geometry, Kernel, double};
+use crate::algebra::{self, Affine, FoldError, Geometry, Kernel, double};
 use crate::op::bounds;
 use crate::op::dcd_branch::Branch;
 use crate::op::dcd_kernel::DcdKernel;
 use crate::op::dcd_residual::{Fuses, Latent, Residual};
+use crate::op::exec::Exec;
 use crate::op::layers::{Activation, Norm, below, empty_kernel, empty_weight, uniform};
+use crate::op::moments::{self, SampleMoments};
 use crate::op::operator::{Compact, Operator, Place, Recipe};
 use crate::op::per_sample::PerSample;
 use schemars::JsonSchema;
@@ -273,6 +275,43 @@ impl Dcd {
     }
 }
 
+impl Dcd {
+    /// The operator in training at a 1x1 site, without any map but y: the moments of each sample give the statistics of every batch
+    /// norm (see [`crate::op::moments`]), and so each sample has one kernel.
+    fn train_per_sample(&self, x: &Tensor, activation: Activation) -> Tensor {
+        let whole = self.geometry.stride == [1, 1];
+        let (x, pooled) = match self.branch.pool {
+            // GAP(x) is among the moments, where they are of all of x.
+            1 if whole => (x.shallow_clone(), None),
+            1 => {
+                let (x, pooled) = moments::pool(x);
+                (x, Some(pooled))
+            }
+            pool => (x.shallow_clone(), Some(x.adaptive_avg_pool2d([pool; 2]).flatten(1, -1))),
+        };
+        let samples = SampleMoments::of(&self.geometry.positions(&x));
+        let pooled = pooled.unwrap_or_else(|| samples.pooled().to_kind(x.kind()));
+        let (scale, fusion) = self.branch.weigh(&pooled);
+        let fixed = self.weight.flatten(1, -1).to_kind(Kind::Double).unsqueeze(0);
+        let weight = match scale {
+            Some(scale) => fixed * scale.to_kind(Kind::Double).unsqueeze(-1),
+            None => fixed,
+        };
+        let (weight, bias) = match self.latent.as_ref().zip(fusion) {
+            Some((latent, fusion)) => {
+                let (kernels, bias) = latent.fold_samples(&fusion.to_kind(Kind::Double), &samples);
+                (weight + kernels, bias)
+            }
+            None => (weight, None),
+        };
+        let (n, out) = (weight.size()[0], weight.size()[1]);
+        let bias = bias.unwrap_or_else(|| Tensor::zeros([n, out], (Kind::Double, x.device())));
+        let Affine { scale, shift } = self.norm.affine_samples(&weight, &bias, &samples);
+        let kernels = (weight * scale.unsqueeze(-1)).unsqueeze(-1).unsqueeze(-1);
+        samples.apply(&kernels, &(bias * scale + shift), activation)
+    }
+}
+
 impl nn::ModuleT for Dcd {
     fn forward_t(&self, x: &Tensor, train: bool) -> Tensor {
         self.forward_activated(x, Activation::None, train)
@@ -290,6 +329,17 @@ impl Operator for Dcd {
             y += latent.forward(x, &fusion, train);
         }
         self.norm.forward(y, activation, train)
+    }
+
+    fn execs(&self) -> &'static [Exec] {
+        if self.geometry.is_matrix() { &[Exec::Branches, Exec::PerSample] } else { &[Exec::Branches] }
+    }
+
+    fn train_as(&self, exec: Exec, x: &Tensor, activation: Activation) -> Tensor {
+        match exec {
+            Exec::PerSample => self.train_per_sample(x, activation),
+            _ => self.forward_activated(x, activation, true),
+        }
     }
 
     fn fold(&self) -> Result<Compact, FoldError> {
@@ -370,6 +420,28 @@ mod tests {
         proof::gradients_are_differences(blocks, Geometry::same(4, 6, 3));
         let depthwise = Geometry { kernel: [2, 3], ..Geometry::same(4, 4, 3).groups(4) };
         proof::gradients_are_differences("{name: dcd, style: paper, squeeze: 1}", depthwise);
+    }
+
+    #[test]
+    fn training_is_the_same_however_it_is_computed() {
+        let points = [Geometry::same(6, 12, 1), Geometry::same(12, 6, 1).stride(2), Geometry::same(1, 4, 1)];
+        for options in [
+            "layout: mobilenet_v2",
+            "layout: resnet_basic",
+            "layout: resnet_bottleneck",
+            "channel_attention: false",
+            "channel_fusion: false",
+            "channel_fusion: false, style: paper, squeeze: 1",
+            "style: paper, squeeze: 1",
+        ] {
+            let yaml = format!("{{name: dcd, {options}}}");
+            proof::trains_alike(&yaml, &points, &[Exec::Branches, Exec::PerSample]);
+        }
+        let blocks = "{name: dcd, style: paper, blocks: 2, squeeze: 1}";
+        proof::trains_alike(blocks, &points[..2], &[Exec::Branches, Exec::PerSample]);
+        proof::trains_alike("{name: dcd}", &[Geometry::same(4, 8, 3)], &[Exec::Branches]);
+        let others = [Geometry::same(4, 8, 1).groups(2), Geometry::same(4, 8, 1).padding(1)];
+        proof::trains_alike("{name: dcd, channel_fusion: false}", &others, &[Exec::Branches]);
     }
 
     /// L, the hidden units and so the parameters of the reference's layers.

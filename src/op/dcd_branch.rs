@@ -24,8 +24,12 @@ pub struct Branch {
 impl Branch {
     /// Λ (N, C_out) and Φ (N, B, L, L) of x (N, C_in, H, W).
     pub fn forward(&self, x: &Tensor) -> (Option<Tensor>, Option<Tensor>) {
-        let pooled = x.adaptive_avg_pool2d([self.pool; 2]).flatten(1, -1);
-        let hidden = linear(&pooled, &self.first);
+        self.weigh(&x.adaptive_avg_pool2d([self.pool; 2]).flatten(1, -1))
+    }
+
+    /// The same of the pooled input (N, q² C_in).
+    pub fn weigh(&self, pooled: &Tensor) -> (Option<Tensor>, Option<Tensor>) {
+        let hidden = linear(pooled, &self.first);
         let hidden = match &self.gate {
             Some(gate) => &hidden * hard_sigmoid(linear(&hidden, gate)),
             None => hidden.relu(),

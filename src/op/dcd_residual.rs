@@ -1,10 +1,11 @@
 //! The dynamic residual of `dcd`: P M(x) Qᵀ, which fuses channels, in one block or in several on the diagonal; or P M(x) Rᵀ,
 //! which fuses the taps of a depthwise kernel. M = Φ, or Φ + I where there is a skip. It is run on features, or made a kernel.
 
-use crate::algebra::{self, Geometry, Kernel};
+use crate::algebra::{self, Affine, Geometry, Kernel};
 use crate::op::dcd_branch::Branch;
 use crate::op::layers::{Activation, BatchNorm, Norm};
-use tch::{Tensor, nn};
+use crate::op::moments::SampleMoments;
+use tch::{Kind, Tensor, nn};
 
 /// What Φ fuses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -167,6 +168,26 @@ impl Latent {
         let z = first.forward(self.residual.basis.apply(x), Activation::None, train);
         let fused = second.forward(fuse(fusion, &z), Activation::None, train);
         self.residual.p.apply(&(fused + z))
+    }
+
+    /// The kernels (N, C_out, C_in) and biases (N, C_out) that do the same in training on 1x1 samples with these moments, of Φ (N, B, L, L)
+    /// in float64; the running statistics follow.
+    pub fn fold_samples(&self, fusion: &Tensor, samples: &SampleMoments) -> (Tensor, Option<Tensor>) {
+        let Residual { fuses, p, basis, .. } = &self.residual;
+        let (fuses, p, basis) = (*fuses, p.to_kind(Kind::Double), basis.to_kind(Kind::Double).unstrided());
+        let matrices = |(kernels, shift): (Tensor, Option<Tensor>)| (kernels.flatten(2, -1), shift);
+        let Some([first, second]) = &self.norms else {
+            return matrices(Residual { fuses, p, basis, skip: false }.kernels(fusion, [1, 1]));
+        };
+        let basis = first.fold_batch(&basis, &samples.total());
+        // What BN2 normalises, Φ z, has a 1x1 kernel of each sample. There is one block.
+        let phi = fusion.squeeze_dim(1);
+        let (weight, bias) = (phi.matmul(&basis.weight.flatten(1, -1)), phi.matmul(&basis.bias_or_zeros()));
+        let Affine { scale, shift } = second.affine_samples(&weight, &bias, samples);
+        let constant = algebra::respond(&p.weight, &shift, 1);
+        let scaled = fusion * scale.unsqueeze(-1);
+        let (kernels, bias) = matrices(Residual { fuses, p, basis, skip: true }.kernels(&scaled, [1, 1]));
+        (kernels, bias.map(|bias| bias + constant))
     }
 
     /// The residual with `after` behind it, and P t2, which is constant. BN1 folds into Q, and BN2 into the layer of the branch

@@ -102,6 +102,7 @@ mod tests {
             ("{name: plain}", point),
             ("{name: maconv, intermediate: 4}", point),
             ("{name: mdconv, intermediate: 4}", point),
+            ("{name: dcd}", point),
             ("{name: mobileone, branches: 2}", point),
             ("{name: mobileone, branches: 2}", window),
             ("{name: dbb}", point),

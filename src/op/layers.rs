@@ -2,7 +2,7 @@
 
 use crate::algebra::{self, Affine, Geometry, Kernel};
 use crate::native::{self, Behind, Term};
-use crate::op::moments::Statistics;
+use crate::op::moments::{SampleMoments, Statistics};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, nn, nn::Init};
@@ -116,18 +116,25 @@ impl BatchNorm {
     /// The weight and the bias of the same, in libtorch's operations.
     fn fold_composed(&self, kernel: &Kernel, moments: &Statistics) -> [Tensor; 2] {
         let (mean, variance) = moments.through(kernel);
+        let Affine { scale, shift } = self.affine_batch(&mean, &variance, moments.positions);
+        // The kernel's own bias goes with the mean; it stays in the graph, so that it has a gradient, which is 0.
+        [algebra::scale_rows(&kernel.weight, &scale), shift + kernel.bias_or_zeros() * &scale]
+    }
+
+    /// What it is on a batch whose map has this mean and biased variance, each (C), over so many positions; the running statistics
+    /// follow. Differentiable; float64.
+    fn affine_batch(&self, mean: &Tensor, variance: &Tensor, positions: i64) -> Affine {
         tch::no_grad(|| {
             let follow = |running: &Tensor, value: &Tensor| {
                 let _ = running.shallow_clone().lerp_(&value.to_kind(running.kind()), Self::MOMENTUM);
             };
-            let n = moments.positions as f64;
-            follow(&self.running_mean, &mean);
-            follow(&self.running_var, &(&variance * (n / (n - 1.))));
+            let n = positions as f64;
+            follow(&self.running_mean, mean);
+            follow(&self.running_var, &(variance * (n / (n - 1.))));
         });
         let scale = self.weight.to_kind(Kind::Double) * (variance + Self::EPS).rsqrt();
-        // The kernel's own bias goes with the mean; it stays in the graph, so that it has a gradient, which is 0.
-        let bias = self.bias.to_kind(Kind::Double) + (kernel.bias_or_zeros() - mean) * &scale;
-        [algebra::scale_rows(&kernel.weight, &scale), bias]
+        let shift = self.bias.to_kind(Kind::Double) - mean * &scale;
+        Affine { scale, shift }
     }
 
     /// Normalises with the statistics of the batch in training, with the running ones otherwise.
@@ -214,6 +221,21 @@ impl Norm {
                 Kernel { bias: Some(kernel.bias_or_zeros() + bias.to_kind(Kind::Double)), ..kernel }
             }
             Norm::None => kernel.to_kind(Kind::Double),
+        }
+    }
+
+    /// What it is on a batch whose map is made by kernels (N, C_out, C) and biases (N, C_out) of the samples, where these are the
+    /// moments of the samples; the running statistics follow. Differentiable; float64.
+    pub fn affine_samples(&self, weight: &Tensor, bias: &Tensor, samples: &SampleMoments) -> Affine {
+        let (channels, options) = (bias.size()[1], (Kind::Double, bias.device()));
+        let (scale, none) = (Tensor::ones([channels], options), Tensor::zeros([channels], options));
+        match self {
+            Norm::Batch(bn) => {
+                let (mean, variance) = samples.through(weight, bias);
+                bn.affine_batch(&mean, &variance, samples.positions())
+            }
+            Norm::Bias(own) => Affine { scale, shift: own.to_kind(Kind::Double) },
+            Norm::None => Affine { scale, shift: none },
         }
     }
 

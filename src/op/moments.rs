@@ -154,6 +154,20 @@ impl SampleMoments {
         Statistics { covariance: self.covariances.mean_dim(0, false, None) + between, mean, positions: self.positions }
     }
 
+    /// Mean (C_out) and biased variance (C_out) of the maps of kernels (N, C_out, C) and biases (N, C_out) of the samples, in float64.
+    pub fn through(&self, weight: &Tensor, bias: &Tensor) -> (Tensor, Tensor) {
+        let means = weight.matmul(&self.means.unsqueeze(-1)).squeeze_dim(-1) + bias;
+        let within = (weight.matmul(&self.covariances) * weight).sum_dim_intlist(-1, false, None);
+        let mean = means.mean_dim(0, false, None);
+        let between = (means - &mean).square().mean_dim(0, false, None);
+        (mean, (within.mean_dim(0, false, None) + between).clamp_min(0.))
+    }
+
+    /// Number of positions of the whole map.
+    pub fn positions(&self) -> i64 {
+        self.positions
+    }
+
     /// Those of the map g = a (W x + b) of a 1x1 kernel (K, C, 1, 1) with gates a (N, K), a weight a channel and sample; float64.
     pub fn gated(&self, kernel: &Kernel, gates: &Tensor) -> Statistics {
         let (weight, bias) = (kernel.weight.flatten(1, -1), kernel.bias_or_zeros());

@@ -6,6 +6,7 @@ use crate::data::dataset::Spec;
 use crate::net::block::{Site, trace_sites};
 use crate::op::exec::Exec;
 use crate::op::operator::Place;
+use crate::precision::Precision;
 use crate::timing;
 use crate::tune::channels_last;
 use std::collections::BTreeMap;
@@ -19,10 +20,11 @@ pub type Execs = BTreeMap<String, Exec>;
 pub fn settle(network: &Built, spec: Spec, config: &TrainConfig, earlier: &Execs) -> Execs {
     let sites = network.network.sites();
     let several = |site: &&Site| site.execs().len() > 1;
-    let chosen: Execs = match config.exec.fixed() {
+    let wanted = if config.precision == Precision::Bf16 { Some(Exec::Branches) } else { config.exec.fixed() };
+    let chosen: Execs = match wanted {
         _ if !earlier.is_empty() => earlier.clone(),
         Some(exec) => sites.iter().copied().filter(several).map(|site| (site.name.clone(), exec)).collect(),
-        None => fastest(network, spec, config.batch as i64),
+        None => config.precision.step(|| fastest(network, spec, config.batch as i64)),
     };
     for site in sites {
         if let Some(exec) = chosen.get(&site.name) {

@@ -33,6 +33,7 @@ pub struct Trainer {
 impl Trainer {
     /// Builds the network from the seed and puts the images on the device.
     pub fn new(config: &Config, dataset: Dataset<Images>, device: Device) -> Result<Trainer> {
+        config.train.precision.check(device)?;
         tch::manual_seed(config.seed as i64);
         let network = config.build(Form::Expanded, device)?;
         let sgd = Sgd::new(&network.store, &config.train);
@@ -77,16 +78,18 @@ impl Trainer {
     /// As [`Trainer::step`]; `done` is called behind the forward pass, behind the backward pass and behind the update.
     pub fn step_by_phase(&mut self, batch: &Batch, epoch: u64, step: u64, done: &mut dyn FnMut()) -> Tensor {
         tch::manual_seed(draw::step_seed(self.config.seed, epoch, step));
-        let network = &self.network.network;
+        let Built { network, store } = &self.network;
         network.anneal(epoch as f64 + step as f64 / self.steps_per_epoch() as f64);
-        let logits = network.forward_t(&batch.images, true);
-        let loss = batch_loss(&logits, batch, self.config.train.label_smoothing);
-        done();
-        let gradients = self.sgd.gradients(&loss);
-        done();
-        let lr = self.learning_rate(epoch, step);
-        self.sgd.update(&gradients, lr);
-        done();
-        loss.detach()
+        let (precision, lr) = (self.config.train.precision, self.learning_rate(epoch, step));
+        precision.step(|| {
+            let logits = precision.forward(store.device(), || network.forward_t(&batch.images, true));
+            let loss = batch_loss(&logits, batch, self.config.train.label_smoothing);
+            done();
+            let gradients = self.sgd.gradients(&loss);
+            done();
+            self.sgd.update(&gradients, lr);
+            done();
+            loss.detach()
+        })
     }
 }
