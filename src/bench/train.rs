@@ -5,6 +5,7 @@ use crate::bench::memory::{Peak, resident};
 use crate::config::Config;
 use crate::data::batch::Stream;
 use crate::device::synchronize;
+use crate::native::Waits;
 use crate::timing::{clock, median};
 use crate::train::exec::{self, Execs};
 use crate::train::trainer::Trainer;
@@ -31,6 +32,9 @@ pub struct TrainSpeed {
     /// The most memory that was resident during the steps above what was before the first (parameters and images are
     /// that), in bytes. On the CPU of a Linux machine.
     pub peak_memory_bytes: Option<u64>,
+    /// Operations of a step that wait for the device, because they want numbers of it; 0 in a foldconv without `native`, which doesn't
+    /// count.
+    pub waits: u64,
     /// The least that a step can take.
     pub floor: Floor,
     /// `step_seconds` over those of the floor.
@@ -106,6 +110,10 @@ pub fn train_speed(config: &Config, device: Device, warmup: u64, steps: u64) -> 
         })?;
     }
     let peak = peak.and_then(|peak| peak.bytes());
+    let counter = Waits::count();
+    training.step(&mut || ())?;
+    let waits = counter.so_far();
+    drop(counter);
     let floor = Floor::of(config, &training.trainer.network, batch)?;
     let step_seconds = median(&mut whole).as_secs_f64();
     let [data_seconds, forward_seconds, backward_seconds, optimizer_seconds] =
@@ -117,6 +125,7 @@ pub fn train_speed(config: &Config, device: Device, warmup: u64, steps: u64) -> 
         steps,
         batch,
         execs,
+        waits,
         peak_memory_bytes: peak.zip(before).map(|(peak, before)| peak.saturating_sub(before)),
         over_floor: step_seconds / floor.seconds,
         floor,
