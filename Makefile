@@ -6,7 +6,7 @@ TORCH := 2.11.0
 VENV := .venv
 BINARY := $(or $(CARGO_TARGET_DIR),target)/release/foldconv
 
-.PHONY: setup setup-peer setup-browser demo build test lint soak fuzz bench-peer bench-report bench-sweep bench-data
+.PHONY: setup setup-peer setup-browser setup-cuda demo build test lint soak fuzz bench-peer bench-report bench-sweep bench-data
 
 setup: tools $(if $(LIBTORCH),,$(VENV)/.torch-$(TORCH))
 	@sh .ci/check-libtorch "$(or $(LIBTORCH),$(VENV)/libtorch)" $(TORCH)
@@ -43,6 +43,15 @@ setup-browser: $(VENV)/.torch-$(TORCH) $(VENV)/.playwright-$(PLAYWRIGHT)
 $(VENV)/.playwright-$(PLAYWRIGHT):
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check playwright==$(PLAYWRIGHT)
 	touch $@
+
+# NVIDIA's headers for the cargo feature cuda-graphs, beside torch's own libraries.
+CUDA_HEADERS := nvidia-cuda-crt==13.0.88
+
+setup-cuda: $(VENV)/.torch-$(TORCH) $(VENV)/.$(CUDA_HEADERS)
+
+$(VENV)/.$(CUDA_HEADERS):
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(CUDA_HEADERS)
+	touch "$@"
 
 build: setup
 	cargo build --release

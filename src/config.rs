@@ -117,6 +117,20 @@ pub struct TrainConfig {
     /// Which form is evaluated after each epoch. The same function; training does not depend on it, so the trial's name does not
     /// either. Default `folded`.
     pub eval_form: EvalForm,
+    /// Whether training steps on CUDA are recorded once and replayed: `auto` or `off`. The same operations on the same numbers, so the
+    /// trial's name does not depend on it. Default `auto`.
+    pub graphs: Graphs,
+}
+
+/// Whether training steps are recorded as CUDA graphs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Graphs {
+    /// Where they can be.
+    #[default]
+    Auto,
+    /// Never.
+    Off,
 }
 
 /// Which form of a network is evaluated while it trains.
@@ -156,6 +170,7 @@ impl Default for TrainConfig {
             exec: Wanted::Auto,
             precision: Precision::Fp32,
             eval_form: EvalForm::Folded,
+            graphs: Graphs::Auto,
         }
     }
 }
@@ -226,11 +241,12 @@ impl Config {
     }
 
     /// The name of the trial: a hash of all that its result depends on, so not of where the data lie, nor of the form that is
-    /// evaluated on the way (both are in the end).
+    /// evaluated on the way (both are in the end), nor of how steps are asked for.
     pub fn hash(&self) -> String {
         let mut identity = self.clone();
         identity.data.common.root = None;
         identity.train.eval_form = EvalForm::default();
+        identity.train.graphs = Graphs::default();
         let text = serde_json::to_string(&identity).unwrap_or_default();
         Sha256::digest(text).iter().take(6).map(|byte| format!("{byte:02x}")).collect()
     }

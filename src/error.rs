@@ -55,6 +55,24 @@ pub fn out_of_memory(message: &str) -> Option<&str> {
     Some(message[start..start + end].trim_end_matches(['"', ')']))
 }
 
+/// What a message says of a GPU that is not fit for any work, if it says so: in the words of CUDA's runtime. Errors that a program can
+/// cause (an illegal address, an assertion) are not among them.
+pub fn gpu_lost(message: &str) -> Option<&str> {
+    const SIGNS: [&str; 10] = [
+        "CUDA: no usable device or driver",
+        "no CUDA-capable device is detected",
+        "CUDA-capable device(s) is/are busy or unavailable",
+        "uncorrectable ECC error encountered",
+        "uncorrectable NVLink error detected",
+        "hardware stack error",
+        "system not yet initialized",
+        "driver shutting down",
+        "GPU is lost",
+        "CUDA error: unknown error",
+    ];
+    SIGNS.iter().find_map(|sign| message.find(sign).map(|start| &message[start..start + sign.len()]))
+}
+
 /// The error and its causes on one line. libtorch appends a C++ stack to its messages; only their first line is kept.
 pub fn one_line(error: &anyhow::Error) -> String {
     let causes: Vec<String> = error.chain().map(|cause| first_line(&cause.to_string())).collect();
@@ -143,6 +161,16 @@ mod tests {
         assert_eq!(out_of_memory(cpu), Some("can't allocate memory: you tried to allocate 9 bytes"));
         assert_eq!(exit_status(&anyhow::anyhow!("{cpu}\nframe #0").context("step 3")), OUT_OF_MEMORY);
         assert_eq!(out_of_memory("the loss is NaN"), None);
+    }
+
+    #[test]
+    fn a_lost_gpu_is_told_from_a_mistake_on_a_sound_one() {
+        let panic = r#"internal error, please report it: Torch("CUDA error: uncorrectable ECC error encountered\nCUDA kernel errors""#;
+        assert_eq!(gpu_lost(panic), Some("uncorrectable ECC error encountered"));
+        assert!(gpu_lost("CUDA: no usable device or driver on this machine; use --device cpu").is_some());
+        for sound in ["CUDA error: an illegal memory access was encountered", "CUDA out of memory", "the loss is NaN"] {
+            assert_eq!(gpu_lost(sound), None);
+        }
     }
 
     #[test]

@@ -61,6 +61,12 @@ impl Gpu {
     }
 }
 
+/// [`visible`], as the environment and the driver have it; none where the driver doesn't tell.
+pub fn visible_here() -> Vec<String> {
+    let variable = std::env::var("CUDA_VISIBLE_DEVICES").ok();
+    visible(variable.as_deref(), &Gpus::find().map(|gpus| gpus.devices).unwrap_or_default())
+}
+
 /// The names, for `CUDA_VISIBLE_DEVICES`, of the GPUs that this process may use: those that the variable lists, or else all that there
 /// are. As CUDA does, what stands behind a name of no device, as -1, is not read.
 pub fn visible(variable: Option<&str>, all: &[Gpu]) -> Vec<String> {

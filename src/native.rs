@@ -14,8 +14,46 @@ pub use without::{
     newest_processor, norm_sum, pool, tf32, weigh,
 };
 
+#[cfg(feature = "cuda-graphs")]
+pub use foldconv_native::CudaGraph;
+#[cfg(not(feature = "cuda-graphs"))]
+pub use no_graphs::CudaGraph;
+
 /// Whether they are built.
 pub const BUILT: bool = cfg!(feature = "native");
+
+#[cfg(not(feature = "cuda-graphs"))]
+mod no_graphs {
+    /// Recorded work: there is none.
+    #[derive(Debug)]
+    pub enum CudaGraph {}
+
+    impl CudaGraph {
+        /// Always why not.
+        ///
+        /// # Errors
+        /// That it is not built.
+        pub fn new(_: usize) -> Result<CudaGraph, String> {
+            Err("this foldconv was built without the cargo feature `cuda-graphs`".into())
+        }
+
+        /// There is none to record into.
+        ///
+        /// # Errors
+        /// None.
+        pub fn record(&mut self, _: &mut dyn FnMut()) -> Result<(), String> {
+            match *self {}
+        }
+
+        /// There is none to replay.
+        ///
+        /// # Errors
+        /// None.
+        pub fn replay(&mut self) -> Result<(), String> {
+            match *self {}
+        }
+    }
+}
 
 #[cfg(not(feature = "native"))]
 mod without {

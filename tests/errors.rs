@@ -130,6 +130,18 @@ fn devices_that_are_not_there() {
 }
 
 #[test]
+fn a_precision_that_is_not_to_be_had_here() {
+    let tf32 = refused(&["train.precision=tf32"]);
+    assert!(tf32.contains("train.precision: tf32 is of CUDA; give fp32 or bf16"), "{tf32}");
+    let moments = refused(&["train.precision=bf16"]);
+    assert!(
+        moments.contains("train.precision: bf16 trains in branches; give fp32 or tf32, or exec: auto"),
+        "{moments}"
+    );
+    assert!(refused(&["train.precision=fp64"]).contains("train.precision: "));
+}
+
+#[test]
 fn a_usage_error_has_status_2() {
     for args in
         [&["no-such-command"][..], &["train"], &["train", "a.yaml", "--out"], &["bench", "train", "a", "--steps", "0"]]

@@ -3,8 +3,9 @@
 use crate::bench::floor::Floor;
 use crate::bench::memory::{Peak, resident};
 use crate::config::Config;
-use crate::data::batch::Stream;
+use crate::data::batch::{Batch, Stream};
 use crate::device::synchronize;
+use crate::native::Waits;
 use crate::timing::{clock, median};
 use crate::train::exec::{self, Execs};
 use crate::train::trainer::Trainer;
@@ -31,6 +32,9 @@ pub struct TrainSpeed {
     /// The most memory that was resident during the steps above what was before the first (parameters and images are
     /// that), in bytes. On the CPU of a Linux machine.
     pub peak_memory_bytes: Option<u64>,
+    /// Operations of a step that wait for the device, because they want numbers of it; 0 in a foldconv without `native`, which doesn't
+    /// count.
+    pub waits: u64,
     /// The least that a step can take.
     pub floor: Floor,
     /// `step_seconds` over those of the floor.
@@ -66,17 +70,30 @@ impl Steps {
         Steps { batches: trainer.batches(0, 0), trainer, per_epoch, next: 0 }
     }
 
+    /// The next step, as training runs it.
+    fn step(&mut self) -> Result<()> {
+        let (batch, epoch, at) = self.batch()?;
+        let _loss = self.trainer.step(&batch, epoch, at);
+        Ok(())
+    }
+
     /// The next step; `done` is called behind each phase.
-    fn step(&mut self, done: &mut dyn FnMut()) -> Result<()> {
+    fn step_by_phase(&mut self, done: &mut dyn FnMut()) -> Result<()> {
+        let (batch, epoch, at) = self.batch()?;
+        done();
+        let _loss = self.trainer.step_by_phase(&batch, epoch, at, done);
+        Ok(())
+    }
+
+    /// The next batch, its epoch, and its step there.
+    fn batch(&mut self) -> Result<(Batch, u64, u64)> {
         let (epoch, at) = (self.next / self.per_epoch, self.next % self.per_epoch);
         if self.next > 0 && at == 0 {
             self.batches = self.trainer.batches(epoch, 0);
         }
         let Some(batch) = self.batches.next().transpose()? else { bail!("the epoch ended early") };
-        done();
-        let _loss = self.trainer.step_by_phase(&batch, epoch, at, done);
         self.next += 1;
-        Ok(())
+        Ok((batch, epoch, at))
     }
 }
 
@@ -89,23 +106,27 @@ pub fn train_speed(config: &Config, device: Device, warmup: u64, steps: u64) -> 
     let before = resident();
     let mut training = Steps::new(trainer);
     for _ in 0..warmup {
-        training.step(&mut || ())?;
+        training.step()?;
     }
     let peak = Peak::start().filter(|_| device == Device::Cpu);
     let mut whole = Vec::new();
     let mut phases: [Vec<Duration>; 4] = Default::default();
     for _ in 0..steps {
         let mut done = Ok(());
-        whole.push(clock(device, || done = training.step(&mut || ())));
+        whole.push(clock(device, || done = training.step()));
         done?;
         let (mut last, mut at) = (Instant::now(), 0);
-        training.step(&mut || {
+        training.step_by_phase(&mut || {
             synchronize(device);
             phases[at].push(last.elapsed());
             (last, at) = (Instant::now(), at + 1);
         })?;
     }
     let peak = peak.and_then(|peak| peak.bytes());
+    let counter = Waits::count();
+    training.step()?;
+    let waits = counter.so_far();
+    drop(counter);
     let floor = Floor::of(config, &training.trainer.network, batch)?;
     let step_seconds = median(&mut whole).as_secs_f64();
     let [data_seconds, forward_seconds, backward_seconds, optimizer_seconds] =
@@ -117,6 +138,7 @@ pub fn train_speed(config: &Config, device: Device, warmup: u64, steps: u64) -> 
         steps,
         batch,
         execs,
+        waits,
         peak_memory_bytes: peak.zip(before).map(|(peak, before)| peak.saturating_sub(before)),
         over_floor: step_seconds / floor.seconds,
         floor,

@@ -169,6 +169,9 @@ fn print_training(speed: &TrainSpeed) -> Result<()> {
     if let Some(bytes) = speed.peak_memory_bytes {
         say!("at most {:.0} MB of memory above what was there before the first step", bytes as f64 / 1e6)?;
     }
+    if speed.waits > 0 {
+        say!("{} operations of a step wait for the device", speed.waits)?;
+    }
     let (bandwidth, rate) = (floor.rates.bytes_per_second, floor.rates.flops_per_second);
     say!(
         "{:.2} times the floor of {}: {:.3} GB at {:.1} GB/s and {:.2} GFLOP at {:.0} GFLOP/s, measured here",

@@ -23,10 +23,10 @@ pub struct Options {
     /// List the trials and how far each is, and do nothing
     #[arg(long)]
     dry_run: bool,
-    /// Trials side by side; they share the cores [default: as many as cores and free memory allow; one on a GPU]
+    /// Trials side by side; they share the cores [default: as many as cores and free memory allow; one on each GPU]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     jobs: Option<u16>,
-    /// GPUs to use, as 0,2: trials take turns on them
+    /// GPUs to use, as 0,2: trials take turns on them [default: all that CUDA_VISIBLE_DEVICES shows]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     gpus: Vec<String>,
     /// Trials side by side on each GPU

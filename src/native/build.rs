@@ -1,6 +1,6 @@
 //! Compiles the loops once for each generation of processors, and what is written against libtorch.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Built once for each generation of processors.
 const LOOPS: [&str; 2] = ["passes.cpp", "products.cpp"];
@@ -58,4 +58,36 @@ fn main() {
         .flag(include.join("torch/csrc/api/include"))
         .files(SOURCES)
         .compile("foldconv_native");
+    if std::env::var_os("CARGO_FEATURE_CUDA_GRAPHS").is_some() {
+        cuda_graph(&include);
+    }
+}
+
+/// A library of its own, whose names are looked for when it is opened.
+fn cuda_graph(include: &Path) {
+    let source = "cuda_graph.cpp";
+    println!("cargo:rerun-if-changed={source}");
+    println!("cargo:rerun-if-env-changed=CUDA_HOME");
+    let Some(cuda) = cuda_headers(include) else {
+        println!(
+            "cargo:error=cuda-graphs: the headers of CUDA 13.0 are missing: `make setup-cuda` installs them beside torch, or set CUDA_HOME"
+        );
+        std::process::exit(1);
+    };
+    let out = std::env::var("OUT_DIR").expect("cargo says where output goes");
+    let mut compiler = cc::Build::new().cpp(true).std("c++17").opt_level(2).pic(true).get_compiler().to_command();
+    compiler.args(["-shared", "-DNDEBUG"]);
+    for folder in [include, &include.join("torch/csrc/api/include"), &cuda, &cuda.join("cccl")] {
+        compiler.arg("-isystem").arg(folder);
+    }
+    let status = compiler.arg(source).arg("-o").arg(Path::new(&out).join("libfoldconv_cuda_graph.so")).status();
+    assert!(status.is_ok_and(|status| status.success()), "{source} can't be compiled");
+}
+
+/// Where cuda_runtime.h lies with all that it includes: CUDA's own folder, or NVIDIA's packages beside torch's.
+fn cuda_headers(include: &Path) -> Option<PathBuf> {
+    let own = std::env::var_os("CUDA_HOME").map(|home| Path::new(&home).join("include"));
+    let beside = include.canonicalize().ok()?.join("../../nvidia/cu13/include");
+    let whole = |folder: &PathBuf| folder.join("cuda_runtime.h").exists() && folder.join("crt/host_config.h").exists();
+    own.into_iter().chain([beside]).find(whole)
 }

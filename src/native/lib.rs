@@ -1,8 +1,12 @@
 //! What has to be C++: the loops that libtorch runs in more passes than needed (the sum of batch norms and the activation behind
 //! it), the graph of a TorchScript file, and libtorch's state that tch doesn't give.
 
+#[cfg(feature = "cuda-graphs")]
+mod cuda_graph;
 mod device;
 
+#[cfg(feature = "cuda-graphs")]
+pub use cuda_graph::CudaGraph;
 pub use device::{Waits, cudnn_version, in_bfloat16, tf32};
 
 use std::ffi::{CStr, CString, c_char, c_void};

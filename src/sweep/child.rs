@@ -1,6 +1,6 @@
 //! A trial as a process of its own: a trial that dies takes nothing with it. And what its death means.
 
-use crate::error::{DISK_FULL, OUT_OF_MEMORY, out_of_memory};
+use crate::error::{DISK_FULL, OUT_OF_MEMORY, gpu_lost, out_of_memory};
 use crate::sweep::machine;
 use crate::sweep::queue::{Claim, End};
 use crate::sweep::slots::Slot;
@@ -37,6 +37,8 @@ pub struct Running {
     /// When it was started.
     pub started: Instant,
     child: Child,
+    /// Whether its slot has a GPU of its own.
+    on_gpu: bool,
     told: Option<(Told, Instant)>,
     killed: bool,
     /// Where in log.txt this run begins.
@@ -89,7 +91,8 @@ impl Running {
         let out_of_memory_kills = machine::out_of_memory_kills();
         let child = command.spawn().with_context(|| format!("{}: cannot start", name.to_string_lossy()))?;
         let (told, killed, started) = (None, false, Instant::now());
-        Ok(Running { claim, slot, folder, started, child, told, killed, log: length, out_of_memory_kills })
+        let on_gpu = gpu.is_some();
+        Ok(Running { claim, slot, folder, started, child, on_gpu, told, killed, log: length, out_of_memory_kills })
     }
 
     /// Tells it to write its checkpoint and end; it goes on another time.
@@ -149,7 +152,12 @@ impl Running {
                 death(status, &last, more)
             }
         };
-        Ok(Some(Death { end, disk_full: status.code() == Some(DISK_FULL.into()), last }))
+        let gpu_lost = gpu_lost(&last).filter(|_| self.on_gpu && !status.success()).map(String::from);
+        let end = match (&gpu_lost, end) {
+            (Some(why), End::Died { .. }) => End::Evicted(why.clone()),
+            (_, end) => end,
+        };
+        Ok(Some(Death { end, disk_full: status.code() == Some(DISK_FULL.into()), gpu_lost, last }))
     }
 }
 
@@ -160,6 +168,8 @@ pub struct Death {
     pub end: End,
     /// Whether it could not write: then none can.
     pub disk_full: bool,
+    /// Why the GPU of its slot is not fit for other trials either, if it is not.
+    pub gpu_lost: Option<String>,
     /// The last line of its log, without the program's name.
     pub last: String,
 }

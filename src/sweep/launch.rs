@@ -113,6 +113,8 @@ struct Run<'a> {
     curves: Curves,
     /// Those of the baseline, which are not pruned.
     kept: HashSet<String>,
+    /// GPUs that failed.
+    lost: HashSet<String>,
     /// No trial is started any more; why, where it is an error of its own.
     ending: Option<Option<String>>,
 }
@@ -138,6 +140,7 @@ impl Launcher<'_> {
             running: Vec::new(),
             curves: Curves::default(),
             kept: baseline.map(|trial| trial.hash.clone()).collect(),
+            lost: HashSet::new(),
             ending: None,
         };
         if self.only.is_none() {
@@ -197,7 +200,8 @@ impl Run<'_> {
     /// Starts a trial in each slot that is free.
     fn fill(&mut self) -> Result<()> {
         for (place, slot) in self.launcher.slots.iter().enumerate() {
-            if self.running.iter().any(|trial| trial.slot == place) {
+            let lost = slot.gpu.as_ref().is_some_and(|gpu| self.lost.contains(gpu));
+            if lost || self.running.iter().any(|trial| trial.slot == place) {
                 continue;
             }
             let Some(claim) = self.queue.next(slot.threads)? else { break };
@@ -230,6 +234,7 @@ impl Run<'_> {
             let folder = trial.folder.display();
             let said = match settled {
                 Settled::Done(result) => format!("{title}: {}", summary(&result)),
+                Settled::Again(pause, why) if pause.is_zero() => format!("{title}: {why}; goes on elsewhere"),
                 Settled::Again(pause, why) => {
                     format!("{title}: {why}; tries again in {} s", pause.as_secs())
                 }
@@ -248,8 +253,26 @@ impl Run<'_> {
                 }
             };
             self.view.end(at, &said);
+            if let Some(why) = death.gpu_lost {
+                self.lose(trial.slot, &why);
+            }
         }
         Ok(())
+    }
+
+    /// Takes out the GPU of a slot; without any left the sweep ends.
+    fn lose(&mut self, slot: usize, why: &str) {
+        let slots = &self.launcher.slots;
+        let Some(gpu) = &slots[slot].gpu else { return };
+        if !self.lost.insert(gpu.clone()) {
+            return;
+        }
+        let left: HashSet<&String> =
+            slots.iter().filter_map(|slot| slot.gpu.as_ref()).filter(|gpu| !self.lost.contains(*gpu)).collect();
+        self.view.say(&format!("GPU {gpu} is taken out ({why}); {} of the sweep's are left", left.len()));
+        if left.is_empty() {
+            self.ending = Some(Some(format!("no GPU is left ({why}); once one works the same command goes on")));
+        }
     }
 
     /// Ends the trials that the file's rule stops.

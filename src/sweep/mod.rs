@@ -21,7 +21,7 @@ pub mod view;
 
 use crate::config::Document;
 use crate::error::{DISK_FULL, exit_status, one_line};
-use crate::{device, note, text};
+use crate::{device, gpus, note, text};
 use anyhow::{Result, bail};
 use child::Program;
 use launch::{Launcher, Outcome};
@@ -96,10 +96,14 @@ fn run_on_disk(document: &Document, out: &Path, options: &Options) -> Result<Out
 /// This machine, for the trials of a plan.
 fn means(plan: &Plan, store: &Store, device: &str) -> Means {
     let trials = plan.trials();
+    let cuda = device != "cpu" && device::driver_present();
+    // One that is named, as cuda:1, is meant alone.
+    let visible = if cuda && !device.contains(':') { gpus::visible_here() } else { Vec::new() };
     Means {
         cores: machine::cores(),
         memory: machine::free_memory(),
-        cuda: device != "cpu" && device::driver_present(),
+        cuda,
+        visible,
         trials: trials.len(),
         measured: trials.iter().filter_map(|(_, trial)| store.record(&trial.hash).memory).max(),
     }

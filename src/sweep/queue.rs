@@ -92,6 +92,8 @@ pub enum End {
     Stopped,
     /// It was pruned after so many epochs.
     Pruned(u64),
+    /// What it ran on failed, and why: it goes on somewhere else.
+    Evicted(String),
     /// It failed.
     Died {
         /// As what.
@@ -269,7 +271,7 @@ impl<'a> Queue<'a> {
     /// # Errors
     /// The disk's.
     pub fn settle(&mut self, claim: Claim, end: End, memory: Option<u64>) -> Result<Settled> {
-        let Claim { waiting, hash, record, lock } = claim;
+        let Claim { mut waiting, hash, record, lock } = claim;
         let record = Record { memory: memory.max(record.memory), ..record };
         let (settled, record) = match (self.store.result(&hash), end) {
             (Ok(Some(result)), _) => (Settled::Done(Box::new(result)), record.to(State::Done, None)),
@@ -282,8 +284,12 @@ impl<'a> Queue<'a> {
             (Ok(None), End::Pruned(epoch)) => {
                 (Settled::Pruned(epoch), Record { epoch: Some(epoch), ..record.to(State::Pruned, None) })
             }
+            (Ok(None), End::Evicted(message)) => {
+                (Settled::Again(Duration::ZERO, message.clone()), record.to(State::Queued, Some(message)))
+            }
             (Ok(None), End::Died { message, may_heal: true, .. }) if waiting.retries > 0 => {
-                let tried = self.policy.retries - waiting.retries;
+                waiting.retries -= 1;
+                let tried = self.policy.retries - waiting.retries - 1;
                 let pause = FIRST_PAUSE.saturating_mul(1 << tried.min(16)).min(LONGEST_PAUSE);
                 (Settled::Again(pause, message.clone()), record.to(State::Queued, Some(message)))
             }
@@ -302,8 +308,7 @@ impl<'a> Queue<'a> {
                 self.settled.failed.insert(waiting.at, (*state, message.clone()));
             }
             Settled::Again(pause, _) => {
-                let (after, retries) = (Instant::now() + *pause, waiting.retries - 1);
-                self.waiting.push(Waiting { after, retries, ..waiting });
+                self.waiting.push(Waiting { after: Instant::now() + *pause, ..waiting });
             }
         }
         Ok(settled)

@@ -22,7 +22,7 @@ pub struct Wish {
     pub jobs: Option<usize>,
     /// Threads of each.
     pub threads: Option<usize>,
-    /// The GPUs to use.
+    /// The GPUs to use; none for all that are visible.
     pub gpus: Vec<String>,
     /// Trials side by side on each GPU.
     pub per_gpu: Option<usize>,
@@ -37,6 +37,8 @@ pub struct Means {
     pub memory: Option<u64>,
     /// Whether trials run on a GPU.
     pub cuda: bool,
+    /// The GPUs that trials may be spread over, as `CUDA_VISIBLE_DEVICES` names them.
+    pub visible: Vec<String>,
     /// Trials of the sweep. Not those that are left, so that a sweep that goes on divides the machine as it did before.
     pub trials: usize,
     /// The most memory that a trial had so far, in bytes.
@@ -61,27 +63,28 @@ impl Layout {
         if !means.cuda && (!wish.gpus.is_empty() || wish.per_gpu.is_some()) {
             bad_request!("--gpus, --per-gpu: trials run on the CPU; give --device cuda on a machine that has a driver");
         }
-        let (jobs, reason) = if means.cuda { on_gpus(wish) } else { on_cpu(wish, means) };
+        let gpus = if wish.gpus.is_empty() { &means.visible } else { &wish.gpus };
+        let (jobs, reason) = if means.cuda { on_gpus(wish, gpus.len().max(1)) } else { on_cpu(wish, means) };
         let jobs = jobs.max(1);
         let threads = wish.threads.unwrap_or(means.cores / jobs).max(1);
         // One after the other over the GPUs, so that few trials are spread.
-        let gpu = |job: usize| wish.gpus.get(job % wish.gpus.len().max(1)).cloned();
+        let gpu = |job: usize| gpus.get(job % gpus.len().max(1)).cloned();
         let slots = (0..jobs).map(|job| Slot { gpu: gpu(job), threads }).collect();
         let each = if threads == 1 { "1 thread".into() } else { format!("{threads} threads") };
         Ok(Layout { slots, reason: format!("{jobs} at a time, {each} each: {reason}") })
     }
 }
 
-fn on_gpus(wish: &Wish) -> (usize, String) {
-    let gpus = wish.gpus.len().max(1);
+fn on_gpus(wish: &Wish, gpus: usize) -> (usize, String) {
     match (wish.jobs, wish.per_gpu) {
         (Some(jobs), None) => (jobs, "as --jobs says".into()),
         (Some(jobs), Some(per_gpu)) => (jobs.min(gpus * per_gpu), format!("--jobs {jobs}, --per-gpu {per_gpu}")),
-        (None, per_gpu) if per_gpu.is_some() || !wish.gpus.is_empty() => {
+        (None, None) if gpus == 1 => (1, "on one GPU; --per-gpu makes it more".into()),
+        (None, per_gpu) => {
             let per_gpu = per_gpu.unwrap_or(1);
-            (gpus * per_gpu, format!("{per_gpu} on each of {gpus} GPUs"))
+            let devices = if gpus == 1 { "one GPU".into() } else { format!("each of {gpus} GPUs") };
+            (gpus * per_gpu, format!("{per_gpu} on {devices}"))
         }
-        _ => (1, "on one GPU; --gpus and --per-gpu make it more".into()),
     }
 }
 
@@ -116,7 +119,7 @@ mod tests {
     const GB: u64 = 1 << 30;
 
     fn means() -> Means {
-        Means { cores: 16, memory: Some(64 * GB), cuda: false, trials: 100, measured: None }
+        Means { cores: 16, memory: Some(64 * GB), cuda: false, visible: Vec::new(), trials: 100, measured: None }
     }
 
     /// Number of slots, threads of each and the reason.
@@ -164,6 +167,15 @@ mod tests {
         assert_eq!(gpus(Wish { per_gpu: Some(2), jobs: Some(3), ..wish() }), "0 2 0");
         assert_eq!(gpus(Wish { jobs: Some(5), ..wish() }), "0 2 0 2 0");
         assert_eq!(gpus(Wish::default()), "-");
+        let all = Means { visible: vec!["GPU-a".into(), "GPU-b".into()], ..cuda() };
+        let spread = |wish: Wish| {
+            let slots = Layout::new(&wish, &all).unwrap().slots;
+            slots.into_iter().map(|slot| slot.gpu.unwrap()).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(spread(Wish::default()), "GPU-a GPU-b", "all that are visible");
+        assert_eq!(spread(Wish { per_gpu: Some(2), ..Wish::default() }), "GPU-a GPU-b GPU-a GPU-b");
+        assert_eq!(spread(Wish { jobs: Some(1), ..Wish::default() }), "GPU-a");
+        assert_eq!(spread(wish()), "0 2", "what is asked for");
         assert_eq!(gpus(Wish { per_gpu: Some(2), ..Wish::default() }), "- -");
         assert_eq!(layout(Wish { per_gpu: Some(2), ..wish() }, cuda()), (4, 4, "2 on each of 2 GPUs".into()));
         let error = Layout::new(&wish(), &means()).unwrap_err();

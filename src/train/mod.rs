@@ -3,6 +3,7 @@
 pub mod checkpoint;
 pub mod evaluate;
 pub mod exec;
+pub mod graph;
 pub mod log;
 pub mod metrics;
 pub mod optimizer;

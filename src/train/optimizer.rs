@@ -18,6 +18,8 @@ pub struct Sgd {
     momentum: f64,
     nesterov: bool,
     weight_decay: f64,
+    /// The learning rate in force, a scalar where the parameters are: recorded steps read it anew.
+    lr: Tensor,
 }
 
 impl Sgd {
@@ -40,6 +42,7 @@ impl Sgd {
         }
         Sgd {
             velocity: flat.zeros_like(),
+            lr: Tensor::zeros([0; 0], (flat.kind(), flat.device())),
             parameters,
             flat,
             decayed,
@@ -54,8 +57,13 @@ impl Sgd {
         Tensor::run_backward(&[loss], &self.parameters, false, false)
     }
 
+    /// Sets the learning rate of the updates that follow.
+    pub fn set_lr(&mut self, lr: f64) {
+        let _ = self.lr.fill_(lr);
+    }
+
     /// One step down the gradient.
-    pub fn update(&mut self, gradients: &[Tensor], lr: f64) {
+    pub fn update(&mut self, gradients: &[Tensor]) {
         tch::no_grad(|| {
             let gradient = flatten(gradients);
             if self.weight_decay > 0. {
@@ -66,7 +74,7 @@ impl Sgd {
             self.velocity += &gradient;
             let step =
                 if self.nesterov { gradient + &self.velocity * self.momentum } else { self.velocity.shallow_clone() };
-            self.flat -= step * lr;
+            self.flat -= step * &self.lr;
         });
     }
 
@@ -166,7 +174,8 @@ mod tests {
                     let decay = i == 0 || decay_norm_and_bias;
                     expected[i] = reference(&expected[i], &mut velocities[i], &gradients[i], &config, decay, lr);
                 }
-                sgd.update(&sgd.gradients(&loss(&weight, &bias)), lr);
+                sgd.set_lr(lr);
+                sgd.update(&sgd.gradients(&loss(&weight, &bias)));
             }
             for (parameter, expected) in [&weight, &bias].into_iter().zip(&expected) {
                 assert!((parameter - expected).abs().max().double_value(&[]) < 1e-14);

@@ -1,11 +1,12 @@
 //! One step of training, and all that it needs.
 
-use crate::config::{Built, Config};
+use crate::config::{Built, Config, TrainConfig};
 use crate::data::augment::draw;
 use crate::data::augment::normalise::Normalisation;
 use crate::data::batch::{Batch, Batches, Stream};
 use crate::data::dataset::{Dataset, Images};
 use crate::net::block::Form;
+use crate::train::graph::Steps;
 use crate::train::optimizer::{Sgd, batch_loss};
 use crate::train::schedule::learning_rate;
 use anyhow::Result;
@@ -20,6 +21,8 @@ pub struct Trainer {
     pub network: Built,
     /// Its optimizer.
     pub sgd: Sgd,
+    /// How its steps are asked for.
+    pub steps: Steps,
     /// The training split.
     pub train: Batches,
     /// The test split.
@@ -43,6 +46,7 @@ impl Trainer {
             config: config.clone(),
             network,
             sgd,
+            steps: Steps::new(config.train.graphs, device),
             train: Batches::train(&dataset.train, augment, &normalisation, device),
             test: Batches::test(&dataset.test, augment, &normalisation, device),
             normalisation,
@@ -72,24 +76,36 @@ impl Trainer {
     /// One step: forward, backward, update. What is drawn depends on (seed, epoch, step) alone. The loss comes back as a tensor
     /// on the device, detached: nothing waits for it.
     pub fn step(&mut self, batch: &Batch, epoch: u64, step: u64) -> Tensor {
-        self.step_by_phase(batch, epoch, step, &mut || ())
+        self.prepare(epoch, step);
+        let Trainer { network, sgd, config, steps, .. } = self;
+        steps.run(batch, &mut |batch| compute(network, sgd, &config.train, batch, &mut || ()))
     }
 
-    /// As [`Trainer::step`]; `done` is called behind the forward pass, behind the backward pass and behind the update.
+    /// As [`Trainer::step`], never recorded; `done` is called behind the forward pass, behind the backward pass and behind the update.
     pub fn step_by_phase(&mut self, batch: &Batch, epoch: u64, step: u64, done: &mut dyn FnMut()) -> Tensor {
-        tch::manual_seed(draw::step_seed(self.config.seed, epoch, step));
-        let Built { network, store } = &self.network;
-        network.anneal(epoch as f64 + step as f64 / self.steps_per_epoch() as f64);
-        let (precision, lr) = (self.config.train.precision, self.learning_rate(epoch, step));
-        precision.step(|| {
-            let logits = precision.forward(store.device(), || network.forward_t(&batch.images, true));
-            let loss = batch_loss(&logits, batch, self.config.train.label_smoothing);
-            done();
-            let gradients = self.sgd.gradients(&loss);
-            done();
-            self.sgd.update(&gradients, lr);
-            done();
-            loss.detach()
-        })
+        self.prepare(epoch, step);
+        compute(&self.network, &mut self.sgd, &self.config.train, batch, done)
     }
+
+    /// What changes from step to step beside the batch.
+    fn prepare(&mut self, epoch: u64, step: u64) {
+        tch::manual_seed(draw::step_seed(self.config.seed, epoch, step));
+        self.network.network.anneal(epoch as f64 + step as f64 / self.steps_per_epoch() as f64);
+        self.sgd.set_lr(self.learning_rate(epoch, step));
+    }
+}
+
+/// Forward, backward, update. All that it reads is in tensors that stay where they are, but for the batch.
+fn compute(network: &Built, sgd: &mut Sgd, train: &TrainConfig, batch: &Batch, done: &mut dyn FnMut()) -> Tensor {
+    let precision = train.precision;
+    precision.step(|| {
+        let forward = || network.network.forward_t(&batch.images, true);
+        let loss = batch_loss(&precision.forward(network.store.device(), forward), batch, train.label_smoothing);
+        done();
+        let gradients = sgd.gradients(&loss);
+        done();
+        sgd.update(&gradients);
+        done();
+        loss.detach()
+    })
 }

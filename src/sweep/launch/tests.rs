@@ -176,6 +176,44 @@ fn each_slot_has_one_trial_at_a_time_with_its_gpu_and_threads() {
     assert!(count("0 ") > 1 && count("2 ") > 1, "they take turns: {lines}");
 }
 
+/// GPUs that are pretended: the program fails where it runs on one of those.
+fn on_failing_gpus(failing: &str, per_gpu: usize) -> (Result<Outcome>, Vec<State>, Vec<String>) {
+    let (folder, store, plan) = started("{seeds: 8}");
+    ready(folder.path(), &plan);
+    let body = format!(
+        "echo $CUDA_VISIBLE_DEVICES >> {root}/gpus\ncase $CUDA_VISIBLE_DEVICES in {failing}) \
+         echo 'foldconv: CUDA error: uncorrectable ECC error encountered' >&2; exit 1;; esac\nsleep 0.1\n{copy}",
+        root = folder.path().display(),
+        copy = copy(folder.path())
+    );
+    let slots = ["0", "2"].map(|gpu| vec![Slot { gpu: Some(gpu.into()), threads: 1 }; per_gpu]).concat();
+    let outcome = Launcher { slots, ..launcher(&store, program(folder.path(), &body), 2) }.run(&plan, "");
+    let states = states(&store, &plan).into_iter().map(|(state, _)| state).collect();
+    let gpus = std::fs::read_to_string(folder.path().join("gpus")).unwrap();
+    (outcome, states, gpus.lines().map(String::from).collect())
+}
+
+#[test]
+fn a_gpu_that_fails_is_taken_out_and_its_trials_go_to_the_others() {
+    for per_gpu in [1, 2] {
+        let (outcome, _, gpus) = on_failing_gpus("2", per_gpu);
+        let outcome = outcome.unwrap();
+        assert_eq!((outcome.finished, outcome.failed.len()), (8, 0), "no trial is to blame");
+        let tried = gpus.iter().filter(|gpu| *gpu == "2").count();
+        assert!((1..=per_gpu).contains(&tried), "not tried again: {gpus:?}");
+        assert_eq!(gpus.len(), 8 + tried);
+    }
+}
+
+#[test]
+fn without_any_gpu_left_the_sweep_ends_and_fails_no_trial() {
+    let (outcome, states, gpus) = on_failing_gpus("*", 1);
+    let expected = "no GPU is left (uncorrectable ECC error encountered); once one works the same command goes on";
+    assert_eq!(outcome.unwrap_err().to_string(), expected);
+    assert!(states.iter().all(|state| *state == State::Queued), "{states:?}");
+    assert_eq!(gpus.len(), 2, "{gpus:?}");
+}
+
 #[test]
 fn a_trial_that_takes_too_long_is_told_to_end() {
     let (folder, store, plan) = started("{seeds: 1}");
