@@ -39,6 +39,7 @@ def parser(description):
     """With the options that all have."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--foldconv", type=Path, default=Path("target/release/foldconv"), help="the binary")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N, of each side")
     parser.add_argument("--rounds", type=positive, default=5, help="interleaved rounds")
     parser.add_argument("--threads", type=positive, default=os.cpu_count(), help="threads, or workers, of each side")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the setup and every block here")
@@ -54,15 +55,29 @@ def parse(parser):
         fail(f"no foldconv binary at {args.foldconv}: run `cargo build --release` or give --foldconv PATH", 2)
     args.foldconv = args.foldconv.resolve()  # it runs in the root of the repository
     torch.set_num_threads(args.threads)
+    if args.device != "cpu":
+        if not torch.cuda.is_available():
+            fail(f"--device {args.device}: torch {torch.__version__} finds no CUDA here", 2)
+        torch.cuda.set_device(args.device if ":" in args.device else 0)
+        # float32 that is float32, as on the other side.
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.benchmark = True
     return args
+
+
+def clock(args):
+    """Seconds, once the device has done what was asked of it."""
+    if args.device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 # Measuring
 
 
 def foldconv(args, *arguments, **environment):
-    """The JSON document of a `foldconv bench` on the CPU."""
-    command = [str(args.foldconv), "bench", *arguments, "--device", "cpu", "--threads", str(args.threads), "--json"]
+    """The JSON document of a `foldconv bench`."""
+    command = [str(args.foldconv), "bench", *arguments, "--device", args.device, "--threads", str(args.threads), "--json"]
     environment = {**os.environ, **environment}
     try:
         done = subprocess.run(
@@ -144,6 +159,16 @@ def cpu_model():
     return platform.processor() or platform.machine()
 
 
+def gpu(args):
+    if args.device == "cpu":
+        return {}
+    driver = subprocess.run(
+        ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True, text=True, check=False
+    )
+    versions = {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+    return {"gpu": torch.cuda.get_device_name(), "driver": driver.stdout.split("\n")[0], **versions}
+
+
 def setup(args, *modules):
     """What the numbers depend on; of the modules their releases."""
     return {
@@ -151,7 +176,9 @@ def setup(args, *modules):
         "threads": args.threads,
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "not set"),
         **{module.__name__: module.__version__ for module in (torch, *modules)},
+        "device": args.device,
         "cpu": cpu_model(),
+        **gpu(args),
         "command": shlex.join(["python", *sys.argv]),
     }
 
@@ -162,7 +189,7 @@ def report(args, setup, blocks, text, results):
     print(text)
     print(
         f"\nMedians of n = {args.rounds} interleaved rounds, {blocks}, {args.threads} threads or workers, "
-        f"OMP_WAIT_POLICY={setup['OMP_WAIT_POLICY']}, {versions}, {setup['cpu']}; a ratio is the median of the rounds' "
+        f"OMP_WAIT_POLICY={setup['OMP_WAIT_POLICY']}, {versions}, {setup.get('gpu', setup['cpu'])}; a ratio is the median of the rounds' "
         "ratios."
         f"\n\nCommand: `{setup['command']}`"
     )

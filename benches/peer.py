@@ -12,7 +12,7 @@ its default choice of implementation. No step reads a number back.
 
 - foldconv: `foldconv bench train`, a subprocess that reports its own throughput, and its memory.
 - eager: PyTorch as it is.
-- compile: the same model through `torch.compile` in its default mode, forward and backward. The loss and the optimizer
+- compile: the same model through `torch.compile`, forward and backward, in its default mode, on CUDA in max-autotune. The loss and the optimizer
   are left as they are: with the whole step compiled it was no faster (smallnet, 9 interleaved rounds: 0.99 of the
   throughput for plain, 0.97 for maconv). It needs a C++ compiler and Python's headers (Debian: g++, python3-dev).
 
@@ -184,8 +184,12 @@ def check_counts():
 class Batches:
     """Endless shuffled, augmented, normalised batches: (N, 3, 32, 32) float32 in channels_last and (N,) int64."""
 
-    def __init__(self, batch):
+    def __init__(self, batch, device):
         self.batch = batch
+        with torch.device(device):
+            self.make(batch)
+
+    def make(self, batch):
         # channels_last from the start: a pixel's channels lie together, and every later step keeps that layout.
         images = torch.randint(0, 256, (IMAGES, 3, SIZE, SIZE), dtype=torch.uint8)
         self.images = images.contiguous(memory_format=torch.channels_last)
@@ -198,10 +202,13 @@ class Batches:
         self.starts = torch.arange(batch).view(-1, 1, 1) * (SIZE + 2 * PAD) ** 2
 
     def __iter__(self):
+        device = self.images.device
         while True:
-            for index in torch.randperm(IMAGES).split(self.batch):
+            for index in torch.randperm(IMAGES, device=device).split(self.batch):
                 if len(index) == self.batch:  # the last, short batch of an epoch is dropped
-                    yield self.augment(self.images[index]), self.labels[index]
+                    with torch.device(device):
+                        images = self.augment(self.images[index])
+                    yield images, self.labels[index]
 
     def augment(self, images):
         """Random crop and flip as one gather of whole pixels."""
@@ -224,10 +231,10 @@ class Training:
 
     def __init__(self, net, op, args, compiled):
         torch.manual_seed(0)
-        model = NETWORKS[net](OPERATORS[op]).to(memory_format=torch.channels_last).train()
+        model = NETWORKS[net](OPERATORS[op]).to(args.device, memory_format=torch.channels_last).train()
         self.optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
-        self.model = torch.compile(model) if compiled else model
-        self.batches = iter(Batches(args.batch))
+        self.model = torch.compile(model, mode=mode(args)) if compiled else model
+        self.batches = iter(Batches(args.batch, args.device))
         self.args = args
         self.run(args.warmup)  # compiles
 
@@ -241,9 +248,14 @@ class Training:
 
     def block(self):
         self.run(self.args.warmup)
-        start = time.perf_counter()
+        start = common.clock(self.args)
         self.run(self.args.steps)
-        return self.args.steps * self.args.batch / (time.perf_counter() - start)
+        return self.args.steps * self.args.batch / (common.clock(self.args) - start)
+
+
+def mode(args):
+    """Of torch.compile. On CUDA the one that measures kernels and records graphs."""
+    return "default" if args.device == "cpu" else "max-autotune"
 
 
 def eager(net, op, args):
