@@ -8,7 +8,6 @@ use foldconv::op::{AttentionConfig, ClassifierConfig, OperatorConfig};
 use foldconv::options::Choice;
 use foldconv::train::result::FoldResult;
 use foldconv::train::train;
-use foldconv::train::trainer::Trainer;
 use serde_yaml::Value;
 use tch::nn::ModuleT;
 use tch::{Device, Kind, Tensor};
@@ -88,6 +87,7 @@ fn every_row_trains_folds_and_agrees_on_every_test_image() {
 #[cfg(feature = "native")]
 #[test]
 fn every_row_trains_in_bfloat16_and_keeps_float32() {
+    use foldconv::train::trainer::Trainer;
     for row in ROWS {
         let losses = ["fp32", "bf16"].map(|precision| {
             let mut config = config(row).unwrap();

@@ -85,6 +85,13 @@ impl Steps {
         Ok(())
     }
 
+    /// So many operations of the next step wait for the device.
+    fn waits(&mut self) -> Result<u64> {
+        let counter = Waits::count();
+        self.step()?;
+        Ok(counter.so_far())
+    }
+
     /// The next batch, its epoch, and its step there.
     fn batch(&mut self) -> Result<(Batch, u64, u64)> {
         let (epoch, at) = (self.next / self.per_epoch, self.next % self.per_epoch);
@@ -123,10 +130,7 @@ pub fn train_speed(config: &Config, device: Device, warmup: u64, steps: u64) -> 
         })?;
     }
     let peak = peak.and_then(|peak| peak.bytes());
-    let counter = Waits::count();
-    training.step()?;
-    let waits = counter.so_far();
-    drop(counter);
+    let waits = training.waits()?;
     let floor = Floor::of(config, &training.trainer.network, batch)?;
     let step_seconds = median(&mut whole).as_secs_f64();
     let [data_seconds, forward_seconds, backward_seconds, optimizer_seconds] =
