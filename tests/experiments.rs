@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use tch::Device;
 
 /// Points, trials, and how many points have a published number.
-const FILES: [(&str, usize, usize, usize); 14] = [
+const FILES: [(&str, usize, usize, usize); 15] = [
     ("acnet-cifar10", 4, 20, 4),
     ("acnet-cifar100", 3, 15, 3),
     ("cifar10", 5, 25, 0),
@@ -21,6 +21,7 @@ const FILES: [(&str, usize, usize, usize); 14] = [
     ("imagenet-resnet18", 4, 4, 1),
     ("imagenet-se", 4, 4, 0),
     ("imagenet-shufflenet_v2", 8, 8, 3),
+    ("smallnet-cifar10", 19, 57, 0),
     ("svhn", 5, 25, 0),
     ("tied", 9, 45, 0),
 ];
