@@ -4,6 +4,7 @@ mod common;
 
 use common::{TINY, arg, error, foldconv, folder, run, stderr, stdout};
 use serde_json::Value;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -91,7 +92,16 @@ fn latency_and_latex(out: &Path) {
 fn an_interrupted_sweep_goes_on_where_it_was() {
     let (_guard, root) = started();
     let args = ["sweep", &arg(&root.join("a.yaml")), "--out", &arg(&root.join("out"))].map(String::from);
-    let child = foldconv().args(args).stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut command = foldconv();
+    // A shell in the background has its children ignore the signal, and a sweep leaves an ignored one so.
+    // SAFETY: a bare system call.
+    unsafe {
+        command.pre_exec(|| {
+            libc::signal(libc::SIGINT, libc::SIG_DFL);
+            Ok(())
+        })
+    };
+    let child = command.args(args).stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let (clock, trials) = (Instant::now(), root.join("out/trials"));
     let finished = || {
         let folders = std::fs::read_dir(&trials).into_iter().flatten().flatten();

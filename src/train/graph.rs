@@ -8,6 +8,7 @@ use crate::config::Graphs;
 use crate::data::batch::Batch;
 use crate::native::CudaGraph;
 use crate::note;
+use crate::panics;
 use tch::{Device, Tensor};
 
 /// Steps before one is recorded: cuDNN measures its convolutions, and libtorch sets up what it needs.
@@ -30,7 +31,8 @@ pub trait Recorder {
 
 impl Recorder for CudaGraph {
     fn record(&mut self, work: &mut dyn FnMut()) -> Result<(), String> {
-        CudaGraph::record(self, work)
+        // What libtorch refuses to record is no defect: it is told, and training goes on.
+        panics::expected(|| CudaGraph::record(self, work)).unwrap_or_else(Err)
     }
 
     fn replay(&mut self, _work: &mut dyn FnMut()) -> Result<(), String> {
