@@ -5,6 +5,7 @@
 
 mod common;
 
+use common::network;
 use common::peer::{peer, script};
 use common::{TINY, arg, error, folder, run, stdout};
 use foldconv::config::{Config, Mapping};
@@ -42,20 +43,7 @@ fn compact(rows: &str, folder: &Path) -> Model {
         serde_yaml::from_str(&format!("data: {{name: shapes}}\nnet: {{name: smallnet}}\n{rows}")).unwrap();
     let config = Config::new(&keys, "a.yaml").unwrap();
     let built = config.build(Form::Expanded, Device::Cpu).unwrap();
-    tch::no_grad(|| {
-        for (name, mut variable) in built.store.variables() {
-            if name.ends_with("running_var") {
-                let _ = variable.uniform_(0.5, 2.);
-            } else if variable.dim() > 0 && (name.ends_with("bias") || name.ends_with("running_mean")) {
-                let _ = variable.normal_(0., 0.3);
-            }
-        }
-    });
-    let about = serde_json::json!({
-        "version": "test", "form": "expanded", "config": config, "classes": vec!["class"; 10],
-        "normalisation": {"mean": [0., 0., 0.], "std": [1., 1., 1.]},
-    });
-    let model = Model { about: serde_json::from_value(about).unwrap(), tensors: built.store.variables() };
+    let model = network::model(&built, &config);
     let compact = model.fold().unwrap();
     compact.save(&folder.join("model.safetensors")).unwrap();
     compact

@@ -7,7 +7,7 @@
 mod common;
 
 use common::draw::{Given, drawn, geometry, options, wanted, yaml};
-use common::network::relative;
+use common::network::{self, relative};
 use common::peer::{peer, script};
 use common::{arg, run, stdout};
 use foldconv::algebra::{FoldError, Geometry};
@@ -171,20 +171,7 @@ fn model(name: &str, given: &Given, places: &[&str]) -> Option<Model> {
         Some((config.build(Form::Expanded, Device::Cpu).ok()?, config))
     });
     let (built, config) = built?;
-    tch::no_grad(|| {
-        for (name, mut variable) in built.store.variables() {
-            if name.ends_with("running_var") {
-                let _ = variable.uniform_(0.5, 2.);
-            } else if variable.dim() > 0 && (name.ends_with("bias") || name.ends_with("running_mean")) {
-                let _ = variable.normal_(0., 0.3);
-            }
-        }
-    });
-    let about = serde_json::json!({
-        "version": "test", "form": "expanded", "config": config, "classes": vec!["class"; 10],
-        "normalisation": {"mean": [0., 0., 0.], "std": [1., 1., 1.]},
-    });
-    Some(Model { about: serde_json::from_value(about).unwrap(), tensors: built.store.variables() })
+    Some(network::model(&built, &config))
 }
 
 /// The first options drawn that fit on such sites and fold, `count` of them for each operator: expanded and compact.

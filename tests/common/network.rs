@@ -1,10 +1,12 @@
 //! Networks by their YAML, and what tests of networks measure.
 
+use foldconv::config::{Built, Config};
 use foldconv::data::dataset::Spec;
 use foldconv::fold::{assign, fold};
 use foldconv::net::NetConfig;
 use foldconv::net::block::{Builder, Form, Network};
 use foldconv::op::OperatorConfig;
+use foldconv::weights::Model;
 use tch::{Device, Kind, Tensor, nn};
 
 /// The operator of its YAML, resolved.
@@ -78,4 +80,22 @@ pub fn fold_error(apply_to: &[String], net: &str, options: &str, size: i64) -> f
     assign(&compact_store, &fold(&*expanded, &store).unwrap()).unwrap();
     let x = Tensor::randn([2, 3, size, size], (Kind::Double, Device::Cpu));
     tch::no_grad(|| relative(&compact.forward_t(&x, false), &expanded.forward_t(&x, false)))
+}
+
+/// A model as a trial leaves it: the network with running statistics and affine values that are nowhere 0 or 1.
+pub fn model(built: &Built, config: &Config) -> Model {
+    tch::no_grad(|| {
+        for (name, mut variable) in built.store.variables() {
+            if name.ends_with("running_var") {
+                let _ = variable.uniform_(0.5, 2.);
+            } else if variable.dim() > 0 && (name.ends_with("bias") || name.ends_with("running_mean")) {
+                let _ = variable.normal_(0., 0.3);
+            }
+        }
+    });
+    let about = serde_json::json!({
+        "version": "test", "form": "expanded", "config": config, "classes": vec!["class"; 10],
+        "normalisation": {"mean": [0., 0., 0.], "std": [1., 1., 1.]},
+    });
+    Model { about: serde_json::from_value(about).unwrap(), tensors: built.store.variables() }
 }
