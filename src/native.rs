@@ -15,9 +15,9 @@ pub use without::{
 };
 
 #[cfg(feature = "cuda-graphs")]
-pub use foldconv_native::CudaGraph;
+pub use foldconv_native::{CudaGraph, CudaStream};
 #[cfg(not(feature = "cuda-graphs"))]
-pub use no_graphs::CudaGraph;
+pub use {no_graphs::CudaGraph, no_streams::CudaStream};
 
 /// Whether they are built.
 pub const BUILT: bool = cfg!(feature = "native");
@@ -50,6 +50,19 @@ mod no_graphs {
         /// # Errors
         /// None.
         pub fn replay(&mut self) -> Result<(), String> {
+            match *self {}
+        }
+    }
+}
+
+#[cfg(not(feature = "cuda-graphs"))]
+mod no_streams {
+    pub enum CudaStream {}
+    impl CudaStream {
+        pub fn new(_: usize) -> Result<CudaStream, String> {
+            Err("this foldconv was built without the cargo feature `cuda-graphs`".into())
+        }
+        pub fn scope<T>(&self, _: impl FnOnce() -> T) -> T {
             match *self {}
         }
     }

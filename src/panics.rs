@@ -23,12 +23,38 @@ pub fn guarded(program: impl FnOnce() -> anyhow::Result<()>) -> (u8, Option<Stri
             say(&line(&panic.to_string()));
         }
     }));
-    match catch_unwind(AssertUnwindSafe(program)) {
-        Ok(Ok(())) => (0, None),
-        Ok(Err(error)) => (error::exit_status(&error), Some(error::one_line(&error))),
-        Err(panic) if error::out_of_memory(message(&*panic)).is_some() => (error::OUT_OF_MEMORY, None),
-        Err(_) => (error::INTERNAL, None),
+    match caught(program) {
+        Ok(()) => (0, None),
+        Err(Failure { status, message, told }) => (status, (!told).then_some(message)),
     }
+}
+
+/// How work ended that did not come to its end.
+#[derive(Debug)]
+pub struct Failure {
+    /// The exit status that it deserves.
+    pub status: u8,
+    /// What went wrong, on one line.
+    pub message: String,
+    /// Whether that was said, as the hook of [`guarded`] does of a panic.
+    pub told: bool,
+}
+
+/// Does work to its end, an error or a panic.
+///
+/// # Errors
+/// The latter two.
+pub fn caught<T>(work: impl FnOnce() -> anyhow::Result<T>) -> Result<T, Failure> {
+    let panic = match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(Ok(done)) => return Ok(done),
+        Ok(Err(error)) => {
+            return Err(Failure { status: error::exit_status(&error), message: error::one_line(&error), told: false });
+        }
+        Err(panic) => panic,
+    };
+    let message = message(&*panic);
+    let status = if error::out_of_memory(message).is_some() { error::OUT_OF_MEMORY } else { error::INTERNAL };
+    Err(Failure { status, message: line(message), told: true })
 }
 
 /// Runs work that may panic, and is to say nothing where it does.

@@ -3,7 +3,9 @@
 use crate::error::printable;
 use anyhow::{Context, Result};
 use comfy_table::{CellAlignment, ContentArrangement, Table, TableComponent, presets};
+use std::cell::RefCell;
 use std::fmt;
+use std::fs::File;
 use std::io::Write;
 
 /// Writes a line to stdout. Where that can't be, as behind `> /dev/full`, it is an error, while `println!` panics.
@@ -26,9 +28,30 @@ pub fn result(line: fmt::Arguments) -> Result<()> {
     writeln!(std::io::stdout(), "{line}").context("stdout: cannot write")
 }
 
+thread_local! {
+    /// Where [`note!`] writes on this thread, in place of stderr.
+    static LOG: RefCell<Option<File>> = const { RefCell::new(None) };
+}
+
 /// What [`note!`] does.
 pub fn message(line: fmt::Arguments) {
-    let _ = writeln!(std::io::stderr(), "{line}");
+    let _ = LOG.with_borrow_mut(|log| match log {
+        // In one piece: others append to the same file.
+        Some(file) => file.write_all(format!("{line}\n").as_bytes()),
+        None => writeln!(std::io::stderr(), "{line}"),
+    });
+}
+
+/// Does work whose notes go to a file; where it panics, what the panic says too, as long as that is on this thread.
+pub fn logged<T>(file: &mut File, work: impl FnOnce() -> T) -> std::io::Result<T> {
+    struct Restore(Option<File>);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            LOG.set(self.0.take());
+        }
+    }
+    let _restore = Restore(LOG.replace(Some(file.try_clone()?)));
+    Ok(work())
 }
 
 /// A table for a terminal: a line below the header and none between rows.

@@ -13,6 +13,7 @@ mod output;
 mod report;
 mod sweep;
 mod train;
+mod worker;
 
 use crate::config::Document;
 use crate::weights::Model;
@@ -74,6 +75,9 @@ enum Command {
     Data(data::Options),
     /// Say what this machine has and what is missing
     Doctor,
+    /// Train the trials that a sweep on this machine sends
+    #[command(hide = true)]
+    Worker(worker::Options),
 }
 
 /// A config file and its overrides.
@@ -170,6 +174,7 @@ impl Cli {
             Command::Bench(options) => bench::run(options, machine, json),
             Command::Data(options) => data::run(options, json),
             Command::Doctor => doctor::run(machine, json),
+            Command::Worker(options) => worker::run(options, machine),
         }
     }
 }

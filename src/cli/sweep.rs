@@ -5,7 +5,7 @@ use super::{FromConfig, Machine};
 use crate::config::Document;
 use crate::sweep;
 use crate::sweep::queue::Policy;
-use crate::sweep::slots::Wish;
+use crate::sweep::slots::{PerGpu, Share, Wish};
 use crate::sweep::slurm;
 use crate::{bad_request, say};
 use anyhow::{Result, bail};
@@ -29,9 +29,12 @@ pub struct Options {
     /// GPUs to use, as 0,2: trials take turns on them [default: all that CUDA_VISIBLE_DEVICES shows]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     gpus: Vec<String>,
-    /// Trials side by side on each GPU
-    #[arg(long, value_name = "K", value_parser = clap::value_parser!(u16).range(1..=64))]
-    per_gpu: Option<u16>,
+    /// Trials side by side on each GPU; auto: twice as many for as long as that trains more images a second [default: 1]
+    #[arg(long, value_name = "K|auto", value_parser = per_gpu)]
+    per_gpu: Option<PerGpu>,
+    /// How they share it [default: worker where steps can be recorded as CUDA graphs, else processes]
+    #[arg(long, value_enum)]
+    share: Option<Share>,
     /// Longest time for a trial, as 90s, 45m or 2h30m; it then has a checkpoint to go on from
     #[arg(long, value_name = "TIME", value_parser = duration)]
     time_limit: Option<Duration>,
@@ -45,7 +48,7 @@ pub struct Options {
     #[arg(long)]
     retry_failed: bool,
     /// Run this one trial, by the name of its folder, of the sweep that is in --out, and print no report; what a task of a cluster does
-    #[arg(long, value_name = "HASH", conflicts_with_all = ["dry_run", "launcher", "jobs", "gpus", "per_gpu", "on_error", "retry_failed"])]
+    #[arg(long, value_name = "HASH", conflicts_with_all = ["dry_run", "launcher", "jobs", "gpus", "per_gpu", "share", "on_error", "retry_failed"])]
     trial: Option<String>,
     /// What runs the trials
     #[arg(long, value_enum, default_value_t = Launch::Local)]
@@ -132,9 +135,10 @@ impl Cluster {
 
 impl Options {
     fn on_slurm(&self, document: &Document, machine: &Machine, as_json: bool) -> Result<()> {
-        if self.jobs.is_some() || !self.gpus.is_empty() || self.per_gpu.is_some() || self.on_error == OnError::Stop {
+        let shares = self.per_gpu.is_some() || self.share.is_some();
+        if self.jobs.is_some() || !self.gpus.is_empty() || shares || self.on_error == OnError::Stop {
             bad_request!(
-                "--jobs, --gpus, --per-gpu, --on-error stop: are for this machine; Slurm takes --array-limit and --gres gpu:1"
+                "--jobs, --gpus, --per-gpu, --share, --on-error stop: are for this machine; Slurm takes --array-limit and --gres gpu:1"
             );
         }
         let (request, meant) = (self.request(machine), self.meant(machine));
@@ -176,12 +180,22 @@ impl Options {
                 jobs: self.jobs.map(usize::from),
                 threads: machine.threads.map(usize::from),
                 gpus: self.gpus.clone(),
-                per_gpu: self.per_gpu.map(usize::from),
+                per_gpu: self.per_gpu,
+                share: self.share,
             },
             time_limit: self.time_limit,
             policy: Policy { retries: self.retries, retry_failed: self.retry_failed },
             stop_on_error: self.on_error == OnError::Stop,
         }
+    }
+}
+
+/// Reads `auto`, or a number.
+fn per_gpu(text: &str) -> Result<PerGpu, String> {
+    match text.parse() {
+        Ok(count) if (1..=64).contains(&count) => Ok(PerGpu::Count(count)),
+        _ if text == "auto" => Ok(PerGpu::Auto),
+        _ => Err("give a number from 1 to 64, or auto".into()),
     }
 }
 

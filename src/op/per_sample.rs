@@ -217,6 +217,15 @@ pub fn choose(choices: Choices) {
     CHOICES.lock().unwrap_or_else(PoisonError::into_inner).extend(choices);
 }
 
+/// Does the work of one trial of several in this process: with its own choices, which are known before, and kept behind it.
+pub fn with_choices<T>(own: &mut Choices, work: impl FnOnce() -> T) -> T {
+    let swap = |own: &mut Choices| std::mem::swap(&mut *CHOICES.lock().unwrap_or_else(PoisonError::into_inner), own);
+    swap(own);
+    let done = work();
+    swap(own);
+    done
+}
+
 /// Convolves each sample of x (N, C_in, H, W) with its own kernel (N, C_out, C_in/groups, kh, kw) and bias (N, C_out), or the bias
 /// (1, C_out) of all.
 ///
@@ -265,6 +274,16 @@ mod tests {
     use tch::{Device, Kind};
 
     const DOUBLE: (Kind, Device) = (Kind::Double, Device::Cpu);
+
+    /// What two trials of a process have chosen does not mix.
+    #[test]
+    fn each_of_several_trials_has_its_own_choices() {
+        let names = |choices: &Choices| choices.keys().filter(|name| name.len() == 1).cloned().collect::<String>();
+        let (mut a, mut b) = (Choices::from([("a".to_string(), Way::Loop)]), Choices::new());
+        with_choices(&mut a, || choose(Choices::from([("c".to_string(), Way::Loop)])));
+        with_choices(&mut b, || choose(Choices::from([("b".to_string(), Way::Loop)])));
+        assert_eq!([names(&a), names(&b), names(&choices())], ["ac", "b", ""]);
+    }
 
     /// Each sample convolved by itself is the definition; float64, so only the order of summation differs. Gradients too.
     #[test]

@@ -1,28 +1,69 @@
-//! A trial as a process of its own: a trial that dies takes nothing with it. And what its death means.
+//! A trial as a process of its own, or a seat in a worker's: a trial that dies takes nothing with it. And what its death means.
 
 use crate::error::{DISK_FULL, OUT_OF_MEMORY, gpu_lost, out_of_memory};
 use crate::sweep::machine;
 use crate::sweep::queue::{Claim, End};
 use crate::sweep::slots::Slot;
 use crate::sweep::state::State;
+use crate::sweep::worker::Worker;
 use anyhow::{Context, Result};
-use std::ffi::OsString;
+use std::cell::RefCell;
+use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 /// How a trial is started.
 #[derive(Clone, Debug)]
 pub struct Program {
-    /// The program that trains, and its first arguments; `train CONFIG --out FOLDER` and more follows.
+    /// The program that trains, and its first arguments; `train CONFIG --out FOLDER` or `worker FOLDER` and more follows.
     pub command: Vec<OsString>,
     /// The device, where a slot has no GPU of its own.
     pub device: String,
     /// Whether several run side by side.
     pub shares: bool,
+    /// More variables of its environment.
+    pub environment: Vec<(OsString, OsString)>,
+}
+
+impl Program {
+    /// What runs in a slot, in a process group of its own: a Ctrl-C at the terminal reaches it once, through its launcher. `log` is
+    /// where its stderr goes.
+    ///
+    /// # Errors
+    /// There is no program.
+    pub fn command(&self, arguments: &[&OsStr], slot: &Slot, log: File) -> Result<Command> {
+        let (name, first) = self.command.split_first().context("no program to train with")?;
+        let mut command = Command::new(name);
+        command.args(first).args(arguments);
+        command.args(["--device", if slot.gpu.is_some() { "cuda" } else { &self.device }]);
+        if let Some(gpu) = &slot.gpu {
+            command.env("CUDA_VISIBLE_DEVICES", gpu);
+        }
+        if self.shares && std::env::var_os("OMP_WAIT_POLICY").is_none() {
+            // Threads that spin while they wait take the cores from the trials beside them.
+            command.env("OMP_WAIT_POLICY", "PASSIVE");
+        }
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).process_group(0);
+        let parent = std::process::id();
+        // SAFETY: between fork and exec these are bare system calls.
+        unsafe { command.pre_exec(move || end_with_parent(parent)) };
+        Ok(command)
+    }
+
+    /// Starts what [`Program::command`] began.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn spawn(command: &mut Command) -> Result<Child> {
+        command.spawn().with_context(|| format!("{}: cannot start", OsStr::to_string_lossy(command.get_program())))
+    }
 }
 
 /// A trial that runs.
@@ -36,7 +77,7 @@ pub struct Running {
     pub folder: PathBuf,
     /// When it was started.
     pub started: Instant,
-    child: Child,
+    host: Host,
     /// Whether its slot has a GPU of its own.
     on_gpu: bool,
     told: Option<(Told, Instant)>,
@@ -44,6 +85,13 @@ pub struct Running {
     /// Where in log.txt this run begins.
     log: u64,
     out_of_memory_kills: Option<u64>,
+}
+
+/// What a trial runs in.
+#[derive(Debug)]
+enum Host {
+    Process(Child),
+    Worker(Rc<RefCell<Worker>>),
 }
 
 /// Why a trial was told to end.
@@ -55,81 +103,74 @@ enum Told {
 }
 
 impl Running {
-    /// Starts a trial in a slot. It has the lock too, in a process group of its own: a Ctrl-C at the terminal reaches
-    /// it once, through [`Self::stop`]. Its stderr is appended to log.txt.
+    /// Starts a trial in a slot: in that worker, or else in a process. That has the trial's lock too, and appends what it says to
+    /// log.txt.
     ///
     /// # Errors
     /// The disk's, or that the program can't be started at all.
-    pub fn start(program: &Program, claim: Claim, folder: PathBuf, slot: (usize, &Slot)) -> Result<Running> {
-        let (slot, Slot { gpu, threads }) = slot;
+    pub fn start(
+        program: &Program,
+        claim: Claim,
+        folder: PathBuf,
+        (slot, place): (usize, &Slot),
+        worker: Option<Rc<RefCell<Worker>>>,
+    ) -> Result<Running> {
         let path = folder.join("log.txt");
-        let log = OpenOptions::new().create(true).append(true).open(&path);
-        let log = log.with_context(|| format!("{}: cannot write", path.display()))?;
-        let length = log.metadata().map_or(0, |about| about.len());
-        let (name, first) = program.command.split_first().context("no program to train with")?;
-        let mut command = Command::new(name);
-        command.args(first).arg("train").arg(folder.join("config.yaml")).arg("--out").arg(&folder);
-        command.args(["--device", if gpu.is_some() { "cuda" } else { &program.device }]);
-        command.args(["--threads", &claim.record.threads.unwrap_or(*threads).to_string()]);
-        if let Some(gpu) = gpu {
-            command.env("CUDA_VISIBLE_DEVICES", gpu);
-        }
-        if program.shares && std::env::var_os("OMP_WAIT_POLICY").is_none() {
-            // Threads that spin while they wait take the cores from the trials beside them.
-            command.env("OMP_WAIT_POLICY", "PASSIVE");
-        }
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).process_group(0);
-        let (lock, parent) = (claim.lock.descriptor(), std::process::id());
-        // SAFETY: between fork and exec these are bare system calls, on a descriptor that is open for as long as the
-        // claim is.
-        unsafe {
-            command.pre_exec(move || {
-                libc::fcntl(lock, libc::F_SETFD, 0);
-                end_with_parent(parent)
-            });
-        }
+        let file = OpenOptions::new().create(true).append(true).open(&path);
+        let file = file.with_context(|| format!("{}: cannot write", path.display()))?;
+        let log = file.metadata().map_or(0, |about| about.len());
+        let threads = claim.record.threads.unwrap_or(place.threads);
         let out_of_memory_kills = machine::out_of_memory_kills();
-        let child = command.spawn().with_context(|| format!("{}: cannot start", name.to_string_lossy()))?;
-        let (told, killed, started) = (None, false, Instant::now());
-        let on_gpu = gpu.is_some();
-        Ok(Running { claim, slot, folder, started, child, on_gpu, told, killed, log: length, out_of_memory_kills })
+        let host = match worker {
+            Some(worker) => {
+                worker.borrow_mut().train(&claim.hash, threads, [claim.lock.descriptor(), file.as_fd()]);
+                Host::Worker(worker)
+            }
+            None => Host::Process(process(program, &claim, &folder, place, threads, file)?),
+        };
+        let (told, killed, started, on_gpu) = (None, false, Instant::now(), place.gpu.is_some());
+        Ok(Running { claim, slot, folder, started, host, on_gpu, told, killed, log, out_of_memory_kills })
     }
 
     /// Tells it to write its checkpoint and end; it goes on another time.
     pub fn stop(&mut self) {
-        self.tell(Told::Stop, libc::SIGTERM);
+        self.tell(Told::Stop);
     }
 
     /// Ends it at once, after so many epochs: what it had is not needed any more.
     pub fn prune(&mut self, epoch: u64) {
-        self.tell(Told::Prune(epoch), libc::SIGKILL);
+        self.tell(Told::Prune(epoch));
     }
 
     /// Tells it to end where it runs longer than it may, and kills it where it has not listened for as long as `grace`.
     pub fn limit(&mut self, limit: Duration, grace: Duration) {
         if self.started.elapsed() > limit {
-            self.tell(Told::TimeIsUp(limit), libc::SIGTERM);
+            self.tell(Told::TimeIsUp(limit));
         }
         if let Some((Told::TimeIsUp(_), since)) = self.told
             && since.elapsed() > grace
             && !self.killed
         {
             self.killed = true;
-            self.signal(libc::SIGKILL);
+            match &self.host {
+                Host::Process(child) => signal(child, libc::SIGKILL),
+                Host::Worker(worker) => worker.borrow().kill(),
+            }
         }
     }
 
     /// The first reason counts.
-    fn tell(&mut self, told: Told, signal: libc::c_int) {
-        if self.told.is_none() {
-            self.told = Some((told, Instant::now()));
-            self.signal(signal);
+    fn tell(&mut self, told: Told) {
+        if self.told.is_some() {
+            return;
         }
-    }
-
-    fn signal(&self, signal: libc::c_int) {
-        // SAFETY: the child has not been waited for, so the number is still its own.
-        unsafe { libc::kill(self.child.id() as libc::pid_t, signal) };
+        self.told = Some((told, Instant::now()));
+        match (&self.host, told) {
+            (Host::Process(child), Told::Prune(_)) => signal(child, libc::SIGKILL),
+            (Host::Process(child), _) => signal(child, libc::SIGTERM),
+            (Host::Worker(worker), Told::Prune(_)) => worker.borrow().end(&self.claim.hash),
+            (Host::Worker(worker), _) => worker.borrow().stop(&self.claim.hash),
+        }
     }
 
     /// How it ended; none while it runs.
@@ -137,9 +178,37 @@ impl Running {
     /// # Errors
     /// The system's.
     pub fn ended(&mut self) -> Result<Option<Death>> {
-        let Some(status) = self.child.try_wait().context("cannot wait for a trial")? else { return Ok(None) };
-        let last = last_line(&self.folder.join("log.txt"), self.log);
-        let end = match self.told {
+        let (status, worker_said) = match &mut self.host {
+            Host::Process(child) => match child.try_wait().context("cannot wait for a trial")? {
+                Some(status) => (status, None),
+                None => return Ok(None),
+            },
+            Host::Worker(worker) => match worker.borrow_mut().ended(&self.claim.hash)? {
+                Some(Left::Alone(status)) => (ExitStatus::from_raw(i32::from(status) << 8), None),
+                Some(Left::WithAll(status, said)) => (status, Some(said)),
+                None => return Ok(None),
+            },
+        };
+        let last =
+            File::open(self.folder.join("log.txt")).map_or(String::new(), |mut log| last_line(&mut log, self.log));
+        let gpu_lost = gpu_lost(worker_said.as_deref().unwrap_or(&last));
+        let gpu_lost = gpu_lost.filter(|_| self.on_gpu && !status.success()).map(String::from);
+        let end = match (self.end(status, &last), &gpu_lost, worker_said) {
+            (End::Died { .. }, Some(why), _) => End::Evicted { why: why.clone(), alone: false },
+            // Another's death is none of its own. If it was its own, it will die alone.
+            (End::Died { state, .. }, None, Some(said)) if state != State::TimedOut || !self.killed => {
+                let (_, how, _) = cause(status, &said, None);
+                End::Evicted { why: format!("its worker ended ({how})"), alone: true }
+            }
+            (end, ..) => end,
+        };
+        let disk_full = status.code() == Some(DISK_FULL.into());
+        Ok(Some(Death { end, disk_full, gpu_lost, last }))
+    }
+
+    /// What the end of its process means, after what it was told.
+    fn end(&self, status: ExitStatus, last: &str) -> End {
+        match self.told {
             Some((Told::Stop, _)) => End::Stopped,
             Some((Told::Prune(epoch), _)) => End::Pruned(epoch),
             Some((Told::TimeIsUp(limit), _)) => {
@@ -149,16 +218,41 @@ impl Running {
             None => {
                 let before = self.out_of_memory_kills;
                 let more = machine::out_of_memory_kills().zip(before).map(|(now, before)| now > before);
-                death(status, &last, more)
+                death(status, last, more)
             }
-        };
-        let gpu_lost = gpu_lost(&last).filter(|_| self.on_gpu && !status.success()).map(String::from);
-        let end = match (&gpu_lost, end) {
-            (Some(why), End::Died { .. }) => End::Evicted(why.clone()),
-            (_, end) => end,
-        };
-        Ok(Some(Death { end, disk_full: status.code() == Some(DISK_FULL.into()), gpu_lost, last }))
+        }
     }
+}
+
+/// How a trial of a worker ended.
+#[derive(Debug)]
+pub enum Left {
+    /// By itself, with the exit status that a process would have had.
+    Alone(u8),
+    /// The worker ended and all its trials with it; the last that it said.
+    WithAll(ExitStatus, String),
+}
+
+fn process(program: &Program, claim: &Claim, folder: &Path, slot: &Slot, threads: usize, log: File) -> Result<Child> {
+    let config = folder.join("config.yaml");
+    let arguments = ["train".as_ref(), config.as_os_str(), "--out".as_ref(), folder.as_os_str()];
+    let mut command = program.command(&arguments, slot, log)?;
+    command.args(["--threads", &threads.to_string()]);
+    let lock = claim.lock.descriptor().as_raw_fd();
+    // SAFETY: between fork and exec a bare system call, on a descriptor that is open for as long as the claim is.
+    unsafe {
+        command.pre_exec(move || {
+            libc::fcntl(lock, libc::F_SETFD, 0);
+            Ok(())
+        });
+    }
+    Program::spawn(&mut command)
+}
+
+/// The child must not have been waited for, so that the number is still its own.
+pub fn signal(child: &Child, signal: libc::c_int) {
+    // SAFETY: a bare system call.
+    unsafe { libc::kill(child.id() as libc::pid_t, signal) };
 }
 
 /// How a trial's process ended.
@@ -174,10 +268,13 @@ pub struct Death {
     pub last: String,
 }
 
-/// Were the launcher killed outright, the trial would train on with nobody to write how it ended; so it writes its
-/// checkpoint and ends too.
+/// For a child before its program starts. Were the launcher killed outright, the trial would train on with nobody to write how it
+/// ended; so it writes its checkpoint and ends too.
+///
+/// # Errors
+/// The launcher is gone already.
 #[cfg(target_os = "linux")]
-fn end_with_parent(parent: u32) -> std::io::Result<()> {
+pub fn end_with_parent(parent: u32) -> std::io::Result<()> {
     // SAFETY: bare system calls.
     let lost = unsafe {
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
@@ -187,44 +284,52 @@ fn end_with_parent(parent: u32) -> std::io::Result<()> {
     if lost { Err(std::io::Error::from_raw_os_error(libc::ESRCH)) } else { Ok(()) }
 }
 
+/// Nothing where the system can't do it.
+///
+/// # Errors
+/// None.
 #[cfg(not(target_os = "linux"))]
-fn end_with_parent(_parent: u32) -> std::io::Result<()> {
+pub fn end_with_parent(_parent: u32) -> std::io::Result<()> {
     Ok(())
 }
 
 /// What the end of a process that nobody told to end means. `last` is the last line of its log; `memory_kills` is whether
 /// the kernel killed any process meanwhile because memory was spent, if it tells.
 pub fn death(status: ExitStatus, last: &str, memory_kills: Option<bool>) -> End {
+    let (state, message, may_heal) = cause(status, last, memory_kills);
+    End::Died { state, message, may_heal }
+}
+
+/// The state, its reason on one line, and whether another try may go better.
+fn cause(status: ExitStatus, last: &str, memory_kills: Option<bool>) -> (State, String, bool) {
     let because = |how: String| if last.is_empty() { how } else { format!("{how}: {last}") };
-    let died = |state, message, may_heal| End::Died { state, message, may_heal };
     let spent = || {
         let message = if last.is_empty() { "out of memory" } else { last };
-        died(State::OutOfMemory, message.into(), false)
+        (State::OutOfMemory, message.into(), false)
     };
     match (status.code(), status.signal()) {
         (Some(code), _) if code == i32::from(OUT_OF_MEMORY) => spent(),
         (_, Some(libc::SIGKILL)) if memory_kills == Some(true) => {
-            died(State::OutOfMemory, "killed by the kernel: out of memory".into(), false)
+            (State::OutOfMemory, "killed by the kernel: out of memory".into(), false)
         }
         (_, Some(libc::SIGKILL)) => {
             // Who kills with 9 where nothing is known of it is most often the kernel.
             let perhaps = if memory_kills.is_none() { "; out of memory?" } else { "" };
-            died(State::Failed, format!("killed (signal 9{perhaps})"), true)
+            (State::Failed, format!("killed (signal 9{perhaps})"), true)
         }
         (_, Some(_)) if out_of_memory(last).is_some() => spent(),
-        (_, Some(signal)) => died(State::Failed, because(format!("killed (signal {signal})")), true),
+        (_, Some(signal)) => (State::Failed, because(format!("killed (signal {signal})")), true),
         // A wrong request stays wrong.
-        (Some(2), _) => died(State::Failed, because("exit status 2".into()), false),
-        (Some(0), _) => died(State::Failed, "ended well but left no result".into(), true),
-        (code, _) => died(State::Failed, because(format!("exit status {}", code.unwrap_or(-1))), true),
+        (Some(2), _) => (State::Failed, because("exit status 2".into()), false),
+        (Some(0), _) => (State::Failed, "ended well but left no result".into(), true),
+        (code, _) => (State::Failed, because(format!("exit status {}", code.unwrap_or(-1))), true),
     }
 }
 
 /// The last line of a file behind an offset, without the program's name; empty if there is none.
-fn last_line(path: &Path, from: u64) -> String {
+pub fn last_line(file: &mut File, from: u64) -> String {
     const ENOUGH: u64 = 4096;
-    let read = || -> std::io::Result<Vec<u8>> {
-        let mut file = File::open(path)?;
+    let mut read = || -> std::io::Result<Vec<u8>> {
         let end = file.metadata()?.len();
         file.seek(SeekFrom::Start(from.max(end.saturating_sub(ENOUGH))))?;
         let mut tail = Vec::new();
@@ -242,6 +347,7 @@ mod tests {
     use super::*;
     use crate::sweep::queue::{Policy, Queue};
     use crate::sweep::store::tests::started;
+    use std::io::Write;
 
     fn of(raw: i32, last: &str, memory_kills: Option<bool>) -> (State, String, bool) {
         match death(ExitStatus::from_raw(raw), last, memory_kills) {
@@ -277,12 +383,11 @@ mod tests {
 
     #[test]
     fn the_last_line_is_of_this_run() {
-        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut file = tempfile::tempfile().unwrap();
         let text = format!("an earlier run\n{}\nfoldconv: the loss is NaN\n\n", "x".repeat(5000));
-        std::fs::write(&file, &text).unwrap();
-        assert_eq!(last_line(file.path(), 15), "the loss is NaN");
-        assert_eq!(last_line(file.path(), text.len() as u64), "");
-        assert_eq!(last_line(Path::new("/no/such"), 0), "");
+        file.write_all(text.as_bytes()).unwrap();
+        assert_eq!(last_line(&mut file, 15), "the loss is NaN");
+        assert_eq!(last_line(&mut file, text.len() as u64), "");
     }
 
     #[test]
@@ -292,9 +397,13 @@ mod tests {
         let claim = queue.next(1).unwrap().unwrap();
         let (hash, folder) = (claim.hash.clone(), store.trial(&claim.hash));
         let command = ["/bin/sh", "-c", "exec sleep 100"].map(OsString::from).to_vec();
-        let program = Program { command, device: "cpu".into(), shares: false };
-        let slot = Slot { gpu: None, threads: 1 };
-        let Running { claim, child, .. } = Running::start(&program, claim, folder, (0, &slot)).unwrap();
+        let program = Program { command, device: "cpu".into(), shares: false, environment: Vec::new() };
+        let slot = Slot::cpu(1);
+        let Running { claim, host: Host::Process(child), .. } =
+            Running::start(&program, claim, folder, (0, &slot), None).unwrap()
+        else {
+            panic!("no process")
+        };
         // As if this process had been killed: nothing of it is left but the trial.
         drop(claim);
         assert_eq!((store.state(&hash), store.claim(&hash).unwrap().is_none()), (State::Running, true));

@@ -1,18 +1,23 @@
 //! Runs the trials of a sweep on this machine, as many side by side as there are slots.
 
 use crate::sweep::child::{Program, Running};
+use crate::sweep::crowd::Crowd;
 use crate::sweep::machine;
 use crate::sweep::plan::{Plan, Point, Trial};
 use crate::sweep::prune::Curves;
-use crate::sweep::queue::{Policy, Queue, Settled};
+use crate::sweep::queue::{Claim, End, Policy, Queue, Settled};
 use crate::sweep::slots::Slot;
+use crate::sweep::state::State;
 use crate::sweep::store::Store;
 use crate::sweep::view::{Progress, View};
+use crate::sweep::worker::Worker;
 use crate::train::result::TrialResult;
 use anyhow::{Context, Result, bail};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use std::collections::{BTreeMap, HashSet};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -35,6 +40,9 @@ pub struct Launcher<'a> {
     pub program: Program,
     /// Where.
     pub slots: Vec<Slot>,
+    /// How long a number of trials side by side is measured, where it is to be found out how many of a GPU's slots are worth being
+    /// used; none where all are.
+    pub growth: Option<Duration>,
     /// What happens to those that fail.
     pub policy: Policy,
     /// Whether the first that fails ends the sweep.
@@ -115,6 +123,10 @@ struct Run<'a> {
     kept: HashSet<String>,
     /// GPUs that failed.
     lost: HashSet<String>,
+    /// The workers, by their GPU.
+    workers: HashMap<Option<String>, Rc<RefCell<Worker>>>,
+    /// The trials of each GPU, where their number is to be found out.
+    crowds: HashMap<Option<String>, Crowd>,
     /// No trial is started any more; why, where it is an error of its own.
     ending: Option<Option<String>>,
 }
@@ -141,6 +153,8 @@ impl Launcher<'_> {
             curves: Curves::default(),
             kept: baseline.map(|trial| trial.hash.clone()).collect(),
             lost: HashSet::new(),
+            workers: HashMap::new(),
+            crowds: self.crowds(),
             ending: None,
         };
         if self.only.is_none() {
@@ -156,6 +170,15 @@ impl Launcher<'_> {
         run.view.finish();
         ended?;
         Ok(run.outcome())
+    }
+}
+
+impl Launcher<'_> {
+    fn crowds(&self) -> HashMap<Option<String>, Crowd> {
+        let Some(window) = self.growth else { return HashMap::new() };
+        let count = |gpu| self.slots.iter().filter(|slot| slot.gpu == gpu).count();
+        let gpus = self.slots.iter().map(|slot| slot.gpu.clone());
+        gpus.map(|gpu| (gpu.clone(), Crowd::new(count(gpu), window))).collect()
     }
 }
 
@@ -186,6 +209,7 @@ impl Run<'_> {
             if renewed.is_none_or(|renewed| renewed.elapsed() > RENEW) {
                 renewed = Some(Instant::now());
                 self.prune();
+                self.grow();
                 let running = self.running.iter().map(|trial| (trial.claim.at(), trial.folder.as_path()));
                 self.view.show(progress(&self.queue), running);
             }
@@ -201,17 +225,53 @@ impl Run<'_> {
     fn fill(&mut self) -> Result<()> {
         for (place, slot) in self.launcher.slots.iter().enumerate() {
             let lost = slot.gpu.as_ref().is_some_and(|gpu| self.lost.contains(gpu));
-            if lost || self.running.iter().any(|trial| trial.slot == place) {
+            let closed = self.crowds.get(&slot.gpu).is_some_and(|crowd| slot.before >= crowd.limit());
+            if lost || closed || self.running.iter().any(|trial| trial.slot == place) {
                 continue;
             }
             let Some(claim) = self.queue.next(slot.threads)? else { break };
             let (at, title) = (claim.at(), title(self.queue.trials(), claim.at()));
             let folder = self.launcher.store.trial(&claim.hash);
-            let running = Running::start(&self.launcher.program, claim, folder, (place, slot))?;
+            let worker = self.worker(slot, &claim)?;
+            let running = Running::start(&self.launcher.program, claim, folder, (place, slot), worker)?;
             self.running.push(running);
             self.view.begin(at, &title);
         }
         Ok(())
+    }
+
+    /// The worker for a trial in a slot: its GPU's, which is started where there is none; none for one that has a process.
+    fn worker(&mut self, slot: &Slot, claim: &Claim) -> Result<Option<Rc<RefCell<Worker>>>> {
+        if !slot.shared || claim.is_alone() {
+            return Ok(None);
+        }
+        if let Some(worker) = self.workers.get(&slot.gpu)
+            && worker.borrow_mut().lives()?
+        {
+            return Ok(Some(Rc::clone(worker)));
+        }
+        let worker = Worker::start(&self.launcher.program, self.launcher.store.root(), slot)?;
+        let worker = Rc::new(RefCell::new(worker));
+        self.workers.insert(slot.gpu.clone(), Rc::clone(&worker));
+        Ok(Some(worker))
+    }
+
+    /// Looks whether more trials side by side make a GPU faster.
+    fn grow(&mut self) {
+        let now = Instant::now();
+        for (gpu, crowd) in &mut self.crowds {
+            let here = self.running.iter().filter(|trial| self.launcher.slots[trial.slot].gpu == *gpu);
+            let here: Vec<&Running> = here.collect();
+            for trial in &here {
+                let (_, about) = self.queue.trials()[trial.claim.at()];
+                crowd.watch(trial.claim.at(), about.config.train.batch, &trial.folder);
+            }
+            let running: Vec<usize> = here.iter().map(|trial| trial.claim.at()).collect();
+            if let Some(said) = crowd.decide(now, &running) {
+                let name = gpu.as_ref().map_or("the GPU".into(), |gpu| format!("GPU {gpu}"));
+                self.view.say(&format!("{name}: {said}"));
+            }
+        }
     }
 
     /// Settles the trials that have ended.
@@ -229,8 +289,12 @@ impl Run<'_> {
             let (at, title) = (trial.claim.at(), title(self.queue.trials(), trial.claim.at()));
             let memory = Some(machine::most_memory_of_children());
             // The trial is as good as stopped: it goes on once there is room.
-            let end = if death.disk_full { super::queue::End::Stopped } else { death.end };
+            let end = if death.disk_full { End::Stopped } else { self.spared(&trial, death.end) };
             let settled = self.queue.settle(trial.claim, end, memory)?;
+            if let Some(crowd) = self.crowds.get_mut(&self.launcher.slots[trial.slot].gpu) {
+                let steps = if let Settled::Done(result) = &settled { Some(result.steps) } else { None };
+                crowd.left(at, self.queue.trials()[at].1.config.train.batch, steps);
+            }
             let folder = trial.folder.display();
             let said = match settled {
                 Settled::Done(result) => format!("{title}: {}", summary(&result)),
@@ -258,6 +322,17 @@ impl Run<'_> {
             }
         }
         Ok(())
+    }
+
+    /// The end of a trial; where it was one too many for the memory of its GPU, that is no failure of its own.
+    fn spared(&mut self, trial: &Running, end: End) -> End {
+        let crowd = self.crowds.get_mut(&self.launcher.slots[trial.slot].gpu);
+        match end {
+            End::Died { state: State::OutOfMemory, message, .. } if crowd.is_some_and(Crowd::retreat) => {
+                End::Evicted { why: format!("{message}; fewer at a time from now on"), alone: false }
+            }
+            end => end,
+        }
     }
 
     /// Takes out the GPU of a slot; without any left the sweep ends.

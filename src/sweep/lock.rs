@@ -10,7 +10,7 @@ use crate::sweep::state::{Owner, Record};
 use anyhow::{Context, Result};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Write};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -64,9 +64,9 @@ impl Lock {
         }
     }
 
-    /// The open file, for a child process to keep.
-    pub fn descriptor(&self) -> RawFd {
-        self.0.as_raw_fd()
+    /// The open file, for the process that trains to keep.
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 
@@ -91,6 +91,7 @@ fn knows_no_locks(error: &std::io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::AsRawFd;
     use std::os::unix::process::CommandExt;
     use std::process::{Command, Stdio};
 
@@ -111,7 +112,7 @@ mod tests {
     fn a_child_that_was_given_it_keeps_it() {
         let folder = tempfile::tempdir().unwrap();
         let lock = Lock::take(folder.path(), Record::default).unwrap().unwrap();
-        let descriptor = lock.descriptor();
+        let descriptor = lock.descriptor().as_raw_fd();
         let mut cat = Command::new("cat");
         cat.stdin(Stdio::piped()).stdout(Stdio::null());
         // SAFETY: fcntl on an open descriptor is a bare system call.

@@ -1,14 +1,16 @@
 //! Sweeps: a file of many trials, planned, run side by side, and resumed by the same command.
 //!
 //! [`plan`] says which trials there are, [`store`] what is known of each, [`queue`] which one is next and what became
-//! of it. [`launch`] runs them here, as [`child`] processes in [`slots`]; whatever else runs trials needs the first
+//! of it. [`launch`] runs them here, as [`child`] processes or in [`worker`]s, in [`slots`]; whatever else runs trials needs the first
 //! three alone.
 
 pub mod axes;
 pub mod child;
+pub mod crowd;
 pub mod launch;
 pub mod lock;
 pub mod machine;
+pub mod mps;
 pub mod paper;
 pub mod plan;
 pub mod prune;
@@ -18,6 +20,7 @@ pub mod slurm;
 pub mod state;
 pub mod store;
 pub mod view;
+pub mod worker;
 
 use crate::config::Document;
 use crate::error::{DISK_FULL, exit_status, one_line};
@@ -78,12 +81,19 @@ fn run_on_disk(document: &Document, out: &Path, options: &Options) -> Result<Out
         n => note!("{n} trials of this folder are no longer in the file: kept, and left out of the report"),
     }
     let shares = layout.slots.len() > 1;
-    let program = Program { command: vec![std::env::current_exe()?.into()], device: options.device.clone(), shares };
+    let service = service(&layout);
+    let program = Program {
+        command: vec![std::env::current_exe()?.into()],
+        device: options.device.clone(),
+        shares,
+        environment: service.as_ref().map(mps::Service::environment).unwrap_or_default(),
+    };
     let launcher = Launcher {
         store: &store,
         only: None,
         program,
         slots: layout.slots,
+        growth: layout.grows.then_some(crowd::WINDOW),
         policy: options.policy,
         stop_on_error: options.stop_on_error,
         time_limit: options.time_limit,
@@ -91,6 +101,18 @@ fn run_on_disk(document: &Document, out: &Path, options: &Options) -> Result<Out
         stop: launch::stop_signals()?,
     };
     launcher.run(&plan, &layout.reason)
+}
+
+/// A service for processes that share a GPU, where they do and have none; where it can't be had they take turns.
+fn service(layout: &Layout) -> Option<mps::Service> {
+    let several = layout.slots.iter().any(|slot| slot.gpu.is_some() && slot.before > 0 && !slot.shared);
+    if !several || std::env::var_os(mps::PIPES).is_some() {
+        return None;
+    }
+    let started = mps::Service::start(mps::CONTROL.as_ref());
+    started
+        .inspect_err(|why| note!("trials take turns on their GPU, without NVIDIA's Multi-Process Service ({why})"))
+        .ok()
 }
 
 /// This machine, for the trials of a plan.

@@ -53,6 +53,8 @@ struct Waiting {
     retries: u32,
     /// How often it was started before this queue was made.
     earlier: u32,
+    /// Whether it is to have a process of its own.
+    alone: bool,
 }
 
 /// How many trials ended how.
@@ -83,6 +85,11 @@ impl Claim {
     pub fn at(&self) -> usize {
         self.waiting.at
     }
+
+    /// Whether it is to have a process of its own, since a worker ended that it shared.
+    pub fn is_alone(&self) -> bool {
+        self.waiting.alone
+    }
 }
 
 /// How a run of a trial ended, where it left no result.
@@ -92,8 +99,13 @@ pub enum End {
     Stopped,
     /// It was pruned after so many epochs.
     Pruned(u64),
-    /// What it ran on failed, and why: it goes on somewhere else.
-    Evicted(String),
+    /// What it ran on failed: it goes on somewhere else.
+    Evicted {
+        /// Why, on one line.
+        why: String,
+        /// Whether that is to be a process of its own.
+        alone: bool,
+    },
     /// It failed.
     Died {
         /// As what.
@@ -143,7 +155,7 @@ impl<'a> Queue<'a> {
             }
             let record = store.record(hash);
             let (retries, earlier) = (policy.retries, record.attempts);
-            let waiting = Waiting { at, after: now, elsewhere: false, retries, earlier };
+            let waiting = Waiting { at, after: now, elsewhere: false, retries, earlier, alone: false };
             if !queue.is_settled(&waiting, &record) {
                 queue.waiting.push(waiting);
             }
@@ -284,8 +296,9 @@ impl<'a> Queue<'a> {
             (Ok(None), End::Pruned(epoch)) => {
                 (Settled::Pruned(epoch), Record { epoch: Some(epoch), ..record.to(State::Pruned, None) })
             }
-            (Ok(None), End::Evicted(message)) => {
-                (Settled::Again(Duration::ZERO, message.clone()), record.to(State::Queued, Some(message)))
+            (Ok(None), End::Evicted { why, alone }) => {
+                waiting.alone |= alone;
+                (Settled::Again(Duration::ZERO, why.clone()), record.to(State::Queued, Some(why)))
             }
             (Ok(None), End::Died { message, may_heal: true, .. }) if waiting.retries > 0 => {
                 waiting.retries -= 1;

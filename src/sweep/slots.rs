@@ -2,6 +2,7 @@
 
 use crate::bad_request;
 use anyhow::Result;
+use clap::ValueEnum;
 
 /// What a trial is taken to need until one has run and was measured, in bytes.
 const GUESS: u64 = 1 << 30;
@@ -13,7 +14,46 @@ pub struct Slot {
     pub gpu: Option<String>,
     /// Threads of the CPU.
     pub threads: usize,
+    /// How many of its GPU's slots come before it.
+    pub before: usize,
+    /// Whether its trials share a worker with those of its GPU's other slots.
+    pub shared: bool,
 }
+
+impl Slot {
+    /// A process on the CPU.
+    pub fn cpu(threads: usize) -> Slot {
+        Slot { gpu: None, threads, before: 0, shared: false }
+    }
+}
+
+/// How trials share a GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Share {
+    /// In one process, each with its own stream and recorded steps
+    Worker,
+    /// A process each, through NVIDIA's Multi-Process Service where it is installed
+    Processes,
+}
+
+impl Share {
+    /// The one that is taken where nothing is said: without recorded steps one thread can't keep a GPU busy.
+    fn usual() -> Share {
+        if cfg!(feature = "cuda-graphs") { Share::Worker } else { Share::Processes }
+    }
+}
+
+/// How many trials share a GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PerGpu {
+    /// So many.
+    Count(usize),
+    /// As many as make it faster, at most [`MOST`].
+    Auto,
+}
+
+/// Most trials that are tried on one GPU.
+pub const MOST: usize = 32;
 
 /// What was asked for.
 #[derive(Clone, Debug, Default)]
@@ -25,7 +65,9 @@ pub struct Wish {
     /// The GPUs to use; none for all that are visible.
     pub gpus: Vec<String>,
     /// Trials side by side on each GPU.
-    pub per_gpu: Option<usize>,
+    pub per_gpu: Option<PerGpu>,
+    /// How they share it.
+    pub share: Option<Share>,
 }
 
 /// What there is to run on, and what is to run.
@@ -50,6 +92,8 @@ pub struct Means {
 pub struct Layout {
     /// At least one.
     pub slots: Vec<Slot>,
+    /// Whether it is to be found out how many of a GPU's slots are worth being used.
+    pub grows: bool,
     /// On one line.
     pub reason: String,
 }
@@ -60,31 +104,42 @@ impl Layout {
     /// # Errors
     /// A [`crate::error::BadRequest`]: GPUs are asked for where trials run on the CPU.
     pub fn new(wish: &Wish, means: &Means) -> Result<Layout> {
-        if !means.cuda && (!wish.gpus.is_empty() || wish.per_gpu.is_some()) {
-            bad_request!("--gpus, --per-gpu: trials run on the CPU; give --device cuda on a machine that has a driver");
+        if !means.cuda && (!wish.gpus.is_empty() || wish.per_gpu.is_some() || wish.share.is_some()) {
+            bad_request!(
+                "--gpus, --per-gpu, --share: trials run on the CPU; give --device cuda on a machine that has a driver"
+            );
         }
         let gpus = if wish.gpus.is_empty() { &means.visible } else { &wish.gpus };
-        let (jobs, reason) = if means.cuda { on_gpus(wish, gpus.len().max(1)) } else { on_cpu(wish, means) };
+        let each = gpus.len().max(1);
+        let (jobs, reason) = if means.cuda { on_gpus(wish, each, means.trials) } else { on_cpu(wish, means) };
         let jobs = jobs.max(1);
+        let grows = means.cuda && wish.per_gpu == Some(PerGpu::Auto);
         let threads = wish.threads.unwrap_or(means.cores / jobs).max(1);
+        let shared = means.cuda && jobs > each && wish.share.unwrap_or(Share::usual()) == Share::Worker;
         // One after the other over the GPUs, so that few trials are spread.
-        let gpu = |job: usize| gpus.get(job % gpus.len().max(1)).cloned();
-        let slots = (0..jobs).map(|job| Slot { gpu: gpu(job), threads }).collect();
-        let each = if threads == 1 { "1 thread".into() } else { format!("{threads} threads") };
-        Ok(Layout { slots, reason: format!("{jobs} at a time, {each} each: {reason}") })
+        let slot = |job: usize| Slot { gpu: gpus.get(job % each).cloned(), threads, before: job / each, shared };
+        let slots = (0..jobs).map(slot).collect();
+        let threads = if threads == 1 { "1 thread".into() } else { format!("{threads} threads") };
+        let jobs = if grows { format!("up to {jobs}") } else { jobs.to_string() };
+        let way = if shared { ", those of a GPU in one process" } else { "" };
+        Ok(Layout { slots, grows, reason: format!("{jobs} at a time{way}, {threads} each: {reason}") })
     }
 }
 
-fn on_gpus(wish: &Wish, gpus: usize) -> (usize, String) {
+fn on_gpus(wish: &Wish, gpus: usize, trials: usize) -> (usize, String) {
+    let devices = if gpus == 1 { "one GPU".into() } else { format!("each of {gpus} GPUs") };
     match (wish.jobs, wish.per_gpu) {
         (Some(jobs), None) => (jobs, "as --jobs says".into()),
-        (Some(jobs), Some(per_gpu)) => (jobs.min(gpus * per_gpu), format!("--jobs {jobs}, --per-gpu {per_gpu}")),
-        (None, None) if gpus == 1 => (1, "on one GPU; --per-gpu makes it more".into()),
-        (None, per_gpu) => {
-            let per_gpu = per_gpu.unwrap_or(1);
-            let devices = if gpus == 1 { "one GPU".into() } else { format!("each of {gpus} GPUs") };
-            (gpus * per_gpu, format!("{per_gpu} on {devices}"))
+        (Some(jobs), Some(PerGpu::Count(count))) => {
+            (jobs.min(gpus * count), format!("--jobs {jobs}, --per-gpu {count}"))
         }
+        (jobs, Some(PerGpu::Auto)) => {
+            let most = (gpus * MOST).min(trials).min(jobs.unwrap_or(usize::MAX));
+            (most, format!("more on {devices} for as long as that makes them faster"))
+        }
+        (None, None) if gpus == 1 => (1, "on one GPU; --per-gpu makes it more".into()),
+        (None, None) => (gpus, format!("1 on {devices}")),
+        (None, Some(PerGpu::Count(count))) => (gpus * count, format!("{count} on {devices}")),
     }
 }
 
@@ -163,8 +218,8 @@ mod tests {
             slots.into_iter().map(|slot| slot.gpu.unwrap_or("-".into())).collect::<Vec<_>>().join(" ")
         };
         assert_eq!(gpus(wish()), "0 2");
-        assert_eq!(gpus(Wish { per_gpu: Some(2), ..wish() }), "0 2 0 2");
-        assert_eq!(gpus(Wish { per_gpu: Some(2), jobs: Some(3), ..wish() }), "0 2 0");
+        assert_eq!(gpus(Wish { per_gpu: Some(PerGpu::Count(2)), ..wish() }), "0 2 0 2");
+        assert_eq!(gpus(Wish { per_gpu: Some(PerGpu::Count(2)), jobs: Some(3), ..wish() }), "0 2 0");
         assert_eq!(gpus(Wish { jobs: Some(5), ..wish() }), "0 2 0 2 0");
         assert_eq!(gpus(Wish::default()), "-");
         let all = Means { visible: vec!["GPU-a".into(), "GPU-b".into()], ..cuda() };
@@ -173,11 +228,14 @@ mod tests {
             slots.into_iter().map(|slot| slot.gpu.unwrap()).collect::<Vec<_>>().join(" ")
         };
         assert_eq!(spread(Wish::default()), "GPU-a GPU-b", "all that are visible");
-        assert_eq!(spread(Wish { per_gpu: Some(2), ..Wish::default() }), "GPU-a GPU-b GPU-a GPU-b");
+        assert_eq!(spread(Wish { per_gpu: Some(PerGpu::Count(2)), ..Wish::default() }), "GPU-a GPU-b GPU-a GPU-b");
         assert_eq!(spread(Wish { jobs: Some(1), ..Wish::default() }), "GPU-a");
         assert_eq!(spread(wish()), "0 2", "what is asked for");
-        assert_eq!(gpus(Wish { per_gpu: Some(2), ..Wish::default() }), "- -");
-        assert_eq!(layout(Wish { per_gpu: Some(2), ..wish() }, cuda()), (4, 4, "2 on each of 2 GPUs".into()));
+        assert_eq!(gpus(Wish { per_gpu: Some(PerGpu::Count(2)), ..Wish::default() }), "- -");
+        assert_eq!(
+            layout(Wish { per_gpu: Some(PerGpu::Count(2)), ..wish() }, cuda()),
+            (4, 4, "2 on each of 2 GPUs".into())
+        );
         let error = Layout::new(&wish(), &means()).unwrap_err();
         assert_eq!(crate::error::exit_status(&error), 2);
     }

@@ -13,8 +13,9 @@ fn launcher(store: &Store, command: Vec<OsString>, jobs: usize) -> Launcher<'_> 
     Launcher {
         store,
         only: None,
-        program: Program { command, device: "cpu".into(), shares: jobs > 1 },
-        slots: vec![Slot { gpu: None, threads: 2 }; jobs],
+        program: Program { command, device: "cpu".into(), shares: jobs > 1, environment: Vec::new() },
+        slots: vec![Slot::cpu(2); jobs],
+        growth: None,
         policy: Policy::default(),
         stop_on_error: false,
         time_limit: None,
@@ -166,7 +167,7 @@ fn each_slot_has_one_trial_at_a_time_with_its_gpu_and_threads() {
          $OMP_WAIT_POLICY >> {root}/gpus\nsleep 0.05\nrmdir $gpu\n{}",
         copy(folder.path())
     );
-    let slot = |gpu: &str, threads| Slot { gpu: Some(gpu.into()), threads };
+    let slot = |gpu: &str, threads| Slot { gpu: Some(gpu.into()), ..Slot::cpu(threads) };
     let slots = vec![slot("0", 1), slot("2", 3)];
     let launcher = Launcher { slots, ..launcher(&store, program(folder.path(), &body), 2) };
     assert_eq!(launcher.run(&plan, "").unwrap().finished, 8);
@@ -186,7 +187,7 @@ fn on_failing_gpus(failing: &str, per_gpu: usize) -> (Result<Outcome>, Vec<State
         root = folder.path().display(),
         copy = copy(folder.path())
     );
-    let slots = ["0", "2"].map(|gpu| vec![Slot { gpu: Some(gpu.into()), threads: 1 }; per_gpu]).concat();
+    let slots = ["0", "2"].map(|gpu| vec![Slot { gpu: Some(gpu.into()), ..Slot::cpu(1) }; per_gpu]).concat();
     let outcome = Launcher { slots, ..launcher(&store, program(folder.path(), &body), 2) }.run(&plan, "");
     let states = states(&store, &plan).into_iter().map(|(state, _)| state).collect();
     let gpus = std::fs::read_to_string(folder.path().join("gpus")).unwrap();

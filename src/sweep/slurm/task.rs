@@ -41,8 +41,8 @@ impl Job {
 /// # Errors
 /// A [`crate::error::BadRequest`]: there is no such sweep or trial. That the trial failed, or was stopped.
 pub fn run(root: &Path, hash: &str, options: &Options) -> Result<()> {
-    let program =
-        Program { command: vec![std::env::current_exe()?.into()], device: options.device.clone(), shares: false };
+    let (command, device) = (vec![std::env::current_exe()?.into()], options.device.clone());
+    let program = Program { command, device, shares: false, environment: Vec::new() };
     Task { root, hash, options, program, job: Job::of_this_process(), slurm: Slurm::default(), stop: signals()? }.run()
 }
 
@@ -80,7 +80,8 @@ impl Task<'_> {
             store: &store,
             only: Some(self.hash),
             program: self.program.clone(),
-            slots: vec![Slot { gpu: None, threads }],
+            slots: vec![Slot::cpu(threads)],
+            growth: None,
             policy: self.options.policy,
             stop_on_error: false,
             time_limit: self.options.time_limit,

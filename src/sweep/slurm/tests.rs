@@ -171,7 +171,12 @@ fn task(folder: &Path, store: &Store, hash: &str, body: &str, stopped: bool, res
     std::fs::write(&path, format!("shift\n{body}")).unwrap();
     let options =
         Options { wish: Wish { threads: Some(3), ..Wish::default() }, policy: Policy::default(), ..Options::default() };
-    let program = Program { command: vec!["/bin/sh".into(), path.into()], device: "cpu".into(), shares: false };
+    let program = Program {
+        command: vec!["/bin/sh".into(), path.into()],
+        device: "cpu".into(),
+        shares: false,
+        environment: Vec::new(),
+    };
     let job = Some(OwnJob { id: "12".into(), restarts });
     let stop = Arc::new(AtomicBool::new(false));
     let slurm = Slurm { folder: Some(folder.into()) };

@@ -1,0 +1,26 @@
+//! `foldconv worker DIR`: what a sweep starts to train several trials in one process.
+
+use super::Machine;
+use crate::bad_request;
+use crate::sweep::store::Store;
+use crate::sweep::worker::mail::Mail;
+use crate::sweep::worker::serve::serve;
+use anyhow::Result;
+use clap::Args;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+
+#[derive(Debug, Args)]
+pub struct Options {
+    /// Folder of the sweep
+    out: PathBuf,
+}
+
+pub fn run(options: &Options, machine: &Machine) -> Result<()> {
+    let stdin = std::io::stdin().as_fd().try_clone_to_owned()?;
+    if !Mail::is(&stdin) {
+        bad_request!("worker: is started by a sweep, and told by it what to train; use `foldconv sweep`");
+    }
+    let store = Store::open(&options.out)?;
+    serve(&store, &Mail::from(stdin), machine.prepare()?)
+}
