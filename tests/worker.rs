@@ -8,10 +8,12 @@ use foldconv::config::Document;
 use foldconv::sweep::child::Program;
 use foldconv::sweep::launch::{Launcher, Outcome};
 use foldconv::sweep::plan::Plan;
-use foldconv::sweep::queue::Policy;
+use foldconv::sweep::queue::{Policy, Queue};
 use foldconv::sweep::slots::Slot;
 use foldconv::sweep::state::{Record, State};
 use foldconv::sweep::store::Store;
+use foldconv::sweep::worker::Worker;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -142,6 +144,7 @@ fn trials_in_a_worker_are_those_in_processes() {
     a_worker_that_dies_leaves_its_trials_to_processes();
     told_to_stop_all_write_checkpoints();
     a_lost_launcher_is_the_same();
+    the_lock_is_held_for_as_long_as_it_trains();
     the_limit_of_time_is_each_trials_own();
     as_many_as_are_worth_it();
     a_gpu_without_a_driver_is_taken_out();
@@ -226,6 +229,24 @@ fn a_lost_launcher_is_the_same() {
     assert_eq!((outcome.failed.len(), outcome.finished), (4, 0));
     assert_eq!(logged(&sweep.folders(), "the same command goes on from here"), 4);
     assert!(first.join("checkpoint.safetensors").exists() && sweep.store.claim(&hash).unwrap().is_some());
+}
+
+/// Were its launcher gone, nobody else might take the trial until the worker lets go of it.
+fn the_lock_is_held_for_as_long_as_it_trains() {
+    let sweep = Sweep::new(&FOUR.replace("epochs: 3", "epochs: 100000"));
+    let launcher = sweep.launcher(1);
+    let mut queue = Queue::new(&sweep.store, &sweep.plan, Policy::default()).unwrap();
+    let claim = queue.next(1).unwrap().unwrap();
+    let (hash, folder) = (claim.hash.clone(), sweep.store.trial(&claim.hash));
+    let log = std::fs::File::create(folder.join("log.txt")).unwrap();
+    let mut worker = Worker::start(&launcher.program, sweep.store.root(), &launcher.slots[0]).unwrap();
+    worker.train(&hash, 1, [claim.lock.descriptor(), log.as_fd()]);
+    wait_for_an_epoch(std::slice::from_ref(&folder));
+    drop(claim);
+    assert!(sweep.store.claim(&hash).unwrap().is_none());
+    drop(worker);
+    assert_eq!(logged(&[folder], "the same command goes on from here"), 1);
+    assert!(sweep.store.claim(&hash).unwrap().is_some());
 }
 
 fn the_limit_of_time_is_each_trials_own() {
