@@ -49,7 +49,7 @@ fn trained(more: &str, steps: Option<Steps>) -> Vec<Tensor> {
 
 fn pretended(refuses: bool) -> (Steps, Rc<RefCell<Vec<&'static str>>>) {
     let asked = Rc::default();
-    (Steps::recorded(Box::new(Pretended { asked: Rc::clone(&asked), refuses })), asked)
+    (Steps::recorded("steps", Box::new(Pretended { asked: Rc::clone(&asked), refuses })), asked)
 }
 
 /// Each replay has the images and labels of its batch, copied to where those of the recording lie. One test, since libtorch's generator is one for

@@ -165,7 +165,7 @@ impl Trial {
             kernels.map(|(name, kernel)| (format!("kernels/{name}"), kernel)).collect();
         all.sort_by(|(a, _), (b, _)| a.cmp(b));
         let Some(batch) = test.in_order(WATCHED).next().transpose()? else { return Ok(all) };
-        let (_, traces) = trace_sites(|| tch::no_grad(|| network.network.forward_t(&batch.images, false)));
+        let (_, traces) = trace_sites(|| tch::no_grad(|| network.network.forward_t(&batch.batch().images, false)));
         for (site, trace) in network.network.sites().into_iter().zip(traces) {
             let gates: Vec<Tensor> = trace.gates.iter().map(|gates| gates.flatten(0, -1)).collect();
             if !gates.is_empty() {
@@ -223,7 +223,7 @@ impl Trial {
 
     /// On the test split, in the form that the config asks for, where the network folds.
     fn evaluate(&mut self) -> Result<evaluate::Evaluation> {
-        let Trainer { config, network, test, .. } = &self.trainer;
+        let Trainer { config, network, test, evaluator, .. } = &mut self.trainer;
         let folded = match config.train.eval_form {
             EvalForm::Folded => fold::fold(&*network.network, &network.store).ok(),
             EvalForm::Expanded => None,
@@ -232,9 +232,9 @@ impl Trial {
         let evaluation = match folded {
             Some(folded) => {
                 fold::assign(&self.compact.store, &folded)?;
-                evaluate::evaluate(&self.compact, test)?
+                evaluator.evaluate(&self.compact, test)?
             }
-            None => evaluate::evaluate(network, test)?,
+            None => evaluator.evaluate(network, test)?,
         };
         if !evaluation.loss.is_finite() {
             bail!(
