@@ -157,7 +157,8 @@ fn a_gathered_batch_is_made_of_a_few_numbers_an_image_wherever_they_lie() {
     ] {
         let augment = Augment { pad: 2, flip: true, cutout, mixup, ..Augment::default() };
         let batches = Batches::gathered(&in_memory(&split), &augment, &identity(), Device::Cpu, true);
-        let expected: Vec<Batch> = made(training(&split, &augment, &identity()).epoch(order.clone(), 6, 1, 2)).collect();
+        let expected: Vec<Batch> =
+            made(training(&split, &augment, &identity()).epoch(order.clone(), 6, 1, 2)).collect();
         let prepared: Vec<Prepared> = batches.epoch(order.clone(), 6, 1, 2).map(Result::unwrap).collect();
         let mut own = prepared[0].copy();
         assert_eq!(own.tensors().iter().map(Tensor::size).collect::<Vec<_>>(), sizes);
