@@ -1,5 +1,5 @@
 #!/bin/sh
-# All that a report on a GPU needs, in one call of at most nine minutes: see gpu.py.
+# All that a report on a GPU needs, in one call of at most nine minutes; PARTS measures some of it: see gpu.py.
 #
 #     benches/gpu.sh OUT.json [BINARY]
 #
@@ -17,4 +17,4 @@ for folder in "$nvidia"/*/lib; do
   [ -d "$folder" ] && lib=$lib:$folder
 done
 LD_LIBRARY_PATH=$lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} exec "$python" "$root/benches/gpu.py" --foldconv "$binary" --json "$out" \
-  --device "${DEVICE:-cuda}" --minutes "${MINUTES:-9}"
+  --device "${DEVICE:-cuda}" --minutes "${MINUTES:-9}" ${PARTS:+--parts $PARTS}

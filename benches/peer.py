@@ -8,7 +8,8 @@ What is trained. smallnet and mobilenet_v2 x0.35 with the CIFAR stem, each with 
 on 2048 resident uint8 images of 3x32x32 in 10 classes. A step is: shuffled indexes, gather, pad 2 and random crop,
 random flip, to float, normalise, forward, cross entropy, backward, SGD. The PyTorch sides use float32, channels_last
 for weights and input, in-place activations, augmentation as whole-batch tensor operations, and `torch.optim.SGD` with
-its default choice of implementation. No step reads a number back.
+its default choice of implementation. No step reads a number back. mobilenet_v2_224, for a GPU, is mobilenet_v2 x1.0 as
+published, in bfloat16 (autocast, on both sides), on as many images of 3x224x224 in batches of 256, padded by 4.
 
 - foldconv: `foldconv bench train`, a subprocess that reports its own throughput, and its memory.
 - eager: PyTorch as it is.
@@ -35,6 +36,8 @@ torch).
 import statistics
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import common
 from common import Spread, fail
@@ -44,11 +47,10 @@ import torch.nn.functional as F
 from torch import nn
 
 CONFIG = "benches/train.yaml"
-CONFIG_BATCH = 128  # what CONFIG says; another --batch overrides it on both sides
+CONFIG_BATCH = 128
 
 CLASSES = 10
 IMAGES = 2048
-SIZE, PAD = 32, 2
 INTERMEDIATE = 20  # m: the middle channels of maconv and mdconv
 
 
@@ -126,11 +128,11 @@ def make_divisible(channels, divisor=8):
     return rounded + divisor if rounded < 0.9 * channels else rounded
 
 
-def mobilenet_v2(site, width=0.35):
-    """torchvision's MobileNetV2 with the CIFAR stem: stride 1 in the first convolution and the 24-channel stage."""
+def mobilenet_v2(site, width=0.35, stem=1):
+    """torchvision's MobileNetV2. The CIFAR stem has stride 1 in the first convolution and the 24-channel stage, ImageNet's 2."""
     stages = [  # expansion, channels, blocks, stride of the first block
         (1, 16, 1, 1),
-        (6, 24, 2, 1),
+        (6, 24, 2, stem),
         (6, 32, 3, 2),
         (6, 64, 4, 2),
         (6, 96, 3, 1),
@@ -138,7 +140,7 @@ def mobilenet_v2(site, width=0.35):
         (6, 320, 1, 1),
     ]
     c_in, last = make_divisible(32 * width), make_divisible(1280 * max(1.0, width))
-    layers = [conv_bn(3, c_in, 3), nn.ReLU6(inplace=True)]
+    layers = [conv_bn(3, c_in, 3, stem), nn.ReLU6(inplace=True)]
     for expansion, channels, blocks, stride in stages:
         c_out = make_divisible(channels * width)
         for block in range(blocks):
@@ -148,12 +150,36 @@ def mobilenet_v2(site, width=0.35):
     return nn.Sequential(*layers, nn.Dropout(0.2), nn.Linear(last, CLASSES))
 
 
-NETWORKS = {"smallnet": smallnet, "mobilenet_v2": mobilenet_v2}
-LABELS = {"smallnet": "smallnet", "mobilenet_v2": "mobilenet_v2 x0.35"}
-SETTINGS = {"smallnet": [], "mobilenet_v2": ["net.width=0.35", "net.stem=cifar"]}
+@dataclass(frozen=True)
+class Net:
+    """A network and what it is trained on."""
+
+    label: str
+    build: Callable
+    settings: list  # for foldconv, over CONFIG
+    batch: int = CONFIG_BATCH
+    size: int = 32
+    pad: int = 2
+    bf16: bool = False
+
+
+NETWORKS = {
+    "smallnet": Net("smallnet", smallnet, ["net.name=smallnet"]),
+    "mobilenet_v2": Net("mobilenet_v2 x0.35", mobilenet_v2, ["net={name: mobilenet_v2, width: 0.35, stem: cifar}"]),
+    "mobilenet_v2_224": Net(
+        "mobilenet_v2 x1.0, 224x224, bf16",
+        lambda site: mobilenet_v2(site, width=1.0, stem=2),
+        ["net.name=mobilenet_v2", "data.size=224", "data.augment={pad: 4, crop: 224, flip: true}", "train.precision=bf16"],
+        batch=256,
+        size=224,
+        pad=4,
+        bf16=True,
+    ),
+}
+DEFAULT_NETS = ["smallnet", "mobilenet_v2"]
 
 # Parameters of the plain network, and the kernel and attention weights (no batch norms, no biases) an operator adds.
-PLAIN_PARAMETERS = {"smallnet": 5_386, "mobilenet_v2": 408_938}
+PLAIN_PARAMETERS = {"smallnet": 5_386, "mobilenet_v2": 408_938, "mobilenet_v2_224": 2_236_682}
 EXTRA_WEIGHTS = {
     ("smallnet", "maconv"): 3_520,
     ("smallnet", "mdconv"): 4_224,
@@ -169,12 +195,12 @@ def check_counts():
         return sum(m.weight.numel() for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear)))
 
     with torch.device("meta"):
-        plain = {net: build(conv_bn) for net, build in NETWORKS.items()}
+        plain = {name: net.build(conv_bn) for name, net in NETWORKS.items()}
         for net, expected in PLAIN_PARAMETERS.items():
             count = sum(p.numel() for p in plain[net].parameters())
             assert count == expected, f"{net}, plain: {count} parameters, not {expected}"
         for (net, op), expected in EXTRA_WEIGHTS.items():
-            count = weights(NETWORKS[net](OPERATORS[op])) - weights(plain[net])
+            count = weights(NETWORKS[net].build(OPERATORS[op])) - weights(plain[net])
             assert count == expected, f"{net}, {op}: {count} weights over plain, not {expected}"
 
 
@@ -182,24 +208,25 @@ def check_counts():
 
 
 class Batches:
-    """Endless shuffled, augmented, normalised batches: (N, 3, 32, 32) float32 in channels_last and (N,) int64."""
+    """Endless shuffled, augmented, normalised batches: (N, 3, size, size) float32 in channels_last and (N,) int64."""
 
-    def __init__(self, batch, device):
-        self.batch = batch
+    def __init__(self, net, batch, device):
+        self.batch, self.size, self.pad = batch, net.size, net.pad
+        self.side = net.size + 2 * net.pad
         with torch.device(device):
             self.make(batch)
 
     def make(self, batch):
         # channels_last from the start: a pixel's channels lie together, and every later step keeps that layout.
-        images = torch.randint(0, 256, (IMAGES, 3, SIZE, SIZE), dtype=torch.uint8)
+        images = torch.randint(0, 256, (IMAGES, 3, self.size, self.size), dtype=torch.uint8)
         self.images = images.contiguous(memory_format=torch.channels_last)
         self.labels = torch.randint(0, CLASSES, (IMAGES,))
         mean = torch.tensor([0.4914, 0.4822, 0.4465]).view(1, 3, 1, 1)
         std = torch.tensor([0.2470, 0.2435, 0.2616]).view(1, 3, 1, 1)
         self.scale, self.shift = 1 / (255 * std), -mean / std
-        self.columns = torch.arange(SIZE)
+        self.columns = torch.arange(self.size)
         # The first pixel of each image in the padded batch, seen as one long list of pixels.
-        self.starts = torch.arange(batch).view(-1, 1, 1) * (SIZE + 2 * PAD) ** 2
+        self.starts = torch.arange(batch).view(-1, 1, 1) * self.side**2
 
     def __iter__(self):
         device = self.images.device
@@ -212,14 +239,14 @@ class Batches:
 
     def augment(self, images):
         """Random crop and flip as one gather of whole pixels."""
-        n, side = len(images), SIZE + 2 * PAD
-        pixels = F.pad(images, (PAD, PAD, PAD, PAD)).permute(0, 2, 3, 1).reshape(-1, 3)
-        top, left = torch.randint(0, 2 * PAD + 1, (2, n, 1))
+        n, pad, size = len(images), self.pad, self.size
+        pixels = F.pad(images, (pad, pad, pad, pad)).permute(0, 2, 3, 1).reshape(-1, 3)
+        top, left = torch.randint(0, 2 * pad + 1, (2, n, 1))
         flip = torch.rand(n, 1) < 0.5
         rows = top + self.columns
-        columns = left + torch.where(flip, SIZE - 1 - self.columns, self.columns)
-        index = self.starts + rows[:, :, None] * side + columns[:, None, :]
-        crops = pixels.index_select(0, index.flatten()).view(n, SIZE, SIZE, 3).permute(0, 3, 1, 2)
+        columns = left + torch.where(flip, size - 1 - self.columns, self.columns)
+        index = self.starts + rows[:, :, None] * self.side + columns[:, None, :]
+        crops = pixels.index_select(0, index.flatten()).view(n, size, size, 3).permute(0, 3, 1, 2)
         return crops.float().mul_(self.scale).add_(self.shift)
 
 
@@ -231,17 +258,21 @@ class Training:
 
     def __init__(self, net, op, args, compiled):
         torch.manual_seed(0)
-        model = NETWORKS[net](OPERATORS[op]).to(args.device, memory_format=torch.channels_last).train()
+        net = NETWORKS[net]
+        model = net.build(OPERATORS[op]).to(args.device, memory_format=torch.channels_last).train()
         self.optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
         self.model = torch.compile(model, mode=mode(args)) if compiled else model
-        self.batches = iter(Batches(args.batch, args.device))
-        self.args = args
+        self.batch = args.batch or net.batch
+        self.batches = iter(Batches(net, self.batch, args.device))
+        self.args, self.bf16 = args, net.bf16
         self.run(args.warmup)  # compiles
 
     def run(self, steps):
         for _ in range(steps):
             images, labels = next(self.batches)
-            loss = F.cross_entropy(self.model(images), labels)
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
+                logits = self.model(images)
+            loss = F.cross_entropy(logits.float(), labels)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.optimizer.step()
@@ -250,7 +281,7 @@ class Training:
         self.run(self.args.warmup)
         start = common.clock(self.args)
         self.run(self.args.steps)
-        return self.args.steps * self.args.batch / (common.clock(self.args) - start)
+        return self.args.steps * self.batch / (common.clock(self.args) - start)
 
 
 def mode(args):
@@ -274,9 +305,7 @@ def compiled(net, op, args):
 
 
 def foldconv(net, op, args):
-    settings = [f"net.name={net}", *SETTINGS[net], f"operator.name={op}"]
-    if args.batch != CONFIG_BATCH:
-        settings.append(f"train.batch={args.batch}")
+    settings = [*NETWORKS[net].settings, f"operator.name={op}", f"train.batch={args.batch or NETWORKS[net].batch}"]
     command = ["train", CONFIG, "--steps", str(args.steps), "--warmup", str(args.warmup)]
     for setting in settings:
         command += ["--set", setting]
@@ -312,7 +341,7 @@ def throughputs(rows, sides):
         header += [f"ours / {side}", "min", "max"]
     lines = [f"| {' | '.join(header)} |", "|---|---|" + "---:|" * (len(header) - 2)]
     for row in rows:
-        cells = [LABELS[row["net"]], row["operator"]]
+        cells = [NETWORKS[row["net"]].label, row["operator"]]
         cells += [f"{statistics.median(done[side] for done in row['rounds']):.0f}" for side in sides]
         cells += [str(common.over(row["rounds"], "foldconv", side)) for side in others]
         lines.append(f"| {' | '.join(cells)} |")
@@ -335,7 +364,7 @@ def over_plain(rows):
     for row in rows:
         if row["operator"] != "plain" and plain.get(row["net"]):
             ratios = [over(row, "step_seconds"), over(row, "peak_memory_bytes")]
-            lines.append(f"| {LABELS[row['net']]} | {row['operator']} | {ratios[0]} | {ratios[1]} |")
+            lines.append(f"| {NETWORKS[row['net']].label} | {row['operator']} | {ratios[0]} | {ratios[1]} |")
     return "\n".join(lines) if len(lines) > 2 else ""
 
 
@@ -345,12 +374,12 @@ def parse():
     parser.add_argument("--steps", type=common.positive, default=10, help="timed steps of a block")
     parser.add_argument("--warmup", type=common.positive, default=3, help="untimed steps before them")
     parser.add_argument(
-        "--batch", type=common.positive, default=CONFIG_BATCH, help=f"images of a step, at most {IMAGES}"
+        "--batch", type=common.positive, help=f"images of a step, at most {IMAGES}; default: the network's"
     )
-    parser.add_argument("--nets", nargs="+", choices=NETWORKS, default=list(NETWORKS), help="networks")
+    parser.add_argument("--nets", nargs="+", choices=NETWORKS, default=DEFAULT_NETS, help="networks")
     parser.add_argument("--ops", nargs="+", choices=OPERATORS, default=list(OPERATORS), help="operators")
     args = common.parse(parser)
-    if args.batch > IMAGES:
+    if args.batch and args.batch > IMAGES:
         parser.error(f"--batch {args.batch}: there are {IMAGES} images")
     return args
 
@@ -362,7 +391,7 @@ def main():
     about.update({key: getattr(args, key) for key in ("sides", "steps", "warmup", "batch")})
     rows = measure(args)
     text = "\n\n".join(part for part in (throughputs(rows, args.sides), over_plain(rows)) if part)
-    blocks = f"blocks of {args.steps} steps (after {args.warmup} of warm-up), batch {args.batch}, float32"
+    blocks = f"blocks of {args.steps} steps (after {args.warmup} of warm-up), batch {args.batch or 'of the network'}"
     common.report(args, about, blocks, text, {"rows": rows})
 
 

@@ -17,13 +17,34 @@ pub use without::{
 #[cfg(feature = "cuda-graphs")]
 pub use foldconv_native::{CudaGraph, CudaStream};
 #[cfg(not(feature = "cuda-graphs"))]
-pub use {no_graphs::CudaGraph, no_streams::CudaStream};
+pub use no_graphs::{CudaGraph, CudaStream};
 
 /// Whether they are built.
 pub const BUILT: bool = cfg!(feature = "native");
 
 #[cfg(not(feature = "cuda-graphs"))]
 mod no_graphs {
+    const WHY: &str = "this foldconv was built without the cargo feature `cuda-graphs`";
+
+    /// A queue of work on a CUDA device: there is none.
+    #[derive(Debug)]
+    pub enum CudaStream {}
+
+    impl CudaStream {
+        /// Always why not.
+        ///
+        /// # Errors
+        /// That it is not built.
+        pub fn new(_: usize) -> Result<CudaStream, String> {
+            Err(WHY.into())
+        }
+
+        /// There is none to ask.
+        pub fn scope<T>(&self, _: impl FnOnce() -> T) -> T {
+            match *self {}
+        }
+    }
+
     /// Recorded work: there is none.
     #[derive(Debug)]
     pub enum CudaGraph {}
@@ -34,7 +55,7 @@ mod no_graphs {
         /// # Errors
         /// That it is not built.
         pub fn new(_: usize) -> Result<CudaGraph, String> {
-            Err("this foldconv was built without the cargo feature `cuda-graphs`".into())
+            Err(WHY.into())
         }
 
         /// There is none to record into.
@@ -50,19 +71,6 @@ mod no_graphs {
         /// # Errors
         /// None.
         pub fn replay(&mut self) -> Result<(), String> {
-            match *self {}
-        }
-    }
-}
-
-#[cfg(not(feature = "cuda-graphs"))]
-mod no_streams {
-    pub enum CudaStream {}
-    impl CudaStream {
-        pub fn new(_: usize) -> Result<CudaStream, String> {
-            Err("this foldconv was built without the cargo feature `cuda-graphs`".into())
-        }
-        pub fn scope<T>(&self, _: impl FnOnce() -> T) -> T {
             match *self {}
         }
     }

@@ -1,30 +1,50 @@
-//! Between the start and the end of an epoch nothing asks a device for a number: on CUDA that would empty its queue.
+//! Between the start and the end of an epoch, and of an evaluation, nothing asks a device for a number: on CUDA that would empty its
+//! queue, and what waits can't be recorded.
 #![cfg(feature = "native")]
 
 use foldconv::config::Config;
+use foldconv::data::batch::Batches;
 use foldconv::native::Waits;
+use foldconv::net::block::Form;
+use foldconv::train::evaluate::evaluate;
 use foldconv::train::exec::{Execs, settle};
 use foldconv::train::trainer::Trainer;
+use std::sync::Mutex;
 use tch::Device;
+
+/// There is one count in a process.
+static COUNTING: Mutex<()> = Mutex::new(());
+
+/// Of batches that are gathered as on a GPU, or made by the CPU.
+fn trainer(operator: &str, exec: &str, augment: &str, gathered: bool) -> Trainer {
+    let yaml = format!(
+        "{{data: {{name: shapes, train: 96, test: 300, augment: {{pad: 2, crop: 32, flip: true{augment}}}}}, net: {{name: smallnet}}, \
+          operator: {{name: {operator}}}, train: {{batch: 32, exec: {exec}}}}}"
+    );
+    let config = Config::new(&serde_yaml::from_str(&yaml).unwrap(), "a.yaml").unwrap();
+    let mut trainer = Trainer::new(&config, config.data.load().unwrap(), Device::Cpu).unwrap();
+    if gathered {
+        let (dataset, augment) = (config.data.load().unwrap(), config.data.augment());
+        let of = |images, training| Batches::gathered(images, &augment, &trainer.normalisation, Device::Cpu, training);
+        (trainer.train, trainer.test) = (of(&dataset.train, true), of(&dataset.test, false));
+    }
+    settle(&trainer.network, config.data.spec(), &config.train, &Execs::new());
+    trainer
+}
 
 #[test]
 fn no_step_waits_for_the_device() {
-    for (operator, exec) in [
-        ("plain", "branches"),
-        ("plain", "moments"),
-        ("maconv", "moments"),
-        ("mdconv", "features"),
-        ("mdconv", "per_sample"),
-        ("dcd", "per_sample"),
-        ("condconv", "branches"),
+    let _counting = COUNTING.lock().unwrap();
+    for (operator, exec, augment, gathered) in [
+        ("plain", "branches", "", false),
+        ("plain", "moments", "", false),
+        ("maconv", "moments", "", true),
+        ("mdconv", "features", "", false),
+        ("mdconv", "per_sample", ", cutout: 8", true),
+        ("dcd", "per_sample", ", mixup: 0.2", false),
+        ("condconv", "branches", ", cutout: 8, mixup: 0.2", true),
     ] {
-        let yaml = format!(
-            "{{data: {{name: shapes, train: 96, test: 10, augment: {{pad: 2, crop: 32, flip: true}}}}, net: {{name: smallnet}}, \
-              operator: {{name: {operator}}}, train: {{batch: 32, exec: {exec}}}}}"
-        );
-        let config = Config::new(&serde_yaml::from_str(&yaml).unwrap(), "a.yaml").unwrap();
-        let mut trainer = Trainer::new(&config, config.data.load().unwrap(), Device::Cpu).unwrap();
-        settle(&trainer.network, config.data.spec(), &config.train, &Execs::new());
+        let mut trainer = trainer(operator, exec, augment, gathered);
         // What is measured when a shape is first met is over.
         let first = trainer.batches(0, 0).next().unwrap().unwrap();
         let _loss = trainer.step(&first, 0, 0);
@@ -36,5 +56,20 @@ fn no_step_waits_for_the_device() {
         let values: Vec<f64> = losses.iter().map(|loss| loss.double_value(&[])).collect();
         assert!(values.iter().all(|value| value.is_finite()));
         assert_eq!(waits.so_far(), 2, "each number that is read is counted");
+    }
+}
+
+/// Its sums are read by a copy to the CPU, which doesn't count there.
+#[test]
+fn no_batch_of_an_evaluation_waits_for_the_device() {
+    let _counting = COUNTING.lock().unwrap();
+    for (operator, gathered) in [("plain", true), ("maconv", true), ("mdconv", false), ("condconv", true)] {
+        let trainer = trainer(operator, "branches", "", gathered);
+        let compact = trainer.config.build(Form::Compact, Device::Cpu).unwrap();
+        for network in [&trainer.network, &compact] {
+            let waits = Waits::count();
+            assert!(evaluate(network, &trainer.test).unwrap().loss.is_finite());
+            assert_eq!(waits.so_far(), 0, "{operator}");
+        }
     }
 }

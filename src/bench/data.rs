@@ -42,8 +42,8 @@ pub fn data_speed(config: &Config, device: Device, at_least: Duration) -> Result
         while clock.elapsed() < time {
             match batches.next() {
                 Some(batch) => {
-                    let Batch { images: x, .. } = batch?;
-                    images += x.size()[0] as usize;
+                    let Batch { labels, .. } = batch?.batch();
+                    images += labels.size()[0] as usize;
                 }
                 None => batches = next_epoch(),
             }

@@ -3,7 +3,7 @@
 use crate::bench::floor::Floor;
 use crate::bench::memory::{Peak, resident};
 use crate::config::Config;
-use crate::data::batch::{Batch, Stream};
+use crate::data::batch::{Prepared, Stream};
 use crate::device::synchronize;
 use crate::native::Waits;
 use crate::timing::{clock, median};
@@ -80,6 +80,7 @@ impl Steps {
     /// The next step; `done` is called behind each phase.
     fn step_by_phase(&mut self, done: &mut dyn FnMut()) -> Result<()> {
         let (batch, epoch, at) = self.batch()?;
+        let batch = batch.batch();
         done();
         let _loss = self.trainer.step_by_phase(&batch, epoch, at, done);
         Ok(())
@@ -93,7 +94,7 @@ impl Steps {
     }
 
     /// The next batch, its epoch, and its step there.
-    fn batch(&mut self) -> Result<(Batch, u64, u64)> {
+    fn batch(&mut self) -> Result<(Prepared, u64, u64)> {
         let (epoch, at) = (self.next / self.per_epoch, self.next % self.per_epoch);
         if self.next > 0 && at == 0 {
             self.batches = self.trainer.batches(epoch, 0);

@@ -28,6 +28,7 @@ use rand_chacha::rand_core::SeedableRng;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
+use tch::Tensor;
 
 /// How the images look; every number of it is part of the difficulty that was measured (see the top of this file).
 const LOOK: render::Look = render::Look {
@@ -41,8 +42,11 @@ const LOOK: render::Look = render::Look {
     noise: 0.04,
 };
 
-/// Images in a split at most: 3 GiB of them.
+/// Images in a split at most, of 32x32 pixels: 3 GiB of them.
 const MOST_IMAGES: i64 = 1 << 20;
+
+/// The largest multiple of the size that is drawn.
+const MOST_TIMES: i64 = 16;
 
 /// Images to make.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -55,24 +59,45 @@ pub struct Config {
     /// Chooses the images. Image i of a split depends on the seed, the split and i alone (but for a rounding that
     /// another platform's sine may change). 0 by default.
     pub seed: u64,
+    /// Height and width: each pixel becomes a square of them. A multiple of 32, at most 512; for networks and measurements that want large
+    /// images. 32 by default.
+    #[serde(skip_serializing_if = "is_drawn")]
+    pub size: i64,
+}
+
+/// The size that is drawn is not written: trials keep the names that they had before there was another.
+fn is_drawn(size: &i64) -> bool {
+    *size == render::SIZE as i64
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Config { train: 4000, test: 1000, seed: 0 }
+        Config { train: 4000, test: 1000, seed: 0, size: render::SIZE as i64 }
     }
 }
 
+/// What is drawn.
+const DRAWN: Spec = Spec { classes: render::CLASSES.len() as i64, channels: 3, size: render::SIZE as i64 };
+
 impl Source for Config {
+    fn check(&self) -> Result<(), String> {
+        let drawn = render::SIZE as i64;
+        if self.size % drawn != 0 || !(1..=MOST_TIMES).contains(&(self.size / drawn)) {
+            return Err(format!("size: {}; give a multiple of {drawn}, at most {}", self.size, MOST_TIMES * drawn));
+        }
+        Ok(())
+    }
+
     fn spec(&self) -> Spec {
-        Spec { classes: render::CLASSES.len() as i64, channels: 3, size: render::SIZE as i64 }
+        Spec { size: self.size, ..DRAWN }
     }
 
     /// Draws the images; reads nothing.
     fn load(&self, _root: Option<&Path>) -> Result<Dataset> {
+        let most = MOST_IMAGES / self.times().pow(2);
         for (key, count) in [("train", self.train), ("test", self.test)] {
-            if !(1..=MOST_IMAGES).contains(&count) {
-                bad_request!("data.{key}: {count} images, expected 1 to {MOST_IMAGES}");
+            if !(1..=most).contains(&count) {
+                bad_request!("data.{key}: {count} images, expected 1 to {most}");
             }
         }
         Ok(Dataset {
@@ -84,6 +109,11 @@ impl Source for Config {
 }
 
 impl Config {
+    /// How many times as high and wide as what is drawn.
+    fn times(&self) -> i64 {
+        self.size / DRAWN.size
+    }
+
     /// Split 0 (train) or 1 (test). The classes take turns, so that the first images of a split are balanced too.
     fn split(&self, split: u64, count: i64) -> Result<Split> {
         let (mut pixels, mut labels) = (Vec::new(), Vec::new());
@@ -95,6 +125,9 @@ impl Config {
             render::draw(class, &LOOK, &mut rng, &mut pixels);
             labels.push(class as u8);
         }
-        Split::new("shapes", self.spec(), &pixels, &labels)
+        let Split { images, labels } = Split::new("shapes", DRAWN, &pixels, &labels)?;
+        let enlarge = |images: &Tensor, dim| images.repeat_interleave_self_int(self.times(), dim, None);
+        let images = if self.times() == 1 { images } else { enlarge(&enlarge(&images, 1), 2) };
+        Ok(Split { images, labels })
     }
 }

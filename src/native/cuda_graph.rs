@@ -1,4 +1,5 @@
-//! Work on a CUDA device that is recorded once and replayed with one call, without the time that it takes to ask for each operation.
+//! Queues of work on a CUDA device; and work that is recorded once and replayed with one call, without the time that it takes to ask for
+//! each operation.
 
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW, Symbol};
 use std::ffi::{c_char, c_int, c_void};
@@ -10,15 +11,21 @@ use std::sync::OnceLock;
 /// The library of cuda_graph.cpp, inside of this program.
 const LIBRARY: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/libfoldconv_cuda_graph.so"));
 
+type New = unsafe extern "C" fn(c_int, *mut *mut c_void) -> *mut c_char;
 type OnRecording = unsafe extern "C" fn(*mut c_void) -> *mut c_char;
+type Free = unsafe extern "C" fn(*mut c_void);
 
 /// Its functions. The library stays open.
 struct Functions {
-    new: Symbol<unsafe extern "C" fn(c_int, *mut *mut c_void) -> *mut c_char>,
+    new: Symbol<New>,
     begin: Symbol<OnRecording>,
     end: Symbol<OnRecording>,
     replay: Symbol<OnRecording>,
-    free: Symbol<unsafe extern "C" fn(*mut c_void)>,
+    free: Symbol<Free>,
+    stream_new: Symbol<New>,
+    stream_enter: Symbol<unsafe extern "C" fn(*mut c_void, *mut *mut c_void) -> *mut c_char>,
+    stream_leave: Symbol<Free>,
+    stream_free: Symbol<Free>,
 }
 
 fn functions() -> Result<&'static Functions, String> {
@@ -40,6 +47,10 @@ fn open() -> Result<Functions, String> {
             end: library.get(b"foldconv_recording_end").map_err(text)?,
             replay: library.get(b"foldconv_recording_replay").map_err(text)?,
             free: library.get(b"foldconv_recording_free").map_err(text)?,
+            stream_new: library.get(b"foldconv_stream_new").map_err(text)?,
+            stream_enter: library.get(b"foldconv_stream_enter").map_err(text)?,
+            stream_leave: library.get(b"foldconv_stream_leave").map_err(text)?,
+            stream_free: library.get(b"foldconv_stream_free").map_err(text)?,
         };
         std::mem::forget(library);
         Ok(functions)
@@ -80,7 +91,8 @@ impl CudaGraph {
         Ok(CudaGraph { functions, recording })
     }
 
-    /// Records what is asked of the device meanwhile; none of it is done. All tensors that it reads must stay where they are.
+    /// Records what is asked of the device meanwhile; none of it is done. All tensors that it reads must stay where they are, and it is
+    /// to be replayed in the [`CudaStream::scope`] in which it was recorded, or outside of any if it was.
     ///
     /// # Errors
     /// Why it can't be recorded: libtorch's first line. Then nothing can be replayed.
@@ -106,6 +118,61 @@ impl Drop for CudaGraph {
     fn drop(&mut self) {
         // SAFETY: it is freed once.
         unsafe { (self.functions.free)(self.recording) }
+    }
+}
+
+/// A queue of work on a CUDA device beside others: the device may do the work of several at a time.
+pub struct CudaStream {
+    functions: &'static Functions,
+    stream: *mut c_void,
+}
+
+impl CudaStream {
+    /// On the device of that index. There are 32; then they are shared.
+    ///
+    /// # Errors
+    /// Why there can't be one.
+    pub fn new(device: usize) -> Result<CudaStream, String> {
+        let functions = functions()?;
+        let mut stream = std::ptr::null_mut();
+        // SAFETY: on success it is a new stream.
+        unsafe { check((functions.stream_new)(device as c_int, &mut stream))? };
+        Ok(CudaStream { functions, stream })
+    }
+
+    /// What this thread asks of the device meanwhile goes to this queue, behind what it has asked for before; then to the earlier queue
+    /// again, also where the work panics. Nothing outside waits for the work. So its tensors are for other scopes of the same queue, until
+    /// a number of them was read in one or the device was waited for; and tensors from outside must outlive the work that reads them.
+    ///
+    /// # Panics
+    /// Where CUDA fails.
+    pub fn scope<T>(&self, work: impl FnOnce() -> T) -> T {
+        struct Scope(&'static Functions, *mut c_void);
+        impl Drop for Scope {
+            fn drop(&mut self) {
+                // SAFETY: it was entered on this thread, and is left once.
+                unsafe { (self.0.stream_leave)(self.1) }
+            }
+        }
+        let mut guard = std::ptr::null_mut();
+        // SAFETY: the stream lives; on success there is a guard.
+        let entered = unsafe { check((self.functions.stream_enter)(self.stream, &mut guard)) };
+        entered.unwrap_or_else(|why| panic!("CUDA stream: {why}"));
+        let _scope = Scope(self.functions, guard);
+        work()
+    }
+}
+
+impl std::fmt::Debug for CudaStream {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter) -> std::fmt::Result {
+        formatter.write_str("CudaStream")
+    }
+}
+
+impl Drop for CudaStream {
+    fn drop(&mut self) {
+        // SAFETY: it is freed once.
+        unsafe { (self.functions.stream_free)(self.stream) }
     }
 }
 

@@ -26,15 +26,18 @@ bool always_waits(const char* name) {
     return false;
 }
 
-// A copy from a device to the CPU: copy_(self, source, …).
-bool leaves_device(const at::RecordFunction& function) {
+// A copy from a device to the CPU, or one the other way that says that it blocks: copy_(self, source, non_blocking).
+bool waits_to_copy(const at::RecordFunction& function) {
     if (std::strcmp(function.name(), "aten::copy_") != 0) return false;
     const auto inputs = function.inputs();
-    return inputs.size() > 1 && inputs[0].isTensor() && inputs[1].isTensor() && inputs[0].toTensor().is_cpu() && !inputs[1].toTensor().is_cpu();
+    if (inputs.size() < 2 || !inputs[0].isTensor() || !inputs[1].isTensor()) return false;
+    const bool to_cpu = inputs[0].toTensor().is_cpu(), from_cpu = inputs[1].toTensor().is_cpu();
+    const bool blocks = inputs.size() < 3 || !inputs[2].isBool() || !inputs[2].toBool();
+    return to_cpu != from_cpu && (to_cpu || blocks);
 }
 
 std::unique_ptr<at::ObserverContext> count(const at::RecordFunction& function) {
-    if (always_waits(function.name()) || leaves_device(function)) waits++;
+    if (always_waits(function.name()) || waits_to_copy(function)) waits++;
     return nullptr;
 }
 

@@ -40,9 +40,9 @@ pub fn cudnn_version() -> Option<i64> {
     (version > 0).then_some(version)
 }
 
-/// Counts from now on, on all threads, the operations that make the program wait for a device because it wants numbers of it: reading
-/// a scalar, copying to the CPU, sizes that depend on numbers. On the CPU, where nothing waits, the same operations count but
-/// for copies. Slow: for tests and measurements.
+/// Counts from now on, on all threads, the operations that make the program wait for a device: reading a scalar, copying to the CPU, sizes
+/// that depend on numbers, and copies to the device that are not said to go on by themselves. On the CPU, where nothing waits, the same
+/// operations count but for copies. Slow: for tests and measurements.
 #[derive(Debug)]
 pub struct Waits(());
 

@@ -6,7 +6,7 @@ mod cuda_graph;
 mod device;
 
 #[cfg(feature = "cuda-graphs")]
-pub use cuda_graph::CudaGraph;
+pub use cuda_graph::{CudaGraph, CudaStream};
 pub use device::{Waits, cudnn_version, in_bfloat16, tf32};
 
 use std::ffi::{CStr, CString, c_char, c_void};

@@ -4,18 +4,19 @@ use crate::config::Built;
 use crate::data::batch::{Batch, Batches};
 use crate::data::dataset::Spec;
 use crate::fold::Agreement;
+use crate::train::graph::Steps;
 use crate::train::result::{FoldResult, FormResult};
 use anyhow::Result;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// Images a step of an evaluation; only memory and speed depend on it.
 const BATCH: usize = 256;
 
-/// Sums over images, kept on the device until they are asked for.
-#[derive(Debug, Default)]
+/// Sums over images, kept on the device until they are asked for, in a tensor that stays where it is.
+#[derive(Debug)]
 pub struct Scores {
-    images: i64,
-    sums: Option<Tensor>,
+    /// Images, those whose class is predicted first, those whose class is among the first five, and the loss; float64 (4).
+    sums: Tensor,
 }
 
 /// What [`Scores`] come to.
@@ -30,45 +31,68 @@ pub struct Evaluation {
 }
 
 impl Scores {
+    /// Of nothing yet.
+    pub fn new(device: Device) -> Scores {
+        Scores { sums: Tensor::zeros([4], (Kind::Double, device)) }
+    }
+
     /// Takes a batch into account: logits (N, classes), labels (N).
     pub fn add(&mut self, logits: &Tensor, labels: &Tensor) {
         let (n, classes) = (logits.size()[0], logits.size()[1]);
         let (_, best) = logits.topk(classes.min(5), 1, true, true);
         let hits = best.eq_tensor(&labels.unsqueeze(1));
         let loss = logits.cross_entropy_loss(labels, None::<Tensor>, tch::Reduction::Sum, -100, 0.);
-        let sums = Tensor::stack(
-            &[hits.select(1, 0).sum(Kind::Double), hits.sum(Kind::Double), loss.to_kind(Kind::Double)],
+        self.sums += Tensor::stack(
+            &[
+                Tensor::full([0; 0], n, (Kind::Double, self.sums.device())),
+                hits.select(1, 0).sum(Kind::Double),
+                hits.sum(Kind::Double),
+                loss.to_kind(Kind::Double),
+            ],
             0,
         );
-        self.images += n;
-        self.sums = Some(match self.sums.take() {
-            Some(total) => total + sums,
-            None => sums,
-        });
     }
 
     /// The means over all images.
     pub fn finish(&self) -> Result<Evaluation> {
-        let sums: Vec<f64> = match &self.sums {
-            Some(sums) => sums.try_into()?,
-            None => vec![0.; 3],
-        };
-        let mean = |at: usize| sums[at] / self.images.max(1) as f64;
-        Ok(Evaluation { top1: 100. * mean(0), top5: 100. * mean(1), loss: mean(2) })
+        let sums: Vec<f64> = (&self.sums).try_into()?;
+        let mean = |at: usize| sums[at] / sums[0].max(1.);
+        Ok(Evaluation { top1: 100. * mean(1), top5: 100. * mean(2), loss: mean(3) })
     }
 }
 
-/// One network on a split.
+/// Evaluates one network again and again; its steps may be recorded.
+#[derive(Debug)]
+pub struct Evaluator {
+    steps: Steps,
+    scores: Scores,
+}
+
+impl Evaluator {
+    /// On a device.
+    pub fn new(steps: Steps, device: Device) -> Evaluator {
+        Evaluator { steps, scores: Scores::new(device) }
+    }
+
+    /// The network on a split: always the same, of which only the variables' numbers change.
+    pub fn evaluate(&mut self, network: &Built, batches: &Batches) -> Result<Evaluation> {
+        let Evaluator { steps, scores } = self;
+        tch::no_grad(|| -> Result<()> {
+            let _ = scores.sums.zero_();
+            for batch in batches.in_order(BATCH) {
+                steps.run(&batch?, &mut |Batch { images, labels, .. }| {
+                    scores.add(&network.network.forward_t(images, false), labels);
+                });
+            }
+            Ok(())
+        })?;
+        scores.finish()
+    }
+}
+
+/// One network on a split, once.
 pub fn evaluate(network: &Built, batches: &Batches) -> Result<Evaluation> {
-    let mut scores = Scores::default();
-    tch::no_grad(|| -> Result<()> {
-        for batch in batches.in_order(BATCH) {
-            let Batch { images, labels, .. } = batch?;
-            scores.add(&network.network.forward_t(&images, false), &labels);
-        }
-        Ok(())
-    })?;
-    scores.finish()
+    Evaluator::new(Steps::plain(), network.store.device()).evaluate(network, batches)
 }
 
 /// Both forms of a network on a split, batch by batch side by side.
@@ -84,10 +108,11 @@ pub struct Comparison {
 
 /// Evaluates and compares the two forms.
 pub fn compare(expanded: &Built, compact: &Built, batches: &Batches) -> Result<Comparison> {
-    let (mut a, mut b, mut agreement) = (Scores::default(), Scores::default(), Agreement::default());
+    let device = expanded.store.device();
+    let (mut a, mut b, mut agreement) = (Scores::new(device), Scores::new(device), Agreement::default());
     tch::no_grad(|| -> Result<()> {
         for batch in batches.in_order(BATCH) {
-            let Batch { images, labels, .. } = batch?;
+            let Batch { images, labels, .. } = batch?.batch();
             let logits = (expanded.network.forward_t(&images, false), compact.network.forward_t(&images, false));
             a.add(&logits.0, &labels);
             b.add(&logits.1, &labels);
@@ -125,9 +150,9 @@ mod tests {
         let logits =
             Tensor::from_slice(&[5., 4., 3., 2., 1., 0., 0., 1., 2., 3., 4., 5., 0., 9., 0., 0., 0., 1.]).view([3, 6]);
         let labels = Tensor::from_slice(&[0i64, 0, 1]);
-        let mut all = Scores::default();
+        let mut all = Scores::new(Device::Cpu);
         all.add(&logits, &labels);
-        let mut parts = Scores::default();
+        let mut parts = Scores::new(Device::Cpu);
         parts.add(&logits.narrow(0, 0, 2), &labels.narrow(0, 0, 2));
         parts.add(&logits.narrow(0, 2, 1), &labels.narrow(0, 2, 1));
         let (all, parts) = (all.finish().unwrap(), parts.finish().unwrap());

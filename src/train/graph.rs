@@ -1,15 +1,16 @@
-//! Training steps that are recorded once, as a CUDA graph, and replayed with one call: a small network's step is hundreds of operations, and
-//! asking for them takes longer than doing them.
+//! Steps of training and evaluation that are recorded once, as a CUDA graph, and replayed with one call: a small network's step is
+//! hundreds of operations, and asking for them takes longer than doing them.
 //!
-//! What changes from step to step is in tensors that stay where they are: images and labels are copied into those of the recording, and the
-//! learning rate and temperatures are filled in. The state of the random generator is read at each replay.
+//! What changes from step to step is in tensors that stay where they are: what was drawn for a batch, or its images and labels, are
+//! copied into those of the recording, and the learning rate and temperatures are filled in. The batch is gathered, and what comes
+//! out is written or added to, inside of the recording. The state of the random generator is read at each replay.
 
 use crate::config::Graphs;
-use crate::data::batch::Batch;
+use crate::data::batch::{Batch, Prepared};
 use crate::native::CudaGraph;
 use crate::note;
 use crate::panics;
-use tch::{Device, Tensor};
+use tch::Device;
 
 /// Steps before one is recorded: cuDNN measures its convolutions, and libtorch sets up what it needs.
 const WARM_UP: u32 = 3;
@@ -40,21 +41,26 @@ impl Recorder for CudaGraph {
     }
 }
 
-/// How the steps of a training are asked for.
-pub struct Steps(State);
+/// How steps are asked for, each of which does the same work on a batch of the same split.
+pub struct Steps {
+    /// What the log calls them.
+    what: &'static str,
+    state: State,
+}
 
 enum State {
     /// Operation by operation.
     Plain,
-    /// So until enough steps were run.
-    Warm { recorder: Box<dyn Recorder>, steps: u32 },
-    /// Recorded, for batches of that size.
-    Recorded { recorder: Box<dyn Recorder>, batch: Batch, loss: Tensor },
+    /// So until `steps` are enough that were run on batches of that size, the largest so far: the last batch of an epoch may be
+    /// smaller.
+    Warm { recorder: Box<dyn Recorder>, size: usize, steps: u32 },
+    /// Recorded, for batches of the size of `own`, which the recording reads.
+    Recorded { recorder: Box<dyn Recorder>, own: Prepared },
 }
 
 impl std::fmt::Debug for Steps {
     fn fmt(&self, formatter: &mut std::fmt::Formatter) -> std::fmt::Result {
-        formatter.write_str(match self.0 {
+        formatter.write_str(match self.state {
             State::Plain => "Plain",
             State::Warm { .. } => "Warm",
             State::Recorded { .. } => "Recorded",
@@ -63,63 +69,76 @@ impl std::fmt::Debug for Steps {
 }
 
 impl Steps {
-    /// Recorded where that is wanted and can be; on CUDA the log says why not.
-    pub fn new(wanted: Graphs, device: Device) -> Steps {
-        let Device::Cuda(index) = device else { return Steps(State::Plain) };
+    /// Recorded where that is wanted and can be; on CUDA the log says why not. It calls them `what`.
+    pub fn new(what: &'static str, wanted: Graphs, device: Device) -> Steps {
+        let Device::Cuda(index) = device else { return Steps::plain() };
         if wanted == Graphs::Off {
-            return Steps(State::Plain);
+            return Steps::plain();
         }
         match CudaGraph::new(index) {
-            Ok(graph) => Steps::recorded(Box::new(graph)),
-            Err(why) => Steps(plain(&why)),
+            Ok(graph) => Steps::recorded(what, Box::new(graph)),
+            Err(why) => Steps { what, state: plain(what, &why) },
         }
+    }
+
+    /// Never recorded.
+    pub fn plain() -> Steps {
+        Steps { what: "steps", state: State::Plain }
     }
 
     /// Recorded by this.
-    pub fn recorded(recorder: Box<dyn Recorder>) -> Steps {
-        Steps(State::Warm { recorder, steps: 0 })
+    pub fn recorded(what: &'static str, recorder: Box<dyn Recorder>) -> Steps {
+        Steps { what, state: State::Warm { recorder, size: 0, steps: 0 } }
     }
 
-    /// The loss of a step on a batch; `compute` is the step.
-    pub fn run(&mut self, batch: &Batch, compute: &mut dyn FnMut(&Batch) -> Tensor) -> Tensor {
-        match std::mem::replace(&mut self.0, State::Plain) {
-            State::Warm { recorder, steps } if steps < WARM_UP || batch.mixed.is_some() => {
-                self.0 = State::Warm { recorder, steps: steps + 1 };
-                compute(batch)
-            }
-            State::Warm { mut recorder, .. } => {
-                let own = Batch { images: batch.images.copy(), labels: batch.labels.copy(), mixed: None };
-                let mut loss = Tensor::zeros([0; 0], (tch::Kind::Float, batch.images.device()));
-                if let Err(why) = recorder.record(&mut || loss.copy_(&compute(&own))) {
-                    self.0 = plain(&why);
-                    return compute(batch);
+    /// A step on a batch. `compute` is the step, and leaves what comes out in tensors that stay where they are.
+    pub fn run(&mut self, batch: &Prepared, compute: &mut dyn FnMut(&Batch)) {
+        self.state = match std::mem::replace(&mut self.state, State::Plain) {
+            State::Warm { mut recorder, size, steps } if batch.len() == size && steps == WARM_UP => {
+                let own = batch.copy();
+                match recorder.record(&mut || compute(&own.batch())) {
+                    Ok(()) => replay(recorder, own, batch, compute),
+                    Err(why) => {
+                        compute(&batch.batch());
+                        plain(self.what, &why)
+                    }
                 }
-                self.0 = State::Recorded { recorder, batch: own, loss };
-                self.run(batch, compute)
             }
-            State::Recorded { recorder, batch: own, loss }
-                if batch.mixed.is_some() || batch.images.size() != own.images.size() =>
-            {
-                self.0 = State::Recorded { recorder, batch: own, loss };
-                compute(batch)
+            State::Recorded { recorder, own } if batch.len() == own.len() => replay(recorder, own, batch, compute),
+            state => {
+                compute(&batch.batch());
+                state.after(batch.len())
             }
-            State::Recorded { mut recorder, batch: mut own, mut loss } => {
-                own.images.copy_(&batch.images);
-                own.labels.copy_(&batch.labels);
-                // A replay that fails leaves a device that nothing more can be asked of.
-                recorder.replay(&mut || loss.copy_(&compute(&own))).unwrap_or_else(|why| panic!("CUDA graph: {why}"));
-                let value = loss.copy();
-                self.0 = State::Recorded { recorder, batch: own, loss };
-                value
-            }
-            State::Plain => compute(batch),
         }
     }
 }
 
+impl State {
+    /// After a step that was not replayed, on a batch of that size.
+    fn after(self, len: usize) -> State {
+        match self {
+            State::Warm { recorder, size, .. } if len > size => State::Warm { recorder, size: len, steps: 1 },
+            State::Warm { recorder, size, steps } if len == size => State::Warm { recorder, size, steps: steps + 1 },
+            state => state,
+        }
+    }
+}
+
+fn replay(
+    mut recorder: Box<dyn Recorder>,
+    mut own: Prepared,
+    batch: &Prepared,
+    compute: &mut dyn FnMut(&Batch),
+) -> State {
+    own.set(batch);
+    // A replay that fails leaves a device that nothing more can be asked of.
+    recorder.replay(&mut || compute(&own.batch())).unwrap_or_else(|why| panic!("CUDA graph: {why}"));
+    State::Recorded { recorder, own }
+}
+
 /// Without recording, which the log tells.
-fn plain(why: &str) -> State {
-    note!("training steps are not recorded as CUDA graphs: {why}");
+fn plain(what: &str, why: &str) -> State {
+    note!("{what} are not recorded as CUDA graphs: {why}");
     State::Plain
 }
 
@@ -143,7 +162,7 @@ mod tests {
     /// Without a GPU a graph can't be made, with the cargo feature or without.
     #[test]
     fn without_a_gpu_steps_run_plainly() {
-        let plain = |wanted, device| matches!(Steps::new(wanted, device).0, State::Plain);
+        let plain = |wanted, device| matches!(Steps::new("steps", wanted, device).state, State::Plain);
         assert!(plain(Graphs::Auto, Device::Cpu) && plain(Graphs::Off, Device::Cuda(0)));
         assert!(crate::device::driver_present() || plain(Graphs::Auto, Device::Cuda(0)));
     }

@@ -99,7 +99,9 @@ fn flatten(tensors: &[Tensor]) -> Tensor {
 pub fn batch_loss(logits: &Tensor, batch: &Batch, label_smoothing: f64) -> Tensor {
     let loss = cross_entropy(logits, &batch.labels, label_smoothing);
     match &batch.mixed {
-        Some(Mixed { labels, share }) => loss * *share + cross_entropy(logits, labels, label_smoothing) * (1. - share),
+        Some(Mixed { labels, shares }) => {
+            loss * shares.get(0) + cross_entropy(logits, labels, label_smoothing) * shares.get(1)
+        }
         None => loss,
     }
 }
@@ -139,7 +141,8 @@ mod tests {
         let (logits, classes) = (Tensor::randn([6, 4], options), 4);
         let (own, others) = ([0i64, 1, 2, 3, 0, 1], [3i64, 1, 0, 0, 2, 2]);
         for (share, smoothing) in [(0.3, 0.), (0.8, 0.1), (1., 0.)] {
-            let mixed = Mixed { labels: Tensor::from_slice(&others), share };
+            let shares = Tensor::from_slice(&[share as f32, (1. - share) as f32]);
+            let mixed = Mixed { labels: Tensor::from_slice(&others), shares };
             let batch = Batch { images: Tensor::new(), labels: Tensor::from_slice(&own), mixed: Some(mixed) };
             let found = batch_loss(&logits, &batch, smoothing);
             // The target is a mixture of both classes, smoothed: -sum target log p.

@@ -3,14 +3,15 @@
 use crate::config::{Built, Config, TrainConfig};
 use crate::data::augment::draw;
 use crate::data::augment::normalise::Normalisation;
-use crate::data::batch::{Batch, Batches, Stream};
+use crate::data::batch::{Batch, Batches, Prepared, Stream};
 use crate::data::dataset::{Dataset, Images};
 use crate::net::block::Form;
+use crate::train::evaluate::Evaluator;
 use crate::train::graph::Steps;
 use crate::train::optimizer::{Sgd, batch_loss};
 use crate::train::schedule::learning_rate;
 use anyhow::Result;
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// A network in training.
 #[derive(Debug)]
@@ -23,6 +24,10 @@ pub struct Trainer {
     pub sgd: Sgd,
     /// How its steps are asked for.
     pub steps: Steps,
+    /// How its evaluations are: those of one network, in the form that the config asks for.
+    pub evaluator: Evaluator,
+    /// The loss of the last step, where a recorded step leaves it.
+    loss: Tensor,
     /// The training split.
     pub train: Batches,
     /// The test split.
@@ -46,7 +51,9 @@ impl Trainer {
             config: config.clone(),
             network,
             sgd,
-            steps: Steps::new(config.train.graphs, device),
+            steps: Steps::new("training steps", config.train.graphs, device),
+            evaluator: Evaluator::new(Steps::new("evaluations", config.train.graphs, device), device),
+            loss: Tensor::zeros([0; 0], (Kind::Float, device)),
             train: Batches::train(&dataset.train, augment, &normalisation, device),
             test: Batches::test(&dataset.test, augment, &normalisation, device),
             normalisation,
@@ -73,15 +80,17 @@ impl Trainer {
         self.train.epoch(order, batch, seed, epoch)
     }
 
-    /// One step: forward, backward, update. What is drawn depends on (seed, epoch, step) alone. The loss comes back as a tensor
-    /// on the device, detached: nothing waits for it.
-    pub fn step(&mut self, batch: &Batch, epoch: u64, step: u64) -> Tensor {
+    /// One step: batch, forward, backward, update. What is drawn depends on (seed, epoch, step) alone. The loss comes back as a
+    /// tensor on the device, detached: nothing waits for it.
+    pub fn step(&mut self, batch: &Prepared, epoch: u64, step: u64) -> Tensor {
         self.prepare(epoch, step);
-        let Trainer { network, sgd, config, steps, .. } = self;
-        steps.run(batch, &mut |batch| compute(network, sgd, &config.train, batch, &mut || ()))
+        let Trainer { network, sgd, config, steps, loss, .. } = self;
+        steps.run(batch, &mut |batch| loss.copy_(&compute(network, sgd, &config.train, batch, &mut || ())));
+        loss.copy()
     }
 
-    /// As [`Trainer::step`], never recorded; `done` is called behind the forward pass, behind the backward pass and behind the update.
+    /// As [`Trainer::step`] with a batch that is made, never recorded; `done` is called behind the forward pass, behind the backward
+    /// pass and behind the update.
     pub fn step_by_phase(&mut self, batch: &Batch, epoch: u64, step: u64, done: &mut dyn FnMut()) -> Tensor {
         self.prepare(epoch, step);
         compute(&self.network, &mut self.sgd, &self.config.train, batch, done)

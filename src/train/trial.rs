@@ -1,7 +1,7 @@
 //! A trial in its folder, a step at a time: so one can be trained to its end, or several in turns.
 
 use crate::config::{Built, Config, EvalForm};
-use crate::data::batch::{Batch, Stream};
+use crate::data::batch::{Prepared, Stream};
 use crate::fold::{self, Refused};
 use crate::net::block::{Form, trace_sites};
 use crate::op::exec::Wanted;
@@ -145,7 +145,7 @@ impl Trial {
         Ok(None)
     }
 
-    fn step(&mut self, batch: &Batch, running: &Epoch) -> Result<()> {
+    fn step(&mut self, batch: &Prepared, running: &Epoch) -> Result<()> {
         let Progress { epoch, step, .. } = self.progress;
         if self.stop.load(Ordering::Relaxed) {
             self.bar.finish();
@@ -177,7 +177,7 @@ impl Trial {
             kernels.map(|(name, kernel)| (format!("kernels/{name}"), kernel)).collect();
         all.sort_by(|(a, _), (b, _)| a.cmp(b));
         let Some(batch) = test.in_order(WATCHED).next().transpose()? else { return Ok(all) };
-        let (_, traces) = trace_sites(|| tch::no_grad(|| network.network.forward_t(&batch.images, false)));
+        let (_, traces) = trace_sites(|| tch::no_grad(|| network.network.forward_t(&batch.batch().images, false)));
         for (site, trace) in network.network.sites().into_iter().zip(traces) {
             let gates: Vec<Tensor> = trace.gates.iter().map(|gates| gates.flatten(0, -1)).collect();
             if !gates.is_empty() {
@@ -218,7 +218,7 @@ impl Trial {
 
     /// On the test split, in the form that the config asks for, where the network folds.
     fn evaluate(&mut self) -> Result<evaluate::Evaluation> {
-        let Trainer { config, network, test, .. } = &self.trainer;
+        let Trainer { config, network, test, evaluator, .. } = &mut self.trainer;
         let folded = match config.train.eval_form {
             EvalForm::Folded => fold::fold(&*network.network, &network.store).ok(),
             EvalForm::Expanded => None,
@@ -227,9 +227,9 @@ impl Trial {
         let evaluation = match folded {
             Some(folded) => {
                 fold::assign(&self.compact.store, &folded)?;
-                evaluate::evaluate(&self.compact, test)?
+                evaluator.evaluate(&self.compact, test)?
             }
-            None => evaluate::evaluate(network, test)?,
+            None => evaluator.evaluate(network, test)?,
         };
         if !evaluation.loss.is_finite() {
             bail!(

@@ -1,8 +1,8 @@
 //! Batches from images in files. Threads read, decode and transform them, each into its row of a batch, some batches ahead of the
 //! one that is asked for.
 
-use super::{Batch, Stream};
-use crate::data::augment::Augment;
+use super::Stream;
+use super::prepared::Prepared;
 use crate::data::augment::draw::Draws;
 use crate::data::augment::image::{Transform, View};
 use crate::data::augment::normalise::{Normalisation, Normaliser};
@@ -29,16 +29,8 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Takes up a split, for training or evaluation.
-    pub fn new(
-        files: &Arc<Files>,
-        augment: &Augment,
-        normalisation: &Normalisation,
-        device: Device,
-        training: bool,
-    ) -> Reader {
-        let size = augment.size(files.size());
-        let transform = if training { Transform::train(augment, size) } else { Transform::test(augment, size) };
+    /// Takes up a split.
+    pub fn new(files: &Arc<Files>, transform: Transform, normalisation: &Normalisation, device: Device) -> Reader {
         Reader { files: Arc::clone(files), transform, normaliser: Normaliser::new(normalisation), device }
     }
 
@@ -92,21 +84,12 @@ impl Work for Drawn {
 }
 
 /// The batch of the rows that have a label.
-fn assemble(rows: Tensor, labels: &[Option<i64>], side: i64, device: Device) -> Result<Batch> {
+fn assemble(rows: Tensor, labels: &[Option<i64>], side: i64, device: Device) -> Result<Prepared> {
     let kept: Vec<i64> = (0..).zip(labels).filter(|(_, label)| label.is_some()).map(|(at, _)| at).collect();
     if kept.is_empty() {
         bail!("all {} images of a batch are damaged", labels.len());
     }
     let rows = if kept.len() < labels.len() { rows.index_select(0, &Tensor::from_slice(&kept)) } else { rows };
     let labels: Vec<i64> = labels.iter().copied().flatten().collect();
-    let images = send(rows.view([-1, side, side, CHANNELS as i64]), device).permute([0, 3, 1, 2]);
-    Ok(Batch { images, labels: send(Tensor::from_slice(&labels), device), mixed: None })
-}
-
-/// To a GPU from pinned memory, so that nothing waits for the copy.
-fn send(tensor: Tensor, device: Device) -> Tensor {
-    match device {
-        Device::Cpu => tensor,
-        _ => tensor.pin_memory(device).to_device_(device, tensor.kind(), true, false),
-    }
+    Ok(Prepared::made(rows.view([-1, side, side, CHANNELS as i64]), &labels, device))
 }

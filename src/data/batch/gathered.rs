@@ -1,10 +1,12 @@
-//! Batches from images on a GPU: gathered, padded, cropped, flipped and normalised with a few operations on the whole batch.
+//! Batches from images on a GPU: gathered, padded, cropped, flipped and normalised with a few operations on the whole batch. What is
+//! drawn for a batch is one small tensor that is sent there; the operations read it, and nothing else that changes.
 
-use super::Batch;
+use super::prepared::{Prepared, send};
 use crate::data::augment::draw::Draws;
 use crate::data::augment::image::Transform;
 use crate::data::augment::normalise::Normalisation;
 use crate::data::dataset::Split;
+use std::rc::Rc;
 use tch::{Device, Kind, Tensor};
 
 /// A split on the device.
@@ -52,35 +54,40 @@ impl Gathered {
         self.labels.size()[0] as usize
     }
 
-    /// The images at `indices`, as drawn.
-    pub(super) fn batch(&self, indices: &[i64], draws: &dyn Fn(i64) -> Draws) -> Batch {
-        let (mut places, mut erased) = (Vec::new(), Vec::new());
+    /// The images at `indices`, as drawn: a row of numbers for each.
+    pub(super) fn prepare(self: &Rc<Self>, indices: &[i64], draws: &dyn Fn(i64) -> Draws) -> Prepared {
+        let mut rows = Vec::new();
         for index in indices {
             let mut draws = draws(*index);
             let window = self.transform.window([self.size as usize; 2], &mut draws);
-            places.extend([window.top + self.pad, window.left + self.pad, i64::from(window.flip)]);
+            rows.extend([*index, window.top + self.pad, window.left + self.pad, i64::from(window.flip)]);
             if let Some(region) = self.transform.erased(&mut draws) {
                 let (bottom, right) = (region.top + region.height, region.left + region.width);
-                erased.extend([region.top, bottom, region.left, right].map(|at| at as i64));
+                rows.extend([region.top, bottom, region.left, right].map(|at| at as i64));
             }
         }
-        let device = self.pixels.device();
-        let columns = |values: &[i64], n| Tensor::from_slice(values).view([-1, n, 1]).to_device(device).unbind(1);
-        let indices = Tensor::from_slice(indices).to_device(device);
-        let mut images = self.gather(&indices, &columns(&places, 3));
-        if !erased.is_empty() {
-            images *= self.kept(&columns(&erased, 4));
-        }
-        Batch { images: images.permute([0, 3, 1, 2]), labels: self.labels.index_select(0, &indices), mixed: None }
+        let drawn = Tensor::from_slice(&rows).view([indices.len() as i64, -1]);
+        Prepared::drawn(Rc::clone(self), send(drawn, self.pixels.device()))
     }
 
-    /// The images, normalised, (n, H, W, C). `place` is top, left and flip, int64 (n, 1) each.
-    fn gather(&self, indices: &Tensor, place: &[Tensor]) -> Tensor {
-        let [top, left, flip] = place else { unreachable!("three columns") };
+    /// Images, float32 (n, C, H, W), and labels (n) of what was drawn: int64 (n, 4), or (n, 8) with an erased part.
+    pub(super) fn make(&self, drawn: &Tensor) -> (Tensor, Tensor) {
+        let columns = drawn.unsqueeze(2).unbind(1);
+        let (place, edges) = columns.split_at(4);
+        let mut images = self.gather(place);
+        if !edges.is_empty() {
+            images *= self.kept(edges);
+        }
+        (images.permute([0, 3, 1, 2]), self.labels.index_select(0, &drawn.select(1, 0)))
+    }
+
+    /// The images, normalised, (n, H, W, C). `place` is index, top, left and flip, int64 (n, 1) each.
+    fn gather(&self, place: &[Tensor]) -> Tensor {
+        let [indices, top, left, flip] = place else { unreachable!("four columns") };
         let across = self.across();
         // Mirrored, column j of the crop is its column crop - 1 - j.
         let columns = left + &across + flip * ((self.crop() - 1) - &across * 2);
-        let rows = (indices.unsqueeze(1) * self.side + top + &across) * self.side;
+        let rows = (indices * self.side + top + &across) * self.side;
         let places = (rows.unsqueeze(2) + columns.unsqueeze(1)).view([-1]);
         let pixels = self.pixels.index_select(0, &places).to_kind(Kind::Float) * &self.scale + &self.shift;
         pixels.view([indices.size()[0], self.crop(), self.crop(), self.scale.size()[0]])

@@ -2,15 +2,19 @@
 
 mod files;
 mod gathered;
-mod resident;
+mod prepared;
+mod rows;
 
 use crate::data::augment::Augment;
 use crate::data::augment::draw::Draws;
+use crate::data::augment::image::Transform;
 use crate::data::augment::normalise::Normalisation;
 use crate::data::dataset::Images;
 use anyhow::Result;
 use files::Reader;
-use resident::Resident;
+use gathered::Gathered;
+pub use prepared::Prepared;
+use rows::Rows;
 use std::rc::Rc;
 use tch::{Device, Tensor};
 
@@ -30,25 +34,12 @@ pub struct Batch {
 pub struct Mixed {
     /// The class of the other image, int64 (n).
     pub labels: Tensor,
-    /// How much of an image is its own, 0 to 1; the loss is shared alike.
-    pub share: f64,
-}
-
-impl Batch {
-    /// Each image mixed with one of the same batch; the share and who goes with whom are drawn.
-    fn mix(self, alpha: f64, draws: &mut Draws) -> Batch {
-        let share = draws.beta(alpha);
-        let other = Tensor::from_slice(&draws.order(self.labels.size()[0] as usize)).to_device(self.labels.device());
-        // Selected with the channels last, in which order the numbers lie.
-        let images = self.images.permute([0, 2, 3, 1]);
-        let images = images.lerp(&images.index_select(0, &other), 1. - share).permute([0, 3, 1, 2]);
-        let mixed = Mixed { labels: self.labels.index_select(0, &other), share };
-        Batch { images, labels: self.labels, mixed: Some(mixed) }
-    }
+    /// How much of an image is its own and how much the other's, float32 (2); they sum to 1, and the loss is shared alike.
+    pub shares: Tensor,
 }
 
 /// Batches as they are taken. An error ends it: one line that says what is damaged.
-pub type Stream = Box<dyn Iterator<Item = Result<Batch>>>;
+pub type Stream = Box<dyn Iterator<Item = Result<Prepared>>>;
 
 /// A split, ready to be cut into batches.
 #[derive(Debug)]
@@ -61,45 +52,89 @@ pub struct Batches {
 /// What makes the batches: it depends on where the images are.
 #[derive(Debug)]
 enum Maker {
-    Resident(Rc<Resident>),
+    /// Images in memory, each by itself on the CPU.
+    Rows(Rc<Rows>),
+    /// Images on the device, a whole batch at a time.
+    Gathered(Rc<Gathered>),
+    /// Images in files.
     Reader(Box<Reader>),
 }
 
 impl Maker {
-    fn new(images: &Images, augment: &Augment, normalisation: &Normalisation, device: Device, training: bool) -> Maker {
-        match images {
-            Images::Memory(split) => {
-                Maker::Resident(Rc::new(Resident::new(split, augment, normalisation, device, training)))
-            }
-            Images::Files(files) => {
-                Maker::Reader(Box::new(Reader::new(files, augment, normalisation, device, training)))
-            }
-        }
-    }
-
     fn batches(&self, order: Vec<i64>, size: usize, seed: u64, epoch: u64) -> Stream {
+        let draws = move |index| Draws::new(seed, epoch, index);
         match self {
-            Maker::Resident(resident) => Rc::clone(resident).batches(order, size, seed, epoch),
+            Maker::Rows(rows) => {
+                let rows = Rc::clone(rows);
+                cut(order, size, move |indices| rows.prepare(indices, &draws))
+            }
+            Maker::Gathered(gathered) => {
+                let gathered = Rc::clone(gathered);
+                cut(order, size, move |indices| Ok(gathered.prepare(indices, &draws)))
+            }
             Maker::Reader(reader) => reader.batches(order, size, seed, epoch),
         }
     }
 }
 
+/// An order, `size` images at a time.
+fn cut(order: Vec<i64>, size: usize, prepare: impl Fn(&[i64]) -> Result<Prepared> + 'static) -> Stream {
+    let starts = (0..order.len()).step_by(size);
+    Box::new(starts.map(move |start| prepare(&order[start..(start + size).min(order.len())])))
+}
+
 impl Batches {
     /// For training; the batches come to lie on the device.
     pub fn train(images: &Images, augment: &Augment, normalisation: &Normalisation, device: Device) -> Batches {
-        Batches { maker: Maker::new(images, augment, normalisation, device, true), mixup: augment.mixup }
+        Batches::new(images, augment, normalisation, device, true, device != Device::Cpu)
     }
 
     /// For evaluation, in the same way: nothing is drawn.
     pub fn test(images: &Images, augment: &Augment, normalisation: &Normalisation, device: Device) -> Batches {
-        Batches { maker: Maker::new(images, augment, normalisation, device, false), mixup: None }
+        Batches::new(images, augment, normalisation, device, false, device != Device::Cpu)
+    }
+
+    /// As a GPU makes them, on any device: images in memory are gathered a whole batch at a time. On the CPU that is slower, and
+    /// there to be tested.
+    pub fn gathered(
+        images: &Images,
+        augment: &Augment,
+        normalisation: &Normalisation,
+        device: Device,
+        training: bool,
+    ) -> Batches {
+        Batches::new(images, augment, normalisation, device, training, true)
+    }
+
+    fn new(
+        images: &Images,
+        augment: &Augment,
+        normalisation: &Normalisation,
+        device: Device,
+        training: bool,
+        gather: bool,
+    ) -> Batches {
+        let size = augment.size(match images {
+            Images::Memory(split) => split.images.size()[1],
+            Images::Files(files) => files.size(),
+        });
+        let transform = if training { Transform::train(augment, size) } else { Transform::test(augment, size) };
+        let maker = match images {
+            // What is resized or recoloured only the CPU makes.
+            Images::Memory(split) if gather && transform.only_takes() => {
+                Maker::Gathered(Rc::new(Gathered::new(split, transform, augment.pad, normalisation, device)))
+            }
+            Images::Memory(split) => Maker::Rows(Rc::new(Rows::new(split, transform, normalisation, device))),
+            Images::Files(files) => Maker::Reader(Box::new(Reader::new(files, transform, normalisation, device))),
+        };
+        Batches { maker, mixup: augment.mixup.filter(|_| training) }
     }
 
     /// Number of images.
     pub fn len(&self) -> usize {
         match &self.maker {
-            Maker::Resident(resident) => resident.len(),
+            Maker::Rows(rows) => rows.len(),
+            Maker::Gathered(gathered) => gathered.len(),
             Maker::Reader(reader) => reader.len(),
         }
     }
@@ -119,7 +154,7 @@ impl Batches {
             Some(alpha) => Box::new(
                 batches
                     .zip(firsts)
-                    .map(move |(batch, first)| Ok(batch?.mix(alpha, &mut Draws::of_batch(seed, epoch, first)))),
+                    .map(move |(batch, first)| Ok(batch?.mixed(alpha, &mut Draws::of_batch(seed, epoch, first)))),
             ),
             None => batches,
         }

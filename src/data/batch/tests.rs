@@ -1,9 +1,7 @@
 //! What the batches hold, and that both ways to make them agree.
 
-use super::gathered::Gathered;
-use super::resident::Rows;
 use super::*;
-use crate::data::augment::image::{Image, Transform};
+use crate::data::augment::image::Image;
 use crate::data::augment::region::Window;
 use crate::data::dataset::Split;
 use crate::data::folder::files::{Files, OnCorrupt};
@@ -31,8 +29,13 @@ fn training(split: &Split, augment: &Augment, normalisation: &Normalisation) -> 
     Batches::train(&in_memory(split), augment, normalisation, Device::Cpu)
 }
 
+/// Made as they come.
+fn made(stream: Stream) -> impl Iterator<Item = Batch> {
+    stream.map(|batch| batch.unwrap().batch())
+}
+
 fn one(batches: &Batches, indices: &[i64], seed: u64, epoch: u64) -> Batch {
-    batches.epoch(indices.to_vec(), indices.len(), seed, epoch).next().unwrap().unwrap()
+    made(batches.epoch(indices.to_vec(), indices.len(), seed, epoch)).next().unwrap()
 }
 
 fn everything() -> Augment {
@@ -46,7 +49,7 @@ fn a_test_batch_is_the_images_normalised() {
     let norm = Normalisation::of(&split).unwrap();
     let batches =
         Batches::test(&in_memory(&split), &Augment { pad: 2, flip: true, ..Augment::default() }, &norm, Device::Cpu);
-    let all: Vec<Batch> = batches.in_order(3).map(Result::unwrap).collect();
+    let all: Vec<Batch> = made(batches.in_order(3)).collect();
     let labels: Vec<Vec<i64>> = all.iter().map(|batch| Vec::try_from(&batch.labels).unwrap()).collect();
     assert_eq!(labels, [vec![0, 1, 2], vec![3, 4]]);
     let x = &all[0].images;
@@ -64,7 +67,7 @@ fn the_normalised_training_set_has_mean_0_and_standard_deviation_1() {
         let split = split(64, channels);
         let norm = Normalisation::of(&split).unwrap();
         let batches = Batches::test(&in_memory(&split), &Augment::default(), &norm, Device::Cpu);
-        let x = batches.in_order(64).next().unwrap().unwrap().images.to_kind(Kind::Double);
+        let x = made(batches.in_order(64)).next().unwrap().images.to_kind(Kind::Double);
         assert!(x.mean_dim([0, 2, 3].as_slice(), false, None).abs().max().double_value(&[]) < 1e-5);
         assert!((x.std_dim([0, 2, 3].as_slice(), false, false) - 1.).abs().max().double_value(&[]) < 1e-5);
     }
@@ -109,12 +112,11 @@ fn the_rest_of_an_epoch_is_what_was_left_of_it() {
     let order = vec![3, 1, 4, 0, 5, 9, 2, 6, 8, 7];
     let rest = batches.epoch(order[4..].to_vec(), 4, 6, 1);
     let (mut count, mut shares) = (0, Vec::new());
-    for (whole, rest) in batches.epoch(order, 4, 6, 1).skip(1).zip(rest) {
-        let (whole, rest) = (whole.unwrap(), rest.unwrap());
+    for (whole, rest) in made(batches.epoch(order, 4, 6, 1)).skip(1).zip(made(rest)) {
         let (a, b) = (whole.mixed.unwrap(), rest.mixed.unwrap());
         assert!(whole.images.equal(&rest.images) && whole.labels.equal(&rest.labels) && a.labels.equal(&b.labels));
-        assert_eq!(a.share, b.share);
-        shares.push(a.share);
+        assert_eq!(a.shares, b.shares);
+        shares.push(a.shares);
         count += 1;
     }
     assert_eq!(count, 2);
@@ -131,14 +133,43 @@ fn a_batch_gathered_whole_is_that_of_single_rows_bit_for_bit() {
             for transform in [Transform::train, Transform::test] {
                 let transform = transform(&augment, augment.size(8));
                 let rows = Rows::new(&split, transform.clone(), &norm, Device::Cpu);
-                let gathered = Gathered::new(&split, transform, pad, &norm, Device::Cpu);
+                let gathered = Rc::new(Gathered::new(&split, transform, pad, &norm, Device::Cpu));
                 let order: Vec<i64> = (0..20).rev().collect();
                 let draws = |index| Draws::new(9, 1, index);
-                let (a, b) = (rows.batch(&order, &draws).unwrap(), gathered.batch(&order, &draws));
+                let (a, b) = (rows.prepare(&order, &draws).unwrap().batch(), gathered.prepare(&order, &draws).batch());
                 assert!(a.images.equal(&b.images) && a.labels.equal(&b.labels), "{augment:?}");
                 assert_eq!(a.images.stride(), b.images.stride());
             }
         }
+    }
+}
+
+/// What a recorded step copies of a batch, when the images are on the device, is a few numbers an image; made of a copy that was set to
+/// another batch, the batch is the other.
+#[test]
+fn a_gathered_batch_is_made_of_a_few_numbers_an_image_wherever_they_lie() {
+    let split = split(12, 3);
+    let order: Vec<i64> = (0..12).rev().collect();
+    for (cutout, mixup, sizes) in [
+        (None, None, vec![vec![6, 4]]),
+        (Some(3), None, vec![vec![6, 8]]),
+        (Some(3), Some(1.), vec![vec![6, 8], vec![6], vec![2]]),
+    ] {
+        let augment = Augment { pad: 2, flip: true, cutout, mixup, ..Augment::default() };
+        let batches = Batches::gathered(&in_memory(&split), &augment, &identity(), Device::Cpu, true);
+        let expected: Vec<Batch> =
+            made(training(&split, &augment, &identity()).epoch(order.clone(), 6, 1, 2)).collect();
+        let prepared: Vec<Prepared> = batches.epoch(order.clone(), 6, 1, 2).map(Result::unwrap).collect();
+        let mut own = prepared[0].copy();
+        assert_eq!(own.tensors().iter().map(Tensor::size).collect::<Vec<_>>(), sizes);
+        let places: Vec<_> = own.tensors().iter().map(Tensor::data_ptr).collect();
+        for (prepared, expected) in prepared.iter().zip(&expected) {
+            own.set(prepared);
+            let batch = own.batch();
+            assert!(batch.images.equal(&expected.images) && batch.labels.equal(&expected.labels), "{augment:?}");
+            assert_eq!(batch.mixed.map(|mixed| mixed.labels), expected.mixed.as_ref().map(|mixed| mixed.labels.copy()));
+        }
+        assert_eq!(own.tensors().iter().map(Tensor::data_ptr).collect::<Vec<_>>(), places);
     }
 }
 
@@ -169,7 +200,9 @@ fn a_mixed_batch_is_the_two_images_weighted_and_keeps_their_labels() {
     let mixing = training(&split, &Augment { mixup: Some(1.), ..Augment::default() }, &identity());
     let order: Vec<i64> = (0..30).collect();
     let (x, batch) = (one(&plain, &order, 3, 0).images.to_kind(Kind::Double), one(&mixing, &order, 3, 0));
-    let Mixed { labels: others, share } = batch.mixed.unwrap();
+    let Mixed { labels: others, shares } = batch.mixed.unwrap();
+    let share = shares.double_value(&[0]);
+    assert!((share + shares.double_value(&[1]) - 1.).abs() < 1e-7);
     // Labels are indices here.
     assert_eq!(batch.labels, Tensor::from_slice(&order));
     let mut sorted = Vec::<i64>::try_from(&others).unwrap();
@@ -179,7 +212,7 @@ fn a_mixed_batch_is_the_two_images_weighted_and_keeps_their_labels() {
     // Float32 of numbers up to 255, rounded thrice.
     assert!((&batch.images - expected).abs().max().double_value(&[]) < 5e-5);
     assert_eq!(batch.images.stride(), [192, 1, 24, 3], "channels_last");
-    assert_ne!(one(&mixing, &order, 3, 1).mixed.unwrap().share, share);
+    assert_ne!(one(&mixing, &order, 3, 1).mixed.unwrap().shares, shares);
 }
 
 #[test]
@@ -225,7 +258,7 @@ fn batches_from_files_are_the_same_for_any_number_of_threads_and_any_resume() {
     let order = crate::data::augment::draw::shuffled(23, 1, 2);
     let epoch = |threads, order: &[i64]| -> Vec<Batch> {
         tch::set_num_threads(threads);
-        batches.epoch(order.to_vec(), 5, 1, 2).collect::<Result<_>>().unwrap()
+        made(batches.epoch(order.to_vec(), 5, 1, 2)).collect()
     };
     let expected = epoch(1, &order);
     assert_eq!(expected[0].images.stride(), [192, 1, 24, 3], "channels_last");
@@ -234,7 +267,7 @@ fn batches_from_files_are_the_same_for_any_number_of_threads_and_any_resume() {
     for threads in [2, 5] {
         for (found, expected) in epoch(threads, &order).iter().zip(&expected) {
             assert!(found.images.equal(&expected.images) && found.labels.equal(&expected.labels));
-            assert_eq!(found.mixed.as_ref().unwrap().share, expected.mixed.as_ref().unwrap().share);
+            assert_eq!(found.mixed.as_ref().unwrap().shares, expected.mixed.as_ref().unwrap().shares);
         }
     }
     let resumed = epoch(2, &order[10..]);
@@ -248,7 +281,7 @@ fn a_test_batch_from_files_is_their_centres() {
     let (images, labels) = in_files(folder.path(), OnCorrupt::Error);
     let augment = Augment { crop: Some(8), ..Augment::default() };
     let batches = Batches::test(&images, &augment, &identity(), Device::Cpu);
-    let all: Vec<Batch> = batches.in_order(10).collect::<Result<_>>().unwrap();
+    let all: Vec<Batch> = made(batches.in_order(10)).collect();
     assert_eq!(
         all.iter().map(|batch| batch.images.size()).collect::<Vec<_>>(),
         [[10, 3, 8, 8], [10, 3, 8, 8], [3, 3, 8, 8]]
@@ -281,12 +314,12 @@ fn damaged_files_end_the_epoch_by_name_or_are_left_out_of_their_batch() {
     assert!(error.to_string().starts_with(&format!("{}/0/07.png: damaged PNG: ", folder.path().display())), "{error}");
     assert!(stream.next().is_none());
 
-    let sizes = |size| -> Result<Vec<i64>> {
-        of(&lenient).epoch(order.clone(), size, 0, 0).map(|batch| Ok(batch?.images.size()[0])).collect()
+    let sizes = |size| -> Result<Vec<usize>> {
+        of(&lenient).epoch(order.clone(), size, 0, 0).map(|batch| Ok(batch?.len())).collect()
     };
     assert_eq!(sizes(10).unwrap(), [9, 8, 3]);
     assert_eq!(sizes(1).unwrap_err().to_string(), "all 1 images of a batch are damaged");
-    let second = of(&lenient).epoch(order.clone(), 10, 0, 0).nth(1).unwrap().unwrap();
+    let second = made(of(&lenient).epoch(order.clone(), 10, 0, 0)).nth(1).unwrap();
     assert_eq!(Vec::<i64>::try_from(&second.labels).unwrap(), [1, 1, 1, 1, 2, 2, 2, 2]);
     assert_eq!(
         Vec::<f32>::try_from(second.images.select(1, 0).select(1, 4).select(1, 4))

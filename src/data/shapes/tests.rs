@@ -8,7 +8,7 @@ fn bytes(split: &Split) -> Vec<u8> {
 }
 
 fn load(train: i64, test: i64, seed: u64) -> Dataset {
-    Config { train, test, seed }.load(None).unwrap()
+    Config { train, test, seed, ..Config::default() }.load(None).unwrap()
 }
 
 #[test]
@@ -29,6 +29,21 @@ fn no_image_of_one_split_is_in_the_other() {
     all.sort();
     all.dedup();
     assert_eq!(all.len(), 1000);
+}
+
+#[test]
+fn a_larger_image_has_each_pixel_as_a_square() {
+    let large = Config { train: 3, test: 1, seed: 0, size: 96 };
+    assert_eq!((large.check(), large.spec().size), (Ok(()), 96));
+    let (drawn, large) = (load(3, 1, 0).train.images, large.load(None).unwrap().train.images);
+    assert_eq!(large.size(), [3, 96, 96, 3]);
+    for (y, x) in (0..3).flat_map(|y| (0..3).map(move |x| (y, x))) {
+        assert!(large.slice(1, y, None, 3).slice(2, x, None, 3).equal(&drawn));
+    }
+    for size in [0, -32, 48, 544] {
+        assert!(Config { size, ..Config::default() }.check().unwrap_err().starts_with(&format!("size: {size}; give")));
+    }
+    assert!(!serde_yaml::to_string(&Config::default()).unwrap().contains("size"), "trials keep their names");
 }
 
 #[test]
@@ -68,7 +83,7 @@ fn a_split_without_images_is_refused_by_its_key() {
         (1 << 40, 5, "data.train: 1099511627776 images, expected 1 to 1048576"),
         (5, -3, "data.test: -3 images, expected 1 to 1048576"),
     ] {
-        let error = Config { train, test, seed: 0 }.load(None).unwrap_err();
+        let error = Config { train, test, ..Config::default() }.load(None).unwrap_err();
         assert_eq!(one_line(&error), message);
         assert_eq!(exit_status(&error), 2);
     }
@@ -77,6 +92,6 @@ fn a_split_without_images_is_refused_by_its_key() {
 #[test]
 fn a_config_names_its_defaults_and_refuses_other_keys() {
     let config: Config = serde_yaml::from_str("{train: 50}").unwrap();
-    assert_eq!(config, Config { train: 50, test: 1000, seed: 0 });
+    assert_eq!(config, Config { train: 50, ..Config::default() });
     assert!(serde_yaml::from_str::<Config>("{trian: 50}").is_err());
 }

@@ -1,68 +1,15 @@
-//! Batches from images in memory. On the CPU each image is cut, mirrored and normalised in one pass, straight into the batch, by
-//! as many threads as libtorch has; the padding is never made. On a GPU whole batches are gathered there, unless images are to be
-//! resized or recoloured: then the CPU makes the batches and sends them.
+//! Batches from images in memory, made on the CPU: each image is cut, mirrored and normalised in one pass, straight into the batch, by
+//! as many threads as libtorch has; the padding is never made.
 
-use super::gathered::Gathered;
-use super::{Batch, Stream};
-use crate::data::augment::Augment;
+use super::prepared::Prepared;
 use crate::data::augment::draw::Draws;
 use crate::data::augment::image::{Transform, View};
 use crate::data::augment::normalise::{Normalisation, Normaliser};
 use crate::data::dataset::Split;
 use anyhow::Result;
 use rayon::{ThreadPool, ThreadPoolBuilder};
-use std::rc::Rc;
 use std::sync::{Mutex, PoisonError};
 use tch::{Device, Kind, Tensor};
-
-/// The images of a split and how batches of them are made.
-#[derive(Debug)]
-pub enum Resident {
-    /// Each image by itself, on the CPU.
-    Rows(Rows),
-    /// The whole batch, on the device.
-    Gathered(Gathered),
-}
-
-impl Resident {
-    /// Takes up a split, for training or evaluation.
-    pub fn new(
-        split: &Split,
-        augment: &Augment,
-        normalisation: &Normalisation,
-        device: Device,
-        training: bool,
-    ) -> Resident {
-        let size = augment.size(split.images.size()[1]);
-        let transform = if training { Transform::train(augment, size) } else { Transform::test(augment, size) };
-        if device != Device::Cpu && transform.only_takes() {
-            Resident::Gathered(Gathered::new(split, transform, augment.pad, normalisation, device))
-        } else {
-            Resident::Rows(Rows::new(split, transform, normalisation, device))
-        }
-    }
-
-    /// Number of images.
-    pub fn len(&self) -> usize {
-        match self {
-            Resident::Rows(rows) => rows.labels.len(),
-            Resident::Gathered(gathered) => gathered.len(),
-        }
-    }
-
-    /// The images of `order`, `size` at a time, as drawn for (seed, epoch).
-    pub fn batches(self: Rc<Self>, order: Vec<i64>, size: usize, seed: u64, epoch: u64) -> Stream {
-        let starts = (0..order.len()).step_by(size);
-        Box::new(starts.map(move |start| {
-            let indices = &order[start..(start + size).min(order.len())];
-            let draws = |index| Draws::new(seed, epoch, index);
-            match &*self {
-                Resident::Rows(rows) => rows.batch(indices, &draws),
-                Resident::Gathered(gathered) => Ok(gathered.batch(indices, &draws)),
-            }
-        }))
-    }
-}
 
 /// Makes batches on the CPU, image by image.
 #[derive(Debug)]
@@ -100,15 +47,20 @@ impl Rows {
         unsafe { std::slice::from_raw_parts(self.images.data_ptr().cast(), self.images.numel()) }
     }
 
-    pub(super) fn batch(&self, indices: &[i64], draws: &(dyn Fn(i64) -> Draws + Sync)) -> Result<Batch> {
+    /// Number of images.
+    pub(super) fn len(&self) -> usize {
+        self.labels.len()
+    }
+
+    /// The images at `indices`, as drawn.
+    pub(super) fn prepare(&self, indices: &[i64], draws: &(dyn Fn(i64) -> Draws + Sync)) -> Result<Prepared> {
         let (n, size, channels) = (indices.len() as i64, self.transform.size() as i64, self.images.size()[3]);
-        let mut images = Tensor::empty([n, size, size, channels], (Kind::Float, Device::Cpu));
+        let images = Tensor::empty([n, size, size, channels], (Kind::Float, Device::Cpu));
         // SAFETY: the tensor is float32, contiguous, on the CPU and nobody else's yet.
         let floats = unsafe { std::slice::from_raw_parts_mut(images.data_ptr().cast(), images.numel()) };
         self.fill(indices, draws, floats)?;
-        images = images.to_device(self.device).permute([0, 3, 1, 2]);
         let labels: Vec<i64> = indices.iter().map(|index| self.labels[*index as usize]).collect();
-        Ok(Batch { images, labels: Tensor::from_slice(&labels).to_device(self.device), mixed: None })
+        Ok(Prepared::made(images, &labels, self.device))
     }
 
     /// Writes the images into a batch; the helpers and this thread take them a few at a time.
