@@ -14,7 +14,8 @@ measured in several calls.
 - peers: images a second of PyTorch, eager in channels_last and compiled with mode="max-autotune", on the same networks in turns with
   foldconv's recorded steps (see peer.py). Compiling takes a minute or two and can't be cut short. maconv is compared with plain, and
   not compiled.
-- packing: trials an hour of ablations/bypass.yaml on smallnet with 1, 2, 4, 8 and 16 side by side. Each runs for a while; the hour is
+- packing: trials an hour of ablations/bypass.yaml on smallnet with 1, 2, 4, 8 and 16 side by side in one process, and 8 and
+  16 in processes. Each runs for a while; the hour is
   extrapolated from the epochs a second of all trials together, evaluation included, to the 200 epochs of the file. With
   it what nvidia-smi says of the GPU meanwhile.
 - steps: `foldconv bench train` for plain, maconv and mdconv, in branches and in the fastest way, with recorded steps
@@ -113,15 +114,18 @@ def packing(args):
     most = SIDE_BY_SIDE if args.device != "cpu" else SIDE_BY_SIDE[:2]
     # Few and many first: between them lies the best.
     for k in sorted(most, key=lambda k: (k not in (1, 8), k)):
-        yield f"{k} side by side", partial(packed, args, k)
+        yield f"{k} side by side", partial(packed, args, k, "worker")
+    for k in (8, 16):
+        if args.device != "cpu":
+            yield f"{k} side by side, as processes", partial(packed, args, k, "processes")
 
 
-def packed(args, k, seconds):
+def packed(args, k, share, seconds):
     data = "{name: cifar10, augment: {pad: 2, crop: 32, flip: true}}"
     if "FOLDCONV_DATA" not in os.environ:
         data = f"{{name: shapes, train: {IMAGES}, test: 10000, augment: {{pad: 2, crop: 32, flip: true}}}}"
     with tempfile.TemporaryDirectory() as folder, Sampler(args) as sampler:
-        side = ["--per-gpu", str(k)] if args.device != "cpu" else ["--jobs", str(k)]
+        side = ["--per-gpu", str(k), "--share", share] if args.device != "cpu" else ["--jobs", str(k)]
         command = [str(args.foldconv), "sweep", "ablations/bypass.yaml", "--out", f"{folder}/out", "--set", f"data={data}"]
         command += ["--set", "axes.net=[{name: smallnet}]", "--device", args.device, *side]
         process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
@@ -133,6 +137,7 @@ def packed(args, k, seconds):
         rate, trials = epochs_a_second(Path(folder) / "out" / "trials")
         return {
             "side_by_side": k,
+            "share": share,
             "seconds": seconds,
             "trials_seen": trials,
             "trials_an_hour": rate * 3600 / EPOCHS,
