@@ -1,7 +1,8 @@
 //! Steps that are recorded and replayed are the steps that they were recorded of.
 
-use foldconv::config::{Config, EvalForm};
-use foldconv::data::batch::Batches;
+mod common;
+
+use foldconv::config::EvalForm;
 use foldconv::fold;
 use foldconv::net::block::Form;
 use foldconv::train::evaluate::{Evaluation, Evaluator, evaluate};
@@ -40,14 +41,7 @@ fn trainer(operator: &str, more: &str, gathered: bool) -> Trainer {
         "{{data: {{name: shapes, train: 84, test: 1300, augment: {{pad: 2, crop: 32, flip: true{more}}}}}, net: {{name: smallnet}},
           operator: {operator}, train: {{batch: 16, epochs: 2}}}}"
     );
-    let config = Config::new(&serde_yaml::from_str(&yaml).unwrap(), "a.yaml").unwrap();
-    let mut trainer = Trainer::new(&config, config.data.load().unwrap(), Device::Cpu).unwrap();
-    if gathered {
-        let (dataset, augment) = (config.data.load().unwrap(), config.data.augment());
-        let of = |images, training| Batches::gathered(images, &augment, &trainer.normalisation, Device::Cpu, training);
-        (trainer.train, trainer.test) = (of(&dataset.train, true), of(&dataset.test, false));
-    }
-    trainer
+    common::network::trainer(&yaml, gathered)
 }
 
 /// The losses of an epoch from a step on.

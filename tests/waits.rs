@@ -2,8 +2,8 @@
 //! queue, and what waits can't be recorded.
 #![cfg(feature = "native")]
 
-use foldconv::config::Config;
-use foldconv::data::batch::Batches;
+mod common;
+
 use foldconv::native::Waits;
 use foldconv::net::block::Form;
 use foldconv::train::evaluate::evaluate;
@@ -21,13 +21,8 @@ fn trainer(operator: &str, exec: &str, augment: &str, gathered: bool) -> Trainer
         "{{data: {{name: shapes, train: 96, test: 300, augment: {{pad: 2, crop: 32, flip: true{augment}}}}}, net: {{name: smallnet}}, \
           operator: {{name: {operator}}}, train: {{batch: 32, exec: {exec}}}}}"
     );
-    let config = Config::new(&serde_yaml::from_str(&yaml).unwrap(), "a.yaml").unwrap();
-    let mut trainer = Trainer::new(&config, config.data.load().unwrap(), Device::Cpu).unwrap();
-    if gathered {
-        let (dataset, augment) = (config.data.load().unwrap(), config.data.augment());
-        let of = |images, training| Batches::gathered(images, &augment, &trainer.normalisation, Device::Cpu, training);
-        (trainer.train, trainer.test) = (of(&dataset.train, true), of(&dataset.test, false));
-    }
+    let trainer = common::network::trainer(&yaml, gathered);
+    let config = &trainer.config;
     settle(&trainer.network, config.data.spec(), &config.train, &Execs::new());
     trainer
 }

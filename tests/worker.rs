@@ -51,23 +51,8 @@ impl Sweep {
     /// So many trials at a time in one worker.
     fn launcher(&self, seats: usize) -> Launcher<'_> {
         let slot = |before| Slot { before, shared: true, ..Slot::cpu(1) };
-        Launcher {
-            store: &self.store,
-            only: None,
-            program: Program {
-                command: vec![env!("CARGO_BIN_EXE_foldconv").into()],
-                device: "cpu".into(),
-                shares: true,
-                environment: Vec::new(),
-            },
-            slots: (0..seats).map(slot).collect(),
-            growth: None,
-            policy: Policy::default(),
-            stop_on_error: false,
-            time_limit: None,
-            grace: Duration::from_secs(60),
-            stop: Arc::default(),
-        }
+        let program = Program::new(vec![env!("CARGO_BIN_EXE_foldconv").into()], "cpu");
+        Launcher::new(&self.store, program, (0..seats).map(slot).collect())
     }
 
     fn folders(&self) -> Vec<PathBuf> {

@@ -32,6 +32,11 @@ pub struct Program {
 }
 
 impl Program {
+    /// With nothing beside it.
+    pub fn new(command: Vec<OsString>, device: &str) -> Program {
+        Program { command, device: device.into(), shares: false, environment: Vec::new() }
+    }
+
     /// What runs in a slot, in a process group of its own: a Ctrl-C at the terminal reaches it once, through its launcher. `log` is
     /// where its stderr goes.
     ///
@@ -397,7 +402,7 @@ mod tests {
         let claim = queue.next(1).unwrap().unwrap();
         let (hash, folder) = (claim.hash.clone(), store.trial(&claim.hash));
         let command = ["/bin/sh", "-c", "exec sleep 100"].map(OsString::from).to_vec();
-        let program = Program { command, device: "cpu".into(), shares: false, environment: Vec::new() };
+        let program = Program::new(command, "cpu");
         let slot = Slot::cpu(1);
         let Running { claim, host: Host::Process(child), .. } =
             Running::start(&program, claim, folder, (0, &slot), None).unwrap()

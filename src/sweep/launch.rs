@@ -22,6 +22,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+/// How long a trial that took too long has to write its checkpoint: a step, or an evaluation, ends first.
+const GRACE: Duration = Duration::from_secs(60);
 /// Most folders that an error names.
 const MOST_NAMED: usize = 10;
 /// How often it is looked whether a trial has ended.
@@ -131,7 +133,23 @@ struct Run<'a> {
     ending: Option<Option<String>>,
 }
 
-impl Launcher<'_> {
+impl<'a> Launcher<'a> {
+    /// Of all trials, which may take as long as they do and fail without an end of the others; nothing is tried again.
+    pub fn new(store: &'a Store, program: Program, slots: Vec<Slot>) -> Launcher<'a> {
+        Launcher {
+            store,
+            only: None,
+            program: Program { shares: slots.len() > 1, ..program },
+            slots,
+            growth: None,
+            policy: Policy::default(),
+            stop_on_error: false,
+            time_limit: None,
+            grace: GRACE,
+            stop: Arc::default(),
+        }
+    }
+
     /// Runs every trial that is pending, and says on stderr why so many side by side, which one runs and how it went.
     /// Trials that another process runs are waited for.
     ///
@@ -171,9 +189,7 @@ impl Launcher<'_> {
         ended?;
         Ok(run.outcome())
     }
-}
 
-impl Launcher<'_> {
     fn crowds(&self) -> HashMap<Option<String>, Crowd> {
         let Some(window) = self.growth else { return HashMap::new() };
         let count = |gpu| self.slots.iter().filter(|slot| slot.gpu == gpu).count();

@@ -39,9 +39,6 @@ use std::path::Path;
 use std::time::Duration;
 use store::Store;
 
-/// How long a trial that took too long has to write its checkpoint: a step, or an evaluation, ends first.
-const GRACE: Duration = Duration::from_secs(60);
-
 /// How a sweep is run.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
@@ -80,25 +77,16 @@ fn run_on_disk(document: &Document, out: &Path, options: &Options) -> Result<Out
         0 => {}
         n => note!("{n} trials of this folder are no longer in the file: kept, and left out of the report"),
     }
-    let shares = layout.slots.len() > 1;
     let service = service(&layout);
-    let program = Program {
-        command: vec![std::env::current_exe()?.into()],
-        device: options.device.clone(),
-        shares,
-        environment: service.as_ref().map(mps::Service::environment).unwrap_or_default(),
-    };
+    let mut program = Program::new(vec![std::env::current_exe()?.into()], &options.device);
+    program.environment.extend(service.iter().flat_map(mps::Service::environment));
     let launcher = Launcher {
-        store: &store,
-        only: None,
-        program,
-        slots: layout.slots,
         growth: layout.grows.then_some(crowd::WINDOW),
         policy: options.policy,
         stop_on_error: options.stop_on_error,
         time_limit: options.time_limit,
-        grace: GRACE,
         stop: launch::stop_signals()?,
+        ..Launcher::new(&store, program, layout.slots)
     };
     launcher.run(&plan, &layout.reason)
 }

@@ -1,11 +1,13 @@
 //! Networks by their YAML, and what tests of networks measure.
 
 use foldconv::config::{Built, Config};
+use foldconv::data::batch::Batches;
 use foldconv::data::dataset::Spec;
 use foldconv::fold::{assign, fold};
 use foldconv::net::NetConfig;
 use foldconv::net::block::{Builder, Form, Network};
 use foldconv::op::OperatorConfig;
+use foldconv::train::trainer::Trainer;
 use foldconv::weights::Model;
 use tch::{Device, Kind, Tensor, nn};
 
@@ -14,6 +16,18 @@ pub fn operator(yaml: &str) -> OperatorConfig {
     let mut config: OperatorConfig = serde_yaml::from_str(yaml).unwrap();
     config.recipe_mut().resolve().unwrap();
     config
+}
+
+/// A trial of its YAML, on the CPU; its batches are made there, or gathered as on a GPU.
+pub fn trainer(yaml: &str, gathered: bool) -> Trainer {
+    let config = Config::new(&serde_yaml::from_str(yaml).unwrap(), "a.yaml").unwrap();
+    let mut trainer = Trainer::new(&config, config.data.load().unwrap(), Device::Cpu).unwrap();
+    if gathered {
+        let (dataset, augment) = (config.data.load().unwrap(), config.data.augment());
+        let of = |images, training| Batches::gathered(images, &augment, &trainer.normalisation, Device::Cpu, training);
+        (trainer.train, trainer.test) = (of(&dataset.train, true), of(&dataset.test, false));
+    }
+    trainer
 }
 
 /// How far a is from b, over b.

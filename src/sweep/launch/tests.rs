@@ -10,18 +10,7 @@ const SWEEP: &str = "{axes: {net.width: [1, 2]}, seeds: 2}";
 
 /// One that runs `jobs` trials side by side and tries nothing again.
 fn launcher(store: &Store, command: Vec<OsString>, jobs: usize) -> Launcher<'_> {
-    Launcher {
-        store,
-        only: None,
-        program: Program { command, device: "cpu".into(), shares: jobs > 1, environment: Vec::new() },
-        slots: vec![Slot::cpu(2); jobs],
-        growth: None,
-        policy: Policy::default(),
-        stop_on_error: false,
-        time_limit: None,
-        grace: Duration::from_secs(60),
-        stop: Arc::default(),
-    }
+    Launcher::new(store, Program::new(command, "cpu"), vec![Slot::cpu(2); jobs])
 }
 
 /// A program that keeps what it was called with and then does what `body` says; `$3` is the trial's folder.

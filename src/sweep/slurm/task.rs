@@ -1,13 +1,13 @@
 //! What a task of an array does: one trial, to its end or until the cluster wants its place.
 
 use super::commands::Slurm;
+use crate::sweep::Options;
 use crate::sweep::child::Program;
 use crate::sweep::launch::Launcher;
 use crate::sweep::plan::Plan;
 use crate::sweep::slots::Slot;
 use crate::sweep::state::State;
 use crate::sweep::store::Store;
-use crate::sweep::{GRACE, Options};
 use crate::{bad_request, note};
 use anyhow::{Context, Result, bail};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
@@ -41,8 +41,7 @@ impl Job {
 /// # Errors
 /// A [`crate::error::BadRequest`]: there is no such sweep or trial. That the trial failed, or was stopped.
 pub fn run(root: &Path, hash: &str, options: &Options) -> Result<()> {
-    let (command, device) = (vec![std::env::current_exe()?.into()], options.device.clone());
-    let program = Program { command, device, shares: false, environment: Vec::new() };
+    let program = Program::new(vec![std::env::current_exe()?.into()], &options.device);
     Task { root, hash, options, program, job: Job::of_this_process(), slurm: Slurm::default(), stop: signals()? }.run()
 }
 
@@ -77,16 +76,11 @@ impl Task<'_> {
         }
         let threads = self.options.wish.threads.unwrap_or(1);
         let launcher = Launcher {
-            store: &store,
             only: Some(self.hash),
-            program: self.program.clone(),
-            slots: vec![Slot::cpu(threads)],
-            growth: None,
             policy: self.options.policy,
-            stop_on_error: false,
             time_limit: self.options.time_limit,
-            grace: GRACE,
             stop: self.stop.clone(),
+            ..Launcher::new(&store, self.program.clone(), vec![Slot::cpu(threads)])
         };
         launcher.run(&plan, &format!("trial {}", self.hash))?;
         match store.state(self.hash) {

@@ -171,12 +171,7 @@ fn task(folder: &Path, store: &Store, hash: &str, body: &str, stopped: bool, res
     std::fs::write(&path, format!("shift\n{body}")).unwrap();
     let options =
         Options { wish: Wish { threads: Some(3), ..Wish::default() }, policy: Policy::default(), ..Options::default() };
-    let program = Program {
-        command: vec!["/bin/sh".into(), path.into()],
-        device: "cpu".into(),
-        shares: false,
-        environment: Vec::new(),
-    };
+    let program = Program::new(vec!["/bin/sh".into(), path.into()], "cpu");
     let job = Some(OwnJob { id: "12".into(), restarts });
     let stop = Arc::new(AtomicBool::new(false));
     let slurm = Slurm { folder: Some(folder.into()) };
