@@ -274,6 +274,11 @@ impl<'a> Word<'a> {
         [Self::ALL, kind.name(), name].contains(&self.sites)
     }
 
+    /// Whether no word chooses sites, so that the network's own choice holds where none leaves them out.
+    pub fn keep_defaults(words: &[String]) -> bool {
+        words.iter().all(|word| Word::read(word).leaves_out)
+    }
+
     const ALL: &'static str = "all";
 
     /// What it may mean in any network: the kinds, and all sites.
@@ -348,9 +353,9 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// Whether no word of `apply_to` chooses sites, so that the network's own choice holds where none leaves them out.
+    /// See [`Word::keep_defaults`].
     pub fn keeps_defaults(&self) -> bool {
-        self.apply_to.iter().all(|word| Word::read(word).leaves_out)
+        Word::keep_defaults(self.apply_to)
     }
 
     /// Whether the last word of `apply_to` that means a site chooses it or leaves it out; none where no word means it.
