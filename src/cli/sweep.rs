@@ -233,4 +233,13 @@ mod tests {
             assert!(seconds(wrong).is_err(), "{wrong}");
         }
     }
+
+    #[test]
+    fn trials_of_a_gpu_are_a_number_or_found_out() {
+        let read = ["1", "64", "auto"].map(per_gpu);
+        assert_eq!(read, [Ok(PerGpu::Count(1)), Ok(PerGpu::Count(64)), Ok(PerGpu::Auto)]);
+        for wrong in ["0", "65", "-1", "Auto", "", "2.5"] {
+            assert_eq!(per_gpu(wrong), Err("give a number from 1 to 64, or auto".into()), "{wrong}");
+        }
+    }
 }

@@ -239,4 +239,31 @@ mod tests {
         let error = Layout::new(&wish(), &means()).unwrap_err();
         assert_eq!(crate::error::exit_status(&error), 2);
     }
+
+    #[test]
+    fn trials_share_a_gpu_in_a_worker_or_as_processes() {
+        let cuda = |trials| Means { cuda: true, visible: vec!["a".into(), "b".into()], trials, ..means() };
+        let layout = |wish: Wish, trials| Layout::new(&wish, &cuda(trials)).unwrap();
+        let shared = |share, per_gpu| {
+            let slots = layout(Wish { share, per_gpu: Some(per_gpu), ..Wish::default() }, 100).slots;
+            let before = slots.iter().map(|slot| slot.before.to_string()).collect::<String>();
+            (slots.iter().all(|slot| slot.shared), slots.iter().any(|slot| slot.shared), before)
+        };
+        let two = PerGpu::Count(2);
+        assert_eq!(shared(Some(Share::Worker), two), (true, true, "0011".into()));
+        assert_eq!(shared(Some(Share::Processes), two), (false, false, "0011".into()));
+        assert_eq!(shared(None, two).0, cfg!(feature = "cuda-graphs"));
+        assert_eq!(shared(Some(Share::Worker), PerGpu::Count(1)), (false, false, "00".into()), "nothing to share");
+
+        let auto = Wish { per_gpu: Some(PerGpu::Auto), share: Some(Share::Processes), ..Wish::default() };
+        let all = layout(auto.clone(), 100);
+        assert_eq!((all.slots.len(), all.grows), (2 * MOST, true));
+        let reason = "up to 64 at a time, 1 thread each: more on each of 2 GPUs for as long as that makes them faster";
+        assert_eq!(all.reason, reason);
+        assert_eq!(layout(auto.clone(), 3).slots.len(), 3, "no more than there are trials");
+        assert_eq!(layout(Wish { jobs: Some(6), ..auto }, 100).slots.len(), 6);
+        assert!(!layout(Wish { per_gpu: Some(two), ..Wish::default() }, 100).grows);
+        let error = Layout::new(&Wish { share: Some(Share::Worker), ..Wish::default() }, &means()).unwrap_err();
+        assert!(error.to_string().starts_with("--gpus, --per-gpu, --share: trials run on the CPU"), "{error}");
+    }
 }
