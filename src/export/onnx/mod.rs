@@ -1,0 +1,245 @@
+//! A recorded network as ONNX (opset 17): each operation of libtorch becomes the operations of ONNX that do the same.
+
+mod operations;
+
+use super::proto::*;
+use super::recorded::{Graph, Node};
+use crate::train;
+use crate::weights::Model;
+use crate::weights::tensors::bytes;
+use anyhow::{Context, Result, bail, ensure};
+use prost::Message;
+use serde_json::Value;
+use std::collections::HashMap;
+use tch::{Kind, Tensor};
+
+/// ONNX's numbers for types of elements.
+const FLOAT: i32 = 1;
+const INT64: i32 = 7;
+
+/// The bytes of the file.
+pub fn encode(model: &Model, graph: &Graph) -> Result<Vec<u8>> {
+    let mut writer = Writer::default();
+    let spec = model.about.config.data.spec();
+    let size = vec![2, spec.channels, spec.size, spec.size];
+    writer.known.insert(graph.inputs[1], Known::Tensor { name: "images".into(), size });
+    for node in &graph.nodes {
+        writer.node(graph, node).with_context(|| format!("ONNX: {}", node.op))?;
+    }
+    let logits = writer.tensor(graph.outputs[0])?;
+    writer.push("Identity", &[&logits], "logits", vec![]);
+    let (channels, size) = (Size::DimValue(spec.channels), Size::DimValue(spec.size));
+    let graph = GraphProto {
+        node: writer.nodes,
+        name: model.about.config.net.name().into(),
+        initializer: writer.initializers,
+        input: vec![value("images", vec![batch(), channels, size.clone(), size])],
+        output: vec![value("logits", vec![batch(), Size::DimValue(spec.classes)])],
+    };
+    let normalisation = serde_json::to_string(&model.about.normalisation)?;
+    let metadata = [("normalisation", normalisation), ("classes", serde_json::to_string(&model.about.classes)?)];
+    let file = ModelProto {
+        ir_version: 8,
+        producer_name: "foldconv".into(),
+        producer_version: train::version(),
+        graph: Some(graph),
+        opset_import: vec![OperatorSetIdProto { domain: String::new(), version: 17 }],
+        metadata_props: metadata.map(|(key, value)| StringStringEntryProto { key: key.into(), value }).into(),
+    };
+    Ok(file.encode_to_vec())
+}
+
+fn batch() -> Size {
+    Size::DimParam("batch".into())
+}
+
+fn value(name: &str, size: Vec<Size>) -> ValueInfoProto {
+    let dim = size.into_iter().map(|size| Dimension { value: Some(size) }).collect();
+    let tensor_type = Some(TensorType { elem_type: FLOAT, shape: Some(TensorShapeProto { dim }) });
+    ValueInfoProto { name: name.into(), r#type: Some(TypeProto { tensor_type }) }
+}
+
+/// What is known of a value of the record.
+#[derive(Clone, Debug)]
+enum Known {
+    /// A tensor of the graph, and its size for a batch of 2.
+    Tensor { name: String, size: Vec<i64> },
+    /// A constant that is no tensor.
+    Constant(Value),
+    /// A list of values.
+    List(Vec<usize>),
+}
+
+#[derive(Default)]
+struct Writer {
+    known: HashMap<usize, Known>,
+    nodes: Vec<NodeProto>,
+    initializers: Vec<TensorProto>,
+}
+
+fn int(name: &str, i: i64) -> AttributeProto {
+    AttributeProto { name: name.into(), i, r#type: 2, ..AttributeProto::default() }
+}
+
+fn ints(name: &str, ints: Vec<i64>) -> AttributeProto {
+    AttributeProto { name: name.into(), ints, r#type: 7, ..AttributeProto::default() }
+}
+
+fn float(name: &str, f: f64) -> AttributeProto {
+    AttributeProto { name: name.into(), f: f as f32, r#type: 1, ..AttributeProto::default() }
+}
+
+fn text(name: &str, text: &str) -> AttributeProto {
+    AttributeProto { name: name.into(), s: text.into(), r#type: 3, ..AttributeProto::default() }
+}
+
+/// A dimension counted from the end, counted from the front.
+fn axis(dimension: i64, rank: usize) -> i64 {
+    if dimension < 0 { dimension + rank as i64 } else { dimension }
+}
+
+impl Writer {
+    fn push(&mut self, op: &str, inputs: &[&str], output: &str, attribute: Vec<AttributeProto>) {
+        self.nodes.push(NodeProto {
+            input: inputs.iter().map(|name| name.to_string()).collect(),
+            output: vec![output.to_string()],
+            name: output.to_string(),
+            op_type: op.to_string(),
+            attribute,
+        });
+    }
+
+    /// A tensor that is part of the file.
+    fn initializer(&mut self, name: &str, tensor: &Tensor) -> Result<String> {
+        let data_type = match tensor.kind() {
+            Kind::Float => FLOAT,
+            Kind::Int64 => INT64,
+            kind => bail!("a constant of {kind:?}"),
+        };
+        let (dims, raw_data) = (tensor.size(), bytes(tensor));
+        self.initializers.push(TensorProto { dims, data_type, name: name.into(), raw_data });
+        Ok(name.to_string())
+    }
+
+    fn integers(&mut self, name: &str, values: &[i64]) -> Result<String> {
+        self.initializer(name, &Tensor::from_slice(values))
+    }
+
+    fn known(&self, id: usize) -> Result<&Known> {
+        self.known.get(&id).with_context(|| format!("value {id} comes from nowhere"))
+    }
+
+    fn size(&self, id: usize) -> Result<Vec<i64>> {
+        match self.known(id)? {
+            Known::Tensor { size, .. } => Ok(size.clone()),
+            other => bail!("a tensor is missing, there is {other:?}"),
+        }
+    }
+
+    /// The name of a tensor; a number becomes one.
+    fn tensor(&mut self, id: usize) -> Result<String> {
+        match self.known(id)?.clone() {
+            Known::Tensor { name, .. } => Ok(name),
+            Known::Constant(value) => {
+                let number = scalar(&value).with_context(|| format!("a tensor is missing, there is {value}"))?;
+                let name = format!("number_{id}_{}", self.initializers.len());
+                self.initializer(&name, &Tensor::from(number as f32))
+            }
+            Known::List(_) => bail!("a tensor is missing, there is a list"),
+        }
+    }
+
+    /// A constant.
+    fn constant(&self, id: usize) -> Result<Value> {
+        match self.known(id)? {
+            Known::Constant(value) => Ok(value.clone()),
+            Known::List(items) => items.iter().map(|id| self.constant(*id)).collect(),
+            Known::Tensor { name, .. } => bail!("{name} is no constant"),
+        }
+    }
+
+    fn integer(&self, id: usize) -> Result<i64> {
+        self.constant(id)?.as_i64().context("no integer")
+    }
+
+    fn number(&self, id: usize) -> Result<f64> {
+        scalar(&self.constant(id)?).context("no number")
+    }
+
+    fn flag(&self, id: usize) -> Result<bool> {
+        self.constant(id)?.as_bool().context("no flag")
+    }
+
+    fn list(&self, id: usize) -> Result<Vec<i64>> {
+        let value = self.constant(id)?;
+        let items = value.as_array().context("no list")?;
+        items.iter().map(|item| item.as_i64().context("no integer")).collect()
+    }
+
+    fn is_none(&self, id: usize) -> bool {
+        matches!(self.known.get(&id), Some(Known::Constant(Value::Null)))
+    }
+
+    /// Takes a node of the record into account.
+    fn node(&mut self, graph: &Graph, node: &Node) -> Result<()> {
+        let out = *node.outputs.first().context("nothing comes out")?;
+        let size = |at: usize| node.sizes.get(at).cloned().flatten().unwrap_or_default();
+        match node.op.as_str() {
+            "prim::Constant" => {
+                let known = match node.value.get("tensor").and_then(Value::as_u64) {
+                    Some(at) => {
+                        let name = self.initializer(&format!("constant_{out}"), &graph.tensors[at as usize])?;
+                        Known::Tensor { name, size: size(0) }
+                    }
+                    None => Known::Constant(node.value.clone()),
+                };
+                self.known.insert(out, known);
+            }
+            "prim::ListConstruct" => {
+                self.known.insert(out, Known::List(node.inputs.clone()));
+            }
+            "prim::ListUnpack" => {
+                let Known::List(items) = self.known(node.inputs[0])?.clone() else { bail!("no list") };
+                for (output, item) in node.outputs.iter().zip(items) {
+                    let known = self.known(item)?.clone();
+                    self.known.insert(*output, known);
+                }
+            }
+            "aten::chunk" => self.chunk(node)?,
+            op => {
+                let name = format!("value_{out}");
+                self.operation(op.trim_start_matches("aten::").trim_end_matches('_'), &node.inputs, &name, &size(0))?;
+                self.known.insert(out, Known::Tensor { name, size: size(0) });
+            }
+        }
+        Ok(())
+    }
+
+    /// Parts of a tensor, as a list.
+    fn chunk(&mut self, node: &Node) -> Result<()> {
+        let (input, size) = (self.tensor(node.inputs[0])?, self.size(node.inputs[0])?);
+        let (count, out) = (self.integer(node.inputs[1])?, node.outputs[0]);
+        let axis = axis(self.integer(node.inputs[2])?, size.len());
+        let length = size[axis as usize];
+        ensure!(length % count == 0, "{count} parts of {length}");
+        let mut parts = Vec::new();
+        for part in 0..count {
+            let (name, id) = (format!("value_{out}_{part}"), usize::MAX - 1000 * out - part as usize);
+            let bounds = [part * length / count, (part + 1) * length / count];
+            let [from, to] = [0, 1].map(|at| self.integers(&format!("{name}_{at}"), &bounds[at..=at]));
+            let axes = self.integers(&format!("{name}_axes"), &[axis])?;
+            self.push("Slice", &[&input, &from?, &to?, &axes], &name, vec![]);
+            let mut size = size.clone();
+            size[axis as usize] = length / count;
+            self.known.insert(id, Known::Tensor { name, size });
+            parts.push(id);
+        }
+        self.known.insert(out, Known::List(parts));
+        Ok(())
+    }
+}
+
+/// A number that the record has as it is, or as {"float": number}.
+fn scalar(value: &Value) -> Option<f64> {
+    value.as_f64().or_else(|| value.get("float")?.as_f64())
+}
