@@ -4,7 +4,8 @@
 
 mod common;
 
-use common::{arg, foldconv, folder};
+use common::sweep::Sweep;
+use common::{arg, children_of, foldconv, folder};
 use std::fmt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -54,15 +55,22 @@ impl fmt::Display for Held {
 /// What a command holds in the second and in the last quarter of its run; the first is its warm-up.
 fn watch(mut command: Command, what: &str, pause: u64) -> [Held; 2] {
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let (pid, mut status) = (child.id(), None);
+    let held = sample(what, pause, || {
+        status = child.try_wait().unwrap();
+        status.is_none().then_some(Some(pid))
+    });
+    assert!(status.unwrap().success(), "{what}: {status:?}");
+    held
+}
+
+/// The same of a process, until there is no more to see; it may have to be waited for.
+fn sample(what: &str, pause: u64, mut pid: impl FnMut() -> Option<Option<u32>>) -> [Held; 2] {
     let mut samples = Vec::new();
-    let status = loop {
-        if let Some(status) = child.try_wait().unwrap() {
-            break status;
-        }
-        samples.extend(Held::of(child.id()));
+    while let Some(pid) = pid() {
+        samples.extend(pid.and_then(Held::of));
         std::thread::sleep(Duration::from_millis(pause));
-    };
-    assert!(status.success(), "{what}: {status}");
+    }
     let quarter = samples.len() / 4;
     assert!(quarter >= 5, "{what}: only {} samples", samples.len());
     let held = [&samples[quarter..2 * quarter], &samples[3 * quarter..4 * quarter]].map(Held::least);
@@ -97,6 +105,24 @@ fn sweep(trials: u64, percent: f64) {
     assert_eq!(finished(&root.join("out/trials")), trials);
 }
 
+/// A process that trains one after the other.
+fn worker(trials: u64, percent: f64) {
+    let sweep = Sweep::new(&(TRIAL.replace("EPOCHS", "1") + &format!("seeds: {trials}\n")));
+    let (root, launcher) = (sweep.root.join("out/trials"), sweep.launcher(1));
+    let held = std::thread::scope(|scope| {
+        let seen = scope.spawn(|| {
+            sample(&format!("a worker of {trials} trials"), 5, || {
+                // The launcher lets it end once the last has its result.
+                let worker = || children_of("worker").first().map(|pid| *pid as u32);
+                (finished(&root) < trials).then(worker)
+            })
+        });
+        assert_eq!(launcher.run(&sweep.plan, "").unwrap().finished as u64, trials);
+        seen.join().unwrap()
+    });
+    holds_steady(held, percent);
+}
+
 fn finished(trials: &Path) -> u64 {
     let folders = std::fs::read_dir(trials).unwrap().flatten();
     folders.filter(|folder| folder.path().join("result.json").is_file()).count() as u64
@@ -118,6 +144,19 @@ fn a_short_sweep_holds_no_more_at_its_end() {
 #[ignore = "minutes: make soak"]
 fn a_trial_of_two_thousand_epochs_holds_no_more_at_its_end() {
     trial(2000, 1.);
+}
+
+/// As above.
+#[test]
+fn a_short_worker_holds_no_more_at_its_end() {
+    worker(20, 5.);
+}
+
+/// A trial that ends leaves nothing behind in the process that goes on with the next.
+#[test]
+#[ignore = "minutes: make soak"]
+fn a_worker_of_three_hundred_trials_holds_no_more_at_its_end() {
+    worker(300, 1.);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 mod common;
 
 use common::disk::Disk;
-use common::{arg, error, foldconv, folder, run, stderr, stdout};
+use common::{arg, children, error, foldconv, folder, run, stderr, stdout};
 use rand::{Rng, SeedableRng};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -44,17 +44,6 @@ fn attempts(out: &Path) -> BTreeMap<String, u64> {
     };
     let folders = std::fs::read_dir(out.join("trials")).into_iter().flatten().flatten();
     folders.map(|entry| (entry.file_name().to_string_lossy().into(), attempts(entry.path()))).collect()
-}
-
-/// The processes that another has started.
-fn children(parent: u32) -> Vec<libc::pid_t> {
-    let is_child = |pid: &libc::pid_t| {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        let behind_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
-        behind_name.split_whitespace().nth(1) == Some(&parent.to_string())
-    };
-    let all = std::fs::read_dir("/proc").unwrap().flatten();
-    all.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(is_child).collect()
 }
 
 fn kill(pid: libc::pid_t) {

@@ -3,15 +3,11 @@
 
 mod common;
 
-use common::{arg, folder, run, stdout};
-use foldconv::config::Document;
-use foldconv::sweep::child::Program;
-use foldconv::sweep::launch::{Launcher, Outcome};
-use foldconv::sweep::plan::Plan;
+use common::sweep::Sweep;
+use common::{arg, children_of, run, stdout};
+use foldconv::sweep::launch::Outcome;
 use foldconv::sweep::queue::{Policy, Queue};
-use foldconv::sweep::slots::Slot;
-use foldconv::sweep::state::{Record, State};
-use foldconv::sweep::store::Store;
+use foldconv::sweep::state::State;
 use foldconv::sweep::worker::Worker;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -31,51 +27,18 @@ axes:
     - {name: mdconv, intermediate: 4}
 ";
 
-/// A sweep in a folder of its own.
-struct Sweep {
-    _guard: tempfile::TempDir,
-    root: PathBuf,
-    store: Store,
-    plan: Plan,
-}
-
-impl Sweep {
-    fn new(config: &str) -> Sweep {
-        let (guard, root) = folder(&[("a.yaml", config.as_bytes())]);
-        let document = Document::read(&root.join("a.yaml"), &[]).unwrap();
-        let (store, plan) = (Store::at(&root.join("out")).unwrap(), Plan::new(&document).unwrap());
-        store.start(&document, &plan).unwrap();
-        Sweep { _guard: guard, root, store, plan }
-    }
-
-    /// So many trials at a time in one worker.
-    fn launcher(&self, seats: usize) -> Launcher<'_> {
-        let slot = |before| Slot { before, shared: true, ..Slot::cpu(1) };
-        let program = Program::new(vec![env!("CARGO_BIN_EXE_foldconv").into()], "cpu");
-        Launcher::new(&self.store, program, (0..seats).map(slot).collect())
-    }
-
-    fn folders(&self) -> Vec<PathBuf> {
-        self.plan.trials().iter().map(|(_, trial)| self.store.trial(&trial.hash)).collect()
-    }
-
-    fn records(&self) -> Vec<Record> {
-        self.plan.trials().iter().map(|(_, trial)| self.store.record(&trial.hash)).collect()
-    }
-
-    /// Each trial's bytes are those of the same trial in a process of its own, where what was timed came out the same; that is
-    /// nothing for two of the four.
-    fn check_against_processes(&self) {
-        let alone = self.root.join("alone");
-        let args = ["sweep", &arg(&self.root.join("a.yaml")), "--out", &arg(&alone), "--jobs", "2", "--threads", "1"];
-        stdout(&run(args.into_iter().chain(["--device", "cpu"])));
-        for folder in self.folders() {
-            let other = alone.join("trials").join(folder.file_name().unwrap());
-            if choices(&folder) == choices(&other) {
-                for name in ["model.safetensors", "compact.safetensors"] {
-                    let read = |folder: &Path| std::fs::read(folder.join(name)).unwrap();
-                    assert!(read(&folder) == read(&other), "{}: {name}", folder.display());
-                }
+/// Each trial's bytes are those of the same trial in a process of its own, where what was timed came out the same; that is
+/// nothing for two of the four.
+fn check_against_processes(sweep: &Sweep) {
+    let alone = sweep.root.join("alone");
+    let args = ["sweep", &arg(&sweep.root.join("a.yaml")), "--out", &arg(&alone), "--jobs", "2", "--threads", "1"];
+    stdout(&run(args.into_iter().chain(["--device", "cpu"])));
+    for folder in sweep.folders() {
+        let other = alone.join("trials").join(folder.file_name().unwrap());
+        if choices(&folder) == choices(&other) {
+            for name in ["model.safetensors", "compact.safetensors"] {
+                let read = |folder: &Path| std::fs::read(folder.join(name)).unwrap();
+                assert!(read(&folder) == read(&other), "{}: {name}", folder.display());
             }
         }
     }
@@ -93,18 +56,6 @@ fn choices(folder: &Path) -> serde_json::Value {
 fn logged(folders: &[PathBuf], text: &str) -> usize {
     let log = |folder: &PathBuf| std::fs::read_to_string(folder.join("log.txt")).unwrap_or_default();
     folders.iter().filter(|folder| log(folder).contains(text)).count()
-}
-
-/// The processes that this one has started and that were started with that word.
-fn children(word: &str) -> Vec<libc::pid_t> {
-    let is_ours = |pid: &libc::pid_t| {
-        let read = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
-        let parent =
-            read("stat").rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(1).map(String::from));
-        parent == Some(std::process::id().to_string()) && read("cmdline").split('\0').any(|part| part == word)
-    };
-    let all = std::fs::read_dir("/proc").unwrap().flatten();
-    all.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(is_ours).collect()
 }
 
 fn kill(pid: libc::pid_t, signal: libc::c_int) {
@@ -139,9 +90,9 @@ fn each_is_what_it_is_alone() {
     let sweep = Sweep::new(FOUR);
     let outcome = sweep.launcher(3).run(&sweep.plan, "").unwrap();
     assert_eq!(outcome, Outcome { trials: 4, finished: 4, ..Outcome::default() });
-    assert!(children("worker").is_empty(), "it ends with its sweep");
+    assert!(children_of("worker").is_empty(), "it ends with its sweep");
     assert_eq!(logged(&sweep.folders(), "epoch 3/3"), 4, "what it says is in its own log");
-    sweep.check_against_processes();
+    check_against_processes(&sweep);
 }
 
 fn one_that_fails_takes_none_with_it() {
@@ -161,22 +112,22 @@ fn a_worker_that_dies_leaves_its_trials_to_processes() {
     let folders = sweep.folders();
     let killer = std::thread::spawn(move || {
         wait_for_an_epoch(&folders);
-        let workers = children("worker");
+        let workers = children_of("worker");
         assert_eq!(workers.len(), 1);
         kill(workers[0], libc::SIGKILL);
         let until = Instant::now() + Duration::from_secs(60);
-        while children("train").is_empty() {
+        while children_of("train").is_empty() {
             assert!(Instant::now() < until, "none goes on");
             std::thread::sleep(Duration::from_millis(5));
         }
-        assert!(children("worker").is_empty(), "whoever was to blame might do it again");
+        assert!(children_of("worker").is_empty(), "whoever was to blame might do it again");
     });
     let outcome = sweep.launcher(4).run(&sweep.plan, "").unwrap();
     killer.join().unwrap();
     assert_eq!(outcome, Outcome { trials: 4, finished: 4, ..Outcome::default() });
     assert!(logged(&sweep.folders(), "going on after epoch") > 0);
     assert!(sweep.records().iter().all(|record| record.attempts <= 2), "{:?}", sweep.records());
-    sweep.check_against_processes();
+    check_against_processes(&sweep);
 }
 
 fn told_to_stop_all_write_checkpoints() {
@@ -194,7 +145,7 @@ fn told_to_stop_all_write_checkpoints() {
     launcher.stop.store(false, Ordering::Relaxed);
     assert_eq!(launcher.run(&sweep.plan, "").unwrap().finished, 4);
     assert_eq!(logged(&sweep.folders(), "going on after epoch"), 4);
-    sweep.check_against_processes();
+    check_against_processes(&sweep);
 }
 
 /// As where the launcher is killed: the worker has SIGTERM then, and its mail is closed.
@@ -204,7 +155,7 @@ fn a_lost_launcher_is_the_same() {
     let (first, hash) = (folders[0].clone(), sweep.plan.trials()[0].1.hash.clone());
     let killer = std::thread::spawn(move || {
         wait_for_an_epoch(&folders);
-        kill(children("worker")[0], libc::SIGTERM);
+        kill(children_of("worker")[0], libc::SIGTERM);
     });
     let mut launcher = sweep.launcher(4);
     launcher.policy = Policy { retries: 0, retry_failed: false };

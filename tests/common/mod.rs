@@ -6,6 +6,7 @@ pub mod disk;
 pub mod draw;
 pub mod network;
 pub mod peer;
+pub mod sweep;
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 pub mod trace;
 
@@ -112,4 +113,22 @@ pub fn checkpoints() -> &'static Path {
         assert!(output.status.success(), "{}", stderr(&output));
         folder
     })
+}
+
+/// The processes that another has started.
+pub fn children(parent: u32) -> Vec<libc::pid_t> {
+    let is_child = |pid: &libc::pid_t| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let behind_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+        behind_name.split_whitespace().nth(1) == Some(&parent.to_string())
+    };
+    let all = std::fs::read_dir("/proc").unwrap().flatten();
+    all.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(is_child).collect()
+}
+
+/// The processes that this one has started and that were started with that word.
+pub fn children_of(word: &str) -> Vec<libc::pid_t> {
+    let command = |pid: &libc::pid_t| std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let all = children(std::process::id()).into_iter();
+    all.filter(|pid| command(pid).split('\0').any(|part| part == word)).collect()
 }
