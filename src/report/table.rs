@@ -5,7 +5,7 @@ use crate::report::statistics::{Difference, Statistics, signed};
 use crate::report::summary::{PointSummary, Summary};
 use crate::text::{self, thousands};
 use comfy_table::presets::ASCII_MARKDOWN;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A table, still to be rendered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,11 +45,15 @@ impl Table {
     }
 }
 
-/// Expanded top-1: the last axis as columns and the others as rows; where one key is varied at a time, one row a point.
-/// None where there is no axis.
+/// Most columns of a pivot: more fit neither a terminal nor a page.
+const MOST_COLUMNS: usize = 8;
+
+/// Expanded top-1: the last axis as columns and the others as rows; one row a point where one key is varied at a time, and where the
+/// columns would be too many. None where there is no axis.
 pub fn pivot(summary: &Summary) -> Option<Table> {
     let last = summary.axes.len().checked_sub(1)?;
-    if !summary.grid {
+    let across: BTreeSet<&str> = summary.points.iter().map(|point| point.coordinates[last].label.as_str()).collect();
+    if !summary.grid || across.len() > MOST_COLUMNS {
         let header = summary.axes.iter().cloned().chain(["top-1, %".into()]).collect();
         let row = |point: &PointSummary| labels(point).chain([top1_cell(point)]).collect();
         return Some(Table { header, rows: summary.points.iter().map(row).collect(), footnotes: Vec::new() });
@@ -277,6 +281,15 @@ mod tests {
         let table = pivot(&Summary::read(&store).unwrap()).unwrap();
         assert_eq!(table.header, ["operator.intermediate", "net.width", "top-1, %"]);
         assert_eq!(table.rows, [["20", "1", "80.00"], ["5", "1", "81.00"], ["20", "2", "82.00"]]);
+
+        let (_folder, store, plan) = started("{axes: {operator.intermediate: [1, 2, 3, 4, 5, 6, 7, 8, 9]}}");
+        finish(&store, &plan);
+        let table = pivot(&Summary::read(&store).unwrap()).unwrap();
+        assert_eq!(
+            (&table.header[..], table.rows.len()),
+            (&["operator.intermediate", "top-1, %"].map(String::from)[..], 9)
+        );
+        assert_eq!(table.rows[8], ["9", "88.00"], "nine columns are too many");
 
         let (_folder, store, _) = started("{seeds: 2}");
         assert_eq!(pivot(&Summary::read(&store).unwrap()), None);
