@@ -48,7 +48,9 @@ impl Crowd {
 
     /// Looks how far a running trial is, whose batches have so many images.
     pub fn watch(&mut self, at: usize, batch: usize, folder: &Path) {
-        if let Some(status) = Status::read(folder).filter(|_| !self.settled) {
+        if !self.settled
+            && let Some(status) = Status::read(folder)
+        {
             self.reached(at, batch, status.step);
         }
     }
