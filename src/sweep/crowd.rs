@@ -103,12 +103,10 @@ impl Crowd {
         self.settled.then(|| format!("{limit} at a time, as many as may be: {speed:.0} images/s"))
     }
 
-    /// So many were too many for its memory; whether fewer can be.
-    pub fn retreat(&mut self) -> bool {
-        let fewer = (self.limit / 2).max(1);
-        let can = fewer < self.limit;
-        (self.limit, self.settled) = (fewer, true);
-        can
+    /// Of so many that ran one found no memory; whether that was for the others.
+    pub fn retreat(&mut self, running: usize) -> bool {
+        (self.limit, self.settled) = (self.limit.min((running / 2).max(1)), true);
+        running > 1
     }
 }
 
@@ -179,6 +177,9 @@ mod tests {
         assert!(crowd.decide(start + 2 * SECOND, &[7]).is_none());
         assert_eq!((crowd.before, crowd.limit()), (Some((1, 10.)), 2));
         assert!(crowd.decide(start + 4 * SECOND, &[7]).is_none(), "one trial is not two");
-        assert_eq!((crowd.retreat(), crowd.limit(), crowd.retreat()), (true, 1, false));
+        assert_eq!((crowd.retreat(2), crowd.limit(), crowd.retreat(1)), (true, 1, false));
+        // Three of eight at a time: only what ran alone has no one else to blame.
+        let mut crowd = Crowd { limit: 8, ..Crowd::new(8, SECOND) };
+        assert_eq!([8, 7, 6].map(|running| (crowd.retreat(running), crowd.limit())), [(true, 4), (true, 3), (true, 3)]);
     }
 }

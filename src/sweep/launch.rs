@@ -342,9 +342,13 @@ impl Run<'_> {
 
     /// The end of a trial; where it was one too many for the memory of its GPU, that is no failure of its own.
     fn spared(&mut self, trial: &Running, end: End) -> End {
-        let crowd = self.crowds.get_mut(&self.launcher.slots[trial.slot].gpu);
+        let gpu = |trial: &Running| &self.launcher.slots[trial.slot].gpu;
+        let running = 1 + self.running.iter().filter(|other| gpu(other) == gpu(trial)).count();
+        let crowd = self.crowds.get_mut(gpu(trial));
         match end {
-            End::Died { state: State::OutOfMemory, message, .. } if crowd.is_some_and(Crowd::retreat) => {
+            End::Died { state: State::OutOfMemory, message, .. }
+                if crowd.is_some_and(|crowd| crowd.retreat(running)) =>
+            {
                 End::Evicted { why: format!("{message}; fewer at a time from now on"), alone: false }
             }
             end => end,
