@@ -12,13 +12,9 @@ use foldconv::op::exec::Exec;
 use foldconv::train::exec::{Execs, settle};
 use foldconv::train::trainer::Trainer;
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
 use tch::{Device, Kind, Tensor, nn};
 
 const SPEC: foldconv::data::dataset::Spec = foldconv::data::dataset::Spec { classes: 10, channels: 3, size: 16 };
-
-/// libtorch's generator is one for all threads: one test at a time draws from it.
-static DRAWING: Mutex<()> = Mutex::new(());
 
 fn built(net: &str, options: &str) -> (nn::VarStore, Box<dyn Network>) {
     tch::manual_seed(5);
@@ -51,7 +47,7 @@ fn step(store: &nn::VarStore, network: &dyn Network, x: &Tensor, labels: &Tensor
 #[test]
 fn a_whole_network_has_the_same_gradients_however_it_is_computed() {
     use Exec::*;
-    let _drawing = DRAWING.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = common::turn();
     let (points, windows) =
         (["{name: smallnet}", "{name: mobilenet_v2, width: 0.35, stem: cifar, dropout: 0}"], ["{name: resnet20}"]);
     let cases: [(&[&str], &str, &[Exec]); 10] = [
@@ -93,7 +89,7 @@ fn a_whole_network_has_the_same_gradients_however_it_is_computed() {
 /// Maps in half precision and maps of one position go through the branches, to the last bit, whatever way was asked for.
 #[test]
 fn what_has_no_moments_is_trained_in_branches() {
-    let _drawing = DRAWING.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = common::turn();
     for (kind, size) in [(Kind::BFloat16, [2, 3, 16, 16]), (Kind::Float, [1, 3, 1, 1])] {
         let run = |exec| {
             let (mut store, network) = built("{name: smallnet}", "{name: mdconv}");
@@ -145,7 +141,7 @@ fn apart(a: &[f64], b: &[f64]) -> f64 {
 /// Float32 rounds differently. At a small learning rate the steps don't amplify that.
 #[test]
 fn two_hundred_slow_steps_in_float32_are_the_same_to_a_thousandth() {
-    let _drawing = DRAWING.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = common::turn();
     for (options, exec) in
         [("{name: maconv}", Exec::Moments), ("{name: mobileone}", Exec::Moments), ("{name: mdconv}", Exec::PerSample)]
     {
@@ -164,7 +160,7 @@ fn two_hundred_slow_steps_in_float32_are_the_same_to_a_thousandth() {
 /// far from the branches as the branches from themselves with other orders: not ten times further than the furthest of three.
 #[test]
 fn two_hundred_fast_steps_stray_no_further_than_the_branches_with_other_sums() {
-    let _drawing = DRAWING.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = common::turn();
     for (options, exec) in [("{name: maconv}", Exec::Moments), ("{name: mdconv}", Exec::PerSample)] {
         let expected = losses(options, Exec::Branches, 0.02, 0);
         let found = apart(&expected, &losses(options, exec, 0.02, 0));
@@ -198,7 +194,7 @@ fn end(seed: u64, exec: &str) -> f64 {
 /// degrees of freedom is beyond 6.87 once in a thousand), and small against the differences between seeds.
 #[test]
 fn trials_end_within_the_spread_over_seeds() {
-    let _drawing = DRAWING.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = common::turn();
     let pairs: Vec<(f64, f64)> = (0..6).map(|seed| (end(seed, "branches"), end(seed, "moments"))).collect();
     let n = pairs.len() as f64;
     let mean = |of: &dyn Fn(&(f64, f64)) -> f64| pairs.iter().map(of).sum::<f64>() / n;

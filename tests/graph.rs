@@ -10,11 +10,7 @@ use foldconv::train::graph::{Recorder, Steps};
 use foldconv::train::trainer::Trainer;
 use std::cell::RefCell;
 use std::rc::Rc;
-use std::sync::{Mutex, PoisonError};
 use tch::{Device, Tensor};
-
-/// libtorch's generator is one for all threads.
-static DRAWING: Mutex<()> = Mutex::new(());
 
 /// Does the work itself, as a device that plays back what it has recorded; keeps what it was asked for.
 struct Pretended {
@@ -79,7 +75,7 @@ fn same(a: &[Tensor], b: &[Tensor]) -> bool {
 /// Each replay has what was drawn for its batch, or its images and labels, copied to where those of the recording lie.
 #[test]
 fn recorded_steps_are_the_same_to_the_bit() {
-    let _drawing = DRAWING.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = common::turn();
     for more in ["", ", cutout: 8", ", cutout: 8, mixup: 0.2"] {
         let expected = trained(more, false, 0, None);
         for gathered in [false, true] {
@@ -94,7 +90,7 @@ fn recorded_steps_are_the_same_to_the_bit() {
 /// Also where the first batch, of a resumed epoch, is its last, or the one behind those to warm up.
 #[test]
 fn the_largest_batch_is_recorded() {
-    let _drawing = DRAWING.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = common::turn();
     for (first, replays) in [(5, 5 - 3), (2, 4 + 5 - 3 - 1), (3, 3 + 5 - 1 - 3)] {
         let (steps, asked) = pretended(false);
         assert!(same(&trained("", true, first, None), &trained("", true, first, Some(steps))));
@@ -104,7 +100,7 @@ fn the_largest_batch_is_recorded() {
 
 #[test]
 fn what_cannot_be_recorded_runs_plainly() {
-    let _drawing = DRAWING.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = common::turn();
     let (steps, asked) = pretended(true);
     assert!(same(&trained("", true, 0, None), &trained("", true, 0, Some(steps))));
     assert_eq!(asked.borrow()[..], ["record"], "asked once");
@@ -136,7 +132,7 @@ fn evaluations(operator: &str, form: EvalForm, steps: Steps) -> Vec<[Evaluation;
 
 #[test]
 fn recorded_evaluations_are_the_same_to_the_bit_and_recorded_once() {
-    let _drawing = DRAWING.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = common::turn();
     for form in [EvalForm::Folded, EvalForm::Expanded] {
         for (operator, refuses) in [("{name: maconv}", false), ("{name: mdconv}", false), ("{name: plain}", true)] {
             let (steps, asked) = pretended(refuses);

@@ -51,6 +51,7 @@ fn write(path: &Path, tensors: &HashMap<String, Tensor>) {
 
 /// The largest difference between the model's logits and those that PyTorch computed for the same images.
 fn difference(model: &Model) -> f64 {
+    let _turn = common::turn();
     let images = read(&checkpoints().join("images.safetensors"));
     let logits = tch::no_grad(|| model.build(Device::Cpu).unwrap().network.forward_t(&images["x"], false));
     (logits - &images["y"]).abs().max().double_value(&[])
@@ -167,6 +168,7 @@ fn in_part_what_is_missing_begins_as_seed_0_does() {
     assert_eq!((report["format"].as_str(), report["precisions"]["float32"].as_u64()), (Some("zip"), Some(20)));
     assert!(stderr(&output).contains("17 missing, 18 unused; taken in part"));
     let model = Model::load(&out).unwrap();
+    let _turn = common::turn();
     tch::manual_seed(0);
     let fresh = model.about.config.build(Form::Expanded, Device::Cpu).unwrap().store.variables();
     let whole = read_model(&checkpoints().join("smallnet.pth"));

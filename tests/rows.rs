@@ -1,6 +1,8 @@
 //! Every operator, attention module and classifier: two epochs of training in SmallNet, the fold, and both forms on every test
 //! image. And what a wrong option says, before anything is trained.
 
+mod common;
+
 use anyhow::Result;
 use foldconv::config::Config;
 use foldconv::net::block::Form;
@@ -68,6 +70,7 @@ fn config(rows: &str) -> Result<Config> {
 
 #[test]
 fn every_row_trains_folds_and_agrees_on_every_test_image() {
+    let _turn = common::turn();
     for row in ROWS {
         let folder = tempfile::tempdir().unwrap();
         let result = train(&config(row).unwrap(), folder.path(), Device::Cpu).unwrap();
@@ -87,6 +90,7 @@ fn every_row_trains_folds_and_agrees_on_every_test_image() {
 #[cfg(feature = "native")]
 #[test]
 fn every_row_trains_in_bfloat16_and_keeps_float32() {
+    let _turn = common::turn();
     use foldconv::train::trainer::Trainer;
     for row in ROWS {
         let losses = ["fp32", "bf16"].map(|precision| {
@@ -131,6 +135,7 @@ fn every_name_has_a_row() {
 /// One line with the site, where it is a site's, and the key.
 #[test]
 fn what_does_not_fit_is_refused_before_training() {
+    let _turn = common::turn();
     let pointwise = "blocks.0.pointwise.conv";
     let wrong = [
         ("operator: {name: tbc, blocks: 3}", "operator.blocks: ", pointwise),
@@ -182,6 +187,7 @@ fn every_option_is_documented_with_its_default() {
 /// Wherever a temperature lies, of a site or of what a block shares, it moves with training.
 #[test]
 fn every_temperature_anneals() {
+    let _turn = common::turn();
     let mut tried = 0;
     for entry in OperatorConfig::entries() {
         let has = |key: &str| entry.options.iter().any(|option| option.key == key);
@@ -207,6 +213,7 @@ fn every_temperature_anneals() {
 /// What the operators of a block share is made of the block's input: SmallNet, run by hand.
 #[test]
 fn a_block_shares_what_its_input_makes() {
+    let _turn = common::turn();
     for name in ["condconv", "weightnet"] {
         let row = format!("operator: {{name: {name}, shared: true}}\napply_to: [pointwise, depthwise]");
         let built = config(&row).unwrap().build(Form::Expanded, Device::Cpu).unwrap();
@@ -228,6 +235,7 @@ fn a_block_shares_what_its_input_makes() {
 /// overflows or takes the machine's memory.
 #[test]
 fn extreme_options_are_refused_by_key() {
+    let _turn = common::turn();
     let catalogue = [
         ("operator", OperatorConfig::entries()),
         ("attention", AttentionConfig::entries()),

@@ -39,7 +39,8 @@ pub struct Trainer {
 }
 
 impl Trainer {
-    /// Builds the network from the seed and puts the images on the device.
+    /// Builds the network from the seed and puts the images on the device. libtorch draws for all threads of a process from one generator:
+    /// where others draw meanwhile, the same seed gives other values.
     pub fn new(config: &Config, dataset: Dataset<Images>, device: Device) -> Result<Trainer> {
         config.train.precision.check(device)?;
         tch::manual_seed(config.seed as i64);

@@ -12,6 +12,7 @@ pub mod trace;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// A trial that takes a second: 256 made images, SmallNet. In one way of computing the training, so that two runs are the same bytes.
@@ -20,6 +21,13 @@ net: {name: smallnet}
 operator: {name: mdconv}
 train: {epochs: 2, batch: 64, exec: moments}
 ";
+
+/// The turn of a test that draws random numbers in its own process and needs the same ones again: libtorch's generator is one for all
+/// threads, so every test of the file that draws takes its turn.
+pub fn turn() -> MutexGuard<'static, ()> {
+    static DRAWING: Mutex<()> = Mutex::new(());
+    DRAWING.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A command on the binary, with no data folder in its environment.
 pub fn foldconv() -> Command {
