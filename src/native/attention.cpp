@@ -80,6 +80,7 @@ Tensor shifted(const Tensor& x, const Tensor& by) {
 // x -> x again and its means.
 struct Pool : torch::autograd::Function<Pool> {
     static variable_list forward(AutogradContext* ctx, const Tensor& x) {
+        ctx->set_materialize_grads(false);
         ctx->saved_data["positions"] = x.size(2) * x.size(3);
         ctx->saved_data["double"] = x.scalar_type() == at::kDouble;
         ctx->saved_data["size"] = x.sizes();

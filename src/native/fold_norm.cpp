@@ -8,6 +8,7 @@
 
 #include "maps.h"
 
+#include <cmath>
 #include <cstring>
 
 namespace {
@@ -15,42 +16,67 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-Tensor doubles(const Tensor& x) { return x.detach().to(at::kDouble).contiguous(); }
-
-// (1 - momentum) * running + momentum * value, in place.
-void follow(const Tensor& running, const Tensor& value, double momentum) {
-    Tensor(running).lerp_(value.to(running.scalar_type()), momentum);
-}
+// What forward knows of the outputs and backward needs: rows of K' numbers in one float64 tensor.
+enum Line { CENTRE, INVERSE, SCALE, LINES };  // W m, r, gamma r
 
 struct FoldNorm : torch::autograd::Function<FoldNorm> {
     static variable_list forward(AutogradContext* ctx, const Tensor& weight, const Tensor& gamma, const Tensor& beta, const Tensor& mean,
                                  const Tensor& covariance, at::TensorList running, const Tensor& bias, double positions, double momentum,
                                  double eps) {
-        const Tensor w = doubles(weight), m = doubles(mean), ws = w.mm(doubles(covariance)), centre = w.mv(m);
-        const Tensor variance = (ws * w).sum(1).clamp_min_(0.);
-        follow(running[0], bias.numel() ? centre + doubles(bias) : centre, momentum);
-        follow(running[1], variance * (positions / (positions - 1.)), momentum);
-        const Tensor inverse = (variance + eps).rsqrt_(), scale = doubles(gamma) * inverse;
-        ctx->save_for_backward({w, m, ws, centre, inverse, scale});
+        const Tensor w = doubles(weight), m = doubles(mean), ws = w.mm(doubles(covariance));
+        const Tensor g = doubles(gamma), shift = doubles(beta).clone(), own = doubles(bias);
+        const int64_t outputs = w.size(0), channels = w.size(1);
+        const Tensor kernel = at::empty_like(w), lines = at::empty({LINES, outputs}, at::kDouble);
+        const double *rows = w.const_data_ptr<double>(), *products = ws.const_data_ptr<double>(), *means = m.const_data_ptr<double>();
+        double *centre = lines.data_ptr<double>(), *inverse = centre + INVERSE * outputs, *scale = centre + SCALE * outputs;
+        std::vector<double> variance(outputs), middle(outputs);
+        for (int64_t o = 0; o < outputs; o++, rows += channels, products += channels) {
+            double sum = 0, square = 0;
+            for (int64_t k = 0; k < channels; k++) sum += rows[k] * means[k], square += products[k] * rows[k];
+            variance[o] = std::max(square, 0.);
+            centre[o] = sum;
+            middle[o] = sum + (own.numel() ? own.const_data_ptr<double>()[o] : 0.);
+            inverse[o] = 1 / std::sqrt(variance[o] + eps);
+            scale[o] = g.const_data_ptr<double>()[o] * inverse[o];
+            shift.data_ptr<double>()[o] -= scale[o] * sum;
+            for (int64_t k = 0; k < channels; k++) kernel.data_ptr<double>()[o * channels + k] = rows[k] * scale[o];
+        }
+        follow(running[0], momentum, middle.data());
+        follow(running[1], momentum, variance.data(), positions / (positions - 1));
+        ctx->set_materialize_grads(false);
+        ctx->save_for_backward({w, m, ws, lines});
         ctx->saved_data["type"] = static_cast<int64_t>(weight.scalar_type());
         ctx->saved_data["has_bias"] = bias.numel() > 0;
-        return {w * scale.unsqueeze(1), doubles(beta).addcmul(scale, centre, -1.)};
+        return {kernel, shift};
     }
 
     static variable_list backward(AutogradContext* ctx, variable_list gradients) {
         const auto saved = ctx->get_saved_variables();
-        const Tensor &w = saved[0], &m = saved[1], &ws = saved[2], &centre = saved[3], &inverse = saved[4], &scale = saved[5];
-        const Tensor dw = gradients[0].defined() ? gradients[0] : at::zeros_like(w);
-        const Tensor db = gradients[1].defined() ? gradients[1] : at::zeros_like(scale);
-        const Tensor dscale = (dw * w).sum(1).addcmul_(db, centre, -1.);
-        // r' = -r^3/2 for each unit of variance, and the variance is a square of W.
-        const Tensor dvariance = dscale * scale * inverse.square() * -.5, dcentre = -scale * db;
-        const Tensor weight = (dw * scale.unsqueeze(1)).addr_(dcentre, m).add_(ws * dvariance.unsqueeze(1), 2.);
-        const Tensor covariance = w.t().mm(w * dvariance.unsqueeze(1));
+        const Tensor &w = saved[0], &m = saved[1], &ws = saved[2], &lines = saved[3];
+        const int64_t outputs = w.size(0), channels = w.size(1);
+        const Tensor dw = gradients[0].defined() ? gradients[0].contiguous() : at::zeros_like(w);
+        const Tensor db = gradients[1].defined() ? gradients[1].contiguous() : at::zeros({outputs}, at::kDouble);
+        const Tensor weight = at::empty_like(w), weighed = at::empty_like(w), gamma = at::empty_like(db), mean = at::zeros_like(m);
+        const double *rows = w.const_data_ptr<double>(), *products = ws.const_data_ptr<double>(), *means = m.const_data_ptr<double>();
+        const double *centre = lines.const_data_ptr<double>(), *inverse = centre + INVERSE * outputs, *scale = centre + SCALE * outputs;
+        const double *kernels = dw.const_data_ptr<double>(), *shifts = db.const_data_ptr<double>();
+        double *to_weight = weight.data_ptr<double>(), *to_weighed = weighed.data_ptr<double>(), *to_mean = mean.data_ptr<double>();
+        for (int64_t o = 0; o < outputs; o++) {
+            double dscale = -shifts[o] * centre[o];
+            for (int64_t k = 0; k < channels; k++) dscale += kernels[o * channels + k] * rows[o * channels + k];
+            gamma.data_ptr<double>()[o] = dscale * inverse[o];
+            // r' = -r^3/2 for each unit of variance, and the variance is a square of W.
+            const double dvariance = dscale * scale[o] * inverse[o] * inverse[o] * -.5, dcentre = -scale[o] * shifts[o];
+            for (int64_t at = o * channels, k = 0; k < channels; k++, at++) {
+                to_weight[at] = kernels[at] * scale[o] + dcentre * means[k] + 2 * products[at] * dvariance;
+                to_weighed[at] = rows[at] * dvariance;
+                to_mean[k] += rows[at] * dcentre;
+            }
+        }
         const auto type = static_cast<at::ScalarType>(ctx->saved_data["type"].toInt());
         variable_list result(11);
-        result[0] = weight.to(type), result[1] = (dscale * inverse).to(type), result[2] = db.to(type);
-        result[3] = w.t().mv(dcentre), result[4] = covariance;
+        result[0] = weight.to(type), result[1] = gamma.to(type), result[2] = db.to(type);
+        result[3] = mean, result[4] = w.t().mm(weighed);
         // The bias, which is empty where there is none, goes with the mean; the running statistics and the numbers have no gradient.
         if (ctx->saved_data["has_bias"].toBool()) result[7] = at::zeros_like(db);
         return result;

@@ -64,6 +64,7 @@ struct Gated : torch::autograd::Function<Gated> {
             products<double>().outer(sample.product.data(), m, sample.kernel.data(), m, channels, sums);
         });
         const Tensor g = a * h, mean = g.mean(0), around = g - mean;
+        ctx->set_materialize_grads(false);
         ctx->save_for_backward({means, s, transposed, a, h, around});
         return {mean, (within.reshape({m, m}) + around.t().mm(around)) / samples};
     }

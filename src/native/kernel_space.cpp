@@ -114,19 +114,58 @@ std::pair<Tensor, Tensor> moments(const Tensor& x, const Groups& groups) {
         products<T>().centred(data + first * channels, centre.data(), channels, last - first, d.data(), sums + squares);
         products<T>().outer(d.data(), channels, d.data(), channels, last - first, sums);
     });
-    const Tensor around = sums.narrow(1, squares, channels) / groups.rows;
-    Tensor matrix = sums.narrow(1, 0, squares).reshape({-1, channels, channels}) / groups.rows;
-    matrix -= around.unsqueeze(2) * around.unsqueeze(1);
-    return {around + at::tensor(at::ArrayRef<T>(centre), at::kDouble), matrix};
+    const Tensor mean = at::empty({groups.count, channels}, at::kDouble), matrix = at::empty({groups.count, channels, channels}, at::kDouble);
+    const double* from = sums.const_data_ptr<double>();
+    double *to_mean = mean.data_ptr<double>(), *to_matrix = matrix.data_ptr<double>();
+    at::parallel_for(0, groups.count, 1, [&](int64_t begin, int64_t end) {
+        std::vector<double> around(channels);
+        for (int64_t group = begin; group < end; group++) {
+            const double* sum = from + group * (squares + channels);
+            for (int64_t c = 0; c < channels; c++) {
+                around[c] = sum[squares + c] / groups.rows;
+                to_mean[group * channels + c] = around[c] + centre[c];
+            }
+            double* row = to_matrix + group * squares;
+            for (int64_t i = 0; i < channels; i++, sum += channels, row += channels)
+                for (int64_t j = 0; j < channels; j++) row[j] = sum[j] / groups.rows - around[i] * around[j];
+        }
+    });
+    return {mean, matrix};
 }
 
-// dx, from what the uses left and M (groups, C, C) and v (groups, C) of the moments.
+// M (groups, C, C) and v (groups, C) of the gradients of mean and covariance, which may be undefined, in T.
 template <typename T>
-Tensor gradient(const Tensor& x, const Groups& groups, const std::vector<Use>& uses, const Tensor& slope, const Tensor& offset) {
+std::pair<std::vector<T>, std::vector<T>> line(const Groups& groups, const Tensor& mean, const Tensor& dmean, const Tensor& dcovariance) {
+    const int64_t channels = groups.channels, squares = channels * channels;
+    std::vector<T> slopes(groups.count * squares), offsets(groups.count * channels);
+    const Tensor first = dmean.defined() ? dmean.contiguous() : Tensor(), second = dcovariance.defined() ? dcovariance.contiguous() : Tensor();
+    at::parallel_for(0, groups.count, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t group = begin; group < end; group++) {
+            const double* middle = mean.const_data_ptr<double>() + group * channels;
+            const double* d = second.defined() ? second.const_data_ptr<double>() + group * squares : nullptr;
+            for (int64_t i = 0; i < channels; i++) {
+                double offset = first.defined() ? first.const_data_ptr<double>()[group * channels + i] / groups.rows : 0;
+                for (int64_t j = 0; d && j < channels; j++) {
+                    const double slope = (d[i * channels + j] + d[j * channels + i]) / groups.rows;
+                    slopes[group * squares + i * channels + j] = static_cast<T>(slope);
+                    offset -= slope * middle[j];
+                }
+                offsets[group * channels + i] = static_cast<T>(offset);
+            }
+        }
+    });
+    return {slopes, offsets};
+}
+
+// dx, from what the uses left and the gradients of mean and covariance.
+template <typename T>
+Tensor gradient(const Tensor& x, const Groups& groups, const std::vector<Use>& uses, const Tensor& mean, const Tensor& dmean,
+                const Tensor& dcovariance) {
     const int64_t channels = groups.channels;
+    const auto [slope, offset] = line<T>(groups, mean, dmean, dcovariance);
     int64_t widest = 1;
     for (const Use& use : uses) widest = std::max(widest, use.outputs());
-    const T *data = x.const_data_ptr<T>(), *slopes = slope.const_data_ptr<T>(), *offsets = offset.const_data_ptr<T>();
+    const T *data = x.const_data_ptr<T>(), *slopes = slope.data(), *offsets = offset.data();
     const T infinity = std::numeric_limits<T>::infinity();
     const Tensor dx = at::empty_like(x, at::MemoryFormat::ChannelsLast);
     T* out = dx.data_ptr<T>();
@@ -152,6 +191,8 @@ struct Moments : torch::autograd::Function<Moments> {
     static variable_list forward(AutogradContext* ctx, const Tensor& x, const c10::intrusive_ptr<Uses>& uses) {
         const Groups groups(x, uses->per_sample);
         auto [mean, matrix] = x.scalar_type() == at::kDouble ? moments<double>(x, groups) : moments<float>(x, groups);
+        // Of the outputs that nothing reads there is no gradient; a map of zeros in its place would be written to be left unread.
+        ctx->set_materialize_grads(false);
         ctx->save_for_backward({x, mean});
         ctx->saved_data["uses"] = c10::IValue::make_capsule(uses);
         if (uses->per_sample) return {x.variable_data(), mean, matrix};
@@ -163,19 +204,10 @@ struct Moments : torch::autograd::Function<Moments> {
         const Tensor &x = saved[0], &mean = saved[1];
         const auto uses = c10::static_intrusive_pointer_cast<Uses>(ctx->saved_data["uses"].toCapsule());
         const Groups groups(x, uses->per_sample);
-        const double rows = static_cast<double>(groups.rows);
-        Tensor slope = at::zeros({groups.count, groups.channels, groups.channels}, at::kDouble), offset = at::zeros_like(mean);
-        if (gradients[1].defined()) offset += gradients[1] / rows;
-        if (gradients[2].defined()) {
-            const Tensor matrix = gradients[2].reshape(slope.sizes());
-            slope = (matrix + matrix.transpose(1, 2)) / rows;
-            offset -= slope.matmul(mean.unsqueeze(2)).squeeze(2);
-        }
-        const auto type = x.scalar_type();
-        slope = slope.to(type).contiguous(), offset = offset.to(type).contiguous();
         const std::vector<Use> all = std::move(uses->all);
         uses->all.clear();
-        return {type == at::kDouble ? gradient<double>(x, groups, all, slope, offset) : gradient<float>(x, groups, all, slope, offset),
+        return {x.scalar_type() == at::kDouble ? gradient<double>(x, groups, all, mean, gradients[1], gradients[2])
+                                               : gradient<float>(x, groups, all, mean, gradients[1], gradients[2]),
                 Tensor()};
     }
 };

@@ -20,7 +20,20 @@ int generation() {
 #endif
 }
 
+template <typename T>
+void follow_as(const Tensor& running, double momentum, const double* now, double factor) {
+    auto numbers = running.accessor<T, 1>();
+    for (int64_t c = 0; c < numbers.size(0); c++) numbers[c] = static_cast<T>((1 - momentum) * numbers[c] + momentum * factor * now[c]);
+}
+
 }  // namespace
+
+void follow(const Tensor& running, double momentum, const double* now, double factor) {
+    if (running.scalar_type() == at::kDouble)
+        follow_as<double>(running, momentum, now, factor);
+    else
+        follow_as<float>(running, momentum, now, factor);
+}
 
 #if defined(__x86_64__)
 #define CHOOSE(name) (generation() == 2 ? name##_avx512 : generation() == 1 ? name##_avx2 : name##_baseline)

@@ -21,4 +21,11 @@ const Products<T>& products();
 
 inline Tensor channels_last(const Tensor& x) { return x.contiguous(at::MemoryFormat::ChannelsLast); }
 
+// One running statistic (C), float32 or float64, in place: the old numbers and factor * now weighed.
+void follow(const Tensor& running, double momentum, const double* now, double factor = 1);
+
+// The numbers of a small tensor, for plain loops: as tensors of so few numbers their arithmetic would cost a small network more time than a
+// pass over a map.
+inline Tensor doubles(const Tensor& x) { return x.detach().to(at::kDouble).contiguous(); }
+
 inline int64_t rows_of(const Tensor& x) { return x.numel() / x.size(1); }

@@ -8,6 +8,7 @@
 
 #include "maps.h"
 
+#include <cmath>
 #include <cstring>
 
 namespace {
@@ -35,141 +36,152 @@ std::vector<double> sum_rows(int64_t rows, int64_t width, Work work) {
     return total;
 }
 
-// The mean and the biased variance of each channel, (2, C) in float64. The first row is the centre of the sums: where the mean
-// is large against the deviation, sums around 0 would cancel.
+// The mean and the biased variance of each channel. The first row is the centre of the sums: where the mean is large against the
+// deviation, sums around 0 would cancel.
 template <typename T>
-Tensor moments(const Tensor& x) {
+void moments(const Tensor& x, double* mean, double* variance) {
     const int64_t channels = x.size(1), rows = rows_of(x);
     const T* data = x.const_data_ptr<T>();
-    auto sums = sum_rows(rows, 2 * channels, [&](int64_t first, int64_t last, double* sums) {
+    const auto sums = sum_rows(rows, 2 * channels, [&](int64_t first, int64_t last, double* sums) {
         passes<T>().moments(data, data, channels, first, last, sums);
     });
-    Tensor result = at::empty({2, channels}, at::kDouble);
-    double* mean = result.data_ptr<double>();
     for (int64_t c = 0; c < channels; c++) {
         const double d = sums[c] / rows;
         mean[c] = data[c] + d;
-        mean[channels + c] = std::max(sums[channels + c] / rows - d * d, 0.);
+        variance[c] = std::max(sums[channels + c] / rows - d * d, 0.);
     }
-    return result;
 }
 
-// The terms as the passes want them. `tensors` keeps alive what `terms` points to.
+// What forward knows of the channels and backward needs: rows of C numbers in one float64 tensor.
+struct Lines {
+    static int64_t rows(int64_t n) { return 3 * n + 1; }
+
+    Lines(const Tensor& tensor, int64_t n) : n(n), channels(tensor.size(1)), data(tensor.data_ptr<double>()) {}
+
+    double* scale(int64_t i) const { return data + i * channels; }
+    double* mean(int64_t i) const { return data + (n + i) * channels; }
+    double* inverse(int64_t i) const { return data + (2 * n + i) * channels; }  // 1 / deviation
+    double* shift() const { return data + 3 * n * channels; }                    // of the whole sum
+
+    int64_t n, channels;
+    double* data;
+};
+
+// The terms as the passes want them, in their precision.
 template <typename T>
 struct Prepared {
-    std::vector<Tensor> tensors;
+    Prepared(at::TensorList maps, const Lines& lines, double low, double high) : numbers(lines.data, lines.shift() + lines.channels) {
+        terms.n = static_cast<int>(lines.n);
+        terms.channels = lines.channels;
+        for (int i = 0; i < terms.n; i++) {
+            terms.x[i] = maps[i].const_data_ptr<T>();
+            terms.scale[i] = numbers.data() + (lines.scale(i) - lines.data);
+            terms.centre[i] = numbers.data() + (lines.mean(i) - lines.data);
+        }
+        terms.shift = numbers.data() + (lines.shift() - lines.data);
+        terms.low = static_cast<T>(low);
+        terms.high = static_cast<T>(high);
+    }
+    Prepared(const Prepared&) = delete;
+
+    std::vector<T> numbers;
     Terms<T> terms;
 };
 
-// `maps` are the x_i in channels_last order; `scale` and `centre` (n, C) and `shift` (C) are float64.
+// inputs: n maps in channels_last order, n weights, n biases; running: n means, n variances. Returns y; fills the lines.
 template <typename T>
-Prepared<T> prepare(at::TensorList maps, const Tensor& scale, const Tensor& centre, const Tensor& shift, double low, double high) {
-    const auto type = maps[0].scalar_type();
-    Prepared<T> p{{scale.to(type).contiguous(), centre.to(type).contiguous(), shift.to(type).contiguous()}, {}};
-    p.terms.n = static_cast<int>(maps.size());
-    p.terms.channels = maps[0].size(1);
-    for (int i = 0; i < p.terms.n; i++) {
-        p.terms.x[i] = maps[i].const_data_ptr<T>();
-        p.terms.scale[i] = p.tensors[0].template const_data_ptr<T>() + i * p.terms.channels;
-        p.terms.centre[i] = p.tensors[1].template const_data_ptr<T>() + i * p.terms.channels;
+Tensor forward(at::TensorList maps, at::TensorList inputs, at::TensorList running, const Lines& lines, double momentum, double eps,
+               double low, double high) {
+    const int64_t n = lines.n, channels = lines.channels;
+    std::vector<double> variance(channels);
+    std::fill_n(lines.shift(), channels, 0.);
+    for (int64_t i = 0; i < n; i++) {
+        const auto weight = inputs[n + i].accessor<T, 1>(), bias = inputs[2 * n + i].accessor<T, 1>();
+        double *scale = lines.scale(i), *mean = lines.mean(i), *inverse = lines.inverse(i);
+        moments<T>(maps[i], mean, variance.data());
+        for (int64_t c = 0; c < channels; c++) {
+            inverse[c] = 1 / std::sqrt(variance[c] + eps);
+            scale[c] = weight[c] * inverse[c];
+            lines.shift()[c] += bias[c] - scale[c] * mean[c];
+        }
+        // Running variances are unbiased; of one position there is none, and libtorch's is not a number either.
+        const double rows = static_cast<double>(rows_of(maps[i]));
+        follow(running[i], momentum, mean);
+        follow(running[n + i], momentum, variance.data(), rows / (rows - 1));
     }
-    p.terms.shift = p.tensors[2].template const_data_ptr<T>();
-    p.terms.low = static_cast<T>(low);
-    p.terms.high = static_cast<T>(high);
-    return p;
-}
-
-template <typename T>
-Tensor forward(at::TensorList maps, const Tensor& scale, const Tensor& shift, double low, double high) {
-    const auto p = prepare<T>(maps, scale, scale, shift, low, high);
+    const Prepared<T> p(maps, lines, low, high);
     Tensor y = at::empty_like(maps[0], at::MemoryFormat::ChannelsLast);
     T* out = y.data_ptr<T>();
     over_rows(rows_of(y), [&](int64_t first, int64_t last) { passes<T>().forward(p.terms, first, last, out); });
     return y;
 }
 
-// Gradients of the maps, and of the weights (n, C) and the biases (C) in float64. `mean` and `inverse` (1/deviation) are (n, C).
+// The gradients of the n maps, the n weights and the n biases.
 template <typename T>
-std::pair<variable_list, std::pair<Tensor, Tensor>> backward(at::TensorList maps, const Tensor& dy, const Tensor& scale,
-                                                             const Tensor& mean, const Tensor& inverse, const Tensor& shift,
-                                                             double low, double high) {
-    const auto p = prepare<T>(maps, scale, mean, shift, low, high);
-    const int n = p.terms.n;
-    const int64_t channels = p.terms.channels, rows = rows_of(dy);
+variable_list backward(at::TensorList maps, const Tensor& dy, const Lines& lines, double low, double high) {
+    const Prepared<T> p(maps, lines, low, high);
+    const int64_t n = lines.n, channels = lines.channels, rows = rows_of(dy);
     const T* gradient = dy.const_data_ptr<T>();
-    auto sums = sum_rows(rows, (1 + n) * channels, [&](int64_t first, int64_t last, double* sums) {
+    const auto sums = sum_rows(rows, (1 + n) * channels, [&](int64_t first, int64_t last, double* sums) {
         passes<T>().sums(p.terms, gradient, first, last, sums);
     });
-    const Tensor all = at::from_blob(sums.data(), {1 + n, channels}, at::kDouble);
-    const Tensor bias = all[0].clone();
-    // The passes summed around the mean rounded to T; the rest of the mean belongs to the sum of g.
-    const Tensor rounding = mean.to(dy.scalar_type()).to(at::kDouble) - mean;
-    const Tensor weight = (all.narrow(0, 1, n) + rounding * bias) * inverse;
-    // dx = scale * (g - mean(g) - normalised x * mean(g * normalised x)), as a line in x.
-    const Tensor slope = -scale * inverse * weight / rows;
-    const Tensor offset = -scale * bias / rows - slope * mean;
-    const Tensor a = slope.to(dy.scalar_type()).contiguous(), b = offset.to(dy.scalar_type()).contiguous();
-    variable_list gradients;
-    const T *slopes[MAX_TERMS], *offsets[MAX_TERMS];
+    const Tensor bias = at::empty({channels}, dy.options());
+    std::copy_n(sums.data(), channels, bias.data_ptr<T>());
+    variable_list maps_gradients, weights;
+    std::vector<T> slopes(n * channels), offsets(n * channels);
+    const T *a[MAX_TERMS], *b[MAX_TERMS];
     T* dx[MAX_TERMS];
-    for (int i = 0; i < n; i++) {
-        gradients.push_back(at::empty_like(maps[i], at::MemoryFormat::ChannelsLast));
-        slopes[i] = a.const_data_ptr<T>() + i * channels;
-        offsets[i] = b.const_data_ptr<T>() + i * channels;
-        dx[i] = gradients[i].data_ptr<T>();
+    for (int64_t i = 0; i < n; i++) {
+        const double *scale = lines.scale(i), *mean = lines.mean(i), *inverse = lines.inverse(i);
+        T *slope = slopes.data() + i * channels, *offset = offsets.data() + i * channels;
+        weights.push_back(at::empty({channels}, dy.options()));
+        T* weight = weights.back().data_ptr<T>();
+        for (int64_t c = 0; c < channels; c++) {
+            // The passes summed around the mean rounded to T; the rest of the mean belongs to the sum of g.
+            const double rounding = p.terms.centre[i][c] - mean[c];
+            const double product = (sums[(1 + i) * channels + c] + rounding * sums[c]) * inverse[c];
+            weight[c] = static_cast<T>(product);
+            // dx = scale * (g - mean(g) - normalised x * mean(g * normalised x)), as a line in x.
+            const double line = -scale[c] * inverse[c] * product / rows;
+            slope[c] = static_cast<T>(line);
+            offset[c] = static_cast<T>(-scale[c] * sums[c] / rows - line * mean[c]);
+        }
+        maps_gradients.push_back(at::empty_like(maps[i], at::MemoryFormat::ChannelsLast));
+        a[i] = slope, b[i] = offset, dx[i] = maps_gradients.back().data_ptr<T>();
     }
-    over_rows(rows, [&](int64_t first, int64_t last) {
-        passes<T>().backward(p.terms, gradient, slopes, offsets, first, last, dx);
-    });
-    return {gradients, {weight, bias}};
+    over_rows(rows, [&](int64_t first, int64_t last) { passes<T>().backward(p.terms, gradient, a, b, first, last, dx); });
+    variable_list result = std::move(maps_gradients);
+    result.insert(result.end(), weights.begin(), weights.end());
+    result.insert(result.end(), n, bias);
+    return result;
 }
 
 // inputs: n maps, n weights, n biases.
 struct NormSum : torch::autograd::Function<NormSum> {
     static Tensor forward(AutogradContext* ctx, at::TensorList inputs, at::TensorList running, double momentum, double eps,
                           double low, double high) {
-        const size_t n = inputs.size() / 3;
-        std::vector<Tensor> maps, scales, means, inverses;
-        Tensor shift = at::zeros({inputs[0].size(1)}, at::kDouble);
-        for (size_t i = 0; i < n; i++) {
-            maps.push_back(channels_last(inputs[i]));
-            const Tensor both = inputs[i].scalar_type() == at::kDouble ? moments<double>(maps[i]) : moments<float>(maps[i]);
-            const Tensor mean = both[0], variance = both[1];
-            const Tensor inverse = (variance + eps).rsqrt();
-            const Tensor scale = inputs[n + i].to(at::kDouble) * inverse;
-            const double rows = static_cast<double>(rows_of(maps[i]));
-            Tensor running_mean = running[i], running_var = running[n + i];
-            running_mean.mul_(1 - momentum).add_(mean.to(running_mean.scalar_type()), momentum);
-            // Running variances are unbiased; of one position there is none, and libtorch's is not a number either.
-            running_var.mul_(1 - momentum).add_((variance * (rows / (rows - 1))).to(running_var.scalar_type()), momentum);
-            shift += inputs[2 * n + i].to(at::kDouble) - scale * mean;
-            scales.push_back(scale);
-            means.push_back(mean);
-            inverses.push_back(inverse);
-        }
-        const Tensor scale = at::stack(scales), mean = at::stack(means), inverse = at::stack(inverses);
-        variable_list saved = maps;
-        saved.insert(saved.end(), {scale, mean, inverse, shift});
+        const int64_t n = inputs.size() / 3;
+        variable_list saved;
+        for (int64_t i = 0; i < n; i++) saved.push_back(channels_last(inputs[i]));
+        const variable_list maps = saved;
+        saved.push_back(at::empty({Lines::rows(n), maps[0].size(1)}, at::kDouble));
+        const Lines lines(saved.back(), n);
         ctx->save_for_backward(saved);
         ctx->saved_data["low"] = low;
         ctx->saved_data["high"] = high;
-        return maps[0].scalar_type() == at::kDouble ? ::forward<double>(maps, scale, shift, low, high)
-                                                    : ::forward<float>(maps, scale, shift, low, high);
+        return maps[0].scalar_type() == at::kDouble ? ::forward<double>(maps, inputs, running, lines, momentum, eps, low, high)
+                                                    : ::forward<float>(maps, inputs, running, lines, momentum, eps, low, high);
     }
 
     static variable_list backward(AutogradContext* ctx, variable_list gradients) {
         const auto saved = ctx->get_saved_variables();
-        const size_t n = saved.size() - 4;
-        const at::TensorList all(saved);
-        const at::TensorList maps = all.slice(0, n);
+        const int64_t n = saved.size() - 1;
+        const at::TensorList maps = at::TensorList(saved).slice(0, n);
+        const Lines lines(saved.back(), n);
         const Tensor dy = channels_last(gradients[0]);
         const double low = ctx->saved_data["low"].toDouble(), high = ctx->saved_data["high"].toDouble();
-        const bool is_double = dy.scalar_type() == at::kDouble;
-        auto [dx, affine] = is_double ? ::backward<double>(maps, dy, all[n], all[n + 1], all[n + 2], all[n + 3], low, high)
-                                      : ::backward<float>(maps, dy, all[n], all[n + 1], all[n + 2], all[n + 3], low, high);
-        variable_list result = dx;
-        for (size_t i = 0; i < n; i++) result.push_back(affine.first[i].to(dy.scalar_type()));
-        for (size_t i = 0; i < n; i++) result.push_back(affine.second.to(dy.scalar_type()));
+        variable_list result = dy.scalar_type() == at::kDouble ? ::backward<double>(maps, dy, lines, low, high)
+                                                               : ::backward<float>(maps, dy, lines, low, high);
         // The running statistics and the four numbers have no gradient.
         result.resize(3 * n + 2 * n + 4);
         return result;

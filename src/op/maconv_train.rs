@@ -151,8 +151,9 @@ fn mix(parts: &Parts, gates: &Tensor, kind: Kind) -> (Tensor, Tensor) {
     };
     let fixed = fixed + second.narrow(1, m, 1).constant_pad_nd([columns - 1, 0]);
     let all = fixed.reshape([1, -1]).addmm(gates, &rank_one.reshape([m, -1])).reshape([-1, out, columns]);
-    let weight = all.narrow(2, 0, columns - 1).unsqueeze(-1).unsqueeze(-1);
-    (weight, all.select(2, columns - 1))
+    // One operation: two would each have a gradient of all the kernels, zeros but for its own.
+    let parts = all.split_with_sizes([columns - 1, 1], 2);
+    (parts[0].unsqueeze(-1).unsqueeze(-1), parts[1].squeeze_dim(2))
 }
 
 /// A map, and the first kernel and the bypass as 1x1 kernels on it.
