@@ -26,11 +26,18 @@ pub fn median(times: &mut [Duration]) -> Duration {
 /// The median time of each run over `rounds` in which all run in turn. Each timed pass follows one of the same run that isn't timed:
 /// what the run before it left in the caches and in the allocator is no part of its time.
 pub fn interleaved(device: Device, runs: &[&dyn Fn()], rounds: usize) -> Vec<Duration> {
+    let clocked: Vec<_> = runs.iter().map(|run| move || clock(device, run)).collect();
+    let clocked: Vec<&dyn Fn() -> Duration> = clocked.iter().map(|run| run as _).collect();
+    in_turns(&clocked, rounds)
+}
+
+/// As [`interleaved`], of runs that tell themselves how long they took.
+fn in_turns(runs: &[&dyn Fn() -> Duration], rounds: usize) -> Vec<Duration> {
     let mut times = vec![Vec::with_capacity(rounds); runs.len()];
     for _ in 0..rounds {
         for (run, times) in runs.iter().zip(&mut times) {
             run();
-            times.push(clock(device, run));
+            times.push(run());
         }
     }
     times.iter_mut().map(|times| median(times)).collect()
@@ -44,13 +51,8 @@ pub fn fastest(runs: &[&dyn Fn() -> Duration]) -> usize {
     let first: Vec<Duration> = runs.iter().map(|run| run().min(run())).collect();
     let limit = first.iter().min().copied().unwrap_or_default() * 3;
     let left: Vec<usize> = (0..runs.len()).filter(|at| first[*at] <= limit).collect();
-    let mut times = vec![Vec::new(); left.len()];
-    for _ in 0..if left.len() > 1 { ROUNDS } else { 0 } {
-        for (at, times) in left.iter().zip(&mut times) {
-            times.push(runs[*at]());
-        }
-    }
-    let times: Vec<Duration> = times.iter_mut().map(|times| median(times)).collect();
+    let candidates: Vec<&dyn Fn() -> Duration> = left.iter().map(|at| runs[*at]).collect();
+    let times = in_turns(&candidates, if left.len() > 1 { ROUNDS } else { 0 });
     let Some((best, time)) = times.iter().enumerate().min_by_key(|(_, time)| **time) else { return 0 };
     let default = left.iter().position(|at| *at == 0);
     match default {

@@ -264,9 +264,7 @@ fn time(x: &Tensor, weight: &Tensor, bias: &Tensor, geometry: &Geometry, trains:
         }
     };
     let candidates = Way::candidates(geometry);
-    // What the way before left in the caches and in the allocator is no part of a way's time.
-    let timed = |way: Way| (run(way), timing::clock(x.device(), || run(way))).1;
-    let runs: Vec<_> = candidates.iter().map(|way| || timed(*way)).collect();
+    let runs: Vec<_> = candidates.iter().map(|way| || timing::clock(x.device(), || run(*way))).collect();
     let runs: Vec<&dyn Fn() -> Duration> = runs.iter().map(|run| run as _).collect();
     candidates[algebra::uncounted(|| timing::fastest(&runs))]
 }

@@ -3,6 +3,7 @@
 use crate::algebra;
 use crate::config::{Built, TrainConfig};
 use crate::data::dataset::Spec;
+use crate::device::synchronize;
 use crate::net::block::{Site, trace_sites};
 use crate::op::exec::Exec;
 use crate::op::operator::Place;
@@ -76,7 +77,10 @@ fn time(site: &Site, input: &[i64], device: Device) -> Exec {
     // Between a map's last use and its next lies the rest of the network: it has left the caches by then, and a way that passes over it
     // once more pays for that.
     let others = Tensor::zeros(CACHES, (Kind::Float, device));
-    let leave = || drop(others.shallow_clone().fill_(0.));
+    let leave = || {
+        let _ = others.shallow_clone().fill_(0.);
+        synchronize(device);
+    };
     let run = |exec: Exec| {
         leave();
         let mut y = Tensor::new();
