@@ -7,7 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::cell::Cell;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// What stands beyond the edge of the input of a convolution.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -489,7 +489,17 @@ pub fn add_macs(macs: i64) {
 }
 
 /// The convolution of x (N, C_in, H, W) with a kernel of the given geometry: the one place that calls libtorch's.
+///
+/// Where gradients are taken on a CPU, a strided 1x1 kernel is applied without stride to the positions that it reads. It is the same
+/// function, and libtorch 2.11's oneDNN must not be asked for the other: on channels_last maps with fewer than 8 channels its
+/// `jit_avx2_1x1_convolution_bwd_weights` writes behind the end of a buffer.
 pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, geometry: &Geometry) -> Tensor {
+    let trains = x.requires_grad() || weight.requires_grad();
+    if trains && x.device() == Device::Cpu && geometry.kernel == [1; 2] && geometry.stride != [1; 2] {
+        let read =
+            if geometry.padding == [0; 2] { geometry.positions(x) } else { geometry.positions(&pad(x, geometry)) };
+        return conv2d(&read, weight, bias, &Geometry { stride: [1; 2], padding: [0; 2], ..*geometry });
+    }
     let Geometry { stride, padding, dilation, groups, .. } = *geometry;
     let zeros = geometry.padding_mode == PaddingMode::Zeros;
     let y = if padding.iter().all(|p| *p == 0 || zeros && *p > 0) {

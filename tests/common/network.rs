@@ -64,14 +64,25 @@ pub fn network_on(
     form: Form,
     classes: i64,
 ) -> (nn::VarStore, Box<dyn Network>) {
+    try_network_on(apply_to, net, operator, form, classes).unwrap()
+}
+
+/// The same, or why the operator can't stand there.
+pub fn try_network_on(
+    apply_to: &[String],
+    net: &str,
+    operator: &OperatorConfig,
+    form: Form,
+    classes: i64,
+) -> anyhow::Result<(nn::VarStore, Box<dyn Network>)> {
     let store = nn::VarStore::new(Device::Cpu);
     let config: NetConfig = serde_yaml::from_str(net).unwrap();
     let builder = Builder { apply_to, ..Builder::new(operator, form) };
-    let network = config.recipe().build(&store.root(), &builder, Spec { classes, channels: 3, size: 32 }).unwrap();
+    let network = config.recipe().build(&store.root(), &builder, Spec { classes, channels: 3, size: 32 })?;
     for name in store.variables().keys() {
         assert!(!name.contains("__"), "{name} was registered twice");
     }
-    (store, network)
+    Ok((store, network))
 }
 
 /// Parameters that training sets.
