@@ -1,6 +1,7 @@
 //! The pass that folds a network: the same network in compact form, in a new VarStore, and the proof that both agree.
 
 use crate::algebra::FoldError;
+use crate::finite;
 use crate::net::block::Network;
 use anyhow::{Context, Result, ensure};
 use std::collections::HashMap;
@@ -62,9 +63,9 @@ pub fn assign(store: &nn::VarStore, tensors: &HashMap<String, Tensor>) -> Result
 pub struct Agreement {
     /// Images compared.
     pub images: i64,
-    /// Images for which both predict the same class.
+    /// Images for which both predict the same class, by logits that are finite.
     pub same: i64,
-    /// Largest absolute difference of a logit.
+    /// Largest absolute difference of a logit; NaN where one is not a number.
     pub largest_difference: f64,
     /// Largest absolute logit.
     pub largest_logit: f64,
@@ -75,15 +76,17 @@ impl Agreement {
     pub fn add(&mut self, expanded: &Tensor, compact: &Tensor) -> Result<()> {
         let (a, b) = (expanded.to_kind(Kind::Double), compact.to_kind(Kind::Double));
         self.images += a.size()[0];
-        self.same += i64::try_from(a.argmax(1, false).eq_tensor(&b.argmax(1, false)).sum(Kind::Int64))?;
-        self.largest_difference = self.largest_difference.max(f64::try_from((&a - &b).abs().max())?);
-        self.largest_logit = self.largest_logit.max(f64::try_from(a.abs().max())?);
+        let finite = (&a + &b).isfinite().all_dim(1, false);
+        let agree = a.argmax(1, false).eq_tensor(&b.argmax(1, false)).logical_and(&finite);
+        self.same += i64::try_from(agree.sum(Kind::Int64))?;
+        self.largest_difference = finite::larger(self.largest_difference, f64::try_from((&a - &b).abs().max())?);
+        self.largest_logit = finite::larger(self.largest_logit, f64::try_from(a.abs().max())?);
         Ok(())
     }
 
     /// The largest difference over the largest logit.
     pub fn relative_difference(&self) -> f64 {
-        self.largest_difference / self.largest_logit.max(f64::MIN_POSITIVE)
+        self.largest_difference / finite::larger(self.largest_logit, f64::MIN_POSITIVE)
     }
 
     /// Whether every prediction agrees and no logit differs by more than float32 rounding explains

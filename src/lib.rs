@@ -98,6 +98,7 @@ pub mod algebra;
 pub mod device;
 pub mod error;
 pub mod files;
+pub mod finite;
 pub mod gpus;
 pub mod native;
 pub mod options;

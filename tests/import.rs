@@ -322,3 +322,87 @@ fn requests_that_are_wrong() {
     let unwritable = import(&file, Path::new("/no/such/folder/model"), &[]);
     assert!(error(&unwritable, 2).contains("cannot write: No such file"));
 }
+
+/// A tensor of the fixture with another first number.
+fn with_number(name: &str, kind: Kind, number: f64) -> HashMap<String, Tensor> {
+    let mut tensors = read_model(&checkpoints().join("smallnet.pth"));
+    let mut tensor = tensors[name].to_kind(kind).copy();
+    let _ = tensor.view(-1).get(0).fill_(number);
+    tensor = tensor.contiguous();
+    tensors.insert(name.into(), tensor);
+    tensors
+}
+
+#[test]
+fn numbers_that_no_network_can_compute_with_are_refused_by_name() {
+    let (guard, out) = out();
+    let file = guard.path().join("weights.safetensors");
+    for (name, kind, number, what) in [
+        ("stem.conv.weight", Kind::Float, f64::NAN, "1 of its 432 numbers are NaN or infinite"),
+        ("stem.conv.weight", Kind::Half, f64::INFINITY, "1 of its 432 numbers are NaN or infinite"),
+        ("classifier.weight", Kind::Double, 1e300, "1 of its 640 numbers are NaN or infinite"),
+        ("stem.bn.running_var", Kind::Float, -0.5, "a variance is -0.5, and none is below 0"),
+    ] {
+        write(&file, &with_number(name, kind, number));
+        let line = error(&import(&file, &out, &[]), 2);
+        assert!(line.contains(&format!("weights.safetensors: {name}: {what}")), "{line}");
+        assert!(!out.exists());
+    }
+}
+
+/// A comparison that leaves NaN out would call two networks of nothing else equal.
+#[test]
+fn a_network_that_computes_no_numbers_has_no_results() {
+    let (guard, model) = out();
+    let images = "{name: shapes, train: 64, test: 32}";
+    stdout(&import(&checkpoints().join("smallnet.pth"), &model, &["--data", images]));
+    let fold = |model: &Path, status| {
+        let folded = guard.path().join("folded");
+        let line = error(&run(["fold", &arg(model), "-o", &arg(&folded)]), status);
+        assert!(!folded.exists());
+        line
+    };
+    // A file whose numbers are those that were written, one of them NaN.
+    let nan = guard.path().join("nan");
+    let Model { about, .. } = Model::load(&model).unwrap();
+    Model { about: about.clone(), tensors: with_number("stem.conv.weight", Kind::Float, f64::NAN) }.save(&nan).unwrap();
+    for line in [
+        fold(&nan, 2),
+        error(&run(["eval", &arg(&nan)]), 2),
+        error(&run(["compare", &arg(&nan)]), 2),
+        error(&run(["export", &arg(&nan), "--format", "onnx", "-o", &arg(&guard.path().join("onnx"))]), 2),
+    ] {
+        assert!(line.contains("nan: stem.conv.weight: 1 of its 432 numbers are NaN or infinite"), "{line}");
+    }
+    // Finite numbers whose products are not.
+    let large = guard.path().join("large");
+    let tensors = with_number("classifier.bias", Kind::Float, 0.);
+    let scaled =
+        tensors.into_iter().map(|(name, t)| if name.contains("bn.weight") { (name, t * 1e30) } else { (name, t) });
+    Model { about, tensors: scaled.collect() }.save(&large).unwrap();
+    assert!(fold(&large, 1).contains("nothing was written"));
+    for command in ["eval", "compare"] {
+        let line = error(&run([command, &arg(&large)]), 1);
+        assert!(line.contains("the network's logits are not finite"), "{line}");
+    }
+}
+
+/// Wherever a byte of the seal is another, the file is not taken for one that never had a seal.
+#[test]
+fn a_model_whose_seal_is_damaged_is_refused() {
+    let (guard, model) = out();
+    stdout(&import(&checkpoints().join("smallnet.pth"), &model, &[]));
+    let whole = std::fs::read(&model).unwrap();
+    let seal = b"{\\\"sha256\\\":\\\"";
+    let start = whole.windows(seal.len()).position(|bytes| bytes == seal).expect("it is sealed");
+    let damaged = guard.path().join("damaged");
+    for at in start..start + seal.len() + 68 {
+        for byte in [b'x', whole[at] ^ 1] {
+            let mut bytes = whole.clone();
+            bytes[at] = byte;
+            std::fs::write(&damaged, &bytes).unwrap();
+            let same = bytes == whole;
+            assert_eq!(Model::load(&damaged).is_ok(), same, "byte {} as {:?}", at - start, byte as char);
+        }
+    }
+}

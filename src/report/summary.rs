@@ -1,6 +1,7 @@
 //! A sweep folder -> what is known of each of its points.
 
 use crate::config::{self, Config, Value};
+use crate::finite;
 use crate::report::curves::{self, Curves};
 use crate::report::latency::Latency;
 use crate::report::statistics::Statistics;
@@ -202,9 +203,7 @@ impl PointSummary {
             FoldResult::Verified { agreement, relative_difference, .. } => Some((agreement, relative_difference)),
             FoldResult::Refused { .. } => None,
         });
-        // By total order, so that a NaN counts as the largest difference.
-        let larger = |a: f64, b: f64| if a.total_cmp(&b).is_ge() { a } else { b };
-        folds.reduce(|worst, next| (worst.0.min(next.0), larger(worst.1, next.1)))
+        folds.reduce(|worst, next| (finite::smaller(worst.0, next.0), finite::larger(worst.1, next.1)))
     }
 
     /// Why it can't be folded.

@@ -12,6 +12,7 @@
 
 use crate::bad_request;
 use crate::config::Value;
+use crate::finite;
 use crate::sweep::store::Store;
 use crate::train::checkpoint::Row;
 use crate::train::metrics;
@@ -82,7 +83,7 @@ impl Prune {
     /// Whether a trial stops, by the top-1 after each of its epochs and of the others'.
     pub fn stops<'a>(&self, own: &[f64], others: impl Iterator<Item = &'a [f64]>) -> bool {
         let Some(epoch) = self.judged_at(own.len()) else { return false };
-        let best = |curve: &[f64]| curve[..epoch].iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let best = |curve: &[f64]| curve[..epoch].iter().copied().fold(f64::NEG_INFINITY, finite::larger);
         let mine = best(own);
         let mut others: Vec<f64> = others.filter(|curve| curve.len() >= epoch).map(best).collect();
         match self {

@@ -16,6 +16,8 @@ use tch::Tensor;
 
 /// Where training stands.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+// A damaged seal is a key that is not known.
+#[serde(deny_unknown_fields)]
 pub struct Progress {
     /// The trial's hash: a checkpoint of another config is refused.
     pub hash: String,

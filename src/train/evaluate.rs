@@ -6,7 +6,7 @@ use crate::data::dataset::Spec;
 use crate::fold::Agreement;
 use crate::train::graph::Steps;
 use crate::train::result::{FoldResult, FormResult};
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use tch::{Device, Kind, Tensor};
 
 /// Images a step of an evaluation; only memory and speed depend on it.
@@ -91,8 +91,11 @@ impl Evaluator {
 }
 
 /// One network on a split, once.
+///
+/// # Errors
+/// Where logits are NaN or infinite.
 pub fn evaluate(network: &Built, batches: &Batches) -> Result<Evaluation> {
-    Evaluator::new(Steps::plain(), network.store.device()).evaluate(network, batches)
+    Evaluator::new(Steps::plain(), network.store.device()).evaluate(network, batches)?.expect_finite()
 }
 
 /// Both forms of a network on a split, batch by batch side by side.
@@ -107,6 +110,9 @@ pub struct Comparison {
 }
 
 /// Evaluates and compares the two forms.
+///
+/// # Errors
+/// Where logits of either are NaN or infinite.
 pub fn compare(expanded: &Built, compact: &Built, batches: &Batches) -> Result<Comparison> {
     let device = expanded.store.device();
     let (mut a, mut b, mut agreement) = (Scores::new(device), Scores::new(device), Agreement::default());
@@ -120,10 +126,20 @@ pub fn compare(expanded: &Built, compact: &Built, batches: &Batches) -> Result<C
         }
         Ok(())
     })?;
-    Ok(Comparison { expanded: a.finish()?, compact: b.finish()?, agreement })
+    Ok(Comparison { expanded: a.finish()?.expect_finite()?, compact: b.finish()?.expect_finite()?, agreement })
 }
 
 impl Evaluation {
+    /// Refuses scores of logits that are NaN or infinite: the largest of them is no prediction.
+    fn expect_finite(self) -> Result<Evaluation> {
+        let loss = self.loss;
+        ensure!(
+            loss.is_finite(),
+            "the loss is {loss}: the network's logits are not finite, and their scores mean nothing"
+        );
+        Ok(self)
+    }
+
     /// With the size and the cost of the network.
     pub fn with_cost(self, network: &Built, spec: Spec) -> FormResult {
         let Evaluation { top1, top5, loss } = self;
@@ -144,6 +160,24 @@ impl From<Agreement> for FoldResult {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// PyTorch's argmax and topk take a NaN for the largest, and two networks of nothing but NaN would agree on every image.
+    #[test]
+    fn logits_that_are_not_finite_are_no_predictions() {
+        let labels = Tensor::from_slice(&[0i64, 1]);
+        let fine = Tensor::from_slice(&[2., 1., 0., 3.]).view([2, 2]);
+        for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            let logits = Tensor::from_slice(&[bad, 1., 0., 3.]).view([2, 2]);
+            let mut scores = Scores::new(Device::Cpu);
+            scores.add(&logits, &labels);
+            let mut agreement = Agreement::default();
+            agreement.add(&fine, &fine).unwrap();
+            agreement.add(&logits, &logits).unwrap();
+            assert_eq!((agreement.images, agreement.same), (4, 3));
+            assert!(!agreement.holds() && !agreement.relative_difference().is_finite(), "{agreement:?}");
+            assert!(scores.finish().unwrap().expect_finite().is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn scores_are_means_over_all_images_whatever_the_batches() {

@@ -4,8 +4,10 @@ use super::pairing::{Aliases, Pairing, Theirs};
 use super::pytorch::{Buffer, Checkpoint, Stored};
 use super::state_dict::StateDict;
 use crate::config::{Built, Config};
+use crate::error::printable;
 use crate::net::block::{Form, Network};
 use crate::op::naming::ATTENTION;
+use crate::{bad_request, finite};
 use anyhow::Result;
 use std::collections::BTreeMap;
 use tch::{Device, Kind};
@@ -66,21 +68,27 @@ impl Plan {
     /// Reads the file's numbers into the network, cast to its precision; how many tensors came in which precision.
     ///
     /// # Errors
-    /// A [`crate::error::BadRequest`] where the numbers are damaged.
+    /// A [`crate::error::BadRequest`] where the numbers are damaged or not finite.
     pub fn read(&self, checkpoint: &Checkpoint, state: &StateDict) -> Result<BTreeMap<&'static str, usize>> {
         let (mut buffer, mut kinds) = (Buffer::default(), BTreeMap::new());
         let mut variables = self.built.store.variables();
         let stored = |at: usize| state.tensors[at].1.as_ref().ok();
-        let mut pairs: Vec<(&str, &Stored)> =
-            self.pairing.pairs.iter().filter_map(|(name, at)| Some((name.as_str(), stored(*at)?))).collect();
-        pairs.sort_by_key(|(_, tensor)| tensor.position());
-        for (name, tensor) in pairs {
+        let mut pairs: Vec<(&str, usize, &Stored)> =
+            self.pairing.pairs.iter().filter_map(|(name, at)| Some((name.as_str(), *at, stored(*at)?))).collect();
+        pairs.sort_by_key(|(_, _, tensor)| tensor.position());
+        for (name, at, tensor) in pairs {
             let Some(variable) = variables.get_mut(name) else { continue };
             let size = variable.size();
             let copied = checkpoint.read(tensor, &mut buffer, |numbers| {
                 tch::no_grad(|| variable.f_copy_(&numbers.f_reshape(&size)?).map(drop))
             })?;
             copied?;
+            // By the name that says whether it is a variance, which the file may give another.
+            if let Some(fault) = finite::fault(name, variable) {
+                let theirs = &state.tensors[at].0;
+                let place = if theirs == name { String::new() } else { format!("{} there: ", printable(theirs)) };
+                bad_request!("{}: {place}{fault} in float32", checkpoint.path());
+            }
             *kinds.entry(kind_name(tensor.kind)).or_default() += 1;
         }
         Ok(kinds)

@@ -6,8 +6,10 @@ pub mod pytorch;
 pub mod state_dict;
 pub mod tensors;
 
+use crate::bad_request;
 use crate::config::{Built, Config};
 use crate::data::augment::normalise::Normalisation;
+use crate::finite;
 use crate::fold;
 use crate::net::block::{Form, Plan};
 use crate::tune::Tuned;
@@ -28,6 +30,8 @@ pub struct Model {
 
 /// What a model file says beside the numbers.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+// A damaged seal is a key that is not known.
+#[serde(deny_unknown_fields)]
 pub struct About {
     /// The version of foldconv that wrote it.
     pub version: String,
@@ -51,8 +55,14 @@ impl Model {
     }
 
     /// Reads a file.
+    ///
+    /// # Errors
+    /// A [`crate::error::BadRequest`] where it is no model, is damaged, or holds numbers that are not finite.
     pub fn load(path: &Path) -> Result<Model> {
-        let (about, tensors) = tensors::read(path)?;
+        let (about, tensors): (About, HashMap<String, Tensor>) = tensors::read(path)?;
+        if let Some(fault) = tensors.iter().filter_map(|(name, tensor)| finite::fault(name, tensor)).min() {
+            bad_request!("{}: {fault}; no result of such a network means anything", path.display());
+        }
         Ok(Model { about, tensors })
     }
 

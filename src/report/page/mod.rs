@@ -1,6 +1,7 @@
 //! `report.html`: the whole report as one file that needs no network. maud escapes what is shown, and the page's security policy
 //! lets no script run but its own.
 
+use crate::finite;
 use crate::report::comparison::Comparison;
 use crate::report::plot::{Figure, Section};
 use crate::report::summary::{PointSummary, Summary};
@@ -97,7 +98,7 @@ impl Page<'_> {
         let mean = |point: &&PointSummary| point.expanded_top1().map_or(f64::NEG_INFINITY, |top1| top1.mean);
         let best = points.iter().max_by(|a, b| mean(a).total_cmp(&mean(b)));
         let folds: Vec<(f64, f64)> = points.iter().filter_map(PointSummary::worst_fold).collect();
-        let worst = folds.iter().copied().reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)));
+        let worst = folds.iter().copied().reduce(|a, b| (finite::smaller(a.0, b.0), finite::larger(a.1, b.1)));
         html! {
             dl.facts {
                 div { dt { "Trials finished" } dd { (self.summary.finished) " of " (self.summary.trials) } }

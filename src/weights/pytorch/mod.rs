@@ -87,6 +87,11 @@ impl Checkpoint {
         }
     }
 
+    /// Its path, for messages.
+    pub fn path(&self) -> &str {
+        &self.source.name
+    }
+
     /// The numbers of one of its tensors.
     ///
     /// # Errors
