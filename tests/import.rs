@@ -406,3 +406,61 @@ fn a_model_whose_seal_is_damaged_is_refused() {
         }
     }
 }
+
+/// BN(x + b) with the running mean m + b is BN(x) with m: every VGG with batch norms keeps such biases.
+#[test]
+fn a_bias_in_front_of_a_batch_norm_goes_into_its_running_mean() {
+    let (guard, out) = out();
+    let file = guard.path().join("weights.safetensors");
+    let plain = read_model(&checkpoints().join("smallnet.pth"));
+    let mut tensors = read_model(&checkpoints().join("smallnet.pth"));
+    for (conv, bn) in [("stem.conv", "stem.bn"), ("blocks.1.pointwise.conv", "blocks.1.pointwise.bn")] {
+        let mean = format!("{bn}.running_mean");
+        let bias = Tensor::randn([plain[&mean].size()[0]], (Kind::Float, Device::Cpu));
+        tensors.insert(mean.clone(), &plain[&mean] + &bias);
+        tensors.insert(format!("{conv}.bias"), bias);
+    }
+    write(&file, &tensors);
+    let output = import(&file, &out, &[]);
+    stdout(&output);
+    assert!(stderr(&output).contains("running means of the batch norms behind them: the biases of 2 convolutions"));
+    let found = Model::load(&out).unwrap().tensors;
+    for (name, tensor) in &plain {
+        // A sum and a difference of numbers of size 1, in float32.
+        assert!((&found[name] - tensor).abs().max().double_value(&[]) < 1e-6, "{name}");
+    }
+    // One of another shape is none.
+    tensors.insert("stem.conv.bias".into(), Tensor::zeros([3], (Kind::Float, Device::Cpu)));
+    write(&file, &tensors);
+    assert!(error(&import(&file, &out, &[]), 2).contains("does not fit smallnet: 1 unused"));
+}
+
+/// A tensor beside the state dict does not hide it; of several dicts that might be one, the one with the network's names is.
+#[test]
+fn the_state_dict_is_found_among_other_tensors() {
+    let folder = checkpoints();
+    let whole = read_model(&folder.join("smallnet.pth"));
+    for (name, said) in [
+        ("stray.pth", "read the state dict at `state_dict`"),
+        ("history.pth", "read the state dict at `weights_of_the_best`, not losses (--key chooses)"),
+        ("student.pth", "read the state dict at `student`, not teacher (--key chooses)"),
+    ] {
+        let (_guard, out) = out();
+        let output = import(&folder.join(name), &out, &[]);
+        stdout(&output);
+        assert!(stderr(&output).contains(said), "{name}: {}", stderr(&output));
+        assert!(Model::load(&out).unwrap().tensors.iter().all(|(name, tensor)| whole[name].equal(tensor)));
+    }
+    let (_guard, out) = out();
+    for name in ["pair.pth", "pair_legacy.pth"] {
+        stdout(&import(&folder.join(name), &out, &["--key", "1"]));
+        assert!(Model::load(&out).unwrap().tensors.iter().all(|(name, tensor)| whole[name].equal(tensor)));
+    }
+}
+
+#[test]
+fn a_misspelt_network_is_named_before_anything_else() {
+    let (_guard, out) = out();
+    let line = error(&run(["import", "/no/such/file", "--net", "resnt20", "-o", &arg(&out)]), 2);
+    assert!(line.contains("no network `resnt20`") && line.contains("resnet20"), "{line}");
+}

@@ -19,7 +19,7 @@ use foldconv::weights::Model;
 use foldconv::weights::pairing::{Aliases, Pairing, Theirs};
 use foldconv::weights::pytorch::{Buffer, Checkpoint};
 use foldconv::weights::state_dict::{NameMap, StateDict};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
@@ -70,7 +70,9 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
 pub fn checkpoint(bytes: &[u8]) {
     let path = put("checkpoint", bytes);
     let Some(checkpoint) = judged(Checkpoint::open(&path)) else { return };
-    let Some(state) = judged(StateDict::find(&checkpoint, &path, None, &NameMap::default())) else { return };
+    let expected = || Ok(BTreeSet::from(["stem.conv.weight".to_string()]));
+    let found = StateDict::find(&checkpoint, &path, None, &NameMap::default(), &expected);
+    let Some(state) = judged(found) else { return };
     let theirs = state.tensors.iter().map(|(name, tensor)| {
         let (size, unfit) = tensor.as_ref().map_or((Vec::new(), Some(String::new())), |t| (t.size.clone(), None));
         Theirs { name: name.clone(), size, unfit }

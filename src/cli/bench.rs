@@ -124,7 +124,7 @@ fn import(options: &ImportOptions, as_json: bool) -> Result<()> {
     for _ in 0..options.rounds {
         let clock = Instant::now();
         let checkpoint = Checkpoint::open(&options.file)?;
-        let state = StateDict::find(&checkpoint, &options.file, None, &NameMap::default())?;
+        let state = StateDict::find(&checkpoint, &options.file, None, &NameMap::default(), &|| Ok(built.names()))?;
         let plan = Plan::of(built, Form::Expanded, &config, &state);
         if !plan.pairing.problems.is_empty() {
             bad_request!("{}: does not fit {}: {}", options.file.display(), config.net.name(), plan.pairing.counts());

@@ -19,6 +19,7 @@ use anyhow::Result;
 use clap::Args;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use tch::Device;
 
 #[derive(Debug, Args)]
 pub struct Options {
@@ -67,12 +68,16 @@ pub struct Options {
 
 pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
     machine.prepare()?;
+    // First, so that a name with a slip in it is named before anything that follows of it.
+    let sample = options.config_on("shapes")?;
     files::expect_writable(&options.out)?;
     let map = options.map.as_deref().map(NameMap::read).transpose()?.unwrap_or_default();
     let checkpoint = Checkpoint::open(&options.file)?;
-    let state = StateDict::find(&checkpoint, &options.file, options.key.as_deref(), &map)?;
+    let state = StateDict::find(&checkpoint, &options.file, options.key.as_deref(), &map, &|| {
+        Ok(sample.build(options.form.unwrap_or(Form::Expanded), Device::Cpu)?.names())
+    })?;
     say_what_was_chosen(&state, &checkpoint);
-    let config = options.config(&state)?;
+    let config = options.config_on(options.data.as_deref().map_or_else(|| guess_data(&state), Ok)?)?;
     let plan = Plan::new(&config, &state, options.form)?;
     let (network, operator) = (config.net.name(), config.operator.name());
     options.accept(&plan.pairing, network)?;
@@ -87,10 +92,10 @@ pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
             "out": options.out, "format": checkpoint.format, "key": state.key, "other_keys": state.others,
             "prefixes": state.prefixes, "form": form, "parameters": built.parameters(), "read": read, "precisions": kinds,
             "ignored": pairing.ignored, "dropped": state.dropped, "kept_default": pairing.optional,
-            "problems": pairing.problems,
+            "problems": pairing.problems, "biases": plan.biases.len(),
         }));
     }
-    say_what_was_done(&kinds, pairing, state.dropped.len());
+    say_what_was_done(&kinds, &plan, state.dropped.len());
     say!(
         "{}: {network} with {operator}, {} form: {} parameters from {read} tensors of {} ({})",
         options.out.display(),
@@ -118,12 +123,17 @@ fn say_what_was_chosen(state: &StateDict, checkpoint: &Checkpoint) {
     }
 }
 
-fn say_what_was_done(kinds: &BTreeMap<&str, usize>, pairing: &Pairing, dropped: usize) {
+fn say_what_was_done(kinds: &BTreeMap<&str, usize>, plan: &Plan, dropped: usize) {
+    let (pairing, biases) = (&plan.pairing, plan.biases.len());
     let cast = kinds.iter().filter(|(kind, _)| **kind != "float32");
     let cast: Vec<String> = cast.map(|(kind, count)| format!("{count} of {kind}")).collect();
     let (ignored, optional) = (pairing.ignored.len(), pairing.optional.len());
     let lines = [
         (cast.len(), format!("cast to float32: {}", cast.join(", "))),
+        (
+            biases,
+            format!("taken into the running means of the batch norms behind them: the biases of {biases} convolutions"),
+        ),
         (ignored, format!("ignored: {ignored} counters")),
         (dropped, format!("dropped by --map: {dropped}")),
         (optional, format!("not in the file, and taken from the operator's options: {optional} temperatures")),
@@ -148,10 +158,10 @@ impl Options {
         Ok(())
     }
 
-    /// The config of the model.
-    fn config(&self, state: &StateDict) -> Result<Config> {
+    /// The config of the model, of that data set.
+    fn config_on(&self, data: &str) -> Result<Config> {
         let mut keys = Mapping::new();
-        let mut data = named("--data", self.data.as_deref().map_or_else(|| guess_data(state), Ok)?)?;
+        let mut data = named("--data", data)?;
         if let Some(root) = &self.root {
             data.insert("root".into(), root.to_string_lossy().into_owned().into());
         }

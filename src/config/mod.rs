@@ -24,6 +24,7 @@ use document::{explain, set_all};
 use serde::{Deserialize, Serialize};
 pub use serde_yaml::{Mapping, Value};
 use sha2::{Digest, Sha256};
+use std::collections::BTreeSet;
 use tch::{Device, Kind, Tensor, nn};
 
 /// A trial: everything that its result depends on.
@@ -72,6 +73,11 @@ impl Built {
     /// Number of parameters that training sets (running statistics not counted).
     pub fn parameters(&self) -> i64 {
         self.store.trainable_variables().iter().map(|variable| variable.numel() as i64).sum()
+    }
+
+    /// Names of its variables.
+    pub fn names(&self) -> BTreeSet<String> {
+        self.store.variables().into_keys().collect()
     }
 
     /// Multiply-accumulates of the convolutions and products for one image.

@@ -1,6 +1,6 @@
 //! PyTorch's weights in: the tensors of a state dict become the variables of a network.
 
-use super::pairing::{Aliases, Pairing, Theirs};
+use super::pairing::{Aliases, Pairing, Problem, Theirs, Wrong};
 use super::pytorch::{Buffer, Checkpoint, Stored};
 use super::state_dict::StateDict;
 use crate::config::{Built, Config};
@@ -10,7 +10,7 @@ use crate::op::naming::ATTENTION;
 use crate::{bad_request, finite};
 use anyhow::Result;
 use std::collections::BTreeMap;
-use tch::{Device, Kind};
+use tch::{Device, Kind, Tensor};
 
 /// What the variables that the file lacks begin with.
 const SEED: i64 = 0;
@@ -22,6 +22,9 @@ pub struct Plan {
     pub form: Form,
     /// Which variable gets which tensor, and what is wrong.
     pub pairing: Pairing,
+    /// The running means of which the bias of the convolution in front is taken away, and the positions of those biases: a convolution
+    /// whose network has none there computes the same so, in training too, where the statistics of the batch hold the bias.
+    pub biases: Vec<(String, usize)>,
     /// The network, with initial values until it is read.
     pub built: Built,
 }
@@ -61,8 +64,9 @@ impl Plan {
         let ours: BTreeMap<String, Vec<i64>> =
             built.store.variables().into_iter().map(|(name, variable)| (name, variable.size())).collect();
         let theirs: Vec<Theirs> = state.tensors.iter().map(|(name, tensor)| theirs(name, tensor)).collect();
-        let pairing = Pairing::new(&ours, &theirs, &aliases(config, &*built.network));
-        Plan { form, pairing, built }
+        let mut pairing = Pairing::new(&ours, &theirs, &aliases(config, &*built.network));
+        let biases = take_biases(&mut pairing, &theirs, &*built.network);
+        Plan { form, pairing, biases, built }
     }
 
     /// Reads the file's numbers into the network, cast to its precision; how many tensors came in which precision.
@@ -73,6 +77,13 @@ impl Plan {
         let (mut buffer, mut kinds) = (Buffer::default(), BTreeMap::new());
         let mut variables = self.built.store.variables();
         let stored = |at: usize| state.tensors[at].1.as_ref().ok();
+        // By our name, which says whether it is a variance; the file may give it another.
+        let expect_finite = |name: &str, variable: &Tensor, at: usize| -> Result<()> {
+            let Some(fault) = finite::fault(name, variable) else { return Ok(()) };
+            let theirs = &state.tensors[at].0;
+            let place = if theirs == name { String::new() } else { format!("{} there: ", printable(theirs)) };
+            bad_request!("{}: {place}{fault} in float32", checkpoint.path())
+        };
         let mut pairs: Vec<(&str, usize, &Stored)> =
             self.pairing.pairs.iter().filter_map(|(name, at)| Some((name.as_str(), *at, stored(*at)?))).collect();
         pairs.sort_by_key(|(_, _, tensor)| tensor.position());
@@ -83,16 +94,34 @@ impl Plan {
                 tch::no_grad(|| variable.f_copy_(&numbers.f_reshape(&size)?).map(drop))
             })?;
             copied?;
-            // By the name that says whether it is a variance, which the file may give another.
-            if let Some(fault) = finite::fault(name, variable) {
-                let theirs = &state.tensors[at].0;
-                let place = if theirs == name { String::new() } else { format!("{} there: ", printable(theirs)) };
-                bad_request!("{}: {place}{fault} in float32", checkpoint.path());
-            }
+            expect_finite(name, variable, at)?;
             *kinds.entry(kind_name(tensor.kind)).or_default() += 1;
+        }
+        for (name, at) in &self.biases {
+            let (Some(mean), Some(bias)) = (variables.get_mut(name), stored(*at)) else { continue };
+            checkpoint.read(bias, &mut buffer, |bias| tch::no_grad(|| mean.f_sub_(bias).map(drop)))??;
+            expect_finite(name, mean, *at)?;
         }
         Ok(kinds)
     }
+}
+
+/// Finds, among the tensors that mean nothing to the network, the biases of convolutions in front of a batch norm.
+fn take_biases(pairing: &mut Pairing, theirs: &[Theirs], network: &dyn Network) -> Vec<(String, usize)> {
+    let mut biases = Vec::new();
+    for site in network.sites() {
+        let (bias, mean) = (format!("{}.bias", site.name), format!("{}.running_mean", site.bn));
+        let is_bias = |tensor: &Theirs| {
+            tensor.name == bias && tensor.unfit.is_none() && tensor.size == [site.geometry.out_channels]
+        };
+        let Some(at) = theirs.iter().position(is_bias) else { continue };
+        let unused = |problem: &Problem| problem.name == bias && problem.wrong == Wrong::Unused;
+        if pairing.problems.iter().any(unused) && pairing.pairs.iter().any(|(name, _)| *name == mean) {
+            pairing.problems.retain(|problem| !unused(problem));
+            biases.push((mean, at));
+        }
+    }
+    biases
 }
 
 /// What the implementations of the operators on a network's sites, and of its attention, call our variables.

@@ -6,6 +6,7 @@ use crate::error::suggest;
 use anyhow::Result;
 use regex::{Regex, RegexBuilder};
 use serde::Deserialize;
+use std::collections::BTreeSet;
 use std::path::Path;
 
 /// Where checkpoints have their state dict: of several the first is taken.
@@ -127,16 +128,23 @@ fn replaced(name: &str, regex: &Regex, to: &str) -> Result<String> {
 }
 
 impl StateDict {
-    /// Finds it: at `key`, or else where checkpoints have it.
+    /// Finds it: at `key`, or else where checkpoints have it. `expected` gives the names that a network's variables have, which is
+    /// asked only where the file leaves several to choose from.
     ///
     /// # Errors
     /// A [`crate::error::BadRequest`] where there is none, or several and no telling which.
-    pub fn find(checkpoint: &Checkpoint, path: &Path, key: Option<&str>, map: &NameMap) -> Result<StateDict> {
+    pub fn find(
+        checkpoint: &Checkpoint,
+        path: &Path,
+        key: Option<&str>,
+        map: &NameMap,
+        expected: &dyn Fn() -> Result<BTreeSet<String>>,
+    ) -> Result<StateDict> {
         let (key, dict, others) = match key {
             Some(key) => (key.to_string(), at(&checkpoint.root, path, key)?, Vec::new()),
             // A module: its parts are dicts of their own.
             None if checkpoint.format == Format::TorchScript => (String::new(), &checkpoint.root, Vec::new()),
-            None => choose(&checkpoint.root, path)?,
+            None => choose(&checkpoint.root, path, expected)?,
         };
         let mut tensors = Vec::new();
         collect(dict, "", checkpoint.format == Format::TorchScript || !has_tensors(dict), &mut tensors);
@@ -162,9 +170,9 @@ impl StateDict {
     /// Takes the wrappers' prefixes off the names.
     fn strip(&mut self) {
         for (name, _) in &mut self.tensors {
-            while let Some(prefix) = PREFIXES.iter().find(|prefix| name.starts_with(**prefix)) {
+            while let Some(prefix) = wrapper(name) {
                 name.drain(..prefix.len());
-                if !self.prefixes.contains(prefix) {
+                if !self.prefixes.contains(&prefix) {
                     self.prefixes.push(prefix);
                 }
             }
@@ -172,9 +180,30 @@ impl StateDict {
     }
 }
 
+/// The wrapper's prefix that a name begins with.
+fn wrapper(name: &str) -> Option<&'static str> {
+    PREFIXES.into_iter().find(|prefix| name.starts_with(prefix))
+}
+
+/// Names of the tensors that a dict has itself.
+fn own_tensors(entry: &Entry) -> impl Iterator<Item = &str> {
+    let entries = if let Entry::Dict(entries) = entry { &entries[..] } else { &[] };
+    entries.iter().filter(|(_, entry)| !matches!(entry, Entry::Dict(_))).map(|(name, _)| name.as_str())
+}
+
 fn has_tensors(entry: &Entry) -> bool {
-    let is_tensor = |(_, entry): &(String, Entry)| !matches!(entry, Entry::Dict(_));
-    matches!(entry, Entry::Dict(entries) if entries.iter().any(is_tensor))
+    own_tensors(entry).next().is_some()
+}
+
+/// How many tensors of a dict have an expected name.
+fn fitting(dict: &Entry, expected: &BTreeSet<String>) -> usize {
+    let bare = |mut name: &str| {
+        while let Some(prefix) = wrapper(name) {
+            name = &name[prefix.len()..];
+        }
+        name.to_string()
+    };
+    own_tensors(dict).filter(|name| expected.contains(&bare(name))).count()
 }
 
 /// The tensors of a dict, and of the dicts in it where `nested`.
@@ -227,34 +256,51 @@ fn candidates<'e>(entry: &'e Entry, keys: &mut Vec<&'e str>, found: &mut Vec<(Ve
 }
 
 /// The keys, the dict, and the keys of the others.
-fn choose<'e>(root: &'e Entry, path: &Path) -> Result<(String, &'e Entry, Vec<String>)> {
-    let mut found = Vec::new();
-    candidates(root, &mut Vec::new(), &mut found);
-    found.retain(|(keys, _)| !keys.iter().any(|key| NO_WEIGHTS.contains(key)));
-    // A file with tensors among its own keys is a state dict, whatever else is in it.
-    if found.first().is_some_and(|(keys, _)| keys.is_empty()) {
-        found.truncate(1);
-    }
+///
+/// Of several dicts a single tensor makes none the state dict (`best_acc1` beside `state_dict`, a history of losses): those that
+/// have less than half as many tensors as the largest are left aside. Of the others the usual keys decide, and then the names.
+fn choose<'e>(
+    root: &'e Entry,
+    path: &Path,
+    expected: &dyn Fn() -> Result<BTreeSet<String>>,
+) -> Result<(String, &'e Entry, Vec<String>)> {
+    let mut all = Vec::new();
+    candidates(root, &mut Vec::new(), &mut all);
+    all.retain(|(keys, _)| !keys.iter().any(|key| NO_WEIGHTS.contains(key)));
+    let most = all.iter().map(|(_, dict)| own_tensors(dict).count()).max().unwrap_or(0);
+    let found: Vec<_> = all.iter().filter(|(_, dict)| 2 * own_tensors(dict).count() >= most).collect();
     let rank = |keys: &[&str]| -> Option<Vec<usize>> {
         keys.iter().map(|key| KEYS.iter().position(|known| known == key)).collect()
     };
-    let usual = found.iter().filter_map(|(keys, dict)| Some((rank(keys)?, keys, *dict))).min_by(|a, b| a.0.cmp(&b.0));
+    let usual = found.iter().filter_map(|chosen| Some((rank(&chosen.0)?, *chosen))).min_by(|a, b| a.0.cmp(&b.0));
     let (keys, dict) = match (usual, found.as_slice()) {
-        (Some((_, keys, dict)), _) => (keys.clone(), dict),
-        (None, [(keys, dict)]) => (keys.clone(), *dict),
+        (Some((_, chosen)), _) => chosen,
+        (None, [chosen]) => *chosen,
         (None, []) => bad_request!("{}: holds no state dict: no dict with tensors in it", path.display()),
-        (None, several) => {
-            let names: Vec<String> = several.iter().take(8).map(|(keys, _)| keys.join(".")).collect();
-            bad_request!(
-                "{}: holds {} dicts of tensors; choose one with --key: {}",
-                path.display(),
-                several.len(),
-                names.join(", ")
-            )
-        }
+        (None, several) => best_fitting(several, path, &expected()?)?,
     };
-    let others = found.iter().filter(|(other, _)| *other != keys).map(|(keys, _)| keys.join(".")).collect();
-    Ok((keys.join("."), dict, others))
+    let others = all.iter().filter(|(other, _)| other != keys).map(|(keys, _)| keys.join("."));
+    Ok((keys.join("."), *dict, others.filter(|key| !key.is_empty()).collect()))
+}
+
+/// The one of several dicts that has the most tensors of the expected names.
+fn best_fitting<'a, 'e>(
+    several: &[&'a (Vec<&'e str>, &'e Entry)],
+    path: &Path,
+    expected: &BTreeSet<String>,
+) -> Result<&'a (Vec<&'e str>, &'e Entry)> {
+    let mut by_fit: Vec<_> = several.iter().map(|chosen| (fitting(chosen.1, expected), *chosen)).collect();
+    by_fit.sort_by_key(|(fit, _)| std::cmp::Reverse(*fit));
+    if by_fit[0].0 > by_fit[1].0 {
+        return Ok(by_fit[0].1);
+    }
+    let names: Vec<String> = several.iter().take(8).map(|(keys, _)| keys.join(".")).collect();
+    bad_request!(
+        "{}: holds {} dicts of tensors; choose one with --key: {}",
+        path.display(),
+        several.len(),
+        names.join(", ")
+    )
 }
 
 #[cfg(test)]

@@ -242,7 +242,10 @@ impl Rebuild<'_> {
     }
 
     fn dict(&mut self, node: Node, depth: usize) -> Result<Option<Entry>, String> {
-        let Some(entries) = node.entries().filter(|_| depth < DEEPEST) else { return Ok(None) };
+        if depth >= DEEPEST {
+            return Ok(None);
+        }
+        let Some(entries) = node.entries() else { return self.sequence(node, depth) };
         let mut items = Vec::new();
         for (key, value) in entries {
             self.item(key, value, depth, &mut items)?;
@@ -250,9 +253,26 @@ impl Rebuild<'_> {
         Ok(Some(Entry::Dict(items)))
     }
 
+    /// The dicts in a list or a tuple, as `(epoch, state)`, by their places. Tensors in one are a history and no weights.
+    fn sequence(&mut self, node: Node, depth: usize) -> Result<Option<Entry>, String> {
+        let Some(nodes) = node.tuple().or_else(|| Some(node.list()?.collect())) else { return Ok(None) };
+        let mut items = Vec::new();
+        for (at, node) in nodes.into_iter().enumerate() {
+            self.named(&at.to_string(), node, depth, &mut items)?;
+        }
+        items.retain(|(_, entry)| matches!(entry, Entry::Dict(_)));
+        Ok((!items.is_empty()).then_some(Entry::Dict(items)))
+    }
+
     fn item(&mut self, key: Node, value: Node, depth: usize, items: &mut Vec<(String, Entry)>) -> Result<(), String> {
         let digits = key.int().map(|key| key.to_string());
-        let Some(key) = key.text().or(digits.as_deref()) else { return Ok(()) };
+        match key.text().or(digits.as_deref()) {
+            Some(key) => self.named(key, value, depth, items),
+            None => Ok(()),
+        }
+    }
+
+    fn named(&mut self, key: &str, value: Node, depth: usize, items: &mut Vec<(String, Entry)>) -> Result<(), String> {
         self.path += key.len();
         let entry = self.entry(value, depth + 1);
         let path = self.path;
