@@ -51,10 +51,17 @@ fn write(path: &Path, tensors: &HashMap<String, Tensor>) {
 
 /// The largest difference between the model's logits and those that PyTorch computed for the same images.
 fn difference(model: &Model) -> f64 {
+    difference_on(model, "images.safetensors")
+}
+
+/// The same for the images and logits of another file.
+fn difference_on(model: &Model, file: &str) -> f64 {
     let _turn = common::turn();
-    let images = read(&checkpoints().join("images.safetensors"));
+    let images = read(&checkpoints().join(file));
     let logits = tch::no_grad(|| model.build(Device::Cpu).unwrap().network.forward_t(&images["x"], false));
-    (logits - &images["y"]).abs().max().double_value(&[])
+    // Over their largest where that is above 1.
+    let size = images["y"].abs().max().double_value(&[]).max(1.);
+    (logits - &images["y"]).abs().max().double_value(&[]) / size
 }
 
 #[test]
@@ -463,4 +470,35 @@ fn a_misspelt_network_is_named_before_anything_else() {
     let (_guard, out) = out();
     let line = error(&run(["import", "/no/such/file", "--net", "resnt20", "-o", &arg(&out)]), 2);
     assert!(line.contains("no network `resnt20`") && line.contains("resnet20"), "{line}");
+}
+
+/// Batch norms add an eps to the variance that only TorchScript's code tells.
+#[test]
+fn the_eps_of_batch_norms_is_read_given_and_kept() {
+    let (guard, out) = out();
+    let folder = checkpoints();
+    let error_of = |file: &str, more: &[&str]| {
+        stdout(&import(&folder.join(file), &out, more));
+        difference_on(&Model::load(&out).unwrap(), "eps_images.safetensors")
+    };
+    // Logits of size 1, in float32; with 1e-5 they are off by as much as they are.
+    assert!(error_of("eps_traced.pt", &[]) < 1e-5 && error_of("eps_scripted.pt", &[]) < 1e-5);
+    assert!(error_of("eps.pth", &[]) > 0.1);
+    assert!(error_of("eps.pth", &["--bn-eps", "0.001"]) < 1e-5);
+    // It is kept in the model, and folded and exported with it.
+    let shown = stdout(&run(["describe", &arg(&out), "--json"]));
+    assert!(shown.contains("0.001"), "{shown}");
+    let compact = guard.path().join("compact.safetensors");
+    stdout(&run(["fold", &arg(&out), "-o", &arg(&compact)]));
+    assert!(difference_on(&Model::load(&compact).unwrap(), "eps_images.safetensors") < 1e-5);
+    let script = guard.path().join("script.pt");
+    stdout(&run(["export", &arg(&out), "--format", "torchscript", "-o", &arg(&script)]));
+    let dict = guard.path().join("identity.safetensors");
+    stdout(&run(["export", &arg(&compact), "--format", "safetensors", "--bn", "identity", "-o", &arg(&dict)]));
+    // Batch norms that do nothing, by their own eps.
+    let variances = read(&dict).into_iter().filter(|(name, _)| name.ends_with("running_var"));
+    assert!(variances.map(|(_, v)| (v - 0.999).abs().max().double_value(&[])).all(|error| error < 1e-7));
+    let output = import(&folder.join("eps_traced.pt"), &out, &["--bn-eps", "1e-4"]);
+    assert!(stderr(&output).contains("its code adds [0.001] to the variance"), "{}", stderr(&output));
+    assert!(error(&import(&folder.join("eps.pth"), &out, &["--bn-eps", "0"]), 2).contains("bn_eps: 0"));
 }

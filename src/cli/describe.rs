@@ -84,7 +84,8 @@ pub fn run(options: &Options, as_json: bool) -> Result<()> {
         };
         return catalogue(&sections, as_json);
     };
-    let description = if target.extension().is_some_and(|extension| extension == "safetensors") {
+    let description = if target.extension().is_some_and(|extension| extension == "safetensors") || Model::is_in(target)
+    {
         if !options.overrides.is_empty() {
             bad_request!("--set: overrides the keys of a YAML file, and {} is a model", target.display());
         }

@@ -49,6 +49,9 @@ pub struct Options {
     /// Standard deviation of each channel
     #[arg(long, value_name = "S,S,S", value_delimiter = ',', requires = "mean")]
     std: Vec<f64>,
+    /// What its batch norms add to the variance, which a state dict does not say [default: what TorchScript says, else 1e-5]
+    #[arg(long, value_name = "EPS")]
+    bn_eps: Option<f64>,
     /// Keys of the state dict in the file, as ema.state_dict [default: the usual ones]
     #[arg(long, value_name = "KEY.KEY")]
     key: Option<String>,
@@ -69,7 +72,7 @@ pub struct Options {
 pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
     machine.prepare()?;
     // First, so that a name with a slip in it is named before anything that follows of it.
-    let sample = options.config_on("shapes")?;
+    let sample = options.config_on("shapes", options.bn_eps)?;
     files::expect_writable(&options.out)?;
     let map = options.map.as_deref().map(NameMap::read).transpose()?.unwrap_or_default();
     let checkpoint = Checkpoint::open(&options.file)?;
@@ -77,7 +80,8 @@ pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
         Ok(sample.build(options.form.unwrap_or(Form::Expanded), Device::Cpu)?.names())
     })?;
     say_what_was_chosen(&state, &checkpoint);
-    let config = options.config_on(options.data.as_deref().map_or_else(|| guess_data(&state), Ok)?)?;
+    let data = options.data.as_deref().map_or_else(|| guess_data(&state), Ok)?;
+    let config = options.config_on(data, options.bn_eps(&checkpoint)?)?;
     let plan = Plan::new(&config, &state, options.form)?;
     let (network, operator) = (config.net.name(), config.operator.name());
     options.accept(&plan.pairing, network)?;
@@ -158,8 +162,30 @@ impl Options {
         Ok(())
     }
 
+    /// What the batch norms add to the variance, where that is known.
+    fn bn_eps(&self, checkpoint: &Checkpoint) -> Result<Option<f64>> {
+        let file = self.file.display();
+        match (self.bn_eps, checkpoint.bn_eps()?.as_slice()) {
+            (None, []) => Ok(None),
+            (None, [eps]) => Ok(Some(*eps)),
+            (None, several) => {
+                bad_request!(
+                    "{file}: its batch norms add {several:?} to the variance, and a model has one; choose with --bn-eps"
+                )
+            }
+            (Some(given), theirs) => {
+                if !theirs.is_empty() && theirs != [given] {
+                    note!(
+                        "{file}: its code adds {theirs:?} to the variance of its batch norms; --bn-eps {given} is taken"
+                    );
+                }
+                Ok(Some(given))
+            }
+        }
+    }
+
     /// The config of the model, of that data set.
-    fn config_on(&self, data: &str) -> Result<Config> {
+    fn config_on(&self, data: &str, bn_eps: Option<f64>) -> Result<Config> {
         let mut keys = Mapping::new();
         let mut data = named("--data", data)?;
         if let Some(root) = &self.root {
@@ -167,6 +193,9 @@ impl Options {
         }
         keys.insert("data".into(), data.into());
         keys.insert("net".into(), named("--net", &self.net)?.into());
+        if let Some(eps) = bn_eps {
+            keys.insert("bn_eps".into(), eps.into());
+        }
         for (key, flag, value) in
             [("operator", "--operator", &self.operator), ("attention", "--attention", &self.attention)]
         {

@@ -1,6 +1,6 @@
 //! An experiment: a YAML file, the keys that `--set` overrides, and the resolved trial that is run and saved.
 //!
-//! A file holds one trial (`data`, `net`, `operator`, `apply_to`, `train`, `seed`), and for a sweep also `axes` (a grid) or
+//! A file holds one trial (`data`, `net`, `operator`, `apply_to`, `bn_eps`, `train`, `seed` …), and for a sweep also `axes` (a grid) or
 //! `vary` (one factor at a time), `baseline`, `seeds`, `prune` and `paper`. `base: other.yaml` takes another file's keys first, one
 //! level deep. serde_yaml stays behind this module, [`mod@yaml`], [`placement`] and the registry.
 
@@ -15,6 +15,7 @@ use crate::error::suggest;
 use crate::net::NetConfig;
 use crate::net::block::{Builder, Form, Network, Plan, Site, SiteTrace, Word, trace_sites};
 use crate::op::exec::Wanted;
+use crate::op::layers;
 use crate::op::{AttentionConfig, ClassifierConfig, OperatorConfig};
 use crate::placement;
 use crate::precision::Precision;
@@ -45,6 +46,9 @@ pub struct Config {
     /// What stands behind each block of the network. Default: nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attention: Option<AttentionConfig>,
+    /// What the batch norms add to the variance, as `eps` of torch.nn.BatchNorm2d. Default 1e-5.
+    #[serde(default = "pytorch_bn_eps", skip_serializing_if = "is_pytorch_bn_eps")]
+    pub bn_eps: f64,
     /// The last layer. Default `linear`.
     #[serde(default, skip_serializing_if = "is_default")]
     pub classifier: ClassifierConfig,
@@ -54,6 +58,14 @@ pub struct Config {
     /// Decides the initial values, the order of the images, their augmentation and the dropout. Default 0.
     #[serde(default)]
     pub seed: u64,
+}
+
+fn pytorch_bn_eps() -> f64 {
+    layers::BN_EPS
+}
+
+fn is_pytorch_bn_eps(eps: &f64) -> bool {
+    *eps == layers::BN_EPS
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -238,6 +250,10 @@ impl Config {
                 .map_err(|reason| format!("attention.{reason}")),
             config.classifier.recipe_mut().resolve().map_err(|reason| format!("classifier.{reason}")),
             config.net.recipe().check().map_err(|reason| format!("net.{reason}")),
+            match config.bn_eps > 0. && config.bn_eps <= 1. {
+                true => Ok(()),
+                false => Err(format!("bn_eps: {}; give a number above 0 and at most 1", config.bn_eps)),
+            },
             config.data.check().map_err(|reason| format!("data.{reason}")),
             config.train.check().map_err(|reason| format!("train.{reason}")),
         ];
@@ -286,7 +302,8 @@ impl Config {
         let store = nn::VarStore::new(device);
         let (apply_to, attention, classifier) = (&*self.apply_to, self.attention.as_ref(), &self.classifier);
         let builder = Builder { apply_to, attention, classifier, plan, ..Builder::new(&self.operator, form) };
-        let network = self.net.recipe().build(&store.root(), &builder, self.data.spec())?;
+        let build = || self.net.recipe().build(&store.root(), &builder, self.data.spec());
+        let network = layers::with_bn_eps(self.bn_eps, build)?;
         debug_assert!(store.variables().keys().all(|name| !name.contains("__")), "a name was registered twice");
         self.check_sites(&network.sites())?;
         Ok(Built { store, network })

@@ -32,7 +32,7 @@ pub fn dict(model: &Model, bn: Bn) -> Result<BTreeMap<String, Tensor>> {
                 "--bn identity: the model is in expanded form and has its batch norms; fold it first, or leave --bn out"
             );
         }
-        identities(&built, &mut all)?;
+        identities(&built, model.about.config.bn_eps, &mut all)?;
     }
     let counters: Vec<String> = all
         .keys()
@@ -44,7 +44,7 @@ pub fn dict(model: &Model, bn: Bn) -> Result<BTreeMap<String, Tensor>> {
 }
 
 /// Moves the bias of each site into a batch norm that does nothing else.
-fn identities(built: &Built, all: &mut BTreeMap<String, Tensor>) -> Result<()> {
+fn identities(built: &Built, eps: f64, all: &mut BTreeMap<String, Tensor>) -> Result<()> {
     for site in built.network.sites() {
         let Site { name, bn, operator, .. } = site;
         if site.kernel().is_none() {
@@ -56,7 +56,7 @@ fn identities(built: &Built, all: &mut BTreeMap<String, Tensor>) -> Result<()> {
         let Some(bias) = all.remove(&format!("{name}.bias")) else { continue };
         let ones = bias.ones_like();
         // (x - 0) / sqrt(var + eps) = x.
-        let variance = &ones - 1e-5;
+        let variance = &ones - eps;
         let parts = [("weight", ones), ("running_mean", bias.zeros_like()), ("running_var", variance), ("bias", bias)];
         all.extend(parts.map(|(part, tensor)| (format!("{bn}.{part}"), tensor)));
     }

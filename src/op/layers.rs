@@ -5,6 +5,7 @@ use crate::native::{self, Behind, Term};
 use crate::op::moments::{SampleMoments, Statistics};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::cell::Cell;
 use tch::{Device, Kind, Tensor, nn, nn::Init};
 
 /// What stands behind a convolution and its batch norm.
@@ -65,18 +66,34 @@ pub fn empty_kernel(path: &nn::Path, geometry: Geometry) -> Kernel {
     Kernel { weight: empty_weight(path, &geometry), bias: Some(bias), geometry }
 }
 
-/// Batch norm over (N, C, H, W), as torch.nn.BatchNorm2d: momentum 0.1, eps 1e-5, weight 1, bias 0.
+/// What a batch norm adds to the variance where nothing else is said: PyTorch's default.
+pub const BN_EPS: f64 = 1e-5;
+
+thread_local! {
+    static EPS: Cell<f64> = const { Cell::new(BN_EPS) };
+}
+
+/// Builds layers whose batch norms, those of the operators' branches too, add `eps` to the variance.
+pub fn with_bn_eps<T>(eps: f64, build: impl FnOnce() -> T) -> T {
+    let outer = EPS.replace(eps);
+    let built = build();
+    EPS.set(outer);
+    built
+}
+
+/// Batch norm over (N, C, H, W), as torch.nn.BatchNorm2d: momentum 0.1, weight 1, bias 0, and the eps of [`with_bn_eps`], else
+/// [`BN_EPS`].
 #[derive(Debug)]
 pub struct BatchNorm {
     weight: Tensor,
     bias: Tensor,
     running_mean: Tensor,
     running_var: Tensor,
+    eps: f64,
 }
 
 impl BatchNorm {
     const MOMENTUM: f64 = 0.1;
-    const EPS: f64 = 1e-5;
 
     /// On `path`: `weight`, `bias`, `running_mean`, `running_var`, each (C).
     pub fn new(path: &nn::Path, channels: i64) -> BatchNorm {
@@ -85,6 +102,7 @@ impl BatchNorm {
             bias: path.var("bias", &[channels], Init::Const(0.)),
             running_mean: path.zeros_no_train("running_mean", &[channels]),
             running_var: path.ones_no_train("running_var", &[channels]),
+            eps: EPS.get(),
         }
     }
 
@@ -96,7 +114,7 @@ impl BatchNorm {
     /// What it is at evaluation statistics, in float64.
     pub fn affine(&self) -> Affine {
         let double = |tensor: &Tensor| tensor.detach().to_kind(Kind::Double);
-        let scale = double(&self.weight) / (double(&self.running_var) + Self::EPS).sqrt();
+        let scale = double(&self.weight) / (double(&self.running_var) + self.eps).sqrt();
         let shift = double(&self.bias) - double(&self.running_mean) * &scale;
         Affine { scale, shift }
     }
@@ -104,11 +122,11 @@ impl BatchNorm {
     /// A 1x1 kernel with this behind it at the statistics that the batch gives it: the input of the kernel has these moments. The
     /// running statistics follow. Differentiable; float64.
     fn fold_batch(&self, kernel: &Kernel, moments: &Statistics) -> Kernel {
-        let BatchNorm { weight, bias, running_mean, running_var } = self;
+        let BatchNorm { weight, bias, running_mean, running_var, eps } = self;
         let norm = Behind { weight, bias, running_mean, running_var, kernel_bias: kernel.bias.as_ref() };
         let (mean, covariance, positions) = (&moments.mean, &moments.covariance, moments.positions as f64);
         let matrix = kernel.weight.flatten(1, -1);
-        let folded = native::fold_norm(&matrix, &norm, [mean, covariance], positions, Self::MOMENTUM, Self::EPS);
+        let folded = native::fold_norm(&matrix, &norm, [mean, covariance], positions, Self::MOMENTUM, *eps);
         let [weight, bias] = folded.unwrap_or_else(|| self.fold_composed(&kernel.to_kind(Kind::Double), moments));
         Kernel { weight: weight.view_as(&kernel.weight), bias: Some(bias), geometry: kernel.geometry }
     }
@@ -132,7 +150,7 @@ impl BatchNorm {
             follow(&self.running_mean, mean);
             follow(&self.running_var, &(variance * (n / (n - 1.))));
         });
-        let scale = self.weight.to_kind(Kind::Double) * (variance + Self::EPS).rsqrt();
+        let scale = self.weight.to_kind(Kind::Double) * (variance + self.eps).rsqrt();
         let shift = self.bias.to_kind(Kind::Double) - mean * &scale;
         Affine { scale, shift }
     }
@@ -141,7 +159,7 @@ impl BatchNorm {
     fn forward(&self, x: &Tensor, train: bool) -> Tensor {
         let (weight, bias) = (Some(&self.weight), Some(&self.bias));
         let (mean, var) = (Some(&self.running_mean), Some(&self.running_var));
-        x.batch_norm(weight, bias, mean, var, train, Self::MOMENTUM, Self::EPS, true)
+        x.batch_norm(weight, bias, mean, var, train, Self::MOMENTUM, self.eps, true)
     }
 }
 
@@ -193,14 +211,18 @@ impl Norm {
     }
 
     fn sum_native(terms: &[(&Norm, Tensor)], activation: Activation) -> Option<Tensor> {
-        let mut all = Vec::with_capacity(terms.len());
+        let (mut all, mut common) = (Vec::with_capacity(terms.len()), None);
         for (norm, x) in terms {
-            let Norm::Batch(BatchNorm { weight, bias, running_mean, running_var }) = norm else { return None };
+            let Norm::Batch(BatchNorm { weight, bias, running_mean, running_var, eps }) = norm else { return None };
+            if *common.get_or_insert(*eps) != *eps {
+                return None;
+            }
             all.push(Term { x, weight, bias, running_mean, running_var });
         }
+        let eps = common?;
         let sum = |part: &[Term], activation: Activation| {
             let (low, high) = activation.bounds();
-            native::norm_sum(part, BatchNorm::MOMENTUM, BatchNorm::EPS, low, high)
+            native::norm_sum(part, BatchNorm::MOMENTUM, eps, low, high)
         };
         if all.len() <= native::MAX_TERMS {
             return sum(&all, activation);

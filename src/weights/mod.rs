@@ -16,6 +16,8 @@ use crate::tune::Tuned;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 use tch::{Device, Tensor};
 
@@ -52,6 +54,13 @@ impl Model {
     /// Writes the file.
     pub fn save(&self, path: &Path) -> Result<()> {
         tensors::write(path, &self.about, &self.tensors)
+    }
+
+    /// Whether a file is one of tensors, by its first bytes, whatever its name.
+    pub fn is_in(path: &Path) -> bool {
+        let mut head = [0; 9];
+        // Text has no zeros.
+        File::open(path).and_then(|mut file| file.read_exact(&mut head)).is_ok() && head[7..] == [0, b'{']
     }
 
     /// Reads a file.

@@ -92,6 +92,20 @@ impl Checkpoint {
         &self.source.name
     }
 
+    /// What its batch norms add to the variance, each value once. Only TorchScript keeps it; empty for the other formats.
+    ///
+    /// # Errors
+    /// A [`crate::error::BadRequest`] where the file is damaged.
+    pub fn bn_eps(&self) -> Result<Vec<f64>> {
+        if self.format != Format::TorchScript {
+            return Ok(Vec::new());
+        }
+        match zip::bn_eps(&self.source) {
+            Ok(eps) => Ok(eps),
+            Err(what) => bad_request!("{}: {what}", self.source.name),
+        }
+    }
+
     /// The numbers of one of its tensors.
     ///
     /// # Errors

@@ -7,11 +7,15 @@ use super::{Entry, Format, Source};
 use crate::files;
 use crate::pickle::{Node, Pickle};
 use flate2::Crc;
+use flate2::read::DeflateDecoder;
 use std::collections::HashMap;
+use std::io::Read;
 
 /// Bytes of the record at the end, and of the longest comment behind it.
 const END: u64 = 22;
 const COMMENT: u64 = 0xffff;
+/// Bytes of a file of code at most.
+const LONGEST_CODE: u64 = 1 << 24;
 
 /// The entries, by name.
 struct Archive<'s> {
@@ -24,6 +28,8 @@ struct Archive<'s> {
 struct Item {
     method: u64,
     crc: u32,
+    /// Bytes in the file, and of the content.
+    packed: u64,
     bytes: u64,
     header: u64,
 }
@@ -54,20 +60,42 @@ impl<'s> Archive<'s> {
         Ok(Archive { source, entries })
     }
 
-    /// Where the bytes of an entry lie.
+    /// Where the bytes of an entry lie that is not compressed.
     fn place(&self, name: &str) -> Result<(u64, Item), String> {
-        let item =
-            *self.entries.get(name).ok_or_else(|| format!("is damaged: it has no entry `{}`", name.escape_debug()))?;
+        let (start, item) = self.place_packed(name)?;
         if item.method != 0 {
             return Err(format!("has a compressed entry, `{}`; torch.save writes none", name.escape_debug()));
         }
+        Ok((start, item))
+    }
+
+    /// Where the bytes of an entry lie.
+    fn place_packed(&self, name: &str) -> Result<(u64, Item), String> {
+        let item =
+            *self.entries.get(name).ok_or_else(|| format!("is damaged: it has no entry `{}`", name.escape_debug()))?;
         let header = self.source.bytes(item.header, 30)?;
         if !header.starts_with(b"PK\x03\x04") {
             return Err(format!("is damaged: no entry `{}` where its directory says", name.escape_debug()));
         }
         let start = item.header + 30 + number(&header, 26, 2)? + number(&header, 28, 2)?;
-        self.source.check(start, item.bytes)?;
+        self.source.check(start, item.packed)?;
         Ok((start, item))
+    }
+
+    /// The text of an entry, which may be compressed; none where it is too long to be code.
+    fn text(&self, name: &str) -> Result<Option<String>, String> {
+        let (start, item) = self.place_packed(name)?;
+        if item.packed > LONGEST_CODE {
+            return Ok(None);
+        }
+        let packed = self.source.bytes(start, item.packed)?;
+        let mut text = Vec::new();
+        let read = match item.method {
+            0 => packed.as_slice().read_to_end(&mut text),
+            _ => DeflateDecoder::new(packed.as_slice()).take(LONGEST_CODE).read_to_end(&mut text),
+        };
+        read.map_err(|error| format!("is damaged: `{}`: {error}", name.escape_debug()))?;
+        Ok(String::from_utf8(text).ok())
     }
 
     fn bytes(&self, name: &str) -> Result<Vec<u8>, String> {
@@ -125,7 +153,38 @@ fn item(record: &[u8], extra: &[u8]) -> Result<Item, String> {
     if method == 0 && packed != bytes {
         return Err("is a damaged zip archive: an entry has two sizes".into());
     }
-    Ok(Item { method, crc: number(record, 16, 4)? as u32, bytes, header })
+    Ok(Item { method, crc: number(record, 16, 4)? as u32, packed, bytes, header })
+}
+
+/// The eps of the batch norms of a TorchScript archive, each value once. A traced module has it in its calls of
+/// `torch.batch_norm`, a scripted one in its class. The code is not run.
+pub(super) fn bn_eps(source: &Source) -> Result<Vec<f64>, String> {
+    let archive = Archive::open(source)?;
+    let mut found = Vec::new();
+    for name in archive.entries.keys().filter(|name| name.contains("code/") && name.ends_with(".py")) {
+        let Some(code) = archive.text(name)? else { continue };
+        let calls = code.split("torch.batch_norm(").skip(1).filter_map(eps_of_call);
+        let classes = code.split("class ").filter(|class| class.contains("\"running_var\"")).filter_map(eps_of_class);
+        found.extend(calls.chain(classes));
+    }
+    found.sort_by(f64::total_cmp);
+    found.dedup();
+    Ok(found)
+}
+
+/// The last argument but one of the call whose arguments these are; none where it is a variable.
+fn eps_of_call(arguments: &str) -> Option<f64> {
+    let mut depth = 1;
+    let end = arguments.find(|letter| {
+        depth += i32::from(letter == '(') - i32::from(letter == ')');
+        depth == 0
+    })?;
+    arguments[..end].trim_end_matches([',', ' ']).rsplit(',').nth(1)?.trim().parse().ok()
+}
+
+fn eps_of_class(class: &str) -> Option<f64> {
+    let line = class.split("  eps : Final[float] = ").nth(1)?;
+    line.lines().next()?.trim().parse().ok()
 }
 
 /// The dicts and tensors of an archive.
