@@ -24,6 +24,9 @@ pub struct Choice {
     pub values: String,
     /// What it means, its default, and what each name means.
     pub meaning: String,
+    /// The values, where they are a few words.
+    #[serde(skip)]
+    pub words: Vec<String>,
 }
 
 impl Entry {
@@ -41,11 +44,15 @@ fn choices(schema: &Value) -> Vec<Choice> {
 }
 
 fn choice(schema: &Value, key: &str, option: &Value) -> Choice {
-    let mut meaning = text(option);
+    let (mut meaning, mut words) = (text(option), Vec::new());
     for (name, what) in names(schema, option) {
         meaning += &format!(" `{name}`: {what}");
+        words.push(name.to_string());
     }
-    Choice { key: key.to_string(), values: values(schema, option), meaning }
+    if words.len() < alternatives(schema, option).len() {
+        words.clear();
+    }
+    Choice { key: key.to_string(), values: values(schema, option), meaning, words }
 }
 
 /// The description on one line.
@@ -165,6 +172,8 @@ mod tests {
             ["number", "number | {from, to}", ""],
         ];
         assert_eq!(rows, expected);
+        let words: Vec<usize> = entry.options.iter().map(|option| option.words.len()).collect();
+        assert_eq!(words, [0, 2, 0, 2, 0, 0]);
         assert_eq!(Entry::new("b", &[], &schemars::schema_for!(Wrapped)).options, entry.options);
     }
 }

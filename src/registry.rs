@@ -106,3 +106,9 @@ pub fn options<E: serde::de::Error, C: DeserializeOwned>(rest: Mapping) -> Resul
         if path == "." { E::custom(inner) } else { E::custom(format!("{path}: {inner}")) }
     })
 }
+
+/// Whether an option is as it would be if it were left out. Options that came after files were written are then left out, so that what
+/// they name, such as trials, keeps its name.
+pub(crate) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}

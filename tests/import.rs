@@ -502,3 +502,51 @@ fn the_eps_of_batch_norms_is_read_given_and_kept() {
     assert!(stderr(&output).contains("its code adds [0.001] to the variance"), "{}", stderr(&output));
     assert!(error(&import(&folder.join("eps.pth"), &out, &["--bn-eps", "0"]), 2).contains("bn_eps: 0"));
 }
+
+/// Weights whose names and shapes fit a network that they were not trained in.
+#[test]
+fn weights_that_are_read_wrong_are_noticed_and_read_otherwise() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| arg(&folder.path().join(name));
+    let yaml = "{data: {name: shapes, train: 1024, test: 512}, net: {name: resnet20, width: 0.5, shortcut: a_end}, \
+                operator: {name: plain}, bn_eps: 0.001, train: {epochs: 6, batch: 32, exec: branches}}";
+    std::fs::write(path("trial.yaml"), yaml).unwrap();
+    stdout(&run(["train", &path("trial.yaml"), "--out", &path("trial"), "--threads", "2"]));
+    let trained = path("trial/model.safetensors");
+    let json = |args: &[&str]| serde_json::from_str::<serde_json::Value>(&stdout(&run(args))).unwrap();
+    let evaluated = |model: &str, more: &[&str]| json(&[&["eval", model, "--json"], more].concat());
+    let top1 = evaluated(&trained, &[])["top1"].as_f64().unwrap();
+    assert!(top1 > 30., "{top1}");
+    let quiet = run(["eval", &trained]);
+    assert!(!stderr(&quiet).contains("near chance"), "{}", stderr(&quiet));
+
+    let (state, model) = (path("state.safetensors"), path("model"));
+    stdout(&run(["export", &trained, "--format", "safetensors", "-o", &state]));
+    let data = "{name: shapes, train: 1024, test: 512}";
+    let wrong = ["--net", "{name: resnet20, width: 0.5}", "--mean", "0,0,0", "--std", "1,1,1"];
+    stdout(&import(Path::new(&state), Path::new(&model), &[&["--data", data], &wrong[..]].concat()));
+    for command in ["eval", "compare"] {
+        let output = run([command, &model]);
+        assert!(stderr(&output).contains("near chance (10.00 %)") && stderr(&output).contains("--try"), "{command}");
+    }
+    let best = evaluated(&model, &["--try"])["tried"]["best"].clone();
+    let expected = ["net.shortcut: a_end", "mean 0.485,0.456,0.406, std 0.229,0.224,0.225", "bn_eps: 0.001"];
+    let found: Vec<&str> = best["facts"].as_array().unwrap().iter().map(|fact| fact.as_str().unwrap()).collect();
+    // The normalisation of the trained model is that of its own images, which ImageNet's is near; eps may come last, or make no
+    // difference of a point.
+    assert_eq!(found[..2], expected[..2], "{best}");
+    let better = best["top1"].as_f64().unwrap();
+    assert!((better - top1).abs() < 15., "{better}, trained {top1}");
+    // The flags are those that import takes.
+    let flags = best["flags"].as_array().unwrap().iter().flat_map(|flag| flag.as_str().unwrap().split_once(' '));
+    let flags = flags.flat_map(|(flag, value)| match value.split_once(" --std ") {
+        Some((mean, std)) => vec![flag, mean, "--std", std],
+        None => vec![flag, value.trim_matches('\'')],
+    });
+    let again: Vec<&str> = ["--data", data].into_iter().chain(flags).collect();
+    stdout(&import(Path::new(&state), Path::new(&model), &again));
+    let again = evaluated(&model, &[])["top1"].as_f64().unwrap();
+    assert_eq!(again, better);
+    let compared = json(&["compare", &model, "--try", "--json"]);
+    assert_eq!(compared["tried"]["top1"].as_f64().unwrap(), again);
+}

@@ -21,7 +21,9 @@
 //! resnet20 are those of a module with these names, which loads that checkpoint, for such an image of 32x32. Those of the RepVGGs,
 //! MobileOnes and the ResNeSt are timm 1.0's, its names replaced by the references' before they are sorted; those of the VGG are
 //! torchvision's `features`, the biases of the convolutions taken away, the mean over the map and `classifier = Linear(512, 10)`;
-//! those of the TiedResNet a module that was written from the description in `src/net/tied_resnet.rs`.
+//! those of the TiedResNet a module that was written from the description in `src/net/tied_resnet.rs`. `resnet50_strides` has the
+//! strides of `conv1` and `conv2` of each bottleneck exchanged, `resnet50_ceil` has `maxpool = MaxPool2d(3, 2, ceil_mode=True)`,
+//! `mobilenet_v2_relu` has `ReLU` for each `ReLU6`, and `resnet20_a_end` pads its shortcuts behind alone.
 
 mod common;
 
@@ -50,9 +52,13 @@ const TORCHVISION: [(&str, &str); 10] = [
 ];
 
 /// The others of `logits.txt`: by its name, ours, the operator, classes and size of the image.
-const OTHERS: [(&str, &str, &str, i64, i64); 9] = [
+const OTHERS: [(&str, &str, &str, i64, i64); 13] = [
     ("resnet20_a", "{name: resnet20}", PLAIN, 10, 32),
+    ("resnet20_a_end", "{name: resnet20, shortcut: a_end}", PLAIN, 10, 32),
     ("resnet20_b", "{name: resnet20, shortcut: b}", PLAIN, 10, 32),
+    ("resnet50_strides", "{name: resnet50, stride_at: pointwise}", PLAIN, 1000, 64),
+    ("resnet50_ceil", "{name: resnet50, pooling: ceil}", PLAIN, 1000, 64),
+    ("mobilenet_v2_relu", "{name: mobilenet_v2, activation: relu}", PLAIN, 1000, 64),
     ("repvgg_a0", "{name: repvgg_a0}", "{name: repvgg}", 1000, 64),
     ("repvgg_b1g4", "{name: repvgg_b1g4}", "{name: repvgg}", 1000, 64),
     ("mobileone_s0", "{name: mobileone_s0}", "{name: mobileone}", 1000, 64),

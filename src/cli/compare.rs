@@ -1,6 +1,7 @@
 //! `foldconv compare MODEL`: the expanded form against the compact one.
 
 use super::output::{json, print};
+use super::readings::{self, Tried};
 use super::{FromModel, Machine};
 use crate::bench::latency;
 use crate::data::batch::Batches;
@@ -17,6 +18,9 @@ use serde::Serialize;
 pub struct Options {
     #[command(flatten)]
     from: FromModel,
+    /// Try the other networks that the weights fit: what a state dict does not say, read otherwise
+    #[arg(long = "try")]
+    tries: bool,
 }
 
 /// The JSON document.
@@ -26,6 +30,9 @@ struct Comparison {
     expanded: Measured,
     compact: Measured,
     fold: FoldResult,
+    /// What `--try` found.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tried: Option<Tried>,
 }
 
 #[derive(Serialize)]
@@ -62,11 +69,16 @@ pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
         expanded: measure(&expanded, both.expanded),
         compact: measure(&compact, both.compact),
         fold: both.agreement.into(),
+        tried: if options.tries { Some(readings::try_all(&model, &test, device)?) } else { None },
     };
     if as_json {
         return json(&comparison);
     }
     print_text(&comparison)?;
+    match &comparison.tried {
+        Some(tried) => readings::print_text(tried)?,
+        None => readings::hint(comparison.expanded.result.top1, &model, &options.from.model),
+    }
     Ok(())
 }
 

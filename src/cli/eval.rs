@@ -1,17 +1,33 @@
 //! `foldconv eval MODEL`: top-1, top-5 and loss on the test split.
 
 use super::output::json;
+use super::readings::{self, Tried};
 use super::{FromModel, Machine};
 use crate::data::batch::Batches;
 use crate::say;
 use crate::train::evaluate::evaluate;
+use crate::train::result::FormResult;
 use anyhow::Result;
 use clap::Args;
+use serde::Serialize;
 
 #[derive(Debug, Args)]
 pub struct Options {
     #[command(flatten)]
     from: FromModel,
+    /// Try the other networks that the weights fit: what a state dict does not say, read otherwise
+    #[arg(long = "try")]
+    tries: bool,
+}
+
+/// The JSON document.
+#[derive(Serialize)]
+struct Evaluated {
+    #[serde(flatten)]
+    result: FormResult,
+    /// What `--try` found.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tried: Option<Tried>,
 }
 
 pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
@@ -22,8 +38,9 @@ pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
     let test = data.load()?.test;
     let batches = Batches::test(&test, &data.augment(), &model.about.normalisation, device);
     let result = evaluate(&network, &batches)?.with_cost(&network, data.spec());
+    let tried = if options.tries { Some(readings::try_all(&model, &test, device)?) } else { None };
     if as_json {
-        return json(&result);
+        return json(&Evaluated { result, tried });
     }
     say!(
         "top-1 {:.2} %, top-5 {:.2} %, loss {:.4} on {} images of {}",
@@ -33,5 +50,9 @@ pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
         batches.len(),
         data.source.name()
     )?;
+    match &tried {
+        Some(tried) => readings::print_text(tried)?,
+        None => readings::hint(result.top1, &model, &options.from.model),
+    }
     Ok(())
 }

@@ -10,6 +10,7 @@ mod export;
 mod fold;
 mod import;
 mod output;
+mod readings;
 mod report;
 mod sweep;
 mod train;

@@ -19,6 +19,7 @@ use crate::op::layers;
 use crate::op::{AttentionConfig, ClassifierConfig, OperatorConfig};
 use crate::placement;
 use crate::precision::Precision;
+use crate::registry;
 use crate::{bad_request, yaml};
 use anyhow::Result;
 use document::{explain, set_all};
@@ -50,7 +51,7 @@ pub struct Config {
     #[serde(default = "pytorch_bn_eps", skip_serializing_if = "is_pytorch_bn_eps")]
     pub bn_eps: f64,
     /// The last layer. Default `linear`.
-    #[serde(default, skip_serializing_if = "is_default")]
+    #[serde(default, skip_serializing_if = "registry::is_default")]
     pub classifier: ClassifierConfig,
     /// How it is trained.
     #[serde(default)]
@@ -66,10 +67,6 @@ fn pytorch_bn_eps() -> f64 {
 
 fn is_pytorch_bn_eps(eps: &f64) -> bool {
     *eps == layers::BN_EPS
-}
-
-fn is_default<T: Default + PartialEq>(value: &T) -> bool {
-    *value == T::default()
 }
 
 /// A network and the store that holds its variables.

@@ -57,11 +57,20 @@ pub struct MaxPool {
     pub stride: i64,
     /// Rows and columns of -infinity on each side.
     pub padding: i64,
+    /// Whether a last window may reach over the edge.
+    pub ceil: bool,
+}
+
+impl MaxPool {
+    /// Of windows of `window` rows and columns every `stride`, with `padding` around the map.
+    pub fn new(window: i64, stride: i64, padding: i64) -> MaxPool {
+        MaxPool { window, stride, padding, ceil: false }
+    }
 }
 
 impl Part for MaxPool {
     fn forward(&self, x: &Tensor, _shared: Option<&Tensor>, _train: bool) -> Tensor {
-        x.max_pool2d([self.window; 2], [self.stride; 2], [self.padding; 2], [1, 1], false)
+        x.max_pool2d([self.window; 2], [self.stride; 2], [self.padding; 2], [1, 1], self.ceil)
     }
 }
 

@@ -23,9 +23,11 @@ const BLOCKS: [usize; 4] = [3, 5, 7, 9];
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Shortcut {
-    /// Every second row and column, with channels of zeros before and behind: no parameters.
+    /// Every second row and column, with channels of zeros before and behind, as in akamaster's code: no parameters.
     #[default]
     A,
+    /// The same with all channels of zeros behind, as in other public code: the weights of one fit the other.
+    AEnd,
     /// A 1x1 convolution with stride 2 and its batch norm.
     B,
 }
@@ -34,7 +36,7 @@ pub enum Shortcut {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// The way around a block that changes the shape: `a`, a part of the pixels and zeros, or `b`, a 1x1 convolution.
+    /// The way around a block that changes the shape: `a` or `a_end`, a part of the pixels and zeros, or `b`, a 1x1 convolution.
     /// Default `a`.
     pub shortcut: Shortcut,
     /// Multiplies the channels. Default 1.
@@ -73,26 +75,29 @@ fn new_block(path: &nn::Path, builder: &Builder, shape: Shape, shortcut: Shortcu
     let spatial = |geometry| (SiteKind::Spatial, geometry, Standing::Operator);
     let (first, second) = (Geometry::same(inputs, outputs, 3).stride(stride), Geometry::same(outputs, outputs, 3));
     let main = residual::main_branch(&mut block, &[spatial(first), spatial(second)])?;
+    let more = outputs - inputs;
+    let subsample = |before| vec![Box::new(Subsample { stride, before, behind: more - before }) as _];
     let shortcut = match shortcut {
-        Shortcut::A if inputs != outputs => vec![Box::new(Subsample { stride, channels: outputs - inputs }) as _],
+        Shortcut::A if more != 0 => subsample(more / 2),
+        Shortcut::AEnd if more != 0 => subsample(0),
         _ => residual::projection(&mut block, &shape, "shortcut.0", "shortcut.1")?,
     };
     let shortcut: Option<Parts> = Some(shortcut);
     Ok(Box::new(Residual { main, shortcut, activation: Activation::Relu, common: block.finish(outputs)? }))
 }
 
-/// Every `stride`th row and column, and so many channels of zeros more: half of them before, half behind.
+/// Every `stride`th row and column, with channels of zeros on both sides of the input's.
 #[derive(Debug)]
 struct Subsample {
     stride: i64,
-    channels: i64,
+    before: i64,
+    behind: i64,
 }
 
 impl Part for Subsample {
     fn forward(&self, x: &Tensor, _shared: Option<&Tensor>, _train: bool) -> Tensor {
-        let half = self.channels / 2;
         let [height, width] = [2, 3].map(|axis| x.size()[axis]);
         let pixels = x.slice(2, 0, height, self.stride).slice(3, 0, width, self.stride);
-        pixels.constant_pad_nd([0, 0, 0, 0, half, self.channels - half])
+        pixels.constant_pad_nd([0, 0, 0, 0, self.before, self.behind])
     }
 }

@@ -7,6 +7,7 @@ use crate::data::dataset::Spec;
 use crate::net::block::{self, Builder, NetRecipe, Network, SiteKind, SitePlan, Standing, Stem};
 use crate::net::chain::{Chain, Parts, Residual};
 use crate::op::layers::{Activation, below};
+use crate::registry;
 use anyhow::Result;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -15,6 +16,26 @@ use tch::nn;
 /// Expansion, channels, blocks and stride of each stage.
 const STAGES: [(i64, i64, i64, i64); 7] =
     [(1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)];
+
+/// The activation behind the convolutions. The weights of one fit the other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Clip {
+    /// min(max(x, 0), 6), as published.
+    #[default]
+    Relu6,
+    /// max(x, 0), as in some code for CIFAR.
+    Relu,
+}
+
+impl From<Clip> for Activation {
+    fn from(clip: Clip) -> Activation {
+        match clip {
+            Clip::Relu6 => Activation::Relu6,
+            Clip::Relu => Activation::Relu,
+        }
+    }
+}
 
 /// Options of `mobilenet_v2`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -25,13 +46,16 @@ pub struct Config {
     /// `cifar`: stride 1 in the first convolution and in the stage of 24 channels, so that 32x32 images end as 4x4 maps.
     /// Default `imagenet`.
     pub stem: Stem,
+    /// The activation behind the convolutions: `relu6` or `relu`. Default `relu6`.
+    #[serde(skip_serializing_if = "registry::is_default")]
+    pub activation: Clip,
     /// Dropout before the classifier, in [0, 1). Default 0.2.
     pub dropout: f64,
 }
 
 impl Default for Config {
     fn default() -> Config {
-        Config { width: 1., stem: Stem::Imagenet, dropout: 0.2 }
+        Config { width: 1., stem: Stem::Imagenet, activation: Clip::Relu6, dropout: 0.2 }
     }
 }
 
@@ -46,7 +70,7 @@ impl NetRecipe for Config {
         let cifar = self.stem == Stem::Cifar;
         let site = |at: usize, kind, geometry| {
             let (conv, bn) = (&*format!("features.{at}.0"), &*format!("features.{at}.1"));
-            let (activation, default) = (Activation::Relu6, Standing::Plain);
+            let (activation, default) = (self.activation.into(), Standing::Plain);
             builder.site(root, SitePlan { conv, bn, kind, geometry, activation, default })
         };
         let mut inputs = make_divisible(32. * self.width);
@@ -57,7 +81,7 @@ impl NetRecipe for Config {
             for repeat in 0..repeats {
                 let stride = if repeat > 0 || cifar && channels == 24 { 1 } else { stride };
                 let path = root / "features" / parts.len() / "conv";
-                parts.push(Box::new(inverted_residual(&path, builder, [inputs, outputs], stride, expansion)?));
+                parts.push(Box::new(self.inverted_residual(&path, builder, [inputs, outputs], stride, expansion)?));
                 inputs = outputs;
             }
         }
@@ -74,32 +98,35 @@ fn make_divisible(channels: f64) -> i64 {
     if (rounded as f64) < 0.9 * channels { rounded + 8 } else { rounded }
 }
 
-/// [1x1 expansion,] depthwise 3x3, 1x1 projection without an activation; a shortcut where input and output have one shape.
-/// On `path`, torchvision's Sequential: `0.0` and `0.1` the expansion, `1.0` and `1.1` the depthwise, `2` and `3` the projection;
-/// without an expansion everything is one number lower.
-fn inverted_residual(
-    path: &nn::Path,
-    builder: &Builder,
-    [inputs, outputs]: [i64; 2],
-    stride: i64,
-    expansion: i64,
-) -> Result<Residual> {
-    let hidden = inputs * expansion;
-    let at = i64::from(expansion != 1);
-    let mut block = builder.block(path, inputs);
-    let mut main = Parts::new();
-    let mut add = |conv: &str, bn: &str, kind, geometry, activation| -> Result<()> {
-        let default = Standing::operator_if(kind == SiteKind::Pointwise);
-        main.push(Box::new(block.site(SitePlan { conv, bn, kind, geometry, activation, default })?));
-        Ok(())
-    };
-    if expansion != 1 {
-        add("0.0", "0.1", SiteKind::Pointwise, Geometry::same(inputs, hidden, 1), Activation::Relu6)?;
+impl Config {
+    /// [1x1 expansion,] depthwise 3x3, 1x1 projection without an activation; a shortcut where input and output have one shape.
+    /// On `path`, torchvision's Sequential: `0.0` and `0.1` the expansion, `1.0` and `1.1` the depthwise, `2` and `3` the projection;
+    /// without an expansion everything is one number lower.
+    fn inverted_residual(
+        &self,
+        path: &nn::Path,
+        builder: &Builder,
+        [inputs, outputs]: [i64; 2],
+        stride: i64,
+        expansion: i64,
+    ) -> Result<Residual> {
+        let (hidden, clip) = (inputs * expansion, self.activation.into());
+        let at = i64::from(expansion != 1);
+        let mut block = builder.block(path, inputs);
+        let mut main = Parts::new();
+        let mut add = |conv: &str, bn: &str, kind, geometry, activation| -> Result<()> {
+            let default = Standing::operator_if(kind == SiteKind::Pointwise);
+            main.push(Box::new(block.site(SitePlan { conv, bn, kind, geometry, activation, default })?));
+            Ok(())
+        };
+        if expansion != 1 {
+            add("0.0", "0.1", SiteKind::Pointwise, Geometry::same(inputs, hidden, 1), clip)?;
+        }
+        let depthwise = Geometry::same(hidden, hidden, 3).stride(stride).groups(hidden);
+        add(&format!("{at}.0"), &format!("{at}.1"), SiteKind::Depthwise, depthwise, clip)?;
+        let (conv, bn) = ((at + 1).to_string(), (at + 2).to_string());
+        add(&conv, &bn, SiteKind::Pointwise, Geometry::same(hidden, outputs, 1), Activation::None)?;
+        let shortcut = (stride == 1 && inputs == outputs).then(Parts::new);
+        Ok(Residual { main, shortcut, activation: Activation::None, common: block.finish(outputs)? })
     }
-    let depthwise = Geometry::same(hidden, hidden, 3).stride(stride).groups(hidden);
-    add(&format!("{at}.0"), &format!("{at}.1"), SiteKind::Depthwise, depthwise, Activation::Relu6)?;
-    let (conv, bn) = ((at + 1).to_string(), (at + 2).to_string());
-    add(&conv, &bn, SiteKind::Pointwise, Geometry::same(hidden, outputs, 1), Activation::None)?;
-    let shortcut = (stride == 1 && inputs == outputs).then(Parts::new);
-    Ok(Residual { main, shortcut, activation: Activation::None, common: block.finish(outputs)? })
 }

@@ -93,7 +93,7 @@ pub fn stem(root: &nn::Path, builder: &Builder, spec: Spec, stem: Stem, channels
     let plan = SitePlan { conv: "conv1", bn: "bn1", kind, geometry, activation, default };
     let mut parts: Parts = vec![Box::new(builder.site(root, plan)?)];
     if stem == Stem::Imagenet {
-        parts.push(Box::new(MaxPool { window: 3, stride: 2, padding: 1 }));
+        parts.push(Box::new(MaxPool::new(3, 2, 1)));
     }
     Ok(parts)
 }

@@ -68,7 +68,7 @@ fn deep_stem(root: &nn::Path, builder: &Builder, spec: Spec, channels: i64) -> R
     ] {
         parts.push(Box::new(builder.site(root, SitePlan { conv, bn, kind, geometry, activation, default })?));
     }
-    parts.push(Box::new(MaxPool { window: 3, stride: 2, padding: 1 }));
+    parts.push(Box::new(MaxPool::new(3, 2, 1)));
     Ok(parts)
 }
 

@@ -71,7 +71,7 @@ impl NetRecipe for Config {
         let first = Geometry::same(spec.channels, STEM, 3).stride(if imagenet { 2 } else { 1 });
         let mut parts: Parts = vec![Box::new(site("conv1.0", "conv1.1", SiteKind::Stem, first)?)];
         if imagenet {
-            parts.push(Box::new(MaxPool { window: 3, stride: 2, padding: 1 }));
+            parts.push(Box::new(MaxPool::new(3, 2, 1)));
         }
         let mut inputs = STEM;
         for (stage, (outputs, repeats)) in channels.into_iter().zip(BLOCKS).enumerate() {

@@ -65,7 +65,7 @@ impl NetRecipe for Config {
             }
             let common = block.finish(outputs)?;
             parts.push(Box::new(Residual { main, shortcut: None, activation: Activation::None, common }));
-            parts.push(Box::new(MaxPool { window: 2, stride: 2, padding: 0 }));
+            parts.push(Box::new(MaxPool::new(2, 2, 0)));
             at += 1;
         }
         let classifier = builder.classifier(&(root / "classifier"), inputs, spec.classes)?;

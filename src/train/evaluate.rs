@@ -76,10 +76,14 @@ impl Evaluator {
 
     /// The network on a split: always the same, of which only the variables' numbers change.
     pub fn evaluate(&mut self, network: &Built, batches: &Batches) -> Result<Evaluation> {
+        self.evaluate_some(network, batches, batches.len())
+    }
+
+    fn evaluate_some(&mut self, network: &Built, batches: &Batches, count: usize) -> Result<Evaluation> {
         let Evaluator { steps, scores } = self;
         tch::no_grad(|| -> Result<()> {
             let _ = scores.sums.zero_();
-            for batch in batches.in_order(BATCH) {
+            for batch in batches.spread(count, BATCH) {
                 steps.run(&batch?, &mut |Batch { images, labels, .. }| {
                     scores.add(&network.network.forward_t(images, false), labels);
                 });
@@ -96,6 +100,14 @@ impl Evaluator {
 /// Where logits are NaN or infinite.
 pub fn evaluate(network: &Built, batches: &Batches) -> Result<Evaluation> {
     Evaluator::new(Steps::plain(), network.store.device()).evaluate(network, batches)?.expect_finite()
+}
+
+/// One network on at most `count` images spread over a split, once. Its scores may be NaN.
+///
+/// # Errors
+/// Where an image can't be read.
+pub fn evaluate_some(network: &Built, batches: &Batches, count: usize) -> Result<Evaluation> {
+    Evaluator::new(Steps::plain(), network.store.device()).evaluate_some(network, batches, count)
 }
 
 /// Both forms of a network on a split, batch by batch side by side.

@@ -3,6 +3,7 @@
 pub mod import;
 pub mod pairing;
 pub mod pytorch;
+pub mod readings;
 pub mod state_dict;
 pub mod tensors;
 
@@ -77,7 +78,12 @@ impl Model {
 
     /// The network with its numbers, on a device.
     pub fn build(&self, device: Device) -> Result<Built> {
-        let About { form, config, tuned, .. } = &self.about;
+        self.build_as(&self.about, device)
+    }
+
+    /// The network that `about` describes, with this model's numbers.
+    fn build_as(&self, about: &About, device: Device) -> Result<Built> {
+        let About { form, config, tuned, .. } = about;
         let none = Plan::new();
         let plan = tuned.as_ref().map_or(&none, |tuned| &tuned.executions);
         let built = config.build_planned(*form, plan, device)?;

@@ -162,8 +162,15 @@ impl Batches {
 
     /// All images in their order, `size` at a time.
     pub fn in_order(&self, size: usize) -> Stream {
+        self.spread(self.len(), size)
+    }
+
+    /// At most `count` images, in their order and spread evenly over all, `size` at a time.
+    pub fn spread(&self, count: usize, size: usize) -> Stream {
+        let (all, count) = (self.len(), count.min(self.len()));
+        let order = (0..count).map(|at| (at * all / count) as i64).collect();
         // Nothing is drawn for evaluation.
-        self.maker.batches((0..self.len() as i64).collect(), size, 0, 0)
+        self.maker.batches(order, size, 0, 0)
     }
 }
 
