@@ -95,7 +95,7 @@ bench-data: build setup-peer
 
 # Feeds each reader of foreign files with damaged ones, so many seconds each; docs/reliability.md says what must not happen. What is found
 # lies in fuzz/artifacts. Without the address sanitizer, which libtorch was not built for: the readers are safe Rust but for two casts in
-# stored.rs.
+# stored.rs. Checkpoints are also compared with what torch.load makes of them.
 FUZZ_SECONDS := 60
 FUZZ := checkpoint model cifar svhn mnist config names sweep report
 FUZZ_FLAGS := -timeout=1 -max_len=8192 -rss_limit_mb=2048 -print_final_stats=1
@@ -103,6 +103,7 @@ fuzz: setup
 	@cargo +nightly --version >/dev/null 2>&1 || \
 	  { echo "a nightly Rust, which instruments for the fuzzer, is missing: rustup toolchain install nightly" >&2; exit 2; }
 	@cargo fuzz --version >/dev/null 2>&1 || { echo "cargo-fuzz is missing: cargo install cargo-fuzz --locked" >&2; exit 2; }
+	FOLDCONV_MUTANTS=$$(($(FUZZ_SECONDS) * 300)) FOLDCONV_SEED=$$$$ cargo test --test pytorch what_torch_load_takes
 	@for target in $(FUZZ); do mkdir -p fuzz/target/corpus/$$target && \
 	  TMPDIR=$$(test -w /dev/shm && echo /dev/shm || echo /tmp) cargo +nightly fuzz run --sanitizer none $$target \
 	    fuzz/target/corpus/$$target fuzz/corpus/$$target -- -max_total_time=$(FUZZ_SECONDS) $(FUZZ_FLAGS) || exit 1; done

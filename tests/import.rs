@@ -550,3 +550,33 @@ fn weights_that_are_read_wrong_are_noticed_and_read_otherwise() {
     let compared = json(&["compare", &model, "--try", "--json"]);
     assert_eq!(compared["tried"]["top1"].as_f64().unwrap(), again);
 }
+
+/// Objects of classes that are not known are never made, so they may lie beside the weights.
+#[test]
+fn objects_beside_the_weights_are_left_out() {
+    let (_guard, out) = out();
+    for name in ["beside.pth", "beside.th"] {
+        stdout(&import(&checkpoints().join(name), &out, &[]));
+        let error = difference(&Model::load(&out).unwrap());
+        assert!(error < 1e-5, "{name}: {error:e}");
+    }
+}
+
+#[test]
+fn a_weight_of_a_kind_that_is_not_read_is_named_for_what_it_is() {
+    let (_guard, out) = out();
+    for (name, kind) in [
+        ("float8", "float8_e4m3fn"),
+        ("sparse", "a sparse tensor"),
+        ("csr", "a sparse tensor"),
+        ("meta", "a tensor on the device meta"),
+        ("quantised", "a quantised tensor"),
+        ("negated", "a view with another sign"),
+        ("int64", "int64"),
+    ] {
+        let output = import(&checkpoints().join(format!("kind_{name}.pth")), &out, &[]);
+        let said = stderr(&output);
+        assert!(output.status.code() == Some(2) && said.contains(&format!("is {kind}")), "{name}: {said}");
+        assert!(said.contains("classifier.weight") && !out.exists(), "{name}: {said}");
+    }
+}

@@ -113,7 +113,7 @@ impl Wrong {
             Wrong::Missing => "not in the file".into(),
             Wrong::Unused => "not in the network".into(),
             Wrong::Shape { found, expected } => format!("is {found:?}, expected {expected:?}"),
-            Wrong::Kind(kind) => format!("is {kind}, not floating-point numbers"),
+            Wrong::Kind(kind) => format!("is {kind}; float32, float64, float16 and bfloat16 are read"),
         }
     }
 }
@@ -173,12 +173,13 @@ impl Pairing {
                 size == expected || *reshaped && numel(size).is_some() && numel(size) == numel(expected)
             };
             match (found.iter().find(fits), found.first()) {
+                (Some((at, _)), _) | (None, Some((at, _))) if theirs[*at].unfit.is_some() => {
+                    used[*at] = true;
+                    pairing.problems.push(wrong(Wrong::Kind(theirs[*at].unfit.clone().unwrap_or_default())));
+                }
                 (Some((at, _)), _) => {
                     used[*at] = true;
-                    match &theirs[*at].unfit {
-                        Some(kind) => pairing.problems.push(wrong(Wrong::Kind(kind.clone()))),
-                        None => pairing.pairs.push((name.clone(), *at)),
-                    }
+                    pairing.pairs.push((name.clone(), *at));
                 }
                 (None, Some((at, _))) => {
                     used[*at] = true;

@@ -109,7 +109,10 @@ fn storages(stream: &mut Stream, value: &Pickle, keys: &Pickle) -> Result<HashMa
     let mut kinds = HashMap::new();
     for identifier in value.persistents() {
         let id = StorageId::of(identifier)?;
-        kinds.insert(id.key, id.kind);
+        // PyTorch takes the precision of the first.
+        if kinds.insert(id.key, id.kind).is_some_and(|other| other != id.kind) {
+            return Err(format!("has a storage `{}` of two precisions", id.key.escape_debug()));
+        }
     }
     let mut storages = HashMap::new();
     for key in keys.root().list().ok_or("has no list of its storages")? {

@@ -3,6 +3,8 @@
 use super::Entry;
 use super::stored::{Storage, Stored};
 use crate::pickle::{Node, Pickle};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry::{Occupied, Vacant};
 use tch::Kind;
 
 /// How deep dicts may lie in each other.
@@ -14,21 +16,14 @@ const MOST_STEPS: usize = 1 << 20;
 const ROOM: u64 = 4 << 20;
 const PLACE: usize = 128;
 
-/// Names that a file may ask for: tensors, plain values and their containers. None is ever called.
-const NAMES: [&str; 44] = [
-    "collections.OrderedDict",
+/// Functions, and classes whose names begin with a small letter, that a file may ask for: tensors, plain values and their containers.
+/// None is ever called.
+const NAMES: [&str; 40] = [
     "collections.defaultdict",
-    "collections.Counter",
     "collections.deque",
-    "argparse.Namespace",
-    "types.SimpleNamespace",
-    "easydict.EasyDict",
     "datetime.datetime",
     "datetime.date",
     "datetime.timedelta",
-    "pathlib.PosixPath",
-    "pathlib.PurePosixPath",
-    "pathlib._local.PosixPath",
     "_codecs.encode",
     "copy_reg._reconstructor",
     "copyreg._reconstructor",
@@ -43,14 +38,8 @@ const NAMES: [&str; 44] = [
     "numpy.int64",
     "numpy.float32",
     "numpy.float64",
-    "torch.Tensor",
-    "torch.Size",
     "torch.device",
     "torch.dtype",
-    "torch.Generator",
-    "torch.nn.Parameter",
-    "torch.nn.parameter.Parameter",
-    "torch.nn.parameter.Buffer",
     "torch._tensor._rebuild_from_type_v2",
     "torch._C._TensorBase",
     "torch.serialization._get_layout",
@@ -58,8 +47,18 @@ const NAMES: [&str; 44] = [
     "torch.preserve_format",
     "torch.contiguous_format",
     "torch.channels_last",
-    "torch.storage.UntypedStorage",
-    "torch.storage.TypedStorage",
+    "datetime.time",
+    "datetime.timezone",
+    "functools.partial",
+    "re._compile",
+    "array.array",
+    "array._array_reconstructor",
+    "copyreg.__newobj__",
+    "numpy.core.numeric._frombuffer",
+    "numpy._core.numeric._frombuffer",
+    "torch.per_tensor_affine",
+    "torch.per_channel_affine",
+    "torch.per_channel_affine_float_qparams",
 ];
 const BUILTINS: [&str; 13] = [
     "set",
@@ -77,49 +76,47 @@ const BUILTINS: [&str; 13] = [
     "slice",
 ];
 /// Precisions that are known and not read.
-const OTHER_KINDS: [&str; 9] = [
-    "torch.uint16",
-    "torch.uint32",
-    "torch.uint64",
-    "torch.complex64",
-    "torch.complex128",
-    "torch.ComplexFloatStorage",
-    "torch.ComplexDoubleStorage",
-    "torch.QInt8Storage",
-    "torch.QUInt8Storage",
+const OTHER_KINDS: [&str; 5] = ["torch.uint16", "torch.uint32", "torch.uint64", "torch.complex64", "torch.complex128"];
+/// Ways to make a tensor that are known and not read.
+const OTHER_TENSORS: [(&str, &str); 5] = [
+    ("sparse_tensor", "a sparse tensor"),
+    ("sparse_csr_tensor", "a sparse tensor"),
+    ("nested_tensor", "a nested tensor"),
+    ("qtensor", "a quantised tensor"),
+    ("meta_tensor_no_storage", "a tensor on the device meta, which has no numbers"),
 ];
+/// Why a file's objects are not made.
+const NO_CODE: &str =
+    "which is neither a tensor nor a plain value, and no code of a file is run; save `model.state_dict()` alone";
+/// What the functions begin with that make a tensor again.
+const REBUILD: &str = "torch._utils._rebuild_";
 /// What TorchScript's own classes begin with.
 const SCRIPT: &str = "__torch__.";
 
-/// Whether a pickle may ask for that name.
+/// Whether a pickle may ask for that name. An object of any class may lie beside the tensors: it is not made. A function that is
+/// not known says that the file wants to run something.
 pub(super) fn known(name: &str) -> Result<(), String> {
     let builtin = name.strip_prefix("builtins.").or_else(|| name.strip_prefix("__builtin__."));
     let below = |prefix: &str| name.strip_prefix(prefix).is_some_and(|rest| !rest.is_empty());
-    let class_below = |prefix: &str| {
-        name.strip_prefix(prefix).is_some_and(|rest| !rest.is_empty() && rest.rsplit('.').next().is_some_and(is_class))
-    };
     if NAMES.contains(&name)
         || builtin.is_some_and(|name| BUILTINS.contains(&name))
+        || name.rsplit('.').next().is_some_and(is_class)
         || below(SCRIPT)
-        || below("torch._utils._rebuild_")
+        || below(REBUILD)
         || below("torch.jit._pickle.")
-        || class_below("torch.optim.")
-        || class_below("numpy.dtypes.")
-        || kind_of_storage(name).is_some()
-        || name.strip_suffix("Tensor").is_some_and(|name| kind_of_storage(&format!("{name}Storage")).is_some())
+        || below("numpy.random.")
         || kind(name).is_some()
         || below("torch.float8_")
         || OTHER_KINDS.contains(&name)
     {
         return Ok(());
     }
-    Err("which is neither a tensor nor a plain value, and no code of a file is run; save `model.state_dict()` alone"
-        .into())
+    Err(NO_CODE.into())
 }
 
-/// Python's classes begin with a capital.
+/// Python's classes begin with a capital, but for a `_` before it.
 fn is_class(name: &str) -> bool {
-    name.starts_with(|first: char| first.is_ascii_uppercase())
+    name.trim_start_matches('_').starts_with(|first: char| first.is_ascii_uppercase())
 }
 
 /// The precision `torch.float32`.
@@ -210,11 +207,19 @@ pub(super) fn entries(
     length: u64,
     resolve: &dyn Fn(Node) -> Result<Kept, String>,
 ) -> Result<Option<Entry>, String> {
-    Rebuild { resolve, steps: 0, room: length.saturating_add(ROOM), path: 0 }.entry(pickle.root(), 0)
+    let (room, kinds) = (length.saturating_add(ROOM), HashMap::new());
+    let root = pickle.root();
+    let entry = Rebuild { resolve, kinds, steps: 0, room, path: 0 }.entry(root, 0)?;
+    match (&entry, root.call()) {
+        (None, Some((name, _))) => Err(format!("asks for `{name:.80}`, {NO_CODE}")),
+        _ => Ok(entry),
+    }
 }
 
 struct Rebuild<'r> {
     resolve: &'r dyn Fn(Node) -> Result<Kept, String>,
+    /// The precision of each storage, by its place.
+    kinds: HashMap<u64, Kind>,
     steps: usize,
     /// Bytes that names and places may still take.
     room: u64,
@@ -250,7 +255,7 @@ impl Rebuild<'_> {
         for (key, value) in entries {
             self.item(key, value, depth, &mut items)?;
         }
-        Ok(Some(Entry::Dict(items)))
+        Ok(Some(Entry::Dict(last_of_each(items))))
     }
 
     /// The dicts in a list or a tuple, as `(epoch, state)`, by their places. Tensors in one are a history and no weights.
@@ -295,13 +300,16 @@ impl Rebuild<'_> {
         match (name, arguments) {
             (
                 "torch._utils._rebuild_tensor" | "torch._utils._rebuild_tensor_v2",
-                [storage, offset, size, strides, ..],
-            ) => self.tensor(*storage, *offset, *size, *strides, None).map(Some),
+                [storage, offset, size, strides, more @ ..],
+            ) => match more.get(2).is_some_and(|metadata| metadata.get("neg").or(metadata.get("conj")).is_some()) {
+                true => Ok(Some(Entry::Unreadable("a view with another sign".into()))),
+                false => self.tensor(*storage, *offset, *size, *strides, None).map(Some),
+            },
             ("torch._utils._rebuild_tensor_v3", [storage, offset, size, strides, _, _, kind, ..]) => {
                 let name = kind.name().unwrap_or("a tensor of an unknown precision");
                 match self::kind(name) {
                     Some(kind) => self.tensor(*storage, *offset, *size, *strides, Some(kind)).map(Some),
-                    None => Ok(Some(Entry::Unreadable(name.to_string()))),
+                    None => Ok(Some(Entry::Unreadable(name.trim_start_matches("torch.").to_string()))),
                 }
             }
             ("torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state", [data, ..]) => {
@@ -313,8 +321,11 @@ impl Rebuild<'_> {
                     _ => Ok(None),
                 }
             }
-            _ if name.starts_with("torch._utils._rebuild_") => {
-                Ok(Some(Entry::Unreadable(name.trim_start_matches("torch._utils._rebuild_").to_string())))
+            _ if name.starts_with(REBUILD) => {
+                let way = name.trim_start_matches(REBUILD);
+                let known = OTHER_TENSORS.iter().find(|(other, _)| *other == way);
+                let what = known.map_or_else(|| format!("a tensor made by `{way:.80}`"), |(_, what)| what.to_string());
+                Ok(Some(Entry::Unreadable(what)))
             }
             // Python 2 gave the pairs as an argument.
             ("collections.OrderedDict", [pairs]) if pairs.list().is_some() => {
@@ -325,7 +336,7 @@ impl Rebuild<'_> {
                         self.item(*key, *value, depth, &mut items)?;
                     }
                 }
-                Ok(Some(Entry::Dict(items)))
+                Ok(Some(Entry::Dict(last_of_each(items))))
             }
             ("collections.OrderedDict" | "collections.defaultdict", _) => self.dict(node, depth),
             // A TorchScript module: its state is a dict of its tensors and its parts.
@@ -339,7 +350,7 @@ impl Rebuild<'_> {
 
     /// The tensor that is a view of a storage; of an untyped one in that precision.
     fn tensor(
-        &self,
+        &mut self,
         storage: Node,
         offset: Node,
         size: Node,
@@ -350,6 +361,11 @@ impl Rebuild<'_> {
         let Kept::Storage(mut storage) = (self.resolve)(storage.persistent().ok_or(unknown)?)? else {
             return Err(unknown.into());
         };
+        // PyTorch gives a storage the precision in which it meets it first.
+        let first = *self.kinds.entry(storage.start).or_insert(storage.kind);
+        if first != storage.kind {
+            return Err(format!("has a storage of two precisions, {first:?} and {:?}", storage.kind));
+        }
         storage.kind = kind.unwrap_or(storage.kind);
         let numbers = |node: Node| {
             // torch.Size is a tuple, kept as a call where it was pickled as what it is.
@@ -359,4 +375,19 @@ impl Rebuild<'_> {
         let offset = offset.int().ok_or(unknown)?;
         Stored::new(storage, offset, numbers(size)?, numbers(strides)?).map(Entry::Tensor)
     }
+}
+
+/// The last value of each key, where the first of them stood, as in Python.
+fn last_of_each(items: Vec<(String, Entry)>) -> Vec<(String, Entry)> {
+    let (mut places, mut kept) = (HashMap::new(), Vec::<(String, Entry)>::with_capacity(items.len()));
+    for (key, entry) in items {
+        match places.entry(key) {
+            Vacant(place) => {
+                kept.push((place.key().clone(), entry));
+                place.insert(kept.len() - 1);
+            }
+            Occupied(place) => kept[*place.get()].1 = entry,
+        }
+    }
+    kept
 }

@@ -14,6 +14,8 @@ use std::io::Read;
 /// Bytes of the record at the end, and of the longest comment behind it.
 const END: u64 = 22;
 const COMMENT: u64 = 0xffff;
+/// The bit of an entry's attributes that says that it is a folder.
+const FOLDER: u64 = 0x10;
 /// Bytes of a file of code at most.
 const LONGEST_CODE: u64 = 1 << 24;
 
@@ -26,12 +28,15 @@ struct Archive<'s> {
 /// An entry of the directory.
 #[derive(Clone, Copy)]
 struct Item {
+    flags: u64,
     method: u64,
     crc: u32,
     /// Bytes in the file, and of the content.
     packed: u64,
     bytes: u64,
     header: u64,
+    /// Where its content begins.
+    start: u64,
 }
 
 /// A little-endian number in a record.
@@ -41,6 +46,7 @@ fn number(record: &[u8], at: usize, size: usize) -> Result<u64, String> {
 }
 
 impl<'s> Archive<'s> {
+    /// Refuses archives that another reader may read otherwise: by the local headers, by the last or the first of two names.
     fn open(source: &'s Source) -> Result<Archive<'s>, String> {
         let (start, bytes) = directory(source)?;
         let directory = source.bytes(start, bytes)?;
@@ -54,41 +60,43 @@ impl<'s> Archive<'s> {
                 return Err("is a zip archive with a name that leaves it; torch.save writes none".into());
             }
             let fields = record.get(46 + name..46 + name + extra).unwrap_or_default();
-            entries.insert(String::from_utf8_lossy(text).into_owned(), item(record, fields)?);
+            let mut item = item(record, fields)?;
+            item.check_local(source, text)?;
+            let shown = String::from_utf8_lossy(text).into_owned();
+            if let Some(twin) = entries.insert(shown, item) {
+                let twin = twin.header.min(item.header);
+                return Err(format!("is a damaged zip archive: the entry at byte {twin} has the name of another"));
+            }
             at = (at + 46 + name + extra + comment).min(directory.len());
         }
+        if at < directory.len() {
+            return Err("is a damaged zip archive: its directory holds more than entries".into());
+        }
+        check_overlap(&entries, start)?;
         Ok(Archive { source, entries })
     }
 
     /// Where the bytes of an entry lie that is not compressed.
     fn place(&self, name: &str) -> Result<(u64, Item), String> {
-        let (start, item) = self.place_packed(name)?;
+        let item = self.item(name)?;
         if item.method != 0 {
             return Err(format!("has a compressed entry, `{}`; torch.save writes none", name.escape_debug()));
         }
-        Ok((start, item))
+        Ok((item.start, item))
     }
 
-    /// Where the bytes of an entry lie.
-    fn place_packed(&self, name: &str) -> Result<(u64, Item), String> {
-        let item =
-            *self.entries.get(name).ok_or_else(|| format!("is damaged: it has no entry `{}`", name.escape_debug()))?;
-        let header = self.source.bytes(item.header, 30)?;
-        if !header.starts_with(b"PK\x03\x04") {
-            return Err(format!("is damaged: no entry `{}` where its directory says", name.escape_debug()));
-        }
-        let start = item.header + 30 + number(&header, 26, 2)? + number(&header, 28, 2)?;
-        self.source.check(start, item.packed)?;
-        Ok((start, item))
+    fn item(&self, name: &str) -> Result<Item, String> {
+        let item = self.entries.get(name).copied();
+        item.ok_or_else(|| format!("is damaged: it has no entry `{}`", name.escape_debug()))
     }
 
     /// The text of an entry, which may be compressed; none where it is too long to be code.
     fn text(&self, name: &str) -> Result<Option<String>, String> {
-        let (start, item) = self.place_packed(name)?;
+        let item = self.item(name)?;
         if item.packed > LONGEST_CODE {
             return Ok(None);
         }
-        let packed = self.source.bytes(start, item.packed)?;
+        let packed = self.source.bytes(item.start, item.packed)?;
         let mut text = Vec::new();
         let read = match item.method {
             0 => packed.as_slice().read_to_end(&mut text),
@@ -110,6 +118,47 @@ impl<'s> Archive<'s> {
     }
 }
 
+impl Item {
+    /// Finds the content, and refuses a local header that says another thing than the directory.
+    fn check_local(&mut self, source: &Source, name: &[u8]) -> Result<(), String> {
+        let shown = String::from_utf8_lossy(name);
+        let header = source.bytes(self.header, 30)?;
+        if !header.starts_with(b"PK\x03\x04") {
+            return Err(format!("is damaged: no entry `{}` where its directory says", shown.escape_debug()));
+        }
+        let (long, extra) = (number(&header, 26, 2)?, number(&header, 28, 2)?);
+        self.start = self.header + 30 + long + extra;
+        source.check(self.start, self.packed)?;
+        // The numbers of a descriptor behind the content are 0 here, and 4 GiB and more do not fit.
+        let behind = self.flags & 8 != 0;
+        let is = |at: usize, value: u64| -> Result<bool, String> {
+            let found = number(&header, at, 4)?;
+            Ok(found == value || behind && found == 0 || at != 14 && found == 0xffff_ffff)
+        };
+        let same = number(&header, 6, 2)? == self.flags
+            && number(&header, 8, 2)? == self.method
+            && is(14, self.crc.into())?
+            && is(18, self.packed)?
+            && is(22, self.bytes)?
+            && source.bytes(self.header + 30, long)? == name;
+        if !same {
+            return Err(format!("is a damaged zip archive: `{}` has two headers that disagree", shown.escape_debug()));
+        }
+        Ok(())
+    }
+}
+
+/// Refuses entries that share bytes with each other or with the directory.
+fn check_overlap(entries: &HashMap<String, Item>, directory: u64) -> Result<(), String> {
+    let mut spans: Vec<(u64, u64)> = entries.values().map(|item| (item.header, item.start + item.packed)).collect();
+    spans.push((directory, directory));
+    spans.sort_unstable();
+    match spans.windows(2).find(|pair| pair[0].1 > pair[1].0) {
+        Some(pair) => Err(format!("is a damaged zip archive: two entries share the bytes from {} on", pair[1].0)),
+        None => Ok(()),
+    }
+}
+
 /// Where the directory lies.
 fn directory(source: &Source) -> Result<(u64, u64), String> {
     let none = "is a zip archive that ends early: its directory is missing";
@@ -118,6 +167,10 @@ fn directory(source: &Source) -> Result<(u64, u64), String> {
     let end = tail.windows(4).rposition(|bytes| bytes == b"PK\x05\x06").ok_or(none)?;
     let record = &tail[end..];
     let (bytes, start) = (number(record, 12, 4)?, number(record, 16, 4)?);
+    // Readers look for the record from the end, and some take the first and some the last that they find.
+    if END + number(record, 20, 2)? != record.len() as u64 {
+        return Err("is a damaged zip archive: it does not end where it says".into());
+    }
     // Beyond 4 GiB a second record has the numbers, and 20 bytes before the first say where it is.
     let at = source.length - length + end as u64;
     if at >= 20 {
@@ -153,7 +206,12 @@ fn item(record: &[u8], extra: &[u8]) -> Result<Item, String> {
     if method == 0 && packed != bytes {
         return Err("is a damaged zip archive: an entry has two sizes".into());
     }
-    Ok(Item { method, crc: number(record, 16, 4)? as u32, packed, bytes, header })
+    // PyTorch's reader takes it for a folder, and reads nothing.
+    if number(record, 38, 4)? & FOLDER != 0 {
+        return Err("is a damaged zip archive: an entry claims to be a folder".into());
+    }
+    let (flags, crc) = (number(record, 8, 2)?, number(record, 16, 4)? as u32);
+    Ok(Item { flags, method, crc, packed, bytes, header, start: 0 })
 }
 
 /// The eps of the batch norms of a TorchScript archive, each value once. A traced module has it in its calls of
