@@ -102,7 +102,10 @@ pub fn plain_file(path: &Path) -> std::io::Result<u64> {
     if about.is_file() { Ok(about.len()) } else { Err(std::io::Error::other("not a file")) }
 }
 
-/// Reads text; it may come from a pipe. What never ends, as /dev/zero, is not read for ever.
+/// The byte order mark that some editors put in front of UTF-8.
+const BOM: &str = "\u{feff}";
+
+/// Reads text, without a byte order mark; it may come from a pipe. What never ends, as /dev/zero, is not read for ever.
 pub fn read_text(path: &Path) -> Result<String> {
     let mut bytes = Vec::new();
     let read = File::open(path).and_then(|file| file.take(MOST_TEXT + 1).read_to_end(&mut bytes));
@@ -113,7 +116,7 @@ pub fn read_text(path: &Path) -> Result<String> {
         bad_request!("{}: has more than {MOST_TEXT} bytes", path.display());
     }
     match String::from_utf8(bytes) {
-        Ok(text) => Ok(text),
+        Ok(text) => Ok(text.strip_prefix(BOM).map(str::to_string).unwrap_or(text)),
         Err(_) => bad_request!("{}: not a text file (invalid UTF-8)", path.display()),
     }
 }
@@ -207,6 +210,14 @@ mod tests {
             assert_eq!(crate::error::exit_status(&error), 2);
         }
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left of the look");
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_text() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("trial.yaml");
+        std::fs::write(&path, b"\xef\xbb\xbfnet: {name: smallnet}").unwrap();
+        assert_eq!(read_text(&path).unwrap(), "net: {name: smallnet}");
     }
 
     #[test]

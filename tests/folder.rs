@@ -156,6 +156,40 @@ fn on_its_side(file: &[u8]) -> Vec<u8> {
     [&file[..2], &[0xff, 0xe1], &length, &body, &file[2..]].concat()
 }
 
+/// JFIF's colours, which Adobe's marker behind it calls RGB.
+fn with_adobe(file: &[u8]) -> Vec<u8> {
+    let at = 4 + usize::from(u16::from_be_bytes([file[4], file[5]]));
+    [&file[..at], b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\0", &file[at..]].concat()
+}
+
+/// The colours under other names, in the frame and in each scan, and with or without JFIF's marker.
+fn with_names(file: &[u8], names: &[u8; 3], jfif: bool) -> Vec<u8> {
+    let mut file = file.to_vec();
+    let mut at = 2;
+    while at + 4 < file.len() {
+        let segment = at;
+        match file[at + 1] {
+            0xc2 => (0..3).for_each(|k| file[segment + 10 + 3 * k] = names[k]),
+            0xda => {
+                for k in 0..usize::from(file[at + 4]) {
+                    file[segment + 5 + 2 * k] = names[usize::from(file[segment + 5 + 2 * k]) - 1];
+                }
+            }
+            _ => {}
+        }
+        at += 2 + usize::from(u16::from_be_bytes([file[at + 2], file[at + 3]]));
+        // To the next marker, over a scan's data.
+        while at + 1 < file.len() && (file[at] != 0xff || matches!(file[at + 1], 0 | 0xd0..=0xd7)) {
+            at += 1;
+        }
+    }
+    if !jfif {
+        let end = 4 + usize::from(u16::from_be_bytes([file[4], file[5]]));
+        file.drain(2..end);
+    }
+    file
+}
+
 /// Files of every kind, and the real ones.
 fn files_to_compare(folder: &Path) -> Vec<PathBuf> {
     let fixture = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/images").join(name);
@@ -165,8 +199,16 @@ fn files_to_compare(folder: &Path) -> Vec<PathBuf> {
     let mut ycck = cmyk.clone();
     ycck[adobe + 11] = 2;
     let progressive = std::fs::read(fixture("progressive.jpg")).unwrap();
-    let made = [("ycck.jpg", ycck), ("side.jpg", on_its_side(&progressive)), ("png.jpg", png_by_another_name())];
-    let mut files = vec![fixture("cmyk.jpg"), fixture("progressive.jpg")];
+    let made = [
+        ("ycck.jpg", ycck),
+        ("side.jpg", on_its_side(&progressive)),
+        ("png.jpg", png_by_another_name()),
+        ("jfif_and_adobe.jpg", with_adobe(&progressive)),
+        ("jfif_and_names.jpg", with_names(&progressive, b"RGB", true)),
+        ("names.jpg", with_names(&progressive, b"RGB", false)),
+        ("other_names.jpg", with_names(&progressive, &[7, 8, 9], false)),
+    ];
+    let mut files = ["cmyk.jpg", "progressive.jpg", "planar.jpg", "coarse.jpg"].map(fixture).to_vec();
     for (name, bytes) in made {
         std::fs::write(folder.join(name), bytes).unwrap();
         files.push(folder.join(name));

@@ -23,7 +23,7 @@ enum Command {
     /// List the sets, where they are to be had, their licences and what to cite
     List,
     /// Read everything of a set and count it
-    Check(Set),
+    Check(Check),
     /// Download the official files of a set
     Fetch(Fetch),
 }
@@ -42,6 +42,15 @@ struct Set {
 }
 
 #[derive(Debug, Args)]
+struct Check {
+    #[command(flatten)]
+    set: Set,
+    /// Decode JPEG files by a second decoder too, and name those in which it sees another image
+    #[arg(long)]
+    decode: bool,
+}
+
+#[derive(Debug, Args)]
 struct Fetch {
     #[command(flatten)]
     set: Set,
@@ -53,7 +62,7 @@ struct Fetch {
 pub fn run(options: &Options, as_json: bool) -> Result<()> {
     match &options.command {
         Command::List => list(as_json),
-        Command::Check(set) => check(set, as_json),
+        Command::Check(options) => check(options, as_json),
         Command::Fetch(options) => fetch(options, as_json),
     }
 }
@@ -125,10 +134,10 @@ struct Official {
     same: bool,
 }
 
-fn check(set: &Set, as_json: bool) -> Result<()> {
-    let data = set.section()?;
+fn check(options: &Check, as_json: bool) -> Result<()> {
+    let data = options.set.section()?;
     let (root, source) = (data.root(), data.source.recipe());
-    let found = source.inspect(root.as_deref())?;
+    let found = source.inspect(root.as_deref(), options.decode)?;
     let official = match (source.home(), &root) {
         (Some(home), Some(root)) => official(&home, root)?,
         _ => Vec::new(),

@@ -42,7 +42,7 @@ pub trait Source {
     }
 
     /// Reads everything and says what is there. A set that can do without some of its files lists the damaged ones.
-    fn inspect(&self, root: Option<&Path>) -> Result<Inspection> {
+    fn inspect(&self, root: Option<&Path>, _twice: bool) -> Result<Inspection> {
         self.load(root)?.inspect()
     }
 

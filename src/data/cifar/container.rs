@@ -8,6 +8,9 @@ use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
+/// Bytes that an archive may unpack to: the official ones make 186 MB.
+const MOST_UNPACKED: u64 = 1 << 30;
+
 /// What holds the files of one form.
 #[derive(Debug)]
 pub enum Container {
@@ -89,7 +92,7 @@ impl Container {
 
     fn visit_archive(&self, archive: &Path, variant: &Variant, form: &Form, visitor: Visitor) -> Result<()> {
         let stream = match File::open(archive) {
-            Ok(file) => GzDecoder::new(BufReader::new(file)),
+            Ok(file) => GzDecoder::new(BufReader::new(file)).take(MOST_UNPACKED),
             Err(error) => bad_request!("{}: cannot read: {error}", archive.display()),
         };
         let mut tar = tar::Archive::new(stream);

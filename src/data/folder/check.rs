@@ -21,13 +21,18 @@ pub struct Checked {
     pub std: Vec<f64>,
 }
 
-struct Decoded(Arc<Files>);
+struct Decoded {
+    files: Arc<Files>,
+    /// Whether JPEGs are decoded by a second decoder too.
+    twice: bool,
+}
 
 impl Work for Decoded {
     type Output = Result<Box<Histogram>, String>;
 
     fn run(&self, item: usize, _row: &mut [f32]) -> Result<Self::Output> {
-        Ok(self.0.decode(item)?.map(|image| {
+        let image = if self.twice { self.files.decode_twice(item)? } else { self.files.decode(item)? };
+        Ok(image.map(|image| {
             let mut histogram = Box::new([[0; 256]; 3]);
             for pixel in image.pixels.chunks_exact(3) {
                 for (channel, value) in histogram.iter_mut().zip(pixel) {
@@ -39,21 +44,21 @@ impl Work for Decoded {
     }
 
     fn name(&self, item: usize) -> String {
-        self.0.path(item).display().to_string()
+        self.files.path(item).display().to_string()
     }
 }
 
-/// Decodes all files, by as many threads as libtorch has.
+/// Decodes all files, by as many threads as libtorch has; with `twice` JPEGs by two decoders, which must see the same image.
 ///
 /// # Errors
 /// A file that can't be read at all.
-pub fn check(files: &Arc<Files>) -> Result<Checked> {
+pub fn check(files: &Arc<Files>, twice: bool) -> Result<Checked> {
     let workers = crate::device::set_threads(None);
     // Nothing is written to the rows; a batch is a few images a thread, so that none waits long.
     let plan = Plan { items: files.len(), batch: 8 * workers, row: 1, workers, ahead: 2 };
     let (mut damaged, mut total) = (Vec::new(), [[0; 256]; 3]);
     let mut item = 0;
-    for batch in Pipeline::new(Decoded(Arc::clone(files)), plan) {
+    for batch in Pipeline::new(Decoded { files: Arc::clone(files), twice }, plan) {
         for result in batch?.1 {
             match result {
                 Ok(histogram) => {
@@ -91,7 +96,7 @@ mod tests {
         std::fs::write(path(30), "GIF89a").unwrap();
         let files = (0..40).map(|at| (PathBuf::from(format!("{at}.png")), 0)).collect();
         let listing = Listing { folder: folder.path().to_path_buf(), files, ignored: 0 };
-        let found = check(&Arc::new(Files::new(listing, 8, OnCorrupt::Error))).unwrap();
+        let found = check(&Arc::new(Files::new(listing, 8, OnCorrupt::Error)), true).unwrap();
         let expected = [(7, "is empty"), (30, "neither JPEG nor PNG")];
         assert_eq!(
             found.damaged,

@@ -1,6 +1,6 @@
 //! The images of a split that stay in their files until they are needed.
 
-use super::decode::{Rgb, decode};
+use super::decode::{Rgb, decode, decode_twice};
 use super::scan::Listing;
 use crate::{bad_request, note};
 use anyhow::Result;
@@ -76,6 +76,14 @@ impl Files {
     /// One line: the file can't be read at all.
     pub fn decode(&self, index: usize) -> Result<Result<Rgb, String>> {
         Ok(decode(&crate::files::read(&self.path(index))?))
+    }
+
+    /// The same, JPEG by two decoders.
+    ///
+    /// # Errors
+    /// As [`Files::decode`].
+    pub fn decode_twice(&self, index: usize) -> Result<Result<Rgb, String>> {
+        Ok(decode_twice(&crate::files::read(&self.path(index))?))
     }
 
     /// The pixels of a file; none of a damaged one that is to be left out.

@@ -80,12 +80,12 @@ impl Source for Config {
     }
 
     /// Decodes every file of both splits, and lists those that can't be.
-    fn inspect(&self, root: Option<&Path>) -> Result<Inspection> {
+    fn inspect(&self, root: Option<&Path>, twice: bool) -> Result<Inspection> {
         let Scan { classes, train, test } = self.scan(root)?;
         let files = |listing: Listing| Arc::new(Files::new(listing, self.size, self.on_corrupt));
         let (train, test) = (files(train), files(test));
-        let Checked { mut damaged, mean, std } = check::check(&train)?;
-        damaged.extend(check::check(&test)?.damaged);
+        let Checked { mut damaged, mean, std } = check::check(&train, twice)?;
+        damaged.extend(check::check(&test, twice)?.damaged);
         let [of_train, of_test] = [&train, &test].map(|files| counts(files, classes.len()));
         let count = |(class, name)| ClassCount { name, train: of_train[class], test: of_test[class] };
         Ok(Inspection {

@@ -49,6 +49,11 @@ struct Found {
 
 /// Reads the images and digits of a file of `length` bytes that holds `most` images at most.
 pub fn read(mut source: impl BufRead, length: u64, most: usize) -> Result<Digits> {
+    // As many images without compression, their labels as float64, and the names of things.
+    let bound = most as u64 * (PIXELS as u64 + 8) + (1 << 16);
+    if length > bound {
+        return Err(format!("has {length} bytes, more than {most} images take"));
+    }
     let order = read_header(&mut source, length)?;
     let mut file = Elements { source: source.take(length.saturating_sub(128)), order };
     let mut found = Found::default();
@@ -57,7 +62,7 @@ pub fn read(mut source: impl BufRead, length: u64, most: usize) -> Result<Digits
         match tag.kind {
             COMPRESSED => {
                 let inflated = ZlibDecoder::new(file.source.by_ref().take(tag.size));
-                let mut inner = Elements { source: inflated.take(u64::MAX), order };
+                let mut inner = Elements { source: inflated.take(bound), order };
                 let tag = inner.tag()?;
                 if tag.kind == MATRIX && read_matrix(&mut inner.within(tag)?, most, &mut found)? {
                     // zlib's checksum comes last; it is only compared when everything has been read.

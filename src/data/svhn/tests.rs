@@ -291,7 +291,29 @@ fn elements_that_claim_too_much_are_refused() {
     encoder.write_all(&way.words(&[14, 0xffff_ffff, 6, 8, 9, 0, 5, 16, 32, 32, 3, 20, 0x1_0001, 0x58])).unwrap();
     encoder.write_all(&way.words(&[2, 20 * 3072])).unwrap();
     let packed = encoder.finish().unwrap();
-    refused(&[way.header(), way.element(15, &packed)], "is cut short: a variable ends early");
+    refused(&[way.header(), way.element(15, &packed)], "an element claims 4294967295 bytes where 127128 are left");
+}
+
+/// A sparse file of 60 GB, and a few KB of zlib that go on for 60 GB.
+#[test]
+fn a_file_of_more_bytes_than_its_images_take_is_not_read() {
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), &[("train_32x32.mat", 0, 3), ("test_32x32.mat", 0, 2)]);
+    let path = folder.path().join("test_32x32.mat");
+    File::options().write(true).open(&path).unwrap().set_len(60 << 30).unwrap();
+    let line = refusal(&Config::default(), folder.path());
+    assert!(line.contains("has 64424509440 bytes, more than 26032 images take"), "{line}");
+    let way = PLAIN;
+    let claims = way.words(&[14, 100_000, 6, 8, 9, 0, 5, 16, 32, 32, 3, 20, 0x1_0001, 0x58]);
+    let mut encoder = ZlibEncoder::new(Vec::new(), Compression::best());
+    encoder.write_all(&claims).unwrap();
+    for _ in 0..64 {
+        encoder.write_all(&vec![0; 1 << 20]).unwrap();
+    }
+    let packed = encoder.finish().unwrap();
+    // The stream has 64 MiB where 20 images take 127 KB.
+    let file = [way.header(), way.element(15, &packed)].concat();
+    assert!(read_bytes(&file).is_err());
 }
 
 /// At every byte: in the header, in tags, names and data, in zlib's streams.

@@ -7,6 +7,8 @@ use image::{ExtendedColorType, ImageEncoder};
 use std::io::Write;
 
 const PROGRESSIVE: &[u8] = include_bytes!("../../../../tests/fixtures/images/progressive.jpg");
+const PLANAR: &[u8] = include_bytes!("../../../../tests/fixtures/images/planar.jpg");
+const COARSE: &[u8] = include_bytes!("../../../../tests/fixtures/images/coarse.jpg");
 const CMYK: &[u8] = include_bytes!("../../../../tests/fixtures/images/cmyk.jpg");
 
 fn chunk(kind: &[u8; 4], data: &[u8]) -> Vec<u8> {
@@ -56,13 +58,19 @@ fn every_kind_of_png_becomes_rgb_as_pillow_makes_it() {
     let wide = |values: &[u16]| values.iter().flat_map(|value| value.to_be_bytes()).collect::<Vec<u8>>();
     let palette: &[u8] = &[1, 2, 3, 40, 50, 60, 7, 8, 9];
     // Made with Pillow 13: numpy.asarray(Image.open(file).convert("RGB")).
-    let cases: [(&str, Vec<u8>, Vec<u8>); 12] = [
+    let cases: [(&str, Vec<u8>, Vec<u8>); 14] = [
         ("1-bit grey", png_row(4, 1, 0, &[], &[0b0101_0000]), triples(&[0, 255, 0, 255])),
         ("2-bit grey", png_row(4, 2, 0, &[], &[0b0001_1011]), triples(&[0, 85, 170, 255])),
         ("4-bit grey", png_row(2, 4, 0, &[], &[0x3f]), triples(&[51, 255])),
         ("grey", png_row(2, 8, 0, &[], &[3, 250]), triples(&[3, 250])),
         ("grey and alpha", png_row(2, 8, 4, &[], &[3, 0, 250, 255]), triples(&[3, 250])),
         ("16-bit grey", png_row(4, 16, 0, &[], &wide(&[0, 255, 256, 65535])), triples(&[0, 255, 255, 255])),
+        (
+            "16-bit grey and a transparent colour",
+            png_row(4, 16, 0, &[(b"tRNS", &[1, 0])], &wide(&[0, 255, 256, 65535])),
+            triples(&[0, 255, 255, 255]),
+        ),
+        ("grey and a transparent colour", png_row(2, 8, 0, &[(b"tRNS", &[0, 3])], &[3, 250]), triples(&[3, 250])),
         ("16-bit grey and alpha", png_row(2, 16, 4, &[], &wide(&[255, 65535, 511, 0])), triples(&[0, 1])),
         ("RGB", png_row(2, 8, 2, &[], &[1, 2, 3, 4, 5, 6]), vec![1, 2, 3, 4, 5, 6]),
         ("16-bit RGB", png_row(1, 16, 2, &[], &wide(&[255, 256, 65280])), vec![0, 1, 255]),
@@ -77,7 +85,25 @@ fn every_kind_of_png_becomes_rgb_as_pillow_makes_it() {
     for (name, file, expected) in cases {
         let found = decode(&file).unwrap_or_else(|reason| panic!("{name}: {reason}"));
         assert_eq!((found.pixels, found.height), (expected, 1), "{name}");
+        // Without its end, as Pillow.
+        assert_eq!(decode(&file[..file.len() - 12]).unwrap().pixels, decode(&file).unwrap().pixels, "{name}");
     }
+}
+
+/// Both decoders see one image, but for what they round; a file in which they do not is damaged.
+#[test]
+fn two_decoders_see_the_same_image() {
+    let grey = jpeg_of(20, 11, ExtendedColorType::L8, &ramp());
+    let files = [grey.as_slice(), PROGRESSIVE, PLANAR, COARSE, CMYK];
+    for (at, file) in files.into_iter().enumerate() {
+        assert_eq!(decode_twice(file).unwrap(), decode(file).unwrap(), "{at}");
+    }
+    let mut damaged = (200..grey.len()).filter(|at| {
+        let mut file = grey.clone();
+        file[*at] ^= 0x40;
+        decode(&file).is_ok() && decode_twice(&file).is_err_and(|reason| reason.contains("apart"))
+    });
+    assert!(damaged.next().is_some());
 }
 
 #[test]
@@ -99,7 +125,9 @@ fn a_jpeg_becomes_rgb_whatever_its_components() {
         (0..24 * 40).flat_map(|at| pixel(at % 40, at / 40).map(|value| value as u8)).collect()
     };
     let colour = |x: usize, y: usize| [x * 6, y * 10, 255 - x * 3 - y * 5];
-    near(&decode(PROGRESSIVE).unwrap().pixels, &of_fixture(&colour));
+    for file in [PROGRESSIVE, PLANAR, COARSE] {
+        near(&decode(file).unwrap().pixels, &of_fixture(&colour));
+    }
     // Red is what neither cyan nor black takes away.
     let printed = |x: usize, y: usize| colour(x, y).map(|ink| (255 - ink) * (255 - x * y / 8) / 255);
     near(&decode(CMYK).unwrap().pixels, &of_fixture(&printed));
@@ -108,7 +136,8 @@ fn a_jpeg_becomes_rgb_whatever_its_components() {
 #[test]
 fn a_file_that_is_cut_anywhere_is_refused() {
     let rgb = jpeg_of(20, 11, ExtendedColorType::L8, &ramp());
-    for (name, file) in [("baseline", rgb.as_slice()), ("progressive", PROGRESSIVE), ("cmyk", CMYK)] {
+    for (name, file) in [("baseline", rgb.as_slice()), ("progressive", PROGRESSIVE), ("planar", PLANAR), ("cmyk", CMYK)]
+    {
         assert!(decode(file).is_ok());
         for end in 0..file.len() {
             assert!(decode(&file[..end]).is_err(), "{name}: {end} of {} bytes", file.len());
