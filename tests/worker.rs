@@ -188,7 +188,7 @@ fn the_lock_is_held_for_as_long_as_it_trains() {
 fn the_limit_of_time_is_each_trials_own() {
     let sweep = Sweep::new(&(FOUR.to_string() + "baseline: {operator: {name: plain}, train: {epochs: 100000}}\n"));
     let mut launcher = sweep.launcher(5);
-    launcher.time_limit = Some(Duration::from_secs(10));
+    launcher.limits.time = Some(Duration::from_secs(10));
     let outcome = launcher.run(&sweep.plan, "").unwrap();
     assert_eq!((outcome.finished, &outcome.failed[..]), (4, &sweep.folders()[..1]));
     let last = sweep.records()[0].clone();

@@ -4,6 +4,7 @@ use super::output::json;
 use super::{FromConfig, Machine};
 use crate::config::Document;
 use crate::sweep;
+use crate::sweep::child::Limits;
 use crate::sweep::queue::Policy;
 use crate::sweep::slots::{PerGpu, Share, Wish};
 use crate::sweep::slurm;
@@ -38,6 +39,9 @@ pub struct Options {
     /// Longest time for a trial, as 90s, 45m or 2h30m; it then has a checkpoint to go on from
     #[arg(long, value_name = "TIME", value_parser = duration)]
     time_limit: Option<Duration>,
+    /// Longest time in which a trial shows no progress; it is then ended, and has failed; 0s: for ever
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = duration_or_none)]
+    stall_limit: Duration,
     /// How often a trial that failed is tried again, after 1, 2, 4 … seconds; a wrong request or spent memory is not
     #[arg(long, value_name = "N", default_value_t = 1)]
     retries: u32,
@@ -168,9 +172,13 @@ impl Options {
             more: sbatch.clone(),
             threads: machine.threads.map_or(1, usize::from),
             device: machine.device.clone(),
-            time_limit: self.time_limit,
+            limits: self.limits(),
             retries: self.retries,
         }
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { time: self.time_limit, stall: Some(self.stall_limit).filter(|limit| !limit.is_zero()) }
     }
 
     fn meant(&self, machine: &Machine) -> sweep::Options {
@@ -183,7 +191,7 @@ impl Options {
                 per_gpu: self.per_gpu,
                 share: self.share,
             },
-            time_limit: self.time_limit,
+            limits: self.limits(),
             policy: Policy { retries: self.retries, retry_failed: self.retry_failed },
             stop_on_error: self.on_error == OnError::Stop,
         }
@@ -197,6 +205,11 @@ fn per_gpu(text: &str) -> Result<PerGpu, String> {
         _ if text == "auto" => Ok(PerGpu::Auto),
         _ => Err("give a number from 1 to 64, or auto".into()),
     }
+}
+
+/// The same, and `0s`.
+fn duration_or_none(text: &str) -> Result<Duration, String> {
+    if text == "0s" { Ok(Duration::ZERO) } else { duration(text) }
 }
 
 /// Reads `90s`, `45m`, `2h30m`, `1d`.

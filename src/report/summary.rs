@@ -127,8 +127,8 @@ impl PointSummary {
     fn read(store: &Store, point: &Point, paper: Option<&Paper>) -> Result<PointSummary> {
         let mut rows = Vec::new();
         let mut trials = Vec::with_capacity(point.trials.len());
-        for Trial { hash, config } in &point.trials {
-            let result = store.result(hash)?;
+        for trial @ Trial { hash, config } in &point.trials {
+            let result = store.result(trial)?;
             let ended = match result {
                 Some(_) => {
                     rows.push(curves::read(&store.trial(hash))?);

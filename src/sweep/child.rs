@@ -6,6 +6,8 @@ use crate::sweep::queue::{Claim, End};
 use crate::sweep::slots::Slot;
 use crate::sweep::state::State;
 use crate::sweep::worker::Worker;
+use crate::train::checkpoint;
+use crate::train::log::clock;
 use anyhow::{Context, Result};
 use std::cell::RefCell;
 use std::ffi::{OsStr, OsString};
@@ -71,6 +73,18 @@ impl Program {
     }
 }
 
+/// How long a trial may take.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Limits {
+    /// In all. Then it keeps its checkpoint.
+    pub time: Option<Duration>,
+    /// Without a sign of life: a change of one of its files. Then it has failed, as one that crashed.
+    pub stall: Option<Duration>,
+}
+
+/// The files of a trial that change while it works.
+const SIGNS: [&str; 4] = ["progress.json", "metrics.csv", checkpoint::LAST, "log.txt"];
+
 /// A trial that runs.
 #[derive(Debug)]
 pub struct Running {
@@ -105,6 +119,7 @@ enum Told {
     Stop,
     Prune(u64),
     TimeIsUp(Duration),
+    Stalled(Duration),
 }
 
 impl Running {
@@ -147,12 +162,15 @@ impl Running {
         self.tell(Told::Prune(epoch));
     }
 
-    /// Tells it to end where it runs longer than it may, and kills it where it has not listened for as long as `grace`.
-    pub fn limit(&mut self, limit: Duration, grace: Duration) {
-        if self.started.elapsed() > limit {
+    /// Tells it to end where it runs or is silent longer than it may, and kills it where it has not listened for as long as `grace`.
+    pub fn limit(&mut self, Limits { time, stall }: Limits, grace: Duration) {
+        if let Some(limit) = time.filter(|limit| self.started.elapsed() > *limit) {
             self.tell(Told::TimeIsUp(limit));
         }
-        if let Some((Told::TimeIsUp(_), since)) = self.told
+        if let Some(limit) = stall.filter(|limit| self.silence() > *limit) {
+            self.tell(Told::Stalled(limit));
+        }
+        if let Some((Told::TimeIsUp(_) | Told::Stalled(_), since)) = self.told
             && since.elapsed() > grace
             && !self.killed
         {
@@ -162,6 +180,12 @@ impl Running {
                 Host::Worker(worker) => worker.borrow().kill(),
             }
         }
+    }
+
+    /// How long it has shown no sign of life.
+    fn silence(&self) -> Duration {
+        let age = |name: &&str| std::fs::metadata(self.folder.join(name)).ok()?.modified().ok()?.elapsed().ok();
+        SIGNS.iter().filter_map(age).fold(self.started.elapsed(), Duration::min)
     }
 
     /// The first reason counts.
@@ -201,7 +225,7 @@ impl Running {
         let end = match (self.end(status, &last), &gpu_lost, worker_said) {
             (End::Died { .. }, Some(why), _) => End::Evicted { why: why.clone(), alone: false },
             // Another's death is none of its own. If it was its own, it will die alone.
-            (End::Died { state, .. }, None, Some(said)) if state != State::TimedOut || !self.killed => {
+            (End::Died { .. }, None, Some(said)) if !self.killed => {
                 let (_, how, _) = cause(status, &said, None);
                 End::Evicted { why: format!("its worker ended ({how})"), alone: true }
             }
@@ -217,8 +241,12 @@ impl Running {
             Some((Told::Stop, _)) => End::Stopped,
             Some((Told::Prune(epoch), _)) => End::Pruned(epoch),
             Some((Told::TimeIsUp(limit), _)) => {
-                let message = format!("took longer than {}", crate::train::log::clock(limit.as_secs_f64()));
+                let message = format!("took longer than {}", clock(limit.as_secs_f64()));
                 End::Died { state: State::TimedOut, message, may_heal: false }
+            }
+            Some((Told::Stalled(limit), _)) => {
+                let message = format!("made no progress for {}", clock(limit.as_secs_f64()));
+                End::Died { state: State::Failed, message, may_heal: true }
             }
             None => {
                 let before = self.out_of_memory_kills;

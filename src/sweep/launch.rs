@@ -1,6 +1,6 @@
 //! Runs the trials of a sweep on this machine, as many side by side as there are slots.
 
-use crate::sweep::child::{Program, Running};
+use crate::sweep::child::{Limits, Program, Running};
 use crate::sweep::crowd::Crowd;
 use crate::sweep::machine;
 use crate::sweep::plan::{Plan, Point, Trial};
@@ -50,7 +50,7 @@ pub struct Launcher<'a> {
     /// Whether the first that fails ends the sweep.
     pub stop_on_error: bool,
     /// How long each may take.
-    pub time_limit: Option<Duration>,
+    pub limits: Limits,
     /// How long one that took longer has to write its checkpoint.
     pub grace: Duration,
     /// Set to stop.
@@ -144,7 +144,7 @@ impl<'a> Launcher<'a> {
             growth: None,
             policy: Policy::default(),
             stop_on_error: false,
-            time_limit: None,
+            limits: Limits::default(),
             grace: GRACE,
             stop: Arc::default(),
         }
@@ -294,9 +294,7 @@ impl Run<'_> {
     fn collect(&mut self) -> Result<()> {
         let mut place = 0;
         while let Some(trial) = self.running.get_mut(place) {
-            if let Some(limit) = self.launcher.time_limit {
-                trial.limit(limit, self.launcher.grace);
-            }
+            trial.limit(self.launcher.limits, self.launcher.grace);
             let Some(death) = trial.ended()? else {
                 place += 1;
                 continue;

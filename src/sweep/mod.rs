@@ -26,7 +26,7 @@ use crate::config::Document;
 use crate::error::{DISK_FULL, exit_status, one_line};
 use crate::{device, gpus, note, text};
 use anyhow::{Result, bail};
-use child::Program;
+use child::{Limits, Program};
 use launch::{Launcher, Outcome};
 use plan::Plan;
 use queue::Policy;
@@ -36,7 +36,6 @@ use state::State;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
-use std::time::Duration;
 use store::Store;
 
 /// How a sweep is run.
@@ -47,7 +46,7 @@ pub struct Options {
     /// How many side by side, and on what.
     pub wish: Wish,
     /// How long each may take.
-    pub time_limit: Option<Duration>,
+    pub limits: Limits,
     /// What happens to those that fail.
     pub policy: Policy,
     /// Whether the first that fails ends the sweep.
@@ -84,7 +83,7 @@ fn run_on_disk(document: &Document, out: &Path, options: &Options) -> Result<Out
         growth: layout.grows.then_some(crowd::WINDOW),
         policy: options.policy,
         stop_on_error: options.stop_on_error,
-        time_limit: options.time_limit,
+        limits: options.limits,
         stop: launch::stop_signals()?,
         ..Launcher::new(&store, program, layout.slots)
     };

@@ -149,11 +149,10 @@ impl<'a> Queue<'a> {
         };
         let now = Instant::now();
         for at in 0..queue.trials.len() {
-            let hash = &queue.trials[at].1.hash.clone();
-            if queue.has_result(hash)? {
+            if queue.has_result(at)? {
                 continue;
             }
-            let record = store.record(hash);
+            let record = store.record(&queue.trials[at].1.hash);
             let (retries, earlier) = (policy.retries, record.attempts);
             let waiting = Waiting { at, after: now, elsewhere: false, retries, earlier, alone: false };
             if !queue.is_settled(&waiting, &record) {
@@ -207,7 +206,7 @@ impl<'a> Queue<'a> {
                 continue;
             }
             let hash = self.trials[waiting.at].1.hash.clone();
-            if self.has_result(&hash)? {
+            if self.has_result(waiting.at)? {
                 self.waiting.remove(place);
                 continue;
             }
@@ -247,8 +246,10 @@ impl<'a> Queue<'a> {
     }
 
     /// Whether a trial is done; then it is counted, and what its launcher had no time to write is written.
-    fn has_result(&mut self, hash: &str) -> Result<bool> {
-        if self.store.result(hash)?.is_none() {
+    fn has_result(&mut self, at: usize) -> Result<bool> {
+        let trial = self.trials[at].1;
+        let hash = &*trial.hash;
+        if self.store.result(trial)?.is_none() {
             return Ok(false);
         }
         self.settled.done += 1;
@@ -285,7 +286,7 @@ impl<'a> Queue<'a> {
     pub fn settle(&mut self, claim: Claim, end: End, memory: Option<u64>) -> Result<Settled> {
         let Claim { mut waiting, hash, record, lock } = claim;
         let record = Record { memory: memory.max(record.memory), ..record };
-        let (settled, record) = match (self.store.result(&hash), end) {
+        let (settled, record) = match (self.store.result(self.trials[waiting.at].1), end) {
             (Ok(Some(result)), _) => (Settled::Done(Box::new(result)), record.to(State::Done, None)),
             // A result that can't be read is not made better by another try.
             (Err(error), _) => {
@@ -353,7 +354,7 @@ mod tests {
         assert_eq!(mine.iter().chain(&theirs).map(Claim::at).collect::<Vec<_>>(), [0, 1, 2, 3]);
         assert_eq!((b.elsewhere(), b.is_empty(), a.next(2).unwrap().is_none(), a.elsewhere()), (2, false, true, 2));
         for claim in mine {
-            write_result(&store, &result(&claim.hash, 0, 80.));
+            write_result(&store, &result(&claim.hash, plan.trials()[claim.at()].1.config.seed, 80.));
             // It has its result, so it is done even where its process was killed at the end.
             assert!(matches!(a.settle(claim, died(true), Some(5)).unwrap(), Settled::Done(_)));
         }

@@ -213,26 +213,15 @@ impl Store {
     ///
     /// # Errors
     /// A [`crate::error::BadRequest`] that names a file which is damaged.
-    pub fn result(&self, hash: &str) -> Result<Option<TrialResult>> {
-        let path = self.trial(hash).join("result.json");
+    pub fn result(&self, trial: &Trial) -> Result<Option<TrialResult>> {
+        let path = self.trial(&trial.hash).join("result.json");
         let Some(bytes) = files::read_if_there(&path)? else { return Ok(None) };
-        let result: TrialResult = match serde_json::from_slice(&bytes) {
-            Ok(result) => result,
-            Err(error) => {
-                bad_request!("{}: damaged ({error}); delete it, and the sweep trains this trial again", path.display())
+        match TrialResult::read(&bytes, &trial.config, &trial.hash) {
+            Ok(result) => Ok(Some(result)),
+            Err(wrong) => {
+                bad_request!("{}: {wrong}; delete it, and the sweep trains this trial again", path.display())
             }
-        };
-        if let Err(wrong) = result.check() {
-            bad_request!("{}: damaged ({wrong}); delete it, and the sweep trains this trial again", path.display());
         }
-        if result.hash != hash {
-            bad_request!(
-                "{}: is the result of trial {}; delete it, and the sweep trains this trial",
-                path.display(),
-                result.hash
-            );
-        }
-        Ok(Some(result))
     }
 }
 
@@ -250,12 +239,13 @@ pub(crate) mod tests {
 
     /// A result with an expanded top-1 of that many percent, folded exactly.
     pub(crate) fn result(hash: &str, seed: u64, top1: f64) -> TrialResult {
-        let form = |top1, parameters| FormResult { top1, top5: 98.5, loss: 0.625, parameters, macs: 1_234_567 };
+        let form =
+            |top1: f64, parameters| FormResult { top1, top5: top1.max(98.5), loss: 0.625, parameters, macs: 1_234_567 };
         TrialResult {
             hash: hash.into(),
             seed,
-            epochs: 2,
-            steps: 20,
+            epochs: 200,
+            steps: 2000,
             train_loss: 0.5,
             expanded: form(top1, 8906),
             compact: Some(form(top1 - 0.01, 5386)),
@@ -351,24 +341,56 @@ pub(crate) mod tests {
     fn a_result_is_there_whole_or_an_error_names_it() {
         let (_folder, store, plan) = started(WIDTHS);
         let trial = &plan.points[1].trials[0];
-        assert_eq!(store.result(&trial.hash).unwrap(), None);
+        assert_eq!(store.result(trial).unwrap(), None);
         store.prepare(trial).unwrap();
         assert!(!store.is_finished(&trial.hash), "a config alone is no result");
         let good = result(&trial.hash, 0, 80.);
         write_result(&store, &good);
-        assert_eq!(store.result(&trial.hash).unwrap(), Some(good.clone()));
+        assert_eq!(store.result(trial).unwrap(), Some(good.clone()));
         let path = store.trial(&trial.hash).join("result.json");
         std::fs::write(&path, "{\"hash\": ").unwrap();
-        let error = refusal(store.result(&trial.hash));
+        let error = refusal(store.result(trial));
         assert!(error.starts_with(&format!("{}: damaged (EOF", path.display())), "{error}");
-        let huge = TrialResult { train_loss: -1e30, ..good.clone() };
-        std::fs::write(&path, serde_json::to_vec(&huge).unwrap()).unwrap();
-        assert!(refusal(store.result(&trial.hash)).contains("damaged (train_loss: -1e30); delete it"));
-        let many = TrialResult { compact: Some(FormResult { top5: 100.5, ..good.expanded.clone() }), ..good.clone() };
-        std::fs::write(&path, serde_json::to_vec(&many).unwrap()).unwrap();
-        assert!(refusal(store.result(&trial.hash)).contains("damaged (top5: 1.005e2); delete it"));
         std::fs::write(&path, serde_json::to_vec(&TrialResult { hash: "abc".into(), ..good }).unwrap()).unwrap();
-        assert!(refusal(store.result(&trial.hash)).contains("is the result of trial abc"));
+        assert!(refusal(store.result(trial)).contains("is the result of trial abc; delete it"));
+    }
+
+    /// Each number of a result, changed to what no trial has, or not the trial with this config.
+    #[test]
+    fn a_result_that_was_tampered_with_is_named_as_damaged() {
+        let (_folder, store, plan) = started(WIDTHS);
+        let trial = &plan.points[1].trials[0];
+        write_result(&store, &result(&trial.hash, 0, 80.));
+        let path = store.trial(&trial.hash).join("result.json");
+        let good: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        let changes = [
+            ("/seed", vec!["1", "18446744073709551615"]),
+            ("/epochs", vec!["201", "0"]),
+            ("/steps", vec!["2001", "0", "18446744073709551614"]),
+            ("/threads", vec!["0", "1000000"]),
+            ("/train_loss", vec!["1e30", "-1e30"]),
+            ("/seconds", vec!["-1", "1e31"]),
+            ("/expanded/top1", vec!["-0.5", "100.5", "98.7"]),
+            ("/compact/top5", vec!["1e300", "-1", "3"]),
+            ("/compact/loss", vec!["-1e31"]),
+            ("/expanded/parameters", vec!["-9223372036854775808", "9223372036854775807", "0"]),
+            ("/compact/macs", vec!["-1", "9223372036854775807"]),
+            ("/fold/agreement", vec!["101", "-1"]),
+            ("/fold/largest_difference", vec!["1e30"]),
+        ];
+        for (field, values) in changes {
+            for value in values {
+                let mut changed = good.clone();
+                *changed.pointer_mut(field).unwrap() = serde_json::from_str(value).unwrap();
+                std::fs::write(&path, changed.to_string()).unwrap();
+                let (line, name) = (refusal(store.result(trial)), field.rsplit('/').next().unwrap());
+                // One that makes another wrong is told by the other's name.
+                let told = [name, "top5"].iter().any(|name| line.contains(&format!("damaged ({name}: ")));
+                assert!(told && line.starts_with(&path.display().to_string()), "{field} {value}: {line}");
+            }
+        }
+        std::fs::write(&path, good.to_string()).unwrap();
+        assert!(store.result(trial).unwrap().is_some());
     }
 
     #[test]
@@ -420,15 +442,16 @@ pub(crate) mod tests {
     #[test]
     fn a_result_that_comes_and_goes_is_read_whole_or_not_at_all() {
         let (_folder, store, plan) = started(WIDTHS);
-        let hash = plan.points[0].trials[0].hash.as_str();
+        let trial = &plan.points[0].trials[0];
+        let hash = trial.hash.as_str();
         let found: Vec<bool> = std::thread::scope(|scope| {
             let other = scope.spawn(|| {
-                for seed in 0..300 {
-                    write_result(&store, &result(hash, seed, 80.));
+                for at in 0..300 {
+                    write_result(&store, &result(hash, 0, 80. + f64::from(at) / 100.));
                     std::fs::remove_file(store.trial(hash).join("result.json")).unwrap();
                 }
             });
-            let read = || (!other.is_finished()).then(|| store.result(hash).unwrap().is_some());
+            let read = || (!other.is_finished()).then(|| store.result(trial).unwrap().is_some());
             std::iter::from_fn(read).collect()
         });
         assert!(found.contains(&true) && found.contains(&false));

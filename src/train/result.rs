@@ -1,5 +1,6 @@
 //! `result.json`: what a finished trial leaves for reports.
 
+use crate::config::Config;
 use serde::{Deserialize, Serialize};
 
 /// The outcome of a trial.
@@ -31,18 +32,60 @@ pub struct TrialResult {
     pub threads: usize,
 }
 
+/// Parameters and multiply-accumulates of a network at most.
+const MOST_COUNTED: i64 = 1 << 48;
+/// Steps of an epoch at most.
+const MOST_STEPS: u64 = 1 << 40;
+/// Threads of a machine at most.
+const MOST_THREADS: usize = 1 << 16;
 /// What no loss, difference or time of a trial reaches: the arithmetic of a plot ends beyond it.
 const LARGEST: f64 = 1e30;
 
 impl TrialResult {
-    /// Refuses numbers that no trial has.
+    /// Reads a file's content as the result of the trial with this config, whose name is `hash`.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn read(json: &[u8], config: &Config, hash: &str) -> Result<TrialResult, String> {
+        let result: TrialResult = serde_json::from_slice(json).map_err(|error| format!("damaged ({error})"))?;
+        if result.hash != hash {
+            return Err(format!("is the result of trial {:.80}", result.hash));
+        }
+        result.check(config).map_err(|wrong| format!("damaged ({wrong})"))?;
+        Ok(result)
+    }
+
+    /// Refuses numbers that no trial has, and those of another trial than the one with this config.
     ///
     /// # Errors
     /// Which, and what it is.
-    pub fn check(&self) -> Result<(), String> {
+    fn check(&self, config: &Config) -> Result<(), String> {
+        let TrialResult { seed, epochs, steps, threads, .. } = *self;
+        let by_config = [("seed", seed, config.seed), ("epochs", epochs, config.train.epochs)];
+        if let Some((key, found, expected)) = by_config.into_iter().find(|(_, found, expected)| found != expected) {
+            return Err(format!("{key}: {found}, and its config has {expected}"));
+        }
+        let per_epoch = steps / epochs.max(1);
+        if steps % epochs.max(1) != 0 || !(1..=MOST_STEPS).contains(&per_epoch) {
+            return Err(format!("steps: {steps} of {epochs} epochs"));
+        }
+        if !(1..=MOST_THREADS).contains(&threads) {
+            return Err(format!("threads: {threads}"));
+        }
+        if self.seconds < 0. {
+            return Err(format!("seconds: {}", self.seconds));
+        }
+        let forms = || [Some(&self.expanded), self.compact.as_ref()].into_iter().flatten();
+        let counts = forms().flat_map(|form| [("parameters", form.parameters), ("macs", form.macs)]);
+        if let Some((key, count)) = counts.into_iter().find(|(_, count)| !(1..=MOST_COUNTED).contains(count)) {
+            return Err(format!("{key}: {count}"));
+        }
+        if let Some(form) = forms().find(|form| form.top5 < form.top1) {
+            return Err(format!("top5: {}, below the top1 of {}", form.top5, form.top1));
+        }
         let mut percents = Vec::new();
         let mut others = vec![("train_loss", self.train_loss), ("seconds", self.seconds)];
-        for form in [Some(&self.expanded), self.compact.as_ref()].into_iter().flatten() {
+        for form in forms() {
             percents.extend([("top1", form.top1), ("top5", form.top5)]);
             others.push(("loss", form.loss));
         }

@@ -71,12 +71,12 @@ pub fn finished(config: &Config, folder: &Path) -> Result<Option<TrialResult>> {
     }
     let path = folder.join("result.json");
     let Some(bytes) = files::read_if_there(&path)? else { return Ok(None) };
-    match serde_json::from_slice(&bytes) {
+    match TrialResult::read(&bytes, config, &hash) {
         Ok(result) => {
             note!("{}: trial {hash} is done already", folder.display());
             Ok(Some(result))
         }
-        Err(error) => bad_request!("{}: damaged ({error}); delete it to run the trial again", path.display()),
+        Err(wrong) => bad_request!("{}: {wrong}; delete it to run the trial again", path.display()),
     }
 }
 

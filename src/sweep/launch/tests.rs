@@ -209,7 +209,7 @@ fn a_trial_that_takes_too_long_is_told_to_end() {
     let (folder, store, plan) = started("{seeds: 1}");
     let body = "trap 'touch $3/checkpoint; exit 1' TERM\nfor i in $(seq 500); do sleep 0.02; done";
     let mut limited = launcher(&store, program(folder.path(), body), 1);
-    (limited.time_limit, limited.policy.retries) = (Some(Duration::from_secs(2)), 3);
+    (limited.limits.time, limited.policy.retries) = (Some(Duration::from_secs(2)), 3);
     assert_eq!(limited.run(&plan, "").unwrap().failed.len(), 1);
     assert_eq!(states(&store, &plan), [(State::TimedOut, Some("took longer than 2 s".into()))]);
     assert!(store.trial(&plan.points[0].trials[0].hash).join("checkpoint").is_file());
@@ -220,13 +220,35 @@ fn one_that_does_not_listen_is_killed() {
     let (folder, store, plan) = started("{seeds: 1}");
     let body = "trap 'touch $3/told' TERM\nfor i in $(seq 3000); do sleep 0.02; done";
     let mut limited = launcher(&store, program(folder.path(), body), 1);
-    (limited.time_limit, limited.grace) = (Some(Duration::from_secs(2)), Duration::from_secs(1));
+    (limited.limits.time, limited.grace) = (Some(Duration::from_secs(2)), Duration::from_secs(1));
     let clock = Instant::now();
     limited.run(&plan, "").unwrap();
     // Three seconds, a minute if it were left alone.
     assert!(clock.elapsed() < Duration::from_secs(30));
     assert_eq!(states(&store, &plan)[0].0, State::TimedOut);
     assert!(store.trial(&plan.points[0].trials[0].hash).join("told").is_file());
+}
+
+/// As a kernel of a library that spins for ever: it does not listen either. One that writes is left alone for as long as it takes.
+#[test]
+fn one_that_makes_no_progress_is_killed_and_tried_again() {
+    let (folder, store, plan) = started("{seeds: 2}");
+    ready(folder.path(), &plan);
+    let (first, root) = (&plan.points[0].trials[0].hash, folder.path().display());
+    let body = format!(
+        "if [ $3 = {} ]; then\n[ -e {root}/hung ] && {{ {}; exit; }}\ntouch {root}/hung\ntrap '' TERM\n\
+         for i in $(seq 3000); do sleep 0.02; done\nelse\nfor i in $(seq 40); do sleep 0.1; echo $i > $3/progress.json; done\n{}\nfi",
+        store.trial(first).display(),
+        copy(folder.path()).trim(),
+        copy(folder.path())
+    );
+    let mut watched = launcher(&store, program(folder.path(), &body), 2);
+    (watched.limits.stall, watched.grace) = (Some(Duration::from_secs(2)), Duration::from_secs(1));
+    assert_eq!(watched.run(&plan, "").unwrap().failed, [store.trial(first)]);
+    let message = Some("made no progress for 2 s".to_string());
+    assert_eq!(states(&store, &plan), [(State::Failed, message), (State::Done, None)]);
+    watched.policy.retry_failed = true;
+    assert_eq!(watched.run(&plan, "").unwrap().finished, 2);
 }
 
 #[test]

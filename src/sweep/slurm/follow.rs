@@ -148,15 +148,15 @@ impl Watch<'_> {
     }
 
     fn tell(&mut self, at: usize, state: State) -> Result<()> {
-        let (title, hash, store) = (title(&self.trials, at), &self.trials[at].1.hash, &self.sweep.store);
-        let record = store.record(hash);
+        let (title, trial, store) = (title(&self.trials, at), self.trials[at].1, &self.sweep.store);
+        let record = store.record(&trial.hash);
         let said = match state {
             State::Running => {
                 self.view.begin(at, &title);
                 return Ok(());
             }
             State::Queued => format!("{title}: stopped; it goes on when its job runs again"),
-            State::Done => match store.result(hash)? {
+            State::Done => match store.result(trial)? {
                 Some(result) => format!("{title}: {}", summary(&result)),
                 None => return Ok(()),
             },

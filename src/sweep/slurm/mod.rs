@@ -10,6 +10,7 @@ pub mod jobs;
 pub mod script;
 pub mod task;
 
+use super::child::Limits;
 use super::plan::Plan;
 use super::queue::{Policy, Queue};
 use super::state::State;
@@ -21,7 +22,6 @@ use commands::Slurm;
 use jobs::{Job, Jobs, named};
 use script::Script;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 /// Most tasks of an array: a cluster allows 1,001 where nothing else is set (MaxArraySize).
 const MOST_TASKS: usize = 1000;
@@ -44,7 +44,7 @@ pub struct Request {
     /// The device, as `foldconv train --device` takes it.
     pub device: String,
     /// How long each may take; unlike [`Self::time`], what takes longer has failed.
-    pub time_limit: Option<Duration>,
+    pub limits: Limits,
     /// How often one that failed is tried again at once.
     pub retries: u32,
 }

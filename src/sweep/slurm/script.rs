@@ -60,13 +60,14 @@ impl Script<'_> {
 
     /// The batch process becomes this program, so that it is the one that gets the signals.
     fn command(&self) -> String {
-        let Request { device, threads, time_limit, retries, .. } = self.request;
-        let limit = time_limit.map_or(String::new(), |limit| format!(" --time-limit {}s", limit.as_secs()));
+        let Request { device, threads, limits, retries, .. } = self.request;
+        let time = limits.time.map_or(String::new(), |limit| format!(" --time-limit {}s", limit.as_secs()));
+        let stall = limits.stall.map_or(0, |limit| limit.as_secs());
         let [program, file, root] =
             [self.program.to_path_buf(), self.root.join("sweep.yaml"), self.root.into()].map(|path| quote(&path));
         format!(
             "exec {program} sweep {file} --out {root} --trial \"$trial\" \\\n    \
-             --device {device} --threads {threads} --retries {retries}{limit}\n",
+             --device {device} --threads {threads} --retries {retries}{time} --stall-limit {stall}s\n",
             device = quote(Path::new(device)),
         )
     }
@@ -86,6 +87,7 @@ fn quote(text: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sweep::child::Limits;
     use std::time::Duration;
 
     #[test]
@@ -98,7 +100,7 @@ mod tests {
             more: vec!["mem=8G".into(), "--account=lab".into()],
             threads: 4,
             device: "cuda".into(),
-            time_limit: Some(Duration::from_secs(7200)),
+            limits: Limits { time: Some(Duration::from_secs(7200)), stall: None },
             retries: 1,
         };
         let script = Script {
@@ -126,7 +128,7 @@ mod tests {
 # A task runs the trial in its line of the list; task 0 has the first.
 trial=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" '/home/it'\''s/100%/slurm/1.trials')
 exec /opt/foldconv sweep '/home/it'\''s/100%/sweep.yaml' --out '/home/it'\''s/100%' --trial "$trial" \
-    --device cuda --threads 4 --retries 1 --time-limit 7200s
+    --device cuda --threads 4 --retries 1 --time-limit 7200s --stall-limit 0s
 "#;
         assert_eq!(script.text(), expected);
     }

@@ -78,7 +78,7 @@ impl Task<'_> {
         let launcher = Launcher {
             only: Some(self.hash),
             policy: self.options.policy,
-            time_limit: self.options.time_limit,
+            limits: self.options.limits,
             stop: self.stop.clone(),
             ..Launcher::new(&store, self.program.clone(), vec![Slot::cpu(threads)])
         };
