@@ -4,7 +4,8 @@ use crate::bad_request;
 use anyhow::{Context, Result};
 use std::fs::File;
 use std::io::Read;
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 /// Bytes of a text at most; ImageNet's lists have 2 MB.
 const MOST_TEXT: u64 = 16 << 20;
@@ -121,12 +122,16 @@ pub fn read_text(path: &Path) -> Result<String> {
     }
 }
 
-/// Refuses a file that the user wants written and that can't be, before the work is done. What is there already must be a file:
-/// /dev/null would be replaced.
+/// Refuses a file that the user wants written and that can't be, before the work is done, or that is one of the `inputs`, by whatever
+/// name. What is there already must be a file: /dev/null would be replaced.
 ///
 /// # Errors
 /// A [`crate::error::BadRequest`] that names it.
-pub fn expect_writable(path: &Path) -> Result<()> {
+pub fn expect_writable(path: &Path, inputs: &[&Path]) -> Result<()> {
+    let place = |path: &Path| std::fs::metadata(path).ok().map(|about| (about.dev(), about.ino()));
+    if let Some(input) = inputs.iter().find(|input| place(path).is_some_and(|own| place(input) == Some(own))) {
+        bad_request!("{}: is the file that is read, {}; give another output", path.display(), input.display());
+    }
     let check = || -> std::io::Result<()> {
         let name = path.file_name().ok_or(std::io::Error::other("not the name of a file"))?;
         tempfile::tempfile_in(folder(path))?;
@@ -147,6 +152,44 @@ pub fn leaves_folder(name: &[u8]) -> bool {
 /// Makes a folder that the user named; that it can't be made is the request's fault, unless the disk is full.
 pub fn create_dir(path: &Path) -> Result<()> {
     std::fs::create_dir_all(path).or_else(|error| refuse(error, path, "cannot make this folder"))
+}
+
+/// Folders that are made for a piece of work. Those that it leaves empty go again.
+#[derive(Debug)]
+pub struct Made(Vec<PathBuf>);
+
+impl Made {
+    /// Makes a folder and those around it, as [`create_dir`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn folders(path: &Path) -> Result<Made> {
+        let missing = path.ancestors().take_while(|folder| !folder.as_os_str().is_empty() && !folder.exists());
+        let made = Made(missing.map(Path::to_path_buf).collect());
+        create_dir(path)?;
+        Ok(made)
+    }
+
+    /// The work was refused: deletes these files too, where the folder is new.
+    pub fn undo(self, files: &[&str]) {
+        if let Some(folder) = self.0.first() {
+            for file in files {
+                // What can't be deleted does no harm.
+                let _ = std::fs::remove_file(folder.join(file));
+            }
+        }
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        for folder in &self.0 {
+            // Only empty folders can be removed so.
+            if std::fs::remove_dir(folder).is_err() {
+                return;
+            }
+        }
+    }
 }
 
 fn refuse(error: std::io::Error, path: &Path, what: &str) -> Result<()> {
@@ -192,9 +235,9 @@ mod tests {
     fn where_a_file_can_be_written_is_known_before() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a");
-        expect_writable(&path).unwrap();
+        expect_writable(&path, &[]).unwrap();
         std::fs::write(&path, "").unwrap();
-        expect_writable(&path).unwrap();
+        expect_writable(&path, &[]).unwrap();
         let long = folder.path().join("x".repeat(300));
         for (path, why) in [
             (folder.path(), "not a file"),
@@ -205,11 +248,51 @@ mod tests {
             (Path::new(""), "not the name"),
             (Path::new(".."), "not the name"),
         ] {
-            let error = expect_writable(path).unwrap_err();
+            let error = expect_writable(path, &[]).unwrap_err();
             assert!(error.to_string().contains(&format!(": cannot write: {why}")), "{error}");
             assert_eq!(crate::error::exit_status(&error), 2);
         }
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left of the look");
+    }
+
+    #[test]
+    fn an_output_is_no_input_by_any_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        std::fs::write(path("model"), "numbers").unwrap();
+        std::fs::write(path("other"), "numbers").unwrap();
+        std::os::unix::fs::symlink("model", path("link")).unwrap();
+        std::fs::hard_link(path("model"), path("twin")).unwrap();
+        let dotted = folder.path().join("../").join(folder.path().file_name().unwrap()).join("model");
+        for name in [path("model"), path("link"), path("twin"), dotted] {
+            let error = expect_writable(&name, &[&path("other"), &path("model")]).unwrap_err();
+            assert_eq!(crate::error::exit_status(&error), 2);
+            assert!(error.to_string().contains("is the file that is read"), "{error}");
+        }
+        for name in ["other", "new"] {
+            expect_writable(&path(name), &[&path("model"), &path("missing")]).unwrap();
+        }
+    }
+
+    #[test]
+    fn folders_that_are_left_empty_go_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let inner = folder.path().join("a/b/c");
+        drop(Made::folders(&inner).unwrap());
+        assert!(!folder.path().join("a").exists() && folder.path().exists());
+        let made = Made::folders(&inner).unwrap();
+        std::fs::write(inner.join("lock"), "").unwrap();
+        std::fs::write(folder.path().join("a/result"), "").unwrap();
+        drop(made);
+        assert!(inner.join("lock").exists(), "nothing that holds something is taken away");
+        // It was there before.
+        Made::folders(&inner).unwrap().undo(&["lock"]);
+        assert!(inner.join("lock").exists());
+        std::fs::remove_dir_all(inner.parent().unwrap()).unwrap();
+        let made = Made::folders(&inner).unwrap();
+        std::fs::write(inner.join("lock"), "").unwrap();
+        made.undo(&["lock"]);
+        assert!(!inner.parent().unwrap().exists() && folder.path().join("a/result").exists());
     }
 
     #[test]

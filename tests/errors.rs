@@ -234,3 +234,85 @@ fn what_can_not_be_printed_is_no_panic() {
         assert_eq!(output.status.code(), Some(status), "{args:?}");
     }
 }
+
+#[test]
+fn a_refused_request_leaves_nothing_behind() {
+    let (_guard, root) = folder(&[("a.yaml", b"data: {name: cifar10}\nnet: {name: smallnet}\n")]);
+    let before = || -> Vec<_> {
+        let mut names: Vec<_> = std::fs::read_dir(&root).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    let there = before();
+    let (config, out) = (arg(&root.join("a.yaml")), arg(&root.join("new/out")));
+    error(&run(["train", &config, "--out", &out, "--set", "data.root=/no/such/folder"]), 2);
+    // Nothing listens there.
+    let address = "http://127.0.0.1:9/";
+    let fetch = run(["data", "fetch", "cifar10", "--root", &arg(&root.join("data")), "--url", address]);
+    assert!(!fetch.status.success(), "{}", stderr(&fetch));
+    assert_eq!(before(), there);
+}
+
+#[test]
+fn no_command_writes_over_the_file_that_it_reads() {
+    let (_guard, root) = folder(&[("a.yaml", TINY.as_bytes())]);
+    let path = |name: &str| arg(&root.join(name));
+    stdout(&run(["train", &path("a.yaml"), "--out", &path("out")]));
+    let model = path("out/model.safetensors");
+    let content = std::fs::read(&model).unwrap();
+    std::os::unix::fs::symlink(&model, path("link")).unwrap();
+    std::fs::hard_link(&model, path("twin")).unwrap();
+    for out in [&model, &path("link"), &path("twin")] {
+        for args in [
+            vec!["fold", &model, "-o", out],
+            vec!["export", &model, "--format", "onnx", "-o", out],
+            vec!["import", &model, "--net", "smallnet", "--data", "shapes", "-o", out],
+        ] {
+            let line = error(&run(&args), 2);
+            assert!(line.contains("is the file that is read"), "{args:?}: {line}");
+        }
+    }
+    assert_eq!(std::fs::read(&model).unwrap(), content);
+}
+
+/// A trial that was interrupted has a checkpoint and no model file.
+#[test]
+fn a_checkpoint_is_taken_as_the_model_of_its_epoch() {
+    let (_guard, root) = folder(&[("a.yaml", TINY.as_bytes())]);
+    let path = |name: &str| arg(&root.join(name));
+    stdout(&run(["train", &path("a.yaml"), "--out", &path("out")]));
+    let [checkpoint, model] = ["checkpoint", "model"].map(|name| path(&format!("out/{name}.safetensors")));
+    for args in [vec!["eval"], vec!["compare"], vec!["describe"]] {
+        let of = |file: &String| {
+            let output = run(args.iter().copied().chain([file.as_str(), "--json"]));
+            let mut value: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
+            for form in ["expanded", "compact"] {
+                if let Some(form) = value.get_mut(form).and_then(|form| form.as_object_mut()) {
+                    form.retain(|key, _| !key.starts_with("latency"));
+                }
+            }
+            (value, stderr(&output))
+        };
+        let ((found, said), (expected, _)) = (of(&checkpoint), of(&model));
+        assert_eq!(found, expected, "{args:?}");
+        assert!(said.contains("the weights after epoch"), "{said}");
+    }
+    for (command, more) in [("fold", vec![]), ("export", vec!["--format", "pytorch"])] {
+        let written = [&checkpoint, &model].map(|file| {
+            let out = path("written");
+            stdout(&run([command, file, "-o", &out].into_iter().chain(more.iter().copied())));
+            std::fs::read(out).unwrap()
+        });
+        assert!(written[0] == written[1], "{command}");
+    }
+}
+
+#[test]
+fn test_images_are_limited_too() {
+    let (_guard, root) = folder(&[("a.yaml", TINY.as_bytes())]);
+    let out = arg(&root.join("out"));
+    stdout(&run(["train", &arg(&root.join("a.yaml")), "--out", &out, "--set", "data.limit_test=7"]));
+    let evaluated = stdout(&run(["eval", &arg(&root.join("out/model.safetensors"))]));
+    assert!(evaluated.contains("on 7 images"), "{evaluated}");
+    assert!(refused(&["data.limit_test=0"]).contains("data.limit_test: use at least 1"));
+}

@@ -147,6 +147,7 @@ fn a_sweep_for_a_cluster_says_what_is_missing_and_shows_its_script() {
     command.arg("sweep").arg(root.join("a.yaml")).arg("--out").arg(&out).args(["--launcher", "slurm"]);
     let missing = error(&command.env("PATH", &root).output().unwrap(), 2);
     assert!(missing.starts_with("sbatch: not found") && missing.contains("--launcher local"), "{missing}");
+    assert!(!out.exists(), "a refused request leaves nothing behind");
     for (args, named) in
         [(["--time", "30"].as_slice(), "--launcher slurm"), (&["--launcher", "slurm", "--jobs", "2"], "--array-limit")]
     {

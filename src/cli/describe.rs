@@ -11,6 +11,7 @@ use crate::op::per_sample::Execution;
 use crate::op::{AttentionConfig, ClassifierConfig, OperatorConfig};
 use crate::options::Entry;
 use crate::text::{align_right, table, thousands, wrapped};
+use crate::train::checkpoint::load_model;
 use crate::tune::Tuned;
 use crate::weights::{About, Model};
 use crate::{bad_request, say};
@@ -89,7 +90,7 @@ pub fn run(options: &Options, as_json: bool) -> Result<()> {
         if !options.overrides.is_empty() {
             bad_request!("--set: overrides the keys of a YAML file, and {} is a model", target.display());
         }
-        let About { form, config, tuned, .. } = Model::load(target)?.about;
+        let About { form, config, tuned, .. } = load_model(target)?.about;
         describe(Some(form), tuned, &config)?
     } else {
         let from = FromConfig { config: target.clone(), overrides: options.overrides.clone() };

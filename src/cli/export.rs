@@ -3,6 +3,7 @@
 use super::output::json;
 use crate::export::{self, Bn, Format};
 use crate::text::thousands;
+use crate::train::checkpoint::load_model;
 use crate::weights::Model;
 use crate::{files, say};
 use anyhow::Result;
@@ -25,8 +26,8 @@ pub struct Options {
 }
 
 pub fn run(options: &Options, as_json: bool) -> Result<()> {
-    files::expect_writable(&options.out)?;
-    let model = Model::load(&options.model)?;
+    files::expect_writable(&options.out, &[&options.model])?;
+    let model = load_model(&options.model)?;
     export::export(&model, options.format, options.bn, &options.out)?;
     let bytes = std::fs::metadata(&options.out)?.len();
     if as_json {

@@ -9,6 +9,7 @@ use crate::fold::Agreement;
 use crate::net::block::Form;
 use crate::op::per_sample::Execution;
 use crate::text::{align_right, table, thousands};
+use crate::train::checkpoint::load_model;
 use crate::tune::{self, Choice, Tuned};
 use crate::weights::Model;
 use crate::{bad_request, device, say};
@@ -46,8 +47,8 @@ enum Goal {
 
 pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
     let device = machine.prepare()?;
-    files::expect_writable(&options.out)?;
-    let model = Model::load(&options.model)?;
+    files::expect_writable(&options.out, &[&options.model])?;
+    let model = load_model(&options.model)?;
     if model.about.form == Form::Compact {
         bad_request!("{}: is in compact form already", options.model.display());
     }

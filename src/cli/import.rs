@@ -18,7 +18,7 @@ use crate::{bad_request, note, say};
 use anyhow::Result;
 use clap::Args;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use tch::Device;
 
 #[derive(Debug, Args)]
@@ -73,7 +73,9 @@ pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
     machine.prepare()?;
     // First, so that a name with a slip in it is named before anything that follows of it.
     let sample = options.config_on("shapes", options.bn_eps)?;
-    files::expect_writable(&options.out)?;
+    let inputs: Vec<&Path> =
+        [Some(&options.file), options.map.as_ref()].into_iter().flatten().map(PathBuf::as_path).collect();
+    files::expect_writable(&options.out, &inputs)?;
     let map = options.map.as_deref().map(NameMap::read).transpose()?.unwrap_or_default();
     let checkpoint = Checkpoint::open(&options.file)?;
     let state = StateDict::find(&checkpoint, &options.file, options.key.as_deref(), &map, &|| {

@@ -17,6 +17,7 @@ mod train;
 mod worker;
 
 use crate::config::Document;
+use crate::train::checkpoint::load_model;
 use crate::weights::Model;
 use crate::{bad_request, config, device};
 use anyhow::Result;
@@ -113,7 +114,7 @@ struct FromModel {
 impl FromModel {
     /// The model, its config changed to the data that was asked for.
     fn load(&self) -> Result<Model> {
-        let mut model = Model::load(&self.model)?;
+        let mut model = load_model(&self.model)?;
         let about = &mut model.about;
         let classes = about.config.data.spec().classes;
         if let Some(name) = &self.data {

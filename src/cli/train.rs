@@ -2,7 +2,7 @@
 
 use super::output::json;
 use super::{FromConfig, Machine};
-use crate::error::printable;
+use crate::error::{exit_status, printable};
 use crate::sweep::lock::Lock;
 use crate::sweep::state::{Owner, Record};
 use crate::train::result::{FoldResult, TrialResult};
@@ -28,8 +28,18 @@ pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
     }
     let config = document.config()?;
     let device = machine.prepare()?;
-    let _lock = lock(&options.out)?;
-    let result = train::train(&config, &options.out, device)?;
+    let made = files::Made::folders(&options.out)?;
+    let lock = lock(&options.out)?;
+    let result = match train::train(&config, &options.out, device) {
+        Ok(result) => result,
+        Err(error) => {
+            if exit_status(&error) == 2 {
+                made.undo(&["lock"]);
+            }
+            return Err(error);
+        }
+    };
+    drop(lock);
     if as_json {
         return json(&result);
     }

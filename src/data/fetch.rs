@@ -100,7 +100,7 @@ pub fn fetch(
             download.md5
         );
     }
-    files::create_dir(path.parent().unwrap_or(root))?;
+    let _made = files::Made::folders(path.parent().unwrap_or(root))?;
     let mut part = path.clone().into_os_string();
     part.push(".part");
     let transfer = Transfer { agent: agent(patience), url, path: &path, part: part.into(), patience };

@@ -65,12 +65,15 @@ pub struct Common {
     /// Use only the first training images; of a folder, so many files spread evenly over it. Default: all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<i64>,
+    /// The same of the test images. Default: all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit_test: Option<i64>,
     /// What is done to the images. Default: nothing.
     pub augment: Augment,
 }
 
 impl Common {
-    const KEYS: [&'static str; 3] = ["root", "limit", "augment"];
+    const KEYS: [&'static str; 4] = ["root", "limit", "limit_test", "augment"];
 }
 
 impl Serialize for DataConfig {
@@ -115,10 +118,13 @@ impl DataConfig {
     /// # Errors
     /// What is wrong, as `key: reason`.
     pub fn check(&self) -> Result<(), String> {
-        let Common { limit, .. } = &self.common;
+        let Common { limit, limit_test, .. } = &self.common;
         self.source.recipe().check()?;
         if limit.is_some_and(|limit| limit < 1) {
             return Err("limit: use at least 1 training image".into());
+        }
+        if limit_test.is_some_and(|limit| limit < 1) {
+            return Err("limit_test: use at least 1 test image".into());
         }
         self.augment().check(self.source.recipe().spec())
     }
@@ -128,18 +134,19 @@ impl DataConfig {
         self.common.root.clone().or_else(|| std::env::var_os("FOLDCONV_DATA").map(PathBuf::from))
     }
 
-    /// Reads the set, or finds its files; `limit` applied.
+    /// Reads the set, or finds its files; `limit` and `limit_test` applied.
     ///
     /// # Errors
     /// One line that says what is missing or damaged, and where.
     pub fn load(&self) -> Result<Dataset<Images>> {
         let mut dataset = self.source.recipe().open(self.root().as_deref())?;
-        if let Some(limit) = self.common.limit {
-            dataset.train = match dataset.train {
-                Images::Memory(split) => Images::Memory(split.take(limit)),
-                Images::Files(files) => Images::Files(Arc::new(files.spread(limit as usize))),
-            };
-        }
+        let limited = |images, limit: Option<i64>| match (images, limit) {
+            (images, None) => images,
+            (Images::Memory(split), Some(limit)) => Images::Memory(split.take(limit)),
+            (Images::Files(files), Some(limit)) => Images::Files(Arc::new(files.spread(limit as usize))),
+        };
+        dataset.train = limited(dataset.train, self.common.limit);
+        dataset.test = limited(dataset.test, self.common.limit_test);
         if dataset.train.is_empty() || dataset.test.is_empty() {
             bad_request!("{}: a split is empty", self.source.name());
         }

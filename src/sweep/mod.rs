@@ -125,6 +125,7 @@ fn means(plan: &Plan, store: &Store, device: &str) -> Means {
 pub fn preview(document: &Document, out: &Path) -> Result<Preview> {
     let plan = Plan::new(document)?;
     let store = Store::at(out)?;
+    store.expect_same(&plan)?;
     let row = |(point, trial): (&plan::Point, &plan::Trial)| PlannedTrial {
         hash: trial.hash.clone(),
         point: point.title.clone(),
@@ -191,6 +192,9 @@ mod tests {
             store.prepare(trial).unwrap();
             store.write_record(&trial.hash, &Record::default().to(state, None)).unwrap();
         }
+        let other = document("{axes: {operator.intermediate: [4]}}");
+        let refused = super::preview(&other, store.root()).unwrap_err().to_string();
+        assert!(refused.contains("none of them of this sweep; give another folder"), "{refused}");
         let preview = super::preview(&document(sweep), store.root()).unwrap();
         let expected = PlannedTrial { hash: hash.clone(), point: "width=2".into(), seed: 0, state: State::Done };
         assert_eq!(preview.trials[2], expected);

@@ -81,9 +81,7 @@ impl Store {
         if std::fs::read(self.file()).is_ok_and(|old| old == text.as_bytes()) {
             return Ok(());
         }
-        if self.file().is_file() {
-            self.refuse_other_sweep(plan)?;
-        }
+        self.expect_same(plan)?;
         files::write_atomic(&self.file(), text.as_bytes())
     }
 
@@ -95,7 +93,14 @@ impl Store {
         names.filter(|entry| !own.contains(&*entry.file_name().to_string_lossy())).count()
     }
 
-    fn refuse_other_sweep(&self, plan: &Plan) -> Result<()> {
+    /// Refuses a folder that holds results, none of them of this sweep.
+    ///
+    /// # Errors
+    /// A [`crate::error::BadRequest`] that names it.
+    pub fn expect_same(&self, plan: &Plan) -> Result<()> {
+        if !self.file().is_file() {
+            return Ok(());
+        }
         // A file that can't be planned any more says nothing about what the folder holds.
         let Ok(old) = self.document().and_then(|document| Plan::new(&document)) else { return Ok(()) };
         let shared = |hash: &str| plan.trials().iter().any(|(_, trial)| trial.hash == hash);

@@ -6,7 +6,7 @@ use crate::fold;
 use crate::op::per_sample::{self, Choices};
 use crate::train::exec::Execs;
 use crate::train::optimizer::Sgd;
-use crate::weights::tensors;
+use crate::weights::{About, Model, tensors};
 use crate::{bad_request, files, note};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -36,6 +36,9 @@ pub struct Progress {
     /// The row of the last epoch done.
     #[serde(default)]
     pub last: Option<Row>,
+    /// What a model file of these weights says beside them; earlier builds left it out.
+    #[serde(default)]
+    pub about: Option<About>,
 }
 
 /// One row of metrics.csv.
@@ -91,6 +94,26 @@ pub fn load(folder: &Path, network: &Built, sgd: &mut Sgd, losses: &mut Tensor) 
     sgd.set_velocity(take(VELOCITY)?)?;
     losses.f_copy_(take(LOSSES)?).with_context(|| path.display().to_string())?;
     Ok(Some(progress))
+}
+
+/// The network of a checkpoint, or of a model file, by what the file says of itself.
+///
+/// # Errors
+/// As [`Model::load`]; and a checkpoint that does not say of what data it is.
+pub fn load_model(path: &Path) -> Result<Model> {
+    let (document, mut tensors): (serde_json::Value, _) = tensors::read(path)?;
+    if document.get("epoch").is_none() {
+        return Model { about: tensors::meant(path, document)?, tensors }.expect_finite(path);
+    }
+    let Progress { epoch, step, about, .. } = tensors::meant(path, document)?;
+    let Some(about) = about else {
+        bad_request!("{}: a checkpoint of an earlier build; train the trial one epoch further", path.display());
+    };
+    tensors.retain(|name, _| ![VELOCITY, LOSSES].contains(&&**name));
+    let (epochs, steps) =
+        (about.config.train.epochs, if step > 0 { format!(" and {step} steps") } else { String::new() });
+    note!("{}: the weights after epoch {epoch} of {epochs}{steps}", path.display());
+    Model { about, tensors }.expect_finite(path)
 }
 
 /// Deletes the checkpoint before the last, which a trial that is done has no use for.

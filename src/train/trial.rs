@@ -263,23 +263,27 @@ impl Trial {
     }
 
     fn save(&mut self) -> Result<()> {
-        let progress = Progress { seconds: self.seconds(), ..self.progress.clone() };
+        let progress = Progress { seconds: self.seconds(), about: Some(self.about()), ..self.progress.clone() };
         checkpoint::save(&self.folder, &progress, &self.trainer.network, &self.trainer.sgd, &self.losses)
+    }
+
+    /// What a model file says beside the numbers.
+    fn about(&self) -> About {
+        About {
+            tuned: None,
+            version: version(),
+            form: Form::Expanded,
+            config: self.trainer.config.clone(),
+            normalisation: self.trainer.normalisation.clone(),
+            classes: self.trainer.classes.clone(),
+        }
     }
 
     /// Folds, compares and writes the result.
     fn finish(&self) -> Result<TrialResult> {
         let Trainer { config, network, test, .. } = &self.trainer;
         let device = network.store.device();
-        let about = About {
-            tuned: None,
-            version: version(),
-            form: Form::Expanded,
-            config: config.clone(),
-            normalisation: self.trainer.normalisation.clone(),
-            classes: self.trainer.classes.clone(),
-        };
-        let model = Model { about, tensors: network.store.variables() };
+        let model = Model { about: self.about(), tensors: network.store.variables() };
         model.save(&self.folder.join("model.safetensors"))?;
         let spec = config.data.spec();
         let (expanded, compact, fold) = match fold_model(&model, device)? {

@@ -70,10 +70,18 @@ impl Model {
     /// A [`crate::error::BadRequest`] where it is no model, is damaged, or holds numbers that are not finite.
     pub fn load(path: &Path) -> Result<Model> {
         let (about, tensors): (About, HashMap<String, Tensor>) = tensors::read(path)?;
-        if let Some(fault) = tensors.iter().filter_map(|(name, tensor)| finite::fault(name, tensor)).min() {
+        Model { about, tensors }.expect_finite(path)
+    }
+
+    /// Refuses numbers that are not finite; `path` is the file that they are from.
+    ///
+    /// # Errors
+    /// A [`crate::error::BadRequest`] that names one.
+    pub fn expect_finite(self, path: &Path) -> Result<Model> {
+        if let Some(fault) = self.tensors.iter().filter_map(|(name, tensor)| finite::fault(name, tensor)).min() {
             bad_request!("{}: {fault}; no result of such a network means anything", path.display());
         }
-        Ok(Model { about, tensors })
+        Ok(self)
     }
 
     /// The network with its numbers, on a device.

@@ -162,6 +162,17 @@ pub fn read<M: DeserializeOwned>(path: &Path) -> Result<(M, HashMap<String, Tens
     }
 }
 
+/// What a file's document means, once it is known of what kind the file is.
+///
+/// # Errors
+/// A [`crate::error::BadRequest`] where it means nothing.
+pub fn meant<M: DeserializeOwned>(path: &Path, document: serde_json::Value) -> Result<M> {
+    match serde_json::from_value(document) {
+        Ok(meant) => Ok(meant),
+        Err(error) => bad_request!("{}: not a foldconv file, or damaged: {error}", path.display()),
+    }
+}
+
 const KINDS: [(Kind, Dtype); 6] = [
     (Kind::Float, Dtype::F32),
     (Kind::Double, Dtype::F64),

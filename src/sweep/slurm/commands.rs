@@ -27,6 +27,14 @@ pub struct Task {
 }
 
 impl Slurm {
+    /// Refuses to go on where there is no sbatch.
+    ///
+    /// # Errors
+    /// A [`crate::error::BadRequest`] that says so.
+    pub fn expect(&self) -> Result<()> {
+        self.call("sbatch", ["--version"]).map(drop)
+    }
+
     /// Submits a batch script, and gives the number of its job.
     ///
     /// # Errors

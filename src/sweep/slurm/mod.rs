@@ -65,6 +65,7 @@ pub struct Sweep {
 pub fn print(document: &Document, out: &Path, request: &Request, policy: Policy) -> Result<String> {
     let plan = Plan::new(document)?;
     let store = Store::at(out)?;
+    store.expect_same(&plan)?;
     let pending = Queue::new(&store, &plan, policy)?.pending().count();
     let (root, program) = (std::path::absolute(out)?, std::env::current_exe()?);
     let name = Path::new(&document.origin).file_stem().unwrap_or_default().to_string_lossy().into_owned();
@@ -80,10 +81,13 @@ pub fn print(document: &Document, out: &Path, request: &Request, policy: Policy)
 pub fn submit(document: &Document, out: &Path, request: &Request, policy: Policy) -> Result<Sweep> {
     let plan = Plan::new(document)?;
     let store = Store::at(out)?;
+    let slurm = Slurm::default();
+    // Before anything is written.
+    slurm.expect()?;
     store.start(document, &plan)?;
     // What a task is told must not depend on where this process was started.
     let store = Store::open(&store.root().canonicalize()?)?;
-    Sweep::submitted(store, plan, Slurm::default(), request, policy)
+    Sweep::submitted(store, plan, slurm, request, policy)
 }
 
 impl Sweep {
