@@ -10,7 +10,7 @@ use foldconv::data::{mnist, svhn};
 use foldconv::report;
 use foldconv::report::latency::Latency;
 use foldconv::sweep::axes::SweepKeys;
-use foldconv::sweep::plan::Plan;
+use foldconv::sweep::plan::{Plan, Trial};
 use foldconv::sweep::prune;
 use foldconv::sweep::slurm::jobs::Jobs;
 use foldconv::sweep::store::Store;
@@ -181,18 +181,19 @@ pub fn names(bytes: &[u8]) {
 }
 
 /// A sweep of one trial, without what is known of it; the folder of the trial.
-fn started(name: &str) -> (Store, String) {
+fn started(name: &str) -> (Store, Trial) {
     const SWEEP: &str = "{data: {name: shapes}, net: {name: smallnet}, axes: {operator.name: [maconv]}, seeds: 1}";
     keep(&format!("{name}/sweep.yaml"), || SWEEP.into());
     let store = Store::open(&folder().join(name)).expect("the sweep");
     let plan = Plan::of_checked(&store.document().expect("its file")).expect("its plan");
-    (store, plan.points[0].trials[0].hash.clone())
+    (store, plan.points[0].trials[0].clone())
 }
 
 /// The files in which a sweep keeps its state, one at a time.
 pub fn sweep(bytes: &[u8]) {
     let (file, bytes) = choice(bytes, 7);
-    let (store, hash) = started("sweep");
+    let (store, planned) = started("sweep");
+    let hash = planned.hash.clone();
     let trial = store.trial(&hash);
     let place =
         |name: &str| put(trial.join(name).strip_prefix(folder()).expect("below").to_str().expect("text"), bytes);
@@ -204,7 +205,7 @@ pub fn sweep(bytes: &[u8]) {
         }
         1 => {
             let path = place("result.json");
-            judged(store.result(&hash));
+            judged(store.result(&planned));
             std::fs::remove_file(path).expect("it is there");
         }
         2 => {
@@ -235,7 +236,7 @@ pub fn sweep(bytes: &[u8]) {
 
 /// The tables, plots and page of finished trials with any numbers in them.
 pub fn report(bytes: &[u8]) {
-    let (store, hash) = started("report");
+    let (store, Trial { hash, .. }) = started("report");
     let mut numbers = bytes.as_chunks().0.iter().map(|bytes| f64::from_le_bytes(*bytes));
     let mut number = || numbers.next().filter(|number| number.is_finite()).unwrap_or(1.);
     let mut form = || {

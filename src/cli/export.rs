@@ -4,7 +4,6 @@ use super::output::json;
 use crate::export::{self, Bn, Format};
 use crate::text::thousands;
 use crate::train::checkpoint::load_model;
-use crate::weights::Model;
 use crate::{files, say};
 use anyhow::Result;
 use clap::Args;

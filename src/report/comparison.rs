@@ -1,7 +1,7 @@
 //! Which points are compared with which. Each point stands beside the sweep's baseline, where the file has one; and along every
 //! axis beside the first value of it (in `vary`: the file's own), with the other coordinates alike.
 
-use crate::report::statistics::Difference;
+use crate::report::statistics::{Difference, holm};
 use crate::report::summary::{PointSummary, Summary};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -56,7 +56,17 @@ pub fn all(summary: &Summary) -> Vec<Comparison> {
     let baseline = Comparison { axis: None, rows: against_baseline(summary) };
     let along = summary.axes.iter().enumerate();
     let along = along.map(|(at, axis)| Comparison { axis: Some(axis.clone()), rows: along_axis(summary, at) });
-    std::iter::once(baseline).chain(along).filter(|comparison| !comparison.rows.is_empty()).collect()
+    let mut all: Vec<Comparison> =
+        std::iter::once(baseline).chain(along).filter(|comparison| !comparison.rows.is_empty()).collect();
+    for comparison in &mut all {
+        holm(comparison.rows.iter_mut().filter_map(|row| row.difference.as_mut()));
+        for row in &mut comparison.rows {
+            if let Some(difference) = row.difference {
+                row.verdict = difference.verdict();
+            }
+        }
+    }
+    all
 }
 
 fn against_baseline(summary: &Summary) -> Vec<Compared> {
@@ -92,8 +102,14 @@ pub fn groups(summary: &Summary, axis: usize) -> Vec<Vec<usize>> {
 
 fn compare(summary: &Summary, point: usize, reference: usize) -> Compared {
     let (one, other) = (&summary.points[point], &summary.points[reference]);
-    let difference = Difference::of(&pairs(one, other));
-    let verdict = difference.map_or("no seed is finished in both".into(), |difference| difference.verdict());
+    let pruned = one.is_pruned() || other.is_pruned();
+    let difference = if pruned { None } else { Difference::of(&pairs(one, other)) };
+    let verdict = match difference {
+        // Once it is known how many stand beside it.
+        Some(_) => String::new(),
+        None if pruned => "seeds were pruned, and those left are the better ones".into(),
+        None => "no seed is finished in both".into(),
+    };
     // Only a difference to the baseline can be given by itself: there a point has one reference.
     let given = one.paper_difference.filter(|_| one.compared_with.is_none_or(|at| at == reference));
     let paper = given.or_else(|| Some(one.paper_top1? - other.paper_top1?));

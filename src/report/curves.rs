@@ -17,6 +17,8 @@ pub struct Curves {
     pub test_loss: Vec<Epoch>,
     /// Over the epoch's steps.
     pub train_loss: Vec<Epoch>,
+    /// Training images a second: the median over all epochs of all seeds.
+    pub images_per_second: Option<f64>,
 }
 
 /// An epoch, counted from 1, over the seeds that reached it.
@@ -35,7 +37,11 @@ impl Curves {
             };
             (1..=epochs).filter_map(of).collect()
         };
+        let mut speeds: Vec<f64> = seeds.iter().flatten().map(|row| row.images_per_second).collect();
+        speeds.retain(|speed| is_plausible(*speed) && *speed > 0.);
+        speeds.sort_by(f64::total_cmp);
         Curves {
+            images_per_second: speeds.get(speeds.len() / 2).copied(),
             top1: over(|row| row.top1),
             test_loss: over(|row| row.test_loss),
             train_loss: over(|row| row.train_loss),

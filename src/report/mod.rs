@@ -1,7 +1,8 @@
 //! Reports: a sweep folder in; tables for the terminal out, and in the folder `report.md`, `report.csv`, `report.json`, the page
-//! `report.html` and `plots/`. The same results give the same bytes: no file has a time in it.
+//! `report.html` and `plots/`. The same results give the same bytes: no file has the time at which it was made.
 //!
-//! Means are over the finished seeds; what was pruned, failed or timed out is counted and left out. Points are compared with the
+//! Means are over the finished seeds; what failed or timed out is counted and left out. A point of which seeds were pruned has no mean, since
+//! the seeds that are left are the better ones. Points are compared with the
 //! sweep's `baseline:` where the file has one, and along every axis with its first value (in `vary`: the file's own).
 
 pub mod comparison;
@@ -26,7 +27,7 @@ use serde::Serialize;
 use statistics::Statistics;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use summary::{PointSummary, Summary};
+use summary::{PointSummary, Summary, Training};
 use table::{Table, detail, pivot};
 
 /// A report that has been written.
@@ -64,6 +65,8 @@ pub struct Contents {
     pub finished: usize,
     /// Those that ended without a result, by how they ended.
     pub ended: BTreeMap<State, usize>,
+    /// What trained.
+    pub machines: String,
     /// Where the published figures stand.
     pub paper: Option<String>,
     /// In the order of the tables.
@@ -99,8 +102,12 @@ pub struct ReportPoint {
     pub expanded_parameters: Option<i64>,
     /// Parameters of the compact form.
     pub compact_parameters: Option<i64>,
+    /// Multiply-accumulates of the expanded form, for one image.
+    pub expanded_macs: Option<i64>,
     /// Multiply-accumulates of the compact form, for one image.
     pub compact_macs: Option<i64>,
+    /// How long its training takes.
+    pub training: Option<Training>,
     /// Published top-1, in percent.
     pub paper_top1: Option<f64>,
 }
@@ -121,7 +128,9 @@ impl ReportPoint {
             refused: point.refused().map(String::from),
             expanded_parameters: point.results().next().map(|result| result.expanded.parameters),
             compact_parameters: compact.map(|compact| compact.parameters),
+            expanded_macs: point.expanded_macs(),
             compact_macs: compact.map(|compact| compact.macs),
+            training: point.training(),
             paper_top1: point.paper_top1,
         }
     }
@@ -158,6 +167,7 @@ pub fn make(folder: &Path) -> Result<Report> {
     plot::write(&plots, &sections.iter().flat_map(|section| &section.figures).collect::<Vec<&Figure>>())?;
     let contents = Contents {
         points: summary.points.iter().map(ReportPoint::new).collect(),
+        machines: summary.machines(),
         title: summary.title,
         trials: summary.trials,
         finished: summary.finished,
@@ -174,6 +184,7 @@ pub fn make(folder: &Path) -> Result<Report> {
 
 const PIVOT: &str = "Top-1 of the expanded form, %";
 const DETAIL: &str = "Every point";
+const COSTS: &str = "What training took";
 /// What the cells mean, below the tables.
 const LEGEND: &str = "Mean ± sample standard deviation over the n seeds. Agreement: the images for which both forms predict \
     the same class, the least of the seeds. Fold error: the largest difference of a logit over the largest logit, the most of the seeds.";
@@ -194,7 +205,11 @@ fn to_text(summary: &Summary, pivot: Option<&Table>, detail: &Table, comparisons
             text += &format!("\n{}, percentage points\n{}", comparison.title(), table.terminal());
         }
     }
-    text + &format!("\n{DETAIL}\n{}", detail.terminal())
+    text += &format!("\n{DETAIL}\n{}", detail.terminal());
+    match table::costs(summary) {
+        Some(costs) if costs.rows.len() <= MOST_DIFFERENCES => text + &format!("\n{COSTS}\n{}", costs.terminal()),
+        _ => text,
+    }
 }
 
 fn to_markdown(
@@ -216,6 +231,9 @@ fn to_markdown(
         text += &format!("\n### {}\n\n{}", comparison.title(), table::comparison(comparison).markdown());
     }
     text += &format!("\n## {DETAIL}\n\n{}\n{LEGEND}\n", detail.markdown());
+    if let Some(costs) = table::costs(summary) {
+        text += &format!("\n## {COSTS}\n\n{}", costs.markdown());
+    }
     for section in sections {
         let figure = |figure: &Figure| format!("\n![](plots/{}.png)\n", figure.name);
         text += &format!("\n## {}\n{}", section.title, section.figures.iter().map(figure).collect::<String>());
@@ -241,6 +259,7 @@ mod tests {
     use super::*;
     use crate::sweep::store::tests::{result, started, write_result};
     use crate::train::result::TrialResult;
+    use std::ffi::OsString;
 
     const SWEEP: &str = "{axes: {net.width: [1, 2], operator.bypass: [true, false]}, seeds: 2}";
 
@@ -273,9 +292,9 @@ mod tests {
     }
 
     #[test]
-    fn the_same_results_give_the_same_bytes_however_long_they_took() {
-        let bytes = |seconds: f64| {
-            let (_folder, store) = finished(seconds);
+    fn the_same_results_give_the_same_bytes() {
+        let bytes = || {
+            let (_folder, store) = finished(77.7);
             let report = make(store.root()).unwrap();
             let mut files = [report.markdown, report.csv, report.json, report.html].to_vec();
             files.extend(std::fs::read_dir(report.plots).unwrap().map(|entry| entry.unwrap().path()));
@@ -284,7 +303,11 @@ mod tests {
             let name = |path: &PathBuf| path.file_name().unwrap().to_owned();
             files.iter().map(|path| (name(path), std::fs::read(path).unwrap())).collect::<Vec<_>>()
         };
-        assert_eq!(bytes(1.), bytes(77.7));
+        let names = |files: &[(OsString, Vec<u8>)]| files.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+        let (first, second) = (bytes(), bytes());
+        assert_eq!(names(&first), names(&second));
+        let changed: Vec<_> = first.iter().zip(&second).filter(|(a, b)| a != b).map(|(a, _)| &a.0).collect();
+        assert!(changed.is_empty(), "{changed:?}");
     }
 
     #[test]

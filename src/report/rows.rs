@@ -2,6 +2,8 @@
 //! give the same bytes.
 
 use crate::report::summary::{PointSummary, Summary, TrialSummary};
+use crate::sweep::axes::DASH;
+use crate::sweep::plan::Coordinate;
 use crate::train::result::{FoldResult, FormResult, TrialResult};
 use anyhow::{Context, Result};
 
@@ -30,7 +32,9 @@ pub fn csv(summary: &Summary) -> Result<Vec<u8>> {
 
 fn row(point: &PointSummary, trial: &TrialSummary, result: &TrialResult) -> Vec<String> {
     let mut row = vec![trial.hash.clone()];
-    row.extend(point.coordinates.iter().map(|coordinate| coordinate.label.clone()));
+    let label =
+        |coordinate: &Coordinate| if coordinate.label == DASH { String::new() } else { coordinate.label.clone() };
+    row.extend(point.coordinates.iter().map(label));
     row.push(trial.seed.to_string());
     row.extend(form(Some(&result.expanded)));
     row.extend(form(result.compact.as_ref()));

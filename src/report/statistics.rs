@@ -55,6 +55,27 @@ pub struct Difference {
     /// Ends of the 95 % interval of the mean difference, by Student's t with n - 1 degrees of freedom. None for a single seed, and
     /// where all seeds differ by the same: there the spread is not known, and an interval without width would say too much.
     pub interval: Option<[f64; 2]>,
+    /// The p value of the paired t-test, two-sided; none where there is no interval.
+    pub p: Option<f64>,
+    /// The same after Holm's correction over its table, which [`holm`] makes.
+    pub p_holm: Option<f64>,
+}
+
+/// The share of tables without any true difference in which one is told all the same.
+const LEVEL: f64 = 0.05;
+
+/// Corrects the p values of some differences for their number (S. Holm, Scandinavian Journal of Statistics 6, 1979): the k-th smallest of m
+/// is multiplied by m + 1 - k, and none is less than the one before it.
+pub fn holm<'a>(differences: impl IntoIterator<Item = &'a mut Difference>) {
+    let mut tested: Vec<&mut Difference> =
+        differences.into_iter().filter(|difference| difference.p.is_some()).collect();
+    tested.sort_by(|a, b| a.p.unwrap_or(1.).total_cmp(&b.p.unwrap_or(1.)));
+    let (mut least, mut left) = (0f64, tested.len() as f64);
+    for difference in tested {
+        least = least.max(left * difference.p.unwrap_or(1.)).min(1.);
+        difference.p_holm = Some(least);
+        left -= 1.;
+    }
 }
 
 impl Difference {
@@ -62,12 +83,13 @@ impl Difference {
     pub fn of(pairs: &[(f64, f64)]) -> Option<Difference> {
         let differences: Vec<f64> = pairs.iter().map(|(value, reference)| value - reference).collect();
         let of = Statistics::of(&differences)?;
-        let interval = of.std.filter(|std| *std > ROUNDING).and_then(|std| {
-            let t = StudentsT::new(0., 1., (of.n - 1) as f64).ok()?.inverse_cdf(0.975);
-            let half = t * std / (of.n as f64).sqrt();
-            Some([of.mean - half, of.mean + half])
+        let tested = of.std.filter(|std| *std > ROUNDING).and_then(|std| {
+            let student = StudentsT::new(0., 1., (of.n - 1) as f64).ok()?;
+            let error = std / (of.n as f64).sqrt();
+            let half = student.inverse_cdf(1. - LEVEL / 2.) * error;
+            Some(([of.mean - half, of.mean + half], 2. * student.cdf(-(of.mean / error).abs())))
         });
-        Some(Difference { of, interval })
+        Some(Difference { of, interval: tested.map(|(interval, _)| interval), p: tested.map(|(_, p)| p), p_holm: None })
     }
 
     /// Whether the interval leaves 0 out; none where there is no interval.
@@ -81,8 +103,11 @@ impl Difference {
         match self.told_apart() {
             _ if n == 1 => "one seed tells nothing about the spread".into(),
             Some(false) => format!("not told apart with {n} seeds"),
-            Some(true) if self.of.mean > 0. => format!("higher with {n} seeds"),
-            Some(true) => format!("lower with {n} seeds"),
+            Some(true) => {
+                let word = if self.of.mean > 0. { "higher" } else { "lower" };
+                let alone = self.p_holm.is_some_and(|p| p >= LEVEL);
+                format!("{word} with {n} seeds{}", if alone { ", by itself; not among all rows here" } else { "" })
+            }
             None if self.of.mean.abs() <= ROUNDING => format!("equal at each of {n} seeds"),
             None => format!("the same difference at each of {n} seeds, so no spread to judge by"),
         }
@@ -173,5 +198,25 @@ mod tests {
     #[test]
     fn a_difference_is_shown_with_its_sign() {
         assert_eq!([0.424, -0.1, 0.001, -0.004, 12.].map(signed), ["+0.42", "−0.10", "0.00", "0.00", "+12.00"]);
+    }
+
+    /// Against R's p.adjust(c(0.01, 0.04, 0.03, 0.005), "holm"): 0.03 0.06 0.06 0.02.
+    #[test]
+    fn many_differences_are_judged_together() {
+        let of = Statistics { mean: 1., std: Some(1.), n: 5 };
+        let with = |p| Difference { of, interval: Some([0.1, 1.9]), p, p_holm: None };
+        let mut all = [Some(0.01), Some(0.04), None, Some(0.03), Some(0.005)].map(with);
+        holm(&mut all);
+        let corrected: Vec<Option<f64>> = all.iter().map(|difference| difference.p_holm).collect();
+        let expected = [Some(0.03), Some(0.06), None, Some(0.06), Some(0.02)];
+        for (found, expected) in corrected.iter().zip(expected) {
+            assert_eq!(found.is_some(), expected.is_some());
+            assert!((found.unwrap_or(0.) - expected.unwrap_or(0.)).abs() < 1e-12, "{corrected:?}");
+        }
+        assert_eq!(all[0].verdict(), "higher with 5 seeds");
+        assert_eq!(all[1].verdict(), "higher with 5 seeds, by itself; not among all rows here");
+        // scipy.stats.ttest_1samp([1, 2, 4], 0): t = 2.6457513, p = 0.1180829.
+        let difference = Difference::of(&[(1., 0.), (2., 0.), (4., 0.)]).unwrap();
+        assert!((difference.p.unwrap() - 0.118_082_9).abs() < 1e-6, "{difference:?}");
     }
 }

@@ -11,7 +11,8 @@ use crate::sweep::state::State;
 use crate::sweep::store::Store;
 use crate::train::result::{FoldResult, FormResult, TrialResult};
 use anyhow::Result;
-use std::collections::BTreeMap;
+use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A sweep and its results so far.
 #[derive(Clone, Debug)]
@@ -57,6 +58,15 @@ pub struct PointSummary {
     pub paper_top1: Option<f64>,
     /// Its published top-1 less that of what it is compared with.
     pub paper_difference: Option<f64>,
+}
+
+/// How long training takes.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Training {
+    /// Seconds of training and evaluation, over the epochs.
+    pub seconds_an_epoch: f64,
+    /// Training images a second, evaluation not counted: the median over the epochs of all seeds; none without metrics.csv.
+    pub images_per_second: Option<f64>,
 }
 
 /// A trial and its result, if it has one.
@@ -116,6 +126,30 @@ impl Summary {
         format!("{} of {} trials are finished{ended}.", self.finished, self.trials)
     }
 
+    /// What trained: devices and threads, each once.
+    pub fn machines(&self) -> String {
+        let place = |result: &TrialResult| match result.threads {
+            1 => format!("{}, 1 thread", result.device),
+            threads => format!("{}, {threads} threads", result.device),
+        };
+        self.each_once(place).join("; ")
+    }
+
+    /// What trained, and the versions of foldconv that did; empty where nothing is finished.
+    pub fn provenance(&self) -> String {
+        let versions = self.each_once(|result| result.version.clone()).join(", ");
+        if versions.is_empty() {
+            String::new()
+        } else {
+            format!("Trained on {} by foldconv {versions}.", self.machines())
+        }
+    }
+
+    fn each_once(&self, of: impl Fn(&TrialResult) -> String) -> Vec<String> {
+        let all: BTreeSet<String> = self.points.iter().flat_map(|point| point.results().map(&of)).collect();
+        all.into_iter().collect()
+    }
+
     /// Milliseconds of a point's compact form at the first batch that was measured.
     pub fn latency_of(&self, point: &PointSummary) -> Option<f64> {
         let latency = self.latency.as_ref()?;
@@ -137,6 +171,9 @@ impl PointSummary {
                 None => Some(store.state(hash)).filter(|state| state.is_failure() || *state == State::Pruned),
             };
             trials.push(TrialSummary { hash: hash.clone(), seed: config.seed, result, ended });
+        }
+        if trials.iter().any(|trial| trial.ended == Some(State::Pruned)) {
+            rows.clear();
         }
         Ok(PointSummary {
             coordinates: point.coordinates.clone(),
@@ -178,17 +215,40 @@ impl PointSummary {
         self.leanest().map(|form| form.macs)
     }
 
+    /// Multiply-accumulates of the expanded form for one image.
+    pub fn expanded_macs(&self) -> Option<i64> {
+        self.results().next().map(|result| result.expanded.macs)
+    }
+
+    /// The cost of training, over the finished seeds.
+    pub fn training(&self) -> Option<Training> {
+        let mean = |values: Vec<f64>| Statistics::of(&values).map(|of| of.mean);
+        let seconds = self.results().map(|result| result.seconds / result.epochs.max(1) as f64).collect();
+        Some(Training { seconds_an_epoch: mean(seconds)?, images_per_second: self.curves.images_per_second })
+    }
+
     fn leanest(&self) -> Option<&FormResult> {
         self.compact().next().or_else(|| self.results().next().map(|result| &result.expanded))
     }
 
-    /// Top-1 of the expanded form, in percent, over the seeds.
+    /// Whether seeds of it were stopped early: those that are left are the better ones, and their mean would say too much.
+    pub fn is_pruned(&self) -> bool {
+        self.trials.iter().any(|trial| trial.ended == Some(State::Pruned))
+    }
+
+    /// Top-1 of the expanded form, in percent, over the seeds; none where some were pruned.
     pub fn expanded_top1(&self) -> Option<Statistics> {
+        if self.is_pruned() {
+            return None;
+        }
         Statistics::of(&self.results().map(|result| result.expanded.top1).collect::<Vec<_>>())
     }
 
-    /// Top-1 of the compact form, in percent, over the seeds that folded.
+    /// Top-1 of the compact form, in percent, over the seeds that folded; none where some were pruned.
     pub fn compact_top1(&self) -> Option<Statistics> {
+        if self.is_pruned() {
+            return None;
+        }
         Statistics::of(&self.compact().map(|form| form.top1).collect::<Vec<_>>())
     }
 
@@ -249,7 +309,11 @@ mod tests {
         let summary = Summary::read(&store).unwrap();
         assert_eq!(summary.progress(), "1 of 4 trials are finished, 1 pruned, 1 failed.");
         assert_eq!(summary.points[0].count(), "1 of 4, 1 pruned, 1 failed");
-        assert_eq!((summary.points[0].expanded_top1().unwrap().n, &summary.points[0].curves), (1, &Curves::default()));
+        // The seed that is left is the better one: it is no mean of the point.
+        assert_eq!((summary.points[0].expanded_top1(), &summary.points[0].curves), (None, &Curves::default()));
+        store.write_record(&trials[1].hash, &Record::default().to(State::Failed, None)).unwrap();
+        let summary = Summary::read(&store).unwrap();
+        assert_eq!(summary.points[0].expanded_top1().unwrap().n, 1);
     }
 
     #[test]

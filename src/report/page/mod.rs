@@ -6,7 +6,7 @@ use crate::report::comparison::Comparison;
 use crate::report::plot::{Figure, Section};
 use crate::report::summary::{PointSummary, Summary};
 use crate::report::table::{self, Table, rounded_down, scientific};
-use crate::report::{DETAIL, LEGEND, PIVOT};
+use crate::report::{COSTS, DETAIL, LEGEND, PIVOT};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use sha2::{Digest, Sha256};
 
@@ -62,6 +62,7 @@ impl Page<'_> {
                             (chapter(&format!("plots-{at}"), section.title, &figures(&section.figures)))
                         }
                         (chapter("points", DETAIL, &html! { (sortable(self.detail)) p.note { (LEGEND) } }))
+                        @if let Some(costs) = table::costs(self.summary) { (chapter("costs", COSTS, &sortable(&costs))) }
                         (self.ended())
                         (chapter("base", "The base", &html! { pre { (base.trim_end()) } }))
                     }
@@ -85,6 +86,7 @@ impl Page<'_> {
                         li { a href={ "#plots-" (at) } { (section.title) } }
                     }
                     li { a href="#points" { (DETAIL) } }
+                    @if self.summary.finished > 0 { li { a href="#costs" { (COSTS) } } }
                     @if !self.summary.ended.is_empty() { li { a href="#ended" { "Without a result" } } }
                     li { a href="#base" { "The base" } }
                 }
@@ -148,7 +150,7 @@ impl Page<'_> {
         if rows.is_empty() {
             return html! {};
         }
-        let table = Table { header, rows, footnotes: vec!["They are in no mean and in no plot.".into()] };
+        let table = Table { header, rows, footnotes: vec!["They are in no mean and in no plot; nor are the other seeds of a point of which some were pruned, which are the better ones.".into()] };
         chapter("ended", "Without a result", &sortable(&table))
     }
 }

@@ -1,14 +1,17 @@
 //! Top-1 along one axis of the sweep: a row a value, or a line where the values are numbers.
 
-use super::draw::{self, Axes, LEFT, Plane, RIGHT, Scale, Sign};
-use super::figure::{Area, FAINT, Figure, INK};
+use super::draw::{self, Axes, LEFT, Plane, RIGHT, RowLabels, Scale, Sign};
+use super::figure::{Area, FAINT, Figure, INK, UNIT};
 use super::{MOST_SERIES, file_name, names, titled};
 use crate::report::comparison::groups;
 use crate::report::statistics::Statistics;
 use crate::report::summary::{PointSummary, Summary};
 use anyhow::Result;
 use plotters::style::RGBColor;
-use plotters::style::text_anchor::HPos;
+use std::collections::BTreeSet;
+
+/// Half the length in units of the line of a baseline that is one of a single number's.
+const BESIDE: i32 = 14 * UNIT;
 
 /// What a figure shows.
 struct Shown<'a> {
@@ -20,8 +23,20 @@ struct Shown<'a> {
     values: Vec<String>,
     /// The same as numbers, where they all are.
     numbers: Option<Vec<f64>>,
-    /// The finished baselines that are no point of a series, each with its colour: that of the series, where it has one alone.
-    baselines: Vec<(&'a PointSummary, RGBColor)>,
+    /// The finished baselines that are no point of a series.
+    baselines: Vec<Baseline<'a>>,
+}
+
+/// A baseline, and where its line stands.
+struct Baseline<'a> {
+    point: &'a PointSummary,
+    /// That of the series, where it is of one.
+    color: RGBColor,
+    /// Whether it is of several.
+    shared: bool,
+    /// The one value that it is the baseline of, where it is none of all.
+    value: Option<usize>,
+    name: String,
 }
 
 /// One for each axis along which anything is finished.
@@ -85,16 +100,28 @@ impl<'a> Shown<'a> {
         let numbers: Option<Vec<f64>> =
             labels.iter().map(|(label, _)| label.parse().ok().filter(|number: &f64| number.is_finite())).collect();
         let values = labels.iter().map(|(_, short)| short.to_string()).collect();
-        let mut baselines: Vec<(&PointSummary, RGBColor)> = Vec::new();
+        let mut baselines: Vec<Baseline> = Vec::new();
         for (at, group) in groups.iter().enumerate() {
-            let baseline = group.iter().find_map(|at| summary.points[*at].compared_with);
-            let outside =
-                baseline.filter(|baseline| !group.contains(baseline)).map(|baseline| &summary.points[baseline]);
-            let Some(point) = outside.filter(|point| point.expanded_top1().is_some()) else { continue };
-            match baselines.iter_mut().find(|(known, _)| known.title == point.title) {
-                Some((_, color)) => *color = FAINT,
-                None => baselines.push((point, draw::color(at))),
+            let outside = |baseline: &usize| !groups.iter().any(|group| group.contains(baseline));
+            let of_group = group.iter().filter_map(|at| summary.points[*at].compared_with).filter(outside);
+            for baseline in of_group.collect::<BTreeSet<usize>>() {
+                let point = &summary.points[baseline];
+                match baselines.iter_mut().find(|known| known.point.title == point.title) {
+                    Some(known) => known.shared = true,
+                    None if point.expanded_top1().is_some() => {
+                        let place = &point.coordinates[axis];
+                        let value = labels.iter().position(|(label, _)| *label == place.label);
+                        let name = names(&[point], Some(axis)).1;
+                        let name = if value.is_some() && !name.is_empty() { name } else { point.title.clone() };
+                        baselines.push(Baseline { point, color: draw::color(at), shared: false, value, name });
+                    }
+                    None => {}
+                }
             }
+        }
+        // One of several series has a colour of its own, so that no two lines look alike.
+        for (at, baseline) in baselines.iter_mut().filter(|baseline| baseline.shared).enumerate() {
+            baseline.color = if at == 0 { FAINT } else { draw::color(groups.len() + at - 1) };
         }
         Shown { series, axis, values, numbers: numbers.filter(|numbers| numbers.len() > 2), baselines }
     }
@@ -102,7 +129,7 @@ impl<'a> Shown<'a> {
     /// All that is shown.
     fn points(&self) -> impl Iterator<Item = &'a PointSummary> {
         let series = self.series.iter().flat_map(|(points, _)| points.iter().copied());
-        series.chain(self.baselines.iter().map(|(point, _)| *point))
+        series.chain(self.baselines.iter().map(|baseline| baseline.point))
     }
 
     /// The place of a point on the axis, among its values.
@@ -111,8 +138,17 @@ impl<'a> Shown<'a> {
         self.values.iter().position(|value| value == short).unwrap_or(0)
     }
 
+    fn labels(&self) -> RowLabels {
+        RowLabels::new(&self.values, 190)
+    }
+
     fn row_height(&self) -> i32 {
-        (13 * self.series.len() as i32 + 9).max(28)
+        (13 * self.series.len() as i32 + 9).max(28) + self.labels().above
+    }
+
+    /// The share of a row that its label takes above its marks.
+    fn label_share(&self) -> f64 {
+        f64::from(self.labels().above) / f64::from(self.row_height())
     }
 
     fn height(&self) -> i32 {
@@ -127,7 +163,12 @@ impl<'a> Shown<'a> {
                 (Sign::Mark(at), if name.is_empty() { "baseline".into() } else { name.clone() })
             }));
         }
-        entries.extend(self.baselines.iter().map(|(point, color)| (Sign::Dashes(*color), point.title.clone())));
+        for Baseline { color, name, .. } in &self.baselines {
+            let entry = (Sign::Dashes(*color), name.clone());
+            if !entries.contains(&entry) {
+                entries.push(entry);
+            }
+        }
         if let Some(citation) = &summary.citation
             && self.points().any(|point| point.paper_top1.is_some())
         {
@@ -155,36 +196,32 @@ impl<'a> Shown<'a> {
                 draw::axes(area, title, &axes)
             }
             None => {
-                let rows = self.values.len() as f64;
+                let (rows, labels) = (self.values.len() as f64, self.labels());
                 let axes = Axes {
                     x: top1,
                     y: Scale { low: -rows, high: 0., log: false },
                     x_title: "top-1, %",
                     x_number: &draw::plain_number,
                     y_numbers: false,
-                    left: self.left(),
+                    left: labels.left,
                     right: RIGHT,
                     height: self.height(),
                     x_labels: 8,
                 };
                 let plane = draw::axes(area, title, &axes)?;
-                for (row, value) in self.values.iter().enumerate() {
-                    let y = draw::TOP + (f64::from(self.height()) * (row as f64 + 0.5) / rows) as i32;
-                    draw::label(area, value, (self.left() - 8, y), self.left() - 14, INK, HPos::Right)?;
+                for row in 0..self.values.len() {
+                    let top = draw::TOP + (f64::from(self.height()) * row as f64 / rows) as i32;
+                    labels.draw(area, row, (top, self.row_height()), INK)?;
                 }
                 Ok(plane)
             }
         }
     }
 
-    fn left(&self) -> i32 {
-        draw::left_of(&self.values, 190)
-    }
-
     fn draw(&self, area: &Area, plane: &Plane) -> Result<()> {
-        for (baseline, color) in &self.baselines {
-            if let Some(top1) = baseline.expanded_top1() {
-                let [from, to] = self.across(plane, top1.mean);
+        for Baseline { point, color, value, .. } in &self.baselines {
+            if let Some(top1) = point.expanded_top1() {
+                let [from, to] = self.across(plane, top1.mean, *value);
                 draw::dashes(area, from, to, *color)?;
             }
         }
@@ -227,19 +264,27 @@ impl<'a> Shown<'a> {
             None => {
                 let inside = (series as f64 + 0.5) / self.series.len() as f64;
                 // Rows have some air between them.
-                plane(top1, -(place as f64 + 0.12 + 0.76 * inside))
+                let (above, marks) = (self.label_share(), 0.12 + 0.76 * inside);
+                plane(top1, -(place as f64 + above + (1. - above) * marks))
             }
         }
     }
 
-    /// The ends of a line through all values at one top-1, in units.
-    fn across(&self, plane: &Plane, top1: f64) -> [(i32, i32); 2] {
+    /// The ends of a line at one top-1 through all values, or along one of them alone; in units.
+    fn across(&self, plane: &Plane, top1: f64, value: Option<usize>) -> [(i32, i32); 2] {
         match &self.numbers {
             Some(numbers) => {
                 let ends = numbers.iter().fold((f64::MAX, f64::MIN), |(low, high), n| (low.min(*n), high.max(*n)));
-                [plane(ends.0, top1), plane(ends.1, top1)]
+                let [from, to] = [plane(ends.0, top1), plane(ends.1, top1)];
+                match value.map(|value| plane(numbers[value], top1)) {
+                    Some((x, y)) => [(x - BESIDE, y), (x + BESIDE, y)],
+                    None => [from, to],
+                }
             }
-            None => [plane(top1, 0.), plane(top1, -(self.values.len() as f64))],
+            None => match value {
+                Some(row) => [plane(top1, -(row as f64)), plane(top1, -(row as f64 + 1.))],
+                None => [plane(top1, 0.), plane(top1, -(self.values.len() as f64))],
+            },
         }
     }
 }

@@ -1,23 +1,21 @@
-//! Top-1 against what the compact form costs: parameters, multiply-accumulates, and latency where it was measured.
+//! Top-1 against what a point costs: the compact form in parameters, multiply-accumulates, and latency where it was measured; its training
+//! in multiply-accumulates of the expanded form and in seconds an epoch. Points stand where their numbers are: those of one cost stand
+//! above each other.
 
 use super::draw::{self, Axes, LEFT, RIGHT, Scale, Sign};
-use super::figure::{Area, Figure, UNIT};
+use super::figure::{Area, Figure};
 use super::{MOST_SERIES, names};
 use crate::report::summary::{PointSummary, Summary};
 use anyhow::Result;
 use std::collections::BTreeSet;
 
 const HEIGHT: i32 = 240;
-/// Points that are less of the axis apart than this stand beside each other, so many units apart.
-const NEAR: f64 = 0.02;
-const BESIDE: i32 = 10 * UNIT;
 
-/// A finished point: its cost, its series, and how far it stands beside its place (in units), where others cost about as much.
+/// A finished point: its cost and its series.
 struct Shown<'a> {
     point: &'a PointSummary,
     cost: f64,
     series: usize,
-    aside: i32,
 }
 
 /// A cost of a point, where it is known.
@@ -31,15 +29,21 @@ pub fn figures(summary: &Summary) -> Result<Vec<Figure>> {
         format!("latency, ms ({}{batch})", latency.place())
     });
     let size = |value: Option<i64>| value.map(|value| value as f64);
-    let all: [(&str, &str, Cost); 3] = [
-        ("parameters", "parameters, compact", &|point| size(point.parameters())),
-        ("macs", "multiply-accumulates, compact", &|point| size(point.macs())),
-        ("latency", &latency_title, &|point| summary.latency_of(point)),
+    let seconds_title = format!("seconds an epoch of training ({})", summary.machines());
+    let all: [(&str, &str, &str, Cost); 5] = [
+        ("parameters", "parameters", "parameters, compact", &|point| size(point.parameters())),
+        ("macs", "MACs", "multiply-accumulates, compact", &|point| size(point.macs())),
+        ("latency", "latency", &latency_title, &|point| summary.latency_of(point)),
+        ("expanded-macs", "MACs in training", "multiply-accumulates, expanded", &|point| size(point.expanded_macs())),
+        ("seconds", "seconds of training", &seconds_title, &|point| Some(point.training()?.seconds_an_epoch)),
     ];
-    all.into_iter().filter_map(|(name, x_title, cost)| figure(summary, name, x_title, cost).transpose()).collect()
+    let figures = all
+        .into_iter()
+        .filter_map(|(name, against, x_title, cost)| figure(summary, (name, against, x_title), cost).transpose());
+    figures.collect()
 }
 
-fn figure(summary: &Summary, name: &str, x_title: &str, cost: Cost) -> Result<Option<Figure>> {
+fn figure(summary: &Summary, (name, against, x_title): (&str, &str, &str), cost: Cost) -> Result<Option<Figure>> {
     let points: Vec<&PointSummary> =
         summary.points.iter().filter(|point| point.expanded_top1().is_some() && cost(point).is_some()).collect();
     if points.len() < 2 {
@@ -48,13 +52,8 @@ fn figure(summary: &Summary, name: &str, x_title: &str, cost: Cost) -> Result<Op
     let (series, legend_names) = series(&points);
     let costs: Vec<f64> = points.iter().filter_map(|point| cost(point)).collect();
     let x = Scale::of_sizes(costs.iter().copied(), 10.);
-    let shown = points.iter().zip(series).zip(&costs).enumerate().map(|(at, ((point, series), cost))| {
-        let near = |other: &&f64| (x.fraction(**other) - x.fraction(*cost)).abs() < NEAR;
-        let (before, all) = (costs[..at].iter().filter(near).count() as i32, costs.iter().filter(near).count() as i32);
-        // In the middle between all that cost about the same.
-        Shown { point, cost: *cost, series, aside: (2 * before - all + 1) * BESIDE / 2 }
-    });
-    let shown: Vec<Shown> = shown.collect();
+    let shown = points.iter().zip(series).zip(&costs);
+    let shown: Vec<Shown> = shown.map(|((point, series), cost)| Shown { point, cost: *cost, series }).collect();
     let mut legend: Vec<(Sign, String)> =
         legend_names.into_iter().enumerate().map(|(at, name)| (Sign::Mark(at), name)).collect();
     if let Some(citation) = &summary.citation
@@ -63,10 +62,17 @@ fn figure(summary: &Summary, name: &str, x_title: &str, cost: Cost) -> Result<Op
         legend.push((Sign::Cross, citation.clone()));
     }
     let height = draw::height(HEIGHT, draw::legend_lines(&legend));
-    let title = format!("Top-1, % against {}", if name == "macs" { "MACs" } else { name });
-    let note = "Expanded form: mean and standard deviation over the finished seeds. Cost of the compact form, or of the expanded \
-        one where there is no compact."
-        .into();
+    let title = format!("Top-1, % against {against}");
+    let of = match name {
+        "expanded-macs" => "Cost of the expanded form, for one image, in branches.",
+        "seconds" => {
+            "Seconds of training and evaluation over the epochs, the mean over the finished seeds; what else ran then is in them."
+        }
+        _ => "Cost of the compact form, or of the expanded one where there is no compact.",
+    };
+    let note = format!(
+        "Expanded form: mean and standard deviation over the finished seeds. {of} Points of one cost stand above each other."
+    );
     Figure::draw(format!("cost-{name}"), title.clone(), note, height, |area| {
         draw_points(area, &title, x_title, x, &shown)?;
         draw::legend(area, &legend, HEIGHT)
@@ -114,11 +120,8 @@ fn draw_points(area: &Area, title: &str, x_title: &str, x: Scale, shown: &[Shown
         x_labels: 5,
     };
     let plane = draw::axes(area, title, &axes)?;
-    for Shown { point, cost, series, aside } in shown {
-        let at = |top1: f64| {
-            let (x, y) = plane(*cost, top1);
-            (x + aside, y)
-        };
+    for Shown { point, cost, series } in shown {
+        let at = |top1: f64| plane(*cost, top1);
         if let Some(top1) = point.expanded_top1() {
             if top1.std.is_some() {
                 let (low, high) = top1.band();

@@ -4,7 +4,7 @@ use super::figure::{Area, FAINT, GRID, INK, PAPER, SERIES, UNIT, WIDTH, shorten}
 use anyhow::Result;
 use plotters::coord::ranged1d::{AsRangedCoord, Ranged, ValueFormatter};
 use plotters::element::{Circle, PathElement, Polygon, Text};
-use plotters::prelude::{ChartBuilder, Color, IntoFont, IntoLogRange, RGBColor, ShapeStyle};
+use plotters::prelude::{BindKeyPoints, ChartBuilder, Color, IntoFont, IntoLogRange, RGBColor, ShapeStyle};
 use plotters::style::TextStyle;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
@@ -58,9 +58,15 @@ impl Scale {
 }
 
 impl Scale {
-    /// Of a logarithm: numbers stand at the powers of ten, or of two where there would be few.
-    fn base(&self) -> f64 {
-        if self.high < 60. * self.low { 2. } else { 10. }
+    /// Where numbers stand on a logarithmic axis: at 1, 2 and 5 times the powers of ten, or at these alone where there would be many.
+    fn round_numbers(&self) -> Vec<f64> {
+        let powers = (self.low.log10().floor() as i32)..=(self.high.log10().ceil() as i32);
+        let of = |factors: &[f64]| -> Vec<f64> {
+            let all = powers.clone().flat_map(|power| factors.iter().map(move |factor| factor * 10f64.powi(power)));
+            all.filter(|value| (self.low..=self.high).contains(value)).collect()
+        };
+        let fine = of(&[1., 2., 5.]);
+        if fine.len() <= 7 { fine } else { of(&[1.]) }
     }
 
     /// How far along the axis a value stands, from 0 to 1.
@@ -129,8 +135,8 @@ pub type Plane = Box<dyn Fn(f64, f64) -> (i32, i32)>;
 pub fn axes(area: &Area, title: &str, axes: &Axes) -> Result<Plane> {
     text(area, title, (8, 5), LARGE, INK, HPos::Left, VPos::Top)?;
     let (x, y) = (axes.x.low..axes.x.high, axes.y.low..axes.y.high);
-    let x_log = x.clone().log_scale().base(axes.x.base());
-    let y_log = y.clone().log_scale().base(axes.y.base());
+    let x_log = x.clone().log_scale().with_key_points(axes.x.round_numbers());
+    let y_log = y.clone().log_scale().with_key_points(axes.y.round_numbers());
     match (axes.x.log, axes.y.log) {
         (false, false) => plane(area, axes, x, y),
         (true, false) => plane(area, axes, x_log, y),
@@ -228,10 +234,62 @@ pub fn text(
     Ok(area.draw(&Text::new(text.replace(char::is_control, " "), (x * UNIT, y * UNIT), style))?)
 }
 
+/// Characters of a label that a width in pixels has room for.
+fn room(width: i32) -> usize {
+    ((f64::from(width) / (f64::from(SMALL) * CHARACTER)) as usize).max(4)
+}
+
+/// Whether a width in pixels has room for each of some labels.
+pub fn fit(labels: &[String], width: i32) -> bool {
+    labels.iter().all(|label| label.chars().count() <= room(width))
+}
+
+/// Labels shortened to a width in pixels; where two would read the same, each has its number.
+pub fn distinct(labels: &[String], width: i32) -> Vec<String> {
+    let most = room(width);
+    let short: Vec<String> = labels.iter().map(|label| shorten(label, most)).collect();
+    let is_double = |at: usize| (0..short.len()).any(|other| short[other] == short[at] && labels[other] != labels[at]);
+    if !(0..short.len()).any(is_double) {
+        return short;
+    }
+    let numbered = labels.iter().enumerate().map(|(at, label)| {
+        let number = format!("{}. ", at + 1);
+        number.clone() + &shorten(label, most.saturating_sub(number.len()).max(4))
+    });
+    numbered.collect()
+}
+
 /// A label, shortened to a width in pixels, its middle at a height.
 pub fn label(area: &Area, words: &str, place: (i32, i32), width: i32, color: RGBColor, across: HPos) -> Result<()> {
-    let most = (f64::from(width) / (f64::from(SMALL) * CHARACTER)) as usize;
-    text(area, &shorten(words, most.max(4)), place, SMALL, color, across, VPos::Center)
+    text(area, &shorten(words, room(width)), place, SMALL, color, across, VPos::Center)
+}
+
+/// The labels of rows, and where they stand: to the left of a row where all fit, else above it.
+pub struct RowLabels {
+    words: Vec<String>,
+    /// Space at the left of the axes.
+    pub left: i32,
+    /// Height that they take of each row.
+    pub above: i32,
+}
+
+impl RowLabels {
+    /// With at most so many pixels at the left.
+    pub fn new(labels: &[String], most: i32) -> RowLabels {
+        if fit(labels, most - 14) {
+            return RowLabels { words: labels.to_vec(), left: left_of(labels, most), above: 0 };
+        }
+        RowLabels { words: distinct(labels, WIDTH - RIGHT - 14), left: 20, above: LINE }
+    }
+
+    /// Writes the label of a row that begins at a height and is so many pixels high.
+    pub fn draw(&self, area: &Area, row: usize, (top, height): (i32, i32), color: RGBColor) -> Result<()> {
+        let words = &self.words[row];
+        if self.above == 0 {
+            return label(area, words, (self.left - 8, top + height / 2), self.left - 14, color, HPos::Right);
+        }
+        label(area, words, (14, top + self.above / 2 + 1), WIDTH - RIGHT - 14, color, HPos::Left)
+    }
 }
 
 /// The colour of a series.
@@ -304,7 +362,8 @@ pub enum Sign {
 pub fn legend(area: &Area, entries: &[(Sign, String)], axes: i32) -> Result<()> {
     let columns = columns(entries);
     let width = (WIDTH - 16) / columns;
-    for (at, (sign, words)) in entries.iter().enumerate() {
+    let words: Vec<String> = entries.iter().map(|(_, words)| words.clone()).collect();
+    for (at, ((sign, _), words)) in entries.iter().zip(distinct(&words, width - 34)).enumerate() {
         let at = at as i32;
         let (x, y) = (12 + at % columns * width, height(axes, 0) + 6 + at / columns * LINE + LINE / 2);
         let middle = ((x + 9) * UNIT, y * UNIT);
@@ -316,7 +375,7 @@ pub fn legend(area: &Area, entries: &[(Sign, String)], axes: i32) -> Result<()> 
             Sign::Ring => ring(area, middle, INK)?,
             Sign::Cross => cross(area, middle, INK)?,
         }
-        label(area, words, (x + 26, y), width - 34, INK, HPos::Left)?;
+        label(area, &words, (x + 26, y), width - 34, INK, HPos::Left)?;
     }
     Ok(())
 }
@@ -364,6 +423,25 @@ mod tests {
         let of = Scale::of_sizes([1., 100.], 10.);
         assert!((of.fraction(10.) - 0.5).abs() < 1e-12 && of.low < 1. && of.high > 100., "equal factors, equal steps");
         assert_eq!(Scale::around([70., 80.], 1.).fraction(75.), 0.5);
+    }
+
+    #[test]
+    fn numbers_on_a_logarithmic_axis_are_round() {
+        let numbers = |low, high| Scale { low, high, log: true }.round_numbers();
+        assert_eq!(numbers(0.9e6, 4.3e6), [1e6, 2e6]);
+        assert_eq!(numbers(3., 70.), [5., 10., 20., 50.]);
+        assert_eq!(numbers(0.9, 2e5), [1., 10., 100., 1e3, 1e4, 1e5]);
+    }
+
+    #[test]
+    fn no_two_labels_read_the_same() {
+        let labels = ["smallnet width=0.25 bypass=true", "smallnet width=0.35 bypass=true", "plain"].map(String::from);
+        assert!(!fit(&labels, 150) && fit(&labels, 300));
+        assert_eq!(distinct(&labels, 300), labels);
+        let short = distinct(&labels, 150);
+        assert_eq!(short, ["1. smal…ypass=true", "2. smal…ypass=true", "3. plain"].map(|label| label.to_string()));
+        let equal = ["a".to_string(), "a".to_string()];
+        assert_eq!(distinct(&equal, 150), equal, "the same thing twice");
     }
 
     #[test]

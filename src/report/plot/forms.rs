@@ -1,6 +1,6 @@
 //! Expanded against compact: top-1 of both, agreement and fold error, a row a point.
 
-use super::draw::{self, Axes, Scale, Sign};
+use super::draw::{self, Axes, RowLabels, Scale, Sign};
 use super::figure::{Area, FAINT, Figure, INK, WIDTH};
 use super::{names, titled};
 use crate::report::summary::{PointSummary, Summary};
@@ -36,7 +36,8 @@ pub fn figures(summary: &Summary) -> Result<Vec<Figure>> {
          Fold error: the largest difference of a logit over the largest logit, the most of the seeds.{more}"
     );
     let legend = [(Sign::Mark(0), "expanded, ± std".to_string()), (Sign::Ring, "compact".to_string())];
-    let axes = ROW * shown.len() as i32 + HEAD;
+    let labels = RowLabels::new(&labels, 170);
+    let axes = (ROW + labels.above) * shown.len() as i32 + HEAD;
     let height = draw::height(axes, draw::legend_lines(&legend));
     let title = titled("Top-1, % of both forms", &common);
     let figure = Figure::draw("forms".into(), title.clone(), note, height, |area| {
@@ -46,8 +47,7 @@ pub fn figures(summary: &Summary) -> Result<Vec<Figure>> {
     Ok(vec![figure])
 }
 
-fn rows(area: &Area, title: &str, height: i32, points: &[&PointSummary], labels: &[String]) -> Result<()> {
-    let left = draw::left_of(labels, 170);
+fn rows(area: &Area, title: &str, height: i32, points: &[&PointSummary], labels: &RowLabels) -> Result<()> {
     let values = points.iter().flat_map(|point| {
         let band = point.expanded_top1().map(|top1| top1.band());
         band.into_iter().flat_map(|(low, high)| [low, high]).chain(point.compact_top1().map(|top1| top1.mean))
@@ -58,7 +58,7 @@ fn rows(area: &Area, title: &str, height: i32, points: &[&PointSummary], labels:
         x_title: "top-1, %",
         x_number: &draw::plain_number,
         y_numbers: false,
-        left,
+        left: labels.left,
         right: RIGHT,
         height,
         x_labels: 5,
@@ -66,11 +66,12 @@ fn rows(area: &Area, title: &str, height: i32, points: &[&PointSummary], labels:
     let plane = draw::axes(area, title, &axes)?;
     let columns = [WIDTH - RIGHT + 78, WIDTH - 10];
     for (x, head) in columns.iter().zip(["agreement", "fold error"]) {
-        draw::label(area, head, (*x, draw::TOP + 8), 80, FAINT, HPos::Right)?;
+        draw::label(area, head, (*x, draw::TOP + 8), 100, FAINT, HPos::Right)?;
     }
-    for (row, (point, label)) in points.iter().zip(labels).enumerate() {
-        let y = HEAD + ROW * row as i32 + ROW / 2;
-        draw::label(area, label, (left - 8, draw::TOP + y), left - 14, INK, HPos::Right)?;
+    for (row, point) in points.iter().enumerate() {
+        let top = HEAD + (ROW + labels.above) * row as i32;
+        labels.draw(area, row, (draw::TOP + top, ROW), INK)?;
+        let y = top + labels.above + ROW / 2;
         let at = |top1: f64| plane(top1, -f64::from(y));
         if let Some(top1) = point.expanded_top1() {
             if top1.std.is_some() {

@@ -159,6 +159,32 @@ pub(crate) mod tests {
         baseline: {operator: {name: plain}}, seeds: 3, paper: {top1: {plain: 79, maconv bypass=true: 83}}}";
 
     #[test]
+    fn points_stand_where_their_costs_are_and_baselines_look_like_nothing_else() {
+        let sweep =
+            "{axes: {net.width: [1, 2], operator: [{name: maconv}, {name: mdconv}], operator.bypass: [true, false]},
+            baseline: {operator: {name: plain}}, seeds: 2}";
+        let (_folder, store) = finished(sweep);
+        let summary = Summary::read(&store).unwrap();
+        let figures = figures(sweep);
+        let named = |name: &str| figures.iter().find(|figure| figure.name == name).unwrap().file();
+        // Every trial of the fixture has the same cost: one place across for all marks and bars, whatever the series.
+        let across = |drawing: &str| -> BTreeSet<String> {
+            let bars = drawing.split("<polyline ").filter(|line| line.contains("stroke-width=\"6\""));
+            let places = bars.filter_map(|line| line.split_once("points=\"")?.1.split_once('"'));
+            let ends = places.map(|(points, _)| points.split_whitespace().collect::<Vec<_>>());
+            let upright = ends.filter(|ends| ends.len() == 2 && ends[0].split(',').next() == ends[1].split(',').next());
+            upright.map(|ends| ends[0].split(',').next().unwrap().to_string()).collect()
+        };
+        assert_eq!(across(&named("cost-macs")).len(), 1, "{:?}", across(&named("cost-macs")));
+        assert!(summary.points.iter().filter(|point| point.baseline).count() == 2);
+        let dashed: BTreeSet<&str> =
+            SERIES_NAMES.into_iter().filter(|name| named("axis-operator").contains(name)).collect();
+        assert_eq!(dashed.len(), 2, "both baselines are in the legend");
+    }
+
+    const SERIES_NAMES: [&str; 2] = ["width=1 plain", "width=2 plain"];
+
+    #[test]
     fn a_sweep_has_a_plot_of_each_kind() {
         let figures = figures(GRID);
         let names: Vec<&str> = figures.iter().map(|figure| figure.name.as_str()).collect();
@@ -169,6 +195,8 @@ pub(crate) mod tests {
                 "axis-operator_bypass",
                 "cost-parameters",
                 "cost-macs",
+                "cost-expanded-macs",
+                "cost-seconds",
                 "training-1-top1",
                 "training-1-loss",
                 "forms"

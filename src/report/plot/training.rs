@@ -22,6 +22,7 @@ pub fn figures(summary: &Summary) -> Result<Vec<Figure>> {
     // As many figures as it takes, with as many points each.
     let each = points.len().div_ceil(points.len().div_ceil(MOST_SERIES));
     let mut figures = Vec::new();
+    let of_all = points.len().div_ceil(each).min(MOST_FIGURES);
     for (at, some) in points.chunks(each).take(MOST_FIGURES).enumerate() {
         let left_out = points.len().saturating_sub(each * MOST_FIGURES);
         let more = if left_out > 0 && at == MOST_FIGURES - 1 {
@@ -29,33 +30,43 @@ pub fn figures(summary: &Summary) -> Result<Vec<Figure>> {
         } else {
             String::new()
         };
-        figures.extend(pair(at + 1, some, &more)?);
+        figures.extend(pair([at + 1, of_all], some, &points, &more)?);
     }
     Ok(figures)
 }
 
-fn pair(number: usize, points: &[&PointSummary], more: &str) -> Result<[Figure; 2]> {
+/// The figures of some points; their axes show the values of `all`, so that figures can be compared.
+fn pair(
+    [number, of_all]: [usize; 2],
+    points: &[&PointSummary],
+    all: &[&PointSummary],
+    more: &str,
+) -> Result<[Figure; 2]> {
     let (mut labels, common) = names(points, None);
     if let [label] = &mut labels[..] {
         label.clone_from(&points[0].title);
     }
+    let counted = |title: &str| {
+        let place = if of_all > 1 { format!(" ({number} of {of_all})") } else { String::new() };
+        format!("{title}{place}")
+    };
     let note = format!("Mean over the finished seeds; the band is one standard deviation to each side.{more}");
     let top1 = |curves: &Curves| (curves.top1.clone(), Vec::new());
     let loss = |curves: &Curves| (curves.test_loss.clone(), curves.train_loss.clone());
     Ok([
         figure(
             format!("training-{number}-top1"),
-            titled("Top-1, % an epoch", &common),
+            titled(&counted("Top-1, % an epoch"), &common),
             note.clone(),
-            points,
+            (points, all),
             &labels,
             &top1,
         )?,
         figure(
             format!("training-{number}-loss"),
-            titled("Loss an epoch", &common),
+            titled(&counted("Loss an epoch"), &common),
             format!("{note} Dashed: training, without a band; solid: test."),
-            points,
+            (points, all),
             &labels,
             &loss,
         )?,
@@ -69,16 +80,17 @@ fn figure(
     name: String,
     title: String,
     note: String,
-    points: &[&PointSummary],
+    (points, all): (&[&PointSummary], &[&PointSummary]),
     labels: &[String],
     of: Lines,
 ) -> Result<Figure> {
-    let curves: Vec<(Vec<Epoch>, Vec<Epoch>)> = points.iter().map(|point| of(&point.curves)).collect();
+    let curves_of = |points: &[&PointSummary]| points.iter().map(|point| of(&point.curves)).collect::<Vec<_>>();
+    let (curves, all) = (curves_of(points), curves_of(all));
     let legend: Vec<(Sign, String)> =
         labels.iter().enumerate().map(|(at, label)| (Sign::Line(at), label.clone())).collect();
     let height = draw::height(HEIGHT, draw::legend_lines(&legend));
     Figure::draw(name, title.clone(), note, height, |area| {
-        let plane = axes(area, &title, &curves, curves.iter().any(|(_, dashed)| !dashed.is_empty()))?;
+        let plane = axes(area, &title, &all, curves.iter().any(|(_, dashed)| !dashed.is_empty()))?;
         for (series, (solid, _)) in curves.iter().enumerate() {
             band(area, &plane, solid, series)?;
         }
