@@ -15,6 +15,7 @@ pub mod paper;
 pub mod plan;
 pub mod prune;
 pub mod queue;
+pub mod section;
 pub mod slots;
 pub mod slurm;
 pub mod state;
