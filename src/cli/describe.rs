@@ -92,7 +92,7 @@ pub fn run(options: &Options, as_json: bool) -> Result<()> {
         let About { form, config, tuned, .. } = Model::load(target)?.about;
         describe(Some(form), tuned, &config)?
     } else {
-        let from = FromConfig { config: target.clone(), overrides: options.overrides.clone() };
+        let from = FromConfig { config: target.clone(), overrides: options.overrides.clone(), root: None };
         describe(None, None, &from.document()?.config()?)?
     };
     if as_json {
