@@ -19,7 +19,7 @@ pub struct Entry {
 /// One option.
 #[derive(Debug, PartialEq, Serialize)]
 pub struct Choice {
-    /// Its key; one in a section of its own is dotted.
+    /// Its key.
     pub key: String,
     /// What can be given: `integer`, `true | false`, names.
     pub values: String,
@@ -29,17 +29,18 @@ pub struct Choice {
     pub meaning: String,
     /// The version that first has it.
     pub since: String,
+    /// The options of a section.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub options: Vec<Choice>,
 }
 
 /// The version of options that say nothing else with `#[schemars(extend("since" = "…"))]`.
 const FIRST: &str = "0.1.0";
 
-/// The options of a struct, and behind each that is a section its own.
+/// The options of a struct.
 pub fn section<T: JsonSchema>() -> Vec<Choice> {
     let root = schema::of::<T>();
-    let mut all = Vec::new();
-    deep(&root, &root, "", &mut all);
-    all
+    choices(&root, &root)
 }
 
 /// The alternatives of an enum that a key of them tells apart, as `name` does those of a [`registry`](crate::registry!).
@@ -48,23 +49,31 @@ pub fn variants<T: JsonSchema>() -> Vec<Entry> {
     let (parts, _) = alternatives(&root, &root);
     let variant = |part: &&Value| {
         let properties = part["properties"].as_object()?;
-        let (tag, name) = properties.iter().find_map(|(key, option)| Some((key, option["const"].as_str()?)))?;
-        let options = properties.iter().filter(|(key, _)| *key != tag);
-        let options = options.map(|(key, option)| choice(&root, part, key, option)).collect();
-        Some(Entry { name: name.into(), summary: text(part), options })
+        let name = properties.values().find_map(|option| option["const"].as_str())?;
+        Some(Entry { name: name.into(), summary: text(part), options: choices(&root, part) })
     };
     parts.iter().filter_map(variant).collect()
 }
 
-fn deep(root: &Value, part: &Value, prefix: &str, all: &mut Vec<Choice>) {
-    for (key, option) in resolve(root, part)["properties"].as_object().into_iter().flatten() {
-        let dotted = format!("{prefix}{key}");
-        all.push(Choice { key: dotted.clone(), ..choice(root, resolve(root, part), key, option) });
-        let (inner, _) = alternatives(root, option);
-        if tag(&inner).is_none() {
-            inner.iter().for_each(|part| deep(root, part, &format!("{dotted}."), all));
-        }
+/// Options with their dotted keys, those of a section behind it.
+pub fn dotted(options: &[Choice]) -> Vec<(String, &Choice)> {
+    let mut all = Vec::new();
+    for choice in options {
+        all.push((choice.key.clone(), choice));
+        let inner = dotted(&choice.options).into_iter();
+        all.extend(inner.map(|(key, inner)| (format!("{}.{key}", choice.key), inner)));
     }
+    all
+}
+
+/// The options that a part of a schema has, but for the one that tells it from others.
+fn choices(root: &Value, part: &Value) -> Vec<Choice> {
+    let part = resolve(root, part);
+    let options = part["properties"].as_object().into_iter().flatten();
+    options
+        .filter(|(_, option)| option["const"].is_null())
+        .map(|(key, option)| choice(root, part, key, option))
+        .collect()
 }
 
 /// An option of a struct.
@@ -74,16 +83,22 @@ fn choice(root: &Value, part: &Value, key: &str, option: &Value) -> Choice {
         meaning += &format!(" `{name}`: {what}");
     }
     let required = part["required"].as_array().is_some_and(|keys| keys.iter().any(|one| one == key));
-    let default = || told_default(&meaning).map(|(default, _)| default).or(coded_default(option));
-    let default = if required { None } else { Some(default().unwrap_or_default()) };
+    let told = || told_default(&meaning).map(|(default, _)| default);
+    let default = (!required).then(|| coded_default(option).or_else(told).unwrap_or_default());
     let since = option["since"].as_str().unwrap_or(FIRST).into();
-    Choice { key: key.into(), values: values(root, option), default, meaning, since }
+    let (inner, _) = alternatives(root, option);
+    let options = match tag(&inner) {
+        None => inner.iter().flat_map(|part| choices(root, part)).collect(),
+        Some(_) => Vec::new(),
+    };
+    Choice { key: key.into(), values: values(root, option), default, meaning, since, options }
 }
 
 /// The default that the code has.
 fn coded_default(option: &Value) -> Option<String> {
     match &option["default"] {
-        Value::Null => None,
+        // That of a section is its keys'.
+        Value::Null | Value::Object(_) => None,
         Value::String(name) => Some(name.clone()),
         other => Some(other.to_string()),
     }
@@ -278,10 +293,10 @@ mod tests {
             ["ways", "list of left_hand | right", " `left_hand`: The first. `right`: The second."],
             ["three", "3 of number", ""],
             ["number", "number | {from, to}", ""],
-            ["number.from", "number", ""],
-            ["number.to", "number", ""],
         ];
         assert_eq!(rows, expected);
+        let keys: Vec<String> = dotted(&options[4..]).into_iter().map(|(key, _)| key).collect();
+        assert_eq!(keys, ["three", "number", "number.from", "number.to"]);
         assert_eq!(section::<Wrapped>(), options);
         let defaults: Vec<Option<&str>> = options.iter().map(|row| row.default.as_deref()).collect();
         assert_eq!(defaults[..3], [None, Some("none"), None]);

@@ -57,7 +57,7 @@ pub struct Config {
     /// The last layer. Default `linear`.
     #[serde(default, skip_serializing_if = "is_default")]
     pub classifier: ClassifierConfig,
-    /// How it is trained.
+    /// How it is trained. Default: that of each key.
     #[serde(default)]
     pub train: TrainConfig,
     /// Decides the initial values, the order of the images, their augmentation and the dropout. Default 0.

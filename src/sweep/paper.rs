@@ -19,9 +19,10 @@ pub struct Paper {
     /// The table, its number or its name. Default: not said.
     #[schemars(with = "Option<serde_json::Value>")]
     pub table: Option<Value>,
-    /// Top-1 of a point, in percent.
+    /// Top-1 of a point, in percent. Default: none.
     pub top1: BTreeMap<String, f64>,
     /// Top-1 of a point less that of what it is compared with, in percentage points: for papers that give no more.
+    /// Default: none.
     pub difference: BTreeMap<String, f64>,
 }
 

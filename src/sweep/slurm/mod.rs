@@ -14,6 +14,7 @@ use super::plan::Plan;
 use super::queue::{Policy, Queue};
 use super::state::State;
 use super::store::Store;
+use super::tensorboard;
 use crate::config::Document;
 use crate::{files, note};
 use anyhow::Result;
@@ -81,6 +82,7 @@ pub fn submit(document: &Document, out: &Path, request: &Request, policy: Policy
     let plan = Plan::new(document)?;
     let store = Store::at(out)?;
     store.start(document, &plan)?;
+    tensorboard::link(&store, &plan);
     // What a task is told must not depend on where this process was started.
     let store = Store::open(&store.root().canonicalize()?)?;
     Sweep::submitted(store, plan, Slurm::default(), request, policy)
