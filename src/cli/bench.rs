@@ -131,11 +131,11 @@ fn import(options: &ImportOptions, as_json: bool) -> Result<()> {
     let data = options.data.as_ref().map(|data| config::named("--data", data)).transpose()?;
     let mut config = options.config_on(data.unwrap_or(config::named("--data", "external")?))?;
     let mut built = config.build(Form::Expanded, Device::Cpu)?;
-    if options.data.is_none() {
-        if let Some(classes) = classes(&find(&Checkpoint::open(&options.file)?, &built)?) {
-            config = options.config_on(config::named("--data", &format!("{{name: external, classes: {classes}}}"))?)?;
-            built = config.build(Form::Expanded, Device::Cpu)?;
-        }
+    if options.data.is_none()
+        && let Some(classes) = classes(&find(&Checkpoint::open(&options.file)?, &built)?)
+    {
+        config = options.config_on(config::named("--data", &format!("{{name: external, classes: {classes}}}"))?)?;
+        built = config.build(Form::Expanded, Device::Cpu)?;
     }
     let mut times = Vec::new();
     for _ in 0..options.rounds {
