@@ -48,7 +48,7 @@ macro_rules! registry {
                     let options = <$config as schemars::JsonSchema>::json_schema(generator);
                     $crate::registry::variant($name, &[$($summary),*], options, generator)
                 }),+];
-                schemars::json_schema!({"oneOf": variants})
+                schemars::json_schema!({"what": $what, "oneOf": variants})
             }
         }
 

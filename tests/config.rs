@@ -42,7 +42,7 @@ fn walk(root: &Value, part: &Value, config: &Value, path: &[String], found: &mut
         }
         let keys = options.iter().map(|(key, _)| key.to_string()).collect();
         for (key, option) in options {
-            walk(root, option, &config, &[path, &[key.clone()]].concat(), found);
+            walk(root, option, &config, &[path, std::slice::from_ref(key)].concat(), found);
         }
         found.push(Place { config, path: path.to_vec(), keys });
     }
@@ -155,7 +155,7 @@ fn no_value_of_the_wrong_kind_is_told_in_the_words_of_rust() {
     let mut refused = 0;
     for place in places() {
         for key in &place.keys {
-            let dotted = [&place.path[..], &[key.clone()]].concat().join(".");
+            let dotted = [&place.path[..], std::slice::from_ref(key)].concat().join(".");
             for value in &wrong {
                 let Some(line) = refusal(&place, key, value) else { continue };
                 let said = words.iter().chain(&numbers).find(|word| line.contains(**word));

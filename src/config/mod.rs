@@ -351,7 +351,7 @@ mod tests {
         );
         assert_eq!(
             with("operator: {name: makonv}"),
-            "a.yaml: operator.name: unknown name `makonv`, did you mean `maconv`?"
+            "a.yaml: operator.name: no operator `makonv`, did you mean `maconv`?"
         );
         assert_eq!(with("trian: {epochs: 1}"), "a.yaml: unknown key `trian`, did you mean `train`?");
         assert_eq!(with("train: {epocs: 1}"), "a.yaml: train: unknown key `epocs`, did you mean `epochs`?");
