@@ -46,7 +46,8 @@ fn main() -> Result<()> {
 fn fabricate(root: &Path) -> Result<Store> {
     let trial: Mapping =
         serde_yaml::from_str("{data: {name: cifar10}, net: {name: smallnet}, operator: {name: maconv}}")?;
-    let document = Document { trial, sweep: serde_yaml::from_str(SWEEP)?, origin: "thousand.yaml".into() };
+    let document =
+        Document { trial, sweep: serde_yaml::from_str(SWEEP)?, origin: "thousand.yaml".into(), ..Document::default() };
     let plan = Plan::of_checked(&document)?;
     let store = Store::at(&root.join("thousand"))?;
     store.start(&document, &plan)?;

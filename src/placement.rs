@@ -99,7 +99,7 @@ mod tests {
         assert_eq!(operator(&config("shufflenet_v2", "{name: drconv, shared: false}", ""), "shared"), "false");
         let slip = "{data: {name: external}, net: {name: resnet50}, operator: {name: dcd}, apply_to: spatial}";
         let error = Config::new(&serde_yaml::from_str(slip).unwrap(), "a.yaml").unwrap_err().to_string();
-        assert!(error.starts_with("a.yaml: apply_to: invalid type"), "{error}");
+        assert!(error.starts_with("a.yaml: apply_to: spatial; give a list of texts"), "{error}");
     }
 
     #[test]

@@ -34,7 +34,21 @@ macro_rules! registry {
 
             /// Every name with its options, as the code documents them.
             pub fn entries() -> Vec<$crate::options::Entry> {
-                vec![$($crate::options::Entry::new($name, &[$($summary),*], &schemars::schema_for!($config))),+]
+                $crate::options::variants::<Self>()
+            }
+        }
+
+        impl schemars::JsonSchema for $enum {
+            fn schema_name() -> std::borrow::Cow<'static, str> {
+                stringify!($enum).into()
+            }
+
+            fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+                let variants = vec![$({
+                    let options = <$config as schemars::JsonSchema>::json_schema(generator);
+                    $crate::registry::variant($name, &[$($summary),*], options, generator)
+                }),+];
+                schemars::json_schema!({"what": $what, "oneOf": variants})
             }
         }
 
@@ -60,6 +74,7 @@ macro_rules! registry {
     };
 }
 
+use schemars::{Schema, SchemaGenerator};
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_yaml::{Mapping, Value};
@@ -75,6 +90,25 @@ pub fn to_mapping<E: serde::ser::Error, C: Serialize>(name: &str, config: &C) ->
         other => return Err(E::custom(format!("options must be a mapping, not {other:?}"))),
     }
     Ok(mapping)
+}
+
+/// The schema of a name and its options.
+#[doc(hidden)]
+pub fn variant(name: &str, summary: &[&str], options: Schema, generator: &SchemaGenerator) -> serde_json::Value {
+    let options = options.to_value();
+    // A struct that wraps another one is a reference to it.
+    let wrapped = options["$ref"].as_str().and_then(|path| generator.definitions().get(path.rsplit('/').next()?));
+    let options = wrapped.unwrap_or(&options);
+    let mut properties = serde_json::Map::new();
+    properties.insert("name".into(), serde_json::json!({"const": name}));
+    properties.extend(options["properties"].as_object().cloned().unwrap_or_default());
+    let required = options["required"].as_array().into_iter().flatten().cloned();
+    let required: Vec<_> = std::iter::once("name".into()).chain(required).collect();
+    let summary = summary.iter().map(|line| line.trim()).collect::<Vec<_>>().join(" ");
+    serde_json::json!({
+        "type": "object", "description": summary, "properties": properties, "required": required,
+        "additionalProperties": options["additionalProperties"],
+    })
 }
 
 /// Takes `name` out of the mapping; refuses a missing or unknown one.

@@ -106,10 +106,92 @@ impl<'de> Visitor<'de> for Weigh<'_> {
     }
 }
 
+/// The line and the column, from 1, of a dotted key in a text that has been parsed; none where it has no such key.
+pub fn locate(text: &str, dotted: &str) -> Option<(usize, usize)> {
+    let error = Find(dotted).deserialize(serde_yaml::Deserializer::from_str(text)).err()?;
+    let place = error.location().filter(|_| error.to_string().contains(FOUND))?;
+    Some((place.line(), place.column()))
+}
+
+/// Ends a visit at the key, whose place serde_yaml then adds.
+const FOUND: &str = "the key is here";
+
+/// Goes down to a key.
+struct Find<'p>(&'p str);
+
+/// Reads a key on the way: the rest of the way, if it is on it.
+struct Key<'p>(&'p str);
+
+impl<'de> DeserializeSeed<'de> for Find<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Find<'_> {
+    type Value = ();
+
+    fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        formatter.write_str("keys")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<(), A::Error> {
+        while let Some(rest) = entries.next_key_seed(Key(self.0))? {
+            match rest {
+                Some(rest) => entries.next_value_seed(Find(rest))?,
+                None => entries.next_value::<IgnoredAny>().map(drop)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<'de, 'p> DeserializeSeed<'de> for Key<'p> {
+    type Value = Option<&'p str>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl<'p> Visitor<'_> for Key<'p> {
+    type Value = Option<&'p str>;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        formatter.write_str("a key")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, key: &str) -> Result<Self::Value, E> {
+        match self.0.strip_prefix(key) {
+            Some("") => Err(E::custom(FOUND)),
+            Some(rest) => Ok(rest.strip_prefix('.')),
+            None => Ok(None),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_yaml::Value;
+
+    #[test]
+    fn a_key_is_found_where_it_stands() {
+        let text = "# a file\ntrain:\n  lr: 0.1\n  epochs: 3\naxes: {net.width: [1], seed: {x: 1}}\n";
+        for (key, place) in [
+            ("train", Some((2, 1))),
+            ("train.epochs", Some((4, 3))),
+            ("axes.net.width", Some((5, 8))),
+            ("axes.seed.x", Some((5, 31))),
+            ("train.epoch", None),
+            ("trainer", None),
+            ("train.lr.x", None),
+        ] {
+            assert_eq!(locate(text, key), place, "{key}");
+        }
+    }
 
     fn refusal(text: &str) -> String {
         parse::<Value>(text).unwrap_err().to_string()

@@ -2,8 +2,12 @@
 
 mod common;
 
-use common::{arg, folder, run, stdout};
+use common::{arg, error, folder, run, stdout};
+use foldconv::config::{self, Config};
+use foldconv::net::block::Form;
+use foldconv::weights::tensors;
 use serde_json::Value;
+use tch::Device;
 
 const CONFIG: &str = "data: {name: shapes, train: 512, test: 16}
 net: {name: smallnet}
@@ -23,6 +27,24 @@ fn measured(more: &[&str]) -> Value {
 
 fn number(document: &Value, path: &str) -> f64 {
     document.pointer(path).and_then(Value::as_f64).unwrap_or_else(|| panic!("no number {path} in {document:#}"))
+}
+
+/// Of ten classes, which no data set by itself is known by.
+#[test]
+fn weights_are_read_into_a_network_of_as_many_classes_as_they_have() {
+    let keys = config::named("", "{data: shapes, net: smallnet}").unwrap();
+    let built = Config::new(&keys, "a.yaml").unwrap().build(Form::Expanded, Device::Cpu).unwrap();
+    let (_guard, root) = folder(&[]);
+    let file = root.join("weights.safetensors");
+    tensors::write(&file, &(), &built.store.variables()).unwrap();
+    let file = arg(&file);
+    let import = ["bench", "import", &file, "--net", "smallnet"];
+    assert!(stdout(&run(import)).contains("median of 1"));
+    let other = error(&run(import.iter().chain(&["--data", "cifar100"])), 2);
+    assert!(
+        other.contains("does not fit smallnet") && other.contains("--data is the data set that it is of"),
+        "{other}"
+    );
 }
 
 #[test]

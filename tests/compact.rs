@@ -121,6 +121,22 @@ fn the_catalogue_lists_every_operator() {
 }
 
 #[test]
+fn sections_and_single_names_are_listed() {
+    let one = stdout(&run(["describe", "--operators", "maconv", "se"]));
+    let named: Vec<&str> = one.lines().filter(|line| line.contains(": {name: ")).collect();
+    assert_eq!(named, ["operator: {name: maconv}", "attention: {name: se}"]);
+    let train = stdout(&run(["describe", "--train"]));
+    assert!(train.contains("label_smoothing") && train.contains("cosine | constant"), "{train}");
+    let data = document(&["describe", "--data", "shapes"]);
+    assert_eq!((&data["set"][0]["name"], &data["data"][1]["key"]), (&"shapes".into(), &"limit".into()));
+    assert_eq!(data["set"].as_array().unwrap().len(), 1);
+    let sweep = stdout(&run(["describe", "--sweep"]));
+    assert!(foldconv::config::SWEEP_KEYS.iter().all(|key| sweep.contains(key)) && sweep.contains("{rule: asha}"));
+    let slip = error(&run(["describe", "--networks", "smalnet"]), 2);
+    assert_eq!(slip, "smalnet: no such name, did you mean `smallnet`?");
+}
+
+#[test]
 fn operators_are_measured_beside_the_plain_convolution() {
     let args =
         ["bench", "op", "acb", "mdconv", "{name: tbc, blocks: 4}", "--channels", "8", "--size", "6", "--rounds", "2"];

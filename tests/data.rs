@@ -438,7 +438,7 @@ fn check_says_what_is_wrong() {
     let check = |args: &[&str]| error(&run(["data", "check"].iter().chain(args)), 2);
     assert!(check(&["mnist"]).contains("data.root is not given"));
     assert!(check(&["mnis", "--root", "x"]).contains("data.name: no data set `mnis`, did you mean `mnist`?"));
-    assert!(check(&["svhn", "--set", "extra=1"]).contains("data.extra: invalid type"));
+    assert!(check(&["svhn", "--set", "extra=1"]).contains("data.extra: 1; give true or false"));
     assert!(check(&["shapes", "--set", "train=0"]).contains("data.train: 0"));
     assert!(check(&["external"]).contains("there are no images"));
     std::fs::write(root.join("mnist/train-images-idx3-ubyte"), [0, 0, 8, 3]).unwrap();

@@ -68,13 +68,16 @@ fn configs_that_are_wrong() {
             .contains("operator: unknown key `intermdiate`, did you mean `intermediate`?")
     );
     assert!(refused(&["train.epochs=0"]).contains("train.epochs"));
-    assert!(refused(&["train.lr=fast"]).contains("train.lr: invalid type"));
+    assert!(refused(&["train.lr=fast"]).contains("train.lr: fast; give a number"));
     assert!(refused(&["operator.temperature=-1"]).contains("operator.temperature: -1"));
     assert!(refused(&["net.name=smalnet"]).contains("did you mean `smallnet`?"));
     assert!(refused(&["net.width=0"]).contains("net.width"));
     assert!(refused(&["net={name: shufflenet_v2, width: 0.75}"]).contains("net.width: 0.75; give 0.5, 1, 1.5 or 2"));
     assert!(refused(&["net={name: tied_resnet50, groups: 0}"]).contains("net.groups: 0"));
-    assert!(refused(&["net={name: tied_resnet50, blocks: [1, 2, 3]}"]).contains("net: blocks: invalid length 3"));
+    assert!(
+        refused(&["net={name: tied_resnet50, blocks: [1, 2, 3]}"])
+            .contains("net.blocks: [1,2,3]; give a list of 4 whole numbers")
+    );
     assert!(refused(&["net={name: tied_resnet50, blocks: [1, 2, 2, 0]}"]).contains("net.blocks: 0"));
     let indivisible = refused(&["operator={name: plain}", "net={name: tied_resnet50_s, blocks: [1, 1, 4, 4]}"]);
     assert!(indivisible.contains("blocks: 4 blocks of 1 groups don't divide 18 -> 18"), "{indivisible}");
@@ -91,7 +94,7 @@ fn configs_that_are_wrong() {
     assert!(refused(&["axes={seed: [1]}"]).contains("foldconv sweep"));
     assert!(error(&train("- a\n- b\n", &[]), 2).contains("holds no `key: value` pairs"));
     assert!(error(&train("a: [", &[]), 2).contains("not YAML"));
-    assert!(error(&train("net: {name: smallnet}\n", &[]), 2).contains("missing field `data`"));
+    assert!(error(&train("net: {name: smallnet}\n", &[]), 2).contains("`data` is missing; give {name: NAME, …}"));
     assert!(error(&run(["describe", "/no/such/file.yaml"]), 2).contains("/no/such/file.yaml"));
 }
 
@@ -150,9 +153,17 @@ fn a_usage_error_has_status_2() {
         assert!(line.ends_with("(--help says how it is used)") && !line.contains("Usage"), "{line}");
     }
     assert!(
-        error(&run(["trian"]), 2).contains("unrecognized subcommand 'trian' tip: a similar subcommand exists: 'train'")
+        error(&run(["trian"]), 2).contains("unrecognized subcommand 'trian'; a similar subcommand exists: 'train'")
     );
-    assert!(error(&run(["eval", "a", "--thraeds", "1"]), 2).contains("'--threads'"));
+    assert!(
+        error(&run(["eval", "a", "--thraeds", "1"]), 2)
+            .starts_with("unexpected argument '--thraeds'; a similar argument exists: '--threads' (")
+    );
+    for value in ["0", "x", "-1", "99999999999999999999"] {
+        let line = error(&run(["eval", "a", &format!("--threads={value}")]), 2);
+        assert!(line.contains(&format!("invalid value '{value}' for '--threads")), "{line}");
+        assert!(line.contains("give a whole number from 1 to 1024"), "{line}");
+    }
     assert!(error(&run(["eval", "a", "--threads", "x\ny"]), 2).starts_with("invalid value 'x y' for '--threads"));
     for (args, part) in
         [(&["--help"][..], "Usage: foldconv"), (&["train", "-h"], "--out <DIR>"), (&["--version"], "foldconv 0.")]

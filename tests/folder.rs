@@ -89,7 +89,7 @@ fn mistakes_are_one_line() {
     );
     assert!(refused("data.folder=/small").contains("data.folder: /small; give the folder above it as data.root"));
     assert!(refused("data.size=0").contains("data.size: 0; give 1 to 8192"));
-    assert!(refused("data.on_corrupt=ignore").contains("on_corrupt: unknown variant `ignore`"));
+    assert!(refused("data.on_corrupt=ignore").contains("on_corrupt: unknown value `ignore`, known are error, skip"));
     assert!(refused("data.augment.resize=12").contains("data.augment.resize: 12; give 16 or more"));
     let no_root = run(["train", &arg(&config), "--out", &arg(&root.join("out"))]);
     assert!(error(&no_root, 2).starts_with("data.root is not given"));

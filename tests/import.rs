@@ -309,7 +309,7 @@ fn requests_that_are_wrong() {
     let (_guard, out) = out();
     let file = checkpoints().join("smallnet.pth");
     let refused = |more: &[&str]| error(&import(&file, &out, more), 2);
-    assert!(refused(&["--net", "smalnet"]).contains("net: name: no network `smalnet`, did you mean `smallnet`?"));
+    assert!(refused(&["--net", "smalnet"]).contains("net.name: no network `smalnet`, did you mean `smallnet`?"));
     assert!(
         refused(&["--net", "{name: smallnet, widht: 2}"]).contains("net: unknown key `widht`, did you mean `width`?")
     );

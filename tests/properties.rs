@@ -147,7 +147,7 @@ fn check(name: &str, given: &Given, geometry: Geometry, size: [i64; 2], seed: u3
 fn cases(entry: &Entry) -> Vec<String> {
     let occurred = RefCell::new(BTreeSet::new());
     let result = runner().run(&(options(entry), geometry(), any::<u32>()), |(given, (geometry, size), seed)| {
-        check(entry.name, &given, geometry, size, seed)?;
+        check(&entry.name, &given, geometry, size, seed)?;
         occurred.borrow_mut().extend(drawn(&given));
         Ok(())
     });
@@ -157,8 +157,8 @@ fn cases(entry: &Entry) -> Vec<String> {
 
 #[test]
 fn every_operator_folds_exactly_with_any_options_on_any_convolution_that_it_fits() {
-    let missing: BTreeMap<&str, Vec<String>> =
-        OperatorConfig::entries().iter().map(|entry| (entry.name, cases(entry))).collect();
+    let missing: BTreeMap<String, Vec<String>> =
+        OperatorConfig::entries().iter().map(|entry| (entry.name.clone(), cases(entry))).collect();
     assert!(missing.values().all(Vec::is_empty), "never drawn: {missing:?}");
 }
 
@@ -182,9 +182,9 @@ fn models(count: usize, places: &[&str]) -> Vec<(String, Given, [Model; 2])> {
         let (mut runner, strategy, before) = (runner(), options(&entry), all.len());
         while all.len() < before + count {
             let given = strategy.new_tree(&mut runner).unwrap().current();
-            let Some(expanded) = model(entry.name, &given, places) else { continue };
+            let Some(expanded) = model(&entry.name, &given, places) else { continue };
             match expanded.fold() {
-                Ok(compact) => all.push((entry.name.to_string(), given, [expanded, compact])),
+                Ok(compact) => all.push((entry.name.clone(), given, [expanded, compact])),
                 Err(error) => {
                     let Refused { reason, .. } = error.downcast_ref().unwrap_or_else(|| panic!("{error:#}"));
                     assert!(may_refuse(&given, reason), "{} {given:?}: {reason}", entry.name);

@@ -25,6 +25,13 @@ fn started() -> (tempfile::TempDir, std::path::PathBuf) {
 }
 
 #[test]
+fn a_description_of_a_sweep_says_that_it_is_of_its_base() {
+    let (_guard, root) = started();
+    let said = stderr(&run(["describe", &arg(&root.join("a.yaml"))]));
+    assert!(said.contains("a.yaml: a sweep; this is its base, without axes, baseline, seeds ("), "{said}");
+}
+
+#[test]
 fn a_sweep_runs_reports_and_goes_on() {
     let (_guard, root) = started();
     let planned = stdout(&sweep(&root, &["--dry-run"]));

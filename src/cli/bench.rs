@@ -1,12 +1,14 @@
 //! `foldconv bench`: speed.
 
+use super::import::classes;
 use super::output::{json, print};
+use super::values::whole;
 use super::{FromConfig, Machine};
 use crate::algebra::Geometry;
 use crate::bench::data::data_speed;
 use crate::bench::op::{Cost, Shape, costs};
 use crate::bench::train::{TrainSpeed, train_speed};
-use crate::config::{self, Config, Mapping, Value};
+use crate::config::{self, Built, Config, Mapping, Value};
 use crate::net::block::Form;
 use crate::op::OperatorConfig;
 use crate::op::per_sample::Execution;
@@ -50,11 +52,17 @@ struct ImportOptions {
     /// Network, as resnet50 or '{name: mobilenet_v2, width: 0.35}'
     #[arg(long, value_name = "NAME|YAML")]
     net: String,
-    /// Data set whose images the network takes
-    #[arg(long, value_name = "NAME|YAML", default_value = "external")]
-    data: String,
+    /// Data set whose images the network takes [default: external, with as many classes as the file]
+    #[arg(long, value_name = "NAME|YAML")]
+    data: Option<String>,
+    /// Keys of the state dict in the file, as ema.state_dict [default: the usual ones]
+    #[arg(long, value_name = "KEY.KEY")]
+    key: Option<String>,
+    /// YAML list of {from: REGEX, to: TEXT} and {drop: REGEX} for the names of the file
+    #[arg(long, value_name = "FILE")]
+    map: Option<PathBuf>,
     /// Times that it is read; the median counts
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, default_value_t = 1, value_parser = whole::<u16>(1..=65535))]
     rounds: u16,
 }
 
@@ -64,22 +72,22 @@ struct OpOptions {
     #[arg(value_name = "OPERATOR")]
     operators: Vec<String>,
     /// Channels in and out
-    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(i64).range(1..=65536))]
+    #[arg(long, default_value_t = 64, value_parser = whole::<i64>(1..=65536))]
     channels: i64,
     /// Channel groups
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(i64).range(1..=65536))]
+    #[arg(long, default_value_t = 1, value_parser = whole::<i64>(1..=65536))]
     groups: i64,
     /// Sizes of the kernel
-    #[arg(long, value_delimiter = ',', default_values_t = [3, 1], value_parser = clap::value_parser!(i64).range(1..=255))]
+    #[arg(long, value_delimiter = ',', default_values_t = [3, 1], value_parser = whole::<i64>(1..=255))]
     kernel: Vec<i64>,
     /// Height and width of the input
-    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(i64).range(1..=4096))]
+    #[arg(long, default_value_t = 16, value_parser = whole::<i64>(1..=4096))]
     size: i64,
     /// Images a batch
-    #[arg(long, value_delimiter = ',', default_values_t = [1, 64], value_parser = clap::value_parser!(i64).range(1..=65536))]
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 64], value_parser = whole::<i64>(1..=65536))]
     batch: Vec<i64>,
     /// Rounds of which the median is taken; all runs of an operator and of plain take turns in each
-    #[arg(long, default_value_t = 21, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, default_value_t = 21, value_parser = whole::<u16>(1..=65535))]
     rounds: u16,
 }
 
@@ -88,7 +96,7 @@ struct DataOptions {
     #[command(flatten)]
     from: FromConfig,
     /// Seconds that are measured
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=86400))]
+    #[arg(long, default_value_t = 3, value_parser = whole::<u64>(1..=86400))]
     seconds: u64,
 }
 
@@ -97,10 +105,10 @@ struct TrainOptions {
     #[command(flatten)]
     from: FromConfig,
     /// Steps that are measured whole, and as many by phase
-    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    #[arg(long, default_value_t = 50, value_parser = whole::<u64>(1..=1_000_000))]
     steps: u64,
     /// Steps before that
-    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(..=1_000_000))]
+    #[arg(long, default_value_t = 10, value_parser = whole::<u64>(0..=1_000_000))]
     warmup: u64,
 }
 
@@ -116,18 +124,32 @@ pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
 
 /// The file is opened, its state dict found, matched and read, each time into the same network, which is built before.
 fn import(options: &ImportOptions, as_json: bool) -> Result<()> {
-    let (net, data) = (config::named("--net", &options.net)?, config::named("--data", &options.data)?);
-    let keys = Mapping::from_iter([("net".into(), Value::from(net)), ("data".into(), data.into())]);
-    let config = Config::new(&keys, "command line")?;
+    let map = options.map.as_deref().map(NameMap::read).transpose()?.unwrap_or_default();
+    let find = |checkpoint: &Checkpoint, built: &Built| {
+        StateDict::find(checkpoint, &options.file, options.key.as_deref(), &map, &|| Ok(built.names()))
+    };
+    let data = options.data.as_ref().map(|data| config::named("--data", data)).transpose()?;
+    let mut config = options.config_on(data.unwrap_or(config::named("--data", "external")?))?;
     let mut built = config.build(Form::Expanded, Device::Cpu)?;
+    if options.data.is_none()
+        && let Some(classes) = classes(&find(&Checkpoint::open(&options.file)?, &built)?)
+    {
+        config = options.config_on(config::named("--data", &format!("{{name: external, classes: {classes}}}"))?)?;
+        built = config.build(Form::Expanded, Device::Cpu)?;
+    }
     let mut times = Vec::new();
     for _ in 0..options.rounds {
         let clock = Instant::now();
         let checkpoint = Checkpoint::open(&options.file)?;
-        let state = StateDict::find(&checkpoint, &options.file, None, &NameMap::default(), &|| Ok(built.names()))?;
+        let state = find(&checkpoint, &built)?;
         let plan = Plan::of(built, Form::Expanded, &config, &state);
         if !plan.pairing.problems.is_empty() {
-            bad_request!("{}: does not fit {}: {}", options.file.display(), config.net.name(), plan.pairing.counts());
+            bad_request!(
+                "{}: does not fit {}: {}; --data is the data set that it is of, --map changes its names",
+                options.file.display(),
+                config.net.name(),
+                plan.pairing.counts()
+            );
         }
         plan.read(&checkpoint, &state)?;
         times.push(clock.elapsed());
@@ -139,6 +161,16 @@ fn import(options: &ImportOptions, as_json: bool) -> Result<()> {
     }
     say!("{seconds:.4} s, median of {}", options.rounds)?;
     Ok(())
+}
+
+impl ImportOptions {
+    fn config_on(&self, data: Mapping) -> Result<Config> {
+        let net = config::named("--net", &self.net)?;
+        Config::new(
+            &Mapping::from_iter([("net".into(), Value::from(net)), ("data".into(), data.into())]),
+            "command line",
+        )
+    }
 }
 
 fn train(options: &TrainOptions, device: Device, as_json: bool) -> Result<()> {

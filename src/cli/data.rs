@@ -80,7 +80,7 @@ impl Set {
 /// A set of the registry.
 #[derive(Serialize)]
 struct Listed {
-    name: &'static str,
+    name: String,
     summary: String,
     /// Shape and home are those of the set's default options.
     images: String,
@@ -91,7 +91,7 @@ fn list(as_json: bool) -> Result<()> {
     let mut sets = Vec::new();
     for entry in SourceConfig::entries() {
         // A set may have options that must be given; then only its name is known.
-        let data = config::data_section(entry.name, &[]).ok();
+        let data = config::data_section(&entry.name, &[]).ok();
         let images = data.as_ref().map_or("by its options".into(), |data| {
             let spec = data.spec();
             format!("{}x{}x{}, {} classes", spec.channels, spec.size, spec.size, spec.classes)
@@ -104,7 +104,7 @@ fn list(as_json: bool) -> Result<()> {
     }
     let mut rows = table(["set", "what", "images", "from"]);
     for Listed { name, summary, images, home } in &sets {
-        rows.add_row([*name, summary.trim_end_matches('.'), images, home.map_or("", |home| home.address)]);
+        rows.add_row([name.as_str(), summary.trim_end_matches('.'), images, home.map_or("", |home| home.address)]);
     }
     print(&rows)?;
     for Listed { name, home, .. } in &sets {

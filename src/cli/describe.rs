@@ -1,20 +1,23 @@
 //! `foldconv describe`: layers, parameters and MACs in both forms; or what can be written into a config.
 
-use super::FromConfig;
 use super::output::{json, print};
 use crate::algebra::Geometry;
-use crate::config::Config;
+use crate::config::{Config, Document, TrainConfig, Value};
+use crate::data::{Common, SourceConfig};
+use crate::error::suggest;
 use crate::net::NetConfig;
 use crate::net::block::{Form, Plan, Site, SiteTrace};
 use crate::op::operator::Place;
 use crate::op::per_sample::Execution;
 use crate::op::{AttentionConfig, ClassifierConfig, OperatorConfig};
-use crate::options::Entry;
+use crate::options::{self, Choice, Entry};
+use crate::sweep::prune::Prune;
+use crate::sweep::section::SweepSection;
 use crate::text::{align_right, table, thousands, wrapped};
 use crate::train::checkpoint::load_model;
 use crate::tune::Tuned;
 use crate::weights::{About, Model};
-use crate::{bad_request, say};
+use crate::{bad_request, note, say};
 use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
@@ -24,18 +27,96 @@ use tch::{Device, nn};
 
 #[derive(Debug, Args)]
 pub struct Options {
-    /// YAML file of a trial or a sweep, or a model file
-    #[arg(required_unless_present_any = ["operators", "networks"])]
+    /// YAML file of a trial or a sweep (then of its base, without the axes), or a model file
+    #[arg(required_unless_present = "lists")]
     target: Option<PathBuf>,
     /// Override a key of the YAML file, as train.epochs=3
-    #[arg(long = "set", value_name = "KEY=VALUE", conflicts_with_all = ["operators", "networks"])]
+    #[arg(long = "set", value_name = "KEY=VALUE", conflicts_with = "lists")]
     overrides: Vec<String>,
-    /// List the operators, attention modules and classifiers, with their options
-    #[arg(long, conflicts_with_all = ["target", "networks"])]
-    operators: bool,
-    /// List the networks, with their options
-    #[arg(long, conflicts_with = "target")]
-    networks: bool,
+    #[command(flatten)]
+    lists: Lists,
+}
+
+/// What a config file can hold.
+#[derive(Debug, Args)]
+#[group(id = "lists", multiple = false, conflicts_with = "target")]
+struct Lists {
+    /// List the operators, attention modules and classifiers, or those of these names, with their options
+    #[arg(long, value_name = "NAME", num_args = 0..)]
+    operators: Option<Vec<String>>,
+    /// List the networks, or those of these names, with their options
+    #[arg(long, value_name = "NAME", num_args = 0..)]
+    networks: Option<Vec<String>>,
+    /// List the data sets, or those of these names, with their options, and those that all have
+    #[arg(long, value_name = "NAME", num_args = 0..)]
+    data: Option<Vec<String>>,
+    /// List the keys of the section train
+    #[arg(long)]
+    train: bool,
+    /// List the keys of a sweep
+    #[arg(long)]
+    sweep: bool,
+}
+
+/// A part of a list.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Part {
+    /// What stands behind each name.
+    Entries(Vec<Entry>),
+    /// The keys of a section.
+    Options(Vec<Choice>),
+}
+
+impl Lists {
+    /// The parts of what was asked for.
+    fn parts(&self) -> Result<Option<Vec<(&'static str, Part)>>> {
+        use Part::{Entries, Options};
+        let (mut parts, names) = if let Some(names) = &self.operators {
+            let all = [
+                ("operator", OperatorConfig::entries()),
+                ("attention", AttentionConfig::entries()),
+                ("classifier", ClassifierConfig::entries()),
+            ];
+            (all.map(|(section, entries)| (section, Entries(entries))).into(), &**names)
+        } else if let Some(names) = &self.networks {
+            (vec![("net", Entries(NetConfig::entries()))], &**names)
+        } else if let Some(names) = &self.data {
+            let common = Options(options::section::<Common>());
+            (vec![("data", common), ("set", Entries(SourceConfig::entries()))], &**names)
+        } else if self.train {
+            (vec![("train", Options(options::section::<TrainConfig>()))], &[][..])
+        } else if self.sweep {
+            let rules = Entries(options::variants::<Prune>());
+            (vec![("sweep", Options(options::section::<SweepSection>())), ("prune", rules)], &[][..])
+        } else {
+            return Ok(None);
+        };
+        keep(&mut parts, names)?;
+        Ok(Some(parts))
+    }
+}
+
+/// Leaves the entries of these names, where there are any.
+fn keep(parts: &mut Vec<(&'static str, Part)>, names: &[String]) -> Result<()> {
+    let known: Vec<String> = parts
+        .iter()
+        .filter_map(|(_, part)| if let Part::Entries(entries) = part { Some(entries) } else { None })
+        .flat_map(|entries| entries.iter().map(|entry| entry.name.clone()))
+        .collect();
+    if let Some(name) = names.iter().find(|name| !known.contains(name)) {
+        bad_request!("{name}: no such name{}", suggest(name, known.iter().map(String::as_str)));
+    }
+    if names.is_empty() {
+        return Ok(());
+    }
+    for (_, part) in parts.iter_mut() {
+        if let Part::Entries(entries) = part {
+            entries.retain(|entry| names.contains(&entry.name));
+        }
+    }
+    parts.retain(|(_, part)| !matches!(part, Part::Entries(entries) if entries.is_empty()));
+    Ok(())
 }
 
 /// What describe tells; the JSON document.
@@ -74,17 +155,10 @@ struct Cost {
 }
 
 pub fn run(options: &Options, as_json: bool) -> Result<()> {
-    let Some(target) = &options.target else {
-        let sections = match options.networks {
-            true => vec![("net", NetConfig::entries())],
-            false => vec![
-                ("operator", OperatorConfig::entries()),
-                ("attention", AttentionConfig::entries()),
-                ("classifier", ClassifierConfig::entries()),
-            ],
-        };
-        return catalogue(&sections, as_json);
-    };
+    if let Some(parts) = options.lists.parts()? {
+        return catalogue(&parts, as_json);
+    }
+    let Some(target) = &options.target else { bad_request!("describe: give a file, or --operators") };
     let description = if target.extension().is_some_and(|extension| extension == "safetensors") || Model::is_in(target)
     {
         if !options.overrides.is_empty() {
@@ -93,8 +167,16 @@ pub fn run(options: &Options, as_json: bool) -> Result<()> {
         let About { form, config, tuned, .. } = load_model(target)?.about;
         describe(Some(form), tuned, &config)?
     } else {
-        let from = FromConfig { config: target.clone(), overrides: options.overrides.clone() };
-        describe(None, None, &from.document()?.config()?)?
+        let document = Document::read(target, &options.overrides)?;
+        let keys: Vec<&str> = document.sweep.keys().filter_map(Value::as_str).collect();
+        if !keys.is_empty() {
+            note!(
+                "{}: a sweep; this is its base, without {} (`foldconv sweep FILE --out DIR --dry-run` lists its trials)",
+                document.origin,
+                keys.join(", ")
+            );
+        }
+        describe(None, None, &document.config()?)?
     };
     if as_json {
         return json(&description);
@@ -104,22 +186,38 @@ pub fn run(options: &Options, as_json: bool) -> Result<()> {
 }
 
 /// What can be written, by section.
-fn catalogue(sections: &[(&str, Vec<Entry>)], as_json: bool) -> Result<()> {
+fn catalogue(parts: &[(&str, Part)], as_json: bool) -> Result<()> {
     if as_json {
-        return json(&sections.iter().map(|(section, entries)| (*section, entries)).collect::<BTreeMap<_, _>>());
+        return json(&parts.iter().map(|(section, part)| (*section, part)).collect::<BTreeMap<_, _>>());
     }
-    for (section, entries) in sections {
-        for Entry { name, summary, options } in entries {
-            say!("{section}: {{name: {name}}}\n{summary}")?;
-            if !options.is_empty() {
-                let mut rows = wrapped(["option", "values", "meaning"]);
-                rows.add_rows(options.iter().map(|option| [&option.key, &option.values, &option.meaning]));
-                print(&rows)?;
+    for (section, part) in parts {
+        match part {
+            Part::Options(options) => {
+                say!("{section}")?;
+                print_options(options)?;
             }
-            say!("")?;
+            Part::Entries(entries) => {
+                let key = if *section == "prune" { "rule" } else { "name" };
+                let section = if *section == "set" { "data" } else { section };
+                for Entry { name, summary, options } in entries {
+                    say!("{section}: {{{key}: {name}}}\n{summary}")?;
+                    print_options(options)?;
+                }
+            }
         }
     }
     Ok(())
+}
+
+fn print_options(options: &[Choice]) -> Result<()> {
+    if !options.is_empty() {
+        let mut rows = wrapped(["option", "values", "meaning"]);
+        for (key, Choice { values, meaning, .. }) in options::dotted(options) {
+            rows.add_row([&key, values, meaning]);
+        }
+        print(&rows)?;
+    }
+    say!("")
 }
 
 fn print_text(description: &Description) -> Result<()> {

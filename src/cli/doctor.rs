@@ -22,8 +22,22 @@ struct Diagnosis {
     foldconv: String,
     libtorch: &'static str,
     threads: usize,
-    cuda: Result<Cuda, String>,
-    data: Result<String, String>,
+    cuda: Found<Cuda>,
+    data: Found<String>,
+}
+
+/// What is there, or `{"missing": why}`.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Found<T> {
+    Here(T),
+    Not { missing: String },
+}
+
+impl<T> From<Result<T, String>> for Found<T> {
+    fn from(found: Result<T, String>) -> Found<T> {
+        found.map_or_else(|missing| Found::Not { missing }, Found::Here)
+    }
 }
 
 pub fn run(machine: &Machine, as_json: bool) -> Result<()> {
@@ -31,8 +45,8 @@ pub fn run(machine: &Machine, as_json: bool) -> Result<()> {
         foldconv: train::version(),
         libtorch: env!("FOLDCONV_LIBTORCH"),
         threads: device::set_threads(machine.threads.map(usize::from)),
-        cuda: cuda(),
-        data: data(),
+        cuda: cuda().into(),
+        data: data().into(),
     };
     if as_json {
         return json(&diagnosis);
@@ -41,12 +55,12 @@ pub fn run(machine: &Machine, as_json: bool) -> Result<()> {
     say!("libtorch  {}", diagnosis.libtorch)?;
     say!("CPU       {} threads (--threads changes it)", diagnosis.threads)?;
     match &diagnosis.cuda {
-        Ok(cuda) => cuda.print()?,
-        Err(reason) => say!("CUDA      none: {reason}")?,
+        Found::Here(cuda) => cuda.print()?,
+        Found::Not { missing } => say!("CUDA      none: {missing}")?,
     }
     match &diagnosis.data {
-        Ok(found) => say!("data      {found}")?,
-        Err(reason) => say!("data      none: {reason}")?,
+        Found::Here(found) => say!("data      {found}")?,
+        Found::Not { missing } => say!("data      none: {missing}")?,
     }
     Ok(())
 }

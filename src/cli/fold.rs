@@ -2,6 +2,7 @@
 
 use super::Machine;
 use super::output::{json, print};
+use super::values::whole;
 use crate::config::Built;
 use crate::data::dataset::Spec;
 use crate::files;
@@ -34,7 +35,7 @@ pub struct Options {
     #[arg(long, value_name = "GOAL")]
     plan: Option<Goal>,
     /// Images a batch that the plan is for
-    #[arg(long, default_value_t = 1, requires = "plan", value_parser = clap::value_parser!(i64).range(1..=65536))]
+    #[arg(long, default_value_t = 1, requires = "plan", value_parser = whole::<i64>(1..=65536))]
     batch: i64,
 }
 

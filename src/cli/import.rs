@@ -2,6 +2,7 @@
 
 use super::Machine;
 use super::output::json;
+use super::values::number;
 use crate::config::{Config, Mapping, Value, data_named, named};
 use crate::data::augment::normalise::Normalisation;
 use crate::data::{Common, SourceConfig};
@@ -44,13 +45,13 @@ pub struct Options {
     #[arg(long, value_name = "FOLDER")]
     root: Option<PathBuf>,
     /// Mean of each channel that its images are normalised with, of pixels in [0, 1] [default: the data's own]
-    #[arg(long, value_name = "M,M,M", value_delimiter = ',', requires = "std")]
+    #[arg(long, value_name = "M,M,M", value_delimiter = ',', requires = "std", value_parser = number)]
     mean: Vec<f64>,
     /// Standard deviation of each channel
-    #[arg(long, value_name = "S,S,S", value_delimiter = ',', requires = "mean")]
+    #[arg(long, value_name = "S,S,S", value_delimiter = ',', requires = "mean", value_parser = number)]
     std: Vec<f64>,
     /// What its batch norms add to the variance, which a state dict does not say [default: what TorchScript says, else 1e-5]
-    #[arg(long, value_name = "EPS")]
+    #[arg(long, value_name = "EPS", value_parser = number)]
     bn_eps: Option<f64>,
     /// Keys of the state dict in the file, as ema.state_dict [default: the usual ones]
     #[arg(long, value_name = "KEY.KEY")]
@@ -233,11 +234,16 @@ impl Options {
     }
 }
 
-/// The one data set with as many classes as the last matrix of the file has rows.
-fn guess_data(state: &StateDict) -> Result<&'static str> {
+/// Number of classes of a file: the rows of its last matrix.
+pub(super) fn classes(state: &StateDict) -> Option<i64> {
     let matrices =
         state.tensors.iter().filter_map(|(_, tensor)| tensor.as_ref().ok()).filter(|tensor| tensor.size.len() == 2);
-    let Some(classes) = matrices.max_by_key(|tensor| tensor.position()).map(|tensor| tensor.size[0]) else {
+    matrices.max_by_key(|tensor| tensor.position()).map(|tensor| tensor.size[0])
+}
+
+/// The one data set with as many classes as the file.
+fn guess_data(state: &StateDict) -> Result<&'static str> {
+    let Some(classes) = classes(state) else {
         bad_request!("--data: the file has no classifier that tells the number of classes; name the data set");
     };
     let has = |name: &&str| data_named(name, &Common::default()).is_ok_and(|data| data.spec().classes == classes);

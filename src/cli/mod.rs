@@ -14,6 +14,7 @@ mod readings;
 mod report;
 mod sweep;
 mod train;
+mod values;
 mod worker;
 
 use crate::config::Document;
@@ -26,6 +27,7 @@ use clap::{Args, Parser, Subcommand};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use tch::Device;
+use values::whole;
 
 /// Train convolutions over-parameterised or dynamic, fold them exactly, compare both forms.
 #[derive(Debug, Parser)]
@@ -47,7 +49,7 @@ struct Machine {
     #[arg(long, global = true, default_value = "auto")]
     device: String,
     /// Threads of the CPU [default: one a core]
-    #[arg(long, global = true, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, global = true, value_parser = whole::<u16>(1..=1024))]
     threads: Option<u16>,
 }
 
@@ -90,11 +92,20 @@ struct FromConfig {
     /// Override a key of the file, as train.epochs=3
     #[arg(long = "set", value_name = "KEY=VALUE")]
     overrides: Vec<String>,
+    /// Folder that holds the data set [default: data.root of the file, or FOLDCONV_DATA]
+    #[arg(long, value_name = "FOLDER")]
+    root: Option<PathBuf>,
 }
 
 impl FromConfig {
     fn document(&self) -> Result<Document> {
-        Document::read(&self.config, &self.overrides)
+        let mut overrides = self.overrides.clone();
+        if let Some(root) = &self.root {
+            // What is kept of it holds wherever the program is called next.
+            let root = std::path::absolute(root).unwrap_or_else(|_| root.clone());
+            overrides.push(format!("data.root={}", serde_json::to_string(&root.to_string_lossy())?));
+        }
+        Document::read(&self.config, &overrides)
     }
 }
 
@@ -155,7 +166,7 @@ impl Cli {
         let text = error.render().to_string();
         let is_usage = |line: &&str| line.starts_with("Usage:") || line.starts_with("For more information");
         let lines = text.lines().take_while(|line| !is_usage(line)).map(str::trim).filter(|line| !line.is_empty());
-        let line = lines.collect::<Vec<_>>().join(" ");
+        let line = lines.collect::<Vec<_>>().join(" ").replace(" found tip: ", "; ").replace(" tip: ", "; ");
         let line = line.strip_prefix("error: ").unwrap_or(&line);
         bad_request!("{line} (--help says how it is used)")
     }

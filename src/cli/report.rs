@@ -2,6 +2,7 @@
 
 use super::Machine;
 use super::output::json;
+use super::values::whole;
 use crate::report::{self, latency};
 use crate::sweep::store::Store;
 use crate::{bad_request, say};
@@ -20,7 +21,7 @@ pub struct Options {
     #[arg(long)]
     latency: bool,
     /// Images a batch for --latency, as 1,128
-    #[arg(long, value_delimiter = ',', default_value = "1", requires = "latency", value_parser = clap::value_parser!(i64).range(1..=65536))]
+    #[arg(long, value_delimiter = ',', default_value = "1", requires = "latency", value_parser = whole::<i64>(1..=65536))]
     batch: Vec<i64>,
 }
 

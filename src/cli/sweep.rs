@@ -1,6 +1,7 @@
 //! `foldconv sweep FILE --out DIR`: all trials of a file.
 
 use super::output::json;
+use super::values::whole;
 use super::{FromConfig, Machine};
 use crate::config::Document;
 use crate::sweep;
@@ -25,7 +26,7 @@ pub struct Options {
     #[arg(long)]
     dry_run: bool,
     /// Trials side by side; they share the cores [default: as many as cores and free memory allow; one on each GPU]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, value_name = "N", value_parser = whole::<u16>(1..=1024))]
     jobs: Option<u16>,
     /// GPUs to use, as 0,2: trials take turns on them [default: all that CUDA_VISIBLE_DEVICES shows]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
@@ -43,7 +44,7 @@ pub struct Options {
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = duration_or_none)]
     stall_limit: Duration,
     /// How often a trial that failed is tried again, after 1, 2, 4 … seconds; a wrong request or spent memory is not
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = whole::<u32>(0..=u32::MAX.into()))]
     retries: u32,
     /// What a trial that failed does to the others
     #[arg(long, value_enum, default_value_t = OnError::Continue)]
@@ -83,7 +84,7 @@ struct Cluster {
     #[arg(long, value_name = "LIST")]
     gres: Option<String>,
     /// Trials at a time (of each array, where more than 1,000 make it several)
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", value_parser = whole::<u32>(1..=u32::MAX.into()))]
     array_limit: Option<u32>,
     /// Any option of sbatch, as mem=8G or account=lab; may be repeated
     #[arg(long, value_name = "OPTION")]

@@ -1,16 +1,18 @@
 //! YAML files and `--set`: what is read of them before it means a trial or a sweep.
 
-use super::Config;
-use crate::error::suggest;
+use super::schema::{self, Wrong};
+use super::{Config, NAMED, open};
+use crate::error::BadRequest;
 use crate::{bad_request, files, yaml};
 use anyhow::Result;
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_yaml::{Mapping, Value};
 use std::path::Path;
 
 /// A YAML file with `--set` applied, not yet read as trials.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Document {
     /// The keys of one trial.
     pub trial: Mapping,
@@ -18,6 +20,17 @@ pub struct Document {
     pub sweep: Mapping,
     /// The file, for errors.
     pub origin: String,
+    /// The file and its `base`, to say where a key stands.
+    pub sources: Vec<Source>,
+    /// The keys that `--set` gave.
+    pub overridden: Vec<String>,
+}
+
+/// A file and its text.
+#[derive(Clone, Debug)]
+pub struct Source {
+    name: String,
+    text: String,
 }
 
 /// The keys that make a file a sweep.
@@ -25,9 +38,13 @@ pub const SWEEP_KEYS: [&str; 6] = ["axes", "vary", "baseline", "seeds", "prune",
 
 impl Document {
     /// Reads a file (and its `base`) and applies `key.key=value` overrides.
+    ///
+    /// # Errors
+    /// A [`BadRequest`] where a file can't be read, or where what is set would be ignored.
     pub fn read(path: &Path, overrides: &[String]) -> Result<Document> {
-        let origin = path.display().to_string();
-        let mut keys = read_mapping(path)?;
+        let (own, mut keys) = read_mapping(path)?;
+        let origin = own.name.clone();
+        let mut sources = vec![own];
         if let Some(base) = keys.remove("base") {
             let Some(name) = base.as_str() else { bad_request!("{origin}: base: give the name of a file") };
             let base_path = path.with_file_name(name);
@@ -35,17 +52,69 @@ impl Document {
             if files::plain_file(&base_path).is_err() {
                 bad_request!("{origin}: base: {}: no such file", base_path.display());
             }
-            let mut all = read_mapping(&base_path)?;
+            let (source, mut all) = read_mapping(&base_path)?;
             if all.contains_key("base") {
                 bad_request!("{}: base: is itself based on another file; one level is the most", base_path.display());
             }
+            sources.push(source);
+            give_way(&mut all, keys.contains_key("seeds"));
             all.extend(keys);
             keys = all;
         }
+        let overridden: Vec<String> =
+            overrides.iter().filter_map(|text| Some(text.split_once('=')?.0.into())).collect();
+        give_way(&mut keys, overridden.iter().any(|key| key == "seeds"));
         set_all(&mut keys, overrides)?;
         let (sweep, trial) =
             keys.into_iter().partition(|(key, _)| key.as_str().is_some_and(|key| SWEEP_KEYS.contains(&key)));
-        Ok(Document { trial, sweep, origin })
+        let document = Document { trial, sweep, origin, sources, overridden };
+        document.refuse_ignored(overrides)?;
+        Ok(document)
+    }
+
+    /// Refuses keys that the keys of the sweep would replace at each point.
+    fn refuse_ignored(&self, overrides: &[String]) -> Result<()> {
+        if let (Some(seed), true) = (self.trial.get("seed"), self.sweep.contains_key("seeds")) {
+            let seed = yaml(seed);
+            bad_request!(
+                "{}: seed: `seeds` gives the seeds of a sweep; leave `seed` out, or give `seeds: [{}]`",
+                self.place("seed"),
+                seed.trim()
+            );
+        }
+        let Some(Value::Mapping(axes)) = self.sweep.get("axes") else { return Ok(()) };
+        for (key, text) in self.overridden.iter().zip(overrides) {
+            let sets =
+                |axis: &&str| key.strip_prefix(axis).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+            if let Some(axis) = axes.keys().filter_map(Value::as_str).find(sets) {
+                bad_request!(
+                    "--set {text}: the axis `{axis}` sets it at each point; give the axis, as --set 'axes.{axis}=[…]'"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// The file for an error at a dotted key, with the line and column of the key where the file has it: `a.yaml:3:5`.
+    pub fn place(&self, key: &str) -> String {
+        let given =
+            |other: &String| key.strip_prefix(&**other).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+        if self.overridden.iter().any(given) {
+            return self.origin.clone();
+        }
+        let found = self.sources.iter().find_map(|source| Some((source, yaml::locate(&source.text, key)?)));
+        found.map_or(self.origin.clone(), |(source, (line, column))| format!("{}:{line}:{column}", source.name))
+    }
+
+    /// The error for a mistake in a trial of the file, which a sweep may have changed: a point of it.
+    pub fn refusal(&self, wrong: &Wrong, trial: &Mapping, point: &str) -> anyhow::Error {
+        let own = look_up(&self.trial, &wrong.path);
+        let place = if own.is_some() && own == look_up(trial, &wrong.path) {
+            self.place(&wrong.path)
+        } else {
+            self.origin.clone()
+        };
+        BadRequest(format!("{place}: {point}{wrong}")).into()
     }
 
     /// The file with everything applied.
@@ -57,7 +126,22 @@ impl Document {
 
     /// The one trial of the file: without its axes, where it is a sweep.
     pub fn config(&self) -> Result<Config> {
-        Config::new(&self.trial, &self.origin)
+        Config::read(&self.trial).map_err(|wrong| self.refusal(&wrong, &self.trial, ""))
+    }
+}
+
+/// The seed of a file below gives way to the seeds of one above.
+fn give_way(below: &mut Mapping, seeds: bool) {
+    if seeds {
+        below.remove("seed");
+    }
+}
+
+/// What stands at a dotted key.
+fn look_up<'k>(keys: &'k Mapping, dotted: &str) -> Option<&'k Value> {
+    match dotted.split_once('.') {
+        None => keys.get(dotted),
+        Some((section, rest)) => look_up(keys.get(section)?.as_mapping()?, rest),
     }
 }
 
@@ -70,20 +154,27 @@ pub fn yaml(keys: &impl Serialize) -> String {
 ///
 /// # Errors
 /// A [`crate::error::BadRequest`] where it holds something else.
-pub fn read_yaml<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let text = files::read_text(path)?;
-    match yaml::parse(&text) {
+pub fn read_yaml<T: DeserializeOwned + JsonSchema>(path: &Path) -> Result<T> {
+    let value: Value = match yaml::parse(&files::read_text(path)?) {
+        Ok(value) => value,
+        Err(error) => bad_request!("{}: not YAML: {error}", path.display()),
+    };
+    let root = schema::of::<T>();
+    if let Err(wrong) = schema::check(&root, &root, &value, "", &[]) {
+        bad_request!("{}: {wrong}", path.display());
+    }
+    match serde_yaml::from_value(value) {
         Ok(value) => Ok(value),
         Err(error) => bad_request!("{}: {error}", path.display()),
     }
 }
 
-fn read_mapping(path: &Path) -> Result<Mapping> {
-    let text = files::read_text(path)?;
+fn read_mapping(path: &Path) -> Result<(Source, Mapping)> {
+    let (name, text) = (path.display().to_string(), files::read_text(path)?);
     match yaml::parse(&text) {
-        Ok(Value::Mapping(mapping)) => Ok(mapping),
-        Ok(_) => bad_request!("{}: holds no `key: value` pairs", path.display()),
-        Err(error) => bad_request!("{}: not YAML: {error}", path.display()),
+        Ok(Value::Mapping(mapping)) => Ok((Source { name, text }, mapping)),
+        Ok(_) => bad_request!("{name}: holds no `key: value` pairs"),
+        Err(error) => bad_request!("{name}: not YAML: {error}"),
     }
 }
 
@@ -104,7 +195,7 @@ pub(super) fn set_all(keys: &mut Mapping, overrides: &[String]) -> Result<()> {
 /// Dots in a key at most; each is a section in the one before it, and a step of a recursion.
 const DEEPEST: usize = 16;
 
-/// Sets a dotted key; the sections on the way are made where they are missing.
+/// Sets a dotted key; the sections on the way are made where they are missing. An axis is one key, with its dots.
 pub fn set(keys: &mut Mapping, dotted: &str, value: Value) -> Result<()> {
     if dotted.matches('.').count() > DEEPEST {
         bad_request!("{dotted:.80}…: is no key of a config");
@@ -116,35 +207,19 @@ pub fn set(keys: &mut Mapping, dotted: &str, value: Value) -> Result<()> {
         }
         Some((section, rest)) => {
             let entry = keys.entry(section.into()).or_insert_with(|| Value::Mapping(Mapping::new()));
+            if NAMED.contains(&section) {
+                open(entry);
+            }
             match entry {
+                Value::Mapping(axes) if section == "axes" || section == "vary" => {
+                    axes.insert(rest.into(), value);
+                    Ok(())
+                }
                 Value::Mapping(inner) => set(inner, rest, value),
                 _ => bad_request!("{dotted}: `{section}` holds a value, not keys"),
             }
         }
     }
-}
-
-/// serde's message at a path of `serde_path_to_error`, an unknown key with the nearest known one.
-pub fn explain_at(path: &str, error: &serde_yaml::Error) -> String {
-    let path = if path == "." { String::new() } else { format!("{path}: ") };
-    explain(&format!("{path}{error}"))
-}
-
-/// serde's message for an unknown key, with the nearest known one.
-pub(super) fn explain(message: &str) -> String {
-    let Some(at) = message.find("unknown field `") else { return message.to_string() };
-    let quoted: Vec<&str> = message[at..].split('`').skip(1).step_by(2).collect();
-    let Some((typed, known)) = quoted.split_first() else { return message.to_string() };
-    // serde's path ends with the unknown key itself: keep its section.
-    let path = message[..at].strip_suffix(&format!("{typed}: ")).unwrap_or(&message[..at]);
-    let place = match path.trim_end_matches(['.', ' ', ':']) {
-        "" => String::new(),
-        section => format!("{section}: "),
-    };
-    if known.is_empty() {
-        return format!("{place}unknown key `{typed}`, there are no options here");
-    }
-    format!("{place}unknown key `{typed}`{}", suggest(typed, known.iter().copied()))
 }
 
 #[cfg(test)]
@@ -156,7 +231,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("b.yaml");
         std::fs::write(folder.path().join("a.yaml"), "{data: {name: shapes}, net: {name: smallnet}, seed: 4}").unwrap();
-        std::fs::write(&path, "{base: a.yaml, seed: 5, seeds: 3}").unwrap();
+        std::fs::write(&path, "{base: a.yaml, seed: 5, vary: {train.lr: [1]}}").unwrap();
         let overrides = ["train.epochs=7", "operator.name=mdconv", "net.width=0.5"].map(String::from);
         let document = Document::read(&path, &overrides).unwrap();
         let config = document.config().unwrap();
@@ -165,5 +240,55 @@ mod tests {
         let error = |text: &str| Document::read(&path, &[text.to_string()]).unwrap_err().to_string();
         assert_eq!(error("epochs"), "--set epochs: give key.key=value");
         assert!(error("seed.x=1").contains("`seed` holds a value"));
+    }
+    /// What a file of that text, with those overrides, is.
+    fn read(text: &str, overrides: &[&str]) -> Result<Document, String> {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("base.yaml"), "{data: shapes, net: smallnet, seed: 4}").unwrap();
+        let path = folder.path().join("a.yaml");
+        std::fs::write(&path, text).unwrap();
+        let overrides: Vec<String> = overrides.iter().map(|text| text.to_string()).collect();
+        let shorter = |error: anyhow::Error| error.to_string().replace(&format!("{}/", folder.path().display()), "");
+        let mut document = Document::read(&path, &overrides).map_err(shorter)?;
+        document.origin = "a.yaml".into();
+        document.sources[0].name = "a.yaml".into();
+        Ok(document)
+    }
+
+    #[test]
+    fn what_is_set_reaches_the_trials_or_is_refused() {
+        let sweep = "{data: shapes, net: smallnet, axes: {operator: [maconv, mdconv], train.lr: [0.1]}, seeds: 2}";
+        let set = |text: &str| read(sweep, &[text]);
+        assert_eq!(set("axes.train.lr=[0.3]").unwrap().sweep["axes"]["train.lr"][0], 0.3);
+        assert_eq!(set("axes.net.width=[1]").unwrap().sweep["axes"]["net.width"][0], 1);
+        assert_eq!(set("net.width=2").unwrap().config().unwrap().to_value()["net"]["width"], 2.0);
+        for ignored in ["train.lr=1", "operator=plain", "operator.bypass=true"] {
+            let error = set(ignored).unwrap_err();
+            assert!(error.starts_with(&format!("--set {ignored}: the axis `")), "{error}");
+        }
+        assert!(read(&sweep.replace("axes", "vary"), &["train.lr=1"]).is_ok(), "the base of `vary` has it");
+        assert!(set("train.lrs=1").is_ok(), "another key");
+    }
+
+    #[test]
+    fn a_seed_beside_seeds_is_refused_unless_the_seeds_are_given_above_it() {
+        let refused = "a.yaml:1:16: seed: `seeds` gives the seeds of a sweep; leave `seed` out, or give `seeds: [3]`";
+        assert_eq!(read("{data: shapes, seed: 3, seeds: 2}", &[]).unwrap_err(), refused);
+        assert_eq!(read("{seeds: 2}", &["seed=3"]).unwrap_err(), refused.replace(":1:16", ""));
+        assert!(read("{seeds: 2}", &["seeds=3", "seed=3"]).is_err());
+        for (text, overrides) in [("{base: base.yaml, seeds: 2}", &[][..]), ("{seed: 3}", &["seeds=2"])] {
+            assert_eq!(read(text, overrides).unwrap().trial.get("seed"), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn an_error_says_the_line_and_the_column_of_its_key() {
+        let refusal = |text: &str, overrides: &[&str]| read(text, overrides).unwrap().config().unwrap_err().to_string();
+        let file = "data: shapes\nnet: smallnet\ntrain:\n  lr: fast\n";
+        assert_eq!(refusal(file, &[]), "a.yaml:4:3: train.lr: fast; give a number");
+        assert!(refusal(&file.replace("fast", "-1"), &[]).starts_with("a.yaml:4:3: train.lr: -1; give"));
+        assert!(refusal(&file.replace("lr", "lrr"), &[]).starts_with("a.yaml:4:3: train: unknown key `lrr`, did"));
+        assert_eq!(refusal(file, &["train.lr=slow"]), "a.yaml: train.lr: slow; give a number", "no line of the file");
+        assert!(refusal("{base: base.yaml, train: {lr: [1]}}", &[]).starts_with("a.yaml:1:27: train.lr: [1]; give"));
     }
 }

@@ -5,32 +5,36 @@
 //! level deep. serde_yaml stays behind this module, [`mod@yaml`], [`placement`] and the registry.
 
 mod document;
+pub mod schema;
+mod train;
 
-pub use document::{Document, SWEEP_KEYS, explain_at, read_yaml, set, yaml};
+pub use document::{Document, SWEEP_KEYS, read_yaml, set, yaml};
+pub use train::{EvalForm, Graphs, Schedule, TrainConfig};
 
 use crate::algebra::count_macs;
 use crate::data::dataset::Spec;
 use crate::data::{Common, DataConfig};
-use crate::error::suggest;
+use crate::error::{BadRequest, suggest};
 use crate::net::NetConfig;
 use crate::net::block::{Builder, Form, Network, Plan, Site, SiteTrace, Word, trace_sites};
-use crate::op::exec::Wanted;
 use crate::op::layers;
 use crate::op::{AttentionConfig, ClassifierConfig, OperatorConfig};
 use crate::placement;
-use crate::precision::Precision;
 use crate::registry;
 use crate::{bad_request, yaml};
 use anyhow::Result;
-use document::{explain, set_all};
+use document::set_all;
+use schema::Wrong;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 pub use serde_yaml::{Mapping, Value};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
+use std::sync::LazyLock;
 use tch::{Device, Kind, Tensor, nn};
 
 /// A trial: everything that its result depends on.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// The images.
@@ -49,11 +53,12 @@ pub struct Config {
     pub attention: Option<AttentionConfig>,
     /// What the batch norms add to the variance, as `eps` of torch.nn.BatchNorm2d. Default 1e-5.
     #[serde(default = "pytorch_bn_eps", skip_serializing_if = "is_pytorch_bn_eps")]
+    #[schemars(extend("since" = "0.2.0"))]
     pub bn_eps: f64,
     /// The last layer. Default `linear`.
     #[serde(default, skip_serializing_if = "registry::is_default")]
     pub classifier: ClassifierConfig,
-    /// How it is trained.
+    /// How it is trained. Default: that of each key.
     #[serde(default)]
     pub train: TrainConfig,
     /// Decides the initial values, the order of the images, their augmentation and the dropout. Default 0.
@@ -102,164 +107,42 @@ impl Built {
     }
 }
 
-/// How a trial is trained: SGD as torch.optim.SGD.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct TrainConfig {
-    /// Passes over the training set. Default 200.
-    pub epochs: u64,
-    /// Images a step; the last step of an epoch takes what is left. Default 128.
-    pub batch: usize,
-    /// Highest learning rate. Default 0.1.
-    pub lr: f64,
-    /// How the learning rate falls. Default `cosine`.
-    pub schedule: Schedule,
-    /// Epochs over which the learning rate first rises linearly from 0. Default 0.
-    pub warmup: f64,
-    /// Momentum. Default 0.9.
-    pub momentum: f64,
-    /// Nesterov's momentum. Default false.
-    pub nesterov: bool,
-    /// L2 penalty added to the gradient. Default 5e-4.
-    pub weight_decay: f64,
-    /// Whether the penalty is also on batch norms and biases, as PyTorch's optimizers do. Default true.
-    pub decay_norm_and_bias: bool,
-    /// Label smoothing of the cross-entropy. Default 0.
-    pub label_smoothing: f64,
-    /// How the operators' training is computed: `branches`, `moments`, `features` or `per_sample` wherever a site has that way, or
-    /// `auto`, the fastest at each site, measured at the start. The same function in all; the last bits of float32 differ.
-    /// Default `auto`.
-    pub exec: Wanted,
-    /// The precision of the arithmetic in a step: `fp32`, `tf32` (CUDA) or `bf16`. Default `fp32`.
-    pub precision: Precision,
-    /// Which form is evaluated after each epoch. The same function; training does not depend on it, so the trial's name does not
-    /// either. Default `folded`.
-    pub eval_form: EvalForm,
-    /// Whether training steps on CUDA are recorded once and replayed: `auto` or `off`. The same operations on the same numbers, so the
-    /// trial's name does not depend on it. Default `auto`.
-    pub graphs: Graphs,
-}
-
-/// Whether training steps are recorded as CUDA graphs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Graphs {
-    /// Where they can be.
-    #[default]
-    Auto,
-    /// Never.
-    Off,
-}
-
-/// Which form of a network is evaluated while it trains.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum EvalForm {
-    /// The compact form where the network folds, which is faster; else the expanded one.
-    #[default]
-    Folded,
-    /// The expanded form.
-    Expanded,
-}
-
-/// How the learning rate falls.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Schedule {
-    /// Along half a cosine to 0, a step at a time.
-    Cosine,
-    /// Not at all.
-    Constant,
-}
-
-impl Default for TrainConfig {
-    fn default() -> TrainConfig {
-        TrainConfig {
-            epochs: 200,
-            batch: 128,
-            lr: 0.1,
-            schedule: Schedule::Cosine,
-            warmup: 0.,
-            momentum: 0.9,
-            nesterov: false,
-            weight_decay: 5e-4,
-            decay_norm_and_bias: true,
-            label_smoothing: 0.,
-            exec: Wanted::Auto,
-            precision: Precision::Fp32,
-            eval_form: EvalForm::Folded,
-            graphs: Graphs::Auto,
-        }
-    }
-}
-
-impl TrainConfig {
-    fn check(&self) -> Result<(), String> {
-        let fraction = |key: &str, value: f64| {
-            if (0. ..1.).contains(&value) {
-                Ok(())
-            } else {
-                Err(format!("{key}: {value}; give a number from 0 to less than 1"))
-            }
-        };
-        fraction("momentum", self.momentum)?;
-        fraction("label_smoothing", self.label_smoothing)?;
-        if self.precision == Precision::Bf16 && !matches!(self.exec, Wanted::Auto | Wanted::Branches) {
-            return Err("precision: bf16 trains in branches; give fp32 or tf32, or exec: auto".into());
-        }
-        if self.epochs < 1 {
-            return Err("epochs: 0; train at least 1".into());
-        }
-        if self.batch < 1 {
-            return Err("batch: 0; use at least 1 image".into());
-        }
-        if !(self.lr.is_finite() && self.lr > 0.) {
-            return Err(format!("lr: {}; give a number above 0", self.lr));
-        }
-        if !(self.weight_decay.is_finite() && self.weight_decay >= 0.) {
-            return Err(format!("weight_decay: {}; give 0 or more", self.weight_decay));
-        }
-        if !(self.warmup >= 0. && self.warmup <= self.epochs as f64) {
-            return Err(format!("warmup: {}; give 0 to {} epochs", self.warmup, self.epochs));
-        }
-        Ok(())
-    }
-}
-
 impl Config {
     /// Reads, resolves and checks a trial. `origin` names the file in errors.
     ///
     /// # Errors
     /// A [`crate::error::BadRequest`]: `file: section.key: reason`.
     pub fn new(keys: &Mapping, origin: &str) -> Result<Config> {
-        let keys = placement::filled(keys.clone());
-        let parsed: Result<Config, _> = serde_path_to_error::deserialize(Value::Mapping(keys));
-        let mut config = match parsed {
-            Ok(config) => config,
-            Err(error) => bad_request!("{origin}: {}", explain_at(&error.path().to_string(), error.inner())),
-        };
-        let checks = [
-            config.operator.recipe_mut().resolve().map_err(|reason| format!("operator.{reason}")),
-            config
-                .attention
-                .as_mut()
-                .map_or(Ok(()), |attention| attention.recipe_mut().resolve())
-                .map_err(|reason| format!("attention.{reason}")),
-            config.classifier.recipe_mut().resolve().map_err(|reason| format!("classifier.{reason}")),
-            config.net.recipe().check().map_err(|reason| format!("net.{reason}")),
-            match config.bn_eps > 0. && config.bn_eps <= 1. {
-                true => Ok(()),
-                false => Err(format!("bn_eps: {}; give a number above 0 and at most 1", config.bn_eps)),
-            },
-            config.data.check().map_err(|reason| format!("data.{reason}")),
-            config.train.check().map_err(|reason| format!("train.{reason}")),
-        ];
-        for check in checks {
-            if let Err(reason) = check {
-                bad_request!("{origin}: {reason}");
-            }
+        match Config::read(keys) {
+            Ok(config) => Ok(config),
+            Err(wrong) => bad_request!("{origin}: {wrong}"),
         }
-        Ok(config)
+    }
+
+    /// The same, for a caller that knows where each key stands.
+    ///
+    /// # Errors
+    /// What is wrong, and at which key.
+    pub fn read(keys: &Mapping) -> Result<Config, Wrong> {
+        let keys = Value::Mapping(placement::filled(with_names(keys.clone())));
+        schema::check(&SCHEMA, &SCHEMA, &keys, "", &also_known())?;
+        let mut config: Config = serde_path_to_error::deserialize(keys)
+            .map_err(|error| Wrong::in_section(&error.path().to_string(), &error.inner().to_string()))?;
+        let checks = [
+            ("operator", config.operator.recipe_mut().resolve()),
+            ("attention", config.attention.as_mut().map_or(Ok(()), |attention| attention.recipe_mut().resolve())),
+            ("classifier", config.classifier.recipe_mut().resolve()),
+            ("net", config.net.recipe().check()),
+            ("data", config.data.check()),
+            ("train", config.train.check()),
+        ];
+        for (section, check) in checks {
+            check.map_err(|reason| Wrong::in_section(section, &reason))?;
+        }
+        match config.bn_eps > 0. && config.bn_eps <= 1. {
+            true => Ok(config),
+            false => Err(Wrong::new(&format!("bn_eps: {}; give a number above 0 and at most 1", config.bn_eps))),
+        }
     }
 
     /// The name of the trial: a hash of all that its result depends on, so not of where the data lie, nor of the form that is
@@ -329,6 +212,41 @@ impl Config {
     }
 }
 
+/// The schema of a trial.
+static SCHEMA: LazyLock<serde_json::Value> = LazyLock::new(schema::of::<Config>);
+
+/// The keys that a file may have beside those of a trial.
+fn also_known() -> Vec<&'static str> {
+    [&SWEEP_KEYS[..], &["base"]].concat()
+}
+
+/// The sections that are told apart by a `name`; `operator: maconv` stands for `operator: {name: maconv}`.
+const NAMED: [&str; 5] = ["data", "net", "operator", "attention", "classifier"];
+
+/// The keys of a trial, its sections as mappings where they are but a name.
+fn with_names(mut keys: Mapping) -> Mapping {
+    for section in NAMED {
+        if let Some(value) = keys.get_mut(section) {
+            open(value);
+        }
+    }
+    keys
+}
+
+/// Makes `{name: maconv}` of `maconv`.
+fn open(value: &mut Value) {
+    if let Value::String(name) = value {
+        *value = Mapping::from_iter([("name".into(), Value::from(std::mem::take(name)))]).into();
+    }
+}
+
+/// Reads a section by itself.
+fn section<T: serde::de::DeserializeOwned>(name: &str, keys: Mapping) -> Result<T, Wrong> {
+    let keys = Value::Mapping(keys);
+    schema::check(&SCHEMA, &SCHEMA["properties"][name], &keys, name, &[])?;
+    serde_yaml::from_value(keys).map_err(|error| Wrong::in_section(name, &error.to_string()))
+}
+
 /// The keys that `smallnet` or `{name: smallnet, width: 2}` on the command line stands for.
 ///
 /// # Errors
@@ -346,24 +264,23 @@ pub fn named(flag: &str, text: &str) -> Result<Mapping> {
 /// # Errors
 /// A [`crate::error::BadRequest`]: `operator.key: reason`.
 pub fn operator(text: &str) -> Result<OperatorConfig> {
-    let keys = Value::Mapping(named("operator", text)?);
-    let mut operator: OperatorConfig = match serde_yaml::from_value(keys) {
-        Ok(operator) => operator,
-        Err(error) => bad_request!("operator: {}", explain(&error.to_string())),
+    let read = |keys| {
+        let mut operator: OperatorConfig = section("operator", keys)?;
+        operator.recipe_mut().resolve().map_err(|reason| Wrong::in_section("operator", &reason))?;
+        Ok(operator)
     };
-    match operator.recipe_mut().resolve() {
-        Ok(()) => Ok(operator),
-        Err(reason) => bad_request!("operator.{reason}"),
-    }
+    read(named("operator", text)?).map_err(|wrong: Wrong| BadRequest(wrong.to_string()).into())
 }
 
 /// The data set of that name, with the options that all sets have.
+///
+/// # Errors
+/// A [`crate::error::BadRequest`] where there is no such set, or it has options that must be given.
 pub fn data_named(name: &str, common: &Common) -> Result<DataConfig> {
-    let mut keys = Mapping::new();
-    keys.insert("name".into(), name.into());
-    match serde_yaml::from_value::<DataConfig>(Value::Mapping(keys)) {
+    let keys = Mapping::from_iter([("name".into(), name.into())]);
+    match section::<DataConfig>("data", keys) {
         Ok(data) => Ok(DataConfig { common: common.clone(), ..data }),
-        Err(error) => bad_request!("--data {error}"),
+        Err(wrong) => bad_request!("--data {name}: {wrong}"),
     }
 }
 
@@ -372,17 +289,14 @@ pub fn data_named(name: &str, common: &Common) -> Result<DataConfig> {
 /// # Errors
 /// A [`crate::error::BadRequest`]: `data.key: reason`.
 pub fn data_section(name: &str, overrides: &[String]) -> Result<DataConfig> {
-    let mut keys = Mapping::new();
-    keys.insert("name".into(), name.into());
+    let mut keys = Mapping::from_iter([("name".into(), name.into())]);
     set_all(&mut keys, overrides)?;
-    let data: DataConfig = match serde_yaml::from_value(Value::Mapping(keys)) {
-        Ok(data) => data,
-        Err(error) => bad_request!("data.{}", explain(&error.to_string())),
+    let read = || {
+        let data: DataConfig = section("data", keys)?;
+        data.check().map_err(|reason| Wrong::in_section("data", &reason))?;
+        Ok(data)
     };
-    match data.check() {
-        Ok(()) => Ok(data),
-        Err(reason) => bad_request!("data.{reason}"),
-    }
+    read().map_err(|wrong: Wrong| BadRequest(wrong.to_string()).into())
 }
 
 #[cfg(test)]
@@ -434,21 +348,17 @@ mod tests {
         );
         assert_eq!(
             with("operator: {name: makonv}"),
-            "a.yaml: operator: name: no operator `makonv`, did you mean `maconv`?"
+            "a.yaml: operator.name: no operator `makonv`, did you mean `maconv`?"
         );
         assert_eq!(with("trian: {epochs: 1}"), "a.yaml: unknown key `trian`, did you mean `train`?");
         assert_eq!(with("train: {epocs: 1}"), "a.yaml: train: unknown key `epocs`, did you mean `epochs`?");
-        assert!(
-            with("train: {epochs: many}").starts_with("a.yaml: train.epochs: invalid type"),
-            "{}",
-            with("train: {epochs: many}")
-        );
-        assert!(with("operator: {name: maconv, hidden: x}").starts_with("a.yaml: operator: hidden: invalid type"));
+        assert_eq!(with("train: {epochs: many}"), "a.yaml: train.epochs: many; give a whole number of 0 or more");
+        assert_eq!(with("operator: {name: maconv, hidden: x}"), "a.yaml: operator.hidden: x; give a number");
         assert!(with("train: {lr: -1}").starts_with("a.yaml: train.lr: -1"));
         assert!(with("operator: {name: mdconv, temperature: 0}").starts_with("a.yaml: operator.temperature: 0"));
         assert!(refusal("{data: {name: shapes, limit: 0}, net: {name: smallnet}}").starts_with("a.yaml: data.limit: "));
         assert!(refusal("{data: {name: shapes}, net: {name: smallnet, width: -1}}").starts_with("a.yaml: net.width: "));
-        assert!(refusal("{net: {name: smallnet}}").contains("missing field `data`"));
-        assert!(refusal("{data: {}, net: {name: smallnet}}").contains("data: name: missing; give one of cifar10"));
+        assert_eq!(refusal("{net: {name: smallnet}}"), "a.yaml: `data` is missing; give {name: NAME, …}");
+        assert!(refusal("{data: {}, net: {name: smallnet}}").contains("data: `name` is missing; give one of cifar10"));
     }
 }

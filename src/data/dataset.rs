@@ -63,7 +63,7 @@ pub fn required<'r>(root: Option<&'r Path>, set: &str, address: &str) -> Result<
     match root {
         Some(root) => Ok(root),
         None => bad_request!(
-            "data.root is not given: name the folder that holds {set} with `--set data.root=…` or FOLDCONV_DATA ({address})"
+            "data.root is not given: name the folder that holds {set} with --root or FOLDCONV_DATA ({address})"
         ),
     }
 }

@@ -42,7 +42,7 @@ impl Source for Config {
 
     fn load(&self, _root: Option<&Path>) -> Result<Dataset> {
         bad_request!(
-            "data.name: of `external` only the shape is known, there are no images; give a data set, or --data"
+            "data.name: of `external` only the shape is known, there are no images; name a data set (eval and compare: with --data)"
         );
     }
 }

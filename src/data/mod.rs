@@ -18,9 +18,11 @@ use crate::bad_request;
 use anyhow::Result;
 use augment::Augment;
 use dataset::{Dataset, Images, Source, Spec};
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_yaml::{Mapping, Value};
+use std::borrow::Cow;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -56,7 +58,7 @@ pub struct DataConfig {
 }
 
 /// The options that every data set has.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Common {
     /// The folder that holds the set. Default: the environment variable FOLDCONV_DATA.
@@ -98,6 +100,24 @@ impl<'de> Deserialize<'de> for DataConfig {
             source: SourceConfig::deserialize(Value::Mapping(source)).map_err(D::Error::custom)?,
             common: crate::registry::options(common)?,
         })
+    }
+}
+
+/// The options of each set, and those of all.
+impl JsonSchema for DataConfig {
+    fn schema_name() -> Cow<'static, str> {
+        "DataConfig".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let mut sets = SourceConfig::json_schema(generator).to_value();
+        let common = Common::json_schema(generator).to_value();
+        for set in sets["oneOf"].as_array_mut().into_iter().flatten() {
+            if let (Some(own), Some(common)) = (set["properties"].as_object_mut(), common["properties"].as_object()) {
+                own.extend(common.clone());
+            }
+        }
+        schemars::json_schema!({"what": sets["what"], "oneOf": sets["oneOf"]})
     }
 }
 

@@ -52,15 +52,15 @@ const MOST_TIMES: i64 = 16;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Images in the training split, 1 to 1048576. 4000 by default.
+    /// Images in the training split, 1 to 1048576. Default 4000.
     pub train: i64,
-    /// Images in the test split, 1 to 1048576. 1000 by default.
+    /// Images in the test split, 1 to 1048576. Default 1000.
     pub test: i64,
     /// Chooses the images. Image i of a split depends on the seed, the split and i alone (but for a rounding that
-    /// another platform's sine may change). 0 by default.
+    /// another platform's sine may change). Default 0.
     pub seed: u64,
     /// Height and width: each pixel becomes a square of them. A multiple of 32, at most 512; for networks and measurements that want large
-    /// images. 32 by default.
+    /// images. Default 32.
     #[serde(skip_serializing_if = "is_drawn")]
     pub size: i64,
 }

@@ -48,13 +48,13 @@ pub enum Wanted {
     /// The fastest at each site, measured at the start.
     #[default]
     Auto,
-    /// [`Exec::Branches`].
+    /// Each convolution and each batch norm makes its map.
     Branches,
-    /// [`Exec::Moments`].
+    /// The statistics of the batch norms come of the moments of the input, and one kernel is applied.
     Moments,
-    /// [`Exec::Features`].
+    /// As `moments`, of what the first convolutions make of the input.
     Features,
-    /// [`Exec::PerSample`].
+    /// As `moments`, with one kernel a sample.
     PerSample,
 }
 

@@ -36,18 +36,19 @@ impl SweepKeys {
     /// # Errors
     /// A [`crate::error::BadRequest`] that names the file and the key.
     pub fn read(document: &Document) -> Result<SweepKeys> {
-        let Document { sweep, origin, .. } = document;
+        let Document { sweep, .. } = document;
         if sweep.contains_key("axes") && sweep.contains_key("vary") {
             bad_request!(
-                "{origin}: axes, vary: a sweep is a grid (`axes`) or varies one key at a time (`vary`); give one of them"
+                "{}: axes, vary: a sweep is a grid (`axes`) or varies one key at a time (`vary`); give one of them",
+                document.place("vary")
             );
         }
         let grid = !sweep.contains_key("vary");
         let which = if grid { "axes" } else { "vary" };
-        let mut axes = sweep.get(which).map_or(Ok(Vec::new()), |value| axes(value, &format!("{origin}: {which}")))?;
-        let baseline = sweep.get("baseline").map_or(Ok(Mapping::new()), |value| baseline(value, origin))?;
-        let seeds = sweep.get("seeds").map(|value| seeds(value, origin)).transpose()?;
-        let prune = sweep.get("prune").map(|value| Prune::read(value, origin)).transpose()?;
+        let mut axes = sweep.get(which).map_or(Ok(Vec::new()), |value| axes(value, which, document))?;
+        let baseline = sweep.get("baseline").map_or(Ok(Mapping::new()), |value| baseline(value, document))?;
+        let seeds = sweep.get("seeds").map(|value| seeds(value, document)).transpose()?;
+        let prune = sweep.get("prune").map(|value| Prune::read(value, document)).transpose()?;
         for section in baseline.keys().filter_map(Value::as_str) {
             if !axes.iter().any(|axis| section_of(&axis.key) == section) {
                 axes.push(Axis { key: section.into(), values: Vec::new() });
@@ -82,71 +83,75 @@ fn section_of(key: &str) -> &str {
     key.split('.').next().unwrap_or(key)
 }
 
-/// `place` is the file and `axes` or `vary`, for errors.
-fn axes(value: &Value, place: &str) -> Result<Vec<Axis>> {
+/// `which` is `axes` or `vary`.
+fn axes(value: &Value, which: &str, document: &Document) -> Result<Vec<Axis>> {
+    let place = || format!("{}: {which}", document.place(which));
     let Value::Mapping(mapping) = value else {
-        bad_request!("{place}: give keys with lists of values, as `operator.bypass: [true, false]`");
+        bad_request!("{}: give keys with lists of values, as `operator.bypass: [true, false]`", place());
     };
     if mapping.is_empty() {
-        bad_request!("{place}: is empty; give keys with lists of values, or leave it out");
+        bad_request!("{}: is empty; give keys with lists of values, or leave it out", place());
     }
-    mapping.iter().map(|(key, values)| axis(key, values, place)).collect()
+    let axis = |(key, values): (&Value, &Value)| match key.as_str() {
+        Some(key) => axis(key, values, &format!("{which}.{key}"), document),
+        None => bad_request!("{}: {}: is no key of a config", place(), label(key)),
+    };
+    mapping.iter().map(axis).collect()
 }
 
-fn axis(key: &Value, values: &Value, place: &str) -> Result<Axis> {
-    let Some(key) = key.as_str() else {
-        bad_request!("{place}: {}: is no key of a config", label(key));
-    };
+fn axis(key: &str, values: &Value, dotted: &str, document: &Document) -> Result<Axis> {
+    let place = || format!("{}: {dotted}", document.place(dotted));
     let values = match values {
         Value::Sequence(values) if !values.is_empty() => values,
-        Value::Sequence(_) => bad_request!("{place}.{key}: the list is empty; give at least one value"),
+        Value::Sequence(_) => bad_request!("{}: the list is empty; give at least one value", place()),
         Value::Mapping(_) => bad_request!(
-            "{place}.{key}: give a list of values; a key in a section has a dotted name, as `{key}.name: [...]`"
+            "{}: give a list of values; a key in a section has a dotted name, as `{key}.name: [...]`",
+            place()
         ),
-        _ => bad_request!("{place}.{key}: give a list of values, as [{}]", label(values)),
+        _ => bad_request!("{}: give a list of values, as [{}]", place(), label(values)),
     };
     if key == "seed" {
-        bad_request!("{place}.seed: seeds are no axis; give `seeds` beside it, as a number or a list");
+        bad_request!("{}: seeds are no axis; give `seeds` beside it, as a number or a list", place());
     }
     let mut seen = BTreeSet::new();
     if let Some(twice) = values.iter().map(label).find(|label| !seen.insert(label.clone())) {
-        bad_request!("{place}.{key}: `{twice}` is listed twice");
+        bad_request!("{}: `{twice}` is listed twice", place());
     }
     Ok(Axis { key: key.into(), values: values.clone() })
 }
 
-fn baseline(value: &Value, origin: &str) -> Result<Mapping> {
+fn baseline(value: &Value, document: &Document) -> Result<Mapping> {
+    let place = || format!("{}: baseline", document.place("baseline"));
     let mapping = match value {
         Value::Mapping(mapping) if !mapping.is_empty() => mapping,
-        _ => bad_request!("{origin}: baseline: give the sections that it replaces, as {{operator: {{name: plain}}}}"),
+        _ => bad_request!("{}: give the sections that it replaces, as {{operator: {{name: plain}}}}", place()),
     };
     for key in mapping.keys() {
         match key.as_str() {
-            Some("seed") => bad_request!("{origin}: baseline.seed: the baseline runs with the seeds of all points"),
+            Some("seed") => bad_request!("{}.seed: the baseline runs with the seeds of all points", place()),
             Some(key) if !key.contains('.') => {}
-            _ => {
-                bad_request!("{origin}: baseline.{}: give whole sections, as {{operator: {{name: plain}}}}", label(key))
-            }
+            _ => bad_request!("{}.{}: give whole sections, as {{operator: {{name: plain}}}}", place(), label(key)),
         }
     }
     Ok(mapping.clone())
 }
 
-fn seeds(value: &Value, origin: &str) -> Result<Vec<u64>> {
+fn seeds(value: &Value, document: &Document) -> Result<Vec<u64>> {
+    let place = || format!("{}: seeds", document.place("seeds"));
     let seeds: Option<Vec<u64>> = match value {
         Value::Sequence(seeds) => seeds.iter().map(Value::as_u64).collect(),
         // Bounded before it is collected; the plan refuses what is too much for a sweep.
         _ => value.as_u64().map(|n| (0..n.min(1 << 20)).collect()),
     };
     let Some(seeds) = seeds else {
-        bad_request!("{origin}: seeds: give how many (3: the seeds 0, 1 and 2) or a list of them ([7, 8])");
+        bad_request!("{}: give how many (3: the seeds 0, 1 and 2) or a list of them ([7, 8])", place());
     };
     if seeds.is_empty() {
-        bad_request!("{origin}: seeds: give at least one");
+        bad_request!("{}: give at least one", place());
     }
     let mut seen = BTreeSet::new();
     if let Some(twice) = seeds.iter().find(|seed| !seen.insert(**seed)) {
-        bad_request!("{origin}: seeds: {twice} is listed twice");
+        bad_request!("{}: {twice} is listed twice", place());
     }
     Ok(seeds)
 }
@@ -203,7 +208,7 @@ mod tests {
 
     fn read(sweep: &str) -> Result<SweepKeys> {
         let sweep = serde_yaml::from_str(sweep)?;
-        SweepKeys::read(&Document { trial: Mapping::new(), sweep, origin: "a.yaml".into() })
+        SweepKeys::read(&Document { trial: Mapping::new(), sweep, origin: "a.yaml".into(), ..Document::default() })
     }
 
     #[test]

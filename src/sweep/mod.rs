@@ -15,10 +15,12 @@ pub mod paper;
 pub mod plan;
 pub mod prune;
 pub mod queue;
+pub mod section;
 pub mod slots;
 pub mod slurm;
 pub mod state;
 pub mod store;
+pub mod tensorboard;
 pub mod view;
 pub mod worker;
 
@@ -72,6 +74,7 @@ fn run_on_disk(document: &Document, out: &Path, options: &Options) -> Result<Out
     let store = Store::at(out)?;
     let layout = Layout::new(&options.wish, &means(&plan, &store, &options.device))?;
     store.start(document, &plan)?;
+    tensorboard::link(&store, &plan);
     match store.strangers(&plan) {
         0 => {}
         n => note!("{n} trials of this folder are no longer in the file: kept, and left out of the report"),

@@ -1,25 +1,28 @@
 //! The key `paper` of a sweep file: what a paper gives for the points, shown beside what was measured. No part of a trial.
 
 use crate::bad_request;
-use crate::config::{self, Document, Value};
+use crate::config::{Document, Value, schema};
 use crate::error::suggest;
 use crate::sweep::axes::label;
 use crate::sweep::plan::Point;
 use anyhow::Result;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
 /// Published figures. Points are named by their titles, as `--dry-run` lists them.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Paper {
     /// Who published them. Default: not said.
     pub source: Option<String>,
     /// The table, its number or its name. Default: not said.
+    #[schemars(with = "Option<serde_json::Value>")]
     pub table: Option<Value>,
-    /// Top-1 of a point, in percent.
+    /// Top-1 of a point, in percent. Default: none.
     pub top1: BTreeMap<String, f64>,
     /// Top-1 of a point less that of what it is compared with, in percentage points: for papers that give no more.
+    /// Default: none.
     pub difference: BTreeMap<String, f64>,
 }
 
@@ -30,10 +33,14 @@ impl Paper {
     /// A [`crate::error::BadRequest`]: an unknown key or point, with the nearest, or a number that is no percentage.
     pub fn read(document: &Document, points: &[Point]) -> Result<Option<Paper>> {
         let Some(value) = document.sweep.get("paper") else { return Ok(None) };
-        let place = format!("{}: paper", document.origin);
-        let paper: Paper = match serde_path_to_error::deserialize(value.clone()) {
+        let place = format!("{}: paper", document.place("paper"));
+        let root = schema::of::<Paper>();
+        if let Err(wrong) = schema::check(&root, &root, value, "paper", &[]) {
+            bad_request!("{}: {wrong}", document.place(&wrong.path));
+        }
+        let paper: Paper = match serde_yaml::from_value(value.clone()) {
             Ok(paper) => paper,
-            Err(error) => bad_request!("{place}: {}", config::explain_at(&error.path().to_string(), error.inner())),
+            Err(error) => bad_request!("{place}: {error}"),
         };
         if paper.top1.is_empty() && paper.difference.is_empty() {
             bad_request!("{place}: gives no figure; add `top1: {{POINT: PERCENT}}` or `difference: {{POINT: POINTS}}`");
@@ -71,7 +78,7 @@ mod tests {
         let trial = read("{data: {name: cifar10}, net: {name: smallnet}, operator: {name: mdconv}}");
         let sweep =
             format!("{{axes: {{operator.bypass: [true, false]}}, baseline: {{operator: {{name: plain}}}}{paper}}}");
-        Plan::new(&Document { trial, sweep: read(&sweep), origin: "a.yaml".into() })
+        Plan::new(&Document { trial, sweep: read(&sweep), origin: "a.yaml".into(), ..Document::default() })
     }
 
     #[test]
@@ -100,11 +107,11 @@ mod tests {
                 "a.yaml: paper.difference: no point `x`, known are plain, bypass=true, bypass=false",
             ),
             ("{topl: {plain: 70}}", "a.yaml: paper: unknown key `topl`, did you mean `top1`?"),
-            ("{top1: {plain: high}}", "a.yaml: paper: top1.plain: invalid type"),
+            ("{top1: {plain: high}}", "a.yaml: paper.top1.plain: high; give a number"),
             ("{top1: {plain: 170}}", "a.yaml: paper.top1.plain: 170; give a number from 0 to 100"),
             ("{top1: {plain: .nan}}", "a.yaml: paper.top1.plain: NaN; give"),
             ("{table: 6}", "a.yaml: paper: gives no figure"),
-            ("6", "a.yaml: paper: invalid type"),
+            ("6", "a.yaml: paper: 6; give {source, table, top1, difference}"),
         ] {
             let error = plan(&format!(", paper: {paper}")).unwrap_err();
             assert!(error.to_string().starts_with(expected), "{paper}: {error}");

@@ -196,8 +196,9 @@ fn point(document: &Document, keys: &SweepKeys, choices: &[Choice]) -> Result<Po
     let title = if parts.is_empty() { "base".into() } else { parts.join(" ") };
 
     let place = format!("{}: at {title}", document.origin);
-    let written = trial_keys(document, keys, choices).with_context(|| place.clone())?;
-    let config = Config::new(&written, &place)?;
+    let written = trial_keys(document, keys, choices).with_context(|| place)?;
+    let refusal = |wrong| document.refusal(&wrong, &written, &format!("at {title}: "));
+    let config = Config::read(&written).map_err(refusal)?;
     let written = Value::Mapping(written);
 
     let coordinate = |(axis, shown): (&Axis, Option<(String, String)>)| {
@@ -264,7 +265,7 @@ mod tests {
 
     fn plan(trial: &str, sweep: &str) -> Result<Plan> {
         let read = |yaml: &str| serde_yaml::from_str(yaml).unwrap();
-        Plan::new(&Document { trial: read(trial), sweep: read(sweep), origin: "a.yaml".into() })
+        Plan::new(&Document { trial: read(trial), sweep: read(sweep), origin: "a.yaml".into(), ..Document::default() })
     }
 
     const TRIAL: &str = "{data: {name: cifar10}, net: {name: smallnet}, operator: {name: mdconv}, seed: 9}";

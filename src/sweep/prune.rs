@@ -11,18 +11,19 @@
 //! alone.
 
 use crate::bad_request;
-use crate::config::Value;
+use crate::config::{Document, Value, schema};
 use crate::finite;
 use crate::sweep::store::Store;
 use crate::train::checkpoint::Row;
 use crate::train::metrics;
 use anyhow::Result;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use std::collections::HashMap;
 use std::time::SystemTime;
 
 /// The section `prune`.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(tag = "rule", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Prune {
     /// Stop what is below the median.
@@ -56,14 +57,19 @@ impl Prune {
     ///
     /// # Errors
     /// A [`crate::error::BadRequest`] that names the file and the key.
-    pub fn read(value: &Value, origin: &str) -> Result<Prune> {
+    pub fn read(value: &Value, document: &Document) -> Result<Prune> {
+        let root = schema::of::<Prune>();
+        if let Err(wrong) = schema::check(&root, &root, value, "prune", &[]) {
+            bad_request!("{}: {wrong}", document.place(&wrong.path));
+        }
         let prune: Prune = match serde_yaml::from_value(value.clone()) {
             Ok(prune) => prune,
-            Err(error) => bad_request!("{origin}: prune: {error}; give {{rule: median or asha, warmup: EPOCHS}}"),
+            Err(error) => bad_request!("{}: prune: {error}", document.place("prune")),
         };
         let least = |key: &str, value: usize, least: usize| -> Result<()> {
             if value < least {
-                bad_request!("{origin}: prune.{key}: {value}; give {least} or more");
+                let key = format!("prune.{key}");
+                bad_request!("{}: {key}: {value}; give {least} or more", document.place(&key));
             }
             Ok(())
         };
@@ -151,7 +157,8 @@ mod tests {
     use crate::sweep::store::tests::started;
 
     fn read(yaml: &str) -> Result<Prune> {
-        Prune::read(&serde_yaml::from_str(yaml).unwrap(), "a.yaml")
+        let document = Document { origin: "a.yaml".into(), ..Document::default() };
+        Prune::read(&serde_yaml::from_str(yaml).unwrap(), &document)
     }
 
     fn stops(rule: &str, own: &[f64], others: &[&[f64]]) -> bool {
@@ -196,12 +203,12 @@ mod tests {
         assert_eq!(read("{rule: median, warmup: 5}").unwrap(), Prune::Median { warmup: 5, min_trials: 4 });
         assert_eq!(read("{rule: asha, warmup: 1}").unwrap(), Prune::Asha { warmup: 1, reduction: 3 });
         for (yaml, part) in [
-            ("{rule: median}", "prune: missing field `warmup`"),
-            ("{rule: best, warmup: 1}", "prune: unknown variant `best`"),
-            ("{rule: asha, warmup: 1, min_trials: 3}", "prune: unknown field `min_trials`"),
+            ("{rule: median}", "prune: `warmup` is missing; give a whole number"),
+            ("{rule: best, warmup: 1}", "prune.rule: unknown rule `best`, known are median, asha"),
+            ("{rule: asha, warmup: 1, min_trials: 3}", "prune: unknown key `min_trials`, known are warmup, reduction"),
             ("{rule: median, warmup: 0}", "prune.warmup: 0; give 1 or more"),
             ("{rule: asha, warmup: 1, reduction: 1}", "prune.reduction: 1; give 2 or more"),
-            ("median", "prune: "),
+            ("median", "prune: median; give keys, as {rule: median}"),
         ] {
             let error = read(yaml).unwrap_err();
             assert!(error.to_string().starts_with("a.yaml: ") && error.to_string().contains(part), "{yaml}: {error}");

@@ -239,7 +239,12 @@ pub(crate) mod tests {
     pub(crate) fn document(sweep: &str) -> Document {
         let trial = "{data: {name: cifar10, root: /images}, net: {name: smallnet}, operator: {name: maconv}}";
         let read = |yaml: &str| serde_yaml::from_str(yaml).unwrap();
-        Document { trial: read(trial), sweep: read(sweep), origin: "ablations/width.yaml".into() }
+        Document {
+            trial: read(trial),
+            sweep: read(sweep),
+            origin: "ablations/width.yaml".into(),
+            ..Document::default()
+        }
     }
 
     /// A result with an expanded top-1 of that many percent, folded exactly.

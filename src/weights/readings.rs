@@ -108,7 +108,7 @@ fn facts(config: &Config) -> Vec<(String, Value)> {
     ];
     for (section, entries) in sections {
         let name = keys.get(section).and_then(|options| options.get("name")).and_then(Value::as_str);
-        let Some(entry) = entries.iter().find(|entry| Some(entry.name) == name) else { continue };
+        let Some(entry) = entries.iter().find(|entry| Some(&*entry.name) == name) else { continue };
         for option in &entry.options {
             let key = format!("{section}.{}", option.key);
             facts.extend(option.words.iter().map(|word| (key.clone(), word.clone().into())));

@@ -5,6 +5,7 @@ use crate::bad_request;
 use crate::error::suggest;
 use anyhow::Result;
 use regex::{Regex, RegexBuilder};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -53,7 +54,7 @@ pub struct StateDict {
 }
 
 /// A line of a map of names.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(untagged, deny_unknown_fields, expecting = "give {from: REGEX, to: TEXT} or {drop: REGEX}")]
 enum Line {
     Rename { from: String, to: String },

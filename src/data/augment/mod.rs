@@ -12,13 +12,11 @@ pub mod region;
 pub mod resize;
 
 use crate::data::dataset::Spec;
-use serde::de::value::MapAccessDeserializer;
-use serde::de::{MapAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
-use std::fmt;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 /// What is done to images. All of it is off by default.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Augment {
     /// Black pixels added on each side of a training image before the crop. Default 0.
@@ -28,7 +26,7 @@ pub struct Augment {
     pub crop: Option<i64>,
     /// Whether half of the training images are mirrored. Default false.
     pub flip: bool,
-    /// A part of random area and shape, resized to a square. Default: none.
+    /// A part of random area and shape, resized to a square: its size alone, or with the bounds of the part. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub random_resized_crop: Option<RandomResizedCrop>,
     /// Pixels of the shorter side, to which test images are resized before the crop, and training images where there is no
@@ -51,7 +49,8 @@ pub struct Augment {
 
 /// A rectangle of random area and shape, resized to a square: torchvision's RandomResizedCrop, and Szegedy et al., "Going Deeper
 /// with Convolutions", arXiv:1409.4842.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(from = "Written")]
 pub struct RandomResizedCrop {
     /// Side of the square. It can be given alone: `random_resized_crop: 224`.
     pub size: i64,
@@ -68,46 +67,39 @@ impl RandomResizedCrop {
     }
 }
 
-impl<'de> Deserialize<'de> for RandomResizedCrop {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(SizeOrOptions)
-    }
+/// As a file gives it: `224`, or `{size: 224, scale: [0.2, 1]}`.
+#[derive(Deserialize, JsonSchema)]
+#[serde(untagged)]
+enum Written {
+    Size(i64),
+    Options(Options),
 }
 
-/// Reads `224` and `{size: 224, scale: [0.2, 1]}`.
-struct SizeOrOptions;
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Options {
+    /// Side of the square, in pixels.
+    size: i64,
+    /// Bounds of the rectangle's area over that of the image. Default [0.08, 1].
+    scale: Option<[f64; 2]>,
+    /// Bounds of its width over its height. Default [3/4, 4/3].
+    ratio: Option<[f64; 2]>,
+}
 
-impl<'de> Visitor<'de> for SizeOrOptions {
-    type Value = RandomResizedCrop;
-
-    fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
-        formatter.write_str("a size, or {size, scale, ratio}")
-    }
-
-    fn visit_i64<E: serde::de::Error>(self, size: i64) -> Result<Self::Value, E> {
-        Ok(RandomResizedCrop::new(size))
-    }
-
-    fn visit_u64<E: serde::de::Error>(self, size: u64) -> Result<Self::Value, E> {
-        i64::try_from(size).map(RandomResizedCrop::new).map_err(E::custom)
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
-        #[derive(Deserialize)]
-        #[serde(deny_unknown_fields)]
-        struct Options {
-            size: i64,
-            scale: Option<[f64; 2]>,
-            ratio: Option<[f64; 2]>,
+impl From<Written> for RandomResizedCrop {
+    fn from(written: Written) -> RandomResizedCrop {
+        match written {
+            Written::Size(size) => RandomResizedCrop::new(size),
+            Written::Options(Options { size, scale, ratio }) => {
+                let default = RandomResizedCrop::new(size);
+                RandomResizedCrop { size, scale: scale.unwrap_or(default.scale), ratio: ratio.unwrap_or(default.ratio) }
+            }
         }
-        let Options { size, scale, ratio } = Options::deserialize(MapAccessDeserializer::new(map))?;
-        let default = RandomResizedCrop::new(size);
-        Ok(RandomResizedCrop { size, scale: scale.unwrap_or(default.scale), ratio: ratio.unwrap_or(default.ratio) })
     }
 }
 
 /// Random changes of colour, in an order drawn for each image: torchvision's ColorJitter.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Jitter {
     /// The brightness is multiplied by 1 - b to 1 + b (by 0 at least). Default 0: not at all.
@@ -138,12 +130,18 @@ impl Augment {
 
     /// What decides which pixels are taken.
     fn check_place(&self, images: Spec) -> Result<(), String> {
+        // A set may make `resize` of the others, so they are looked at first.
+        if let Some(random) = &self.random_resized_crop {
+            random.check().map_err(|reason| format!("random_resized_crop.{reason}"))?;
+        }
+        if let Some(crop) = self.crop {
+            within("crop", crop, 1, MOST_PIXELS)?;
+        }
         if let Some(size) = self.resize {
             within("resize", size, 1, MOST_PIXELS)?;
         }
         let size = self.resize.unwrap_or(images.size);
         if let Some(random) = &self.random_resized_crop {
-            random.check().map_err(|reason| format!("random_resized_crop.{reason}"))?;
             if self.pad != 0 || self.crop.is_some() {
                 let key = if self.crop.is_some() { "crop" } else { "pad" };
                 return Err(format!("{key}: can't go with random_resized_crop, which cuts by itself; leave one out"));
@@ -218,6 +216,7 @@ impl Jitter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::schema;
 
     const CIFAR: Spec = Spec { classes: 10, channels: 3, size: 32 };
 
@@ -281,9 +280,10 @@ mod tests {
         assert_eq!(again.random_resized_crop.unwrap().ratio, [1., 2.]);
         // The hash of a config is of its text: what is left out leaves no trace.
         assert_eq!(serde_yaml::to_string(&Augment::default()).unwrap(), "pad: 0\nflip: false\n");
-        for (yaml, key) in [("random_resized_crop: {size: 3, sale: 1}", "sale"), ("jitter: {hew: 1}", "hew")] {
-            let error = serde_yaml::from_str::<Augment>(yaml).unwrap_err().to_string();
-            assert!(error.contains(&format!("unknown field `{key}`")), "{error}");
+        let root = schema::of::<Augment>();
+        for (yaml, key) in [("random_resized_crop: {size: 3, sale: 1}", "scale"), ("jitter: {hew: 1}", "hue")] {
+            let error = schema::check(&root, &root, &serde_yaml::from_str(yaml).unwrap(), "", &[]).unwrap_err();
+            assert!(error.to_string().ends_with(&format!("did you mean `{key}`?")), "{error}");
         }
     }
 }

@@ -200,7 +200,7 @@ fn what_is_not_there_is_said_with_where_it_is_to_be_had() {
     let error = Cifar10Config {}.load(None).unwrap_err();
     assert_eq!(
         one_line(&error),
-        "data.root is not given: name the folder that holds CIFAR-10 with `--set data.root=…` or FOLDCONV_DATA \
+        "data.root is not given: name the folder that holds CIFAR-10 with --root or FOLDCONV_DATA \
          (https://www.cs.toronto.edu/~kriz/cifar.html)"
     );
     assert_eq!(exit_status(&error), 2);

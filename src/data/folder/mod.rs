@@ -122,7 +122,7 @@ impl Config {
     fn scan(&self, root: Option<&Path>) -> Result<Scan> {
         let Some(root) = root else {
             bad_request!(
-                "data.root is not given: name the folder that holds train and val with `--set data.root=…` or FOLDCONV_DATA"
+                "data.root is not given: name the folder that holds train and val with --root or FOLDCONV_DATA"
             );
         };
         let found = scan(&self.folder.as_ref().map_or(root.to_path_buf(), |folder| root.join(folder)))?;

@@ -15,6 +15,7 @@ use super::plan::Plan;
 use super::queue::{Policy, Queue};
 use super::state::State;
 use super::store::Store;
+use super::tensorboard;
 use crate::config::Document;
 use crate::{files, note};
 use anyhow::Result;
@@ -85,6 +86,7 @@ pub fn submit(document: &Document, out: &Path, request: &Request, policy: Policy
     // Before anything is written.
     slurm.expect()?;
     store.start(document, &plan)?;
+    tensorboard::link(&store, &plan);
     // What a task is told must not depend on where this process was started.
     let store = Store::open(&store.root().canonicalize()?)?;
     Sweep::submitted(store, plan, slurm, request, policy)

@@ -1,0 +1,17 @@
+//! Values of flags, with errors that say what to give.
+
+use std::ops::RangeInclusive;
+
+/// Reads a whole number of that range, which the type must hold.
+pub fn whole<T: TryFrom<u64>>(range: RangeInclusive<u64>) -> impl Fn(&str) -> Result<T, String> + Clone {
+    move |text| {
+        let number =
+            text.parse().ok().filter(|number| range.contains(number)).and_then(|number| T::try_from(number).ok());
+        number.ok_or_else(|| format!("give a whole number from {} to {}", range.start(), range.end()))
+    }
+}
+
+/// Reads a number.
+pub fn number(text: &str) -> Result<f64, String> {
+    text.parse().map_err(|_| "give a number".into())
+}
