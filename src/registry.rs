@@ -46,9 +46,9 @@ macro_rules! registry {
             fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
                 let variants = vec![$({
                     let options = <$config as schemars::JsonSchema>::json_schema(generator);
-                    $crate::registry::variant($name, &[$($summary),*], options, generator)
+                    $crate::registry::variant($what, $name, &[$($summary),*], options, generator)
                 }),+];
-                schemars::json_schema!({"what": $what, "oneOf": variants})
+                schemars::json_schema!({"oneOf": variants})
             }
         }
 
@@ -94,7 +94,13 @@ pub fn to_mapping<E: serde::ser::Error, C: Serialize>(name: &str, config: &C) ->
 
 /// The schema of a name and its options.
 #[doc(hidden)]
-pub fn variant(name: &str, summary: &[&str], options: Schema, generator: &SchemaGenerator) -> serde_json::Value {
+pub fn variant(
+    what: &str,
+    name: &str,
+    summary: &[&str],
+    options: Schema,
+    generator: &SchemaGenerator,
+) -> serde_json::Value {
     let options = options.to_value();
     // A struct that wraps another one is a reference to it.
     let wrapped = options["$ref"].as_str().and_then(|path| generator.definitions().get(path.rsplit('/').next()?));
@@ -106,7 +112,7 @@ pub fn variant(name: &str, summary: &[&str], options: Schema, generator: &Schema
     let required: Vec<_> = std::iter::once("name".into()).chain(required).collect();
     let summary = summary.iter().map(|line| line.trim()).collect::<Vec<_>>().join(" ");
     serde_json::json!({
-        "type": "object", "description": summary, "properties": properties, "required": required,
+        "type": "object", "what": what, "description": summary, "properties": properties, "required": required,
         "additionalProperties": options["additionalProperties"],
     })
 }

@@ -199,7 +199,7 @@ fn a_map_renames_and_drops_in_its_order() {
         error(&import(&checkpoints().join("renamed.pth"), &out, &["--map", &arg(&map)]), 2)
     };
     assert!(refused("- {from: '(', to: a}").contains("map.yaml: `(` is no regular expression: unclosed group"));
-    assert!(refused("- {form: a, to: b}").contains("give {from: REGEX, to: TEXT} or {drop: REGEX}"));
+    assert!(refused("- {form: a, to: b}").contains("unknown key `form`, did you mean `from`?"));
     assert!(refused("- {from: 'blocks.[01].pw', to: 'blocks.2.pw'}").contains("two tensors are called `blocks.2.pw"));
     assert!(refused("a: [").contains("map.yaml: "));
 }

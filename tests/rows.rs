@@ -158,7 +158,7 @@ fn what_does_not_fit_is_refused_before_training() {
         ("attention: {name: se, reduction: 0}", "a.yaml: attention.reduction: 0", ""),
         ("attention: {name: tied_gcb, blocks: 5}", "attention.blocks: ", "blocks.0"),
         ("classifier: {name: tfc, blocks: 3}", "classifier.blocks: ", "classifier"),
-        ("attention: {name: sse}", "a.yaml: attention: name: no attention `sse`", ""),
+        ("attention: {name: sse}", "a.yaml: attention.name: no attention `sse`", ""),
     ];
     for (row, key, site) in wrong {
         let error = match config(row) {

@@ -42,6 +42,20 @@ impl Document {
     /// # Errors
     /// A [`BadRequest`] where a file can't be read, or where what is set would be ignored.
     pub fn read(path: &Path, overrides: &[String]) -> Result<Document> {
+        let document = Document::load(path, overrides)?;
+        document.refuse_ignored(overrides)?;
+        Ok(document)
+    }
+
+    /// The same of the file of a sweep that was started: what is ignored in it was so before.
+    ///
+    /// # Errors
+    /// A [`BadRequest`] where a file can't be read.
+    pub fn kept(path: &Path) -> Result<Document> {
+        Document::load(path, &[])
+    }
+
+    fn load(path: &Path, overrides: &[String]) -> Result<Document> {
         let (own, mut keys) = read_mapping(path)?;
         let origin = own.name.clone();
         let mut sources = vec![own];
@@ -67,9 +81,7 @@ impl Document {
         set_all(&mut keys, overrides)?;
         let (sweep, trial) =
             keys.into_iter().partition(|(key, _)| key.as_str().is_some_and(|key| SWEEP_KEYS.contains(&key)));
-        let document = Document { trial, sweep, origin, sources, overridden };
-        document.refuse_ignored(overrides)?;
-        Ok(document)
+        Ok(Document { trial, sweep, origin, sources, overridden })
     }
 
     /// Refuses keys that the keys of the sweep would replace at each point.
@@ -276,6 +288,9 @@ mod tests {
         assert_eq!(read("{data: shapes, seed: 3, seeds: 2}", &[]).unwrap_err(), refused);
         assert_eq!(read("{seeds: 2}", &["seed=3"]).unwrap_err(), refused.replace(":1:16", ""));
         assert!(read("{seeds: 2}", &["seeds=3", "seed=3"]).is_err());
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("sweep.yaml"), "{seed: 3, seeds: 2}").unwrap();
+        assert!(Document::kept(&folder.path().join("sweep.yaml")).is_ok(), "a sweep of before can be reported");
         for (text, overrides) in [("{base: base.yaml, seeds: 2}", &[][..]), ("{seed: 3}", &["seeds=2"])] {
             assert_eq!(read(text, overrides).unwrap().trial.get("seed"), None, "{text}");
         }

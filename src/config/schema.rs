@@ -2,7 +2,7 @@
 //! them, so that a mistake is told in the words of the file and not in Rust's.
 
 use crate::error::suggest;
-use crate::options::{alternatives, phrase, resolve, tag};
+use crate::options::{alternatives, phrase, tag};
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde_json::Value as Schema;
 use serde_yaml::{Mapping, Value};
@@ -77,7 +77,7 @@ impl Checker<'_> {
             return Ok(());
         }
         if let Some(tag) = tag(&parts) {
-            return self.tagged(tag, &parts, resolve(self.root, part)["what"].as_str(), value, path);
+            return self.tagged(tag, &parts, value, path);
         }
         let refusal = || Err(Wrong::at(path, &format!("{}; give {}", shown(value), phrase(self.root, part))));
         match value {
@@ -116,7 +116,7 @@ impl Checker<'_> {
     }
 
     /// An alternative that a key of it names: `{name: maconv, …}`.
-    fn tagged(&self, tag: &str, parts: &[&Schema], what: Option<&str>, value: &Value, path: &str) -> Result<(), Wrong> {
+    fn tagged(&self, tag: &str, parts: &[&Schema], value: &Value, path: &str) -> Result<(), Wrong> {
         let names: Vec<&str> = parts.iter().filter_map(|part| part["properties"][tag]["const"].as_str()).collect();
         let Value::Mapping(keys) = value else {
             let example = names.first().copied().unwrap_or_default();
@@ -141,6 +141,7 @@ impl Checker<'_> {
         match parts.iter().find(|part| part["properties"][tag]["const"] == name.as_str()) {
             Some(part) => self.object(part, keys, path),
             None => {
+                let what = parts[0]["what"].as_str();
                 let no = what.map_or(format!("unknown {tag}"), |what| format!("no {what}"));
                 let reason = format!("{no} `{name}`{}", suggest(name, names));
                 Err(Wrong::at(&join(path, tag), &reason))

@@ -117,7 +117,7 @@ impl JsonSchema for DataConfig {
                 own.extend(common.clone());
             }
         }
-        schemars::json_schema!({"what": sets["what"], "oneOf": sets["oneOf"]})
+        schemars::json_schema!({"oneOf": sets["oneOf"]})
     }
 }
 

@@ -117,7 +117,7 @@ impl Store {
 
     /// The sweep's file, as it was read when it was started last.
     pub fn document(&self) -> Result<Document> {
-        Document::read(&self.file(), &[])
+        Document::kept(&self.file())
     }
 
     /// What the sweep is called: the name of the file that it was started with, else of its folder.
