@@ -88,42 +88,59 @@ fn take_two_steps(what: &str, store: &VarStore, network: &dyn Network) {
 }
 
 /// The gradients of channels_last float32 maps are those of contiguous float64 ones, in each way of computing the training. Sums of
-/// some thousand products round to 1e-5, and one value in a million lies on the other side of a ReLU, which is worth 1e-2 of the
-/// gradient of a shift; memory that was overwritten holds other numbers.
+/// some thousand products round to 1e-5, and one value in a million lies on the other side of a ReLU, which in a small map is worth
+/// 5e-2 of the gradient of a shift, so that one of two draws has to agree; memory that was overwritten holds other numbers in both.
 fn check_sites(store: &mut VarStore, network: &dyn Network, seen: &mut HashSet<String>) {
     let images = channels_last(&random(&[2, 3, 32, 32]));
     let (_, traces) = tch::no_grad(|| trace_sites(|| network.forward_t(&images, false)));
     // A step moves the running statistics, on which the next one of some operators depends.
     let copy = |(name, variable): (String, Tensor)| (name, variable.to_kind(Kind::Double).copy());
     let before: HashMap<String, Tensor> = store.variables().into_iter().map(copy).collect();
-    let mut found = Vec::new();
-    for (site, trace) in network.sites().into_iter().zip(&traces) {
+    let mut left = Vec::new();
+    for (site, trace) in network.sites().into_iter().zip(traces) {
         // Wide sites take most of the time, and their kernels of oneDNN are the narrow ones' in more rounds.
-        if site.geometry.weight_size().iter().product::<i64>() > 1 << 14 {
-            continue;
+        let fits = site.geometry.weight_size().iter().product::<i64>() <= 1 << 14;
+        if fits && seen.insert(format!("{:?} {:?} {}", site.geometry, trace.input, site.operator.name())) {
+            let execs = [&[Exec::Branches], site.execs()].concat();
+            left.extend(execs.into_iter().map(|exec| (site, exec, [trace.input.clone(), trace.output.clone()])));
         }
-        if !seen.insert(format!("{:?} {:?} {}", site.geometry, trace.input, site.operator.name())) {
-            continue;
-        }
+    }
+    for last in [false, true] {
+        store.float();
         let map = |size: &[i64]| random(&[4, size[1], size[2], size[3]]);
-        let (x, probe) = (map(&trace.input), map(&trace.output));
-        for exec in [&[Exec::Branches], site.execs()].concat() {
-            site.set_exec(exec);
-            let gradients = gradients(site, store, &before, &channels_last(&x), &probe.to_kind(Kind::Float));
-            found.push((site, exec, [x.shallow_clone(), probe.shallow_clone()], gradients));
-        }
-        site.set_exec(Exec::Branches);
+        let drawn: Vec<_> = left
+            .into_iter()
+            .map(|(site, exec, shapes)| {
+                site.set_exec(exec);
+                let [x, probe] = shapes.each_ref().map(|shape| map(shape));
+                let found = gradients(site, store, &before, &channels_last(&x), &probe.to_kind(Kind::Float));
+                site.set_exec(Exec::Branches);
+                ((site, exec, shapes), x, probe, found)
+            })
+            .collect();
+        store.double();
+        left = drawn
+            .into_iter()
+            .filter_map(|(place, x, probe, found)| {
+                let (name, error) = largest_error(&found, &gradients(place.0, store, &before, &x, &probe));
+                // A NaN is no small error.
+                let agrees = error < 0.05;
+                assert!(agrees || !last, "{:?} in {:?}, {name}: {error:e}", place.0, place.1);
+                (!agrees).then_some(place)
+            })
+            .collect();
     }
-    store.double();
-    for (site, exec, [x, probe], found) in found {
-        let expected = gradients(site, store, &before, &x, &probe);
-        let norm = |tensor: &Tensor| tensor.norm().double_value(&[]);
-        let whole = expected.iter().map(|(_, gradient)| norm(gradient)).fold(0., f64::hypot);
-        for ((name, found), (_, expected)) in found.iter().zip(&expected) {
-            let error = norm(&(found.to_kind(Kind::Double) - expected)) / norm(expected).max(0.1 * whole);
-            assert!(error < 0.05, "{:?} in {exec:?}, {name}: {error:e}", site);
-        }
-    }
+}
+
+/// The largest error of a gradient, relative to its length or a tenth of that of all, with its name.
+fn largest_error(found: &[(String, Tensor)], expected: &[(String, Tensor)]) -> (String, f64) {
+    let norm = |tensor: &Tensor| tensor.norm().double_value(&[]);
+    let whole = expected.iter().map(|(_, gradient)| norm(gradient)).fold(0., f64::hypot);
+    let errors = found.iter().zip(expected).map(|((name, found), (_, expected))| {
+        (name.clone(), norm(&(found.to_kind(Kind::Double) - expected)) / norm(expected).max(0.1 * whole))
+    });
+    // A NaN is the largest of all.
+    errors.max_by(|a, b| a.1.total_cmp(&b.1)).unwrap()
 }
 
 /// The gradients of x and of the variables of a site, by name, with the variables as they were before.

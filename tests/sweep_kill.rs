@@ -31,9 +31,13 @@ fn sweep(root: &Path, out: &str) -> Command {
     command
 }
 
-/// report.md and report.csv.
+/// report.md and report.csv without the times that training took, which no two sweeps share.
 fn report(out: &Path) -> [String; 2] {
-    ["report.md", "report.csv"].map(|name| std::fs::read_to_string(out.join(name)).unwrap())
+    let read = |name| std::fs::read_to_string(out.join(name)).unwrap();
+    let times = regex::Regex::new(r"(?m)^(\| .*)\| +[0-9.]+ +\| +[0-9,]+ +\|$").unwrap();
+    let text = read("report.md");
+    let (before, training) = text.split_once("## What training took").unwrap();
+    [format!("{before}{}", times.replace_all(training, "$1")), read("report.csv")]
 }
 
 /// How often each trial was started, by its folder.
