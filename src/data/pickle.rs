@@ -1,5 +1,5 @@
 //! The pickles in which CIFAR's python batches come: a dict of numbers, strings and numpy arrays of bytes, from Python 2 or 3.
-//! The only names that they may ask for are numpy's array, its two helpers and `_codecs.encode`.
+//! The only names that they may ask for are numpy's array, its three helpers and `_codecs.encode`.
 
 #[cfg(test)]
 mod tests;
@@ -23,10 +23,12 @@ pub struct Array<'p> {
 }
 
 const RECONSTRUCT: [&str; 2] = ["numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct"];
+/// What protocol 5 asks for instead.
+const FROM_BUFFER: [&str; 2] = ["numpy.core.numeric._frombuffer", "numpy._core.numeric._frombuffer"];
 const NAMES: [&str; 3] = ["numpy.ndarray", "numpy.dtype", "_codecs.encode"];
 
 fn known(name: &str) -> Result<(), String> {
-    if RECONSTRUCT.contains(&name) || NAMES.contains(&name) {
+    if [&RECONSTRUCT[..], &FROM_BUFFER, &NAMES].concat().contains(&name) {
         return Ok(());
     }
     Err("but nothing besides numpy's arrays is taken from a pickle".into())
@@ -56,17 +58,33 @@ impl<'a> Pickle<'a> {
     pub fn array(&self, key: &str) -> Result<Option<Array<'_>>, String> {
         let Some(node) = self.0.root().get(key) else { return Ok(None) };
         match node.call() {
-            Some((name, _)) if RECONSTRUCT.contains(&name) => array(node).map(Some),
+            Some((name, _)) if RECONSTRUCT.contains(&name) => of_state(node).map(Some),
+            Some((name, arguments)) if FROM_BUFFER.contains(&name) => of_buffer(&arguments).map(Some),
             _ => Ok(None),
         }
     }
 }
 
-/// The content of an array from its state: (version, shape, dtype, is Fortran's order, bytes).
-fn array(node: Node) -> Result<Array, String> {
-    let unknown = "has an array in an unknown form";
-    let state = node.state().and_then(Node::tuple).ok_or(unknown)?;
-    let [_, shape, dtype, fortran, bytes] = state[..] else { return Err(unknown.into()) };
+const UNKNOWN: &str = "has an array in an unknown form";
+
+/// An array from its state: (version, shape, dtype, is Fortran's order, bytes).
+fn of_state(node: Node) -> Result<Array, String> {
+    let state = node.state().and_then(Node::tuple).ok_or(UNKNOWN)?;
+    let [_, shape, dtype, fortran, bytes] = state[..] else { return Err(UNKNOWN.into()) };
+    array(bytes, dtype, shape, fortran.int() == Some(1))
+}
+
+/// An array from the arguments of `_frombuffer`: (bytes, dtype, shape, `C` or `F`).
+fn of_buffer<'p>(arguments: &[Node<'p>]) -> Result<Array<'p>, String> {
+    let [bytes, dtype, shape, order] = *arguments else { return Err(UNKNOWN.into()) };
+    match order.text() {
+        Some(order @ ("C" | "F")) => array(bytes, dtype, shape, order == "F"),
+        _ => Err(UNKNOWN.into()),
+    }
+}
+
+fn array<'p>(bytes: Node<'p>, dtype: Node<'p>, shape: Node<'p>, fortran: bool) -> Result<Array<'p>, String> {
+    let unknown = UNKNOWN;
     let kind = match dtype.call() {
         Some(("numpy.dtype", arguments)) => arguments.first().and_then(|kind| kind.text()).ok_or(unknown)?,
         _ => return Err(unknown.into()),
@@ -82,7 +100,7 @@ fn array(node: Node) -> Result<Array, String> {
     if elements != Some(bytes.len()) {
         return Err(format!("has an array of shape {shape:?} with {} bytes", bytes.len()));
     }
-    Ok(Array { shape, fortran: fortran.int() == Some(1), bytes })
+    Ok(Array { shape, fortran, bytes })
 }
 
 /// The bytes of a string in any of its forms.

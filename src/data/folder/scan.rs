@@ -62,7 +62,7 @@ pub fn scan(root: &Path) -> Result<Scan> {
         }
     }
     if names.is_empty() {
-        bad_request!("{}: holds no class folders", folder.display());
+        return Err(no_classes(&folder).into());
     }
     let test = if test.join(ANNOTATIONS).is_file() && test.join("images").is_dir() {
         annotated(&test, &classes)?
@@ -78,6 +78,9 @@ pub fn scan(root: &Path) -> Result<Scan> {
 /// The files of `val/CLASS`.
 fn second_split(folder: &Path, classes: &BTreeMap<&str, i64>) -> Result<Listing> {
     let (names, mut listing) = class_folders(folder)?;
+    if names.is_empty() {
+        return Err(no_classes(folder).into());
+    }
     for name in names {
         let Some(class) = classes.get(name.as_str()) else {
             bad_request!("{}: a class that train doesn't have", folder.join(name).display());
@@ -114,6 +117,11 @@ fn annotated(folder: &Path, classes: &BTreeMap<&str, i64>) -> Result<Listing> {
         bad_request!("{}: names {missing}, which images doesn't hold", path.display());
     }
     Ok(listing)
+}
+
+/// The error for a split whose images, if any, lie in no folder of a class.
+fn no_classes(folder: &Path) -> BadRequest {
+    BadRequest(format!("{0}: the folders of the classes are missing; images go into {0}/CLASS", folder.display()))
 }
 
 /// The names of the class folders of a split, sorted, and a listing that counts what lies beside them.
@@ -289,7 +297,10 @@ mod tests {
     fn what_is_missing_is_said_in_one_line() {
         assert!(refusal(&tree(&["val/a/0.jpg"])).starts_with("ROOT/train: no such folder; "));
         assert_eq!(refusal(&tree(&["train/a/0.jpg"])), "ROOT: has train, but none of val, valid, validation, test");
-        assert_eq!(refusal(&tree(&["train/0.jpg", "val/a/0.jpg"])), "ROOT/train: holds no class folders");
+        let missing =
+            |split| format!("ROOT/{split}: the folders of the classes are missing; images go into ROOT/{split}/CLASS");
+        assert_eq!(refusal(&tree(&["train/0.jpg", "val/a/0.jpg"])), missing("train"));
+        assert_eq!(refusal(&tree(&["train/a/0.jpg", "val/0.jpg"])), missing("val"));
         assert_eq!(
             refusal(&tree(&["train/a/0.gif", "val/a/0.jpg"])),
             "ROOT/train/a: holds no .jpg, .jpeg or .png file"

@@ -100,6 +100,38 @@ fn fortrans_order_is_told() {
     assert_eq!(*array.bytes, [90, 117, 99, 126, 108, 135]);
 }
 
+/// `pickle.dumps({"data": a}, 5)` of numpy 2.4, for `a = np.arange(1, 7, dtype=np.uint8).reshape(2, 3)`, the same when it can't be written
+/// to, and `np.asfortranarray(a)`.
+#[test]
+fn arrays_of_protocol_5_are_read() {
+    let pickle = |frame: u8, buffer: &[u8], order: &[u8]| {
+        let head = [
+            b"\x80\x05\x95",
+            &[frame][..],
+            &[0; 7],
+            b"}\x94\x8c\x04data\x94\x8c\x13numpy._core.numeric\x94\x8c\x0b_frombuffer",
+        ];
+        let dtype = b"\x94\x8c\x05numpy\x94\x8c\x05dtype\x94\x93\x94\x8c\x02u1\x94\x89\x88\x87\x94R\x94(K\x03\x8c\x01|\x94NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00t\x94b";
+        [&head.concat()[..], b"\x94\x93\x94(", buffer, dtype, b"K\x02K\x03\x86\x94\x8c\x01", order, b"\x94t\x94R\x94s."]
+            .concat()
+    };
+    let (c, f) = (vec![1, 2, 3, 4, 5, 6], vec![1, 4, 2, 5, 3, 6]);
+    let writable = |bytes: &[u8]| [b"\x96\x06\0\0\0\0\0\0\0", bytes].concat();
+    for (bytes, fortran, elements) in [
+        (pickle(0x86, &writable(&c), b"C"), false, &c),
+        (pickle(0x7f, &[b"C\x06", &c[..]].concat(), b"C"), false, &c),
+        (pickle(0x86, &writable(&f), b"F"), true, &f),
+    ] {
+        let pickle = Pickle::read(&bytes).unwrap();
+        let array = pickle.array("data").unwrap().unwrap();
+        assert_eq!(array, Array { shape: vec![2, 3], fortran, bytes: elements.clone().into() });
+    }
+    let short = pickle(0x7f, b"C\x02\x01\x02", b"C");
+    assert_eq!(Pickle::read(&short).unwrap().array("data").unwrap_err(), "has an array of shape [2, 3] with 2 bytes");
+    let order = pickle(0x86, &writable(&c), b"K");
+    assert_eq!(Pickle::read(&order).unwrap().array("data").unwrap_err(), "has an array in an unknown form");
+}
+
 #[test]
 fn what_is_no_plain_data_is_refused_by_name_and_never_run() {
     for (bytes, part) in [
