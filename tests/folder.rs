@@ -5,7 +5,7 @@
 mod common;
 
 use common::peer::{peer, script};
-use common::{arg, error, run, start, stderr, stdout, wait_for_checkpoint};
+use common::{arg, error, foldconv, run, start, stderr, stdout, wait_for_checkpoint};
 use foldconv::config::Document;
 use foldconv::data::folder::decode::decode;
 use foldconv::train::trainer::Trainer;
@@ -71,6 +71,51 @@ fn a_folder_is_trained_folded_and_evaluated() {
     assert!(evaluated.contains("on 12 images of folder"), "{evaluated}");
     let described = stdout(&run(["describe", &arg(&config), "--json"]));
     assert!(!described.is_empty(), "a network can be described without its images");
+}
+
+#[test]
+fn a_model_is_measured_on_folders_of_its_classes_from_everywhere() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let config = small(root);
+    let rooted = CONFIG.replace("folder: small", "folder: small, root: .").replace("epochs: 2", "epochs: 1");
+    std::fs::write(&config, rooted).unwrap();
+    let out = root.join("out");
+    // The root of a file is below the folder of that file, wherever the program is called.
+    stdout(&run(["train", &arg(&config), "--out", &arg(&out), "--threads", "2"]));
+    let model = arg(&out.join("model.safetensors"));
+    let measured = |args: &[&str]| {
+        let output = foldconv().current_dir(root).args(["eval", &model, "--json"]).args(args).output().unwrap();
+        (stdout(&output), stderr(&output))
+    };
+    let (own, said) = measured(&[]);
+    assert!(!said.contains("its classes are"), "{said}");
+    let part = "{name: folder, folder: small, size: 16, classes: 3, augment: {}}";
+    for args in
+        [&["--data", "folder"][..], &["--data", "{folder: ./small}", "--root", "."], &["--data", part, "--root", "."]]
+    {
+        assert_eq!(measured(args).0, own, "{args:?}");
+    }
+    // An imported model knows no folder, and has its classes and size from there.
+    let (shape, weights) = ("{name: external, classes: 3, size: 16}", arg(&root.join("weights.pth")));
+    stdout(&run(["export", &model, "--format", "pytorch", "-o", &weights]));
+    let taken = arg(&root.join("taken.safetensors"));
+    let import = ["import", &weights, "--net", "smallnet", "--operator", "mdconv", "--data", shape, "-o", &taken];
+    stdout(&run([&import[..], &["--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225"]].concat()));
+    let evaluated = run(["eval", &taken, "--data", "{name: folder, folder: small}", "--root", &arg(root), "--json"]);
+    assert_eq!(stdout(&evaluated), own);
+
+    let refused = |args: &[&str]| error(&run([&["compare", &model][..], args].concat()), 2);
+    assert_eq!(refused(&["--data", "shapes"]), "--data: the set has 10 classes, and the model was trained on 3");
+    let misspelt = refused(&["--data", "foldr"]);
+    assert!(misspelt.starts_with("--data foldr: data") && misspelt.contains("did you mean `folder`?"), "{misspelt}");
+    assert!(refused(&["--data", "{size: 0}"]).starts_with("--data {size: 0}: data.size: 0; give 1 to 8192"));
+    for split in ["train", "val"] {
+        std::fs::rename(root.join("small").join(split).join("bee"), root.join("small").join(split).join("bug"))
+            .unwrap();
+    }
+    let said = measured(&[]).1;
+    assert!(said.contains("its classes are other ones than those of the data (`bee` is `bug` there)"), "{said}");
 }
 
 #[test]

@@ -294,7 +294,12 @@ fn the_data_set_is_guessed_where_only_one_has_as_many_classes() {
     };
     let statistics = ["--mean", "0.5,0.5,0.5", "--std", "1,1,1"];
     stdout(&import("hundred.pth", &statistics));
-    assert_eq!(Model::load(&out).unwrap().about.config.data.source.name(), "cifar100");
+    let about = Model::load(&out).unwrap().about;
+    assert_eq!(
+        (about.config.data.source.name(), &*about.classes[9]),
+        ("cifar100", "bottle"),
+        "its classes have their names"
+    );
     let several = error(&import("smallnet.pth", &statistics), 2);
     assert!(
         several.contains("--data: the classifier has 10 classes, as cifar10, svhn, mnist, fashion_mnist, shapes have"),

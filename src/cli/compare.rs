@@ -55,7 +55,7 @@ pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
     }
     let data = &model.about.config.data;
     let (expanded, compact) = (model.build(device)?, model.fold()?.build(device)?);
-    let test = data.load()?.test;
+    let test = options.from.test(&model)?;
     let batches = Batches::test(&test, &data.augment(), &model.about.normalisation, device);
     let both = evaluate::compare(&expanded, &compact, &batches)?;
     let spec = data.spec();

@@ -35,7 +35,7 @@ pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
     let model = options.from.load()?;
     let data = &model.about.config.data;
     let network = model.build(device)?;
-    let test = data.load()?.test;
+    let test = options.from.test(&model)?;
     let batches = Batches::test(&test, &data.augment(), &model.about.normalisation, device);
     let result = evaluate(&network, &batches)?.with_cost(&network, data.spec());
     let tried = if options.tries { Some(readings::try_all(&model, &test, device)?) } else { None };

@@ -3,9 +3,9 @@
 use super::Machine;
 use super::output::json;
 use super::values::number;
-use crate::config::{Config, Mapping, Value, data_named, named};
+use crate::config::{Config, Mapping, Value, anchor, data_section, named};
 use crate::data::augment::normalise::Normalisation;
-use crate::data::{Common, SourceConfig};
+use crate::data::{DataConfig, SourceConfig};
 use crate::error::printable;
 use crate::files;
 use crate::net::block::Form;
@@ -194,6 +194,7 @@ impl Options {
         if let Some(root) = &self.root {
             data.insert("root".into(), root.to_string_lossy().into_owned().into());
         }
+        anchor(&mut data, Path::new("."));
         keys.insert("data".into(), data.into());
         keys.insert("net".into(), named("--net", &self.net)?.into());
         if let Some(eps) = bn_eps {
@@ -210,8 +211,7 @@ impl Options {
         Config::new(&keys, "command line")
     }
 
-    /// How the images of the model are normalised, and the names of their classes: numbers where the data
-    /// need not be read.
+    /// How the images of the model are normalised, and the names of their classes.
     fn images(&self, config: &Config) -> Result<(Normalisation, Vec<String>)> {
         let spec = config.data.spec();
         if self.mean.is_empty() {
@@ -229,9 +229,17 @@ impl Options {
         if let Some(bad) = self.mean.iter().find(|mean| !mean.is_finite()) {
             bad_request!("--mean: {bad}; give finite numbers");
         }
-        let classes = (0..spec.classes).map(|class| class.to_string()).collect();
-        Ok((Normalisation { mean: self.mean.clone(), std: self.std.clone() }, classes))
+        Ok((Normalisation { mean: self.mean.clone(), std: self.std.clone() }, class_names(&config.data)))
     }
+}
+
+/// The names of the classes: those that are known of the set, else those of its folder where it is there, else numbers.
+fn class_names(data: &DataConfig) -> Vec<String> {
+    let read = || data.root().and_then(|_| Some(data.load().ok()?.classes));
+    data.source.recipe().class_names().or_else(read).unwrap_or_else(|| {
+        let numbers = 0..data.spec().classes;
+        numbers.map(|class| class.to_string()).collect()
+    })
 }
 
 /// Number of classes of a file: the rows of its last matrix.
@@ -246,7 +254,7 @@ fn guess_data(state: &StateDict) -> Result<&'static str> {
     let Some(classes) = classes(state) else {
         bad_request!("--data: the file has no classifier that tells the number of classes; name the data set");
     };
-    let has = |name: &&str| data_named(name, &Common::default()).is_ok_and(|data| data.spec().classes == classes);
+    let has = |name: &&str| data_section(name, &[]).is_ok_and(|data| data.spec().classes == classes);
     match SourceConfig::NAMES.iter().copied().filter(has).collect::<Vec<_>>()[..] {
         [name] => Ok(name),
         [] => bad_request!("--data: the classifier has {classes} classes, as no data set has; name the data set"),

@@ -18,9 +18,10 @@ mod values;
 mod worker;
 
 use crate::config::Document;
+use crate::data::dataset::{Dataset, Images};
 use crate::train::checkpoint::load_model;
 use crate::weights::Model;
-use crate::{bad_request, config, device};
+use crate::{bad_request, config, device, note};
 use anyhow::Result;
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
@@ -101,8 +102,6 @@ impl FromConfig {
     fn document(&self) -> Result<Document> {
         let mut overrides = self.overrides.clone();
         if let Some(root) = &self.root {
-            // What is kept of it holds wherever the program is called next.
-            let root = std::path::absolute(root).unwrap_or_else(|_| root.clone());
             overrides.push(format!("data.root={}", serde_json::to_string(&root.to_string_lossy())?));
         }
         Document::read(&self.config, &overrides)
@@ -114,8 +113,8 @@ impl FromConfig {
 struct FromModel {
     /// Model file, as `train` writes it
     model: PathBuf,
-    /// Data set to use instead of the one that the model was trained on
-    #[arg(long, value_name = "NAME")]
+    /// Data set to use instead of the one that the model was trained on, as cifar10 or '{name: folder, size: 64}'
+    #[arg(long, value_name = "NAME|YAML")]
     data: Option<String>,
     /// Folder that holds the data set [default: where it was in training, or FOLDCONV_DATA]
     #[arg(long, value_name = "FOLDER")]
@@ -127,18 +126,33 @@ impl FromModel {
     fn load(&self) -> Result<Model> {
         let mut model = load_model(&self.model)?;
         let about = &mut model.about;
-        let classes = about.config.data.spec().classes;
-        if let Some(name) = &self.data {
-            about.config.data = config::data_named(name, &about.config.data.common)?;
+        let own = about.config.data.clone();
+        if let Some(text) = &self.data {
+            about.config.data = config::data_for(&own, text)?;
         }
-        if self.root.is_some() {
-            about.config.data.common.root.clone_from(&self.root);
+        if let Some(root) = &self.root {
+            about.config.data.common.root = Some(root.clone());
         }
-        let found = about.config.data.spec().classes;
+        let (classes, found) = (own.spec().classes, about.config.data.spec().classes);
         if found != classes {
             bad_request!("--data: the set has {found} classes, and the model was trained on {classes}");
         }
         Ok(model)
+    }
+
+    /// The test split of the data of the model. Says where its classes are others than those that the model was trained on.
+    fn test(&self, model: &Model) -> Result<Images> {
+        let Dataset { test, classes, .. } = model.about.config.data.load()?;
+        let are_numbers = |names: &[String]| names.iter().all(|name| name.parse::<u32>().is_ok());
+        let known = &model.about.classes;
+        let differ = known.iter().zip(&classes).find(|(ours, theirs)| ours != theirs);
+        if let (Some((ours, theirs)), false) = (differ, are_numbers(known) || are_numbers(&classes)) {
+            note!(
+                "{}: its classes are other ones than those of the data (`{ours}` is `{theirs}` there): labels are compared by their numbers",
+                self.model.display()
+            );
+        }
+        Ok(test)
     }
 }
 

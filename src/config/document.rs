@@ -1,7 +1,7 @@
 //! YAML files and `--set`: what is read of them before it means a trial or a sweep.
 
 use super::schema::{self, Wrong};
-use super::{Config, NAMED, open};
+use super::{Config, NAMED, anchor, open};
 use crate::error::BadRequest;
 use crate::{bad_request, files, yaml};
 use anyhow::Result;
@@ -79,6 +79,8 @@ impl Document {
             overrides.iter().filter_map(|text| Some(text.split_once('=')?.0.into())).collect();
         give_way(&mut keys, overridden.iter().any(|key| key == "seeds"));
         set_all(&mut keys, overrides)?;
+        // What is not of a file was given here.
+        anchor_data(&mut keys, Path::new("."));
         let (sweep, trial) =
             keys.into_iter().partition(|(key, _)| key.as_str().is_some_and(|key| SWEEP_KEYS.contains(&key)));
         Ok(Document { trial, sweep, origin, sources, overridden })
@@ -184,9 +186,21 @@ pub fn read_yaml<T: DeserializeOwned + JsonSchema>(path: &Path) -> Result<T> {
 fn read_mapping(path: &Path) -> Result<(Source, Mapping)> {
     let (name, text) = (path.display().to_string(), files::read_text(path)?);
     match yaml::parse(&text) {
-        Ok(Value::Mapping(mapping)) => Ok((Source { name, text }, mapping)),
+        Ok(Value::Mapping(mut mapping)) => {
+            // A pipe lies in no folder of its user's.
+            let folder = path.parent().filter(|_| files::plain_file(path).is_ok()).unwrap_or(Path::new("."));
+            anchor_data(&mut mapping, folder);
+            Ok((Source { name, text }, mapping))
+        }
         Ok(_) => bad_request!("{name}: holds no `key: value` pairs"),
         Err(error) => bad_request!("{name}: not YAML: {error}"),
+    }
+}
+
+/// Makes `data.root` hold from everywhere: a relative one is below `folder`.
+fn anchor_data(keys: &mut Mapping, folder: &Path) {
+    if let Some(Value::Mapping(data)) = keys.get_mut("data") {
+        anchor(data, folder);
     }
 }
 
@@ -294,6 +308,26 @@ mod tests {
         for (text, overrides) in [("{base: base.yaml, seeds: 2}", &[][..]), ("{seed: 3}", &["seeds=2"])] {
             assert_eq!(read(text, overrides).unwrap().trial.get("seed"), None, "{text}");
         }
+    }
+
+    #[test]
+    fn a_relative_root_is_below_the_folder_of_the_file_that_gives_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("deep/a.yaml");
+        std::fs::create_dir(folder.path().join("deep")).unwrap();
+        std::fs::write(folder.path().join("base.yaml"), "{data: {name: shapes, root: sets}}").unwrap();
+        let root = |text: &str, overrides: &[&str]| {
+            std::fs::write(&path, text).unwrap();
+            let overrides: Vec<String> = overrides.iter().map(|text| text.to_string()).collect();
+            let document = Document::read(&path, &overrides).unwrap();
+            std::path::PathBuf::from(document.trial["data"]["root"].as_str().unwrap())
+        };
+        let below = |at: &str| folder.path().join(at);
+        assert_eq!(root("{data: {name: shapes, root: sets}}", &[]), below("deep/sets"));
+        assert_eq!(root("{base: ../base.yaml}", &[]), below("deep/../sets"));
+        assert_eq!(root("{data: {name: shapes, root: /sets}}", &[]), Path::new("/sets"));
+        let here = std::env::current_dir().unwrap();
+        assert_eq!(root("{data: {name: shapes, root: sets}}", &["data.root=mine"]), here.join("mine"));
     }
 
     #[test]

@@ -30,6 +30,7 @@ use serde::{Deserialize, Serialize};
 pub use serde_yaml::{Mapping, Value};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::LazyLock;
 use tch::{Device, Kind, Tensor, nn};
 
@@ -53,7 +54,6 @@ pub struct Config {
     pub attention: Option<AttentionConfig>,
     /// What the batch norms add to the variance, as `eps` of torch.nn.BatchNorm2d. Default 1e-5.
     #[serde(default = "pytorch_bn_eps", skip_serializing_if = "is_pytorch_bn_eps")]
-    #[schemars(extend("since" = "0.2.0"))]
     pub bn_eps: f64,
     /// The last layer. Default `linear`.
     #[serde(default, skip_serializing_if = "registry::is_default")]
@@ -272,15 +272,41 @@ pub fn operator(text: &str) -> Result<OperatorConfig> {
     read(named("operator", text)?).map_err(|wrong: Wrong| BadRequest(wrong.to_string()).into())
 }
 
-/// The data set of that name, with the options that all sets have.
+/// The section `data` that `--data NAME|YAML` stands for, for a model of `own`. Of the model's own set it has the model's options; of another
+/// one those that all sets have, and of a folder the number of classes and the size of the images.
 ///
 /// # Errors
-/// A [`crate::error::BadRequest`] where there is no such set, or it has options that must be given.
-pub fn data_named(name: &str, common: &Common) -> Result<DataConfig> {
-    let keys = Mapping::from_iter([("name".into(), name.into())]);
-    match section::<DataConfig>("data", keys) {
-        Ok(data) => Ok(DataConfig { common: common.clone(), ..data }),
-        Err(wrong) => bad_request!("--data {name}: {wrong}"),
+/// A [`crate::error::BadRequest`]: `--data …: data.key: reason`.
+pub fn data_for(own: &DataConfig, text: &str) -> Result<DataConfig> {
+    let given = named("--data", text)?;
+    let is_own = given.get("name").is_none_or(|name| name.as_str() == Some(own.source.name()));
+    let mut keys = match serde_yaml::to_value(own)? {
+        Value::Mapping(keys) => keys,
+        _ => Mapping::new(),
+    };
+    if !is_own {
+        keys.retain(|key, _| key.as_str().is_some_and(|key| Common::KEYS.contains(&key)));
+        if given.get("name").is_some_and(|name| name.as_str() == Some("folder")) {
+            let Spec { classes, size, .. } = own.spec();
+            keys.extend([("classes".into(), classes.into()), ("size".into(), size.into())]);
+        }
+    }
+    keys.extend(given);
+    anchor(&mut keys, Path::new("."));
+    let read = || {
+        let data: DataConfig = section("data", keys)?;
+        data.check().map_err(|reason| Wrong::in_section("data", &reason))?;
+        Ok(data)
+    };
+    read().map_err(|wrong: Wrong| BadRequest(format!("--data {text}: {wrong}")).into())
+}
+
+/// Makes the `root` of a section `data` that was given in a folder hold wherever the program is called next.
+pub(crate) fn anchor(data: &mut Mapping, folder: &Path) {
+    if let Some(Value::String(root)) = data.get_mut("root")
+        && let Ok(absolute) = std::path::absolute(folder.join(&*root))
+    {
+        *root = absolute.to_string_lossy().into_owned();
     }
 }
 

@@ -50,6 +50,10 @@ impl Source for Cifar10Config {
         load(&CIFAR10, root)
     }
 
+    fn class_names(&self) -> Option<Vec<String>> {
+        Some(CIFAR10.class_names())
+    }
+
     fn home(&self) -> Option<Home> {
         Some(CIFAR10.home())
     }
@@ -65,6 +69,10 @@ impl Source for Cifar100Config {
         load(&CIFAR100, root)
     }
 
+    fn class_names(&self) -> Option<Vec<String>> {
+        Some(CIFAR100.class_names())
+    }
+
     fn home(&self) -> Option<Home> {
         Some(CIFAR100.home())
     }
@@ -74,8 +82,8 @@ impl Source for Cifar100Config {
 struct Variant {
     name: &'static str,
     classes: i64,
-    /// The classes' names in case the file that holds them is missing; empty: `class 0` and so on.
-    fallback: &'static [&'static str],
+    /// The classes' names, parted by spaces.
+    class_names: &'static str,
     /// Images in each official file of the training split.
     train_records: usize,
     /// Images in the official file of the test split.
@@ -107,7 +115,7 @@ enum Encoding {
 const CIFAR10: Variant = Variant {
     name: "CIFAR-10",
     classes: 10,
-    fallback: &["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"],
+    class_names: "airplane automobile bird cat deer dog frog horse ship truck",
     train_records: 10_000,
     test_records: 10_000,
     forms: [
@@ -151,7 +159,13 @@ const CIFAR10: Variant = Variant {
 const CIFAR100: Variant = Variant {
     name: "CIFAR-100",
     classes: 100,
-    fallback: &[],
+    class_names: "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can \
+     castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin \
+     elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster \
+     man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck \
+     pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk \
+     skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger \
+     tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm",
     train_records: 50_000,
     test_records: 10_000,
     forms: [
@@ -187,6 +201,10 @@ const CIFAR100: Variant = Variant {
 };
 
 impl Variant {
+    fn class_names(&self) -> Vec<String> {
+        self.class_names.split(' ').map(String::from).collect()
+    }
+
     fn spec(&self) -> Spec {
         Spec { classes: self.classes, channels: 3, size: 32 }
     }
@@ -238,17 +256,9 @@ fn load(variant: &Variant, root: Option<&Path>) -> Result<Dataset> {
             None => bad_request!("{}: missing; {} has it, from {HOME}", container.path_of(file), form.archive),
         }
     }
-    let classes = names.unwrap_or_else(|| fallback_names(variant));
+    let classes = names.unwrap_or_else(|| variant.class_names());
     let test = split(variant, "test", whole.split_off(form.train.len()))?;
     Ok(Dataset { train: split(variant, "train", whole)?, test, classes })
-}
-
-/// The classes' names where no file holds them.
-fn fallback_names(variant: &Variant) -> Vec<String> {
-    if variant.fallback.is_empty() {
-        return (0..variant.classes).map(|class| format!("class {class}")).collect();
-    }
-    variant.fallback.iter().map(|name| name.to_string()).collect()
 }
 
 /// One split of several files, in their order.

@@ -36,6 +36,11 @@ pub trait Source {
     /// Reads both splits into memory. `root` is the folder that the user gave (`data.root`, else `FOLDCONV_DATA`).
     fn load(&self, root: Option<&Path>) -> Result<Dataset>;
 
+    /// The name of each class, where it is known without reading the set.
+    fn class_names(&self) -> Option<Vec<String>> {
+        None
+    }
+
     /// Where the set is to be had; `None` for one that is made here or is only a shape.
     fn home(&self) -> Option<Home> {
         None

@@ -317,7 +317,7 @@ mod tests {
     use std::path::Component;
 
     fn homes() -> Vec<Home> {
-        let named = |name: &&str| crate::config::data_named(name, &Default::default()).unwrap().source.recipe().home();
+        let named = |name: &&str| crate::config::data_section(name, &[]).unwrap().source.recipe().home();
         SourceConfig::NAMES.iter().filter_map(named).collect()
     }
 

@@ -64,6 +64,10 @@ impl Source for FashionMnistConfig {
         load(&FASHION_MNIST, root)
     }
 
+    fn class_names(&self) -> Option<Vec<String>> {
+        Some(FASHION_MNIST.classes.map(String::from).to_vec())
+    }
+
     fn home(&self) -> Option<Home> {
         Some(FASHION_MNIST.home)
     }
@@ -164,7 +168,7 @@ fn locate(variant: &Variant, root: &Path) -> Result<PathBuf> {
     match folders.into_iter().find(holds_any) {
         Some(folder) => Ok(folder),
         None => bad_request!(
-            "{}: {what} {}, plain or .gz, nor in {own}/ or {torchvision}/ (data.root; {} is to be had from {})",
+            "{}: {what} {}, plain or .gz, nor in {own}/ or {torchvision}/ (--root; {} is to be had from {})",
             root.display(),
             TRAIN.images,
             variant.name,

@@ -75,7 +75,7 @@ pub struct Common {
 }
 
 impl Common {
-    const KEYS: [&'static str; 4] = ["root", "limit", "limit_test", "augment"];
+    pub(crate) const KEYS: [&'static str; 4] = ["root", "limit", "limit_test", "augment"];
 }
 
 impl Serialize for DataConfig {

@@ -100,12 +100,16 @@ impl Source for Config {
                 bad_request!("data.{key}: {count} images, expected 1 to {most}");
             }
         }
-        Ok(Dataset {
-            train: self.split(0, self.train)?,
-            test: self.split(1, self.test)?,
-            classes: render::CLASSES.iter().map(|name| name.to_string()).collect(),
-        })
+        Ok(Dataset { train: self.split(0, self.train)?, test: self.split(1, self.test)?, classes: class_names() })
     }
+
+    fn class_names(&self) -> Option<Vec<String>> {
+        Some(class_names())
+    }
+}
+
+fn class_names() -> Vec<String> {
+    render::CLASSES.map(String::from).to_vec()
 }
 
 impl Config {

@@ -107,13 +107,13 @@ fn locate(root: &Path) -> Result<PathBuf> {
     match folders.iter().find(holds_any) {
         Some(folder) => Ok(folder.clone()),
         None if root.is_dir() => bad_request!(
-            "{}: holds neither {} nor {FOLDER}/{} (data.root; SVHN is to be had from {HOME})",
+            "{}: holds neither {} nor {FOLDER}/{} (--root; SVHN is to be had from {HOME})",
             root.display(),
             TRAIN.0,
             TRAIN.0
         ),
         None => bad_request!(
-            "{}: no such folder; it should hold {} (data.root; SVHN is to be had from {HOME})",
+            "{}: no such folder; it should hold {} (--root; SVHN is to be had from {HOME})",
             root.display(),
             TRAIN.0
         ),

@@ -44,7 +44,7 @@ pub fn locate<'v>(variant: &'v Variant, root: &Path) -> Result<(&'v Form, Contai
             return Ok((form, Container::Archive(root.to_path_buf())));
         }
         bad_request!(
-            "{}: a file that is neither {} nor {} (data.root; {HOME})",
+            "{}: a file that is neither {} nor {} (--root; {HOME})",
             root.display(),
             binary.archive,
             python.archive
@@ -52,7 +52,7 @@ pub fn locate<'v>(variant: &'v Variant, root: &Path) -> Result<(&'v Form, Contai
     }
     let what = if root.is_dir() { "holds none of" } else { "no such folder; it should hold one of" };
     bad_request!(
-        "{}: {what} {}/, {}/, {}, {} (data.root; {} is to be had from {HOME})",
+        "{}: {what} {}/, {}/, {}, {} (--root; {} is to be had from {HOME})",
         root.display(),
         binary.folder,
         python.folder,

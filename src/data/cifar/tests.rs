@@ -184,7 +184,7 @@ fn without_a_file_of_names_the_classes_have_their_usual_ones() {
         write_folder(root.path(), form, &files);
         let classes = load(variant, Some(root.path())).unwrap().classes;
         assert_eq!(classes.len() as i64, variant.classes);
-        assert_eq!(classes[9], if variant.classes == 10 { "truck" } else { "class 9" });
+        assert_eq!(classes[9], if variant.classes == 10 { "truck" } else { "bottle" });
     }
 }
 
@@ -205,7 +205,7 @@ fn what_is_not_there_is_said_with_where_it_is_to_be_had() {
     );
     assert_eq!(exit_status(&error), 2);
     let root = tempfile::tempdir().unwrap();
-    let wanted = "cifar-100-binary/, cifar-100-python/, cifar-100-binary.tar.gz, cifar-100-python.tar.gz (data.root";
+    let wanted = "cifar-100-binary/, cifar-100-python/, cifar-100-binary.tar.gz, cifar-100-python.tar.gz (--root";
     refused(&CIFAR100, root.path(), &["ROOT: holds none of", wanted, HOME]);
     refused(&CIFAR100, &root.path().join("no"), &["ROOT: no such folder", wanted, HOME]);
     let other = root.path().join("cifar.zip");
