@@ -293,12 +293,7 @@ pub fn data_for(own: &DataConfig, text: &str) -> Result<DataConfig> {
     }
     keys.extend(given);
     anchor(&mut keys, Path::new("."));
-    let read = || {
-        let data: DataConfig = section("data", keys)?;
-        data.check().map_err(|reason| Wrong::in_section("data", &reason))?;
-        Ok(data)
-    };
-    read().map_err(|wrong: Wrong| BadRequest(format!("--data {text}: {wrong}")).into())
+    checked_data(keys).map_err(|wrong| BadRequest(format!("--data {text}: {wrong}")).into())
 }
 
 /// Makes the `root` of a section `data` that was given in a folder hold wherever the program is called next.
@@ -317,12 +312,14 @@ pub(crate) fn anchor(data: &mut Mapping, folder: &Path) {
 pub fn data_section(name: &str, overrides: &[String]) -> Result<DataConfig> {
     let mut keys = Mapping::from_iter([("name".into(), name.into())]);
     set_all(&mut keys, overrides)?;
-    let read = || {
-        let data: DataConfig = section("data", keys)?;
-        data.check().map_err(|reason| Wrong::in_section("data", &reason))?;
-        Ok(data)
-    };
-    read().map_err(|wrong: Wrong| BadRequest(wrong.to_string()).into())
+    checked_data(keys).map_err(|wrong| BadRequest(wrong.to_string()).into())
+}
+
+/// Reads the section `data`, and refuses options out of their range.
+fn checked_data(keys: Mapping) -> Result<DataConfig, Wrong> {
+    let data: DataConfig = section("data", keys)?;
+    data.check().map_err(|reason| Wrong::in_section("data", &reason))?;
+    Ok(data)
 }
 
 #[cfg(test)]

@@ -49,6 +49,10 @@ impl Source for MnistConfig {
         load(&MNIST, root)
     }
 
+    fn class_names(&self) -> Option<Vec<String>> {
+        Some(MNIST.class_names())
+    }
+
     fn home(&self) -> Option<Home> {
         Some(MNIST.home)
     }
@@ -65,7 +69,7 @@ impl Source for FashionMnistConfig {
     }
 
     fn class_names(&self) -> Option<Vec<String>> {
-        Some(FASHION_MNIST.classes.map(String::from).to_vec())
+        Some(FASHION_MNIST.class_names())
     }
 
     fn home(&self) -> Option<Home> {
@@ -150,11 +154,17 @@ const FASHION_MNIST: Variant = Variant {
     },
 };
 
+impl Variant {
+    fn class_names(&self) -> Vec<String> {
+        self.classes.map(String::from).to_vec()
+    }
+}
+
 fn load(variant: &Variant, root: Option<&Path>) -> Result<Dataset> {
     let folder = locate(variant, dataset::required(root, variant.name, variant.home.address)?)?;
     let train = split(variant, "train", &folder, &TRAIN)?;
     let test = split(variant, "test", &folder, &TEST)?;
-    Ok(Dataset { train, test, classes: variant.classes.map(String::from).to_vec() })
+    Ok(Dataset { train, test, classes: variant.class_names() })
 }
 
 /// The first folder that holds one of the files: the set's own, torchvision's, `root` itself.

@@ -173,3 +173,19 @@ impl DataConfig {
         Ok(dataset)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::data_section;
+
+    /// So that nothing is read for the names; a folder's are those of its folders.
+    #[test]
+    fn every_set_but_those_of_the_user_knows_the_names_of_its_classes() {
+        for name in SourceConfig::NAMES.iter().filter(|name| !["folder", "external"].contains(name)) {
+            let source = data_section(name, &[]).unwrap().source;
+            let names = source.recipe().class_names().unwrap_or_default();
+            assert_eq!(names.len() as i64, source.recipe().spec().classes, "{name}");
+        }
+    }
+}

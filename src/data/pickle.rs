@@ -84,19 +84,18 @@ fn of_buffer<'p>(arguments: &[Node<'p>]) -> Result<Array<'p>, String> {
 }
 
 fn array<'p>(bytes: Node<'p>, dtype: Node<'p>, shape: Node<'p>, fortran: bool) -> Result<Array<'p>, String> {
-    let unknown = UNKNOWN;
     let kind = match dtype.call() {
-        Some(("numpy.dtype", arguments)) => arguments.first().and_then(|kind| kind.text()).ok_or(unknown)?,
-        _ => return Err(unknown.into()),
+        Some(("numpy.dtype", arguments)) => arguments.first().and_then(|kind| kind.text()).ok_or(UNKNOWN)?,
+        _ => return Err(UNKNOWN.into()),
     };
     if !matches!(kind, "u1" | "|u1" | "uint8") {
         let kind: String = kind.chars().take(16).flat_map(char::escape_debug).collect();
         return Err(format!("has an array of `{kind}`, expected uint8"));
     }
     let axis = |node: &Node| node.int().and_then(|length| usize::try_from(length).ok());
-    let shape = shape.tuple().and_then(|axes| axes.iter().map(axis).collect::<Option<Vec<usize>>>()).ok_or(unknown)?;
+    let shape = shape.tuple().and_then(|axes| axes.iter().map(axis).collect::<Option<Vec<usize>>>()).ok_or(UNKNOWN)?;
     let elements = shape.iter().try_fold(1usize, |product, length| product.checked_mul(*length));
-    let bytes = string(bytes).ok_or(unknown)?;
+    let bytes = string(bytes).ok_or(UNKNOWN)?;
     if elements != Some(bytes.len()) {
         return Err(format!("has an array of shape {shape:?} with {} bytes", bytes.len()));
     }

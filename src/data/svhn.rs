@@ -81,11 +81,11 @@ impl Source for Config {
         let test = read(&folder, TEST)?;
         let split = |what, digits: Digits| Split::new(what, self.spec(), &digits.pixels, &digits.labels);
         let train = split("SVHN train", train)?;
-        Ok(Dataset {
-            train,
-            test: split("SVHN test", test)?,
-            classes: (0..10).map(|digit| digit.to_string()).collect(),
-        })
+        Ok(Dataset { train, test: split("SVHN test", test)?, classes: class_names() })
+    }
+
+    fn class_names(&self) -> Option<Vec<String>> {
+        Some(class_names())
     }
 
     fn home(&self) -> Option<Home> {
@@ -98,6 +98,10 @@ impl Source for Config {
             alternatives: &[],
         })
     }
+}
+
+fn class_names() -> Vec<String> {
+    (0..10).map(|digit| digit.to_string()).collect()
 }
 
 /// The folder with the files: `svhn` below `root`, or `root` itself.
