@@ -1,11 +1,15 @@
 //! Stochastic gradient descent with momentum, as torch.optim.SGD, on one flat buffer.
 //!
 //! Every parameter is a view of the buffer, so a step is a handful of operations however many parameters there are, and the
-//! optimizer's state is one tensor that a checkpoint can hold (libtorch's optimizer can't save its own).
+//! optimizer's state is one tensor that a checkpoint can hold (libtorch's optimizer can't save its own). Each view begins where
+//! libtorch would let a tensor of its own begin: kernels of cuDNN read 16 bytes at once and end the process elsewhere.
 
 use crate::config::TrainConfig;
 use crate::data::batch::{Batch, Mixed};
 use tch::{Kind, Tensor, nn};
+
+/// Bytes of which an address is a multiple: libtorch's own on a CPU, and a multiple of those that CUDA's libraries ask for.
+const ALIGNMENT: usize = 64;
 
 /// SGD over the trainable variables of a store.
 #[derive(Debug)]
@@ -13,7 +17,9 @@ pub struct Sgd {
     parameters: Vec<Tensor>,
     flat: Tensor,
     velocity: Tensor,
-    /// The first so many numbers of the buffer get weight decay.
+    /// Zeros that fill the buffer up to where the next parameter may begin.
+    zeros: Tensor,
+    /// Numbers at the front of the buffer that get weight decay.
     decayed: i64,
     momentum: f64,
     nesterov: bool,
@@ -30,21 +36,24 @@ impl Sgd {
         // Decayed parameters first, so that they are one slice; names make the order the same in every process.
         let decays = |tensor: &Tensor| config.decay_norm_and_bias || tensor.dim() > 1;
         named.sort_by(|(a, x), (b, y)| (!decays(x), a).cmp(&(!decays(y), b)));
-        let decayed = named.iter().filter(|(_, tensor)| decays(tensor)).map(|(_, tensor)| tensor.numel() as i64).sum();
+        let first = named.partition_point(|(_, tensor)| decays(tensor));
         let parameters: Vec<Tensor> = named.into_iter().map(|(_, tensor)| tensor).collect();
-        let flat = tch::no_grad(|| flatten(&parameters));
-        let mut offset = 0;
-        for parameter in &parameters {
-            let n = parameter.numel() as i64;
-            let mut parameter = parameter.shallow_clone();
-            parameter.set_data(&flat.narrow(0, offset, n).view(parameter.size().as_slice()));
-            offset += n;
+        let zeros = parameters.first().map_or_else(Tensor::new, |first| {
+            Tensor::zeros([(ALIGNMENT / first.kind().elt_size_in_bytes()) as i64], (first.kind(), first.device()))
+        });
+        let flat = tch::no_grad(|| flatten(&parameters, &zeros));
+        let places = places(&parameters, &zeros);
+        for (parameter, place) in parameters.iter().zip(&places) {
+            let view = flat.narrow(0, *place, parameter.numel() as i64).view(parameter.size().as_slice());
+            parameter.shallow_clone().set_data(&view);
         }
+        let decayed = places.get(first).copied().unwrap_or_else(|| flat.size()[0]);
         Sgd {
             velocity: flat.zeros_like(),
             lr: Tensor::zeros([0; 0], (flat.kind(), flat.device())),
             parameters,
             flat,
+            zeros,
             decayed,
             momentum: config.momentum,
             nesterov: config.nesterov,
@@ -65,7 +74,7 @@ impl Sgd {
     /// One step down the gradient.
     pub fn update(&mut self, gradients: &[Tensor]) {
         tch::no_grad(|| {
-            let gradient = flatten(gradients);
+            let gradient = flatten(gradients, &self.zeros);
             if self.weight_decay > 0. {
                 let mut decayed = gradient.narrow(0, 0, self.decayed);
                 decayed += self.flat.narrow(0, 0, self.decayed) * self.weight_decay;
@@ -78,20 +87,48 @@ impl Sgd {
         });
     }
 
-    /// The running sum of gradients: all that a checkpoint needs beside the parameters.
-    pub fn velocity(&self) -> &Tensor {
-        &self.velocity
+    /// The running sum of gradients, one parameter's behind the other: all that a checkpoint needs beside the parameters.
+    pub fn velocity(&self) -> Tensor {
+        Tensor::cat(&self.velocities().collect::<Vec<_>>(), 0)
     }
 
     /// Takes up the running sum of a checkpoint.
     pub fn set_velocity(&mut self, velocity: &Tensor) -> anyhow::Result<()> {
-        anyhow::ensure!(velocity.size() == self.velocity.size(), "the optimizer's state is of another network");
-        Ok(self.velocity.f_copy_(velocity)?)
+        let sizes: Vec<i64> = self.parameters.iter().map(|parameter| parameter.numel() as i64).collect();
+        anyhow::ensure!(velocity.size() == [sizes.iter().sum::<i64>()], "the optimizer's state is of another network");
+        for (mut own, given) in self.velocities().zip(velocity.f_split_with_sizes(&sizes, 0)?) {
+            own.f_copy_(&given)?;
+        }
+        Ok(())
+    }
+
+    /// The running sum of each parameter: views.
+    fn velocities(&self) -> impl Iterator<Item = Tensor> {
+        let places = places(&self.parameters, &self.zeros).into_iter();
+        places.zip(&self.parameters).map(|(place, parameter)| self.velocity.narrow(0, place, parameter.numel() as i64))
     }
 }
 
-fn flatten(tensors: &[Tensor]) -> Tensor {
-    let rows: Vec<Tensor> = tensors.iter().map(|tensor| tensor.reshape([-1])).collect();
+/// Numbers between a tensor and the next in a buffer in which each begins at a multiple of `zeros`.
+fn gap(tensor: &Tensor, zeros: &Tensor) -> i64 {
+    let unit = zeros.size()[0];
+    (unit - tensor.numel() as i64 % unit) % unit
+}
+
+/// Where each tensor begins in the buffer.
+fn places(tensors: &[Tensor], zeros: &Tensor) -> Vec<i64> {
+    let begin = |next: &mut i64, tensor: &Tensor| {
+        let place = *next;
+        *next += tensor.numel() as i64 + gap(tensor, zeros);
+        Some(place)
+    };
+    tensors.iter().scan(0, begin).collect()
+}
+
+/// The buffer.
+fn flatten(tensors: &[Tensor], zeros: &Tensor) -> Tensor {
+    let rows = |tensor: &Tensor| [tensor.reshape([-1]), zeros.narrow(0, 0, gap(tensor, zeros))];
+    let rows: Vec<Tensor> = tensors.iter().flat_map(rows).filter(|row| row.numel() > 0).collect();
     Tensor::cat(&rows, 0)
 }
 
@@ -152,6 +189,34 @@ mod tests {
             let expected = -(target * logits.log_softmax(1, Kind::Double)).sum(Kind::Double) / 6.;
             // The loss is float32: relative 2^-24, of numbers up to 4.
             assert!((found - expected).abs().double_value(&[]) < 1e-6, "{share} {smoothing}");
+        }
+    }
+
+    /// cuDNN's batch norm of channels_last maps reads 16 bytes of its parameters at once.
+    #[test]
+    fn each_parameter_begins_where_libraries_can_read_it() {
+        let mut store = nn::VarStore::new(Device::Cpu);
+        let sizes: [&[i64]; 5] = [&[3, 5], &[7], &[1], &[16], &[2, 3, 3, 3]];
+        for (at, size) in sizes.iter().enumerate() {
+            let _ = store.root().var(&at.to_string(), size, nn::Init::Const(at as f64));
+        }
+        for kind in [Kind::Float, Kind::Double] {
+            store.set_kind(kind);
+            let mut sgd = Sgd::new(&store, &TrainConfig { decay_norm_and_bias: false, ..TrainConfig::default() });
+            for (name, variable) in store.variables() {
+                assert_eq!(variable.data_ptr() as usize % ALIGNMENT, 0, "{name}, {kind:?}");
+                assert!(
+                    variable.eq_tensor(&variable.full_like(name.parse::<f64>().unwrap())).all().int64_value(&[]) == 1
+                );
+            }
+            // As a checkpoint has it: nothing between them.
+            let numbers = Tensor::arange(15 + 7 + 1 + 16 + 54, (kind, Device::Cpu));
+            sgd.set_velocity(&numbers).unwrap();
+            assert_eq!(sgd.velocity(), numbers);
+            assert!(sgd.set_velocity(&numbers.narrow(0, 1, 92)).is_err());
+            // The buffer holds (3, 5) and (2, 3, 3, 3), which decay, and what fills it up behind them.
+            let filled = |numbers: usize| numbers.next_multiple_of(ALIGNMENT / kind.elt_size_in_bytes()) as i64;
+            assert_eq!(sgd.decayed, filled(15) + filled(54));
         }
     }
 
