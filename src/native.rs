@@ -6,12 +6,12 @@
 #[cfg(feature = "native")]
 pub use foldconv_native::{
     Behind, MAX_TERMS, Space, Term, Waits, convolve, cudnn_version, fold_norm, gated, graph, in_bfloat16,
-    newest_processor, norm_sum, pool, tf32, weigh,
+    newest_processor, norm_sum, pool, record, tf32, weigh,
 };
 #[cfg(not(feature = "native"))]
 pub use without::{
     Behind, MAX_TERMS, Space, Term, Waits, convolve, cudnn_version, fold_norm, gated, graph, in_bfloat16,
-    newest_processor, norm_sum, pool, tf32, weigh,
+    newest_processor, norm_sum, pool, record, tf32, weigh,
 };
 
 #[cfg(feature = "cuda-graphs")]
@@ -163,6 +163,16 @@ mod without {
     /// Always None: libtorch does it.
     pub fn norm_sum(_: &[Term], _: f64, _: f64, _: f64, _: f64) -> Option<Tensor> {
         None
+    }
+
+    /// Not built.
+    pub fn record(
+        _: &Path,
+        _: &BTreeMap<String, Tensor>,
+        _: &Tensor,
+        _: impl FnMut(&Tensor) -> Tensor,
+    ) -> Result<(), String> {
+        Err("this foldconv was built without the cargo feature `native`, which records networks".into())
     }
 
     /// Not built.

@@ -37,14 +37,20 @@ const ROWS: [(&str, &str); 18] = [
     ("dcd_classifier", "classifier: {name: dcd, latent: 4, hidden: 8}"),
 ];
 
-/// A model with random weights and running statistics, in compact form.
-fn compact(rows: &str, folder: &Path) -> Model {
+/// A model with random weights and running statistics, in both forms.
+fn models(rows: &str) -> (Model, Model) {
     let keys: Mapping =
         serde_yaml::from_str(&format!("data: {{name: shapes}}\nnet: {{name: smallnet}}\n{rows}")).unwrap();
     let config = Config::new(&keys, "a.yaml").unwrap();
     let built = config.build(Form::Expanded, Device::Cpu).unwrap();
-    let model = network::model(&built, &config);
-    let compact = model.fold().unwrap();
+    let expanded = network::model(&built, &config);
+    let compact = expanded.fold().unwrap();
+    (expanded, compact)
+}
+
+/// The compact form, and in a file of that folder.
+fn compact(rows: &str, folder: &Path) -> Model {
+    let (_, compact) = models(rows);
     compact.save(&folder.join("model.safetensors")).unwrap();
     compact
 }
@@ -79,6 +85,75 @@ fn every_compact_form_runs_elsewhere() {
     let errors: BTreeMap<String, f64> = serde_json::from_str(&printed).unwrap();
     assert_eq!(errors.len(), 2 * ROWS.len(), "{errors:?}");
     assert!(errors.values().all(|error| *error < 1e-4), "{errors:?}");
+}
+
+/// Its tensors are attributes: they have the state dict's names, move with the module, train, and come back by `import`.
+#[test]
+fn a_torchscript_file_is_a_module_like_any_other() {
+    if !peer() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| arg(&folder.path().join(name));
+    let mut expected = BTreeMap::new();
+    let mut size = 0;
+    for (name, rows) in ROWS {
+        let (expanded, compact) = models(rows);
+        for (form, model) in [("expanded", expanded), ("compact", compact)] {
+            let file = format!("{name}.{form}");
+            size = model.about.config.data.spec().size;
+            model.save(Path::new(&path("model"))).unwrap();
+            for (format, out) in [("torchscript", &file[..]), ("safetensors", "state")] {
+                stdout(&run(["export", &path("model"), "--format", format, "-o", &path(out)]));
+            }
+            assert!(reads_back(rows, form, &model, &path(&file), &path("taken")), "{file}");
+            let bytes = std::fs::read(path("state")).unwrap();
+            let state = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+            let mut names: Vec<String> = state.names().iter().map(|name| name.to_string()).collect();
+            names.sort();
+            let buffers = ["running_mean", "running_var", "num_batches_tracked", "temperature"];
+            let is_learned = |name: &&String| !buffers.iter().any(|end| name.ends_with(end));
+            let parameters: Vec<String> = names.iter().filter(is_learned).cloned().collect();
+            expected.insert(file, (names, parameters));
+        }
+    }
+    let files: Vec<String> = expected.keys().cloned().collect();
+    let printed = script("module.py", &[&[arg(folder.path()), size.to_string()], &files[..]].concat());
+    let facts: serde_json::Value = serde_json::from_str(&printed).unwrap();
+    for (file, (names, parameters)) in expected {
+        let facts = &facts[&file];
+        assert_eq!(facts["state_dict"], serde_json::json!(names), "{file}");
+        assert_eq!(facts["parameters"], serde_json::json!(parameters), "{file}");
+        // Which region is largest has none.
+        let mut without = facts["without_gradient"].as_array().unwrap().iter().filter_map(serde_json::Value::as_str);
+        assert!(without.all(|name| name.contains("conv_guide") || name.contains("masknet")), "{file}: {facts}");
+        assert_eq!(facts["stays_behind"], serde_json::json!([]), "{file}");
+        let error = |kind: &str| facts[kind].as_f64().unwrap_or_else(|| panic!("{file}: {facts}"));
+        // float16 has 11 bits; layers of them in a row, and a gate between, some hundred of its steps. Pixels go to another region
+        // where two are about as large.
+        let most = if file.starts_with("drconv") || file.starts_with("regions") { 1. } else { 0.1 };
+        assert!(error("torch.float64") < 1e-5 && error("torch.float16") < most, "{file}: {facts}");
+    }
+}
+
+/// Whether `import` takes the model's tensors out of the script.
+fn reads_back(rows: &str, form: &str, model: &Model, script: &str, taken: &str) -> bool {
+    let rows: Mapping = serde_yaml::from_str(rows).unwrap();
+    // No flag of `import` says it.
+    if rows.contains_key("classifier") {
+        return true;
+    }
+    let mut args: Vec<String> =
+        ["import", script, "--net", "smallnet", "--form", form, "-o", taken].map(String::from).into();
+    args.extend(["--data", "shapes"].map(String::from));
+    for (key, value) in &rows {
+        let flag = key.as_str().unwrap().replace('_', "-");
+        let value = serde_json::to_string(value).unwrap();
+        args.push(format!("--{flag}={}", if flag == "apply-to" { value.replace(['[', ']', '"'], "") } else { value }));
+    }
+    stdout(&run(args.iter().map(String::as_str)));
+    let taken = Model::load(Path::new(taken)).unwrap().tensors;
+    taken.len() == model.tensors.len() && model.tensors.iter().all(|(name, tensor)| taken[name].equal(tensor))
 }
 
 #[test]

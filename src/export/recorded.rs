@@ -1,5 +1,6 @@
 //! What a network computes, recorded by libtorch for any number of images.
 
+use super::state;
 use crate::op::per_sample::exporting;
 use crate::weights::Model;
 use crate::{files, native};
@@ -18,14 +19,10 @@ pub fn torchscript(model: &Model, out: &Path) -> Result<()> {
 
 /// Records a pass, and checks that the record gives the same for another batch.
 fn record(model: &Model, file: &Path) -> Result<()> {
-    let mut built = model.build(Device::Cpu)?;
-    built.store.freeze();
+    let built = model.build(Device::Cpu)?;
     let forward = |x: &Tensor| tch::no_grad(|| built.network.forward_t(x, false));
-    let module = CModule::create_by_tracing("foldconv", "forward", &[images(model, 2)], &mut |inputs| {
-        vec![exporting(|| forward(&inputs[0]))]
-    })
-    .context("libtorch can't record this network")?;
-    module.save(file)?;
+    native::record(file, &state::tensors(&built), &images(model, 2), |x| exporting(|| forward(x)))
+        .map_err(|error| anyhow!("libtorch can't record this network: {error}"))?;
     let x = images(model, 3);
     let (expected, found) = (forward(&x), CModule::load(file)?.forward_ts(&[&x])?);
     let error = (&found - &expected).abs().max().double_value(&[]) / expected.abs().max().double_value(&[]).max(1e-30);
@@ -48,7 +45,7 @@ pub struct Graph {
     pub nodes: Vec<Node>,
     /// The logits.
     pub outputs: Vec<usize>,
-    /// Tensors that constants refer to.
+    /// Tensors that constants and attributes refer to.
     #[serde(skip)]
     pub tensors: Vec<Tensor>,
 }
@@ -64,9 +61,11 @@ pub struct Node {
     pub outputs: Vec<usize>,
     /// Shapes of the values that it makes, for a batch of 2; none of what is no tensor.
     pub sizes: Vec<Option<Vec<i64>>>,
-    /// Of a constant: its value as JSON, a tensor as {"tensor": its place in `tensors`}.
+    /// Of a constant and of an attribute: its value as JSON, a tensor as {"tensor": its place in `tensors`}.
     #[serde(default)]
     pub value: serde_json::Value,
+    /// Of an attribute: its name in the state dict.
+    pub name: Option<String>,
 }
 
 /// The operations of the network.

@@ -34,13 +34,25 @@ pub fn dict(model: &Model, bn: Bn) -> Result<BTreeMap<String, Tensor>> {
         }
         identities(&built, model.about.config.bn_eps, &mut all)?;
     }
+    count(&mut all);
+    Ok(all)
+}
+
+/// The network's own tensors, by the same names.
+pub fn tensors(built: &Built) -> BTreeMap<String, Tensor> {
+    let mut all: BTreeMap<String, Tensor> = built.store.variables().into_iter().collect();
+    count(&mut all);
+    all
+}
+
+/// Adds the counters of batches that PyTorch's batch norms have.
+fn count(all: &mut BTreeMap<String, Tensor>) {
     let counters: Vec<String> = all
         .keys()
         .filter_map(|name| name.strip_suffix("running_var"))
         .map(|bn| format!("{bn}num_batches_tracked"))
         .collect();
     all.extend(counters.into_iter().map(|name| (name, Tensor::zeros([] as [i64; 0], (Kind::Int64, Device::Cpu)))));
-    Ok(all)
 }
 
 /// Moves the bias of each site into a batch norm that does nothing else.

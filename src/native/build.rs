@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 const LOOPS: [&str; 2] = ["passes.cpp", "products.cpp"];
 
 /// Written against libtorch.
-const SOURCES: [&str; 8] = [
+const SOURCES: [&str; 9] = [
     "maps.cpp",
     "norm_sum.cpp",
     "kernel_space.cpp",
@@ -14,6 +14,7 @@ const SOURCES: [&str; 8] = [
     "gated.cpp",
     "attention.cpp",
     "graph.cpp",
+    "record.cpp",
     "device.cpp",
 ];
 

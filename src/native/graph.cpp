@@ -10,6 +10,7 @@
 #include <cstring>
 #include <iomanip>
 #include <sstream>
+#include <string>
 #include <unordered_map>
 
 namespace {
@@ -53,12 +54,21 @@ void write(std::ostringstream& out, Values values) {
     out << "]";
 }
 
+// Whether what comes out of an operation is the same for all images: constants, attributes, and the images' precision and device.
+bool is_known(torch::jit::NodeKind kind) {
+    using namespace torch::jit;
+    return kind == prim::Constant || kind == prim::GetAttr || kind == prim::dtype || kind == prim::device;
+}
+
 // Runs a node and writes the sizes of what comes out.
 void run(std::ostringstream& out, Node* node, std::unordered_map<size_t, c10::IValue>& values) {
     torch::jit::Stack stack;
     for (const auto* input : node->inputs()) stack.push_back(values.at(input->unique()));
     if (node->kind() == torch::jit::prim::Constant) {
         stack.push_back(torch::jit::toIValue(node->output()).value_or(c10::IValue()));
+    } else if (node->kind() == torch::jit::prim::GetAttr) {
+        const auto module = stack.back().toObject();
+        stack.push_back(module->getAttr(node->s(torch::jit::attr::name)));
     } else if (node->kind() == torch::jit::prim::ListConstruct) {
         // What is no operation but a part of the language.
         c10::impl::GenericList list(node->output()->type()->expectRef<c10::ListType>().getElementType());
@@ -89,10 +99,12 @@ void run(std::ostringstream& out, Node* node, std::unordered_map<size_t, c10::IV
 
 }  // namespace
 
-// The operations of the file's forward as JSON, {"inputs": [id], "nodes": [{"op", "inputs", "outputs", "sizes", "value"?}], "outputs":
-// [id]}, in the order in which they run; ids are those of values, and sizes those that the outputs have for the example x (null of
-// what is no tensor). The tensors that constants refer to come in `tensors`, `n_tensors` of
-// them. The caller frees the string, the array (both with `free`) and owns the tensors. Null and a message where it can't be read.
+// The operations of the file's forward as JSON, {"inputs": [id], "nodes": [{"op", "inputs", "outputs", "sizes", "value"?, "name"?}],
+// "outputs": [id]}, in the order in which they run; ids are those of values, and sizes those that the outputs have for the example x
+// (null of what is no tensor). Constants, attributes of modules, and
+// precision and device of the images have a value, attributes the name that `state_dict()` gives them;
+// the tensors that values refer to come in `tensors`, `n_tensors` of them. The caller frees the string, the array (both with `free`)
+// and owns the tensors. Null and a message where it can't be read.
 extern "C" char* foldconv_graph(const char* path, const Tensor* x, Tensor*** tensors, int64_t* n_tensors, char** error) {
     try {
         const torch::NoGradGuard guard;
@@ -108,6 +120,8 @@ extern "C" char* foldconv_graph(const char* path, const Tensor* x, Tensor*** ten
         std::unordered_map<size_t, c10::IValue> values;
         values[graph->inputs()[0]->unique()] = module._ivalue();
         values[graph->inputs()[1]->unique()] = *x;
+        // What stands in front of the names of a module's attributes.
+        std::unordered_map<size_t, std::string> prefixes;
         for (Node* node : graph->nodes()) {
             if (!first) out << ",";
             first = false;
@@ -117,9 +131,14 @@ extern "C" char* foldconv_graph(const char* path, const Tensor* x, Tensor*** ten
             write(out, node->outputs());
             out << ",\"sizes\":";
             run(out, node, values);
-            if (node->kind() == torch::jit::prim::Constant) {
+            if (node->kind() == torch::jit::prim::GetAttr) {
+                const auto name = prefixes[node->input()->unique()] + node->s(torch::jit::attr::name);
+                prefixes[node->output()->unique()] = name + ".";
+                out << ",\"name\":\"" << name << "\"";
+            }
+            if (is_known(node->kind())) {
                 out << ",\"value\":";
-                write(out, torch::jit::toIValue(node->output()).value_or(c10::IValue()), all);
+                write(out, values.at(node->output()->unique()), all);
             }
             out << "}";
         }

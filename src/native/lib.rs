@@ -9,6 +9,7 @@ mod device;
 pub use cuda_graph::{CudaGraph, CudaStream};
 pub use device::{Waits, cudnn_version, in_bfloat16, tf32};
 
+use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
@@ -72,6 +73,16 @@ unsafe extern "C" {
     fn foldconv_space_free(space: *mut c_void);
 
     fn foldconv_newest_processor(generation: i32);
+
+    fn foldconv_record(
+        path: *const c_char,
+        names: *const *const c_char,
+        tensors: *const *const C_tensor,
+        n: i64,
+        x: *const C_tensor,
+        forward: extern "C" fn(*mut c_void, *const C_tensor) -> *mut C_tensor,
+        context: *mut c_void,
+    ) -> *mut c_char;
 
     fn foldconv_graph(
         path: *const c_char,
@@ -300,6 +311,57 @@ impl Drop for Space {
         // SAFETY: it was made by foldconv_space and is freed once.
         unsafe { foldconv_space_free(self.handle) }
     }
+}
+
+/// Runs `forward` on x and writes to `path`, as TorchScript, the operations of libtorch that it takes. The module has the `tensors` as
+/// attributes under their names, parameters where they require a gradient and else buffers; others that `forward` reads are
+/// constants in its code.
+///
+/// # Errors
+/// libtorch's message where it can't record or write it.
+pub fn record(
+    path: &Path,
+    tensors: &BTreeMap<String, Tensor>,
+    x: &Tensor,
+    mut forward: impl FnMut(&Tensor) -> Tensor,
+) -> Result<(), String> {
+    let text = |bytes: &[u8]| CString::new(bytes).map_err(|error| error.to_string());
+    let path = text(path.as_os_str().as_encoded_bytes())?;
+    let names = tensors.keys().map(|name| text(name.as_bytes())).collect::<Result<Vec<_>, _>>()?;
+    let names: Vec<*const c_char> = names.iter().map(|name| name.as_ptr()).collect();
+    let pointers: Vec<*const C_tensor> = tensors.values().map(|tensor| tensor.as_ptr()).collect();
+    let (call, context) = trampoline(&mut forward);
+    // SAFETY: the strings end with a zero, the tensors live, and `call` takes the context that came with it; neither outlives the
+    // call. What comes back is null or a message to free.
+    unsafe {
+        let error = foldconv_record(
+            path.as_ptr(),
+            names.as_ptr(),
+            pointers.as_ptr(),
+            pointers.len() as i64,
+            x.as_ptr(),
+            call,
+            context,
+        );
+        if error.is_null() { Ok(()) } else { Err(take(error)) }
+    }
+}
+
+type Forward = extern "C" fn(*mut c_void, *const C_tensor) -> *mut C_tensor;
+
+/// A closure as C++ calls it: a function, and its first argument. A panic must not go through C++, and is null.
+fn trampoline<F: FnMut(&Tensor) -> Tensor>(forward: &mut F) -> (Forward, *mut c_void) {
+    extern "C" fn call<F: FnMut(&Tensor) -> Tensor>(context: *mut c_void, x: *const C_tensor) -> *mut C_tensor {
+        // SAFETY: `context` is the closure from below, and x a live tensor, of which tch gets a handle of its own.
+        let (forward, x) = unsafe { (&mut *context.cast::<F>(), Tensor::clone_from_ptr(x.cast_mut())) };
+        let y = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| forward(&x)));
+        y.map_or(std::ptr::null_mut(), |y| {
+            // The handle is C++'s to delete from here on.
+            let y = std::mem::ManuallyDrop::new(y);
+            y.as_ptr().cast_mut()
+        })
+    }
+    (call::<F>, std::ptr::from_mut(forward).cast())
 }
 
 /// The operations of a TorchScript file's forward as JSON (see graph.cpp) with the sizes of an example x, and the tensors that its

@@ -185,10 +185,11 @@ impl Writer {
         let out = *node.outputs.first().context("nothing comes out")?;
         let size = |at: usize| node.sizes.get(at).cloned().flatten().unwrap_or_default();
         match node.op.as_str() {
-            "prim::Constant" => {
+            "prim::Constant" | "prim::GetAttr" | "prim::dtype" | "prim::device" => {
                 let known = match node.value.get("tensor").and_then(Value::as_u64) {
                     Some(at) => {
-                        let name = self.initializer(&format!("constant_{out}"), &graph.tensors[at as usize])?;
+                        let name = node.name.clone().unwrap_or_else(|| format!("constant_{out}"));
+                        let name = self.initializer(&name, &graph.tensors[at as usize])?;
                         Known::Tensor { name, size: size(0) }
                     }
                     None => Known::Constant(node.value.clone()),

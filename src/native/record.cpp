@@ -1,0 +1,115 @@
+// A network recorded as TorchScript: a tree of modules that hold its tensors under their names, and the operations of its forward.
+
+#include <torch/csrc/jit/api/module.h>
+#include <torch/csrc/jit/frontend/tracer.h>
+#include <torch/csrc/jit/ir/constants.h>
+#include <torch/csrc/jit/ir/ir.h>
+#include <torch/csrc/jit/passes/dead_code_elimination.h>
+#include <torch/types.h>
+
+#include <cstring>
+#include <map>
+#include <memory>
+#include <string>
+
+namespace {
+
+using at::Tensor;
+using torch::jit::Module;
+
+// The modules by the names in front of the tensors' names: of `layer1.0.conv1.weight` `layer1`, `0` in it and `conv1` in that.
+class Tree {
+public:
+    explicit Tree(std::shared_ptr<torch::jit::CompilationUnit> unit) : unit_(std::move(unit)), module_(make()) {
+        modules_.emplace("", module_);
+    }
+
+    Module& root() { return module_; }
+
+    // Makes the modules that the name goes through.
+    void add(const std::string& name, const Tensor& tensor) {
+        const auto dot = name.rfind('.');
+        const bool nested = dot != std::string::npos;
+        auto module = nested ? find(name.substr(0, dot)) : module_;
+        module.register_parameter(nested ? name.substr(dot + 1) : name, tensor, /*is_buffer=*/!tensor.requires_grad());
+    }
+
+private:
+    Module make() {
+        // Each module is of a class of its own, numbered by libtorch: their tensors differ.
+        Module module(c10::QualifiedName("__torch__.foldconv.Network"), unit_, /*shouldMangle=*/true);
+        // A network is recorded as it evaluates; PyTorch's train() and eval() set this and change nothing.
+        module.register_attribute("training", c10::BoolType::get(), false);
+        return module;
+    }
+
+    Module find(const std::string& path) {
+        const auto known = modules_.find(path);
+        if (known != modules_.end()) return known->second;
+        const auto dot = path.rfind('.');
+        auto parent = dot == std::string::npos ? module_ : find(path.substr(0, dot));
+        auto module = make();
+        parent.register_module(dot == std::string::npos ? path : path.substr(dot + 1), module);
+        return modules_.emplace(path, module).first->second;
+    }
+
+    std::shared_ptr<torch::jit::CompilationUnit> unit_;
+    Module module_;
+    std::map<std::string, Module> modules_;
+};
+
+// Makes operations that name a device, or the precision of the example, ask the images for theirs, so that a module that was moved or
+// cast stays whole.
+void follow(torch::jit::Graph& graph, torch::jit::Value* images, at::ScalarType precision) {
+    const torch::jit::WithInsertPoint at_the_front(graph.nodes().front());
+    auto* device = graph.insert(c10::prim::device, {images});
+    auto* dtype = graph.insert(c10::prim::dtype, {images});
+    for (auto* node : graph.nodes()) {
+        const auto* schema = node->maybeSchema();
+        if (!schema) continue;
+        for (size_t at = 0; at < node->inputs().size() && at < schema->arguments().size(); at++) {
+            const auto& name = schema->arguments()[at].name();
+            const auto value = torch::jit::toIValue(node->input(at));
+            if (!value) continue;
+            if (name == "device" && value->isDevice()) node->replaceInput(at, device);
+            if (name == "dtype" && value->isInt() && value->toInt() == static_cast<int64_t>(precision)) node->replaceInput(at, dtype);
+        }
+    }
+    // Constants that nothing asks for any more.
+    torch::jit::EliminateDeadCode(graph.block());
+}
+
+}  // namespace
+
+// Runs forward(context, x), which gives a new tensor or null, and writes at `path` what it computes. Where it reads one of the `n`
+// tensors, the record reads the module's attribute of that name: a parameter where the tensor requires a gradient, else a buffer.
+// Other tensors that it reads become constants. Null, or a message that the caller frees.
+extern "C" char* foldconv_record(
+    const char* path,
+    const char* const* names,
+    const Tensor* const* tensors,
+    int64_t n,
+    const Tensor* x,
+    Tensor* (*forward)(void*, const Tensor*),
+    void* context) {
+    try {
+        const torch::NoGradGuard guard;
+        auto unit = std::make_shared<torch::jit::CompilationUnit>();
+        Tree tree(unit);
+        for (int64_t i = 0; i < n; i++) tree.add(names[i], *tensors[i]);
+        auto& module = tree.root();
+        const auto run = [&](torch::jit::Stack inputs) {
+            const std::unique_ptr<Tensor> y(forward(context, &inputs.at(0).toTensor()));
+            TORCH_CHECK(y, "the network could not be run");
+            return torch::jit::Stack{*y};
+        };
+        const auto unnamed = [](const torch::autograd::Variable&) { return std::string(); };
+        const auto state = torch::jit::tracer::trace({*x}, run, unnamed, /*strict=*/true, /*force_outplace=*/false, &module, {"images"}).first;
+        follow(*state->graph, state->graph->inputs().at(1), x->scalar_type());
+        module.type()->addMethod(unit->create_function(c10::QualifiedName(*module.type()->name(), "forward"), state->graph));
+        module.save(path);
+        return nullptr;
+    } catch (const std::exception& e) {
+        return strdup(e.what());
+    }
+}
