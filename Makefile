@@ -21,7 +21,7 @@ $(VENV)/.torch-$(TORCH):
 	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 9))' 2>/dev/null || \
 	  { echo "Python 3.9 or newer with venv is missing (Debian: apt-get install python3-venv)" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check torch==$(TORCH) numpy
+	$(VENV)/bin/python -m pip install --disable-pip-version-check torch==$(TORCH) numpy
 	ln -sfn "$$($(VENV)/bin/python -c 'import os, torch; print(os.path.dirname(torch.__file__))')" $(VENV)/libtorch
 	touch $@
 
@@ -32,7 +32,7 @@ PEER_STAMP = $(VENV)/.peer-$(subst $() ,-,$(subst ==,-,$(PEER)))
 setup-peer: $(VENV)/.torch-$(TORCH) $(PEER_STAMP)
 
 $(PEER_STAMP):
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check torch==$(TORCH) $(PEER)
+	$(VENV)/bin/python -m pip install --disable-pip-version-check torch==$(TORCH) $(PEER)
 	touch $@
 
 # What drives Chromium in the tests of the report's page. Chromium itself is the system's (Debian: apt-get install chromium).
@@ -41,7 +41,7 @@ PLAYWRIGHT := 1.65.2
 setup-browser: $(VENV)/.torch-$(TORCH) $(VENV)/.playwright-$(PLAYWRIGHT)
 
 $(VENV)/.playwright-$(PLAYWRIGHT):
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check playwright==$(PLAYWRIGHT)
+	$(VENV)/bin/python -m pip install --disable-pip-version-check playwright==$(PLAYWRIGHT)
 	touch $@
 
 # NVIDIA's headers for the cargo feature cuda-graphs, beside torch's own libraries.
@@ -50,7 +50,7 @@ CUDA_HEADERS := nvidia-cuda-crt==13.0.88
 setup-cuda: $(VENV)/.torch-$(TORCH) $(VENV)/.$(CUDA_HEADERS)
 
 $(VENV)/.$(CUDA_HEADERS):
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(CUDA_HEADERS)
+	$(VENV)/bin/python -m pip install --disable-pip-version-check --no-deps $(CUDA_HEADERS)
 	touch "$@"
 
 build: setup

@@ -117,6 +117,7 @@ pub mod net;
 
 pub mod config;
 pub mod placement;
+pub mod progress;
 
 pub mod fold;
 pub mod tune;

@@ -6,13 +6,14 @@ use super::{FromConfig, Machine};
 use crate::config::Document;
 use crate::sweep;
 use crate::sweep::child::Limits;
+use crate::sweep::launch::Outcome;
 use crate::sweep::queue::Policy;
 use crate::sweep::slots::{PerGpu, Share, Wish};
 use crate::sweep::slurm;
 use crate::{bad_request, say};
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 #[derive(Debug, Args)]
@@ -125,9 +126,19 @@ pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
         bad_request!("--partition, --time, --gres, --array-limit, --sbatch, --detach, --print: need --launcher slurm");
     }
     let outcome = sweep::run(&document, &options.out, &options.meant(machine))?;
-    // What is finished is reported even where something failed.
-    super::report::print(&options.out, as_json)?;
+    show(&outcome, &options.out, as_json)?;
     outcome.check()
+}
+
+/// The report, also where something failed. Of a sweep that was interrupted, how far it is: who ends it for now did not ask for pages.
+fn show(outcome: &Outcome, out: &Path, as_json: bool) -> Result<()> {
+    if !outcome.interrupted || as_json {
+        return super::report::print(out, as_json);
+    }
+    let Outcome { trials, finished, pruned, failed, .. } = outcome;
+    let more = [(*pruned, "pruned"), (failed.len(), "failed")].into_iter().filter(|(n, _)| *n > 0);
+    let more: String = more.map(|(n, how)| format!(", {n} {how}")).collect();
+    say!("{finished} of {trials} trials are finished{more}; `foldconv report {}` makes their report", out.display())
 }
 
 impl Cluster {
@@ -156,7 +167,12 @@ impl Options {
             return if as_json { json(&sweep.jobs()) } else { Ok(()) };
         }
         let followed = sweep.follow(&slurm::follow::Pace::default())?;
-        super::report::print(&self.out, as_json)?;
+        let left = followed.left.is_some();
+        show(
+            &Outcome { interrupted: left || followed.outcome.interrupted, ..followed.outcome.clone() },
+            &self.out,
+            as_json,
+        )?;
         match followed.left {
             Some(why) => bail!(why),
             None => followed.outcome.check(),

@@ -4,6 +4,7 @@ use crate::config::Built;
 use crate::data::batch::{Batch, Batches};
 use crate::data::dataset::Spec;
 use crate::fold::Agreement;
+use crate::progress::Progress;
 use crate::train::graph::Steps;
 use crate::train::result::{FoldResult, FormResult};
 use anyhow::{Result, ensure};
@@ -76,10 +77,16 @@ impl Evaluator {
 
     /// The network on a split: always the same, of which only the variables' numbers change.
     pub fn evaluate(&mut self, network: &Built, batches: &Batches) -> Result<Evaluation> {
-        self.evaluate_some(network, batches, batches.len())
+        self.evaluate_some(network, batches, batches.len(), None)
     }
 
-    fn evaluate_some(&mut self, network: &Built, batches: &Batches, count: usize) -> Result<Evaluation> {
+    fn evaluate_some(
+        &mut self,
+        network: &Built,
+        batches: &Batches,
+        count: usize,
+        mut progress: Option<Progress>,
+    ) -> Result<Evaluation> {
         let Evaluator { steps, scores } = self;
         tch::no_grad(|| -> Result<()> {
             let _ = scores.sums.zero_();
@@ -87,6 +94,7 @@ impl Evaluator {
                 steps.run(&batch?, &mut |Batch { images, labels, .. }| {
                     scores.add(&network.network.forward_t(images, false), labels);
                 });
+                progress.iter_mut().for_each(|progress| progress.add(BATCH));
             }
             Ok(())
         })?;
@@ -99,7 +107,7 @@ impl Evaluator {
 /// # Errors
 /// Where logits are NaN or infinite.
 pub fn evaluate(network: &Built, batches: &Batches) -> Result<Evaluation> {
-    Evaluator::new(Steps::plain(), network.store.device()).evaluate(network, batches)?.expect_finite()
+    evaluate_some(network, batches, batches.len())?.expect_finite()
 }
 
 /// One network on at most `count` images spread over a split, once. Its scores may be NaN.
@@ -107,7 +115,8 @@ pub fn evaluate(network: &Built, batches: &Batches) -> Result<Evaluation> {
 /// # Errors
 /// Where an image can't be read.
 pub fn evaluate_some(network: &Built, batches: &Batches, count: usize) -> Result<Evaluation> {
-    Evaluator::new(Steps::plain(), network.store.device()).evaluate_some(network, batches, count)
+    let progress = Progress::of_images("evaluating", count.min(batches.len()));
+    Evaluator::new(Steps::plain(), network.store.device()).evaluate_some(network, batches, count, Some(progress))
 }
 
 /// Both forms of a network on a split, batch by batch side by side.
@@ -128,6 +137,7 @@ pub struct Comparison {
 pub fn compare(expanded: &Built, compact: &Built, batches: &Batches) -> Result<Comparison> {
     let device = expanded.store.device();
     let (mut a, mut b, mut agreement) = (Scores::new(device), Scores::new(device), Agreement::default());
+    let mut progress = Progress::of_images("comparing both forms", batches.len());
     tch::no_grad(|| -> Result<()> {
         for batch in batches.in_order(BATCH) {
             let Batch { images, labels, .. } = batch?.batch();
@@ -135,6 +145,7 @@ pub fn compare(expanded: &Built, compact: &Built, batches: &Batches) -> Result<C
             a.add(&logits.0, &labels);
             b.add(&logits.1, &labels);
             agreement.add(&logits.0, &logits.1)?;
+            progress.add(BATCH);
         }
         Ok(())
     })?;

@@ -1,0 +1,59 @@
+//! What a person sees of work that takes longer than a moment and has no display of its own: nothing here changes a result.
+
+use crate::note;
+use crate::text::thousands;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+/// Work that is done sooner shows nothing.
+const MOMENT: Duration = Duration::from_secs(2);
+
+/// Between two lines, where stderr is no terminal.
+const PAUSE: Duration = Duration::from_secs(30);
+
+/// How far a piece of work is, on stderr: a bar on a terminal, elsewhere a line now and then. It goes away with the value.
+#[derive(Debug)]
+pub struct Progress {
+    what: &'static str,
+    bar: ProgressBar,
+    next: Instant,
+}
+
+impl Progress {
+    /// Of work on `total` images, which `what` names: `evaluating`.
+    pub fn of_images(what: &'static str, total: usize) -> Progress {
+        let bar = ProgressBar::with_draw_target(Some(total as u64), ProgressDrawTarget::hidden());
+        // A bar is decoration: where its template were wrong, the default style serves.
+        if let Ok(style) =
+            ProgressStyle::with_template("{prefix} {bar:24} {human_pos} of {human_len} images, {eta} left")
+        {
+            bar.set_style(style);
+        }
+        bar.set_prefix(what);
+        Progress { what, bar, next: Instant::now() + MOMENT }
+    }
+
+    /// So many more are done.
+    pub fn add(&mut self, images: usize) {
+        self.bar.inc(images as u64);
+        if Instant::now() < self.next {
+            return;
+        }
+        if std::io::stderr().is_terminal() {
+            self.bar.set_draw_target(ProgressDrawTarget::stderr());
+            // It draws itself from now on.
+            self.next += Duration::from_secs(u64::from(u32::MAX));
+        } else {
+            let [done, all] = [self.bar.position(), self.bar.length().unwrap_or(0)].map(|n| thousands(n as i64));
+            note!("{}: {done} of {all} images", self.what);
+            self.next += PAUSE;
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
