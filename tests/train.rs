@@ -3,11 +3,17 @@
 mod common;
 
 use common::{TINY, arg, error, folder, run, start, stderr, stdout, wait_for_checkpoint};
+use foldconv::config::Config;
+use foldconv::data::batch::Batches;
+use foldconv::data::dataset::Images;
+use foldconv::train::evaluate::evaluate;
+use foldconv::weights::Model;
 use serde_json::Value;
 use std::path::Path;
+use tch::Device;
 
 /// Long enough to be interrupted, and with dropout, so that the generator's state matters too.
-const LONG: &str = "data: {name: shapes, train: 320, test: 50, augment: {pad: 2, flip: true}}
+const LONG: &str = "data: {name: shapes, train: 352, test: 50, validation: 32, augment: {pad: 2, flip: true}}
 net: {name: mobilenet_v2, width: 0.1, stem: cifar, dropout: 0.5}
 operator: {name: maconv, intermediate: 4}
 train: {epochs: 4, batch: 32, warmup: 1, label_smoothing: 0.1, decay_norm_and_bias: false, exec: moments}
@@ -73,6 +79,71 @@ fn a_trial_leaves_everything_that_others_need() {
     }
     assert!(compared.contains("100.00 % of 100 predictions agree"), "{compared}");
     assert!(error(&run(["fold", &compact, "-o", &model]), 2).contains("is in compact form already"));
+}
+
+/// The curves and the best epoch are of images that are not trained on; what is reported is of the test split.
+#[test]
+fn images_held_out_decide_and_the_test_split_gives_the_figures() {
+    let held_out =
+        TINY.replace("test: 100", "test: 100, validation: 60, validation_seed: 4").replace("epochs: 2", "epochs: 5");
+    let (_guard, root) = folder(&[("a.yaml", held_out.as_bytes())]);
+    let out = root.join("out");
+    let told = stdout(&train(&root.join("a.yaml"), &out));
+    let json = |bytes: &[u8]| serde_json::from_slice::<Value>(bytes).unwrap();
+    let result = json(&std::fs::read(out.join("result.json")).unwrap());
+    let validation = &result["validation"];
+    assert_eq!(result["steps"], 5 * 4, "196 images are left to train on");
+
+    // The best epoch is that of metrics.csv, which says what its columns are of.
+    let header = std::fs::read_to_string(out.join("metrics.csv")).unwrap();
+    assert!(header.starts_with("epoch,lr,train_loss,validation_loss,top1,"), "{header}");
+    let number = |row: &[String], column: usize| row[column].parse::<f64>().unwrap();
+    let rows = metrics(&out);
+    let better = |a: &&Vec<String>, b: &&Vec<String>| {
+        number(a, 4).total_cmp(&number(b, 4)).then(number(b, 3).total_cmp(&number(a, 3)))
+    };
+    let best = rows.iter().max_by(better).unwrap();
+    assert_eq!(
+        (validation["best"]["epoch"].to_string(), &validation["best"]["top1"]),
+        (best[0].clone(), &Value::from(number(best, 4)))
+    );
+    assert_eq!(validation["top1"], number(&rows[4], 4));
+    assert!(told.contains(&format!("best on the validation split after epoch {}", best[0])), "{told}");
+
+    // The model of the last epoch has that top-1 on those images, and the files have theirs on the test split.
+    let config = Config::new(&serde_yaml::from_str(&held_out).unwrap(), "a.yaml").unwrap();
+    let model = Model::load(&out.join("model.safetensors")).unwrap();
+    let images = config.data.load().unwrap();
+    let held_out = images.validation.as_ref().unwrap();
+    assert_eq!([&images.train, held_out, &images.test].map(Images::len), [196, 60, 100]);
+    let of = |images| Batches::test(images, &config.data.augment(), &model.about.normalisation, Device::Cpu);
+    let evaluated = evaluate(&model.build(Device::Cpu).unwrap(), &of(held_out)).unwrap();
+    assert_eq!(validation["top1"], evaluated.top1);
+    let top1 = |file: &str| json(stdout(&run(["eval", &arg(&out.join(file)), "--json"])).as_bytes())["top1"].clone();
+    assert_eq!(
+        (top1("best.safetensors"), top1("model.safetensors")),
+        (validation["expanded"]["top1"].clone(), result["expanded"]["top1"].clone())
+    );
+    assert_eq!(validation["compact"]["top1"], validation["expanded"]["top1"]);
+    let left: Vec<String> =
+        std::fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    assert_eq!(left.iter().filter(|name| name.starts_with("best.")).count(), 1, "{left:?}");
+
+    // A result that says something else of it than its config does is damaged.
+    let mut other = result.clone();
+    other.as_object_mut().unwrap().remove("validation");
+    std::fs::write(out.join("result.json"), other.to_string()).unwrap();
+    assert!(
+        error(&train(&root.join("a.yaml"), &out), 2).contains("damaged (validation: is missing, unlike its config's)")
+    );
+    for (set, wrong) in [
+        ("data.validation=256", "data.validation: 256 of 256 training images; leave some to train on"),
+        ("data.validation=0", "data.validation: hold out at least 1 training image"),
+        ("data.validation=null", "data.validation_seed: nothing is held out; add data.validation"),
+    ] {
+        let refused = run(["train", &arg(&root.join("a.yaml")), "--out", &arg(&root.join("b")), "--set", set]);
+        assert!(error(&refused, 2).contains(wrong), "{}", stderr(&refused));
+    }
 }
 
 #[test]
@@ -146,8 +217,10 @@ fn an_interrupted_trial_ends_bit_for_bit_like_an_undisturbed_one() {
         let resumed = train(&config, &out);
         assert!(stderr(&resumed).contains("going on after epoch"), "{name}: {}", stderr(&resumed));
         stdout(&resumed);
-        let model = |folder: &str| std::fs::read(root.join(folder).join("model.safetensors")).unwrap();
-        assert!(model(name) == model("undisturbed"), "{name}");
+        for file in ["model.safetensors", "best.safetensors"] {
+            let bytes = |folder: &str| std::fs::read(root.join(folder).join(file)).unwrap();
+            assert!(bytes(name) == bytes("undisturbed"), "{name}, {file}");
+        }
         assert_eq!(metrics(&out), metrics(&root.join("undisturbed")), "{name}");
     }
 }

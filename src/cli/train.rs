@@ -5,7 +5,7 @@ use super::{FromConfig, Machine};
 use crate::error::{exit_status, printable};
 use crate::sweep::lock::Lock;
 use crate::sweep::state::{Owner, Record};
-use crate::train::result::{FoldResult, TrialResult};
+use crate::train::result::{FoldResult, TrialResult, ValidationResult};
 use crate::{bad_request, files, say, train};
 use anyhow::Result;
 use clap::Args;
@@ -78,5 +78,8 @@ pub fn summary(result: &TrialResult) -> String {
         (_, FoldResult::Refused { refused }) => format!("not folded: {refused}"),
         (None, _) => "not folded".to_string(),
     };
-    format!("{expanded}, {compact}")
+    let best = result.validation.as_ref().map(|ValidationResult { best, expanded, .. }| {
+        format!("; best on the validation split after epoch {}: expanded top-1 {:.2} %", best.epoch, expanded.top1)
+    });
+    format!("{expanded}, {compact}{}", best.unwrap_or_default())
 }

@@ -258,7 +258,7 @@ fn load(variant: &Variant, root: Option<&Path>) -> Result<Dataset> {
     }
     let classes = names.unwrap_or_else(|| variant.class_names());
     let test = split(variant, "test", whole.split_off(form.train.len()))?;
-    Ok(Dataset { train: split(variant, "train", whole)?, test, classes })
+    Ok(Dataset { train: split(variant, "train", whole)?, validation: None, test, classes })
 }
 
 /// One split of several files, in their order.

@@ -53,8 +53,9 @@ pub trait Source {
 
     /// Both splits as they are used. Default: in memory.
     fn open(&self, root: Option<&Path>) -> Result<Dataset<Images>> {
-        let Dataset { train, test, classes } = self.load(root)?;
-        Ok(Dataset { train: Images::Memory(train), test: Images::Memory(test), classes })
+        let Dataset { train, validation, test, classes } = self.load(root)?;
+        let validation = validation.map(Images::Memory);
+        Ok(Dataset { train: Images::Memory(train), validation, test: Images::Memory(test), classes })
     }
 
     /// The options of augmentation with what they leave open. Default: nothing is left open.
@@ -107,6 +108,8 @@ pub enum Images {
 pub struct Dataset<S = Split> {
     /// The training split.
     pub train: S,
+    /// Images of it that were held out, where `data.validation` asks for them.
+    pub validation: Option<S>,
     /// The split on which top-1 is reported.
     pub test: S,
     /// Name of each class, in the order of the labels.
@@ -192,6 +195,12 @@ impl Split {
         Split { images: self.images.narrow(0, 0, n), labels: self.labels.narrow(0, 0, n) }
     }
 
+    /// The images in these places.
+    pub fn select(&self, places: &[i64]) -> Split {
+        let places = Tensor::from_slice(places).to_device(self.images.device());
+        Split { images: self.images.index_select(0, &places), labels: self.labels.index_select(0, &places) }
+    }
+
     /// The same split on a device.
     pub fn to_device(self, device: Device) -> Split {
         Split { images: self.images.to_device(device), labels: self.labels.to_device(device) }
@@ -211,6 +220,25 @@ impl Images {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+
+    /// The class of each.
+    ///
+    /// # Errors
+    /// libtorch's, where it can't copy them.
+    pub fn labels(&self) -> Result<Vec<i64>> {
+        match self {
+            Images::Memory(split) => Ok(Vec::try_from(&split.labels)?),
+            Images::Files(files) => Ok((0..files.len()).map(|at| files.label(at)).collect()),
+        }
+    }
+
+    /// The images in these places.
+    pub fn select(&self, places: &[i64]) -> Images {
+        match self {
+            Images::Memory(split) => Images::Memory(split.select(places)),
+            Images::Files(files) => Images::Files(Arc::new(files.select(places))),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -223,7 +251,7 @@ mod tests {
         let train = Split::new("train", spec, &[0, 255, 51, 255, 102, 255, 51, 255], &[2, 0, 2, 2]).unwrap();
         let test = Split::new("test", spec, &[9, 9], &[1]).unwrap();
         let classes = ["a", "b", "c"].map(String::from).to_vec();
-        let found = Dataset { train, test, classes }.inspect().unwrap();
+        let found = Dataset { train, validation: None, test, classes }.inspect().unwrap();
         let counts: Vec<_> = found.classes.iter().map(|class| (&*class.name, class.train, class.test)).collect();
         assert_eq!(counts, [("a", 1, 0), ("b", 0, 1), ("c", 3, 0)]);
         assert_eq!((found.train, found.test, found.channels, found.size), (4, 1, 2, 1));

@@ -164,7 +164,7 @@ fn load(variant: &Variant, root: Option<&Path>) -> Result<Dataset> {
     let folder = locate(variant, dataset::required(root, variant.name, variant.home.address)?)?;
     let train = split(variant, "train", &folder, &TRAIN)?;
     let test = split(variant, "test", &folder, &TEST)?;
-    Ok(Dataset { train, test, classes: variant.class_names() })
+    Ok(Dataset { train, validation: None, test, classes: variant.class_names() })
 }
 
 /// The first folder that holds one of the files: the set's own, torchvision's, `root` itself.

@@ -13,6 +13,7 @@ mod pickle;
 pub mod pipeline;
 pub mod shapes;
 pub mod svhn;
+pub mod validation;
 
 use crate::bad_request;
 use anyhow::Result;
@@ -57,6 +58,27 @@ pub struct DataConfig {
     pub common: Common,
 }
 
+/// The images on which a network is evaluated after each epoch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Watched {
+    /// Training images that were held out.
+    Validation,
+    /// The test split: nothing was held out.
+    #[default]
+    Test,
+}
+
+impl Watched {
+    /// As tags and columns have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Watched::Validation => "validation",
+            Watched::Test => "test",
+        }
+    }
+}
+
 /// The options that every data set has.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -70,12 +92,24 @@ pub struct Common {
     /// The same of the test images. Default: all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit_test: Option<i64>,
+    /// Hold out this many training images, of each class its share: pruning, the curves and the best epoch go by them, and the
+    /// test images give the final figures alone. Default: none, and the test images serve for all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub validation: Option<i64>,
+    /// Seed of the draw of those images, the same for all seeds of a trial.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub validation_seed: u64,
     /// What is done to the images. Default: nothing.
     pub augment: Augment,
 }
 
+fn is_zero(seed: &u64) -> bool {
+    *seed == 0
+}
+
 impl Common {
-    pub(crate) const KEYS: [&'static str; 4] = ["root", "limit", "limit_test", "augment"];
+    pub(crate) const KEYS: [&'static str; 6] =
+        ["root", "limit", "limit_test", "validation", "validation_seed", "augment"];
 }
 
 impl Serialize for DataConfig {
@@ -138,13 +172,19 @@ impl DataConfig {
     /// # Errors
     /// What is wrong, as `key: reason`.
     pub fn check(&self) -> Result<(), String> {
-        let Common { limit, limit_test, .. } = &self.common;
+        let Common { limit, limit_test, validation, validation_seed, .. } = &self.common;
         self.source.recipe().check()?;
         if limit.is_some_and(|limit| limit < 1) {
             return Err("limit: use at least 1 training image".into());
         }
         if limit_test.is_some_and(|limit| limit < 1) {
             return Err("limit_test: use at least 1 test image".into());
+        }
+        if validation.is_some_and(|count| count < 1) {
+            return Err("validation: hold out at least 1 training image, or leave it out".into());
+        }
+        if validation.is_none() && *validation_seed != 0 {
+            return Err("validation_seed: nothing is held out; add data.validation".into());
         }
         self.augment().check(self.source.recipe().spec())
     }
@@ -154,7 +194,12 @@ impl DataConfig {
         self.common.root.clone().or_else(|| std::env::var_os("FOLDCONV_DATA").map(PathBuf::from))
     }
 
-    /// Reads the set, or finds its files; `limit` and `limit_test` applied.
+    /// Which images are looked at while a network is trained.
+    pub fn watched(&self) -> Watched {
+        if self.common.validation.is_some() { Watched::Validation } else { Watched::Test }
+    }
+
+    /// Reads the set, or finds its files; `limit` and `limit_test` applied, and then `validation`.
     ///
     /// # Errors
     /// One line that says what is missing or damaged, and where.
@@ -169,6 +214,16 @@ impl DataConfig {
         dataset.test = limited(dataset.test, self.common.limit_test);
         if dataset.train.is_empty() || dataset.test.is_empty() {
             bad_request!("{}: a split is empty", self.source.name());
+        }
+        if let Some(count) = self.common.validation {
+            let all = dataset.train.len();
+            if count >= all {
+                bad_request!("data.validation: {count} of {all} training images; leave some to train on");
+            }
+            let [train, held_out] =
+                validation::split(&dataset.train.labels()?, count as usize, self.common.validation_seed);
+            dataset.validation = Some(dataset.train.select(&held_out));
+            dataset.train = dataset.train.select(&train);
         }
         Ok(dataset)
     }

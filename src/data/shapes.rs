@@ -100,7 +100,8 @@ impl Source for Config {
                 bad_request!("data.{key}: {count} images, expected 1 to {most}");
             }
         }
-        Ok(Dataset { train: self.split(0, self.train)?, test: self.split(1, self.test)?, classes: class_names() })
+        let [train, test] = [self.split(0, self.train)?, self.split(1, self.test)?];
+        Ok(Dataset { train, validation: None, test, classes: class_names() })
     }
 
     fn class_names(&self) -> Option<Vec<String>> {

@@ -81,7 +81,7 @@ impl Source for Config {
         let test = read(&folder, TEST)?;
         let split = |what, digits: Digits| Split::new(what, self.spec(), &digits.pixels, &digits.labels);
         let train = split("SVHN train", train)?;
-        Ok(Dataset { train, test: split("SVHN test", test)?, classes: class_names() })
+        Ok(Dataset { train, validation: None, test: split("SVHN test", test)?, classes: class_names() })
     }
 
     fn class_names(&self) -> Option<Vec<String>> {

@@ -11,10 +11,10 @@ use std::path::Path;
 /// Training curves of a point, one entry an epoch.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Curves {
-    /// Percent, on the test split.
+    /// Percent, on the images that were watched.
     pub top1: Vec<Epoch>,
-    /// On the test split.
-    pub test_loss: Vec<Epoch>,
+    /// On the same.
+    pub loss: Vec<Epoch>,
     /// Over the epoch's steps.
     pub train_loss: Vec<Epoch>,
     /// Training images a second: the median over all epochs of all seeds.
@@ -43,7 +43,7 @@ impl Curves {
         Curves {
             images_per_second: speeds.get(speeds.len() / 2).copied(),
             top1: over(|row| row.top1),
-            test_loss: over(|row| row.test_loss),
+            loss: over(|row| row.loss),
             train_loss: over(|row| row.train_loss),
         }
     }
@@ -69,9 +69,8 @@ mod tests {
     use super::*;
 
     fn row(epoch: u64, top1: f64) -> Row {
-        let row =
-            Row { epoch, lr: 0.1, train_loss: 2., test_loss: 1., top1, top5: 90., images_per_second: 1., seconds: 1. };
-        Row { test_loss: 100. - top1, ..row }
+        let row = Row { epoch, lr: 0.1, train_loss: 2., loss: 1., top1, top5: 90., images_per_second: 1., seconds: 1. };
+        Row { loss: 100. - top1, ..row }
     }
 
     #[test]
@@ -79,7 +78,7 @@ mod tests {
         let curves = Curves::of(&[vec![row(1, 50.), row(2, 60.)], vec![row(1, 52.)]]);
         assert_eq!(curves.top1[0], (1, Statistics { mean: 51., std: Some(2f64.sqrt()), n: 2 }));
         assert_eq!(curves.top1[1], (2, Statistics { mean: 60., std: None, n: 1 }));
-        assert_eq!((curves.test_loss[0].1.mean, curves.train_loss.len()), (49., 2));
+        assert_eq!((curves.loss[0].1.mean, curves.train_loss.len()), (49., 2));
         assert_eq!(Curves::of(&[]), Curves::default());
     }
 

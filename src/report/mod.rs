@@ -27,7 +27,7 @@ use serde::Serialize;
 use statistics::Statistics;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use summary::{PointSummary, Summary, Training};
+use summary::{PointSummary, Summary, Training, Validation};
 use table::{Table, detail, pivot};
 
 /// A report that has been written.
@@ -108,6 +108,8 @@ pub struct ReportPoint {
     pub compact_macs: Option<i64>,
     /// How long its training takes.
     pub training: Option<Training>,
+    /// What the images held out say, where some were.
+    pub validation: Option<Validation>,
     /// Published top-1, in percent.
     pub paper_top1: Option<f64>,
 }
@@ -131,6 +133,7 @@ impl ReportPoint {
             expanded_macs: point.expanded_macs(),
             compact_macs: compact.map(|compact| compact.macs),
             training: point.training(),
+            validation: point.validation(),
             paper_top1: point.paper_top1,
         }
     }

@@ -4,8 +4,12 @@
 use crate::report::summary::{PointSummary, Summary, TrialSummary};
 use crate::sweep::axes::DASH;
 use crate::sweep::plan::Coordinate;
-use crate::train::result::{FoldResult, FormResult, TrialResult};
+use crate::train::result::{FoldResult, FormResult, TrialResult, ValidationResult};
 use anyhow::{Context, Result};
+
+/// Empty where no images were held out.
+const VALIDATION: [&str; 5] =
+    ["validation_top1", "best_epoch", "best_validation_top1", "best_expanded_top1", "best_compact_top1"];
 
 const FORM: [&str; 5] = ["top1", "top5", "loss", "parameters", "macs"];
 
@@ -19,6 +23,7 @@ pub fn csv(summary: &Summary) -> Result<Vec<u8>> {
         header.extend(FORM.map(|column| format!("{form}_{column}")));
     }
     header.extend(["agreement", "relative_difference", "refused"].map(String::from));
+    header.extend(VALIDATION.map(String::from));
     writer.write_record(&header)?;
     for point in &summary.points {
         for trial in &point.trials {
@@ -44,7 +49,18 @@ fn row(point: &PointSummary, trial: &TrialSummary, result: &TrialResult) -> Vec<
         }
         FoldResult::Refused { refused } => [String::new(), String::new(), refused.clone()],
     });
+    row.extend(validation(result.validation.as_ref()));
     row
+}
+
+/// In the order of [`VALIDATION`].
+fn validation(result: Option<&ValidationResult>) -> [String; 5] {
+    result
+        .map(|ValidationResult { top1, best, expanded, compact }| {
+            let compact = compact.as_ref().map(|form| form.top1.to_string()).unwrap_or_default();
+            [top1.to_string(), best.epoch.to_string(), best.top1.to_string(), expanded.top1.to_string(), compact]
+        })
+        .unwrap_or_default()
 }
 
 /// In the order of [`FORM`]; empty where there is no such form.

@@ -1,6 +1,7 @@
 //! A sweep folder -> what is known of each of its points.
 
 use crate::config::{self, Config, Value};
+use crate::data::Watched;
 use crate::finite;
 use crate::report::curves::{self, Curves};
 use crate::report::latency::Latency;
@@ -9,7 +10,7 @@ use crate::sweep::paper::Paper;
 use crate::sweep::plan::{Coordinate, Plan, Point, Trial};
 use crate::sweep::state::State;
 use crate::sweep::store::Store;
-use crate::train::result::{FoldResult, FormResult, TrialResult};
+use crate::train::result::{FoldResult, FormResult, TrialResult, ValidationResult};
 use anyhow::Result;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -48,6 +49,8 @@ pub struct PointSummary {
     pub title: String,
     /// One a seed.
     pub trials: Vec<TrialSummary>,
+    /// The images that the curves are of.
+    pub watched: Watched,
     /// Of the finished seeds.
     pub curves: Curves,
     /// Whether it is the baseline.
@@ -67,6 +70,17 @@ pub struct Training {
     pub seconds_an_epoch: f64,
     /// Training images a second, evaluation not counted: the median over the epochs of all seeds; none without metrics.csv.
     pub images_per_second: Option<f64>,
+}
+
+/// What the images held out say of a point, over its seeds.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Validation {
+    /// Top-1 on them after the last epoch, in percent.
+    pub top1: Statistics,
+    /// The epoch that did best on them.
+    pub best_epoch: Statistics,
+    /// Top-1 of that epoch's expanded form on the test split, in percent.
+    pub best_top1: Statistics,
 }
 
 /// A trial and its result, if it has one.
@@ -150,6 +164,20 @@ impl Summary {
         all.into_iter().collect()
     }
 
+    /// The point that the images decide for which choices are made: those held out, where every point has such figures, else the test
+    /// split. None where no point has a mean.
+    pub fn best(&self) -> Option<(&PointSummary, Watched)> {
+        let measured = || self.points.iter().filter(|point| point.expanded_top1().is_some());
+        let held_out = measured().all(|point| point.validation().is_some());
+        let watched = if held_out { Watched::Validation } else { Watched::Test };
+        let top1 = |point: &PointSummary| match watched {
+            Watched::Validation => point.validation().map(|validation| validation.top1.mean),
+            Watched::Test => point.expanded_top1().map(|top1| top1.mean),
+        };
+        let best = measured().filter_map(|point| Some((top1(point)?, point))).max_by(|a, b| a.0.total_cmp(&b.0));
+        best.map(|(_, point)| (point, watched))
+    }
+
     /// Milliseconds of a point's compact form at the first batch that was measured.
     pub fn latency_of(&self, point: &PointSummary) -> Option<f64> {
         let latency = self.latency.as_ref()?;
@@ -178,6 +206,7 @@ impl PointSummary {
         Ok(PointSummary {
             coordinates: point.coordinates.clone(),
             title: point.title.clone(),
+            watched: point.trials.first().map_or(Watched::Test, |trial| trial.config.data.watched()),
             trials,
             curves: Curves::of(&rows),
             baseline: point.baseline,
@@ -250,6 +279,22 @@ impl PointSummary {
             return None;
         }
         Statistics::of(&self.compact().map(|form| form.top1).collect::<Vec<_>>())
+    }
+
+    /// What the images held out say, over the seeds; none where some were pruned, or nothing was held out.
+    pub fn validation(&self) -> Option<Validation> {
+        if self.is_pruned() {
+            return None;
+        }
+        let results: Vec<&ValidationResult> = self.results().filter_map(|result| result.validation.as_ref()).collect();
+        let over = |value: fn(&ValidationResult) -> f64| {
+            Statistics::of(&results.iter().map(|result| value(result)).collect::<Vec<_>>())
+        };
+        Some(Validation {
+            top1: over(|result| result.top1)?,
+            best_epoch: over(|result| result.best.epoch as f64)?,
+            best_top1: over(|result| result.expanded.top1)?,
+        })
     }
 
     /// The compact forms there are.

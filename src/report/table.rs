@@ -92,21 +92,28 @@ pub fn detail(summary: &Summary) -> Table {
         ["n", "expanded top-1, %", "compact top-1, %", "agreement, %", "fold error", "parameters", "compact MACs"];
     let mut header: Vec<String> = summary.axes.iter().cloned().chain(measured.map(String::from)).collect();
     let mut rows: Vec<Vec<String>> = summary.points.iter().map(|point| detail_row(point, &mut footnotes)).collect();
-    let mut column = |head: String, cell: &dyn Fn(&PointSummary) -> Option<f64>| {
+    let mut column = |head: String, cell: &dyn Fn(&PointSummary) -> Option<String>| {
         header.push(head);
         for (row, point) in rows.iter_mut().zip(&summary.points) {
-            row.push(cell(point).map_or(NONE.into(), |value| format!("{value:.2}")));
+            row.push(cell(point).unwrap_or(NONE.into()));
         }
     };
+    let number = |value: f64| format!("{value:.2}");
+    if summary.points.iter().any(|point| point.validation().is_some()) {
+        column("validation top-1, %".into(), &|point| Some(point.validation()?.top1.to_string()));
+        column("best epoch".into(), &|point| Some(format!("{:.0}", point.validation()?.best_epoch.mean)));
+        column("its top-1, %".into(), &|point| Some(point.validation()?.best_top1.to_string()));
+        footnotes.push(BEST_EPOCH.into());
+    }
     if let Some(latency) = &summary.latency {
         for batch in latency.batches() {
-            column(format!("latency, ms, batch {batch}"), &|point| latency.of(point, batch));
+            column(format!("latency, ms, batch {batch}"), &|point| latency.of(point, batch).map(number));
         }
         footnotes.push(format!("Latency: medians of the compact forms, run in turn, on {}.", latency.place()));
     }
     if let Some(citation) = &summary.citation {
         if summary.points.iter().any(|point| point.paper_top1.is_some()) {
-            column("paper, %".into(), &|point| point.paper_top1);
+            column("paper, %".into(), &|point| point.paper_top1.map(number));
         }
         footnotes.push(format!("Paper: {citation}."));
     }
@@ -115,6 +122,10 @@ pub fn detail(summary: &Summary) -> Table {
 
 /// What stands where nothing is known.
 const NONE: &str = "–";
+
+/// What the columns of the best epoch show.
+const BEST_EPOCH: &str = "Top-1 is on the test split after the last epoch; validation top-1 is on the training images held out, and the \
+    best epoch (a mean over the seeds) is the one that did best on them, with its top-1 on the test split.";
 
 /// What [`comparison`] shows.
 pub const COMPARISON_LEGEND: &str = "Top-1 of the expanded form less that of the other, in percentage points, paired by seed. \

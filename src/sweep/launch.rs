@@ -1,5 +1,6 @@
 //! Runs the trials of a sweep on this machine, as many side by side as there are slots.
 
+use crate::data::Watched;
 use crate::sweep::child::{Limits, Program, Running};
 use crate::sweep::crowd::Crowd;
 use crate::sweep::machine;
@@ -177,6 +178,10 @@ impl<'a> Launcher<'a> {
         };
         if self.only.is_none() {
             say_what_is_there(&run.view, &run.queue);
+        }
+        let test_decides = || plan.points.iter().any(|point| point.trials[0].config.data.watched() == Watched::Test);
+        if plan.prune.is_some() && test_decides() {
+            run.view.say("prune: goes by the test split, which gives the final figures too; data.validation holds training images out for it");
         }
         if !run.queue.is_empty() {
             run.view.say(reason);

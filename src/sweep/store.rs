@@ -259,6 +259,7 @@ pub(crate) mod tests {
             train_loss: 0.5,
             expanded: form(top1, 8906),
             compact: Some(form(top1 - 0.01, 5386)),
+            validation: None,
             fold: FoldResult::Verified { agreement: 99.99, largest_difference: 1e-6, relative_difference: 3.14e-7 },
             seconds: 12.3,
             version: "0.1.0".into(),

@@ -36,12 +36,39 @@ pub struct Progress {
     /// The row of the last epoch done.
     #[serde(default)]
     pub last: Option<Row>,
+    /// The epoch that did best on the images held out, where some are.
+    #[serde(default)]
+    pub best: Option<Best>,
     /// What a model file of these weights says beside them; earlier builds left it out.
     #[serde(default)]
     pub about: Option<About>,
 }
 
-/// One row of metrics.csv.
+/// An epoch, counted from 1, and how it did on the images held out.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Best {
+    /// Epochs done.
+    pub epoch: u64,
+    /// Percent.
+    pub top1: f64,
+    /// Mean cross-entropy, which decides between epochs of one top-1.
+    pub loss: f64,
+}
+
+impl Best {
+    /// Whether the epoch of the row did better.
+    pub fn is_below(&self, row: &Row) -> bool {
+        row.top1 > self.top1 || row.top1 == self.top1 && row.loss < self.loss
+    }
+}
+
+impl From<&Row> for Best {
+    fn from(row: &Row) -> Best {
+        Best { epoch: row.epoch, top1: row.top1, loss: row.loss }
+    }
+}
+
+/// One row of metrics.csv, where the loss is named after the images that it is of.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Row {
     /// Epochs done.
@@ -50,11 +77,12 @@ pub struct Row {
     pub lr: f64,
     /// Mean loss over the epoch's steps.
     pub train_loss: f64,
-    /// Loss on the test split.
-    pub test_loss: f64,
-    /// Percent.
+    /// On the images that are watched ([`crate::data::Watched`]).
+    #[serde(rename = "test_loss", alias = "validation_loss")]
+    pub loss: f64,
+    /// On the same, in percent.
     pub top1: f64,
-    /// Percent.
+    /// On the same, in percent.
     pub top5: f64,
     /// Training images a second, evaluation not counted.
     pub images_per_second: f64,
@@ -75,7 +103,7 @@ pub const BEFORE: &str = "checkpoint.before.safetensors";
 /// kept as [`BEFORE`].
 pub fn save(folder: &Path, progress: &Progress, network: &Built, sgd: &Sgd, losses: &Tensor) -> Result<()> {
     let mut all = network.store.variables();
-    all.insert(VELOCITY.into(), sgd.velocity().shallow_clone());
+    all.insert(VELOCITY.into(), sgd.velocity());
     all.insert(LOSSES.into(), losses.shallow_clone());
     let progress = Progress { choices: per_sample::choices(), ..progress.clone() };
     tensors::write_keeping(&folder.join(LAST), Some(&folder.join(BEFORE)), &progress, &all)

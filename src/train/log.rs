@@ -1,5 +1,6 @@
 //! What a person sees of a trial while it runs: nothing here changes a result.
 
+use crate::data::Watched;
 use crate::note;
 use crate::train::checkpoint::Row;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -23,6 +24,9 @@ pub struct Status {
     pub loss: f64,
     /// After the last epoch, in percent.
     pub top1: Option<f64>,
+    /// On which images.
+    #[serde(default)]
+    pub watched: Watched,
     /// Training images a second.
     pub images_per_second: f64,
     /// Seconds that the rest will take.
@@ -47,9 +51,17 @@ impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         write!(f, "loss {:.3}", self.loss)?;
         if let Some(top1) = self.top1 {
-            write!(f, "  top-1 {top1:.2} %")?;
+            write!(f, "  {} {top1:.2} %", title(self.watched))?;
         }
         write!(f, "  {:.0} images/s  {} left", self.images_per_second, clock(self.seconds_left))
+    }
+}
+
+/// What a top-1 on these images is called.
+fn title(watched: Watched) -> &'static str {
+    match watched {
+        Watched::Validation => "validation top-1",
+        Watched::Test => "top-1",
     }
 }
 
@@ -59,6 +71,7 @@ pub struct Bar {
     bar: ProgressBar,
     trial: PathBuf,
     epochs: u64,
+    watched: Watched,
     started: Instant,
     first: u64,
     last_shown: Option<Instant>,
@@ -67,7 +80,7 @@ pub struct Bar {
 
 impl Bar {
     /// For `total` steps of which `done` are done, of the trial in that folder.
-    pub fn new(trial: &Path, total: u64, done: u64, epochs: u64) -> Bar {
+    pub fn new(trial: &Path, total: u64, done: u64, epochs: u64, watched: Watched) -> Bar {
         let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
         // A bar is decoration: where its template were wrong, the default style serves.
         if let Ok(style) = ProgressStyle::with_template("{prefix} {bar:24} {percent:>3}%  {msg}") {
@@ -75,7 +88,7 @@ impl Bar {
         }
         bar.set_position(done);
         let (trial, started) = (trial.to_path_buf(), Instant::now());
-        Bar { bar, trial, epochs, started, first: done, last_shown: None, last_written: None }
+        Bar { bar, trial, epochs, watched, started, first: done, last_shown: None, last_written: None }
     }
 
     /// Whether it is time to show something new; reading a loss waits for the device, so not at every step.
@@ -90,7 +103,8 @@ impl Bar {
         let done = step.saturating_sub(self.first).max(1) as f64;
         let steps = self.bar.length().unwrap_or(step);
         let seconds_left = self.started.elapsed().as_secs_f64() * (steps - step) as f64 / done;
-        let status = Status { epoch, epochs: self.epochs, step, steps, loss, top1, images_per_second, seconds_left };
+        let (epochs, watched) = (self.epochs, self.watched);
+        let status = Status { epoch, epochs, step, steps, loss, top1, watched, images_per_second, seconds_left };
         self.bar.set_prefix(format!("epoch {epoch}/{}", self.epochs));
         self.bar.set_position(step);
         self.bar.set_message(status.to_string());
@@ -105,10 +119,11 @@ impl Bar {
     pub fn epoch(&self, row: &Row) {
         if self.bar.is_hidden() {
             note!(
-                "epoch {}/{}  loss {:.3}  top-1 {:.2} %  {:.0} images/s",
+                "epoch {}/{}  loss {:.3}  {} {:.2} %  {:.0} images/s",
                 row.epoch,
                 self.epochs,
                 row.train_loss,
+                title(self.watched),
                 row.top1,
                 row.images_per_second
             );
@@ -143,7 +158,7 @@ mod tests {
     #[test]
     fn whoever_watches_reads_what_the_bar_shows() {
         let folder = tempfile::tempdir().unwrap();
-        let mut bar = Bar::new(folder.path(), 40, 10, 4);
+        let mut bar = Bar::new(folder.path(), 40, 10, 4, Watched::Test);
         assert!(bar.is_due() && Status::read(folder.path()).is_none());
         bar.show(2, 15, 0.5, Some(61.25), 1000.);
         let status = Status::read(folder.path()).unwrap();

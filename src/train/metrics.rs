@@ -1,5 +1,6 @@
 //! `metrics.csv`, a line an epoch: appended, so that an epoch costs the same however many there were before it.
 
+use crate::data::Watched;
 use crate::train::checkpoint::Row;
 use crate::{files, note};
 use anyhow::{Context, Result};
@@ -14,6 +15,7 @@ pub const NAME: &str = "metrics.csv";
 pub struct Metrics {
     path: PathBuf,
     file: File,
+    watched: Watched,
 }
 
 impl Metrics {
@@ -22,7 +24,7 @@ impl Metrics {
     ///
     /// # Errors
     /// The disk's.
-    pub fn open(folder: &Path, epochs: u64) -> Result<Metrics> {
+    pub fn open(folder: &Path, epochs: u64, watched: Watched) -> Result<Metrics> {
         let path = folder.join(NAME);
         let there = files::read_if_there(&path)?.unwrap_or_default();
         let (length, rows) = kept(&there, epochs);
@@ -34,7 +36,7 @@ impl Metrics {
         }
         let file = OpenOptions::new().create(true).append(true).open(&path);
         let file = file.with_context(|| format!("{}: cannot write", path.display()))?;
-        Ok(Metrics { path, file })
+        Ok(Metrics { path, file, watched })
     }
 
     /// Appends a row; it is on the disk when this returns.
@@ -43,7 +45,11 @@ impl Metrics {
     /// The disk's.
     pub fn push(&mut self, row: &Row) -> Result<()> {
         let is_empty = self.file.metadata().is_ok_and(|about| about.len() == 0);
-        let mut csv = csv::WriterBuilder::new().has_headers(is_empty).from_writer(Vec::new());
+        let mut csv = csv::WriterBuilder::new().has_headers(false).from_writer(Vec::new());
+        if is_empty {
+            let loss = format!("{}_loss", self.watched.name());
+            csv.write_record(["epoch", "lr", "train_loss", &loss, "top1", "top5", "images_per_second", "seconds"])?;
+        }
         csv.serialize(row)?;
         let line = csv.into_inner()?;
         let written = self.file.write_all(&line).and_then(|()| self.file.sync_data());
@@ -71,16 +77,7 @@ mod tests {
     use super::*;
 
     fn row(epoch: u64) -> Row {
-        Row {
-            epoch,
-            lr: 0.1,
-            train_loss: 2.,
-            test_loss: 1.5,
-            top1: 50.,
-            top5: 90.,
-            images_per_second: 1e3,
-            seconds: 2.,
-        }
+        Row { epoch, lr: 0.1, train_loss: 2., loss: 1.5, top1: 50., top5: 90., images_per_second: 1e3, seconds: 2. }
     }
 
     fn text(folder: &Path) -> String {
@@ -91,7 +88,7 @@ mod tests {
     fn rows_that_no_checkpoint_knows_are_cut_off() {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path();
-        let mut metrics = Metrics::open(folder, 0).unwrap();
+        let mut metrics = Metrics::open(folder, 0, Watched::Test).unwrap();
         for epoch in 1..=12 {
             metrics.push(&row(epoch)).unwrap();
         }
@@ -101,14 +98,18 @@ mod tests {
         assert_eq!((whole.lines().count(), upto(12) == whole), (13, true));
         // Half of the last is there, and the checkpoint is of the epoch before it.
         std::fs::write(folder.join(NAME), &whole[..whole.len() - 9]).unwrap();
-        Metrics::open(folder, 11).unwrap().push(&row(12)).unwrap();
+        Metrics::open(folder, 11, Watched::Test).unwrap().push(&row(12)).unwrap();
         assert_eq!(text(folder), whole);
-        Metrics::open(folder, 1).unwrap();
+        Metrics::open(folder, 1, Watched::Test).unwrap();
         assert_eq!(text(folder), upto(1), "not those of 10 and more, which begin alike");
-        Metrics::open(folder, 0).unwrap().push(&row(1)).unwrap();
+        Metrics::open(folder, 0, Watched::Test).unwrap().push(&row(1)).unwrap();
         assert_eq!(text(folder), upto(1));
         std::fs::remove_file(folder.join(NAME)).unwrap();
-        Metrics::open(folder, 4).unwrap().push(&row(5)).unwrap();
+        Metrics::open(folder, 4, Watched::Validation).unwrap().push(&row(5)).unwrap();
+        assert!(
+            text(folder).starts_with("epoch,lr,train_loss,validation_loss,top1,"),
+            "the columns say of which images"
+        );
         assert_eq!(text(folder).lines().count(), 2, "what was deleted is lost, and the rest goes on");
     }
 }

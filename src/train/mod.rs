@@ -1,5 +1,6 @@
 //! Training: one trial, from its config to `result.json`.
 
+mod best;
 pub mod checkpoint;
 pub mod evaluate;
 pub mod exec;

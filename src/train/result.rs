@@ -1,6 +1,8 @@
 //! `result.json`: what a finished trial leaves for reports.
 
 use crate::config::Config;
+use crate::data::Watched;
+use crate::train::checkpoint::Best;
 use serde::{Deserialize, Serialize};
 
 /// The outcome of a trial.
@@ -22,6 +24,9 @@ pub struct TrialResult {
     pub compact: Option<FormResult>,
     /// How the two compare.
     pub fold: FoldResult,
+    /// Where training images were held out: how the network did on them, and the epoch at which it did best.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation: Option<ValidationResult>,
     /// Seconds of training and evaluation, restarts included.
     pub seconds: f64,
     /// foldconv's version, and its git revision where it was built from a checkout.
@@ -72,10 +77,22 @@ impl TrialResult {
         if !(1..=MOST_THREADS).contains(&threads) {
             return Err(format!("threads: {threads}"));
         }
+        if self.validation.is_some() != (config.data.watched() == Watched::Validation) {
+            let held_out = if self.validation.is_some() { "there" } else { "missing" };
+            return Err(format!("validation: is {held_out}, unlike its config's"));
+        }
+        if let Some(best) = self.validation.as_ref().map(|validation| &validation.best)
+            && !(1..=epochs).contains(&best.epoch)
+        {
+            return Err(format!("validation.best.epoch: {} of {epochs}", best.epoch));
+        }
         if self.seconds < 0. {
             return Err(format!("seconds: {}", self.seconds));
         }
-        let forms = || [Some(&self.expanded), self.compact.as_ref()].into_iter().flatten();
+        let validation = self.validation.as_ref();
+        let best = validation.map(|validation| [Some(&validation.expanded), validation.compact.as_ref()]);
+        let forms =
+            || [Some(&self.expanded), self.compact.as_ref()].into_iter().chain(best.into_iter().flatten()).flatten();
         let counts = forms().flat_map(|form| [("parameters", form.parameters), ("macs", form.macs)]);
         if let Some((key, count)) = counts.into_iter().find(|(_, count)| !(1..=MOST_COUNTED).contains(count)) {
             return Err(format!("{key}: {count}"));
@@ -88,6 +105,10 @@ impl TrialResult {
         for form in forms() {
             percents.extend([("top1", form.top1), ("top5", form.top5)]);
             others.push(("loss", form.loss));
+        }
+        if let Some(ValidationResult { top1, best, .. }) = validation {
+            percents.extend([("validation.top1", *top1), ("validation.best.top1", best.top1)]);
+            others.push(("validation.best.loss", best.loss));
         }
         if let FoldResult::Verified { agreement, largest_difference, relative_difference } = self.fold {
             percents.push(("agreement", agreement));
@@ -120,6 +141,19 @@ pub struct FormResult {
     pub parameters: i64,
     /// Multiply-accumulates for one image.
     pub macs: i64,
+}
+
+/// What the images held out say of a trial.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ValidationResult {
+    /// Percent of them whose class is predicted first after the last epoch.
+    pub top1: f64,
+    /// The epoch that did best on them.
+    pub best: Best,
+    /// The network of that epoch, on the test split.
+    pub expanded: FormResult,
+    /// The same, folded; none where the fold was refused.
+    pub compact: Option<FormResult>,
 }
 
 /// Expanded against compact, over the test split.

@@ -2,6 +2,7 @@
 //! `tensorboard`. Nothing here changes a result.
 
 use crate::config::{Config, Value};
+use crate::data::Watched;
 use crate::train::checkpoint::Row;
 use protobuf::Message;
 use protobuf::well_known_types::Value as Field;
@@ -17,7 +18,10 @@ use tensorboard_proto::summary::{HistogramProto, Summary, Summary_Value, Summary
 use tensorboard_rs::record_writer::RecordWriter;
 
 /// What the HParams tab shows of a trial beside its options.
-const METRICS: [&str; 4] = ["test/top1", "test/top5", "test/loss", "train/loss"];
+fn metrics(watched: Watched) -> [String; 4] {
+    let of = |name: &str| format!("{}/{name}", watched.name());
+    [of("top1"), of("top5"), of("loss"), "train/loss".into()]
+}
 
 /// Buckets of a histogram.
 const BUCKETS: i64 = 30;
@@ -44,7 +48,7 @@ impl Events {
         let options = options(config);
         let mut experiment = Experiment::new();
         experiment.set_hparam_infos(options.iter().map(|(name, value)| info(name, value)).collect());
-        experiment.set_metric_infos(METRICS.iter().map(|tag| metric(tag)).collect());
+        experiment.set_metric_infos(metrics(config.data.watched()).iter().map(|tag| metric(tag)).collect());
         let mut session = SessionStartInfo::new();
         session.set_hparams(options.into_iter().collect());
         let (mut first, mut second) = (HParamsPluginData::new(), HParamsPluginData::new());
@@ -62,17 +66,18 @@ impl Events {
     }
 
     /// One point an epoch, and the distribution of each of these tensors.
-    pub fn epoch<'t>(&mut self, row: &Row, tensors: impl IntoIterator<Item = (String, &'t Tensor)>) {
+    pub fn epoch<'t>(&mut self, row: &Row, watched: Watched, tensors: impl IntoIterator<Item = (String, &'t Tensor)>) {
+        let [top1, top5, loss, train_loss] = metrics(watched);
         let scalars = [
-            ("train/loss", row.train_loss),
-            ("train/lr", row.lr),
-            ("train/images_per_second", row.images_per_second),
-            ("test/loss", row.test_loss),
-            ("test/top1", row.top1),
-            ("test/top5", row.top5),
+            (train_loss, row.train_loss),
+            ("train/lr".into(), row.lr),
+            ("train/images_per_second".into(), row.images_per_second),
+            (loss, row.loss),
+            (top1, row.top1),
+            (top5, row.top5),
         ];
         let scalars = scalars.into_iter().map(|(tag, value)| {
-            let mut summary = tagged(tag);
+            let mut summary = tagged(&tag);
             summary.set_simple_value(value as f32);
             summary
         });

@@ -30,6 +30,8 @@ pub struct Trainer {
     loss: Tensor,
     /// The training split.
     pub train: Batches,
+    /// The training images that are held out, where some are.
+    pub validation: Option<Batches>,
     /// The test split.
     pub test: Batches,
     /// How the images are normalised.
@@ -56,10 +58,16 @@ impl Trainer {
             evaluator: Evaluator::new(Steps::new("evaluations", config.train.graphs, device), device),
             loss: Tensor::zeros([0; 0], (Kind::Float, device)),
             train: Batches::train(&dataset.train, augment, &normalisation, device),
+            validation: dataset.validation.map(|images| Batches::test(&images, augment, &normalisation, device)),
             test: Batches::test(&dataset.test, augment, &normalisation, device),
             normalisation,
             classes: dataset.classes,
         })
+    }
+
+    /// What each epoch is evaluated on: the images held out, else the test split.
+    pub fn watched(&self) -> &Batches {
+        self.validation.as_ref().unwrap_or(&self.test)
     }
 
     /// Steps of an epoch.

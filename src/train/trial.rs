@@ -7,10 +7,10 @@ use crate::net::block::{Form, trace_sites};
 use crate::op::exec::Wanted;
 use crate::train::checkpoint::{self, Progress, Row};
 use crate::train::metrics::Metrics;
-use crate::train::result::{FoldResult, TrialResult};
+use crate::train::result::{FoldResult, FormResult, TrialResult, ValidationResult};
 use crate::train::tensorboard::Events;
 use crate::train::trainer::Trainer;
-use crate::train::{evaluate, exec, log, version};
+use crate::train::{best, evaluate, exec, log, version};
 use crate::weights::{About, Model};
 use crate::{bad_request, device, files, note};
 use anyhow::{Context, Result, bail};
@@ -20,11 +20,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 
-/// Test images whose gates are watched.
+/// Images whose gates are watched.
 const WATCHED: usize = 64;
 
 /// A trial that is trained in its folder. It leaves config.yaml, metrics.csv, checkpoint.safetensors, model.safetensors,
-/// compact.safetensors, result.json, tensorboard/, and while it trains progress.json.
+/// compact.safetensors, result.json, tensorboard/, where training images are held out best.safetensors, and while it trains
+/// progress.json.
 pub struct Trial {
     trainer: Trainer,
     /// The network in compact form, for evaluation.
@@ -97,8 +98,8 @@ impl Trial {
         settle_execs(&trainer, &mut progress);
         let (epochs, steps) = (config.train.epochs, trainer.steps_per_epoch());
         let done = progress.epoch * steps + progress.step;
-        let bar = log::Bar::new(folder, epochs * steps, done, epochs);
-        let metrics = Metrics::open(folder, progress.epoch)?;
+        let bar = log::Bar::new(folder, epochs * steps, done, epochs, config.data.watched());
+        let metrics = Metrics::open(folder, progress.epoch, config.data.watched())?;
         let mut events = Events::new(folder);
         events.start(config);
         let (folder, epoch) = (folder.to_path_buf(), None);
@@ -167,16 +168,16 @@ impl Trial {
         Ok(())
     }
 
-    /// What is worth a histogram: the kernels of the form that was evaluated, and what the attention of each site weighs the first test images
-    /// with.
+    /// What is worth a histogram: the kernels of the form that was evaluated, and what the attention of each site weighs the first
+    /// images with.
     fn distributions(&self) -> Result<Vec<(String, Tensor)>> {
-        let Trainer { network, test, .. } = &self.trainer;
+        let Trainer { network, .. } = &self.trainer;
         let store = if self.folds { &self.compact.store } else { &network.store };
         let kernels = store.variables().into_iter().filter(|(_, variable)| variable.dim() == 4);
         let mut all: Vec<(String, Tensor)> =
             kernels.map(|(name, kernel)| (format!("kernels/{name}"), kernel)).collect();
         all.sort_by(|(a, _), (b, _)| a.cmp(b));
-        let Some(batch) = test.in_order(WATCHED).next().transpose()? else { return Ok(all) };
+        let Some(batch) = self.trainer.watched().in_order(WATCHED).next().transpose()? else { return Ok(all) };
         let (_, traces) = trace_sites(|| tch::no_grad(|| network.network.forward_t(&batch.batch().images, false)));
         for (site, trace) in network.network.sites().into_iter().zip(traces) {
             let gates: Vec<Tensor> = trace.gates.iter().map(|gates| gates.flatten(0, -1)).collect();
@@ -193,14 +194,14 @@ impl Trial {
         let train_loss = self.check_losses(steps)?;
         let images = self.trainer.train.len() as f64 - running.first as f64 * self.trainer.config.train.batch as f64;
         let images_per_second = images / running.clock.elapsed().as_secs_f64();
-        let test = self.evaluate()?;
+        let evaluation = self.evaluate()?;
         let row = Row {
             epoch: epoch + 1,
             lr: self.trainer.learning_rate(epoch, steps - 1),
             train_loss,
-            test_loss: test.loss,
-            top1: test.top1,
-            top5: test.top5,
+            loss: evaluation.loss,
+            top1: evaluation.top1,
+            top5: evaluation.top5,
             images_per_second,
             seconds: self.seconds(),
         };
@@ -209,16 +210,34 @@ impl Trial {
         self.progress.last = Some(row.clone());
         self.progress.epoch = epoch + 1;
         self.progress.step = 0;
-        self.save()?;
+        self.save_best(&row)?;
         let distributions = self.distributions()?;
-        self.events.epoch(&row, distributions.iter().map(|(tag, tensor)| (tag.clone(), tensor)));
+        let watched = self.trainer.config.data.watched();
+        self.events.epoch(&row, watched, distributions.iter().map(|(tag, tensor)| (tag.clone(), tensor)));
         self.bar.epoch(&row);
         Ok(())
     }
 
-    /// On the test split, in the form that the config asks for, where the network folds.
+    /// Writes a checkpoint; and where images are held out, and the network never did better on them, its weights.
+    fn save_best(&mut self, row: &Row) -> Result<()> {
+        if self.trainer.validation.is_none() {
+            return self.save();
+        }
+        let before = self.progress.best.clone();
+        if before.as_ref().is_none_or(|best| best.is_below(row)) {
+            self.model().save(&best::path(&self.folder, row.epoch))?;
+            self.progress.best = Some(row.into());
+        }
+        self.save()?;
+        let named: Vec<u64> = before.iter().chain(&self.progress.best).map(|best| best.epoch).collect();
+        best::forget_others(&self.folder, &named);
+        Ok(())
+    }
+
+    /// On the images that are watched, in the form that the config asks for, where the network folds.
     fn evaluate(&mut self) -> Result<evaluate::Evaluation> {
-        let Trainer { config, network, test, evaluator, .. } = &mut self.trainer;
+        let Trainer { config, network, validation, test, evaluator, .. } = &mut self.trainer;
+        let images = validation.as_ref().unwrap_or(test);
         let folded = match config.train.eval_form {
             EvalForm::Folded => fold::fold(&*network.network, &network.store).ok(),
             EvalForm::Expanded => None,
@@ -227,13 +246,14 @@ impl Trial {
         let evaluation = match folded {
             Some(folded) => {
                 fold::assign(&self.compact.store, &folded)?;
-                evaluator.evaluate(&self.compact, test)?
+                evaluator.evaluate(&self.compact, images)?
             }
-            None => evaluator.evaluate(network, test)?,
+            None => evaluator.evaluate(network, images)?,
         };
         if !evaluation.loss.is_finite() {
             bail!(
-                "the loss on the test split is {} after epoch {}; lower train.lr",
+                "the loss on the {} split is {} after epoch {}; lower train.lr",
+                config.data.watched().name(),
                 evaluation.loss,
                 self.progress.epoch + 1
             );
@@ -279,33 +299,30 @@ impl Trial {
         }
     }
 
+    /// The network as it is now.
+    fn model(&self) -> Model {
+        Model { about: self.about(), tensors: self.trainer.network.store.variables() }
+    }
+
     /// Folds, compares and writes the result.
     fn finish(&self) -> Result<TrialResult> {
-        let Trainer { config, network, test, .. } = &self.trainer;
+        let Trainer { config, network, .. } = &self.trainer;
         let device = network.store.device();
-        let model = Model { about: self.about(), tensors: network.store.variables() };
+        let model = self.model();
         model.save(&self.folder.join("model.safetensors"))?;
-        let spec = config.data.spec();
-        let (expanded, compact, fold) = match fold_model(&model, device)? {
-            Ok((folded, compact)) => {
-                folded.save(&self.folder.join("compact.safetensors"))?;
-                let both = evaluate::compare(network, &compact, test)?;
-                (both.expanded, Some(both.compact.with_cost(&compact, spec)), both.agreement.into())
-            }
-            Err(refused) => {
-                let fold = FoldResult::Refused { refused: refused.to_string() };
-                (evaluate::evaluate(network, test)?, None, fold)
-            }
-        };
+        let last = self.measure(&model, network, Some("compact.safetensors"))?;
+        let validation = self.validation(&last)?;
+        let (expanded, compact, fold) = last;
         let result = TrialResult {
             hash: self.progress.hash.clone(),
             seed: config.seed,
             epochs: config.train.epochs,
             steps: config.train.epochs * self.trainer.steps_per_epoch(),
             train_loss: self.progress.last.as_ref().map_or(0., |row| row.train_loss),
-            expanded: expanded.with_cost(network, spec),
+            expanded,
             compact,
             fold,
+            validation,
             seconds: self.seconds(),
             version: version(),
             device: device::name(device),
@@ -314,9 +331,47 @@ impl Trial {
         let json = serde_json::to_string_pretty(&result).context("result.json")?;
         files::write_atomic(&self.folder.join("result.json"), json.as_bytes())?;
         checkpoint::forget_before(&self.folder);
+        best::forget_others(&self.folder, &[]);
         Ok(result)
     }
+
+    /// Both forms of a network on the test split. The compact one is left in the folder under the name, if one is given.
+    fn measure(&self, model: &Model, network: &Built, name: Option<&str>) -> Result<Measured> {
+        let (spec, test) = (self.trainer.config.data.spec(), &self.trainer.test);
+        let (expanded, compact, fold) = match fold_model(model, network.store.device())? {
+            Ok((folded, compact)) => {
+                if let Some(name) = name {
+                    folded.save(&self.folder.join(name))?;
+                }
+                let both = evaluate::compare(network, &compact, test)?;
+                (both.expanded, Some(both.compact.with_cost(&compact, spec)), both.agreement.into())
+            }
+            Err(refused) => {
+                let fold = FoldResult::Refused { refused: refused.to_string() };
+                (evaluate::evaluate(network, test)?, None, fold)
+            }
+        };
+        Ok((expanded.with_cost(network, spec), compact, fold))
+    }
+
+    /// What the images held out say, where some are: which epoch did best on them, and what its network does on the test split. The
+    /// last epoch's is given.
+    fn validation(&self, (expanded, compact, _): &Measured) -> Result<Option<ValidationResult>> {
+        let Progress { last: Some(row), best: Some(best), .. } = &self.progress else { return Ok(None) };
+        let model = best::settle(&self.folder, best.epoch)?;
+        let (expanded, compact) = if best.epoch == row.epoch {
+            (expanded.clone(), compact.clone())
+        } else {
+            let (expanded, compact, _) =
+                self.measure(&model, &model.build(self.trainer.network.store.device())?, None)?;
+            (expanded, compact)
+        };
+        Ok(Some(ValidationResult { top1: row.top1, best: best.clone(), expanded, compact }))
+    }
 }
+
+/// A network on the test split: expanded, compact where it folds, and how the two compare.
+type Measured = (FormResult, Option<FormResult>, FoldResult);
 
 /// Where training stands: at its beginning, or where the checkpoint in the folder is.
 fn resume(trainer: &mut Trainer, folder: &Path, hash: String, losses: &mut Tensor) -> Result<Progress> {

@@ -49,9 +49,15 @@ impl Files {
 
     /// So many of them (all, if there are fewer), evenly spread: they are sorted by class, and each class keeps its share.
     pub fn spread(&self, limit: usize) -> Files {
-        let Listing { folder, files, ignored } = &self.listing;
         let limit = limit.min(self.len());
-        let files = (0..limit).map(|at| files[at * self.len() / limit].clone()).collect();
+        let places: Vec<i64> = (0..limit).map(|at| (at * self.len() / limit) as i64).collect();
+        self.select(&places)
+    }
+
+    /// The files in these places.
+    pub fn select(&self, places: &[i64]) -> Files {
+        let Listing { folder, files, ignored } = &self.listing;
+        let files = places.iter().map(|at| files[*at as usize].clone()).collect();
         Files::new(Listing { folder: folder.clone(), files, ignored: *ignored }, self.size, self.on_corrupt)
     }
 

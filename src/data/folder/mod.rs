@@ -76,7 +76,7 @@ impl Source for Config {
     fn open(&self, root: Option<&Path>) -> Result<Dataset<Images>> {
         let Scan { classes, train, test } = self.scan(root)?;
         let files = |listing: Listing| Images::Files(Arc::new(Files::new(listing, self.size, self.on_corrupt)));
-        Ok(Dataset { train: files(train), test: files(test), classes })
+        Ok(Dataset { train: files(train), validation: None, test: files(test), classes })
     }
 
     /// Decodes every file of both splits, and lists those that can't be.

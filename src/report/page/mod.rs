@@ -97,15 +97,17 @@ impl Page<'_> {
     /// What one wants to know first.
     fn facts(&self) -> Markup {
         let points = &self.summary.points;
-        let mean = |point: &&PointSummary| point.expanded_top1().map_or(f64::NEG_INFINITY, |top1| top1.mean);
-        let best = points.iter().max_by(|a, b| mean(a).total_cmp(&mean(b)));
+        let best = self.summary.best().and_then(|(best, chosen_on)| Some((best, best.expanded_top1()?, chosen_on)));
         let folds: Vec<(f64, f64)> = points.iter().filter_map(PointSummary::worst_fold).collect();
         let worst = folds.iter().copied().reduce(|a, b| (finite::smaller(a.0, b.0), finite::larger(a.1, b.1)));
         html! {
             dl.facts {
                 div { dt { "Trials finished" } dd { (self.summary.finished) " of " (self.summary.trials) } }
-                @if let Some((best, top1)) = best.and_then(|best| Some((best, best.expanded_top1()?))) {
-                    div { dt { "Highest mean top-1" } dd { (top1) " %" small { (best.title) ", n = " (top1.n) } } }
+                @if let Some((best, top1, chosen_on)) = best {
+                    div {
+                        dt { "Top-1 of the best point" }
+                        dd { (top1) " %" small { (best.title) ", n = " (top1.n) ", chosen on the " (chosen_on.name()) " split" } }
+                    }
                 }
                 @if let Some((agreement, error)) = worst {
                     div {

@@ -8,6 +8,7 @@ use crate::report::summary::{PointSummary, Summary};
 use anyhow::Result;
 use plotters::element::{PathElement, Polygon};
 use plotters::style::Color;
+use std::collections::BTreeSet;
 
 const HEIGHT: i32 = 220;
 /// Figures of one kind, at most; further points are in their trials' metrics.csv.
@@ -50,13 +51,15 @@ fn pair(
         let place = if of_all > 1 { format!(" ({number} of {of_all})") } else { String::new() };
         format!("{title}{place}")
     };
+    let watched: BTreeSet<&str> = all.iter().map(|point| point.watched.name()).collect();
+    let watched = watched.into_iter().collect::<Vec<_>>().join(" or ");
     let note = format!("Mean over the finished seeds; the band is one standard deviation to each side.{more}");
     let top1 = |curves: &Curves| (curves.top1.clone(), Vec::new());
-    let loss = |curves: &Curves| (curves.test_loss.clone(), curves.train_loss.clone());
+    let loss = |curves: &Curves| (curves.loss.clone(), curves.train_loss.clone());
     Ok([
         figure(
             format!("training-{number}-top1"),
-            titled(&counted("Top-1, % an epoch"), &common),
+            titled(&counted(&format!("Top-1 on the {watched} split, % an epoch")), &common),
             note.clone(),
             (points, all),
             &labels,
@@ -65,7 +68,7 @@ fn pair(
         figure(
             format!("training-{number}-loss"),
             titled(&counted("Loss an epoch"), &common),
-            format!("{note} Dashed: training, without a band; solid: test."),
+            format!("{note} Dashed: training, without a band; solid: {watched}."),
             (points, all),
             &labels,
             &loss,
