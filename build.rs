@@ -20,6 +20,7 @@ fn main() {
         std::process::exit(1);
     }
     println!("cargo:rustc-link-arg=-Wl,-rpath,{lib}");
+    println!("cargo:rustc-env=FOLDCONV_LIBTORCH_FOLDER={lib}");
     println!("cargo:rustc-env=FOLDCONV_LIBTORCH={}", release(root).unwrap_or_else(|| "unknown".into()));
     if let Some(revision) = revision() {
         println!("cargo:rustc-env=FOLDCONV_REVISION={revision}");

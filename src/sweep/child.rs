@@ -20,6 +20,20 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+/// This program, as a trial is started with it: by its launcher, which says what is missing on another machine.
+///
+/// # Errors
+/// The system does not say where it lies.
+pub fn own_program() -> std::io::Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    let launcher = own.with_file_name(env!("CARGO_PKG_NAME"));
+    let is_launched = own.file_name().is_some_and(|name| name == LAUNCHED) && launcher.exists();
+    Ok(if is_launched { launcher } else { own })
+}
+
+/// What `src/launcher.rs` becomes.
+const LAUNCHED: &str = "foldconv-libtorch";
+
 /// How a trial is started.
 #[derive(Clone, Debug)]
 pub struct Program {

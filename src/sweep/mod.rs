@@ -80,7 +80,7 @@ fn run_on_disk(document: &Document, out: &Path, options: &Options) -> Result<Out
         n => note!("{n} trials of this folder are no longer in the file: kept, and left out of the report"),
     }
     let service = service(&layout);
-    let mut program = Program::new(vec![std::env::current_exe()?.into()], &options.device);
+    let mut program = Program::new(vec![child::own_program()?.into()], &options.device);
     program.environment.extend(service.iter().flat_map(mps::Service::environment));
     let launcher = Launcher {
         growth: layout.grows.then_some(crowd::WINDOW),

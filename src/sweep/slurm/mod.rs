@@ -10,7 +10,7 @@ pub mod jobs;
 pub mod script;
 pub mod task;
 
-use super::child::Limits;
+use super::child::{self, Limits};
 use super::plan::Plan;
 use super::queue::{Policy, Queue};
 use super::state::State;
@@ -68,7 +68,7 @@ pub fn print(document: &Document, out: &Path, request: &Request, policy: Policy)
     let store = Store::at(out)?;
     store.expect_same(&plan)?;
     let pending = Queue::new(&store, &plan, policy)?.pending().count();
-    let (root, program) = (std::path::absolute(out)?, std::env::current_exe()?);
+    let (root, program) = (std::path::absolute(out)?, child::own_program()?);
     let name = Path::new(&document.origin).file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let list = root.join("slurm/1.trials");
     let (tasks, root, program) = (pending.clamp(1, MOST_TASKS), &root, &program);
@@ -120,7 +120,7 @@ impl Sweep {
     fn array(&mut self, hashes: &[String], request: &Request) -> Result<u64> {
         let [path, list] = self.jobs.place();
         files::write_atomic(&list, (hashes.join("\n") + "\n").as_bytes())?;
-        let (name, program) = (self.store.name()?, std::env::current_exe()?);
+        let (name, program) = (self.store.name()?, child::own_program()?);
         let root = self.store.root();
         let script = Script { request, name: &name, program: &program, root, list: &list, tasks: hashes.len() };
         files::write_atomic(&path, script.text().as_bytes())?;

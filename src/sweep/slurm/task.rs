@@ -2,7 +2,7 @@
 
 use super::commands::Slurm;
 use crate::sweep::Options;
-use crate::sweep::child::Program;
+use crate::sweep::child::{self, Program};
 use crate::sweep::launch::Launcher;
 use crate::sweep::plan::Plan;
 use crate::sweep::slots::Slot;
@@ -41,7 +41,7 @@ impl Job {
 /// # Errors
 /// A [`crate::error::BadRequest`]: there is no such sweep or trial. That the trial failed, or was stopped.
 pub fn run(root: &Path, hash: &str, options: &Options) -> Result<()> {
-    let program = Program::new(vec![std::env::current_exe()?.into()], &options.device);
+    let program = Program::new(vec![child::own_program()?.into()], &options.device);
     Task { root, hash, options, program, job: Job::of_this_process(), slurm: Slurm::default(), stop: signals()? }.run()
 }
 
