@@ -61,6 +61,10 @@ build: setup
 demo: build
 	$(BINARY) sweep ablations/quickstart.yaml --out runs/quickstart --jobs 1 --threads 2
 
+# The README's picture, of the demo's report.
+docs/report.png: demo setup-browser
+	$(VENV)/bin/python tests/browser/picture.py "$$(command -v chromium)" $(CURDIR)/runs/quickstart/report.html $@
+
 test: setup
 	cargo test
 
