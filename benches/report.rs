@@ -62,6 +62,7 @@ fn fabricate(root: &Path) -> Result<Store> {
             train_loss: 0.4,
             expanded: form.clone(),
             compact: Some(form),
+            validation: None,
             fold: FoldResult::Verified { agreement: 100., largest_difference: 1e-5, relative_difference: 3e-7 },
             seconds: 1000.,
             version: "0".into(),

@@ -17,6 +17,7 @@ const PAUSE: Duration = Duration::from_secs(30);
 pub struct Progress {
     what: &'static str,
     bar: ProgressBar,
+    is_drawn: bool,
     next: Instant,
 }
 
@@ -31,7 +32,7 @@ impl Progress {
             bar.set_style(style);
         }
         bar.set_prefix(what);
-        Progress { what, bar, next: Instant::now() + MOMENT }
+        Progress { what, bar, is_drawn: std::io::stderr().is_terminal(), next: Instant::now() + MOMENT }
     }
 
     /// So many more are done.
@@ -40,7 +41,7 @@ impl Progress {
         if Instant::now() < self.next {
             return;
         }
-        if std::io::stderr().is_terminal() {
+        if self.is_drawn {
             self.bar.set_draw_target(ProgressDrawTarget::stderr());
             // It draws itself from now on.
             self.next += Duration::from_secs(u64::from(u32::MAX));
@@ -55,5 +56,30 @@ impl Progress {
 impl Drop for Progress {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::text::logged;
+    use std::io::{Read, Seek};
+
+    #[test]
+    fn work_that_takes_longer_than_a_moment_says_how_far_it_is() {
+        let mut log = tempfile::tempfile().unwrap();
+        logged(&mut log, || {
+            let mut progress = Progress::of_images("evaluating", 10_000);
+            progress.is_drawn = false;
+            progress.add(256);
+            progress.next = Instant::now();
+            progress.add(2048);
+            progress.add(256);
+        })
+        .unwrap();
+        let mut said = String::new();
+        log.rewind().unwrap();
+        log.read_to_string(&mut said).unwrap();
+        assert_eq!(said, "evaluating: 2,304 of 10,000 images\n", "nothing at first, then one line in a while");
     }
 }

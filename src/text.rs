@@ -35,10 +35,11 @@ thread_local! {
 
 /// What [`note!`] does.
 pub fn message(line: fmt::Arguments) {
+    // In one piece: others write to the same place.
+    let line = format!("{line}\n");
     let _ = LOG.with_borrow_mut(|log| match log {
-        // In one piece: others append to the same file.
-        Some(file) => file.write_all(format!("{line}\n").as_bytes()),
-        None => writeln!(std::io::stderr(), "{line}"),
+        Some(file) => file.write_all(line.as_bytes()),
+        None => std::io::stderr().write_all(line.as_bytes()),
     });
 }
 

@@ -6,7 +6,7 @@ mod common;
 
 use common::disk::Disk;
 use common::trace::{self, Call};
-use common::{arg, error, foldconv, folder, run, stderr, stdout};
+use common::{arg, error, folder, program, run, stderr, stdout};
 use foldconv::train::checkpoint::{BEFORE, LAST, Progress};
 use foldconv::weights::tensors;
 use std::collections::BTreeSet;
@@ -26,7 +26,7 @@ fn started() -> (tempfile::TempDir, PathBuf) {
 
 /// One thread: the number of threads decides the order of sums.
 fn train(root: &Path, out: &Path) -> Command {
-    let mut command = foldconv();
+    let mut command = program();
     command.arg("train").arg(root.join("a.yaml")).arg("--out").arg(out).args(["--device", "cpu", "--threads", "1"]);
     command
 }

@@ -43,7 +43,10 @@ fn a_missing_library_is_named_with_where_it_was_looked_for() {
 fn a_launcher_by_itself_says_what_belongs_beside_it() {
     let folder = tempfile::tempdir().unwrap();
     let line = error(&Command::new(launcher(folder.path())).output().unwrap(), 2);
-    assert!(line.contains("foldconv-libtorch: cannot start") && line.contains("it belongs beside this program"), "{line}");
+    assert!(
+        line.contains("foldconv-libtorch: cannot start") && line.contains("it belongs beside this program"),
+        "{line}"
+    );
 }
 
 #[test]

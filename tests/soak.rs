@@ -5,7 +5,7 @@
 mod common;
 
 use common::sweep::Sweep;
-use common::{arg, children_of, foldconv, folder};
+use common::{arg, children_of, foldconv, folder, program};
 use std::fmt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -172,7 +172,7 @@ fn a_sweep_of_three_hundred_trials_holds_no_more_at_its_end() {
 fn an_epoch_writes_as_much_as_any_other() {
     use common::trace;
     let (_guard, root) = folder(&[("a.yaml", TRIAL.replace("EPOCHS", "30").as_bytes())]);
-    let mut command = foldconv();
+    let mut command = program();
     command.args(["train", &arg(&root.join("a.yaml")), "--out", &arg(&root.join("out"))]);
     command.args(["--device", "cpu", "--threads", "1"]);
     let Some(traced) = trace::run(&mut command, |_, _| false) else { return };

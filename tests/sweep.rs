@@ -121,6 +121,9 @@ fn an_interrupted_sweep_goes_on_where_it_was() {
     unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGINT) };
     let stopped = child.wait_with_output().unwrap();
     assert!(error(&stopped, 1).starts_with("interrupted"), "{}", stderr(&stopped));
+    // How far it is, and not half a report.
+    let state = String::from_utf8_lossy(&stopped.stdout);
+    assert!(state.lines().count() == 1 && state.contains("trials are finished; `foldconv report "), "{state}");
     let done = finished();
     assert!((1..6).contains(&done), "{done} trials were done");
     let rest = sweep(&root, &[]);

@@ -96,7 +96,7 @@ pub struct Common {
     /// test images give the final figures alone. Default: none, and the test images serve for all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub validation: Option<i64>,
-    /// Seed of the draw of those images, the same for all seeds of a trial.
+    /// Seed of the draw of those images, the same for all seeds of a trial. Default 0.
     #[serde(skip_serializing_if = "is_zero")]
     pub validation_seed: u64,
     /// What is done to the images. Default: nothing.

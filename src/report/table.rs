@@ -247,10 +247,12 @@ pub fn scientific(value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::Watched;
     use crate::sweep::plan::Plan;
     use crate::sweep::store::Store;
     use crate::sweep::store::tests::{result, started, write_result};
-    use crate::train::result::{FoldResult, TrialResult};
+    use crate::train::checkpoint::Best;
+    use crate::train::result::{FoldResult, FormResult, TrialResult, ValidationResult};
 
     const GRID: &str = "{axes: {net: [{name: smallnet}, {name: mobilenet_v2, width: 0.35}],
         operator: [{name: maconv}, {name: maconv, middle: relu}], operator.bypass: [true, false]},
@@ -347,6 +349,41 @@ mod tests {
             table.footnotes,
             ["[1] blocks.0: a ReLU stands between the convolutions"],
             "one, shared by four points"
+        );
+    }
+
+    #[test]
+    fn images_held_out_choose_and_show_the_best_epoch() {
+        let (_folder, store, plan) = started("{axes: {data.validation: [5000, 9000]}, seeds: 2}");
+        for (point, (validation, epoch)) in plan.points.iter().zip([(81., 150), (79., 199)]) {
+            for trial in &point.trials {
+                // The second point does better on the test split alone.
+                let top1 = if epoch == 199 { 84. } else { 80. } + trial.config.seed as f64;
+                let result = result(&trial.hash, trial.config.seed, top1);
+                let best = Best { epoch, top1: validation + 1., loss: 0.5 };
+                let (expanded, compact) = (FormResult { top1: 82., ..result.expanded.clone() }, None);
+                let validation = ValidationResult { top1: validation, best, expanded, compact };
+                write_result(&store, &TrialResult { validation: Some(validation), ..result });
+            }
+        }
+        let summary = Summary::read(&store).unwrap();
+        let (best, chosen_on) = summary.best().unwrap();
+        assert_eq!((best.title.as_str(), chosen_on), ("validation=5000", Watched::Validation));
+        let table = detail(&summary);
+        let end = |row: &[String]| row[row.len() - 3..].join(" | ");
+        assert_eq!(end(&table.header), "validation top-1, % | best epoch | its top-1, %");
+        let rows: Vec<String> = table.rows.iter().map(|row| end(row)).collect();
+        assert_eq!(rows, ["81.00 ± 0.00 | 150 | 82.00 ± 0.00", "79.00 ± 0.00 | 199 | 82.00 ± 0.00"]);
+        assert_eq!(table.footnotes, [BEST_EPOCH]);
+        let csv = String::from_utf8(crate::report::rows::csv(&summary).unwrap()).unwrap();
+        assert!(csv.lines().nth(1).unwrap().ends_with(",81,150,82,82,"), "{csv}");
+        // What is not finished is not chosen.
+        for seed in 0..2 {
+            remove(&store, &plan, 0, seed);
+        }
+        assert_eq!(
+            Summary::read(&store).unwrap().best().map(|(best, _)| best.title.clone()),
+            Some("validation=9000".into())
         );
     }
 

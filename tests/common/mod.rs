@@ -31,7 +31,15 @@ pub fn turn() -> MutexGuard<'static, ()> {
 
 /// A command on the binary, with no data folder in its environment.
 pub fn foldconv() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_foldconv"));
+    quiet(Command::new(env!("CARGO_BIN_EXE_foldconv")))
+}
+
+/// The same without the launcher in front of it, for who counts its system calls.
+pub fn program() -> Command {
+    quiet(Command::new(env!("CARGO_BIN_EXE_foldconv-libtorch")))
+}
+
+fn quiet(mut command: Command) -> Command {
     // Tests run side by side on few cores; threads that spin while they wait would take them from each other.
     command.env_remove("FOLDCONV_DATA").env("RUST_BACKTRACE", "0").env("OMP_WAIT_POLICY", "PASSIVE");
     command
