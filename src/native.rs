@@ -168,7 +168,7 @@ mod without {
     /// Not built.
     pub fn record(
         _: &Path,
-        _: &BTreeMap<String, Tensor>,
+        _: &std::collections::BTreeMap<String, Tensor>,
         _: &Tensor,
         _: impl FnMut(&Tensor) -> Tensor,
     ) -> Result<(), String> {
