@@ -21,7 +21,7 @@
 //! ```
 //! use foldconv::algebra::Geometry;
 //! use foldconv::net::block::{Builder, Form, Network, Site};
-//! use foldconv::op::OperatorConfig;
+//! use foldconv::op::{OperatorConfig, Resolved};
 //! use foldconv::op::layers::Activation;
 //! use foldconv::{config, fold};
 //! use tch::nn::{self, ModuleT, OptimizerConfig};
@@ -36,9 +36,9 @@
 //!
 //! impl Net {
 //!     /// The same struct is the network in both forms.
-//!     fn new(path: &nn::Path, operator: &OperatorConfig, form: Form) -> anyhow::Result<Net> {
+//!     fn new(path: &nn::Path, operator: &Resolved<OperatorConfig>, form: Form) -> anyhow::Result<Net> {
 //!         let builder = Builder::new(operator, form);
-//!         let plain = OperatorConfig::default();
+//!         let plain = Resolved::PLAIN;
 //!         Ok(Net {
 //!             first: Builder::new(&plain, form).conv(path, "first", Geometry::same(3, 16, 3), Activation::Relu)?,
 //!             second: builder.conv(path, "second", Geometry::same(16, 32, 3).stride(2), Activation::Relu)?,

@@ -6,7 +6,7 @@
 /// network or data set, which implements the trait; an unknown name or key is an error that names it.
 #[macro_export]
 macro_rules! registry {
-    ($(#[$doc:meta])* $vis:vis enum $enum:ident: $trait:path, $what:literal {
+    ($(#[$doc:meta])* $vis:vis enum $enum:ident: $access:vis $trait:path, $what:literal {
         $($(#[doc = $summary:literal])* $name:literal => $variant:ident($config:ty)),+ $(,)?
     }) => {
         $(#[$doc])*
@@ -23,12 +23,13 @@ macro_rules! registry {
             }
 
             /// The options, as what they make.
-            pub fn recipe(&self) -> &dyn $trait {
+            $access fn recipe(&self) -> &dyn $trait {
                 match self { $(Self::$variant(config) => config),+ }
             }
 
             /// The options, to fill what is left open in them.
-            pub fn recipe_mut(&mut self) -> &mut dyn $trait {
+            #[allow(dead_code)]
+            $access fn recipe_mut(&mut self) -> &mut dyn $trait {
                 match self { $(Self::$variant(config) => config),+ }
             }
 

@@ -33,7 +33,7 @@ use foldconv::config::Config;
 use foldconv::data::dataset::Spec;
 use foldconv::net::NetConfig;
 use foldconv::net::block::{Builder, Form, Network};
-use foldconv::op::AttentionConfig;
+use foldconv::op::{AttentionConfig, Resolved};
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor, nn};
 
@@ -271,10 +271,8 @@ fn tied_networks_are_as_small_as_published() {
 /// The last digits of odd numbers.
 const ODD: [char; 5] = ['1', '3', '5', '7', '9'];
 
-fn attention(yaml: &str) -> AttentionConfig {
-    let mut config: AttentionConfig = serde_yaml::from_str(yaml).unwrap();
-    config.recipe_mut().resolve().unwrap();
-    config
+fn attention(yaml: &str) -> Resolved<AttentionConfig> {
+    serde_yaml::from_str(yaml).unwrap()
 }
 
 /// An expanded network for 32x32 images with more than an operator on its default sites.
@@ -285,7 +283,7 @@ fn built(net: &str, builder: &Builder, classes: i64) -> (nn::VarStore, Box<dyn N
     (store, network)
 }
 
-fn attended(net: &str, attention: &AttentionConfig, classes: i64) -> (nn::VarStore, Box<dyn Network>) {
+fn attended(net: &str, attention: &Resolved<AttentionConfig>, classes: i64) -> (nn::VarStore, Box<dyn Network>) {
     let plain = operator(PLAIN);
     built(net, &Builder { attention: Some(attention), ..Builder::new(&plain, Form::Expanded) }, classes)
 }

@@ -9,8 +9,8 @@ use common::network::{fold_error, network, network_on, operator, parameters, ran
 use foldconv::algebra::{FoldError, Geometry};
 use foldconv::fold::assign;
 use foldconv::net::block::Form;
-use foldconv::op::OperatorConfig;
 use foldconv::op::operator::{Operator, Place};
+use foldconv::op::{OperatorConfig, Resolved};
 use tch::{Device, Kind, Tensor, nn};
 
 const TOLERANCE: f64 = 1e-12;
@@ -21,10 +21,10 @@ fn double_store() -> nn::VarStore {
     store
 }
 
-fn expanded(config: &OperatorConfig, geometry: Geometry) -> (nn::VarStore, Box<dyn Operator>) {
+fn expanded(config: &Resolved<OperatorConfig>, geometry: Geometry) -> (nn::VarStore, Box<dyn Operator>) {
     let mut store = double_store();
     let root = store.root();
-    let module = config.recipe().expanded(&Place::new(&root / "conv", Some(&root / "bn")), geometry);
+    let module = config.expanded(&Place::new(&root / "conv", Some(&root / "bn")), geometry);
     randomise(&mut store);
     (store, module)
 }
@@ -52,8 +52,7 @@ fn relu_in_the_middle_is_refused() {
 
 #[test]
 fn options_that_contradict_are_refused_by_key() {
-    let refusal =
-        |yaml: &str| serde_yaml::from_str::<OperatorConfig>(yaml).unwrap().recipe_mut().resolve().unwrap_err();
+    let refusal = |yaml: &str| Resolved::new(serde_yaml::from_str::<OperatorConfig>(yaml).unwrap()).unwrap_err();
     assert!(refusal("{name: maconv, intermediate: 0}").starts_with("intermediate: "));
     assert!(refusal("{name: mdconv, temperature: 0}").starts_with("temperature: "));
     assert!(refusal("{name: mdconv, temperature: .nan}").starts_with("temperature: "));

@@ -6,9 +6,9 @@
 //! the error of any wrong term. A case that is not understood is a failure.
 
 use foldconv::algebra::Geometry;
-use foldconv::op::OperatorConfig;
 use foldconv::op::naming::Naming;
 use foldconv::op::operator::Place;
+use foldconv::op::{AttentionConfig, ClassifierConfig, OperatorConfig, Resolved};
 use foldconv::op::{se, tied};
 use foldconv::weights::pairing::{Aliases, Pairing, Theirs};
 use safetensors::SafeTensors;
@@ -97,14 +97,17 @@ impl Case {
     /// The block of a network that the case is of: a module that stands on no site. None: an operator, or not understood.
     fn module(&self, path: &nn::Path) -> Option<Box<dyn nn::ModuleT>> {
         let of = |key| self.number(key);
-        let gate = |config: se::Config| Some(Box::new(se::Se::new(path, of("channels")?, &config)) as _);
+        let gate = |config: se::Config| {
+            let channels = of("channels")?;
+            Some(Resolved::new(AttentionConfig::Se(config)).unwrap().build(path, channels, channels).unwrap())
+        };
         let reduction = of("reduction").unwrap_or(16);
         match self.about["op"].as_str()? {
             "se" => gate(se::Config { reduction, ..se::Config::default() }),
             "tied_se" => gate(se::Config { reduction, blocks: of("blocks"), ..se::Config::of(se::Layout::Tied) }),
             "tfc" => {
-                let config = tied::Config { blocks: of("blocks")? };
-                Some(Box::new(tied::Tfc::new(path, of("c_in")?, of("c_out")?, &config)))
+                let config = ClassifierConfig::Tfc(tied::Config { blocks: of("blocks")? });
+                Some(Resolved::new(config).unwrap().build(path, of("c_in")?, of("c_out")?).unwrap())
             }
             _ => None,
         }
@@ -166,10 +169,9 @@ fn check(case: &Case) {
     let (mut module, mut operator, mut namings) = (case.module(&path), None, [].as_slice());
     if module.is_none() {
         let (options, geometry) = case.operator().unwrap_or_else(|| panic!("{name}: not understood: {}", case.about));
-        let mut config: OperatorConfig = serde_yaml::from_str(&options).unwrap();
-        config.recipe_mut().resolve().unwrap();
-        namings = config.recipe().namings();
-        operator = Some(config.recipe().expanded(&Place::new(path, None), geometry));
+        let config: Resolved<OperatorConfig> = serde_yaml::from_str(&options).unwrap();
+        namings = config.namings();
+        operator = Some(config.expanded(&Place::new(path, None), geometry));
     }
     store.double();
     let loaded = load(case, &store, namings);
@@ -237,8 +239,8 @@ fn other_layouts_of_the_same_numbers_load() {
             continue;
         }
         let (options, _) = case.operator().unwrap();
-        let config: OperatorConfig = serde_yaml::from_str(&options).unwrap();
-        let naming = &config.recipe().namings()[0];
+        let config: Resolved<OperatorConfig> = serde_yaml::from_str(&options).unwrap();
+        let naming = &config.namings()[0];
         let filters = case.number("c_out").unwrap();
         let groups = if case.about["depthwise"] == true { filters } else { 2 * filters };
         let theirs = |(key, tensor): (String, Tensor)| {

@@ -15,9 +15,9 @@ use foldconv::config::Config;
 use foldconv::export::{Bn, Format, export};
 use foldconv::fold::Refused;
 use foldconv::net::block::{Form, Site};
-use foldconv::op::OperatorConfig;
 use foldconv::op::layers::Activation;
 use foldconv::op::operator::{Compact, Operator, Place, Shared};
+use foldconv::op::{OperatorConfig, Resolved};
 use foldconv::options::Entry;
 use foldconv::weights::Model;
 use proptest::prelude::*;
@@ -51,14 +51,13 @@ struct Expanded {
 }
 
 impl Expanded {
-    fn new(config: &OperatorConfig, geometry: Geometry) -> Expanded {
+    fn new(config: &Resolved<OperatorConfig>, geometry: Geometry) -> Expanded {
         let mut store = nn::VarStore::new(Device::Cpu);
         let root = store.root();
-        let recipe = config.recipe();
-        let block = recipe.shares().then_some(geometry.in_channels);
-        let shared = block.and_then(|channels| recipe.shared(&(&root / "block"), channels));
+        let block = config.shares().then_some(geometry.in_channels);
+        let shared = block.and_then(|channels| config.shared(&(&root / "block"), channels));
         let place = Place { conv: &root / "conv", bn: Some(&root / "bn"), block };
-        let operator = recipe.expanded(&place, geometry);
+        let operator = config.expanded(&place, geometry);
         store.double();
         // Running statistics and affine values as training leaves them: nowhere 0 or 1.
         tch::no_grad(|| {
@@ -86,10 +85,10 @@ impl Expanded {
 }
 
 /// The compact form that the recipe makes, with the folded numbers in it.
-fn loaded(config: &OperatorConfig, geometry: Geometry, folded: &Compact) -> Compact {
+fn loaded(config: &Resolved<OperatorConfig>, geometry: Geometry, folded: &Compact) -> Compact {
     let mut store = nn::VarStore::new(Device::Cpu);
-    let block = config.recipe().shares().then_some(geometry.in_channels);
-    let compact = config.recipe().compact(&Place { conv: store.root(), bn: None, block }, geometry);
+    let block = config.shares().then_some(geometry.in_channels);
+    let compact = config.compact(&Place { conv: store.root(), bn: None, block }, geometry);
     store.double();
     let tensors: HashMap<String, Tensor> = folded.tensors().into_iter().collect();
     assert_eq!(tensors.len(), store.variables().len());
@@ -119,9 +118,9 @@ fn may_refuse(given: &Given, error: &FoldError) -> bool {
 fn check(name: &str, given: &Given, geometry: Geometry, size: [i64; 2], seed: u32) -> Result<(), TestCaseError> {
     let text = yaml(name, given);
     let read = serde_yaml::from_str::<OperatorConfig>(&text);
-    let mut config = read.map_err(|error| TestCaseError::fail(format!("{text}: {error}")))?;
-    let fits = config.recipe_mut().resolve().and_then(|()| config.recipe().fits(&geometry));
-    fits.map_err(TestCaseError::reject)?;
+    let written = read.map_err(|error| TestCaseError::fail(format!("{text}: {error}")))?;
+    let config = Resolved::new(written).map_err(TestCaseError::reject)?;
+    config.fits(&geometry).map_err(TestCaseError::reject)?;
     tch::manual_seed(seed.into());
     let expanded = Expanded::new(&config, geometry);
     let folded = match expanded.operator.fold() {

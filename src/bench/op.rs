@@ -2,9 +2,9 @@
 
 use crate::algebra::Geometry;
 use crate::fold::assign;
-use crate::op::OperatorConfig;
 use crate::op::operator::{Compact, Operator, Place};
 use crate::op::per_sample::Execution;
+use crate::op::{OperatorConfig, Resolved};
 use crate::timing;
 use crate::tune::channels_last;
 use anyhow::{Result, anyhow};
@@ -57,7 +57,7 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(operator: &OperatorConfig, shape: Shape, device: Device) -> Result<Bench> {
+    fn new(operator: &Resolved<OperatorConfig>, shape: Shape, device: Device) -> Result<Bench> {
         let recipe = operator.recipe();
         let store = nn::VarStore::new(device);
         let root = store.root();
@@ -102,11 +102,11 @@ impl Bench {
 ///
 /// # Errors
 /// Options with which the operator has no compact form.
-pub fn costs(label: &str, operator: &OperatorConfig, shape: Shape, device: Device) -> Result<Vec<Cost>> {
+pub fn costs(label: &str, operator: &Resolved<OperatorConfig>, shape: Shape, device: Device) -> Result<Vec<Cost>> {
     if operator.recipe().fits(&shape.geometry).is_err() {
         return Ok(Vec::new());
     }
-    let plain = Bench::new(&OperatorConfig::default(), shape, device)?;
+    let plain = Bench::new(&Resolved::PLAIN, shape, device)?;
     let bench = Bench::new(operator, shape, device).map_err(|error| anyhow!("{label}: {error}"))?;
     let costs = bench.executions().iter().map(|execution| {
         let compact = || bench.run_compact(*execution);

@@ -10,8 +10,8 @@ use crate::bench::op::{Cost, Shape, costs};
 use crate::bench::train::{TrainSpeed, train_speed};
 use crate::config::{self, Built, Config, Mapping, Value};
 use crate::net::block::Form;
-use crate::op::OperatorConfig;
 use crate::op::per_sample::Execution;
+use crate::op::{OperatorConfig, Resolved};
 use crate::sweep::axes::label;
 use crate::text::{align_right, table};
 use crate::timing;
@@ -265,7 +265,7 @@ fn operators(options: &OpOptions, device: Device, as_json: bool) -> Result<()> {
 }
 
 /// The operator of a name, or of YAML, and how it is called.
-fn operator(text: &str) -> Result<(String, OperatorConfig)> {
+fn operator(text: &str) -> Result<(String, Resolved<OperatorConfig>)> {
     // By itself RepLK has no kernel larger than the convolution's.
     let text = if text == "replk" { "{name: replk, kernel: 13}" } else { text };
     let name = label(&Value::Mapping(config::named("operator", text)?));

@@ -18,7 +18,7 @@ use crate::error::{BadRequest, suggest};
 use crate::net::NetConfig;
 use crate::net::block::{Builder, Form, Network, Plan, Site, SiteTrace, Word, trace_sites};
 use crate::op::layers;
-use crate::op::{AttentionConfig, ClassifierConfig, OperatorConfig};
+use crate::op::{AttentionConfig, ClassifierConfig, OperatorConfig, Resolved};
 use crate::placement;
 use crate::registry;
 use crate::{bad_request, yaml};
@@ -44,20 +44,20 @@ pub struct Config {
     pub net: NetConfig,
     /// What stands on its chosen sites. Default `plain`.
     #[serde(default)]
-    pub operator: OperatorConfig,
+    pub operator: Resolved<OperatorConfig>,
     /// The chosen sites: kinds (`pointwise`, `spatial` …), site names, or `all`; behind a `-` they are left out, and the last word
     /// that means a site decides. Default: those of the operator's paper on this network, else of the network's.
     #[serde(default)]
     pub apply_to: Vec<String>,
     /// What stands behind each block of the network. Default: nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub attention: Option<AttentionConfig>,
+    pub attention: Option<Resolved<AttentionConfig>>,
     /// What the batch norms add to the variance, as `eps` of torch.nn.BatchNorm2d. Default 1e-5.
     #[serde(default = "pytorch_bn_eps", skip_serializing_if = "is_pytorch_bn_eps")]
     pub bn_eps: f64,
     /// The last layer. Default `linear`.
     #[serde(default, skip_serializing_if = "registry::is_default")]
-    pub classifier: ClassifierConfig,
+    pub classifier: Resolved<ClassifierConfig>,
     /// How it is trained. Default: that of each key.
     #[serde(default)]
     pub train: TrainConfig,
@@ -126,16 +126,10 @@ impl Config {
     pub fn read(keys: &Mapping) -> Result<Config, Wrong> {
         let keys = Value::Mapping(placement::filled(with_names(keys.clone())));
         schema::check(&SCHEMA, &SCHEMA, &keys, "", &also_known())?;
-        let mut config: Config = serde_path_to_error::deserialize(keys)
+        let config: Config = serde_path_to_error::deserialize(keys)
             .map_err(|error| Wrong::in_section(&error.path().to_string(), &error.inner().to_string()))?;
-        let checks = [
-            ("operator", config.operator.recipe_mut().resolve()),
-            ("attention", config.attention.as_mut().map_or(Ok(()), |attention| attention.recipe_mut().resolve())),
-            ("classifier", config.classifier.recipe_mut().resolve()),
-            ("net", config.net.recipe().check()),
-            ("data", config.data.check()),
-            ("train", config.train.check()),
-        ];
+        let checks =
+            [("net", config.net.recipe().check()), ("data", config.data.check()), ("train", config.train.check())];
         for (section, check) in checks {
             check.map_err(|reason| Wrong::in_section(section, &reason))?;
         }
@@ -263,13 +257,8 @@ pub fn named(flag: &str, text: &str) -> Result<Mapping> {
 ///
 /// # Errors
 /// A [`crate::error::BadRequest`]: `operator.key: reason`.
-pub fn operator(text: &str) -> Result<OperatorConfig> {
-    let read = |keys| {
-        let mut operator: OperatorConfig = section("operator", keys)?;
-        operator.recipe_mut().resolve().map_err(|reason| Wrong::in_section("operator", &reason))?;
-        Ok(operator)
-    };
-    read(named("operator", text)?).map_err(|wrong: Wrong| BadRequest(wrong.to_string()).into())
+pub fn operator(text: &str) -> Result<Resolved<OperatorConfig>> {
+    section("operator", named("operator", text)?).map_err(|wrong| BadRequest(wrong.to_string()).into())
 }
 
 /// The section `data` that `--data NAME|YAML` stands for, for a model of `own`. Of the model's own set it has the model's options; of another

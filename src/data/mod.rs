@@ -29,7 +29,7 @@ use std::sync::Arc;
 
 crate::registry! {
     /// A data set and its options.
-    pub enum SourceConfig: Source, "data set" {
+    pub enum SourceConfig: pub Source, "data set" {
         /// Photographs of animals and vehicles.
         "cifar10" => Cifar10(cifar::Cifar10Config),
         /// The same, in finer classes.

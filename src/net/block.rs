@@ -5,10 +5,10 @@ use crate::bad_request;
 use crate::data::dataset::Spec;
 use crate::op::exec::Exec;
 use crate::op::gates;
-use crate::op::layers::{Activation, LinearConfig, below};
+use crate::op::layers::{Activation, below};
 use crate::op::operator::{Compact, Operator, Place, Shared};
 use crate::op::per_sample::{Execution, PerSample};
-use crate::op::{AttentionConfig, ClassifierConfig, OperatorConfig, plain};
+use crate::op::{AttentionConfig, ClassifierConfig, OperatorConfig, Resolved};
 use anyhow::Result;
 use clap::ValueEnum;
 use schemars::JsonSchema;
@@ -81,7 +81,7 @@ pub struct Site {
     /// Its shape.
     pub geometry: Geometry,
     /// The operator on it, and its options.
-    pub operator: OperatorConfig,
+    pub operator: Resolved<OperatorConfig>,
     /// What its network puts behind it.
     pub activation: Activation,
     /// Channels of the input of the block in which it stands, if any.
@@ -242,8 +242,19 @@ pub enum Standing<'a> {
     Plain,
     /// The operator of the config: the network's paper replaces it.
     Operator,
-    /// One that the network brings, resolved.
-    Own(&'a OperatorConfig),
+    /// One that the network brings.
+    Own(&'a Resolved<OperatorConfig>),
+}
+
+/// An operator that a network brings.
+///
+/// # Errors
+/// A [`crate::error::BadRequest`] where its options are out of their range.
+pub fn own(options: OperatorConfig) -> Result<Resolved<OperatorConfig>> {
+    match Resolved::new(options) {
+        Ok(resolved) => Ok(resolved),
+        Err(reason) => bad_request!("net.{reason}"),
+    }
 }
 
 impl Standing<'_> {
@@ -293,28 +304,28 @@ pub type Plan = BTreeMap<String, Execution>;
 /// Builds the sites of a network in one of its forms.
 #[derive(Debug)]
 pub struct Builder<'a> {
-    /// What goes on the chosen sites; resolved.
-    pub operator: &'a OperatorConfig,
+    /// What goes on the chosen sites.
+    pub operator: &'a Resolved<OperatorConfig>,
     /// The chosen sites: kinds, site names, `all`, or one of these behind a `-`, which leaves them out; the last word that means
     /// a site decides. With no word that chooses, those that the network's paper replaces are chosen.
     pub apply_to: &'a [String],
     /// What goes behind each block.
-    pub attention: Option<&'a AttentionConfig>,
+    pub attention: Option<&'a Resolved<AttentionConfig>>,
     /// The last layer.
-    pub classifier: &'a ClassifierConfig,
+    pub classifier: &'a Resolved<ClassifierConfig>,
     /// Which form is built.
     pub form: Form,
     /// How compact operators are computed.
     pub plan: &'a Plan,
 }
 
-static PLAIN: OperatorConfig = OperatorConfig::Plain(plain::Config {});
-static LINEAR: ClassifierConfig = ClassifierConfig::Linear(LinearConfig {});
+static PLAIN: Resolved<OperatorConfig> = Resolved::PLAIN;
+static LINEAR: Resolved<ClassifierConfig> = Resolved::LINEAR;
 static NO_PLAN: Plan = Plan::new();
 
 impl<'a> Builder<'a> {
     /// Puts the operator on the sites of the network's paper; no attention, a linear classifier.
-    pub fn new(operator: &'a OperatorConfig, form: Form) -> Builder<'a> {
+    pub fn new(operator: &'a Resolved<OperatorConfig>, form: Form) -> Builder<'a> {
         Builder { operator, apply_to: &[], attention: None, classifier: &LINEAR, form, plan: &NO_PLAN }
     }
 

@@ -11,7 +11,7 @@
 use crate::algebra::Geometry;
 use crate::bad_request;
 use crate::data::dataset::Spec;
-use crate::net::block::{Block, Builder, Network, Site, SiteKind, SitePlan, Standing};
+use crate::net::block::{self, Block, Builder, Network, Site, SiteKind, SitePlan, Standing};
 use crate::net::chain::{Chain, Part, Parts, Residual};
 use crate::net::family::Family;
 use crate::op::layers::{Activation, below};
@@ -48,13 +48,14 @@ impl Family for Config {
     fn build(&self, member: usize, root: &nn::Path, builder: &Builder, spec: Spec) -> Result<Box<dyn Network>> {
         let gated = member == 4;
         let mut first = None;
-        if let OperatorConfig::MobileOne(operator) = builder.operator {
+        if let OperatorConfig::MobileOne(operator) = &**builder.operator {
             if gated && operator.se {
                 bad_request!(
                     "operator.se: mobileone_s4 has the squeeze-and-excitation of its paper; leave the option off"
                 );
             }
             let one_branch = OperatorConfig::MobileOne(op::mobileone::Config { branches: 1, ..operator.clone() });
+            let one_branch = block::own(one_branch)?;
             first = builder.keeps_defaults().then_some(one_branch);
         }
         let channels = |stage: usize| (CHANNELS[stage] * WIDTHS[member][stage]) as i64;

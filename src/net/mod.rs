@@ -19,7 +19,7 @@ use family::Member;
 
 crate::registry! {
     /// A network and its options, as in `net: {name: mobilenet_v2, width: 0.35}`.
-    pub enum NetConfig: block::NetRecipe, "network" {
+    pub enum NetConfig: pub block::NetRecipe, "network" {
         /// SmallNet of the MDConv paper: 3x3, then three times 1x1 and depthwise 3x3 (Luo & Zhan 2022); for small images.
         "smallnet" => SmallNet(smallnet::Config),
         /// MobileNetV2 (Sandler et al., CVPR 2018), as torchvision.

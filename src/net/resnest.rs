@@ -48,7 +48,7 @@ impl Family for Config {
     fn build(&self, member: usize, root: &nn::Path, builder: &Builder, spec: Spec) -> Result<Box<dyn Network>> {
         let stages =
             Stages { blocks: &[3, 4, 6, 3], planes: &PLANES, expansion: 4, width: self.width, classifier: "fc" };
-        let tied = OperatorConfig::Tbc(tbc::Config { blocks: 2, ..tbc::Config::default() });
+        let tied = block::own(OperatorConfig::Tbc(tbc::Config { blocks: 2, ..tbc::Config::default() }))?;
         let standing = if member == 0 { Standing::Operator } else { Standing::Own(&tied) };
         let stem = deep_stem(root, builder, spec, stages.stem())?;
         let block = |path: &nn::Path, shape| new_block(path, builder, shape, standing);

@@ -14,12 +14,12 @@
 
 use crate::algebra::Geometry;
 use crate::data::dataset::Spec;
-use crate::net::block::{Block, Builder, Network, Site, SiteKind, SitePlan, Standing, Stem};
+use crate::net::block::{self, Block, Builder, Network, Site, SiteKind, SitePlan, Standing, Stem};
 use crate::net::chain::{Part, Parts, Residual};
 use crate::net::family::Family;
 use crate::net::residual::{self, PLANES, Shape, Stages};
 use crate::op::layers::Activation;
-use crate::op::{OperatorConfig, tbc};
+use crate::op::{OperatorConfig, Resolved, tbc};
 use anyhow::Result;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -96,8 +96,8 @@ impl Family for Config {
 }
 
 /// A convolution that so many blocks share.
-fn tied(blocks: i64) -> OperatorConfig {
-    OperatorConfig::Tbc(tbc::Config { blocks, ..tbc::Config::default() })
+fn tied(blocks: i64) -> Result<Resolved<OperatorConfig>> {
+    block::own(OperatorConfig::Tbc(tbc::Config { blocks, ..tbc::Config::default() }))
 }
 
 impl Config {
@@ -113,7 +113,7 @@ impl Config {
         let Shape { inputs, planes, outputs, stride } = shape;
         let split = split * planes / 64;
         let inner = SPLITS as i64 * split;
-        let (two, pair) = (tied(2), Geometry::same(inner, inner, 1));
+        let (two, pair) = (tied(2)?, Geometry::same(inner, inner, 1));
         let mut block = builder.block(path, inputs);
         let pointwise = |conv, bn, geometry, activation, default| SitePlan {
             conv,
@@ -146,7 +146,7 @@ impl Config {
         let mut sites = Vec::new();
         for (at, blocks) in self.blocks.into_iter().enumerate() {
             let (conv, bn) = (&*format!("conv2.{at}"), &*format!("bn2.{at}"));
-            let (kind, activation, own) = (SiteKind::Spatial, Activation::Relu, tied(blocks));
+            let (kind, activation, own) = (SiteKind::Spatial, Activation::Relu, tied(blocks)?);
             let default = Standing::Own(&own);
             sites.push(block.site(SitePlan { conv, bn, kind, geometry, activation, default })?);
         }

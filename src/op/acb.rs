@@ -60,7 +60,7 @@ pub struct Acb([ConvNorm; 3]);
 
 impl Acb {
     /// On `path`, with the reference's names: `square_conv`, `ver_conv`, `hor_conv`, `square_bn`, `ver_bn`, `hor_bn`.
-    pub fn new(path: &nn::Path, geometry: Geometry, config: &Config) -> Acb {
+    pub(crate) fn new(path: &nn::Path, geometry: Geometry, config: &Config) -> Acb {
         let branch = |name: &str, geometry: Geometry| {
             let mut bn = BatchNorm::new(&(path / format!("{name}_bn")), geometry.out_channels);
             bn.set_weight(config.gamma_init);

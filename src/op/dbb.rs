@@ -77,7 +77,7 @@ pub struct Dbb {
 impl Dbb {
     /// On `path`, with the reference's names: `dbb_origin.{conv,bn}`, `dbb_1x1.{conv,bn}`, `dbb_avg.{conv,bn.bn,avgbn}` and
     /// `dbb_1x1_kxk.{idconv1 or conv1,bn1.bn,conv2,bn2}`.
-    pub fn new(path: &nn::Path, site: Geometry, config: &Config) -> Dbb {
+    pub(crate) fn new(path: &nn::Path, site: Geometry, config: &Config) -> Dbb {
         let gamma = if config.single_init { 0. } else { 1. };
         let summed = |path: nn::Path| {
             let mut bn = BatchNorm::new(&path, site.out_channels);

@@ -256,7 +256,7 @@ pub struct Dcd {
 impl Dcd {
     /// With the reference's names: `conv`, those of the latent path, `fc.0`, `fc.1.fc.0`, `fc_phi` and `fc_scale`; and the batch
     /// norm.
-    pub fn new(place: &Place, geometry: Geometry, config: &Config) -> Dcd {
+    pub(crate) fn new(place: &Place, geometry: Geometry, config: &Config) -> Dcd {
         let path = &place.conv;
         let code = config.style == Style::Code;
         let prefix = if config.sizes(&geometry).layout == Layout::MobilenetV2 { "conv_" } else { "" };

@@ -53,7 +53,7 @@ pub struct DcdClassifier {
 impl DcdClassifier {
     /// On `path`, with the reference's names: `cls`, `cls_q`, `cls_p`, `bn1`, `bn2`, `fc.0`, `fc.1.fc.0`, `fc_phi`, `fc_scale`. All
     /// but `cls` are without biases.
-    pub fn new(path: &nn::Path, inputs: i64, outputs: i64, config: &Config) -> DcdClassifier {
+    pub(crate) fn new(path: &nn::Path, inputs: i64, outputs: i64, config: &Config) -> DcdClassifier {
         let Config { latent, hidden } = *config;
         let layer = |name: &str, size| Tied::new(&(path / name), size, 1, Form::Linear, false);
         let norm = |name: &str| Norm::Batch(BatchNorm::new(&(path / name), latent));

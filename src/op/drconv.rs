@@ -303,7 +303,7 @@ pub struct DrConv {
 impl DrConv {
     /// With the references' names: `conv_guide`, `conv_kernel.1` and `conv_kernel.3`, or `masknet`, `conv.weight`, `conv.bias`
     /// and `conv.routing_fc`; and the batch norm of the place.
-    pub fn new(place: &Place, geometry: Geometry, config: &Config) -> DrConv {
+    pub(crate) fn new(place: &Place, geometry: Geometry, config: &Config) -> DrConv {
         DrConv { maker: Maker::new(&place.conv, geometry, config), norm: place.norm(geometry.out_channels) }
     }
 

@@ -153,7 +153,7 @@ pub struct ExpandNet {
 
 impl ExpandNet {
     /// `0.weight`, `0.bias`, `1.weight`, ...: the indices that the reference's nn.Sequential gives; and the batch norm.
-    pub fn new(place: &Place, geometry: Geometry, config: &Config) -> ExpandNet {
+    pub(crate) fn new(place: &Place, geometry: Geometry, config: &Config) -> ExpandNet {
         let convolution = |(i, geometry): (usize, Geometry)| {
             let path = &place.conv / i;
             let weight = conv_weight(&path, &geometry);

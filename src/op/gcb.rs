@@ -155,7 +155,7 @@ pub struct Gcb {
 
 impl Gcb {
     /// On `path`, with mmcv's names: `conv_mask`, `channel_add_conv.{0,1,3}`, `channel_mul_conv.{0,1,3}`. The options fit.
-    pub fn new(path: &nn::Path, channels: i64, config: &Config) -> Gcb {
+    pub(crate) fn new(path: &nn::Path, channels: i64, config: &Config) -> Gcb {
         let mask = || {
             let (path, geometry) = (path / "conv_mask", Geometry::same(channels, 1, 1));
             // Kaiming's normal, as in the reference.

@@ -199,7 +199,7 @@ pub struct MaConv {
 impl MaConv {
     /// On `path`: `first` (W1), `second` (W2), `bypass` (W0), `attention`, and `bn` or `bias` behind the sum.
     /// `config` must be resolved.
-    pub fn new(path: &nn::Path, geometry: Geometry, config: &Config) -> MaConv {
+    pub(crate) fn new(path: &nn::Path, geometry: Geometry, config: &Config) -> MaConv {
         let branch_norm = config.bn.unwrap_or(Bn::Each);
         let compact = config.form == Form::Compact;
         let branch = |name: &str, geometry: Geometry| {

@@ -65,7 +65,7 @@ impl Recipe for Config {
 }
 
 /// On `path`, with the reference's names: `rbr_conv.{i}.{conv,bn}`, `rbr_scale.{conv,bn}`, `rbr_skip`, `se.{reduce,expand}`.
-pub fn new(path: &nn::Path, geometry: Geometry, config: &Config) -> Branches {
+pub(crate) fn new(path: &nn::Path, geometry: Geometry, config: &Config) -> Branches {
     let mut convs: Vec<_> = (0..config.branches).map(|i| conv_bn(&(path / "rbr_conv" / i), geometry)).collect();
     if geometry.kernel != [1; 2] {
         let centre = Geometry { kernel: [1; 2], padding: [0; 2], ..geometry };

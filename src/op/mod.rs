@@ -36,6 +36,7 @@ mod proof;
 pub mod regions;
 pub mod replk;
 pub mod repvgg;
+mod resolved;
 pub mod se;
 pub mod tbc;
 pub mod temperature;
@@ -44,10 +45,11 @@ pub mod tiling;
 pub mod weightnet;
 
 use operator::{LayerRecipe, Recipe};
+pub use resolved::{Resolve, Resolved};
 
 crate::registry! {
     /// An operator and its options, as in `operator: {name: maconv, intermediate: 20}`.
-    pub enum OperatorConfig: Recipe, "operator" {
+    pub enum OperatorConfig: pub(crate) Recipe, "operator" {
         /// The convolution and its batch norm as they are: what all others are compared with.
         "plain" => Plain(plain::Config),
         /// Multi-branch expansion through m channels, with batch norms inside (Luo & Zhan, High Technology Letters 28(3), 2022); folds to one
@@ -88,15 +90,9 @@ crate::registry! {
     }
 }
 
-impl Default for OperatorConfig {
-    fn default() -> OperatorConfig {
-        OperatorConfig::Plain(plain::Config {})
-    }
-}
-
 crate::registry! {
     /// An attention module at the end of each block of a network, as in `attention: {name: se}`. Nothing of it is folded.
-    pub enum AttentionConfig: LayerRecipe, "attention" {
+    pub enum AttentionConfig: pub(crate) LayerRecipe, "attention" {
         /// Squeeze and excitation (Hu et al., CVPR 2018).
         "se" => Se(se::Config),
         /// `se` whose matrices B blocks of channels share (Wang & Yu, AAAI 2021).
@@ -110,18 +106,12 @@ crate::registry! {
 
 crate::registry! {
     /// The last layer of a network, as in `classifier: {name: tfc, blocks: 2}`.
-    pub enum ClassifierConfig: LayerRecipe, "classifier" {
+    pub enum ClassifierConfig: pub(crate) LayerRecipe, "classifier" {
         /// A fully connected layer.
         "linear" => Linear(layers::LinearConfig),
         /// A fully connected layer whose matrix B blocks of features share (Wang & Yu, AAAI 2021).
         "tfc" => Tfc(tied::Config),
         /// The dynamic classifier of the authors' code of DCD (Li et al., ICLR 2021).
         "dcd" => Dcd(dcd_classifier::Config),
-    }
-}
-
-impl Default for ClassifierConfig {
-    fn default() -> ClassifierConfig {
-        ClassifierConfig::Linear(layers::LinearConfig {})
     }
 }

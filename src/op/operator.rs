@@ -17,7 +17,7 @@ pub trait Operator: nn::ModuleT {
         activation.apply(self.forward_t(x, train))
     }
 
-    /// The same with what the operators of the block share ([`Recipe::shared`]); one that shares nothing ignores it.
+    /// The same with what the operators of the block share (such as DRConv's regions); one that shares nothing ignores it.
     fn forward_shared(&self, x: &Tensor, _shared: &Tensor, activation: Activation, train: bool) -> Tensor {
         self.forward_activated(x, activation, train)
     }
@@ -44,7 +44,7 @@ pub trait Operator: nn::ModuleT {
 }
 
 /// The options of an operator, and how the operator is made of them.
-pub trait Recipe {
+pub(crate) trait Recipe {
     /// Fills options that depend on others.
     ///
     /// # Errors
@@ -61,7 +61,7 @@ pub trait Recipe {
         Ok(())
     }
 
-    /// The expanded form. The options are resolved and fit.
+    /// The expanded form, of options that are resolved, on a convolution that they fit.
     fn expanded(&self, place: &Place, geometry: Geometry) -> Box<dyn Operator>;
 
     /// Whether the operators on the sites of one block share something.
@@ -88,7 +88,7 @@ pub trait Recipe {
 
 /// The options of a layer of a network that is no convolution: an attention module, or a classifier. It is the same in both
 /// forms of the network.
-pub trait LayerRecipe {
+pub(crate) trait LayerRecipe {
     /// Fills options that depend on others.
     ///
     /// # Errors

@@ -223,7 +223,7 @@ pub struct Orepa {
 
 impl Orepa {
     /// On `path`, with the reference's names: `weight_orepa_*`, `vector`, `id_tensor` and `bn`.
-    pub fn new(path: &nn::Path, geometry: Geometry, config: &Config) -> Orepa {
+    pub(crate) fn new(path: &nn::Path, geometry: Geometry, config: &Config) -> Orepa {
         let norm = Norm::Batch(BatchNorm::new(&(path / "bn"), geometry.out_channels));
         Orepa { branches: Branches::new(path, &geometry, config), norm, geometry }
     }

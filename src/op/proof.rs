@@ -4,27 +4,25 @@
 //! three digits of room and ten below the error of any wrong fold. Central differences with step 1e-5 are good to 1e-6.
 
 use crate::algebra::Geometry;
-use crate::op::OperatorConfig;
 use crate::op::exec::Exec;
 use crate::op::layers::Activation;
 use crate::op::operator::{Compact, Operator, Place};
 use crate::op::per_sample::Execution;
+use crate::op::{OperatorConfig, Resolved};
 use std::collections::HashMap;
 use tch::{Device, Kind, Tensor, nn};
 
 const DOUBLE: (Kind, Device) = (Kind::Double, Device::Cpu);
 
 /// The options of an operator, resolved, as a config file gives them.
-pub fn options(yaml: &str) -> OperatorConfig {
-    let mut config: OperatorConfig = serde_yaml::from_str(yaml).unwrap();
-    config.recipe_mut().resolve().unwrap_or_else(|reason| panic!("{yaml}: {reason}"));
-    config
+pub fn options(yaml: &str) -> Resolved<OperatorConfig> {
+    Resolved::new(serde_yaml::from_str(yaml).unwrap()).unwrap_or_else(|reason| panic!("{yaml}: {reason}"))
 }
 
 /// What is wrong with options that don't resolve, or with a convolution that they don't fit.
 pub fn refusal(yaml: &str, geometry: Geometry) -> String {
-    let mut config: OperatorConfig = serde_yaml::from_str(yaml).unwrap();
-    config.recipe_mut().resolve().and_then(|()| config.recipe().fits(&geometry)).unwrap_err()
+    let read: OperatorConfig = serde_yaml::from_str(yaml).unwrap();
+    Resolved::new(read).and_then(|options| options.fits(&geometry)).unwrap_err()
 }
 
 /// |a - b| / |b|.
@@ -34,7 +32,7 @@ pub fn relative(a: &Tensor, b: &Tensor) -> f64 {
 }
 
 /// The expanded form in float64, with running statistics and affine values as training leaves them: nowhere 0 or 1.
-pub fn expanded(config: &OperatorConfig, geometry: Geometry) -> (nn::VarStore, Box<dyn Operator>) {
+pub fn expanded(config: &Resolved<OperatorConfig>, geometry: Geometry) -> (nn::VarStore, Box<dyn Operator>) {
     config.recipe().fits(&geometry).unwrap_or_else(|reason| panic!("{config:?} {geometry:?}: {reason}"));
     let mut store = nn::VarStore::new(Device::Cpu);
     let root = store.root();

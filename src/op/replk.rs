@@ -89,7 +89,7 @@ impl Recipe for Config {
 }
 
 /// On `path`, with the reference's names: `lkb_origin.{conv,bn}` and `small_conv.{conv,bn}`.
-pub fn new(path: &nn::Path, geometry: Geometry, config: &Config) -> Branches {
+pub(crate) fn new(path: &nn::Path, geometry: Geometry, config: &Config) -> Branches {
     let large = config.large(&geometry);
     let small = resized(&large, config.small);
     Branches {

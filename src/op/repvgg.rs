@@ -52,7 +52,7 @@ impl Recipe for Config {
 }
 
 /// On `path`, with the reference's names: `rbr_dense.{conv,bn}`, `rbr_1x1.{conv,bn}`, `rbr_identity`, `se.{down,up}`.
-pub fn new(path: &nn::Path, geometry: Geometry, config: &Config) -> Branches {
+pub(crate) fn new(path: &nn::Path, geometry: Geometry, config: &Config) -> Branches {
     let centre = Geometry { kernel: [1; 2], padding: [0; 2], ..geometry };
     Branches {
         convs: vec![conv_bn(&(path / "rbr_dense"), geometry), conv_bn(&(path / "rbr_1x1"), centre)],

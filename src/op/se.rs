@@ -132,7 +132,7 @@ pub struct Se {
 
 impl Se {
     /// On `path`, with the layout's names. The options fit.
-    pub fn new(path: &nn::Path, channels: i64, config: &Config) -> Se {
+    pub(crate) fn new(path: &nn::Path, channels: i64, config: &Config) -> Se {
         let (names, form, bias) = match config.layout() {
             Layout::Linear => (["fc.0", "fc.2"], Form::Linear, false),
             Layout::Tied => (["fc.0", "fc.2"], Form::Linear, true),

@@ -124,7 +124,7 @@ pub struct Tbc {
 
 impl Tbc {
     /// With the reference's names: `conv.weight` (C_out/B, C_in/(B G), kh, kw) and `conv.bias` (C_out/B); and the batch norm.
-    pub fn new(place: &Place, geometry: Geometry, config: &Config) -> Tbc {
+    pub(crate) fn new(place: &Place, geometry: Geometry, config: &Config) -> Tbc {
         let thin = config.thin(&geometry);
         let path = &place.conv / "conv";
         let bias = config.bias.then(|| path.var("bias", &[thin.out_channels], uniform(thin.fan_in())));

@@ -122,7 +122,7 @@ pub struct Tfc(Tied);
 
 impl Tfc {
     /// On `path`, with the reference's names: `linear.weight` and `linear.bias`. The options fit.
-    pub fn new(path: &nn::Path, inputs: i64, outputs: i64, config: &Config) -> Tfc {
+    pub(crate) fn new(path: &nn::Path, inputs: i64, outputs: i64, config: &Config) -> Tfc {
         Tfc(Tied::new(&(path / "linear"), [inputs, outputs], config.blocks, Form::Linear, true))
     }
 }

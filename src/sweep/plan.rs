@@ -261,7 +261,7 @@ fn check_sites(points: &[Point], origin: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::op::OperatorConfig;
+    use crate::op::{OperatorConfig, Resolved};
 
     fn plan(trial: &str, sweep: &str) -> Result<Plan> {
         let read = |yaml: &str| serde_yaml::from_str(yaml).unwrap();
@@ -297,9 +297,9 @@ mod tests {
         assert_eq!((plan.points.len(), plan.trials().len()), (10, 20));
         assert_eq!(labels(&plan.points[0]), ["smallnet", "–", "plain"]);
         assert_eq!(labels(&plan.points[9]), ["mobilenet_v2 width=0.35", "false", "mdconv"]);
-        let OperatorConfig::MaConv(config) = &plan.points[3].trials[1].config.operator else { panic!("not maconv") };
+        let OperatorConfig::MaConv(config) = &*plan.points[3].trials[1].config.operator else { panic!("not maconv") };
         assert!(!config.bypass, "the key inside a section survives the section, whatever their order");
-        assert_eq!(plan.points[0].trials[1].config.operator, OperatorConfig::default());
+        assert_eq!(plan.points[0].trials[1].config.operator, Resolved::PLAIN);
         assert_eq!(plan.points[3].trials.iter().map(|trial| trial.config.seed).collect::<Vec<_>>(), [0, 1]);
     }
 

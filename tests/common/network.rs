@@ -6,16 +6,14 @@ use foldconv::data::dataset::Spec;
 use foldconv::fold::{assign, fold};
 use foldconv::net::NetConfig;
 use foldconv::net::block::{Builder, Form, Network};
-use foldconv::op::OperatorConfig;
+use foldconv::op::{OperatorConfig, Resolved};
 use foldconv::train::trainer::Trainer;
 use foldconv::weights::Model;
 use tch::{Device, Kind, Tensor, nn};
 
 /// The operator of its YAML, resolved.
-pub fn operator(yaml: &str) -> OperatorConfig {
-    let mut config: OperatorConfig = serde_yaml::from_str(yaml).unwrap();
-    config.recipe_mut().resolve().unwrap();
-    config
+pub fn operator(yaml: &str) -> Resolved<OperatorConfig> {
+    serde_yaml::from_str(yaml).unwrap()
 }
 
 /// A trial of its YAML, on the CPU; its batches are made there, or gathered as on a GPU.
@@ -52,7 +50,12 @@ pub fn randomise(store: &mut nn::VarStore) {
 }
 
 /// The network of its YAML on 32x32 images, the operator on its default sites.
-pub fn network(net: &str, operator: &OperatorConfig, form: Form, classes: i64) -> (nn::VarStore, Box<dyn Network>) {
+pub fn network(
+    net: &str,
+    operator: &Resolved<OperatorConfig>,
+    form: Form,
+    classes: i64,
+) -> (nn::VarStore, Box<dyn Network>) {
     network_on(&[], net, operator, form, classes)
 }
 
@@ -60,7 +63,7 @@ pub fn network(net: &str, operator: &OperatorConfig, form: Form, classes: i64) -
 pub fn network_on(
     apply_to: &[String],
     net: &str,
-    operator: &OperatorConfig,
+    operator: &Resolved<OperatorConfig>,
     form: Form,
     classes: i64,
 ) -> (nn::VarStore, Box<dyn Network>) {
@@ -71,7 +74,7 @@ pub fn network_on(
 pub fn try_network_on(
     apply_to: &[String],
     net: &str,
-    operator: &OperatorConfig,
+    operator: &Resolved<OperatorConfig>,
     form: Form,
     classes: i64,
 ) -> anyhow::Result<(nn::VarStore, Box<dyn Network>)> {
