@@ -107,7 +107,7 @@ fuzz: setup
 	@cargo +nightly --version >/dev/null 2>&1 || \
 	  { echo "a nightly Rust, which instruments for the fuzzer, is missing: rustup toolchain install nightly" >&2; exit 2; }
 	@cargo fuzz --version >/dev/null 2>&1 || { echo "cargo-fuzz is missing: cargo install cargo-fuzz --locked" >&2; exit 2; }
-	FOLDCONV_MUTANTS=$$(($(FUZZ_SECONDS) * 300)) FOLDCONV_SEED=$$$$ cargo test --test pytorch what_torch_load_takes
+	FOLDCONV_MUTANTS=$$(($(FUZZ_SECONDS) * 300)) FOLDCONV_SEED=$$$$ cargo test --test pytorch files::what_torch_load_takes
 	@for target in $(FUZZ); do mkdir -p fuzz/target/corpus/$$target && \
 	  TMPDIR=$$(test -w /dev/shm && echo /dev/shm || echo /tmp) cargo +nightly fuzz run --sanitizer none $$target \
 	    fuzz/target/corpus/$$target fuzz/corpus/$$target -- -max_total_time=$(FUZZ_SECONDS) $(FUZZ_FLAGS) || exit 1; done

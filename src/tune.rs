@@ -3,7 +3,7 @@
 use crate::config::Built;
 use crate::data::dataset::Spec;
 use crate::net::block::{Plan, Site, trace_sites};
-use crate::op::per_sample::{Execution, PerSample};
+use crate::op::compact::per_sample::{Execution, PerSample};
 use crate::timing;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
@@ -71,7 +71,7 @@ mod tests {
     use crate::algebra::{self, Geometry};
     use crate::config::{self, Config};
     use crate::net::block::Form;
-    use crate::op::per_sample::{FeatureForm, KernelMaker};
+    use crate::op::compact::per_sample::{FeatureForm, KernelMaker};
     use std::time::Duration;
 
     /// Kernels of ones, and how long each way to use them takes beside that.

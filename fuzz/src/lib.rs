@@ -1,5 +1,5 @@
 //! What is done with the bytes of a fuzzed file: they are put where a user's file would lie and read by what a command reads it
-//! with. `tests/fuzz.rs` of the crate does the same with the corpus.
+//! with. `tests/robustness/corpus.rs` of the crate does the same with the corpus.
 //!
 //! Whatever the bytes are: no panic; memory of at most four times the input and a fixed sum; and an error is one line, of a
 //! request that was wrong.

@@ -2,8 +2,8 @@
 
 use crate::algebra::Geometry;
 use crate::fold::assign;
-use crate::op::operator::{Compact, Operator, Place};
-use crate::op::per_sample::Execution;
+use crate::op::compact::per_sample::Execution;
+use crate::op::contract::operator::{Compact, Operator, Place};
 use crate::op::{OperatorConfig, Resolved};
 use crate::timing;
 use crate::tune::channels_last;

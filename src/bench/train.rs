@@ -7,7 +7,7 @@ use crate::data::batch::{Prepared, Stream};
 use crate::device::synchronize;
 use crate::native::Waits;
 use crate::timing::{clock, median};
-use crate::train::exec::{self, Execs};
+use crate::train::algorithm::{self, Execs};
 use crate::train::trainer::Trainer;
 use anyhow::{Result, bail};
 use serde::Serialize;
@@ -109,7 +109,7 @@ impl Steps {
 /// measures what the floor is made of.
 pub fn train_speed(config: &Config, device: Device, warmup: u64, steps: u64) -> Result<TrainSpeed> {
     let trainer = Trainer::new(config, config.data.load()?, device)?;
-    let execs = exec::settle(&trainer.network, config.data.spec(), &config.train, &Execs::new());
+    let execs = algorithm::settle(&trainer.network, config.data.spec(), &config.train, &Execs::new());
     let batch = config.train.batch.min(trainer.train.len());
     let before = resident();
     let mut training = Steps::new(trainer);

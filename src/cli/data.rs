@@ -2,7 +2,7 @@
 
 use super::output::{json, print};
 use crate::data::fetch::{self, Event, Outcome, Patience};
-use crate::data::home::{Home, Inspection};
+use crate::data::provenance::{Home, Inspection};
 use crate::data::{DataConfig, SourceConfig};
 use crate::text::{align_right, table, thousands};
 use crate::{bad_request, config, note, say};

@@ -8,7 +8,7 @@ use crate::data::dataset::Spec;
 use crate::files;
 use crate::fold::Agreement;
 use crate::net::block::Form;
-use crate::op::per_sample::Execution;
+use crate::op::compact::per_sample::Execution;
 use crate::text::{align_right, table, thousands};
 use crate::train::checkpoint::load_model;
 use crate::tune::{self, Choice, Tuned};

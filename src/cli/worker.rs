@@ -2,9 +2,9 @@
 
 use super::Machine;
 use crate::bad_request;
+use crate::sweep::local::worker::channel::Mail;
+use crate::sweep::local::worker::serve::serve;
 use crate::sweep::store::Store;
-use crate::sweep::worker::mail::Mail;
-use crate::sweep::worker::serve::serve;
 use anyhow::Result;
 use clap::Args;
 use std::os::fd::AsFd;

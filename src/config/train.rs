@@ -1,6 +1,6 @@
 //! The section `train`.
 
-use crate::op::exec::Wanted;
+use crate::op::contract::algorithm::Wanted;
 use crate::precision::Precision;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

@@ -17,7 +17,7 @@ mod tests;
 
 use crate::bad_request;
 use crate::data::dataset::{self, Dataset, Source, Spec, Split};
-use crate::data::home::{Download, Home};
+use crate::data::provenance::{Download, Home};
 use anyhow::Result;
 use batch::Batch;
 use schemars::JsonSchema;

@@ -3,7 +3,7 @@
 use crate::bad_request;
 use crate::data::augment::Augment;
 use crate::data::folder::files::Files;
-use crate::data::home::{ClassCount, Home, Inspection};
+use crate::data::provenance::{ClassCount, Home, Inspection};
 use anyhow::Result;
 use std::path::Path;
 use std::sync::Arc;

@@ -3,7 +3,7 @@
 //! A file is written under its name with `.part` behind it and renamed when its sum is right, so a file of the right name is
 //! whole. Where it is put is said by the set's table of files alone: nothing of an address or of an answer becomes a path.
 
-use crate::data::home::{Download, Home};
+use crate::data::provenance::{Download, Home};
 use crate::{bad_request, files};
 use anyhow::{Result, anyhow, bail};
 use md5::{Digest, Md5};

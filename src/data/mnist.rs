@@ -16,7 +16,7 @@ mod tests;
 
 use crate::bad_request;
 use crate::data::dataset::{self, Dataset, Source, Spec, Split};
-use crate::data::home::{Download, Home};
+use crate::data::provenance::{Download, Home};
 use anyhow::Result;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

@@ -4,13 +4,13 @@ mod onnx;
 mod proto;
 mod pytorch;
 mod recorded;
-mod state;
+mod state_dict;
 
 use crate::weights::{Model, tensors};
 use crate::{bad_request, files};
 use anyhow::Result;
 use clap::ValueEnum;
-pub use state::Bn;
+pub use state_dict::Bn;
 use std::path::Path;
 
 /// What is written.
@@ -33,8 +33,8 @@ pub enum Format {
 pub fn export(model: &Model, format: Format, bn: Bn, out: &Path) -> Result<()> {
     match format {
         // The package `safetensors` of Python takes this pair as a sign of PyTorch's layout.
-        Format::Safetensors => tensors::write_with(out, ("format", "pt".into()), &state::dict(model, bn)?),
-        Format::Pytorch => files::write_atomic(out, &pytorch::save(&state::dict(model, bn)?)?),
+        Format::Safetensors => tensors::write_with(out, ("format", "pt".into()), &state_dict::dict(model, bn)?),
+        Format::Pytorch => files::write_atomic(out, &pytorch::save(&state_dict::dict(model, bn)?)?),
         _ if bn != Bn::Fused => bad_request!("--bn: is for state dicts; a recorded network has what it has"),
         Format::Torchscript => recorded::torchscript(model, out),
         Format::Onnx => files::write_atomic(out, &onnx::encode(model, &recorded::graph(model)?)?),

@@ -1,7 +1,7 @@
 //! What a network computes, recorded by libtorch for any number of images.
 
-use super::state;
-use crate::op::per_sample::exporting;
+use super::state_dict;
+use crate::op::compact::per_sample::exporting;
 use crate::weights::Model;
 use crate::{files, native};
 use anyhow::{Context, Result, anyhow, ensure};
@@ -21,7 +21,7 @@ pub fn torchscript(model: &Model, out: &Path) -> Result<()> {
 fn record(model: &Model, file: &Path) -> Result<()> {
     let built = model.build(Device::Cpu)?;
     let forward = |x: &Tensor| tch::no_grad(|| built.network.forward_t(x, false));
-    native::record(file, &state::tensors(&built), &images(model, 2), |x| exporting(|| forward(x)))
+    native::record(file, &state_dict::tensors(&built), &images(model, 2), |x| exporting(|| forward(x)))
         .map_err(|error| anyhow!("libtorch can't record this network: {error}"))?;
     let x = images(model, 3);
     let (expected, found) = (forward(&x), CModule::load(file)?.forward_ts(&[&x])?);

@@ -3,11 +3,11 @@
 use crate::algebra::{self, FoldError, Geometry, Kernel};
 use crate::bad_request;
 use crate::data::dataset::Spec;
-use crate::op::exec::Exec;
-use crate::op::gates;
+use crate::op::compact::per_sample::{Execution, PerSample};
+use crate::op::contract::algorithm::Exec;
+use crate::op::contract::operator::{Compact, Operator, Place, Shared};
+use crate::op::layers::gates;
 use crate::op::layers::{Activation, below};
-use crate::op::operator::{Compact, Operator, Place, Shared};
-use crate::op::per_sample::{Execution, PerSample};
 use crate::op::{AttentionConfig, ClassifierConfig, OperatorConfig, Resolved};
 use anyhow::Result;
 use clap::ValueEnum;

@@ -14,8 +14,8 @@ use crate::data::dataset::Spec;
 use crate::net::block::{self, Block, Builder, Network, Site, SiteKind, SitePlan, Standing};
 use crate::net::chain::{Chain, Part, Parts, Residual};
 use crate::net::family::Family;
+use crate::op::attention::se::{self, Layout, Se};
 use crate::op::layers::{Activation, below};
-use crate::op::se::{self, Layout, Se};
 use crate::op::{self, OperatorConfig};
 use anyhow::Result;
 use schemars::JsonSchema;
@@ -54,7 +54,8 @@ impl Family for Config {
                     "operator.se: mobileone_s4 has the squeeze-and-excitation of its paper; leave the option off"
                 );
             }
-            let one_branch = OperatorConfig::MobileOne(op::mobileone::Config { branches: 1, ..operator.clone() });
+            let one_branch =
+                OperatorConfig::MobileOne(op::reparam::mobileone::Config { branches: 1, ..operator.clone() });
             let one_branch = block::own(one_branch)?;
             first = builder.keeps_defaults().then_some(one_branch);
         }

@@ -15,9 +15,10 @@ use crate::net::block::{self, Block, Builder, Network, Site, SiteKind, SitePlan,
 use crate::net::chain::{MaxPool, Part, Parts, Residual};
 use crate::net::family::Family;
 use crate::net::residual::{self, PLANES, Shape, Stages};
+use crate::op::OperatorConfig;
+use crate::op::layers::tied::{Form, Tied};
 use crate::op::layers::{Activation, BatchNorm, Norm};
-use crate::op::tied::{Form, Tied};
-use crate::op::{OperatorConfig, tbc};
+use crate::op::reparam::tbc;
 use anyhow::Result;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

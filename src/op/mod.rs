@@ -1,51 +1,21 @@
 //! The operators: names and options in, operators and their compact forms out.
 
-pub mod acb;
 pub mod attention;
-pub mod bounds;
-pub mod branches;
-pub mod condconv;
-pub mod dbb;
-pub mod dcd;
-pub mod dcd_branch;
-pub mod dcd_classifier;
-pub mod dcd_kernel;
-pub mod dcd_residual;
-pub mod drconv;
-pub mod dyconv;
-pub mod exec;
-pub mod expandnet;
-pub mod experts;
-pub mod gates;
-pub mod gcb;
-mod joined;
+pub mod compact;
+pub mod contract;
+pub mod dynamic;
 pub mod layers;
-pub mod maconv;
-mod maconv_train;
-pub mod mdconv;
-pub mod mobileone;
-pub mod moments;
-pub mod naming;
-pub mod odconv;
-pub mod operator;
-pub mod orepa;
-pub mod per_sample;
-pub mod plain;
+pub mod reparam;
+pub mod statistics;
 #[cfg(test)]
-mod proof;
-pub mod regions;
-pub mod replk;
-pub mod repvgg;
-mod resolved;
-pub mod se;
-pub mod tbc;
-pub mod temperature;
-pub mod tied;
-pub mod tiling;
-pub mod weightnet;
+mod testing;
 
-use operator::{LayerRecipe, Recipe};
-pub use resolved::{Resolve, Resolved};
+use attention::{gcb, se};
+use contract::operator::{LayerRecipe, Recipe};
+pub use contract::resolved::{Resolve, Resolved};
+use dynamic::{condconv, dcd, drconv, dyconv, maconv, odconv, weightnet};
+use layers::tied;
+use reparam::{acb, dbb, expandnet, mobileone, orepa, plain, replk, repvgg, tbc};
 
 crate::registry! {
     /// An operator and its options, as in `operator: {name: maconv, intermediate: 20}`.
@@ -56,7 +26,7 @@ crate::registry! {
         /// kernel.
         "maconv" => MaConv(maconv::Config),
         /// `maconv` with an attention on the m channels (Luo & Zhan 2022); folds to one kernel per sample.
-        "mdconv" => MdConv(mdconv::Config),
+        "mdconv" => MdConv(maconv::mdconv::Config),
         /// Asymmetric convolution block: k x k, k x 1 and 1 x k (ACNet; Ding et al., ICCV 2019).
         "acb" => Acb(acb::Config),
         /// k x k, 1x1 and identity (Ding et al., CVPR 2021).
@@ -112,6 +82,6 @@ crate::registry! {
         /// A fully connected layer whose matrix B blocks of features share (Wang & Yu, AAAI 2021).
         "tfc" => Tfc(tied::Config),
         /// The dynamic classifier of the authors' code of DCD (Li et al., ICLR 2021).
-        "dcd" => Dcd(dcd_classifier::Config),
+        "dcd" => Dcd(dcd::classifier::Config),
     }
 }

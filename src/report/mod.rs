@@ -6,12 +6,12 @@
 //! sweep's `baseline:` where the file has one, and along every axis with its first value (in `vary`: the file's own).
 
 pub mod comparison;
+mod csv;
 pub mod curves;
 pub mod latency;
 pub mod latex;
 mod page;
 pub mod plot;
-mod rows;
 pub mod statistics;
 pub mod summary;
 pub mod table;
@@ -164,7 +164,7 @@ pub fn make(folder: &Path) -> Result<Report> {
     };
     let markdown =
         file("report.md", to_markdown(&summary, pivot.as_ref(), &detail, &comparisons, &sections).as_bytes())?;
-    let csv = file("report.csv", &rows::csv(&summary)?)?;
+    let csv = file("report.csv", &csv::csv(&summary)?)?;
     let html = file("report.html", page.render().as_bytes())?;
     let plots = store.root().join("plots");
     plot::write(&plots, &sections.iter().flat_map(|section| &section.figures).collect::<Vec<&Figure>>())?;

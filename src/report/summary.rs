@@ -6,7 +6,7 @@ use crate::finite;
 use crate::report::curves::{self, Curves};
 use crate::report::latency::Latency;
 use crate::report::statistics::Statistics;
-use crate::sweep::paper::Paper;
+use crate::sweep::plan::paper::Paper;
 use crate::sweep::plan::{Coordinate, Plan, Point, Trial};
 use crate::sweep::state::State;
 use crate::sweep::store::Store;

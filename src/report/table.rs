@@ -3,7 +3,7 @@
 use crate::report::comparison::{Compared, Comparison};
 use crate::report::statistics::{Difference, Statistics, signed};
 use crate::report::summary::{PointSummary, Summary};
-use crate::sweep::axes::DASH;
+use crate::sweep::plan::axes::DASH;
 use crate::text::{self, thousands};
 use comfy_table::presets::ASCII_MARKDOWN;
 use std::collections::{BTreeMap, BTreeSet};
@@ -375,7 +375,7 @@ mod tests {
         let rows: Vec<String> = table.rows.iter().map(|row| end(row)).collect();
         assert_eq!(rows, ["81.00 ± 0.00 | 150 | 82.00 ± 0.00", "79.00 ± 0.00 | 199 | 82.00 ± 0.00"]);
         assert_eq!(table.footnotes, [BEST_EPOCH]);
-        let csv = String::from_utf8(crate::report::rows::csv(&summary).unwrap()).unwrap();
+        let csv = String::from_utf8(crate::report::csv::csv(&summary).unwrap()).unwrap();
         assert!(csv.lines().nth(1).unwrap().ends_with(",81,150,82,82,"), "{csv}");
         // What is not finished is not chosen.
         for seed in 0..2 {

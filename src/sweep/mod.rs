@@ -1,39 +1,29 @@
 //! Sweeps: a file of many trials, planned, run side by side, and resumed by the same command.
 //!
 //! [`plan`] says which trials there are, [`store`] what is known of each, [`queue`] which one is next and what became
-//! of it. [`launch`] runs them here, as [`child`] processes or in [`worker`]s, in [`slots`]; whatever else runs trials needs the first
-//! three alone.
+//! of it. [`local`] runs them on this machine, [`slurm`] on a cluster; whatever else runs trials needs the first three alone.
 
-pub mod axes;
-pub mod child;
-pub mod crowd;
-pub mod launch;
+pub mod local;
 pub mod lock;
-pub mod machine;
-pub mod mps;
-pub mod paper;
 pub mod plan;
-pub mod prune;
 pub mod queue;
-pub mod section;
-pub mod slots;
 pub mod slurm;
 pub mod state;
 pub mod store;
 pub mod tensorboard;
 pub mod view;
-pub mod worker;
 
 use crate::config::Document;
 use crate::error::{DISK_FULL, exit_status, one_line};
 use crate::{device, gpus, note, text};
 use anyhow::{Result, bail};
-use child::{Limits, Program};
-use launch::{Launcher, Outcome};
+use local::child::{self, Limits, Program};
+use local::launcher::{Launcher, Outcome};
+use local::slots::{Layout, Means, Wish};
+use local::{concurrency, launcher, machine, mps};
 use plan::Plan;
 use queue::Policy;
 use serde::Serialize;
-use slots::{Layout, Means, Wish};
 use state::State;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -83,11 +73,11 @@ fn run_on_disk(document: &Document, out: &Path, options: &Options) -> Result<Out
     let mut program = Program::new(vec![child::own_program()?.into()], &options.device);
     program.environment.extend(service.iter().flat_map(mps::Service::environment));
     let launcher = Launcher {
-        growth: layout.grows.then_some(crowd::WINDOW),
+        growth: layout.grows.then_some(concurrency::WINDOW),
         policy: options.policy,
         stop_on_error: options.stop_on_error,
         limits: options.limits,
-        stop: launch::stop_signals()?,
+        stop: launcher::stop_signals()?,
         ..Launcher::new(&store, program, layout.slots)
     };
     launcher.run(&plan, &layout.reason)

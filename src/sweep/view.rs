@@ -1,7 +1,7 @@
 //! What a person sees of a sweep while it runs: at a terminal a bar for the sweep and a line for each trial that runs;
 //! elsewhere a line for what begins and what ends.
 
-use crate::train::log::{Status, clock};
+use crate::train::progress::{Status, clock};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use std::collections::BTreeMap;
 use std::io::Write;

@@ -3,8 +3,8 @@
 
 use crate::config::Built;
 use crate::fold;
-use crate::op::per_sample::{self, Choices};
-use crate::train::exec::Execs;
+use crate::op::compact::per_sample::{self, Choices};
+use crate::train::algorithm::Execs;
 use crate::train::optimizer::Sgd;
 use crate::weights::{About, Model, tensors};
 use crate::{bad_request, files, note};
@@ -182,7 +182,7 @@ mod tests {
     use super::*;
     use crate::config::{self, Config};
     use crate::net::block::Form;
-    use crate::op::per_sample::Way;
+    use crate::op::compact::per_sample::Way;
     use tch::{Device, Kind};
 
     /// A trial's folder, and what is saved there.

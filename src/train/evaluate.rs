@@ -5,7 +5,7 @@ use crate::data::batch::{Batch, Batches};
 use crate::data::dataset::Spec;
 use crate::fold::Agreement;
 use crate::progress::Progress;
-use crate::train::graph::Steps;
+use crate::train::cuda_graph::Steps;
 use crate::train::result::{FoldResult, FormResult};
 use anyhow::{Result, ensure};
 use tch::{Device, Kind, Tensor};

@@ -1,13 +1,13 @@
 //! Training: one trial, from its config to `result.json`.
 
+pub mod algorithm;
 mod best;
 pub mod checkpoint;
+pub mod cuda_graph;
 pub mod evaluate;
-pub mod exec;
-pub mod graph;
-pub mod log;
 pub mod metrics;
 pub mod optimizer;
+pub mod progress;
 pub mod result;
 pub mod schedule;
 mod tensorboard;

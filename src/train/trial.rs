@@ -4,13 +4,15 @@ use crate::config::{Built, Config, EvalForm};
 use crate::data::batch::{Prepared, Stream};
 use crate::fold::{self, Refused};
 use crate::net::block::{Form, trace_sites};
-use crate::op::exec::Wanted;
+use crate::op::contract::algorithm::Wanted;
+use crate::train::algorithm;
 use crate::train::checkpoint::{self, Progress, Row};
 use crate::train::metrics::Metrics;
+use crate::train::progress;
 use crate::train::result::{FoldResult, FormResult, TrialResult, ValidationResult};
 use crate::train::tensorboard::Events;
 use crate::train::trainer::Trainer;
-use crate::train::{best, evaluate, exec, log, version};
+use crate::train::{best, evaluate, version};
 use crate::weights::{About, Model};
 use crate::{bad_request, device, files, note};
 use anyhow::{Context, Result, bail};
@@ -42,7 +44,7 @@ pub struct Trial {
     started: Instant,
     metrics: Metrics,
     events: Events,
-    bar: log::Bar,
+    bar: progress::Bar,
 }
 
 /// An epoch as it runs.
@@ -98,7 +100,7 @@ impl Trial {
         settle_execs(&trainer, &mut progress);
         let (epochs, steps) = (config.train.epochs, trainer.steps_per_epoch());
         let done = progress.epoch * steps + progress.step;
-        let bar = log::Bar::new(folder, epochs * steps, done, epochs, config.data.watched());
+        let bar = progress::Bar::new(folder, epochs * steps, done, epochs, config.data.watched());
         let metrics = Metrics::open(folder, progress.epoch, config.data.watched())?;
         let mut events = Events::new(folder);
         events.start(config);
@@ -389,9 +391,9 @@ fn resume(trainer: &mut Trainer, folder: &Path, hash: String, losses: &mut Tenso
 /// Decides how training is computed, as an earlier run did or anew.
 fn settle_execs(trainer: &Trainer, progress: &mut Progress) {
     let Trainer { config, network, .. } = trainer;
-    let execs = exec::settle(network, config.data.spec(), &config.train, &progress.execs);
+    let execs = algorithm::settle(network, config.data.spec(), &config.train, &progress.execs);
     if config.train.exec != Wanted::Branches && !execs.is_empty() && progress.execs.is_empty() {
-        note!("sites with several ways to compute their training: {}", exec::summary(&execs));
+        note!("sites with several ways to compute their training: {}", algorithm::summary(&execs));
     }
     progress.execs = execs;
 }

@@ -6,7 +6,7 @@ use super::state_dict::StateDict;
 use crate::config::{Built, Config};
 use crate::error::printable;
 use crate::net::block::{Form, Network};
-use crate::op::naming::ATTENTION;
+use crate::op::contract::naming::ATTENTION;
 use crate::{bad_request, finite};
 use anyhow::Result;
 use std::collections::BTreeMap;

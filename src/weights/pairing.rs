@@ -1,7 +1,7 @@
 //! Whose variable is whose: the tensors of a file by the names that a public implementation gives them, and ours.
 
 use crate::error::nearest;
-use crate::op::naming::Naming;
+use crate::op::contract::naming::Naming;
 use crate::text;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -261,7 +261,7 @@ fn numel(size: &[i64]) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::op::naming::ATTENTION;
+    use crate::op::contract::naming::ATTENTION;
 
     static NAMINGS: [Naming; 2] = [
         Naming { names: &[("weight", "conv.weight"), ("routing.", "route.")], reshaped: true },

@@ -2,10 +2,10 @@
 
 use super::folder;
 use foldconv::config::Document;
-use foldconv::sweep::child::Program;
-use foldconv::sweep::launch::Launcher;
+use foldconv::sweep::local::child::Program;
+use foldconv::sweep::local::launcher::Launcher;
+use foldconv::sweep::local::slots::Slot;
 use foldconv::sweep::plan::Plan;
-use foldconv::sweep::slots::Slot;
 use foldconv::sweep::state::Record;
 use foldconv::sweep::store::Store;
 use std::path::PathBuf;

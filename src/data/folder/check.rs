@@ -2,8 +2,8 @@
 
 use super::files::Files;
 use crate::data::dataset::moments;
-use crate::data::home::Damaged;
 use crate::data::pipeline::{Pipeline, Plan, Work};
+use crate::data::provenance::Damaged;
 use anyhow::Result;
 use std::sync::Arc;
 

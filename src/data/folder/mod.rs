@@ -14,7 +14,7 @@ pub mod scan;
 
 use crate::data::augment::Augment;
 use crate::data::dataset::{Dataset, Images, Source, Spec};
-use crate::data::home::{ClassCount, Inspection};
+use crate::data::provenance::{ClassCount, Inspection};
 use crate::{bad_request, note};
 use anyhow::Result;
 use check::Checked;

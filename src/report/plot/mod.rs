@@ -9,7 +9,7 @@ mod training;
 
 use crate::files;
 use crate::report::summary::{PointSummary, Summary};
-use crate::sweep::axes::DASH;
+use crate::sweep::plan::axes::DASH;
 use anyhow::Result;
 pub use figure::{Figure, Fonts};
 use std::collections::BTreeSet;

@@ -4,7 +4,7 @@
 use super::Sweep;
 use super::commands::Task;
 use super::jobs::named;
-use crate::sweep::launch::{Outcome, say_what_is_there, stop_signals, summary, title};
+use crate::sweep::local::launcher::{Outcome, say_what_is_there, stop_signals, summary, title};
 use crate::sweep::plan::{Point, Trial};
 use crate::sweep::queue::{Policy, Queue};
 use crate::sweep::state::State;

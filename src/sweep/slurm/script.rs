@@ -87,7 +87,7 @@ fn quote(text: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sweep::child::Limits;
+    use crate::sweep::local::child::Limits;
     use std::time::Duration;
 
     #[test]

@@ -2,10 +2,10 @@
 
 use super::commands::Slurm;
 use crate::sweep::Options;
-use crate::sweep::child::{self, Program};
-use crate::sweep::launch::Launcher;
+use crate::sweep::local::child::{self, Program};
+use crate::sweep::local::launcher::Launcher;
+use crate::sweep::local::slots::Slot;
 use crate::sweep::plan::Plan;
-use crate::sweep::slots::Slot;
 use crate::sweep::state::State;
 use crate::sweep::store::Store;
 use crate::{bad_request, note};

@@ -1,4 +1,4 @@
-//! What comes out of files whose pixels are known, and that damaged ones are refused. tests/folder.rs compares with Pillow.
+//! What comes out of files whose pixels are known, and that damaged ones are refused. tests/cli/folder.rs compares with Pillow.
 
 use super::*;
 use flate2::{Compression, Crc, write::ZlibEncoder};

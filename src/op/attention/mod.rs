@@ -1,0 +1,4 @@
+//! Attention modules at the end of a block, which no fold touches.
+
+pub mod gcb;
+pub mod se;

@@ -1,0 +1,244 @@
+//! `se` and `tied_se`: squeeze and excitation (Hu et al., CVPR 2018), y = x sigmoid(W2 relu(W1 GAP(x) + b1) + b2), one weight a
+//! channel and sample. A block of a network, or what RepVGG and MobileOne have behind their sum. It pools the output of convolutions,
+//! which is no function of their pooled input, so it is part of no kernel: a fold leaves it as it is.
+//!
+//! Tied (Wang et al., Tied Block Convolution, AAAI 2021): the channels are B equal blocks that share W1 and W2, so that there
+//! are B^2 times fewer weights.
+//!
+//! Checkpoints come in several layouts, which differ in names, shapes, biases and in how many hidden units there are. The
+//! first reference has none for fewer channels than its reduction, which makes the gate a constant 0.5; here there is at least 1.
+
+use crate::op::contract::bounds;
+use crate::op::contract::operator::LayerRecipe;
+use crate::op::layers::below;
+use crate::op::layers::gates::noted;
+use crate::op::layers::tied::{self, Form, Tied};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor, nn, nn::ModuleT};
+
+/// Whose names, shapes and hidden units.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Layout {
+    /// `fc.0` and `fc.2`, linear without biases; C/reduction hidden units.
+    #[default]
+    Linear,
+    /// `fc.0` and `fc.2`, linear with biases; C/B/reduction hidden units a block, at least 2 (TiedSE).
+    Tied,
+    /// `fc1` and `fc2`, 1x1 convolutions with biases; C/reduction hidden units, rounded to a multiple of 8 (timm).
+    Timm,
+    /// `down` and `up`, 1x1 convolutions with biases; C/reduction hidden units (RepVGG).
+    RepVgg,
+    /// `reduce` and `expand`, 1x1 convolutions with biases; C/reduction hidden units (MobileOne).
+    MobileOne,
+}
+
+/// Options of `se` and `tied_se`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Channels a hidden unit. Default 16.
+    pub reduction: i64,
+    /// Whose names, shapes and hidden units. Default: `linear` in `se`, `tied` in `tied_se`.
+    pub layout: Option<Layout>,
+    /// Blocks B of channels that share the matrices. Default: 1 in `se`, 8 in `tied_se`.
+    pub blocks: Option<i64>,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config { reduction: 16, layout: None, blocks: None }
+    }
+}
+
+impl Config {
+    /// Those of a block's reference, whose layout it is.
+    pub fn of(layout: Layout) -> Config {
+        Config { layout: Some(layout), ..Config::default() }
+    }
+
+    /// Fills layout and blocks, by default those, and refuses options out of their range.
+    ///
+    /// # Errors
+    /// What is wrong, as `key: reason`.
+    pub fn resolve(&mut self, layout: Layout, blocks: i64) -> Result<(), String> {
+        self.layout.get_or_insert(layout);
+        self.blocks.get_or_insert(blocks);
+        bounds::whole("reduction", self.reduction)
+    }
+
+    /// Refuses channels that the blocks don't divide.
+    ///
+    /// # Errors
+    /// What is wrong, as `key: reason`.
+    pub fn fits(&self, channels: i64) -> Result<(), String> {
+        tied::fits(self.blocks(), &[("channels", channels)])
+    }
+
+    fn layout(&self) -> Layout {
+        self.layout.unwrap_or_default()
+    }
+
+    fn blocks(&self) -> i64 {
+        self.blocks.unwrap_or(1)
+    }
+
+    /// Hidden units of one block of channels.
+    fn hidden(&self, channels: i64) -> i64 {
+        let inputs = channels / self.blocks();
+        match self.layout() {
+            Layout::Linear | Layout::RepVgg | Layout::MobileOne => (inputs / self.reduction).max(1),
+            Layout::Tied => (inputs / self.reduction).max(2),
+            // To the nearest multiple of 8, of two the larger.
+            Layout::Timm => ((inputs + 4 * self.reduction) / (8 * self.reduction) * 8).max(8),
+        }
+    }
+}
+
+/// The options of `se`, with the blocks tied.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub struct TiedConfig(pub Config);
+
+impl LayerRecipe for Config {
+    fn resolve(&mut self) -> Result<(), String> {
+        Config::resolve(self, Layout::Linear, 1)
+    }
+
+    fn build(&self, path: &nn::Path, inputs: i64, _outputs: i64) -> Result<Box<dyn ModuleT>, String> {
+        self.fits(inputs)?;
+        Ok(Box::new(Se::new(path, inputs, self)))
+    }
+}
+
+impl LayerRecipe for TiedConfig {
+    fn resolve(&mut self) -> Result<(), String> {
+        self.0.resolve(Layout::Tied, 8)
+    }
+
+    fn build(&self, path: &nn::Path, inputs: i64, outputs: i64) -> Result<Box<dyn ModuleT>, String> {
+        self.0.build(path, inputs, outputs)
+    }
+}
+
+/// Squeeze and excitation: y (N, C, H, W) of x (N, C, H, W).
+#[derive(Debug)]
+pub struct Se {
+    names: [&'static str; 2],
+    first: Tied,
+    second: Tied,
+}
+
+impl Se {
+    /// On `path`, with the layout's names. The options fit.
+    pub(crate) fn new(path: &nn::Path, channels: i64, config: &Config) -> Se {
+        let (names, form, bias) = match config.layout() {
+            Layout::Linear => (["fc.0", "fc.2"], Form::Linear, false),
+            Layout::Tied => (["fc.0", "fc.2"], Form::Linear, true),
+            Layout::Timm => (["fc1", "fc2"], Form::Pointwise, true),
+            Layout::RepVgg => (["down", "up"], Form::Pointwise, true),
+            Layout::MobileOne => (["reduce", "expand"], Form::Pointwise, true),
+        };
+        let (blocks, hidden) = (config.blocks(), config.hidden(channels) * config.blocks());
+        let layer = |name, size| Tied::new(&below(path, name), size, blocks, form, bias);
+        Se { names, first: layer(names[0], [channels, hidden]), second: layer(names[1], [hidden, channels]) }
+    }
+
+    /// Detached and in another precision.
+    pub fn to_kind(&self, kind: Kind) -> Se {
+        Se { names: self.names, first: self.first.to_kind(kind), second: self.second.to_kind(kind) }
+    }
+
+    /// Its numbers, by their names below `prefix`.
+    pub fn tensors(&self, prefix: &str) -> Vec<(String, Tensor)> {
+        let layers = self.names.iter().zip([&self.first, &self.second]);
+        layers.flat_map(|(name, layer)| layer.tensors(&format!("{prefix}.{name}"))).collect()
+    }
+}
+
+impl nn::ModuleT for Se {
+    fn forward_t(&self, x: &Tensor, _train: bool) -> Tensor {
+        let pooled = x.mean_dim([2, 3].as_slice(), false, None);
+        let gate = noted(self.second.forward(&self.first.forward(&pooled).relu()).sigmoid());
+        x * gate.unsqueeze(-1).unsqueeze(-1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+    use tch::Device;
+
+    fn made(channels: i64, config: &Config) -> (nn::VarStore, Se) {
+        let mut store = nn::VarStore::new(Device::Cpu);
+        let block = Se::new(&store.root(), channels, config);
+        store.double();
+        (store, block)
+    }
+
+    fn config(layout: Layout, blocks: i64) -> Config {
+        Config { blocks: Some(blocks), ..Config::of(layout) }
+    }
+
+    fn sizes(channels: i64, config: &Config) -> BTreeMap<String, Vec<i64>> {
+        made(channels, config).0.variables().into_iter().map(|(name, v)| (name, v.size())).collect()
+    }
+
+    #[test]
+    fn each_layout_has_its_names_and_shapes() {
+        let expected = |names: [&str; 2], hidden: i64, ones: &[i64], bias: bool| -> BTreeMap<String, Vec<i64>> {
+            let layers = [(names[0], [hidden, 64]), (names[1], [64, hidden])];
+            let of = |(name, size): (&str, [i64; 2])| {
+                let weight = (format!("{name}.weight"), [&size, ones].concat());
+                std::iter::once(weight).chain(bias.then(|| (format!("{name}.bias"), vec![size[0]]))).collect::<Vec<_>>()
+            };
+            layers.into_iter().flat_map(of).collect()
+        };
+        assert_eq!(sizes(64, &config(Layout::Linear, 1)), expected(["fc.0", "fc.2"], 4, &[], false));
+        assert_eq!(sizes(64, &config(Layout::Tied, 1)), expected(["fc.0", "fc.2"], 4, &[], true));
+        assert_eq!(sizes(64, &config(Layout::Timm, 1)), expected(["fc1", "fc2"], 8, &[1, 1], true));
+        assert_eq!(sizes(64, &config(Layout::RepVgg, 1)), expected(["down", "up"], 4, &[1, 1], true));
+        assert_eq!(sizes(64, &config(Layout::MobileOne, 1)), expected(["reduce", "expand"], 4, &[1, 1], true));
+    }
+
+    #[test]
+    fn hidden_units_are_the_references() {
+        let hidden = |layout, channels| config(layout, 1).hidden(channels);
+        assert_eq!([8, 16, 40].map(|c| hidden(Layout::Linear, c)), [1, 1, 2]);
+        assert_eq!([8, 40, 64].map(|c| hidden(Layout::Tied, c)), [2, 2, 4]);
+        // timm's make_divisible(c / 16, 8, round_limit=0).
+        assert_eq!([16, 128, 191, 192, 320, 321, 512].map(|c| hidden(Layout::Timm, c)), [8, 8, 8, 16, 24, 24, 32]);
+        // 64 times fewer weights in 8 blocks, where the floor of 2 doesn't bind.
+        let weights = |config: &Config| -> i64 {
+            sizes(512, config).values().filter(|size| size.len() > 1).map(|size| size.iter().product::<i64>()).sum()
+        };
+        assert_eq!(weights(&config(Layout::Linear, 1)), 64 * weights(&config(Layout::Tied, 8)));
+    }
+
+    /// Each block of channels by itself is a whole module with the same numbers.
+    #[test]
+    fn tied_blocks_are_modules_of_their_own() {
+        for layout in [Layout::Linear, Layout::Tied, Layout::Timm, Layout::RepVgg, Layout::MobileOne] {
+            let (store, tied) = made(64, &config(layout, 2));
+            let (one, block) = made(32, &config(layout, 1));
+            let variables = store.variables();
+            tch::no_grad(|| one.variables().into_iter().for_each(|(name, mut v)| v.copy_(&variables[&name])));
+            let x = Tensor::randn([3, 64, 4, 5], (Kind::Double, Device::Cpu));
+            let parts: Vec<Tensor> = x.chunk(2, 1).iter().map(|part| block.forward_t(part, true)).collect();
+            let error = (tied.forward_t(&x, true) - Tensor::cat(&parts, 1)).abs().max().double_value(&[]);
+            assert!(error < 1e-14, "{layout:?}: {error:e}");
+        }
+    }
+
+    #[test]
+    fn refuses_by_key() {
+        let refusal = Config { reduction: 0, ..Config::default() }.resolve(Layout::Linear, 1).unwrap_err();
+        assert!(refusal.starts_with("reduction: "));
+        for blocks in [0, 3] {
+            assert!(config(Layout::Tied, blocks).fits(64).unwrap_err().starts_with("blocks: "));
+        }
+        assert_eq!(config(Layout::Tied, 8).fits(64), Ok(()));
+    }
+}

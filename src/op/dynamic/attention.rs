@@ -1,0 +1,116 @@
+//! The attention that opens or closes the middle channels of a dynamic operator: a = gate(FC2(relu(FC1(GAP(x)))) / temperature).
+//!
+//! Squeeze-and-excitation (Hu et al., CVPR 2018) of the operator's INPUT: pooling anything behind a k x k convolution would
+//! not be a function of GAP(x), and the compact form would have to run that convolution to know its kernel.
+
+use crate::op::layers::Linear;
+use crate::op::layers::gates::noted;
+use crate::op::layers::temperature::{Divisor, Temperature};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor, nn};
+
+/// What turns the last layer's output into weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum GateKind {
+    /// Each channel by itself, in (0, 1).
+    #[default]
+    Sigmoid,
+    /// Over the channels, summing to 1.
+    Softmax,
+}
+
+impl GateKind {
+    /// Weights (N, K) of scores (N, K).
+    pub fn weigh(self, scores: Tensor) -> Tensor {
+        noted(match self {
+            GateKind::Sigmoid => scores.sigmoid(),
+            GateKind::Softmax => scores.softmax(1, None),
+        })
+    }
+}
+
+/// One weight a channel, from the pooled input.
+#[derive(Debug)]
+pub struct Gate {
+    fc1: Linear,
+    fc2: Linear,
+    kind: GateKind,
+    temperature: Divisor,
+}
+
+impl Gate {
+    /// On `path`: `fc1` (hidden, inputs) and `fc2` (channels, hidden), with biases, and `temperature`.
+    pub fn new(
+        path: &nn::Path,
+        [inputs, hidden, channels]: [i64; 3],
+        kind: GateKind,
+        temperature: Temperature,
+    ) -> Gate {
+        Gate {
+            fc1: Linear::new(&(path / "fc1"), inputs, hidden),
+            fc2: Linear::new(&(path / "fc2"), hidden, channels),
+            kind,
+            temperature: Divisor::new(path, temperature),
+        }
+    }
+
+    /// Weights (N, channels) from x (N, C_in, H, W).
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        self.weigh(&x.mean_dim([2, 3].as_slice(), false, None))
+    }
+
+    /// The same from GAP(x) (N, C_in).
+    pub fn weigh(&self, pooled: &Tensor) -> Tensor {
+        self.kind.weigh(self.temperature.divide(self.fc2.forward(&self.fc1.forward(pooled).relu())))
+    }
+
+    /// Sets the temperature to what it is after so many epochs.
+    pub fn anneal(&self, epochs: f64) {
+        self.temperature.anneal(epochs);
+    }
+
+    /// Detached and in another precision.
+    pub fn to_kind(&self, kind: Kind) -> Gate {
+        let (fc1, fc2) = (self.fc1.to_kind(kind), self.fc2.to_kind(kind));
+        Gate { fc1, fc2, kind: self.kind, temperature: self.temperature.to_kind(kind) }
+    }
+
+    /// Its numbers, by their names below `prefix`.
+    pub fn tensors(&self, prefix: &str) -> Vec<(String, Tensor)> {
+        let layers = [("fc1", &self.fc1), ("fc2", &self.fc2)];
+        let layers = layers.iter().flat_map(|(name, layer)| layer.tensors(&format!("{prefix}.{name}")));
+        layers.chain([self.temperature.tensor(&format!("{prefix}."))]).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::{Device, nn::VarStore};
+
+    /// The definition, written out for one sample. Float64: rounding alone.
+    #[test]
+    fn a_gate_is_the_definition() {
+        for (kind, temperature) in [(GateKind::Sigmoid, 1.), (GateKind::Sigmoid, 3.), (GateKind::Softmax, 0.5)] {
+            let mut store = VarStore::new(Device::Cpu);
+            let gate = Gate::new(&store.root(), [6, 8, 5], kind, Temperature::Constant(temperature));
+            store.double();
+            let variables = store.variables();
+            let at = |name: &str| variables[name].detach();
+            let x = Tensor::randn([1, 6, 3, 4], (Kind::Double, Device::Cpu));
+            let pooled = x.get(0).mean_dim([1, 2].as_slice(), false, None);
+            let hidden = (at("fc1.weight").mv(&pooled) + at("fc1.bias")).clamp_min(0.);
+            let exponents = ((at("fc2.weight").mv(&hidden) + at("fc2.bias")) / temperature).exp();
+            let expected = match kind {
+                GateKind::Sigmoid => &exponents / (&exponents + 1.),
+                GateKind::Softmax => &exponents / exponents.sum(Kind::Double),
+            };
+            // So that a ReLU left out would show: some of the hidden units are closed.
+            assert!(bool::try_from(hidden.eq(0.).any()).unwrap());
+            let error = (gate.forward(&x).get(0) - expected).abs().max().double_value(&[]);
+            assert!(error < 1e-14, "{kind:?} {temperature}: {error:e}");
+        }
+    }
+}

@@ -1,0 +1,376 @@
+//! What the dynamic convolutions with generated kernels share: experts whose mixture is the kernel of a sample,
+//! W(x) = sum_k a_k(x) W_k and b(x) = sum_k a_k(x) b_k + t, what routes a sample to them, and the operator around a maker of
+//! kernels, y = norm(W(x) * x + b(x)).
+//!
+//! A norm with scale S and shift t folds as S W_k, S b_k and the constant t. (Into the b_k the shift could go only where the
+//! a_k sum to 1.)
+
+use crate::algebra::{self, Affine, FoldError, Geometry, double};
+use crate::op::compact::per_sample::{self, KernelMaker, PerSample};
+use crate::op::contract::bounds;
+use crate::op::contract::naming::Naming;
+use crate::op::contract::operator::{Compact, Operator, Place, Recipe, Shared};
+use crate::op::dynamic::attention::GateKind;
+use crate::op::layers::temperature::Divisor;
+use crate::op::layers::{Activation, Norm, below};
+use tch::{Kind, Tensor, nn, nn::Init};
+
+/// PyTorch's kaiming_normal_ with mode fan_out: N(0, 2/fan_out).
+pub fn kaiming_normal(fan_out: i64) -> Init {
+    Init::Randn { mean: 0., stdev: (2. / fan_out.max(1) as f64).sqrt() }
+}
+
+/// Refuses more experts for a convolution than make one variable, as `key: reason`.
+pub fn fit(experts: i64, geometry: &Geometry) -> Result<(), String> {
+    bounds::variable("experts", &[&[experts][..], &geometry.weight_size()].concat())
+}
+
+/// The means (N, C) of the channels of x (N, C, H, W).
+pub fn pool(x: &Tensor) -> Tensor {
+    x.mean_dim([2, 3].as_slice(), false, None)
+}
+
+/// A fully connected layer, or the 1x1 convolution of a pooled map, which is one: weight (out, in) or (out, in, 1, 1).
+#[derive(Debug)]
+pub struct Fc {
+    name: &'static str,
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl Fc {
+    /// `weight` of that size, and `bias` (out) if it has one, on `path`/`name` (dotted).
+    pub fn new(path: &nn::Path, name: &'static str, size: &[i64], weight: Init, bias: Option<Init>) -> Fc {
+        let path = below(path, name);
+        let bias = bias.map(|init| path.var("bias", &[size[0]], init));
+        Fc { name, weight: path.var("weight", size, weight), bias }
+    }
+
+    /// y (N, out) of x (N, in).
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        let weight = self.weight.flatten(1, -1);
+        let y = x.linear(&weight, self.bias.as_ref());
+        algebra::add_macs(y.numel() as i64 * weight.size()[1]);
+        y
+    }
+
+    /// Detached, in float64, with a norm behind it.
+    pub fn fold(&self, norm: &Norm) -> Fc {
+        let Affine { scale, shift } = norm.affine(self.weight.size()[0], self.weight.device());
+        let mut size = vec![1; self.weight.dim()];
+        size[0] = -1;
+        let bias = self.bias.as_ref().map(|bias| double(bias) * &scale + &shift);
+        let bias = if matches!(norm, Norm::None) { bias } else { Some(bias.unwrap_or(shift)) };
+        Fc { name: self.name, weight: double(&self.weight) * scale.reshape(&size), bias }
+    }
+
+    /// Its numbers, by their names below the site.
+    pub fn tensors(&self) -> Vec<(String, Tensor)> {
+        let weight = (format!("{}.weight", self.name), self.weight.shallow_clone());
+        let bias = self.bias.iter().map(|bias| (format!("{}.bias", self.name), bias.shallow_clone()));
+        std::iter::once(weight).chain(bias).collect()
+    }
+}
+
+/// The kernels, and biases, of which a sample's are a mixture.
+#[derive(Debug)]
+pub struct Experts {
+    prefix: &'static str,
+    weight: Tensor,
+    bias: Option<Tensor>,
+    shift: Option<Tensor>,
+}
+
+impl Experts {
+    /// `weight` (K, C_out, C_in/g, kh, kw) and, with an initial value for it, `bias` (K, C_out), on `path`/`prefix`; a prefix
+    /// that isn't empty ends with a dot.
+    pub fn new(
+        path: &nn::Path,
+        prefix: &'static str,
+        count: i64,
+        geometry: &Geometry,
+        weight: Init,
+        bias: Option<Init>,
+    ) -> Experts {
+        let path = prefix.strip_suffix('.').map_or(path.clone(), |prefix| below(path, prefix));
+        let [o, i, kh, kw] = geometry.weight_size();
+        let bias = bias.map(|init| path.var("bias", &[count, o], init));
+        Experts { prefix, weight: path.var("weight", &[count, o, i, kh, kw], weight), bias, shift: None }
+    }
+
+    /// In compact form there is the norm's shift as well: `shift` (C_out) on `path`.
+    pub fn with_shift(self, path: &nn::Path) -> Experts {
+        let shift = path.var("shift", &[self.weight.size()[1]], Init::Const(0.));
+        Experts { shift: Some(shift), ..self }
+    }
+
+    /// Kernels (N, C_out, C_in/g, kh, kw) and biases (N or 1, C_out) of mixing weights (N, K).
+    pub fn mix(&self, mixing: &Tensor) -> (Tensor, Tensor) {
+        let size = self.weight.size();
+        let weight = mixing.matmul(&self.weight.flatten(1, -1)).reshape([-1, size[1], size[2], size[3], size[4]]);
+        algebra::add_macs(weight.numel() as i64 * size[0]);
+        if self.bias.is_some() {
+            algebra::add_macs(mixing.numel() as i64 * size[1]);
+        }
+        let bias = match (&self.bias, &self.shift) {
+            (Some(bias), Some(shift)) => mixing.matmul(bias) + shift,
+            (Some(bias), None) => mixing.matmul(bias),
+            (None, Some(shift)) => shift.unsqueeze(0),
+            (None, None) => Tensor::zeros([1, size[1]], (weight.kind(), weight.device())),
+        };
+        (weight, bias)
+    }
+
+    /// Detached, in float64, with a norm behind it.
+    pub fn fold(&self, norm: &Norm) -> Experts {
+        let Affine { scale, shift } = norm.affine(self.weight.size()[1], self.weight.device());
+        Experts {
+            prefix: self.prefix,
+            weight: algebra::scale_rows(&double(&self.weight), &scale),
+            bias: self.bias.as_ref().map(|bias| double(bias) * scale),
+            shift: Some(shift),
+        }
+    }
+
+    /// Its numbers, by their names below the site.
+    pub fn tensors(&self) -> Vec<(String, Tensor)> {
+        let prefix = self.prefix;
+        let mut all = vec![(format!("{prefix}weight"), self.weight.shallow_clone())];
+        all.extend(self.bias.iter().map(|bias| (format!("{prefix}bias"), bias.shallow_clone())));
+        all.extend(self.shift.iter().map(|shift| ("shift".to_string(), shift.shallow_clone())));
+        all
+    }
+}
+
+/// Mixing weights from the pooled input: a = gate(scores(relu(hidden(GAP(x)))) / temperature). It stands at an operator, or at a
+/// block whose operators share it.
+#[derive(Debug)]
+pub struct Router {
+    /// The layer before the scores, if there is one.
+    pub hidden: Option<Fc>,
+    /// One score an expert.
+    pub scores: Fc,
+    /// What makes weights of the scores.
+    pub gate: GateKind,
+    /// What the scores are divided by.
+    pub temperature: Divisor,
+    /// Where the temperature lies below the operator or block, with a dot.
+    pub prefix: &'static str,
+}
+
+impl Router {
+    /// Weights (N, K) for x (N, C_in, H, W).
+    fn forward(&self, x: &Tensor) -> Tensor {
+        let pooled = pool(x);
+        let inputs = self.hidden.as_ref().map_or(pooled.shallow_clone(), |hidden| hidden.forward(&pooled).relu());
+        self.gate.weigh(self.temperature.divide(self.scores.forward(&inputs)))
+    }
+
+    fn fold(&self) -> Router {
+        let layer = |fc: &Fc| fc.fold(&Norm::None);
+        let (hidden, scores) = (self.hidden.as_ref().map(layer), layer(&self.scores));
+        Router { hidden, scores, temperature: self.temperature.to_kind(Kind::Double), ..*self }
+    }
+
+    fn tensors(&self) -> Vec<(String, Tensor)> {
+        let layers = self.hidden.iter().chain([&self.scores]).flat_map(Fc::tensors);
+        layers.chain([self.temperature.tensor(self.prefix)]).collect()
+    }
+}
+
+impl nn::ModuleT for Router {
+    fn forward_t(&self, x: &Tensor, _train: bool) -> Tensor {
+        self.forward(x)
+    }
+}
+
+impl Shared for Router {
+    fn anneal(&self, epochs: f64) {
+        self.temperature.anneal(epochs);
+    }
+}
+
+/// What an operator makes of its input by itself, or else what its block made for all.
+///
+/// # Panics
+/// Where an operator that shares is run without a block: call [`Operator::forward_shared`].
+pub fn own_or_shared(own: Option<Tensor>, shared: Option<&Tensor>) -> Tensor {
+    match (own, shared) {
+        (Some(own), _) => own,
+        (None, Some(shared)) => shared.shallow_clone(),
+        (None, None) => panic!("an operator with `shared: true` needs what its block shares"),
+    }
+}
+
+/// Experts and their router: all of DYConv and CondConv.
+#[derive(Debug)]
+pub struct Mixture {
+    /// The kernels that are mixed.
+    experts: Experts,
+    /// How; none where the block's operators share one.
+    router: Option<Router>,
+}
+
+impl KernelMaker for Mixture {
+    fn make(&self, x: &Tensor, shared: Option<&Tensor>) -> (Tensor, Tensor) {
+        self.experts.mix(&own_or_shared(self.router.as_ref().map(|router| router.forward(x)), shared))
+    }
+
+    fn tensors(&self) -> Vec<(String, Tensor)> {
+        self.experts.tensors().into_iter().chain(self.router.iter().flat_map(Router::tensors)).collect()
+    }
+}
+
+impl TrainedMaker for Mixture {
+    fn anneal(&self, epochs: f64) {
+        self.router.iter().for_each(|router| router.anneal(epochs));
+    }
+
+    fn fold(&self, norm: &Norm) -> Mixture {
+        Mixture { experts: self.experts.fold(norm), router: self.router.as_ref().map(Router::fold) }
+    }
+}
+
+/// The options of an operator that is a [`Mixture`].
+pub trait Mix {
+    /// Refuses options out of their range, as `key: reason`.
+    fn check(&self) -> Result<(), String>;
+
+    /// As [`Recipe::namings`].
+    fn known_namings(&self) -> &'static [Naming] {
+        &[]
+    }
+
+    /// Refuses a convolution that the operator can't stand in place of, as `key: reason`.
+    fn fits(&self, geometry: &Geometry) -> Result<(), String>;
+
+    /// Whether the operators of a block share one router.
+    fn routes_by_block(&self) -> bool;
+
+    /// The kernels.
+    fn experts(&self, path: &nn::Path, geometry: &Geometry) -> Experts;
+
+    /// What mixes them, for an input of so many channels.
+    fn router(&self, path: &nn::Path, inputs: i64) -> Router;
+}
+
+fn mixture(config: &impl Mix, path: &nn::Path, geometry: &Geometry) -> Mixture {
+    let router = (!config.routes_by_block()).then(|| config.router(path, geometry.in_channels));
+    Mixture { experts: config.experts(path, geometry), router }
+}
+
+impl<M: Mix> Recipe for M {
+    fn resolve(&mut self) -> Result<(), String> {
+        self.check()
+    }
+
+    fn namings(&self) -> &'static [Naming] {
+        self.known_namings()
+    }
+
+    fn fits(&self, geometry: &Geometry) -> Result<(), String> {
+        Mix::fits(self, geometry)
+    }
+
+    fn expanded(&self, place: &Place, geometry: Geometry) -> Box<dyn Operator> {
+        Box::new(Dynamic::new(mixture(self, &place.conv, &geometry), place, geometry))
+    }
+
+    fn shares(&self) -> bool {
+        self.routes_by_block()
+    }
+
+    fn shared(&self, path: &nn::Path, channels: i64) -> Option<Box<dyn Shared>> {
+        self.routes_by_block().then(|| Box::new(self.router(path, channels)) as _)
+    }
+
+    fn compact(&self, place: &Place, geometry: Geometry) -> Compact {
+        let Mixture { experts, router } = mixture(self, &place.conv, &geometry);
+        Compact::PerSample(PerSample::new(Mixture { experts: experts.with_shift(&place.conv), router }, geometry))
+    }
+}
+
+/// A maker of kernels that is trained, with a norm behind its convolution.
+pub trait TrainedMaker: KernelMaker + Sized {
+    /// As [`KernelMaker::make`]; in training with the statistics of the batch where it has norms inside.
+    fn make_t(&self, x: &Tensor, shared: Option<&Tensor>, _train: bool) -> (Tensor, Tensor) {
+        self.make(x, shared)
+    }
+
+    /// As [`Operator::anneal`].
+    fn anneal(&self, _epochs: f64) {}
+
+    /// Detached, at evaluation statistics, in float64, with the norm behind it.
+    fn fold(&self, norm: &Norm) -> Self;
+}
+
+/// A dynamic convolution: y = norm(W(x) * x + b(x)).
+#[derive(Debug)]
+pub struct Dynamic<M> {
+    maker: M,
+    norm: Norm,
+    geometry: Geometry,
+}
+
+impl<M: TrainedMaker> Dynamic<M> {
+    /// With the batch norm of its place.
+    pub fn new(maker: M, place: &Place, geometry: Geometry) -> Dynamic<M> {
+        Dynamic { maker, norm: place.norm(geometry.out_channels), geometry }
+    }
+
+    fn run(&self, x: &Tensor, shared: Option<&Tensor>, activation: Activation, train: bool) -> Tensor {
+        let (weight, bias) = self.maker.make_t(x, shared, train);
+        self.norm.forward(per_sample::conv2d(x, &weight, &bias, &self.geometry), activation, train)
+    }
+}
+
+impl<M: TrainedMaker> nn::ModuleT for Dynamic<M> {
+    fn forward_t(&self, x: &Tensor, train: bool) -> Tensor {
+        self.run(x, None, Activation::None, train)
+    }
+}
+
+impl<M: TrainedMaker + 'static> Operator for Dynamic<M> {
+    fn forward_activated(&self, x: &Tensor, activation: Activation, train: bool) -> Tensor {
+        self.run(x, None, activation, train)
+    }
+
+    fn forward_shared(&self, x: &Tensor, shared: &Tensor, activation: Activation, train: bool) -> Tensor {
+        self.run(x, Some(shared), activation, train)
+    }
+
+    fn anneal(&self, epochs: f64) {
+        self.maker.anneal(epochs);
+    }
+
+    fn fold(&self) -> Result<Compact, FoldError> {
+        Ok(Compact::PerSample(PerSample::new(self.maker.fold(&self.norm), self.geometry)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::op::testing::relative;
+    use tch::Device;
+
+    /// With and without a bias of its own. Float64: rounding alone.
+    #[test]
+    fn a_norm_folds_into_a_layer() {
+        let mut store = nn::VarStore::new(Device::Cpu);
+        let root = store.root();
+        let init = Init::Randn { mean: 0.5, stdev: 1. };
+        let layers = [Fc::new(&root, "a", &[4, 3], init, Some(init)), Fc::new(&root, "b", &[4, 3, 1, 1], init, None)];
+        let norm = Norm::batch(&root, 4);
+        store.double();
+        let bn = store.variables().into_iter().filter(|(name, _)| name.starts_with("bn."));
+        tch::no_grad(|| bn.for_each(|(_, mut variable)| drop(variable.uniform_(0.5, 2.))));
+        let x = Tensor::randn([2, 3], (Kind::Double, Device::Cpu));
+        for layer in &layers {
+            let y = layer.forward(&x).unsqueeze(-1).unsqueeze(-1);
+            let y = norm.forward(y, Activation::None, false).flatten(1, -1);
+            assert!(relative(&layer.fold(&norm).forward(&x), &y) < 1e-14);
+            assert_eq!(layer.fold(&Norm::None).forward(&x), layer.forward(&x));
+        }
+    }
+}

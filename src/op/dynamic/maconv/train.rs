@@ -1,0 +1,166 @@
+//! Training of `maconv` and `mdconv` in the space of kernels (see [`crate::op::statistics::moments`]): the same function, gradients and running
+//! statistics as the branches, without their maps.
+//!
+//! * `moments`, at 1x1: the moments of x give the statistics of all three batch norms. MAConv is one kernel. MDConv, whose gates
+//!   multiply in between, makes the middle map h, weighs it, and takes the moments of that.
+//! * `features`: W0 and W1 are one convolution z = [W0; W1] * x, and the rest is `moments` of z, on which they only select.
+//! * `per_sample`, MDConv: the moments of each sample give those of the middle map before there is one, and each sample has one
+//!   kernel. At 1x1 it is a kernel on x, or on z where that is less work; otherwise on z.
+
+use crate::algebra::{self, Geometry, Kernel};
+use crate::op::contract::algorithm::Exec;
+use crate::op::dynamic::maconv::{Form, MaConv, Middle, Parts, chain, sum};
+use crate::op::layers::{Activation, ConvNorm, Norm};
+use crate::op::statistics::moments::{self, Moments, SampleMoments};
+use tch::{Kind, Tensor};
+
+impl MaConv {
+    /// The ways in which it can be trained where it stands.
+    pub(super) fn train_execs(&self) -> &'static [Exec] {
+        let (point, expanded) = (self.geometry.is_matrix(), self.form == Form::Expanded);
+        match self.middle {
+            Middle::Relu => &[Exec::Branches],
+            _ if self.geometry.groups != 1 => &[Exec::Branches],
+            Middle::None if point && expanded => &[Exec::Branches, Exec::Moments, Exec::Features],
+            Middle::None if point => &[Exec::Branches, Exec::Moments],
+            Middle::Attention if point && expanded => &[Exec::Branches, Exec::Moments, Exec::Features, Exec::PerSample],
+            Middle::Attention if expanded => &[Exec::Branches, Exec::Features, Exec::PerSample],
+            Middle::None if expanded => &[Exec::Branches, Exec::Features],
+            _ => &[Exec::Branches],
+        }
+    }
+
+    /// The operator in training and the activation, in another way than in branches.
+    pub(super) fn train_folded(&self, exec: Exec, x: &Tensor, activation: Activation) -> Tensor {
+        let on_x = match exec {
+            Exec::Features => false,
+            Exec::PerSample => self.per_sample_on_x(),
+            _ => true,
+        };
+        // GAP(x) is among the moments of each sample, where they are of all of x.
+        let known = exec == Exec::PerSample && on_x && self.geometry.stride == [1, 1];
+        let (x, gates) = match &self.gate {
+            Some(gate) if !known => {
+                let (x, pooled) = moments::pool(x);
+                (x, Some(gate.weigh(&pooled)))
+            }
+            _ => (x.shallow_clone(), None),
+        };
+        let parts = match on_x {
+            true => (self.geometry.positions(&x), unstrided(&self.first), self.bypass.as_ref().map(unstrided)),
+            false => self.features(&x),
+        };
+        match &self.gate {
+            Some(gate) if exec == Exec::PerSample => {
+                let samples = SampleMoments::of(&parts.0);
+                let gates = gates.unwrap_or_else(|| gate.weigh(&samples.pooled().to_kind(x.kind())));
+                self.train_per_sample(&samples, parts, &gates, activation)
+            }
+            _ => self.train_on(parts, gates, activation),
+        }
+    }
+
+    /// Whether kernels of the samples are to be applied to x itself and not to z: where that takes fewer multiplications a position, for the
+    /// moments, the kernels and their gradients.
+    fn per_sample_on_x(&self) -> bool {
+        let (c, out) = (self.geometry.in_channels, self.geometry.out_channels);
+        let z = self.first.kernel().geometry.out_channels + self.bypass.as_ref().map_or(0, |_| out);
+        let space = |channels: i64| 2 * channels * channels + 3 * channels * out;
+        self.geometry.is_matrix() && space(c) <= space(z) + 3 * c * z
+    }
+
+    /// z = [W0; W1] * x, and the kernels that select the middle and the bypass in it.
+    fn features(&self, x: &Tensor) -> Parted {
+        let weights: Vec<Tensor> =
+            self.bypass.iter().chain([&self.first]).map(|branch| branch.kernel().weight).collect();
+        let weight = Tensor::cat(&weights, 0);
+        let channels = weight.size()[0];
+        let geometry = Geometry { out_channels: channels, ..self.geometry };
+        let z = algebra::conv2d(x, &weight, None, &geometry);
+        let unit = Tensor::eye(channels, (Kind::Double, x.device())).reshape([channels, channels, 1, 1]);
+        let select = |start: i64, n: i64| Kernel {
+            weight: unit.narrow(0, start, n),
+            bias: None,
+            geometry: Geometry::same(channels, n, 1),
+        };
+        let bypass = self.bypass.as_ref().map(|_| self.geometry.out_channels);
+        let at = bypass.unwrap_or(0);
+        (z, select(at, channels - at), bypass.map(|n| select(0, n)))
+    }
+
+    /// y, with the gates (N, m) if there are any.
+    fn train_on(&self, (x, first, bypass): Parted, gates: Option<Tensor>, activation: Activation) -> Tensor {
+        let moments = Moments::of(&x);
+        let statistics = moments.statistics();
+        let first = self.first.norm().fold_batch(&first, statistics);
+        let bypass =
+            self.bypass.as_ref().zip(bypass).map(|(branch, kernel)| branch.norm().fold_batch(&kernel, statistics));
+        let second = self.second.kernel();
+        let Some(gates) = gates else {
+            let chain = self.second.norm().fold_batch(&chain(&first, &second.to_kind(Kind::Double)), statistics);
+            return moments.apply(&self.after.fold_batch(&sum(chain, bypass.as_ref()), statistics), activation);
+        };
+        let middle = Moments::of(&moments::weigh(&moments.apply(&first, Activation::None), &gates));
+        let second = self.second.norm().fold_batch(&second, middle.statistics());
+        let terms: Vec<(&Moments, &Kernel)> =
+            bypass.iter().map(|bypass| (&moments, bypass)).chain([(&middle, &second)]).collect();
+        self.behind(|activation| Moments::apply_sum(&terms, activation), activation)
+    }
+
+    /// y by one kernel a sample, with the gates (N, m).
+    fn train_per_sample(
+        &self,
+        samples: &SampleMoments,
+        (x, first, bypass): Parted,
+        gates: &Tensor,
+        activation: Activation,
+    ) -> Tensor {
+        let moments = samples.total();
+        let first = self.first.norm().fold_batch(&first, &moments);
+        let bypass =
+            self.bypass.as_ref().zip(bypass).map(|(branch, kernel)| branch.norm().fold_batch(&kernel, &moments));
+        let statistics = samples.gated(&first, &gates.to_kind(Kind::Double));
+        let second = self.second.norm().fold_batch(&self.second.kernel(), &statistics);
+        let (weight, bias) = mix(&Parts { first, second, bypass }, gates, x.kind());
+        self.behind(|activation| samples.apply(&weight, &bias, activation), activation)
+    }
+
+    /// The sum of the branches, with an activation behind it, and the norm behind that if there is one.
+    fn behind(&self, sum: impl FnOnce(Activation) -> Tensor, activation: Activation) -> Tensor {
+        match &self.after {
+            Norm::None => sum(activation),
+            after => after.forward(sum(Activation::None), activation, true),
+        }
+    }
+}
+
+/// W0 + W2 diag(a) W1 (N, C_out, C, 1, 1), and its bias (N, C_out), for gates a (N, m): one product of the gates with the m kernels of
+/// rank one that they weigh, each with its bias as one more column.
+fn mix(parts: &Parts, gates: &Tensor, kind: Kind) -> (Tensor, Tensor) {
+    let Parts { first, second, bypass } = parts;
+    let with_bias = |kernel: &Kernel| {
+        Tensor::cat(&[kernel.weight.flatten(1, -1), kernel.bias_or_zeros().unsqueeze(1)], 1).to_kind(kind)
+    };
+    let (first, second) = (with_bias(first), with_bias(second));
+    let (m, columns, out) = (first.size()[0], first.size()[1], second.size()[0]);
+    let rank_one = second.narrow(1, 0, m).tr().unsqueeze(2) * first.unsqueeze(1);
+    // What no gate weighs: the bypass, and the bias behind W2.
+    let fixed = match bypass {
+        Some(bypass) => with_bias(bypass),
+        None => second.zeros_like().narrow(1, 0, 1).expand([out, columns], false),
+    };
+    let fixed = fixed + second.narrow(1, m, 1).constant_pad_nd([columns - 1, 0]);
+    let all = fixed.reshape([1, -1]).addmm(gates, &rank_one.reshape([m, -1])).reshape([-1, out, columns]);
+    // One operation: two would each have a gradient of all the kernels, zeros but for its own.
+    let parts = all.split_with_sizes([columns - 1, 1], 2);
+    (parts[0].unsqueeze(-1).unsqueeze(-1), parts[1].squeeze_dim(2))
+}
+
+/// A map, and the first kernel and the bypass as 1x1 kernels on it.
+type Parted = (Tensor, Kernel, Option<Kernel>);
+
+/// A 1x1 kernel on the positions that it reads.
+fn unstrided(branch: &ConvNorm) -> Kernel {
+    let kernel = branch.kernel();
+    Kernel { geometry: kernel.geometry.stride(1), ..kernel }
+}

@@ -1,0 +1,175 @@
+//! Parallel branches on one input: y = gate(sum over i of BN_i(W_i * x) + BN_skip(x)), each of whose terms folds into one kernel.
+//! RepVGG, MobileOne and RepLK are such sums.
+//!
+//! In training the 1x1 branches and the identity are one 1x1 kernel A, batch norms included (see [`crate::op::statistics::moments`]): y is the
+//! sum of BN_i(W_i * x) over the larger kernels, plus A x. Larger kernels of one size can be one convolution.
+
+use crate::algebra::{self, FoldError, Geometry, Kernel};
+use crate::op::attention::se::Se;
+use crate::op::contract::algorithm::Exec;
+use crate::op::contract::operator::{Compact, Operator};
+use crate::op::layers::{Activation, BatchNorm, ConvNorm, Norm};
+use crate::op::reparam::fused_conv;
+use crate::op::statistics::moments::Moments;
+use tch::{Device, Kind, Tensor, nn, nn::ModuleT};
+
+/// The branches of one convolution.
+#[derive(Debug)]
+pub struct Branches {
+    /// Convolutions whose windows coincide, each with its batch norm. At least one.
+    pub convs: Vec<ConvNorm>,
+    /// The batch norm of the input itself, where the block has that branch.
+    pub skip: Option<Skip>,
+    /// What weighs the channels of the sum.
+    pub gate: Option<Se>,
+}
+
+/// The identity and its batch norm.
+#[derive(Debug)]
+pub struct Skip {
+    norm: Norm,
+    geometry: Geometry,
+    device: Device,
+}
+
+impl Skip {
+    /// The batch norm lies on `path` itself. None where output and input differ in channels or size, the kernel being centred.
+    pub fn where_it_fits(path: nn::Path, site: &Geometry) -> Option<Skip> {
+        (site.in_channels == site.out_channels && site.stride == [1; 2]).then(|| Skip {
+            norm: Norm::Batch(BatchNorm::new(&path, site.out_channels)),
+            geometry: Geometry { kernel: [1; 2], padding: [0; 2], ..*site },
+            device: path.device(),
+        })
+    }
+
+    fn kernel(&self) -> Kernel {
+        let weight = identity(&self.geometry, (Kind::Double, self.device));
+        Kernel { weight, bias: None, geometry: self.geometry }
+    }
+
+    fn fold(&self) -> Kernel {
+        self.norm.fold_into(self.kernel())
+    }
+}
+
+/// The 1x1 kernel that changes nothing: 1 where input and output are one channel.
+pub fn identity(geometry: &Geometry, options: (Kind, Device)) -> Tensor {
+    let inner = geometry.in_channels / geometry.groups;
+    Tensor::eye(inner, options).repeat([geometry.groups, 1]).reshape([geometry.out_channels, inner, 1, 1])
+}
+
+/// A convolution and its batch norm on `path`/conv and `path`/bn.
+pub fn conv_bn(path: &nn::Path, geometry: Geometry) -> ConvNorm {
+    ConvNorm::new(&(path / "conv"), geometry, Norm::batch(path, geometry.out_channels))
+}
+
+/// Refuses what 1x1 branches beside the convolution can't be centred on.
+///
+/// # Errors
+/// What is wrong, as `key: reason`.
+pub fn centred(name: &str, geometry: &Geometry, smallest: i64) -> Result<(), String> {
+    let [kh, kw] = geometry.kernel;
+    if kh != kw || kh < smallest || kh % 2 == 0 {
+        let least = format!("{smallest}x{smallest}");
+        return Err(format!("name: {name} stands in place of odd square kernels of {least} and more, not {kh}x{kw}"));
+    }
+    let expected = geometry.dilation.map(|d| d * (kh / 2));
+    if geometry.padding != expected {
+        return Err(format!(
+            "name: {name} stands where the padding is dilation * (kernel // 2), {expected:?}, not {:?}",
+            geometry.padding
+        ));
+    }
+    Ok(())
+}
+
+impl Branches {
+    fn groups(&self) -> i64 {
+        self.convs.first().map_or(1, |conv| conv.geometry().groups)
+    }
+
+    /// The branches that are one matrix for every position, where there are no channel groups.
+    fn points(&self) -> Vec<(&Norm, Kernel)> {
+        let convs = self.convs.iter().filter(|conv| conv.geometry().is_matrix());
+        let skip = self.skip.iter().map(|skip| (&skip.norm, skip.kernel()));
+        convs.map(|conv| (conv.norm(), conv.kernel().unstrided())).chain(skip).collect()
+    }
+
+    /// The other branches.
+    fn windows(&self) -> Vec<&ConvNorm> {
+        self.convs.iter().filter(|conv| !conv.geometry().is_matrix()).collect()
+    }
+
+    /// What the gate and the activation make of the sum, which takes the activation itself where there is no gate.
+    fn gated(&self, sum: impl FnOnce(Activation) -> Tensor, activation: Activation, train: bool) -> Tensor {
+        match &self.gate {
+            None => sum(activation),
+            Some(gate) => activation.apply(gate.forward_t(&sum(Activation::None), train)),
+        }
+    }
+
+    /// The sum in training, without channel groups: the 1x1 branches as one kernel, and the others each by itself or as one.
+    fn train_folded(&self, x: &Tensor, activation: Activation, join: bool) -> Tensor {
+        let (points, windows) = (self.points(), self.windows());
+        let point = if points.is_empty() {
+            None
+        } else {
+            let moments = Moments::of(&self.convs[0].geometry().positions(x));
+            let behind = if windows.is_empty() { activation } else { Activation::None };
+            Norm::fold_batch_sum(&points, moments.statistics()).map(|kernel| moments.apply(&kernel, behind))
+        };
+        let terms = match windows[..] {
+            [] => return point.unwrap_or_default(),
+            [first, ..] if join => fused_conv::terms(&windows, first.geometry(), x),
+            _ => windows.iter().map(|conv| conv.term(x)).collect(),
+        };
+        match point {
+            None => Norm::sum(terms, activation, true),
+            Some(point) => activation.apply(Norm::sum(terms, Activation::None, true) + point),
+        }
+    }
+}
+
+impl nn::ModuleT for Branches {
+    fn forward_t(&self, x: &Tensor, train: bool) -> Tensor {
+        self.forward_activated(x, Activation::None, train)
+    }
+}
+
+impl Operator for Branches {
+    fn forward_activated(&self, x: &Tensor, activation: Activation, train: bool) -> Tensor {
+        let skip = self.skip.iter().map(|skip| (&skip.norm, x.shallow_clone()));
+        let terms = self.convs.iter().map(|conv| conv.term(x)).chain(skip).collect();
+        self.gated(|activation| Norm::sum(terms, activation, train), activation, train)
+    }
+
+    fn execs(&self) -> &'static [Exec] {
+        let windows = self.windows();
+        let points = self.convs.len() - windows.len() + usize::from(self.skip.is_some());
+        let joins = windows.len() > 1 && windows.iter().all(|conv| conv.geometry() == windows[0].geometry());
+        // One 1x1 beside larger kernels is best as a branch: there is nothing to add it to.
+        match (points > 1 || windows.is_empty(), joins) {
+            _ if self.groups() != 1 => &[Exec::Branches],
+            (false, false) => &[Exec::Branches],
+            (false, true) => &[Exec::Branches, Exec::Features],
+            (true, false) => &[Exec::Branches, Exec::Moments],
+            (true, true) => &[Exec::Branches, Exec::Moments, Exec::Features],
+        }
+    }
+
+    fn train_as(&self, exec: Exec, x: &Tensor, activation: Activation) -> Tensor {
+        match exec {
+            Exec::Moments | Exec::Features => {
+                self.gated(|activation| self.train_folded(x, activation, exec == Exec::Features), activation, true)
+            }
+            _ => self.forward_activated(x, activation, true),
+        }
+    }
+
+    fn fold(&self) -> Result<Compact, FoldError> {
+        let mut kernels = self.convs.iter().map(ConvNorm::fold).chain(self.skip.iter().map(Skip::fold));
+        let first = kernels.next().ok_or_else(|| FoldError::Shape("a sum of no branches".into()))?;
+        let kernel = kernels.try_fold(first, |sum, branch| algebra::add(&sum, &branch))?;
+        Ok(Compact::behind(kernel, self.gate.as_ref().map(|gate| gate.to_kind(Kind::Double))))
+    }
+}

@@ -1,0 +1,331 @@
+//! `expandnet`: the linear expansions of ExpandNets (Guo, Alvarez & Salzmann, NeurIPS 2020): a chain of convolutions with nothing
+//! between them, y = W_n * ... * W_1 * x, which composes into one kernel; the batch norm stands behind the chain.
+//!
+//! The composition is exact on the border only where the padding commutes with it; `padding` chooses. The reference pads on the
+//! first convolution, has no groups but depthwise, and no dilation; here both are the convolution's in whose place it stands.
+
+use crate::algebra::{self, FoldError, Geometry, Kernel, MiddlePad};
+use crate::op::contract::bounds;
+use crate::op::contract::naming::Naming;
+use crate::op::contract::operator::{Compact, Operator, Place, Recipe};
+use crate::op::layers::{Activation, Norm, conv_weight, uniform};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor, nn};
+
+/// Which convolutions the chain is made of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Variant {
+    /// 1x1, k x k, 1x1 (ExpandNet-CL; depthwise where the convolution is).
+    #[default]
+    Cl,
+    /// (k - 1)/2 convolutions of 3x3 (ExpandNet-CK).
+    Ck,
+    /// k x k, 1x1, 1x1: where the kernel covers the map, and at 1x1, three linear layers (ExpandNet-FC).
+    Fc,
+}
+
+/// Where the padding is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PaddingPolicy {
+    /// All of it on the first convolution: exact.
+    #[default]
+    First,
+    /// Each convolution pads its own input, with zeros (or as its padding mode says): in `ck` never exact; in `cl` exact if the
+    /// chain has no bias, or the padding is not of zeros.
+    Each,
+    /// As `each`, but a map between is padded with the bias that the convolution before has made it of zeros: exact in `cl`.
+    Bias,
+}
+
+/// The reference's `conv1`, the layer that it expands in its own networks.
+const NAMINGS: [Naming; 1] = [Naming { names: &[("conv1.", "")], reshaped: false }];
+
+/// Options of `expandnet`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Which convolutions the chain is made of. Default `cl`.
+    pub variant: Variant,
+    /// Channels between the convolutions, as a multiple r of those of the convolution: r C_in behind the first, r C_out behind
+    /// the others. Default 4.
+    pub rate: i64,
+    /// Whether the first convolution expands too; the authors leave the channels of an image as they are. Default true.
+    pub expand_input: bool,
+    /// Whether each convolution has a bias. Default false.
+    pub bias: bool,
+    /// Where the padding is. Default `first`.
+    pub padding: PaddingPolicy,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config { variant: Variant::Cl, rate: 4, expand_input: true, bias: false, padding: PaddingPolicy::First }
+    }
+}
+
+impl Config {
+    /// The convolutions of the chain, in their order.
+    fn chain(&self, site: &Geometry) -> Vec<Geometry> {
+        let [kh, kw] = site.kernel;
+        let (kernels, spatial) = match self.variant {
+            Variant::Cl => (vec![[1, 1], [kh, kw], [1, 1]], 1),
+            Variant::Fc => (vec![[kh, kw], [1, 1], [1, 1]], 0),
+            Variant::Ck => (vec![[3, 3]; (kh / 2) as usize], (kh / 2 - 1) as usize),
+        };
+        let last = kernels.len() - 1;
+        let mut in_channels = site.in_channels;
+        let mut chain = Vec::with_capacity(kernels.len());
+        for (i, kernel) in kernels.into_iter().enumerate() {
+            let out_channels = match i {
+                _ if i == last => site.out_channels,
+                0 if !self.expand_input => site.in_channels,
+                0 => self.rate * site.in_channels,
+                _ => self.rate * site.out_channels,
+            };
+            // The whole stride is that of the last k x k: one before it would put the taps of the next between its own.
+            let stride = if i == spatial { site.stride } else { [1; 2] };
+            let padding = self.padding_of(i, kernel, site);
+            chain.push(Geometry { in_channels, out_channels, kernel, stride, padding, ..*site });
+            in_channels = out_channels;
+        }
+        chain
+    }
+
+    /// The padding of convolution `i` of the chain.
+    fn padding_of(&self, i: usize, kernel: [i64; 2], site: &Geometry) -> [i64; 2] {
+        match (self.padding, self.variant) {
+            (PaddingPolicy::First, _) | (_, Variant::Fc) => {
+                if i == 0 {
+                    site.padding
+                } else {
+                    [0; 2]
+                }
+            }
+            (_, Variant::Cl) => {
+                if i == 1 {
+                    site.padding
+                } else {
+                    [0; 2]
+                }
+            }
+            // Each 3x3 keeps the map's size; what the site has beyond that (or lacks) is the first one's.
+            (_, Variant::Ck) => [0, 1].map(|axis| {
+                let same = site.dilation[axis] * (kernel[axis] / 2);
+                let others = same * (site.kernel[axis] / 2 - 1);
+                if i == 0 { site.padding[axis] - others } else { same }
+            }),
+        }
+    }
+}
+
+impl Recipe for Config {
+    fn resolve(&mut self) -> Result<(), String> {
+        bounds::whole("rate", self.rate)
+    }
+
+    fn fits(&self, geometry: &Geometry) -> Result<(), String> {
+        let [kh, kw] = geometry.kernel;
+        if self.variant == Variant::Ck && (kh != kw || kh < 5 || kh % 2 == 0) {
+            return Err(format!("variant: ck makes odd square kernels of 5x5 and more of 3x3s, not {kh}x{kw}; use cl"));
+        }
+        self.chain(geometry).iter().try_for_each(|geometry| bounds::variable("rate", &geometry.weight_size()))
+    }
+
+    fn namings(&self) -> &'static [Naming] {
+        &NAMINGS
+    }
+
+    fn expanded(&self, place: &Place, geometry: Geometry) -> Box<dyn Operator> {
+        Box::new(ExpandNet::new(place, geometry, self))
+    }
+}
+
+/// A chain of convolutions, and the batch norm behind it.
+#[derive(Debug)]
+pub struct ExpandNet {
+    chain: Vec<Kernel>,
+    padding: PaddingPolicy,
+    norm: Norm,
+}
+
+impl ExpandNet {
+    /// `0.weight`, `0.bias`, `1.weight`, ...: the indices that the reference's nn.Sequential gives; and the batch norm.
+    pub(crate) fn new(place: &Place, geometry: Geometry, config: &Config) -> ExpandNet {
+        let convolution = |(i, geometry): (usize, Geometry)| {
+            let path = &place.conv / i;
+            let weight = conv_weight(&path, &geometry);
+            let bias = config.bias.then(|| path.var("bias", &[geometry.out_channels], uniform(geometry.fan_in())));
+            Kernel { weight, bias, geometry }
+        };
+        ExpandNet {
+            chain: config.chain(&geometry).into_iter().enumerate().map(convolution).collect(),
+            padding: config.padding,
+            norm: place.norm(geometry.out_channels),
+        }
+    }
+
+    /// The chain, its maps padded with the biases: that is zero padding of the maps without biases, which then arrive at the
+    /// end as one constant a channel.
+    fn forward_padded_with_bias(&self, x: &Tensor) -> Tensor {
+        let mut y = x.shallow_clone();
+        let mut constant: Option<Tensor> = None;
+        for Kernel { weight, bias, geometry } in &self.chain {
+            y = algebra::conv2d(&y, weight, None, geometry);
+            constant = match (constant, bias) {
+                (Some(before), Some(bias)) => Some(algebra::respond(weight, &before, geometry.groups) + bias),
+                (_, bias) => bias.as_ref().map(Tensor::shallow_clone),
+            };
+        }
+        match constant {
+            Some(constant) => y + constant.reshape([1, -1, 1, 1]),
+            None => y,
+        }
+    }
+}
+
+impl nn::ModuleT for ExpandNet {
+    fn forward_t(&self, x: &Tensor, train: bool) -> Tensor {
+        self.forward_activated(x, Activation::None, train)
+    }
+}
+
+impl Operator for ExpandNet {
+    fn forward_activated(&self, x: &Tensor, activation: Activation, train: bool) -> Tensor {
+        let y = match self.padding {
+            PaddingPolicy::Bias => self.forward_padded_with_bias(x),
+            PaddingPolicy::First | PaddingPolicy::Each => {
+                self.chain.iter().fold(x.shallow_clone(), |x, convolution| convolution.apply(&x))
+            }
+        };
+        self.norm.forward(y, activation, train)
+    }
+
+    fn fold(&self) -> Result<Compact, FoldError> {
+        let middle = if self.padding == PaddingPolicy::Bias { MiddlePad::Bias } else { MiddlePad::Zeros };
+        let detached = |kernel: &Kernel| Kernel {
+            weight: kernel.weight.detach().to_kind(Kind::Double),
+            bias: Some(kernel.bias_or_zeros().detach().to_kind(Kind::Double)),
+            geometry: kernel.geometry,
+        };
+        let mut chain = self.chain.iter().map(detached);
+        let first = chain.next().ok_or_else(|| FoldError::Shape("a chain of no convolutions".into()))?;
+        let kernel = chain.try_fold(first, |before, after| algebra::compose(&before, &after, middle))?;
+        Ok(Compact::Static(self.norm.fold_into(kernel)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::algebra::PaddingMode;
+    use crate::op::testing;
+    use tch::Device;
+
+    fn sites(k: i64) -> Vec<Geometry> {
+        let site = Geometry::same(4, 8, k);
+        let shapes = [site, site.groups(2), Geometry::same(4, 4, k).groups(4)];
+        shapes.into_iter().flat_map(testing::windows).collect()
+    }
+
+    #[test]
+    fn every_option_folds_exactly() {
+        for bias in [true, false] {
+            for (variant, k) in [("cl", 1), ("cl", 3), ("ck", 5), ("ck", 7), ("fc", 1), ("fc", 3)] {
+                let yaml = format!("{{name: expandnet, variant: {variant}, rate: 2, bias: {bias}}}");
+                testing::folds_exactly(&yaml, &sites(k));
+            }
+            let yaml = format!("{{name: expandnet, padding: bias, rate: 2, bias: {bias}, expand_input: false}}");
+            testing::folds_exactly(&yaml, &sites(3));
+        }
+        testing::folds_exactly("{name: expandnet, padding: each}", &sites(3));
+        testing::folds_exactly("{name: expandnet}", &[Geometry::same(4, 8, 2), Geometry::same(4, 8, 3).padding(2)]);
+        let reflect = Geometry { padding_mode: PaddingMode::Reflect, ..Geometry::same(4, 8, 3) };
+        testing::folds_exactly("{name: expandnet, padding: each, bias: true}", &[reflect]);
+        testing::folds_exactly("{name: expandnet, bias: true}", &[reflect]);
+    }
+
+    /// Zeros between convolutions with biases, and padding split among 3x3s, are wrong on the border.
+    #[test]
+    fn inexact_paddings_are_refused() {
+        for (yaml, k) in [
+            ("{name: expandnet, padding: each, bias: true}", 3),
+            ("{name: expandnet, variant: ck, padding: each}", 5),
+            ("{name: expandnet, variant: ck, padding: bias, bias: true}", 7),
+        ] {
+            let (_store, operator) = testing::expanded(&testing::options(yaml), Geometry::same(4, 8, k));
+            assert!(matches!(operator.fold(), Err(FoldError::BorderInexact(_))), "{yaml}");
+        }
+    }
+
+    /// Also where it can't be folded, a chain gives maps of the size of the convolution's.
+    #[test]
+    fn every_padding_keeps_the_size_of_the_convolution() {
+        for padding in ["first", "each", "bias"] {
+            for (variant, k) in [("cl", 3), ("ck", 5), ("ck", 7), ("fc", 3)] {
+                let yaml = format!("{{name: expandnet, variant: {variant}, padding: {padding}}}");
+                for site in
+                    testing::windows(Geometry::same(4, 4, k)).into_iter().flat_map(|site| [site, site.padding(2)])
+                {
+                    let (_store, operator) = testing::expanded(&testing::options(&yaml), site);
+                    let y = operator.forward_t(&Tensor::zeros([1, 4, 16, 17], (Kind::Double, Device::Cpu)), false);
+                    assert_eq!(y.size()[2..], site.output_size([16, 17]), "{yaml} {site:?}");
+                }
+            }
+        }
+    }
+
+    /// The definition: the map behind the 1x1 is padded with its bias.
+    #[test]
+    fn bias_padding_pads_with_the_bias() {
+        let (store, operator) = testing::expanded(
+            &testing::options("{name: expandnet, padding: bias, bias: true}"),
+            Geometry::same(4, 8, 3),
+        );
+        let at = |name: &str| store.variables()[&format!("conv.{name}")].shallow_clone();
+        let x = Tensor::randn([2, 4, 6, 9], (Kind::Double, Device::Cpu));
+        let middle = x.conv2d(&at("0.weight"), Some(at("0.bias")), [1, 1], [0, 0], [1, 1], 1);
+        let padded = at("0.bias").reshape([1, -1, 1, 1]).expand([2, 16, 8, 11], false).contiguous();
+        padded.narrow(2, 1, 6).narrow(3, 1, 9).copy_(&middle);
+        let y = padded.conv2d(&at("1.weight"), Some(at("1.bias")), [1, 1], [0, 0], [1, 1], 1);
+        let y = y.conv2d(&at("2.weight"), Some(at("2.bias")), [1, 1], [0, 0], [1, 1], 1);
+        let norm = |name: &str| store.variables()[&format!("bn.{name}")].shallow_clone();
+        let (w, b, m, v) = (norm("weight"), norm("bias"), norm("running_mean"), norm("running_var"));
+        let y = y.batch_norm(Some(w), Some(b), Some(m), Some(v), false, 0.1, 1e-5, false);
+        assert!(testing::relative(&operator.forward_t(&x, false), &y) < 1e-13);
+    }
+
+    #[test]
+    fn gradients_equal_finite_differences() {
+        for (options, k) in
+            [("bias: true", 3), ("padding: bias, bias: true", 3), ("variant: ck", 5), ("variant: fc", 3)]
+        {
+            let yaml = format!("{{name: expandnet, rate: 2, {options}}}");
+            testing::gradients_are_differences(&yaml, Geometry::same(2, 4, k).groups(2));
+        }
+    }
+
+    #[test]
+    fn parameters_are_those_of_the_chain() {
+        let (i, o, r) = (6, 8, 4);
+        let cl = r * i * i + r * r * i * o * 9 + r * o * o;
+        assert_eq!(testing::parameters("{name: expandnet}", Geometry::same(i, o, 3)), cl);
+        let biases = r * i + r * o + o;
+        assert_eq!(testing::parameters("{name: expandnet, bias: true}", Geometry::same(i, o, 3)), cl + biases);
+        let ck = 9 * (r * i * i + r * i * o);
+        assert_eq!(testing::parameters("{name: expandnet, variant: ck}", Geometry::same(i, o, 5)), ck);
+        let depthwise = r * i + r * r * i * 9 + r * i;
+        assert_eq!(testing::parameters("{name: expandnet}", Geometry::same(i, i, 3).groups(i)), depthwise);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        assert!(testing::refusal("{name: expandnet, rate: 0}", Geometry::same(4, 8, 3)).starts_with("rate: 0"));
+        for k in [1, 3, 6] {
+            let reason = testing::refusal("{name: expandnet, variant: ck}", Geometry::same(4, 8, k));
+            assert!(reason.starts_with("variant: ck"), "{reason}");
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! `plain`: the convolution and its batch norm as they are, y = BN(W * x); what every other operator is compared with.
+
+use crate::algebra::{FoldError, Geometry};
+use crate::op::contract::algorithm::Exec;
+use crate::op::contract::operator::{Compact, Operator, Place, Recipe};
+use crate::op::layers::{Activation, ConvNorm, Norm};
+use crate::op::statistics::moments::Moments;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tch::{Tensor, nn};
+
+/// No options.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Config {}
+
+impl Recipe for Config {
+    fn expanded(&self, place: &Place, geometry: Geometry) -> Box<dyn Operator> {
+        Box::new(Plain::new(place, geometry))
+    }
+}
+
+/// A convolution without bias and a batch norm.
+#[derive(Debug)]
+pub struct Plain {
+    branch: ConvNorm,
+    geometry: Geometry,
+}
+
+impl Plain {
+    /// `weight`, and the batch norm.
+    pub fn new(place: &Place, geometry: Geometry) -> Plain {
+        Plain { branch: ConvNorm::new(&place.conv, geometry, place.norm(geometry.out_channels)), geometry }
+    }
+}
+
+impl nn::ModuleT for Plain {
+    fn forward_t(&self, x: &Tensor, train: bool) -> Tensor {
+        self.forward_activated(x, Activation::None, train)
+    }
+}
+
+impl Operator for Plain {
+    fn forward_activated(&self, x: &Tensor, activation: Activation, train: bool) -> Tensor {
+        self.branch.forward(x, activation, train)
+    }
+
+    fn execs(&self) -> &'static [Exec] {
+        match self.branch.norm() {
+            // Without a batch norm nothing needs the moments.
+            Norm::Batch(_) if self.geometry.is_matrix() => &[Exec::Branches, Exec::Moments],
+            _ => &[Exec::Branches],
+        }
+    }
+
+    fn train_as(&self, exec: Exec, x: &Tensor, activation: Activation) -> Tensor {
+        match exec {
+            Exec::Moments => {
+                let moments = Moments::of(&self.geometry.positions(x));
+                let kernel = self.branch.kernel().unstrided();
+                moments.apply(&self.branch.norm().fold_batch(&kernel, moments.statistics()), activation)
+            }
+            _ => self.forward_activated(x, activation, true),
+        }
+    }
+
+    fn fold(&self) -> Result<Compact, FoldError> {
+        Ok(Compact::Static(self.branch.fold()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::op::testing;
+
+    #[test]
+    fn folds_exactly_and_has_the_gradients_of_its_values() {
+        for k in [1, 2, 3] {
+            let site = Geometry::same(4, 8, k);
+            for shape in [site, site.groups(2), site.groups(4)] {
+                testing::folds_exactly("{name: plain}", &testing::windows(shape));
+                testing::gradients_are_differences("{name: plain}", shape);
+            }
+        }
+    }
+
+    #[test]
+    fn training_is_the_same_however_it_is_computed() {
+        let points = [Geometry::same(3, 8, 1), Geometry::same(12, 4, 1).stride(2)];
+        testing::trains_alike("{name: plain}", &points, &[Exec::Branches, Exec::Moments]);
+        let others = [Geometry::same(4, 8, 3), Geometry::same(4, 8, 1).groups(2), Geometry::same(4, 8, 1).padding(1)];
+        testing::trains_alike("{name: plain}", &others, &[Exec::Branches]);
+        let store = nn::VarStore::new(tch::Device::Cpu);
+        assert_eq!(
+            Plain::new(&Place::new(store.root(), None), points[0]).execs(),
+            [Exec::Branches],
+            "no norm, no moments"
+        );
+    }
+}

@@ -1,0 +1,258 @@
+//! `tbc`: the tied block convolution of Wang & Yu (AAAI 2021): the channels are cut into B equal blocks, and one thin kernel W',
+//! itself with G groups, serves them all: y_b = W' * x_b. With G > 1 it is their tied block group convolution, `tgc`.
+//!
+//! The compact form is the grouped convolution of B G groups whose kernel is W', repeated; the batch norm behind it has one
+//! scale a channel, so folding it in unties the blocks: B times the numbers of W', and still 1/(B G) of a dense kernel's. With
+//! `keep_tied` the compact form is W' and a scale and a shift a channel, of which the grouped kernel is made when it runs. The
+//! reference takes neither dilation nor padding modes nor rectangular kernels; here they are the thin convolution's.
+
+use crate::algebra::{self, FoldError, Geometry, Kernel};
+use crate::op::compact::tiling::{Order, TiedKernel, tile};
+use crate::op::contract::bounds;
+use crate::op::contract::operator::{Compact, Operator, Place, Recipe};
+use crate::op::layers::{Activation, Norm, conv_weight, empty_kernel, uniform};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tch::{Tensor, nn};
+
+/// Options of `tbc`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Blocks B that share the kernel. Default 2.
+    pub blocks: i64,
+    /// Channel groups G of the shared kernel. Default: in `tbc` those of the convolution in whose place it stands, in `tgc` 2.
+    pub groups: Option<i64>,
+    /// Which channels the blocks are. Default `code`.
+    pub order: Order,
+    /// Whether the kernel has a bias, tied as it is. Default false: a batch norm stands behind it.
+    pub bias: bool,
+    /// Whether the compact form keeps one kernel for all blocks, and a scale and a shift a channel. Default false: a grouped
+    /// convolution whose blocks the batch norm makes different.
+    pub keep_tied: bool,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config { blocks: 2, groups: None, order: Order::Code, bias: false, keep_tied: false }
+    }
+}
+
+impl Config {
+    /// The convolution of one block.
+    fn thin(&self, site: &Geometry) -> Geometry {
+        let groups = self.groups.unwrap_or(site.groups);
+        Geometry {
+            in_channels: site.in_channels / self.blocks,
+            out_channels: site.out_channels / self.blocks,
+            groups,
+            ..*site
+        }
+    }
+
+    /// The convolution of all blocks.
+    fn tied(&self, site: &Geometry) -> Geometry {
+        site.groups(self.blocks * self.groups.unwrap_or(site.groups))
+    }
+}
+
+impl Recipe for Config {
+    fn resolve(&mut self) -> Result<(), String> {
+        bounds::whole("blocks", self.blocks)?;
+        self.groups.map_or(Ok(()), |groups| bounds::whole("groups", groups))
+    }
+
+    fn fits(&self, geometry: &Geometry) -> Result<(), String> {
+        let groups = self.tied(geometry).groups;
+        let (inputs, outputs) = (geometry.in_channels, geometry.out_channels);
+        if inputs % groups != 0 || outputs % groups != 0 {
+            return Err(format!(
+                "blocks: {} blocks of {} groups don't divide {inputs} -> {outputs} channels; give blocks and groups whose \
+                 product divides both",
+                self.blocks,
+                groups / self.blocks
+            ));
+        }
+        Ok(())
+    }
+
+    fn expanded(&self, place: &Place, geometry: Geometry) -> Box<dyn Operator> {
+        Box::new(Tbc::new(place, geometry, self))
+    }
+
+    fn compact(&self, place: &Place, geometry: Geometry) -> Compact {
+        match self.keep_tied {
+            true => Compact::Tied(TiedKernel::empty(&place.conv, self.thin(&geometry), self.blocks, self.order)),
+            false => Compact::Static(empty_kernel(&place.conv, self.tied(&geometry))),
+        }
+    }
+}
+
+/// The options of `tbc`, with channel groups in the shared kernel.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub struct TgcConfig(pub Config);
+
+impl Recipe for TgcConfig {
+    fn resolve(&mut self) -> Result<(), String> {
+        self.0.groups.get_or_insert(2);
+        self.0.resolve()
+    }
+
+    fn fits(&self, geometry: &Geometry) -> Result<(), String> {
+        self.0.fits(geometry)
+    }
+
+    fn expanded(&self, place: &Place, geometry: Geometry) -> Box<dyn Operator> {
+        self.0.expanded(place, geometry)
+    }
+
+    fn compact(&self, place: &Place, geometry: Geometry) -> Compact {
+        self.0.compact(place, geometry)
+    }
+}
+
+/// One thin kernel for all blocks.
+#[derive(Debug)]
+pub struct Tbc {
+    thin: Kernel,
+    blocks: i64,
+    order: Order,
+    keep_tied: bool,
+    norm: Norm,
+}
+
+impl Tbc {
+    /// With the reference's names: `conv.weight` (C_out/B, C_in/(B G), kh, kw) and `conv.bias` (C_out/B); and the batch norm.
+    pub(crate) fn new(place: &Place, geometry: Geometry, config: &Config) -> Tbc {
+        let thin = config.thin(&geometry);
+        let path = &place.conv / "conv";
+        let bias = config.bias.then(|| path.var("bias", &[thin.out_channels], uniform(thin.fan_in())));
+        Tbc {
+            thin: Kernel { weight: conv_weight(&path, &thin), bias, geometry: thin },
+            blocks: config.blocks,
+            order: config.order,
+            keep_tied: config.keep_tied,
+            norm: place.norm(geometry.out_channels),
+        }
+    }
+}
+
+impl nn::ModuleT for Tbc {
+    fn forward_t(&self, x: &Tensor, train: bool) -> Tensor {
+        self.forward_activated(x, Activation::None, train)
+    }
+}
+
+impl Operator for Tbc {
+    fn forward_activated(&self, x: &Tensor, activation: Activation, train: bool) -> Tensor {
+        self.norm.forward(tile(&self.thin, self.blocks, self.order).apply(x), activation, train)
+    }
+
+    fn fold(&self) -> Result<Compact, FoldError> {
+        let (thin, blocks, order) = (self.thin.double(), self.blocks, self.order);
+        let norm = self.norm.affine(blocks * thin.geometry.out_channels, thin.weight.device());
+        Ok(match self.keep_tied {
+            true => Compact::Tied(TiedKernel::new(thin, blocks, order, norm)),
+            false => Compact::Static(algebra::fold_bn(&tile(&thin, blocks, order), &norm)),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::op::testing;
+    use tch::{Device, Kind};
+
+    #[test]
+    fn every_option_folds_exactly() {
+        for (blocks, groups) in [(1, 1), (2, 1), (4, 1), (2, 2), (2, 4), (4, 2)] {
+            for order in ["code", "paper"] {
+                for bias in [true, false] {
+                    for tied in [true, false] {
+                        let yaml = format!(
+                            "{{name: tbc, blocks: {blocks}, groups: {groups}, order: {order}, bias: {bias}, keep_tied: {tied}}}"
+                        );
+                        testing::folds_exactly(&yaml, &testing::windows(Geometry::same(8, 16, 3)));
+                    }
+                }
+            }
+        }
+        // Depthwise: half the channels' kernels serve the other half.
+        testing::folds_exactly("{name: tbc, groups: 4}", &testing::windows(Geometry::same(8, 8, 5).groups(8)));
+        testing::folds_exactly("{name: tbc}", &[Geometry::same(8, 16, 2).padding(1), Geometry::same(8, 16, 1)]);
+    }
+
+    /// The definition: each block by itself, and the paper's order as a permutation of the channels around the code's.
+    #[test]
+    fn blocks_share_the_kernel() {
+        let x = Tensor::randn([3, 8, 6, 9], (Kind::Double, Device::Cpu));
+        let site = Geometry::same(8, 16, 3);
+        for order in ["code", "paper"] {
+            let options = testing::options(&format!("{{name: tbc, blocks: 2, groups: 2, order: {order}, bias: true}}"));
+            let mut store = nn::VarStore::new(Device::Cpu);
+            let operator = options.recipe().expanded(&Place::new(store.root(), None), site);
+            store.double();
+            let thin = site.groups(2);
+            let thin = Geometry { in_channels: 4, out_channels: 8, ..thin };
+            let variables = store.variables();
+            let (weight, bias) = (&variables["conv.weight"], &variables["conv.bias"]);
+            let swap = |x: &Tensor| {
+                let size = x.size();
+                x.reshape([size[0], 2, 2, size[1] / 4, size[2], size[3]]).transpose(1, 2).reshape(size)
+            };
+            let paper = order == "paper";
+            let blocks = if paper { swap(&x) } else { x.shallow_clone() };
+            let one = |b: i64| algebra::conv2d(&blocks.narrow(1, 4 * b, 4), weight, Some(bias), &thin);
+            let y = Tensor::cat(&[one(0), one(1)], 1);
+            let y = if paper { swap(&y) } else { y };
+            assert!(testing::relative(&operator.forward_t(&x, true), &y) < 1e-14, "{order}");
+        }
+    }
+
+    #[test]
+    fn gradients_are_those_of_the_shared_kernel() {
+        for order in ["code", "paper"] {
+            let yaml = format!("{{name: tbc, blocks: 2, groups: 2, order: {order}, bias: true}}");
+            testing::gradients_are_differences(&yaml, Geometry::same(4, 8, 3));
+        }
+    }
+
+    #[test]
+    fn parameters_are_divided_by_blocks_squared_and_groups() {
+        let site = Geometry::same(16, 32, 3);
+        assert_eq!(testing::parameters("{name: tbc, blocks: 2, bias: true}", site), 32 * 16 * 9 / 4 + 16);
+        assert_eq!(testing::parameters("{name: tbc, blocks: 4, groups: 2}", site), 32 * 16 * 9 / 32);
+    }
+
+    /// Kept tied, the numbers are those of the thin kernel, and two vectors.
+    #[test]
+    fn a_tied_compact_form_is_thin() {
+        let site = Geometry::same(16, 32, 3);
+        let count = |yaml: &str| -> i64 {
+            let (_store, operator) = testing::expanded(&testing::options(yaml), site);
+            operator.fold().unwrap().tensors().iter().map(|(_, tensor)| tensor.numel() as i64).sum()
+        };
+        assert_eq!(count("{name: tbc, blocks: 4}"), 32 * 16 * 9 / 4 + 32);
+        assert_eq!(count("{name: tbc, blocks: 4, keep_tied: true}"), 32 * 16 * 9 / 16 + 2 * 32);
+        assert_eq!(count("{name: tgc, blocks: 4, keep_tied: true}"), 32 * 16 * 9 / 32 + 2 * 32);
+    }
+
+    #[test]
+    fn tgc_has_groups_of_its_own() {
+        let site = Geometry::same(16, 32, 3);
+        assert_eq!(testing::parameters("{name: tgc}", site), testing::parameters("{name: tbc, groups: 2}", site));
+        testing::folds_exactly("{name: tgc, groups: 4}", &testing::windows(site));
+        testing::gradients_are_differences("{name: tgc}", Geometry::same(4, 8, 3));
+        assert!(testing::refusal("{name: tgc, groups: 5}", site).starts_with("blocks: 2 blocks of 5 groups"));
+    }
+
+    #[test]
+    fn channels_that_do_not_divide_are_refused() {
+        let site = Geometry::same(3, 16, 3);
+        assert!(testing::refusal("{name: tbc}", site).starts_with("blocks: 2 blocks of 1 groups"));
+        assert!(testing::refusal("{name: tbc, blocks: 0}", site).starts_with("blocks: 0"));
+        assert!(testing::refusal("{name: tbc, groups: 0}", site).starts_with("groups: 0"));
+    }
+}

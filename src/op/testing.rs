@@ -1,0 +1,230 @@
+//! What the tests of every operator state: folded it is the same function, and its gradients are those of its values.
+//!
+//! Tolerances: float64 throughout, so two forms differ by the rounding of a few hundred sums, about 1e-15 relative; 1e-12 is
+//! three digits of room and ten below the error of any wrong fold. Central differences with step 1e-5 are good to 1e-6.
+
+use crate::algebra::Geometry;
+use crate::op::compact::per_sample::Execution;
+use crate::op::contract::algorithm::Exec;
+use crate::op::contract::operator::{Compact, Operator, Place};
+use crate::op::layers::Activation;
+use crate::op::{OperatorConfig, Resolved};
+use std::collections::HashMap;
+use tch::{Device, Kind, Tensor, nn};
+
+const DOUBLE: (Kind, Device) = (Kind::Double, Device::Cpu);
+
+/// The options of an operator, resolved, as a config file gives them.
+pub fn options(yaml: &str) -> Resolved<OperatorConfig> {
+    Resolved::new(serde_yaml::from_str(yaml).unwrap()).unwrap_or_else(|reason| panic!("{yaml}: {reason}"))
+}
+
+/// What is wrong with options that don't resolve, or with a convolution that they don't fit.
+pub fn refusal(yaml: &str, geometry: Geometry) -> String {
+    let read: OperatorConfig = serde_yaml::from_str(yaml).unwrap();
+    Resolved::new(read).and_then(|options| options.fits(&geometry)).unwrap_err()
+}
+
+/// |a - b| / |b|.
+pub fn relative(a: &Tensor, b: &Tensor) -> f64 {
+    assert_eq!(a.size(), b.size());
+    f64::try_from((a - b).norm() / b.norm().clamp_min(1e-300)).unwrap()
+}
+
+/// The expanded form in float64, with running statistics and affine values as training leaves them: nowhere 0 or 1.
+pub fn expanded(config: &Resolved<OperatorConfig>, geometry: Geometry) -> (nn::VarStore, Box<dyn Operator>) {
+    config.recipe().fits(&geometry).unwrap_or_else(|reason| panic!("{config:?} {geometry:?}: {reason}"));
+    let mut store = nn::VarStore::new(Device::Cpu);
+    let root = store.root();
+    let operator = config.recipe().expanded(&Place::new(&root / "conv", Some(&root / "bn")), geometry);
+    store.double();
+    tch::no_grad(|| {
+        for (name, mut variable) in store.variables() {
+            if name.ends_with("running_var") {
+                let _ = variable.uniform_(0.5, 2.);
+            } else if variable.dim() == 1 || name.ends_with("vector") || name.contains("fc") {
+                let _ = variable.normal_(0.3, 1.);
+            }
+        }
+    });
+    (store, operator)
+}
+
+/// y of x in every way in which the compact form can be computed.
+fn every_execution(compact: &Compact, x: &Tensor) -> Vec<(String, Tensor)> {
+    let Compact::PerSample(kernels) = compact else { return vec![("compact".into(), compact.apply(x))] };
+    let each = |execution: &Execution| (format!("{execution:?}"), kernels.apply_as(*execution, x, None));
+    kernels.executions().iter().map(each).collect()
+}
+
+/// Folded it is the same function, however that is computed, also when its numbers are loaded into the compact form that the
+/// recipe makes; and the activation stands behind it. The kernels are as large as the map, so the border ring is most of it.
+pub fn folds_exactly(yaml: &str, geometries: &[Geometry]) {
+    let config = options(yaml);
+    for geometry in geometries {
+        let (_store, operator) = expanded(&config, *geometry);
+        let folded = operator.fold().unwrap_or_else(|error| panic!("{yaml} {geometry:?}: {error}"));
+        let mut store = nn::VarStore::new(Device::Cpu);
+        let root = store.root();
+        let loaded = config.recipe().compact(&Place::new(root, None), *geometry);
+        store.double();
+        let tensors: HashMap<String, Tensor> = folded.tensors().into_iter().collect();
+        assert_eq!(tensors.len(), store.variables().len(), "{yaml} {geometry:?}");
+        tch::no_grad(|| {
+            for (name, mut variable) in store.variables() {
+                assert_eq!(variable.size(), tensors[&name].size(), "{yaml} {name}");
+                variable.copy_(&tensors[&name]);
+            }
+        });
+        assert_eq!(matches!(folded, Compact::Static(_)), matches!(loaded, Compact::Static(_)));
+        for n in [1, 3] {
+            let x = Tensor::randn([n, geometry.in_channels, 6, 9], DOUBLE);
+            let y = operator.forward_t(&x, false);
+            let error = relative(&operator.forward_activated(&x, Activation::Relu6, false), &y.clamp(0., 6.));
+            assert!(error < 1e-12, "{yaml} {geometry:?}, activated: {error:e}");
+            for compact in [&folded, &loaded] {
+                for (way, found) in every_execution(compact, &x) {
+                    let error = relative(&found, &y);
+                    assert!(error < 1e-12, "{yaml} {geometry:?} {way}: {error:e}");
+                }
+            }
+        }
+    }
+}
+
+/// The gradients of x and of every variable, in training, equal central differences along a random direction.
+pub fn gradients_are_differences(yaml: &str, geometry: Geometry) {
+    gradients_of(yaml, geometry, true, |_| true);
+}
+
+/// The same in training or in evaluation, for the variables that are chosen by their names.
+pub fn gradients_of(yaml: &str, geometry: Geometry, train: bool, chosen: impl Fn(&str) -> bool) {
+    let first = wrong_gradients(yaml, geometry, train, &chosen);
+    // A value that lies at a ReLU's kink is within every step: then other values tell. A wrong gradient is wrong in all.
+    let wrong = if first.is_empty() { first } else { wrong_gradients(yaml, geometry, train, &chosen) };
+    assert!(wrong.is_empty(), "{yaml}: {wrong:?}");
+}
+
+/// The gradients that differ, for values drawn anew, and by how much.
+fn wrong_gradients(
+    yaml: &str,
+    geometry: Geometry,
+    train: bool,
+    chosen: &dyn Fn(&str) -> bool,
+) -> Vec<(String, Vec<f64>)> {
+    let (store, operator) = expanded(&options(yaml), geometry);
+    let x = Tensor::randn([2, geometry.in_channels, 4, 5], DOUBLE).set_requires_grad(true);
+    let probe = operator.forward_t(&x, train).randn_like().detach();
+    let loss = || (operator.forward_t(&x, train) * &probe).sum(Kind::Double);
+    let mut inputs: Vec<(String, Tensor)> =
+        store.variables().into_iter().filter(|(name, variable)| variable.requires_grad() && chosen(name)).collect();
+    inputs.push(("x".into(), x.shallow_clone()));
+    let tensors: Vec<&Tensor> = inputs.iter().map(|(_, tensor)| tensor).collect();
+    let gradients = Tensor::run_backward(&[loss()], &tensors, false, false);
+    let mut wrong = Vec::new();
+    for ((name, input), gradient) in inputs.iter().zip(&gradients) {
+        // A kink may lie within a step in one direction, and in another not.
+        let errors: Vec<f64> = (0..3).map(|_| difference(input, gradient, &loss)).collect();
+        if !errors.iter().any(|error| *error < 1e-6) {
+            wrong.push((name.clone(), errors));
+        }
+    }
+    wrong
+}
+
+/// How far a gradient is from the differences along a random direction, relative to their size where that is above 1.
+fn difference(input: &Tensor, gradient: &Tensor, loss: &dyn Fn() -> Tensor) -> f64 {
+    let direction = input.randn_like().detach();
+    let expected = (gradient * &direction).sum(Kind::Double).double_value(&[]);
+    let at = |by: f64| {
+        tch::no_grad(|| {
+            let start = input.copy();
+            input.shallow_clone().copy_(&(&start + &direction * by));
+            let value = loss().double_value(&[]);
+            input.shallow_clone().copy_(&start);
+            value
+        })
+    };
+    // Central differences are off by c step^2, so those of half the step tell c (Richardson): what is left falls with
+    // step^4, until rounding (1e-16 of the loss over the step, about 1e-9) takes over.
+    let central = |step: f64| (at(step) - at(-step)) / (2. * step);
+    let measured = (4. * central(5e-6) - central(1e-5)) / 3.;
+    (measured - expected).abs() / expected.abs().max(1.)
+}
+
+/// Runs, and puts back what that changed of the variables.
+pub fn keeping<T>(store: &nn::VarStore, run: impl FnOnce() -> T) -> T {
+    let before: Vec<(Tensor, Tensor)> = store.variables().into_values().map(|v| (v.copy().detach(), v)).collect();
+    let result = run();
+    tch::no_grad(|| before.into_iter().for_each(|(value, mut variable)| variable.copy_(&value)));
+    result
+}
+
+/// What a step of training gives: y, the gradients of x and of every variable, and the running statistics that it leaves.
+fn step(
+    exec: Exec,
+    store: &nn::VarStore,
+    operator: &dyn Operator,
+    x: &Tensor,
+    probe: &Tensor,
+) -> Vec<(String, Tensor)> {
+    keeping(store, || {
+        let y = operator.train_as(exec, x, Activation::Relu6);
+        let mut named: Vec<(String, Tensor)> = store.variables().into_iter().collect();
+        named.sort_by(|a, b| a.0.cmp(&b.0));
+        let (learned, running): (Vec<_>, Vec<_>) =
+            named.into_iter().partition(|(_, variable)| variable.requires_grad());
+        let inputs: Vec<&Tensor> = std::iter::once(x).chain(learned.iter().map(|(_, variable)| variable)).collect();
+        let gradients =
+            Tensor::run_backward(&[(&y * probe.narrow(0, 0, x.size()[0])).sum(Kind::Double)], &inputs, false, false);
+        let names = std::iter::once("x".to_string()).chain(learned.iter().map(|(name, _)| name.clone()));
+        let mut all = vec![("y".to_string(), y.detach())];
+        all.extend(names.map(|name| format!("gradient of {name}")).zip(gradients));
+        all.extend(running.iter().map(|(name, variable)| (name.clone(), variable.copy())));
+        all
+    })
+}
+
+/// Computed in any of its ways, training is the same: output, gradients and running statistics, behind an activation. The ways take
+/// sums of a few hundred numbers in other orders and divide by deviations near 1: 1e-10 is far above that (about 1e-13) and far below
+/// any wrong term. A gradient may be zero by nature (a shift that the next batch norm takes away): errors are relative to 1 there.
+pub fn trains_alike(yaml: &str, geometries: &[Geometry], execs: &[Exec]) {
+    let config = options(yaml);
+    for geometry in geometries {
+        let (store, operator) = expanded(&config, *geometry);
+        assert_eq!(operator.execs(), execs, "{yaml} {geometry:?}");
+        let map = Tensor::randn([3, geometry.in_channels, 6, 9], DOUBLE)
+            + Tensor::randn([1, geometry.in_channels, 1, 1], DOUBLE);
+        for x in [map.shallow_clone(), map.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])] {
+            let x = x.detach().set_requires_grad(true);
+            let probe = operator.forward_t(&x, false).randn_like();
+            let expected = step(Exec::Branches, &store, &*operator, &x, &probe);
+            for exec in &execs[1..] {
+                for ((name, found), (_, expected)) in step(*exec, &store, &*operator, &x, &probe).iter().zip(&expected)
+                {
+                    let scale = expected.abs().max().double_value(&[]).max(1.);
+                    let error = (found - expected).abs().max().double_value(&[]) / scale;
+                    assert!(error < 1e-10, "{yaml} {geometry:?} {exec:?} {name}: {error:e}");
+                }
+            }
+        }
+    }
+}
+
+/// Parameters of the expanded form, without the batch norm that the network puts behind it.
+pub fn parameters(yaml: &str, geometry: Geometry) -> i64 {
+    let (store, _operator) = expanded(&options(yaml), geometry);
+    let own =
+        store.variables().into_iter().filter(|(name, variable)| variable.requires_grad() && !name.starts_with("bn."));
+    own.map(|(_, variable)| variable.numel() as i64).sum()
+}
+
+/// Strides and dilations 1 and 2, with the padding that keeps the map at stride 1, for a kernel of odd size.
+pub fn windows(geometry: Geometry) -> Vec<Geometry> {
+    let [kh, kw] = geometry.kernel;
+    let window = |stride, dilation: i64| {
+        let padding = [dilation * (kh / 2), dilation * (kw / 2)];
+        Geometry { padding, ..geometry.stride(stride).dilation(dilation) }
+    };
+    [(1, 1), (2, 1), (1, 2), (2, 2)].map(|(stride, dilation)| window(stride, dilation)).to_vec()
+}

@@ -1,0 +1,9 @@
+//! Trials on this machine: as child processes or in workers, side by side in slots.
+
+pub mod child;
+pub mod concurrency;
+pub mod launcher;
+pub mod machine;
+pub mod mps;
+pub mod slots;
+pub mod worker;

@@ -1,0 +1,164 @@
+//! The worker itself: trains its trials in turns, a step of each, on one thread. What it asks of a GPU goes to a stream of each trial's
+//! own, so that the device works on all of them at a time while this thread asks for the next steps.
+
+use crate::config::Document;
+use crate::device;
+use crate::native::CudaStream;
+use crate::op::compact::per_sample::{self, Choices};
+use crate::panics::{self, Failure};
+use crate::sweep::local::worker::channel::{Ended, Mail, Order, Received};
+use crate::sweep::store::Store;
+use crate::text;
+use crate::train::trial::{self, Trial};
+use anyhow::{Context, Result, bail};
+use signal_hook::consts::SIGTERM;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tch::Device;
+
+/// How long a worker without a trial waits before it looks for a signal, in milliseconds.
+const PATIENCE: u32 = 200;
+
+/// Trains the trials of a sweep that come in by mail, until the other end closes it or SIGTERM asks to end; then they write their
+/// checkpoints.
+///
+/// # Errors
+/// The system's; an error of CUDA that leaves the device of no use to this process.
+pub fn serve(store: &Store, mail: &Mail, device: Device) -> Result<()> {
+    let term = Arc::new(AtomicBool::new(false));
+    signal_hook::flag::register(SIGTERM, Arc::clone(&term)).context("cannot listen to signals")?;
+    let (mut seats, mut is_open) = (Vec::new(), true);
+    loop {
+        while is_open {
+            let wait = if seats.is_empty() { PATIENCE } else { 0 };
+            match mail.receive(wait).context("the launcher's mail")? {
+                Received::Nothing => break,
+                Received::Closed => is_open = false,
+                Received::Message(order, files) => carry_out(order, files, &mut seats, store, mail)?,
+            }
+        }
+        is_open &= !term.load(Ordering::Relaxed);
+        if !is_open {
+            seats.iter().for_each(|seat| seat.stop.store(true, Ordering::Relaxed));
+            if seats.is_empty() {
+                return Ok(());
+            }
+        }
+        take_turns(&mut seats, mail, device)?;
+    }
+}
+
+fn carry_out(order: Order, files: Vec<OwnedFd>, seats: &mut Vec<Seat>, store: &Store, mail: &Mail) -> Result<()> {
+    match order {
+        Order::Train(hash, threads) => {
+            let Ok([lock, log]) = <[OwnedFd; 2]>::try_from(files) else { bail!("{hash}: came without lock and log") };
+            let (folder, stop) = (store.trial(&hash), Arc::new(AtomicBool::new(false)));
+            let (choices, log) = (Choices::new(), log.into());
+            seats.push(Seat { hash, folder, threads, stop, choices, trial: None, stream: None, log, _lock: lock });
+        }
+        Order::Stop(hash) => {
+            let told = seats.iter().filter(|seat| seat.hash == hash);
+            told.for_each(|seat| seat.stop.store(true, Ordering::Relaxed));
+        }
+        Order::Drop(hash) => {
+            seats.retain(|seat| seat.hash != hash);
+            tell(mail, hash, 0);
+        }
+    }
+    Ok(())
+}
+
+/// A launcher that is gone can't be told, and closed its mail.
+fn tell(mail: &Mail, hash: String, status: u8) {
+    let _ = mail.send(&Ended(hash, status), &[]);
+}
+
+/// A turn of each trial.
+fn take_turns(seats: &mut Vec<Seat>, mail: &Mail, device: Device) -> Result<()> {
+    let mut place = 0;
+    while let Some(seat) = seats.get_mut(place) {
+        let status = match seat.turn(device)? {
+            Turn::GoesOn => {
+                place += 1;
+                continue;
+            }
+            Turn::Done => 0,
+            // All that this process had on the device is lost, and who caused it can't be told: each is tried again alone.
+            Turn::Failed(Failure { message, .. }) if message.contains("CUDA error") => bail!("{message}"),
+            Turn::Failed(Failure { status, .. }) => status,
+        };
+        let seat = seats.remove(place);
+        let hash = seat.hash.clone();
+        // Its files are closed before it is told.
+        drop(seat);
+        tell(mail, hash, status);
+    }
+    Ok(())
+}
+
+/// What became of a trial in its turn.
+enum Turn {
+    GoesOn,
+    Done,
+    Failed(Failure),
+}
+
+/// A trial of a worker.
+struct Seat {
+    hash: String,
+    folder: PathBuf,
+    threads: usize,
+    stop: Arc<AtomicBool>,
+    /// Those of per-sample convolutions.
+    choices: Choices,
+    /// None until its first turn.
+    trial: Option<Trial>,
+    /// On a GPU, where this program has them.
+    stream: Option<CudaStream>,
+    log: File,
+    _lock: OwnedFd,
+}
+
+impl Seat {
+    /// Goes on a little.
+    fn turn(&mut self, device: Device) -> Result<Turn> {
+        device::set_threads(Some(self.threads));
+        if self.trial.is_none()
+            && let Device::Cuda(index) = device
+        {
+            self.stream = CudaStream::new(index).ok();
+        }
+        let Seat { folder, stop, choices, trial, stream, log, .. } = self;
+        let step = || {
+            let Some(trial) = trial else {
+                let config = Document::read(&folder.join("config.yaml"), &[])?.config()?;
+                let finished = trial::finished(&config, folder)?;
+                if finished.is_none() {
+                    *trial = Some(Trial::open(&config, folder, device, Arc::clone(stop))?);
+                }
+                return Ok(finished.is_some());
+            };
+            trial.advance().map(|result| result.is_some())
+        };
+        let step = || {
+            let done = panics::caught(step);
+            if let Err(Failure { message, told: false, .. }) = &done {
+                panics::say(message);
+            }
+            done
+        };
+        let step = || match stream {
+            Some(stream) => stream.scope(step),
+            None => step(),
+        };
+        let done = text::logged(log, || per_sample::with_choices(choices, step)).context("a trial's log")?;
+        Ok(match done {
+            Ok(false) => Turn::GoesOn,
+            Ok(true) => Turn::Done,
+            Err(failure) => Turn::Failed(failure),
+        })
+    }
+}

@@ -1,0 +1,432 @@
+//! A sweep file -> its points, each with one trial a seed; every config is resolved and checked here, before any is trained.
+
+pub mod axes;
+pub mod paper;
+pub mod prune;
+pub mod section;
+
+use crate::bad_request;
+use crate::config::{self, Config, Document, Mapping, TrainConfig, Value};
+use crate::net::block::Form;
+use crate::sweep::plan::axes::{Axis, DASH, SweepKeys, label, short};
+use crate::sweep::plan::paper::Paper;
+use crate::sweep::plan::prune::Prune;
+use anyhow::{Context, Result};
+use std::collections::{HashMap, HashSet};
+
+/// More trials than this are a slip in a file.
+const MOST_TRIALS: usize = 100_000;
+
+/// The trials of a sweep file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// The keys of the coordinates, in the order of the file.
+    pub axes: Vec<String>,
+    /// Whether the points are a grid over the axes; else they differ from a base point in one key each.
+    pub grid: bool,
+    /// In a grid the first axis is slowest and a baseline stands before the points that it is compared with.
+    pub points: Vec<Point>,
+    /// Which trials are stopped early, if any.
+    pub prune: Option<Prune>,
+    /// What a paper gives for them.
+    pub paper: Option<Paper>,
+}
+
+/// What is trained once a seed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Point {
+    /// One an axis.
+    pub coordinates: Vec<Coordinate>,
+    /// What tells it from the other points: `maconv bypass=true`.
+    pub title: String,
+    /// Whether it is of the baseline, which is never pruned: the others are compared with it.
+    pub baseline: bool,
+    /// One a seed.
+    pub trials: Vec<Trial>,
+    /// The place of the baseline that it is compared with.
+    pub compared_with: Option<usize>,
+}
+
+/// The place of a point on one axis.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Coordinate {
+    /// The axis.
+    pub key: String,
+    /// Its value, as a table shows it under the key.
+    pub label: String,
+    /// Its value where no key stands above it: `bypass=true`.
+    pub short: String,
+}
+
+/// One training run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Trial {
+    /// Resolved.
+    pub config: Config,
+    /// Its name; trials that resolve to the same config share it.
+    pub hash: String,
+}
+
+/// What a point has on one axis. The order is that of the points of a grid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Choice {
+    /// The baseline's, in whose section the axis lies.
+    Baseline,
+    /// The file's own.
+    Base,
+    /// One of the axis.
+    Value(usize),
+}
+
+impl Plan {
+    /// Plans the trials of a file.
+    ///
+    /// # Errors
+    /// A [`crate::error::BadRequest`] that names the file and the key, or the point whose config is wrong.
+    pub fn new(document: &Document) -> Result<Plan> {
+        let plan = Plan::of_checked(document)?;
+        check_sites(&plan.points, &document.origin)?;
+        Ok(plan)
+    }
+
+    /// The same without building a network of each point: for a file whose sweep has been started, so has been checked.
+    ///
+    /// # Errors
+    /// As there, but for operators that don't fit their sites.
+    pub fn of_checked(document: &Document) -> Result<Plan> {
+        let keys = SweepKeys::read(document)?;
+        let mut points: Vec<Point> = Vec::new();
+        let mut seen = HashSet::new();
+        let mut places: HashMap<Vec<Choice>, usize> = HashMap::new();
+        for choices in combinations(&keys, &document.origin)? {
+            let mut point = point(document, &keys, &choices)?;
+            // In `vary`, the value that the file has itself is the base point once more.
+            let labels: Vec<String> = point.coordinates.iter().map(|coordinate| coordinate.label.clone()).collect();
+            if seen.insert((labels, point.trials[0].hash.clone())) {
+                // A baseline stands before what is compared with it.
+                point.compared_with = baseline_of(&keys, &choices).and_then(|baseline| places.get(&baseline).copied());
+                places.insert(choices, points.len());
+                points.push(point);
+            }
+        }
+        let paper = Paper::read(document, &points)?;
+        let axes = keys.axes.into_iter().map(|axis| axis.key).collect();
+        Ok(Plan { axes, grid: keys.grid, points, prune: keys.prune, paper })
+    }
+
+    /// Every trial once, with the first point that has it.
+    pub fn trials(&self) -> Vec<(&Point, &Trial)> {
+        let mut seen = HashSet::new();
+        let all = self.points.iter().flat_map(|point| point.trials.iter().map(move |trial| (point, trial)));
+        all.filter(|(_, trial)| seen.insert(trial.hash.as_str())).collect()
+    }
+}
+
+/// What each point has on each axis.
+fn combinations(keys: &SweepKeys, origin: &str) -> Result<Vec<Vec<Choice>>> {
+    let lengths: Vec<usize> = keys.axes.iter().map(|axis| axis.values.len()).collect();
+    let points = if keys.grid {
+        lengths.iter().try_fold(1, |product: usize, n| product.checked_mul(*n.max(&1)))
+    } else {
+        Some(1 + lengths.iter().sum::<usize>())
+    };
+    // With a baseline there are at most twice as many.
+    let trials = points.and_then(|points| points.checked_mul(keys.seeds.as_ref().map_or(1, Vec::len)));
+    if trials.is_none_or(|trials| trials > MOST_TRIALS) {
+        bad_request!("{origin}: makes more than {MOST_TRIALS} trials; split it into several sweeps");
+    }
+    let own = if keys.grid { grid(&lengths) } else { vary(&lengths) };
+    if keys.baseline.is_empty() {
+        return Ok(own);
+    }
+    let mut seen = HashSet::new();
+    let baseline = own.iter().filter_map(|choices| baseline_of(keys, choices));
+    let mut all: Vec<Vec<Choice>> = baseline.filter(|choices| seen.insert(choices.clone())).collect();
+    all.extend(own);
+    if keys.grid {
+        all.sort();
+    }
+    Ok(all)
+}
+
+/// What the baseline of a point has on each axis; none where the file has no baseline, or the point is it.
+fn baseline_of(keys: &SweepKeys, choices: &[Choice]) -> Option<Vec<Choice>> {
+    if keys.baseline.is_empty() || choices.contains(&Choice::Baseline) {
+        return None;
+    }
+    let replace = |(axis, choice): (&Axis, &Choice)| {
+        if keys.baseline_replaces(&axis.key) { Choice::Baseline } else { *choice }
+    };
+    Some(keys.axes.iter().zip(choices).map(replace).collect())
+}
+
+/// The cartesian product, the first axis slowest.
+fn grid(lengths: &[usize]) -> Vec<Vec<Choice>> {
+    lengths.iter().fold(vec![Vec::new()], |shorter, n| {
+        let choices: Vec<Choice> = if *n == 0 { vec![Choice::Base] } else { (0..*n).map(Choice::Value).collect() };
+        let longer = |start: &Vec<Choice>| {
+            choices.iter().map(|choice| [start.as_slice(), &[*choice]].concat()).collect::<Vec<_>>()
+        };
+        shorter.iter().flat_map(longer).collect()
+    })
+}
+
+/// The base, then each value of each axis with the others at the base.
+fn vary(lengths: &[usize]) -> Vec<Vec<Choice>> {
+    let base = vec![Choice::Base; lengths.len()];
+    let mut all = vec![base.clone()];
+    for (axis, n) in lengths.iter().enumerate() {
+        for value in 0..*n {
+            let mut choices = base.clone();
+            choices[axis] = Choice::Value(value);
+            all.push(choices);
+        }
+    }
+    all
+}
+
+fn point(document: &Document, keys: &SweepKeys, choices: &[Choice]) -> Result<Point> {
+    // Label and short label of what the sweep sets; what the file itself has is known once the config is resolved.
+    let shown = |(axis, choice): (&Axis, &Choice)| match choice {
+        Choice::Base => None,
+        Choice::Baseline => Some((keys.baseline_label(axis), keys.baseline_label(axis))),
+        Choice::Value(at) => {
+            let label = label(&axis.values[*at]);
+            Some((label.clone(), short(&axis.key, &label)))
+        }
+    };
+    let shown: Vec<Option<(String, String)>> = keys.axes.iter().zip(choices).map(shown).collect();
+    let parts: Vec<&str> =
+        shown.iter().flatten().map(|(_, short)| short.as_str()).filter(|short| *short != DASH).collect();
+    let title = if parts.is_empty() { "base".into() } else { parts.join(" ") };
+
+    let place = format!("{}: at {title}", document.origin);
+    let written = trial_keys(document, keys, choices).with_context(|| place)?;
+    let refusal = |wrong| document.refusal(&wrong, &written, &format!("at {title}: "));
+    let config = Config::read(&written).map_err(refusal)?;
+    let written = Value::Mapping(written);
+
+    let coordinate = |(axis, shown): (&Axis, Option<(String, String)>)| {
+        let (label, short) = shown.unwrap_or_else(|| {
+            let label = own_label(&axis.key, &written, &config);
+            (label.clone(), short(&axis.key, &label))
+        });
+        Coordinate { key: axis.key.clone(), label, short }
+    };
+    let coordinates = keys.axes.iter().zip(shown).map(coordinate).collect();
+    let seeds = keys.seeds.clone().unwrap_or(vec![config.seed]);
+    let trials = seeds.into_iter().map(|seed| {
+        let config = Config { seed, ..config.clone() };
+        Trial { hash: config.hash(), config }
+    });
+    let baseline = choices.contains(&Choice::Baseline);
+    Ok(Point { coordinates, title, baseline, trials: trials.collect(), compared_with: None })
+}
+
+/// The file's keys with what the point changes.
+fn trial_keys(document: &Document, keys: &SweepKeys, choices: &[Choice]) -> Result<Mapping> {
+    let mut trial = document.trial.clone();
+    if choices.contains(&Choice::Baseline) {
+        trial.extend(keys.baseline.clone());
+    }
+    let mut values: Vec<(&str, &Value)> = Vec::new();
+    for (axis, choice) in keys.axes.iter().zip(choices) {
+        if let Choice::Value(at) = choice {
+            values.push((&axis.key, &axis.values[*at]));
+        }
+    }
+    // Sections first, so that a key inside of one finds it there.
+    values.sort_by_key(|(key, _)| key.matches('.').count());
+    for (key, value) in values {
+        config::set(&mut trial, key, value.clone())?;
+    }
+    Ok(trial)
+}
+
+/// What a point has by itself on an axis: as written where it is written, else the default.
+fn own_label(key: &str, written: &Value, config: &Config) -> String {
+    let look_up = |keys: &Value| key.split('.').try_fold(keys.clone(), |keys, part| keys.get(part).cloned());
+    let resolved = || look_up(&config.to_value());
+    look_up(written).or_else(resolved).map_or(DASH.into(), |value| label(&value))
+}
+
+/// Refuses a point whose operator does not fit its sites, or whose `apply_to` names none: building the network looks. Points that
+/// differ in training alone are built once.
+fn check_sites(points: &[Point], origin: &str) -> Result<()> {
+    let mut built = HashSet::new();
+    for point in points {
+        let config = Config { train: TrainConfig::default(), seed: 0, ..point.trials[0].config.clone() };
+        if built.insert(config.hash()) {
+            config.build(Form::Compact, tch::Device::Cpu).with_context(|| format!("{origin}: at {}", point.title))?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::op::{OperatorConfig, Resolved};
+
+    fn plan(trial: &str, sweep: &str) -> Result<Plan> {
+        let read = |yaml: &str| serde_yaml::from_str(yaml).unwrap();
+        Plan::new(&Document { trial: read(trial), sweep: read(sweep), origin: "a.yaml".into(), ..Document::default() })
+    }
+
+    const TRIAL: &str = "{data: {name: cifar10}, net: {name: smallnet}, operator: {name: mdconv}, seed: 9}";
+
+    fn titles(plan: &Plan) -> Vec<&str> {
+        plan.points.iter().map(|point| point.title.as_str()).collect()
+    }
+
+    fn labels(point: &Point) -> Vec<&str> {
+        point.coordinates.iter().map(|coordinate| coordinate.label.as_str()).collect()
+    }
+
+    #[test]
+    fn a_grid_has_its_first_axis_slowest_and_the_baseline_once_for_each_net() {
+        let sweep =
+            "{axes: {net: [{name: smallnet}, {name: mobilenet_v2, width: 0.35}], operator.bypass: [true, false],
+                      operator: [{name: maconv}, {name: mdconv}]}, baseline: {operator: {name: plain}}, seeds: 2}";
+        let plan = plan(TRIAL, sweep).unwrap();
+        assert_eq!(plan.axes, ["net", "operator.bypass", "operator"]);
+        let expected = [
+            "smallnet plain",
+            "smallnet bypass=true maconv",
+            "smallnet bypass=true mdconv",
+            "smallnet bypass=false maconv",
+            "smallnet bypass=false mdconv",
+        ];
+        assert_eq!(titles(&plan)[..5], expected);
+        assert_eq!(titles(&plan)[5], "mobilenet_v2 width=0.35 plain");
+        assert_eq!((plan.points.len(), plan.trials().len()), (10, 20));
+        assert_eq!(labels(&plan.points[0]), ["smallnet", "–", "plain"]);
+        assert_eq!(labels(&plan.points[9]), ["mobilenet_v2 width=0.35", "false", "mdconv"]);
+        let OperatorConfig::MaConv(config) = &*plan.points[3].trials[1].config.operator else { panic!("not maconv") };
+        assert!(!config.bypass, "the key inside a section survives the section, whatever their order");
+        assert_eq!(plan.points[0].trials[1].config.operator, Resolved::PLAIN);
+        assert_eq!(plan.points[3].trials.iter().map(|trial| trial.config.seed).collect::<Vec<_>>(), [0, 1]);
+    }
+
+    #[test]
+    fn each_point_knows_the_baseline_that_it_is_compared_with() {
+        let compared = |sweep: &str| -> Vec<Option<usize>> {
+            plan(TRIAL, sweep).unwrap().points.iter().map(|point| point.compared_with).collect()
+        };
+        let grid = "{axes: {net.width: [1, 2], operator.bypass: [true, false]}, baseline: {operator: {name: plain}}}";
+        assert_eq!(compared(grid), [None, Some(0), Some(0), None, Some(3), Some(3)]);
+        let plan = plan(TRIAL, grid).unwrap();
+        assert_eq!(plan.points.iter().map(|point| point.baseline).collect::<Vec<_>>()[..2], [true, false]);
+        // plain, plain width=2, base, hidden=0.5, width=2
+        let vary = "{vary: {operator.hidden: [0.5], net.width: [2]}, baseline: {operator: {name: plain}}}";
+        assert_eq!(compared(vary), [None, None, Some(0), Some(0), Some(1)]);
+        assert_eq!(compared("{axes: {net.width: [1, 2]}}"), [None, None]);
+    }
+
+    #[test]
+    fn vary_changes_one_key_at_a_time_and_has_the_base_once() {
+        let sweep =
+            "{vary: {operator.hidden: [0.25, 0.5], operator.gate: [softmax], net: [{name: smallnet, width: 2}]}}";
+        let plan = plan(TRIAL, sweep).unwrap();
+        assert_eq!(titles(&plan), ["base", "hidden=0.5", "gate=softmax", "smallnet width=2"]);
+        assert_eq!(labels(&plan.points[0]), ["0.25", "sigmoid", "smallnet"]);
+        assert_eq!(labels(&plan.points[1]), ["0.5", "sigmoid", "smallnet"]);
+        assert_eq!(labels(&plan.points[3]), ["0.25", "sigmoid", "smallnet width=2"]);
+        assert_eq!(plan.points[0].trials.len(), 1);
+        assert_eq!(plan.points[0].trials[0].config.seed, 9, "without `seeds`, the file's own");
+    }
+
+    #[test]
+    fn vary_compares_the_baseline_at_every_value_that_it_leaves() {
+        let sweep = "{vary: {operator.hidden: [0.5], net.width: [2]}, baseline: {operator: {name: plain}}}";
+        let plan = plan(TRIAL, sweep).unwrap();
+        assert_eq!(titles(&plan), ["plain", "plain width=2", "base", "hidden=0.5", "width=2"]);
+        assert_eq!(labels(&plan.points[0]), ["plain", "1"]);
+        // An option that the point's own operator does not have.
+        let plan = self::plan(TRIAL, "{vary: {operator: [{name: plain}], operator.hidden: [2]}}").unwrap();
+        assert_eq!(labels(&plan.points[1]), ["plain", "–"]);
+    }
+
+    #[test]
+    fn a_baseline_in_a_section_without_an_axis_is_told_apart_by_that_section() {
+        let plan = plan(TRIAL, "{axes: {net.width: [1, 2]}, baseline: {operator: {name: plain}}}").unwrap();
+        assert_eq!(plan.axes, ["net.width", "operator"]);
+        let all: Vec<Vec<&str>> = plan.points.iter().map(labels).collect();
+        assert_eq!(all, [["1", "plain"], ["1", "mdconv"], ["2", "plain"], ["2", "mdconv"]]);
+    }
+
+    #[test]
+    fn trials_that_resolve_to_the_same_config_run_once_and_are_shown_in_each_place() {
+        let sweep = "{axes: {operator: [{name: mdconv}, {name: mdconv, intermediate: 20}]}, seeds: 2}";
+        let plan = plan(TRIAL, sweep).unwrap();
+        assert_eq!((plan.points.len(), plan.trials().len()), (2, 2));
+        assert_eq!(plan.points[0].trials, plan.points[1].trials);
+        assert_eq!(plan.trials()[1].0.title, "mdconv");
+    }
+
+    #[test]
+    fn without_sweep_keys_there_is_the_one_trial_of_the_file() {
+        let plan = plan(TRIAL, "{}").unwrap();
+        assert_eq!((titles(&plan), plan.trials().len()), (vec!["base"], 1));
+        assert_eq!(plan.points[0].trials[0].config.seed, 9);
+    }
+
+    #[test]
+    fn a_wrong_config_is_an_error_that_names_its_point() {
+        let refusal = |sweep: &str| {
+            let error = plan(TRIAL, sweep).unwrap_err();
+            assert_eq!(crate::error::exit_status(&error), 2);
+            crate::error::one_line(&error)
+        };
+        let inside = refusal("{axes: {operator: [{name: maconv}, {name: plain}], operator.bypass: [true]}}");
+        assert!(inside.starts_with("a.yaml: at plain bypass=true: operator: "), "{inside}");
+        assert!(inside.ends_with("unknown key `bypass`, there are no options here"), "{inside}");
+        let section = refusal("{axes: {operater.hidden: [1]}}");
+        assert!(section.starts_with("a.yaml: at hidden=1: "), "{section}");
+        assert!(section.ends_with("unknown key `operater`, did you mean `operator`?"), "{section}");
+        assert!(refusal("{axes: {net.width: [1, -1]}}").starts_with("a.yaml: at width=-1: net.width: -1; give"));
+        assert_eq!(refusal("{axes: {seed.x: [1]}}"), "a.yaml: at x=1: seed.x: `seed` holds a value, not keys");
+        assert!(
+            refusal("{axes: {apply_to: [[stem], [poinwise]]}}")
+                .contains(": at apply_to=poinwise: apply_to: `poinwise` is no")
+        );
+        assert!(refusal("{seeds: 100001}").starts_with("a.yaml: makes more than 100000 trials"));
+        assert!(refusal("{seeds: 99999999999999}").starts_with("a.yaml: makes more than 100000 trials"));
+    }
+
+    #[test]
+    fn a_trial_is_what_its_result_depends_on_and_nothing_else() {
+        let hash = |trial: &str, sweep: &str| plan(trial, sweep).unwrap().points[0].trials[0].hash.clone();
+        let own = hash(TRIAL, "{}");
+        assert_eq!(hash(TRIAL, "{seeds: [9], prune: {rule: asha, warmup: 1}}"), own, "nor on what the others are");
+        assert_eq!(hash(TRIAL, "{axes: {net.width: [1, 2]}}"), own, "nor on how its values came about");
+        let elsewhere = TRIAL.replace("name: cifar10", "root: /elsewhere, name: cifar10");
+        assert_eq!(hash(&elsewhere, "{}"), own, "nor on where the images lie");
+        assert_ne!(hash(&TRIAL.replace("cifar10", "cifar10, limit: 9"), "{}"), own);
+        assert_ne!(hash(TRIAL, "{seeds: [8]}"), own);
+    }
+
+    #[test]
+    fn a_site_may_be_named_where_the_network_has_it() {
+        let plan = plan(TRIAL, "{axes: {apply_to: [[stem.conv], [blocks.0.pointwise.conv, depthwise]]}}").unwrap();
+        assert_eq!(titles(&plan), ["apply_to=stem.conv", "apply_to=blocks.0.pointwise.conv+depthwise"]);
+    }
+
+    #[test]
+    fn a_thousand_trials_are_planned_in_well_under_a_second() {
+        let values = (1..=1000).map(|n| n.to_string()).collect::<Vec<_>>().join(", ");
+        // The time of this thread: that of a clock on the wall is the other tests' too.
+        let used = || {
+            let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+            // SAFETY: clock_gettime fills the structure that it is given.
+            unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
+            time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
+        };
+        let start = used();
+        let plan = plan(TRIAL, &format!("{{axes: {{operator.intermediate: [{values}]}}}}")).unwrap();
+        assert_eq!(plan.trials().len(), 1000);
+        let seconds = used() - start;
+        // A few hundredths of a second, lightly optimised; the rest is room for a slow machine.
+        assert!(seconds < 0.8, "{seconds}");
+    }
+}

@@ -1,0 +1,96 @@
+//! How the training of each site is computed: as the config says, or the fastest way, measured at the shape that the site has.
+
+use crate::algebra;
+use crate::config::{Built, TrainConfig};
+use crate::data::dataset::Spec;
+use crate::device::synchronize;
+use crate::net::block::{Site, trace_sites};
+use crate::op::contract::algorithm::Exec;
+use crate::op::contract::operator::Place;
+use crate::precision::Precision;
+use crate::timing::{self, clock};
+use crate::tune::channels_last;
+use std::collections::BTreeMap;
+use std::time::Duration;
+use tch::{Device, Kind, Tensor, nn};
+
+/// Numbers that push everything else out of the caches near to the cores: 32 MiB.
+const CACHES: i64 = 1 << 23;
+
+/// The way of each site that has several, by its name.
+pub type Execs = BTreeMap<String, Exec>;
+
+/// Sets how the training of each site is computed, and tells it. Earlier choices hold: they decide the order in which float32 sums are
+/// taken, so a trial that goes on must compute as it did before.
+pub fn settle(network: &Built, spec: Spec, config: &TrainConfig, earlier: &Execs) -> Execs {
+    let sites = network.network.sites();
+    let several = |site: &&Site| site.execs().len() > 1;
+    let wanted = if config.precision == Precision::Bf16 { Some(Exec::Branches) } else { config.exec.fixed() };
+    let chosen: Execs = match wanted {
+        _ if !earlier.is_empty() => earlier.clone(),
+        Some(exec) => sites.iter().copied().filter(several).map(|site| (site.name.clone(), exec)).collect(),
+        None => config.precision.step(|| fastest(network, spec, config.batch as i64)),
+    };
+    for site in sites {
+        if let Some(exec) = chosen.get(&site.name) {
+            site.set_exec(*exec);
+        }
+    }
+    chosen
+}
+
+/// `11 sites in moments, 6 in branches`, of those that have several ways.
+pub fn summary(execs: &Execs) -> String {
+    let count = |exec: Exec| execs.values().filter(|chosen| **chosen == exec).count();
+    let counts = Exec::ALL.into_iter().map(|exec| (exec, count(exec))).filter(|(_, n)| *n > 0);
+    let parts: Vec<String> = counts.map(|(exec, n)| format!("{n} in {}", exec.name())).collect();
+    parts.join(", ")
+}
+
+/// Times the ways of each site that has several, once for each shape.
+fn fastest(network: &Built, spec: Spec, batch: i64) -> Execs {
+    let device = network.store.device();
+    let x = channels_last(&[batch, spec.channels, spec.size, spec.size], device);
+    let (_, traces) = trace_sites(|| tch::no_grad(|| network.network.forward_t(&x, false)));
+    let mut known = BTreeMap::new();
+    let mut chosen = Execs::new();
+    for (site, trace) in network.network.sites().into_iter().zip(traces) {
+        if site.execs().len() > 1 {
+            let shape = format!("{:?} {:?} {:?} {:?}", site.operator, site.geometry, site.activation, trace.input);
+            let exec = *known.entry(shape).or_insert_with(|| time(site, &trace.input, device));
+            chosen.insert(site.name.clone(), exec);
+        }
+    }
+    chosen
+}
+
+/// The fastest way of a site, forward and backward, measured on another operator of its kind.
+fn time(site: &Site, input: &[i64], device: Device) -> Exec {
+    let store = nn::VarStore::new(device);
+    let root = store.root();
+    let place = Place { conv: &root / "conv", bn: Some(&root / "bn"), block: site.block };
+    let operator = site.operator.recipe().expanded(&place, site.geometry);
+    let x = channels_last(input, device).set_requires_grad(true);
+    let variables = store.trainable_variables();
+    let inputs: Vec<&Tensor> = std::iter::once(&x).chain(&variables).collect();
+    let gradient = tch::no_grad(|| operator.forward_t(&x, false)).randn_like();
+    // Between a map's last use and its next lies the rest of the network: it has left the caches by then, and a way that passes over it
+    // once more pays for that.
+    let others = Tensor::zeros(CACHES, (Kind::Float, device));
+    let leave = || {
+        let _ = others.shallow_clone().fill_(0.);
+        synchronize(device);
+    };
+    let run = |exec: Exec| {
+        leave();
+        let mut y = Tensor::new();
+        let forward = clock(device, || y = operator.train_as(exec, &x, site.activation));
+        let loss = (y * &gradient).sum(Kind::Float);
+        leave();
+        forward + clock(device, || drop(Tensor::run_backward(&[loss], &inputs, false, false)))
+    };
+    let execs = site.execs();
+    let runs: Vec<_> = execs.iter().map(|exec| || run(*exec)).collect();
+    let runs: Vec<&dyn Fn() -> Duration> = runs.iter().map(|run| run as _).collect();
+    execs[algebra::uncounted(|| timing::fastest(&runs))]
+}

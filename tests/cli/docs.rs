@@ -1,0 +1,208 @@
+//! The documentation is the code's: docs/operators.md has the tables of options of `foldconv describe --operators`, and docs/config.md
+//! every key of a config file. `UPDATE_DOCS=1 cargo test --test cli docs::` writes the latter.
+
+use crate::common::{arg, folder, run, stdout};
+use foldconv::config::{Config, TrainConfig};
+use foldconv::data::{Common, SourceConfig};
+use foldconv::net::NetConfig;
+use foldconv::op::{AttentionConfig, ClassifierConfig, OperatorConfig};
+use foldconv::options::{Choice, Entry, dotted, section, told_default, variants};
+use foldconv::sweep::plan::prune::Prune;
+use foldconv::sweep::plan::section::SweepSection;
+use std::path::{Path, PathBuf};
+
+fn doc(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("docs").join(name)
+}
+
+fn cell(text: &str) -> String {
+    text.replace('|', "\\|")
+}
+
+fn table(entry: &Entry) -> String {
+    if entry.options.is_empty() {
+        return "No options.".into();
+    }
+    let row = |option: &Choice| format!("| `{}` | {} | {} |", option.key, cell(&option.values), cell(&option.meaning));
+    let head = ["| option | values | meaning |", "|---|---|---|"].map(String::from);
+    head.into_iter().chain(entry.options.iter().map(row)).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn the_tables_of_options_are_those_of_the_code() {
+    let text = std::fs::read_to_string(doc("operators.md")).unwrap();
+    let text = format!("\n{text}");
+    let chapters: Vec<&str> = text.split("\n# ").skip(1).collect();
+    let all = [OperatorConfig::entries(), AttentionConfig::entries(), ClassifierConfig::entries()];
+    assert_eq!(chapters.len(), all.len());
+    for (chapter, entry) in
+        chapters.iter().zip(&all).flat_map(|(chapter, all)| all.iter().map(move |entry| (chapter, entry)))
+    {
+        // A heading may be of several names that have the same options.
+        let mut sections = chapter.split("\n## ").skip(1).filter_map(|part| part.split_once('\n'));
+        let found = sections.find(|(names, _)| names.split(", ").any(|name| name == entry.name));
+        let (_, body) = found.unwrap_or_else(|| panic!("docs/operators.md has no section on {}", entry.name));
+        let table = table(entry);
+        assert!(body.contains(&format!("\n{table}\n")), "{}: docs/operators.md should have\n\n{table}\n", entry.name);
+    }
+}
+
+/// What an option is where it is left out, and its meaning without that.
+fn default(option: &Choice) -> (String, String) {
+    match (&option.default, told_default(&option.meaning)) {
+        (None, _) => ("must be given".into(), option.meaning.clone()),
+        (Some(_), Some(told)) => told,
+        (Some(default), None) => (default.clone(), option.meaning.clone()),
+    }
+}
+
+/// Keys with all that is known of them.
+fn keys(options: &[(String, &Choice)]) -> String {
+    let rows = options.iter().map(|(key, option)| {
+        let (default, meaning) = default(option);
+        let Choice { values, since, .. } = option;
+        format!("| `{key}` | {} | {} | {since} | {} |", cell(values), cell(&default), cell(&meaning))
+    });
+    let head = ["| key | values | default | since | meaning |", "|---|---|---|---|---|"].map(String::from);
+    head.into_iter().chain(rows).collect::<Vec<_>>().join("\n")
+}
+
+/// Names with their options; those that have the same ones stand together.
+fn names(key: &str, entries: Vec<Entry>) -> String {
+    let mut groups: Vec<Vec<Entry>> = Vec::new();
+    for entry in entries {
+        match groups.iter_mut().find(|group| group[0].options == entry.options) {
+            Some(group) => group.push(entry),
+            None => groups.push(vec![entry]),
+        }
+    }
+    let group = |group: &Vec<Entry>| {
+        let heading: Vec<String> = group.iter().map(|entry| format!("`{key}: {}`", entry.name)).collect();
+        let summary = match &**group {
+            [one] => one.summary.clone(),
+            group => group
+                .iter()
+                .map(|entry| format!("* `{}`: {}", entry.name, entry.summary))
+                .collect::<Vec<_>>()
+                .join("\n"),
+        };
+        let table = match &*group[0].options {
+            [] => "No options.".into(),
+            options => keys(&dotted(options)),
+        };
+        format!("### {}\n\n{}\n\n{table}", heading.join(", "), summary)
+    };
+    groups.iter().map(group).collect::<Vec<_>>().join("\n\n")
+}
+
+/// The reference of the config file.
+fn reference() -> String {
+    let (trial, sweep) = (section::<Config>(), section::<SweepSection>());
+    let top = |options: &[Choice]| {
+        let own: Vec<(String, &Choice)> = options.iter().map(|option| (option.key.clone(), option)).collect();
+        keys(&own)
+    };
+    let inside = |options: &[Choice], key: &str| {
+        keys(&dotted(&options.iter().find(|option| option.key == key).unwrap().options))
+    };
+    [
+        "## A trial".into(),
+        top(&trial),
+        "## `data`".into(),
+        "Of every set:".into(),
+        keys(&dotted(&section::<Common>())),
+        names("name", SourceConfig::entries()),
+        "## `net`".into(),
+        names("name", NetConfig::entries()),
+        "## `operator`".into(),
+        "[operators.md](operators.md) has their equations, folds and sources.".into(),
+        names("name", OperatorConfig::entries()),
+        "## `attention`".into(),
+        names("name", AttentionConfig::entries()),
+        "## `classifier`".into(),
+        names("name", ClassifierConfig::entries()),
+        "## `train`".into(),
+        keys(&dotted(&section::<TrainConfig>())),
+        "## A sweep".into(),
+        top(&sweep),
+        "## `prune`".into(),
+        names("rule", variants::<Prune>()),
+        "## `paper`".into(),
+        inside(&sweep, "paper"),
+    ]
+    .join("\n\n")
+        + "\n"
+}
+
+#[test]
+fn the_reference_of_the_config_file_is_that_of_the_structs() {
+    const MARK: &str = "<!-- From here on written by `UPDATE_DOCS=1 cargo test --test cli docs::`. -->\n\n";
+    let path = doc("config.md");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let (head, found) = text.split_once(MARK).expect("the mark in docs/config.md");
+    let reference = reference();
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        return std::fs::write(&path, format!("{head}{MARK}{reference}")).unwrap();
+    }
+    let lines = found.lines().zip(reference.lines()).find(|(found, expected)| found != expected);
+    assert!(found == reference, "docs/config.md is not the code's (UPDATE_DOCS=1 writes it): {lines:#?}");
+}
+
+/// Every option of every section.
+fn all() -> Vec<(String, Vec<Choice>)> {
+    let named = [
+        SourceConfig::entries(),
+        NetConfig::entries(),
+        OperatorConfig::entries(),
+        AttentionConfig::entries(),
+        ClassifierConfig::entries(),
+        variants::<Prune>(),
+    ];
+    let named = named.into_iter().flatten().map(|entry| (entry.name, entry.options));
+    let sections = [section::<Config>(), section::<Common>(), section::<TrainConfig>(), section::<SweepSection>()];
+    named.chain(sections.map(|options| ("".into(), options))).collect()
+}
+
+#[test]
+fn every_option_says_its_meaning_and_a_default_that_is_the_codes() {
+    let mut compared = 0;
+    for (name, options) in &all() {
+        for (key, option) in dotted(options) {
+            assert!(option.meaning.len() > 10, "{name} {key}: {}", option.meaning);
+            let Some(coded) = &option.default else { continue };
+            let told = told_default(&option.meaning).map(|(told, _)| told);
+            assert!(told.is_some() || !coded.is_empty(), "{name} {key}: its default is not said");
+            let Some(told) = told else { continue };
+            let first = told.split([',', ' ', ';', ':']).next().unwrap().trim_matches('`');
+            let same = match (coded.parse::<f64>(), first.parse::<f64>()) {
+                (Ok(coded), Ok(told)) => coded == told,
+                // What the code has for a section, or leaves open, is told in words.
+                _ if coded.starts_with(['{', '[']) || *coded == told => continue,
+                _ => coded == first,
+            };
+            assert!(same, "{name} {key}: `{told}` is told, and the code has {coded}");
+            compared += 1;
+        }
+    }
+    assert!(compared > 60, "{compared}");
+}
+
+#[test]
+fn the_reference_says_what_a_trials_folder_holds() {
+    let (_guard, root) =
+        folder(&[("a.yaml", b"{data: {name: shapes, train: 8, test: 4}, net: smallnet, train: {epochs: 1}}")]);
+    stdout(&run(["train", &arg(&root.join("a.yaml")), "--out", &arg(&root.join("out"))]));
+    let text = std::fs::read_to_string(doc("config.md")).unwrap();
+    for entry in std::fs::read_dir(root.join("out")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        assert!(text.contains(&format!("| `{name}` |")), "docs/config.md does not say what `{name}` is");
+    }
+}
+
+#[test]
+fn the_list_of_data_sets_is_what_the_command_prints() {
+    let text = std::fs::read_to_string(doc("data.md")).unwrap();
+    let shown = text.split("$ foldconv data list\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let list = stdout(&run(["data", "list"]));
+    assert_eq!(shown, list, "docs/data.md should have\n{list}");
+}

@@ -1,0 +1,17 @@
+//! The command line: every command as a user calls it, its documentation, and what it says of mistakes.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod advice;
+mod bench;
+mod browser;
+mod compact;
+mod config;
+mod data;
+mod docs;
+mod errors;
+mod flags;
+mod folder;
+mod launcher;
+mod train;

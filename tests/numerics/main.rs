@@ -1,0 +1,13 @@
+//! The arithmetic: the kernel algebra, every operator and every network, in float64.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod algebra;
+mod kernel_space;
+mod native;
+mod networks;
+mod operators;
+mod parity;
+mod processors;
+mod properties;

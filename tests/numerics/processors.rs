@@ -1,0 +1,171 @@
+//! Training under each instruction set that libtorch's oneDNN chooses its kernels by, whatever the processor is.
+//!
+//! oneDNN takes the kernels of the newest instruction set that a processor has, so that one machine never runs those of another.
+//! `DNNL_MAX_CPU_ISA`, which it reads once a process, makes it take older ones. VNNI, BF16 and AMX add none for float32.
+
+use crate::common::network::{operator, try_network_on};
+use foldconv::net::block::{Form, Network, Site, trace_sites};
+use foldconv::op::OperatorConfig;
+use foldconv::op::contract::algorithm::Exec;
+use std::collections::{HashMap, HashSet};
+use std::process::{Command, Stdio};
+use tch::nn::VarStore;
+use tch::{Device, Kind, Tensor};
+
+/// One network of each family, as narrow as it can be made, and where the operator goes. In those that stay wide that is the stem, whose
+/// input has 3 channels: the kernels for many channels are those that everybody runs.
+const NETWORKS: [(&str, &str); 12] = [
+    ("{name: smallnet, width: 0.1}", "all"),
+    ("{name: mobilenet_v2, width: 0.1}", "all"),
+    ("{name: shufflenet_v2, width: 0.5}", "all"),
+    ("{name: resnet20, width: 0.125, shortcut: b}", "all"),
+    ("{name: resnet18, width: 0.05}", "all"),
+    ("{name: resnet50, width: 0.05}", "all"),
+    ("{name: vgg16_bn_cifar, width: 0.05}", "all"),
+    ("{name: resnest50, width: 0.125}", "stem"),
+    ("{name: resnext50_32x4d, width: 0.25}", "stem"),
+    ("{name: tied_resnet50}", "stem"),
+    ("{name: repvgg_a0}", "stem"),
+    ("{name: mobileone_s0}", "stem"),
+];
+
+const INSTRUCTION_SETS: [&str; 5] = ["SSE41", "AVX", "AVX2", "AVX512_CORE", "DEFAULT"];
+
+const PART: &str = "processors::under_this_instruction_set";
+
+#[test]
+fn every_operator_trains_on_every_network_under_every_instruction_set() {
+    let start = |isa| {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--ignored", "--exact", PART, "--nocapture"]).env("DNNL_MAX_CPU_ISA", isa);
+        command.env("OMP_NUM_THREADS", "1").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    for pair in INSTRUCTION_SETS.chunks(2) {
+        for (isa, child) in pair.iter().map(|isa| (isa, start(isa))).collect::<Vec<_>>() {
+            let output = child.wait_with_output().unwrap();
+            let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success() && text.contains("1 passed"), "{isa}: {}\n{text}", output.status);
+        }
+    }
+}
+
+/// Two steps of each operator on each network, on those sites where it can stand there, else on those of its paper; then each shape of
+/// a site by itself, whose gradients can be told exactly.
+#[test]
+#[ignore = "a part of every_operator_trains_on_every_network_under_every_instruction_set"]
+fn under_this_instruction_set() {
+    tch::set_num_threads(1);
+    let mut seen = HashSet::new();
+    for (net, sites) in NETWORKS {
+        let mut fitting = 0;
+        for name in OperatorConfig::NAMES {
+            let options = operator(&format!("{{name: {name}}}"));
+            let build = |words: &[String]| try_network_on(words, net, &options, Form::Expanded, 10);
+            let Ok((mut store, network)) = build(&[sites.to_string()]).or_else(|_| build(&[])) else { continue };
+            take_two_steps(&format!("{net} {name}"), &store, &*network);
+            check_sites(&mut store, &*network, &mut seen);
+            fitting += 1;
+        }
+        assert!(fitting >= 5, "{net}: {fitting} operators");
+    }
+}
+
+fn take_two_steps(what: &str, store: &VarStore, network: &dyn Network) {
+    let variables = store.trainable_variables();
+    for step in 0..2 {
+        let logits = network.forward_t(&channels_last(&random(&[8, 3, 32, 32])), true);
+        assert!(logits.isfinite().all().int64_value(&[]) == 1, "{what}, step {step}");
+        let loss = logits.cross_entropy_for_logits(&Tensor::arange(8, (Kind::Int64, Device::Cpu)));
+        let gradients = Tensor::run_backward(&[loss], &variables.iter().collect::<Vec<_>>(), false, false);
+        tch::no_grad(|| {
+            for (variable, gradient) in variables.iter().zip(&gradients).filter(|(_, gradient)| gradient.defined()) {
+                let _ = variable.shallow_clone().g_sub_(&(gradient * 1e-3 / (gradient.norm() + 1.)));
+            }
+        });
+    }
+}
+
+/// The gradients of channels_last float32 maps are those of contiguous float64 ones, in each way of computing the training. Sums of
+/// some thousand products round to 1e-5, and one value in a million lies on the other side of a ReLU, which in a small map is worth
+/// 5e-2 of the gradient of a shift: a site that is up to 0.2 off is drawn anew, once. Memory that was overwritten holds any numbers.
+fn check_sites(store: &mut VarStore, network: &dyn Network, seen: &mut HashSet<String>) {
+    let images = channels_last(&random(&[2, 3, 32, 32]));
+    let (_, traces) = tch::no_grad(|| trace_sites(|| network.forward_t(&images, false)));
+    // A step moves the running statistics, on which the next one of some operators depends.
+    let copy = |(name, variable): (String, Tensor)| (name, variable.to_kind(Kind::Double).copy());
+    let before: HashMap<String, Tensor> = store.variables().into_iter().map(copy).collect();
+    let mut left = Vec::new();
+    for (site, trace) in network.sites().into_iter().zip(traces) {
+        // Wide sites take most of the time, and their kernels of oneDNN are the narrow ones' in more rounds.
+        let fits = site.geometry.weight_size().iter().product::<i64>() <= 1 << 14;
+        if fits && seen.insert(format!("{:?} {:?} {}", site.geometry, trace.input, site.operator.name())) {
+            let execs = [&[Exec::Branches], site.execs()].concat();
+            left.extend(execs.into_iter().map(|exec| (site, exec, [trace.input.clone(), trace.output.clone()])));
+        }
+    }
+    for last in [false, true] {
+        store.float();
+        let map = |size: &[i64]| random(&[4, size[1], size[2], size[3]]);
+        let drawn: Vec<_> = left
+            .into_iter()
+            .map(|(site, exec, shapes)| {
+                site.set_exec(exec);
+                let [x, probe] = shapes.each_ref().map(|shape| map(shape));
+                let found = gradients(site, store, &before, &channels_last(&x), &probe.to_kind(Kind::Float));
+                site.set_exec(Exec::Branches);
+                ((site, exec, shapes), x, probe, found)
+            })
+            .collect();
+        store.double();
+        left = drawn
+            .into_iter()
+            .filter_map(|(place, x, probe, found)| {
+                let (name, error) = largest_error(&found, &gradients(place.0, store, &before, &x, &probe));
+                // A NaN is no small error.
+                let agrees = error < 0.05;
+                assert!(agrees || error < 0.2 && !last, "{:?} in {:?}, {name}: {error:e}", place.0, place.1);
+                (!agrees).then_some(place)
+            })
+            .collect();
+    }
+}
+
+/// The largest error of a gradient, relative to its length or a tenth of that of all, with its name.
+fn largest_error(found: &[(String, Tensor)], expected: &[(String, Tensor)]) -> (String, f64) {
+    let norm = |tensor: &Tensor| tensor.norm().double_value(&[]);
+    let whole = expected.iter().map(|(_, gradient)| norm(gradient)).fold(0., f64::hypot);
+    let errors = found.iter().zip(expected).map(|((name, found), (_, expected))| {
+        (name.clone(), norm(&(found.to_kind(Kind::Double) - expected)) / norm(expected).max(0.1 * whole))
+    });
+    // A NaN is the largest of all.
+    errors.max_by(|a, b| a.1.total_cmp(&b.1)).unwrap()
+}
+
+/// The gradients of x and of the variables of a site, by name, with the variables as they were before.
+fn gradients(
+    site: &Site,
+    store: &VarStore,
+    before: &HashMap<String, Tensor>,
+    x: &Tensor,
+    probe: &Tensor,
+) -> Vec<(String, Tensor)> {
+    let own = |name: &str| [&site.name, &site.bn].into_iter().any(|path| name.starts_with(&format!("{path}.")));
+    let mut inputs: Vec<(String, Tensor)> = store.variables().into_iter().filter(|(name, _)| own(name)).collect();
+    tch::no_grad(|| inputs.iter_mut().for_each(|(name, variable)| variable.copy_(&before[name])));
+    inputs.retain(|(_, variable)| variable.requires_grad());
+    inputs.sort_by(|a, b| a.0.cmp(&b.0));
+    let x = x.detach().set_requires_grad(true);
+    inputs.push(("x".into(), x.shallow_clone()));
+    let loss = (site.forward(&x, None, true) * probe).sum(probe.kind());
+    let tensors: Vec<&Tensor> = inputs.iter().map(|(_, tensor)| tensor).collect();
+    let gradients = Tensor::run_backward(&[loss], &tensors, false, false);
+    inputs.iter().map(|(name, _)| name.clone()).zip(gradients).collect()
+}
+
+fn random(size: &[i64]) -> Tensor {
+    Tensor::randn(size, (Kind::Double, Device::Cpu))
+}
+
+fn channels_last(x: &Tensor) -> Tensor {
+    x.to_kind(Kind::Float).permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
+}

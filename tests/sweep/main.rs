@@ -1,0 +1,10 @@
+//! Sweeps on this machine and on Slurm, and the experiment files of this repository.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod ablations;
+mod experiments;
+mod interrupted;
+mod runs;
+mod slurm;
