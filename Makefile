@@ -70,9 +70,8 @@ test: setup
 
 lint: setup
 	cargo fmt --check
-	cargo clippy --all-targets -- -D warnings
-	cargo clippy --all-targets --no-default-features -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
+	cargo clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --workspace
 
 # What 2,000 epochs and 300 trials hold at their end, beside what they held at their start: minutes.
 soak: setup

@@ -79,10 +79,3 @@ pub fn set_threads(threads: Option<usize>) -> usize {
     }
     tch::get_num_threads().max(1) as usize
 }
-
-/// Waits until the device has done what was asked of it, so that a clock can be read.
-pub fn synchronize(device: Device) {
-    if let Device::Cuda(index) = device {
-        Cuda::synchronize(index as i64);
-    }
-}

@@ -28,7 +28,6 @@ impl Precision {
         let refused = |reason: &str| Err(BadRequest(format!("train.precision: {reason}")));
         match self {
             Precision::Fp32 => Ok(()),
-            _ if !native::BUILT => refused("only fp32 in a foldconv that was built without the cargo feature `native`"),
             Precision::Tf32 if !device.is_cuda() => refused("tf32 is of CUDA; give fp32 or bf16 on the CPU"),
             _ => Ok(()),
         }

@@ -7,6 +7,8 @@ use foldconv::config::{self, Document};
 use foldconv::data::cifar::Cifar100Config;
 use foldconv::data::dataset::Source;
 use foldconv::data::{mnist, svhn};
+use foldconv::model::Model;
+use foldconv::model::import::{read_map, table};
 use foldconv::report;
 use foldconv::report::latency::Latency;
 use foldconv::sweep::plan::axes::SweepKeys;
@@ -15,7 +17,6 @@ use foldconv::sweep::plan::{Plan, Trial};
 use foldconv::sweep::slurm::jobs::Jobs;
 use foldconv::sweep::store::Store;
 use foldconv::train::progress::Status;
-use foldconv::weights::Model;
 use foldconv::weights::pairing::{Aliases, Pairing, Theirs};
 use foldconv::weights::pytorch::{Buffer, Checkpoint};
 use foldconv::weights::state_dict::{NameMap, StateDict};
@@ -79,7 +80,7 @@ pub fn checkpoint(bytes: &[u8]) {
     });
     let ours = ["stem.conv.weight", "stem.bn.bias", "classifier.weight"].map(|name| (name.to_string(), vec![4, 3]));
     let pairing = Pairing::new(&BTreeMap::from(ours), &theirs.collect::<Vec<_>>(), &Aliases::default());
-    assert!(!pairing.table().is_empty());
+    assert!(!table(&pairing).is_empty());
     let mut buffer = Buffer::default();
     for tensor in state.tensors.iter().filter_map(|(_, tensor)| tensor.as_ref().ok()).take(MOST_READ) {
         if let Some(size) = judged(checkpoint.read(tensor, &mut buffer, |numbers| numbers.size())) {
@@ -174,7 +175,7 @@ pub fn config(bytes: &[u8]) {
 /// A map of names, and behind it names.
 pub fn names(bytes: &[u8]) {
     let (file, names) = pieces(bytes);
-    let Some(map) = judged(NameMap::read(&put("map.yaml", file))) else { return };
+    let Some(map) = judged(read_map(&put("map.yaml", file))) else { return };
     for name in &names {
         judged(map.apply(name));
     }

@@ -19,8 +19,9 @@
 //! A layer takes at least `max(bytes / bandwidth, FLOPs / rate)`, a step the sum over its layers. The bandwidth is
 //! that of memory: a network whose maps stay in the caches can be faster.
 
-use crate::config::{Built, Config};
-use crate::data::dataset::Spec;
+use crate::config::Config;
+use crate::net::Built;
+use crate::net::InputSpec;
 use crate::net::block::{Form, SiteTrace};
 use crate::timing::clock;
 use anyhow::Result;
@@ -125,7 +126,7 @@ impl Work {
 }
 
 /// The work of each site, and last that of the products beside them.
-fn work(expanded: &Built, compact: &Built, spec: Spec, batch: i64) -> Vec<Work> {
+fn work(expanded: &Built, compact: &Built, spec: InputSpec, batch: i64) -> Vec<Work> {
     let ((before, macs), (after, compact_macs)) = (expanded.trace(spec), compact.trace(spec));
     let sum = |traces: &[SiteTrace]| traces.iter().map(|trace| trace.macs).sum::<i64>();
     let beside = (macs - sum(&before)).min(compact_macs - sum(&after));

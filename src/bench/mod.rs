@@ -6,15 +6,15 @@ pub mod memory;
 pub mod op;
 pub mod train;
 
-use crate::config::Built;
-use crate::data::dataset::Spec;
+use crate::net::Built;
+use crate::net::InputSpec;
 use crate::timing::{clock, median};
 use crate::tune::channels_last;
 use std::time::Duration;
 
 /// Median seconds of a forward pass of `batch` images, at evaluation: at least 10 runs and half a second, after 3 that don't
 /// count.
-pub fn latency(network: &Built, spec: Spec, batch: i64) -> f64 {
+pub fn latency(network: &Built, spec: InputSpec, batch: i64) -> f64 {
     let device = network.store.device();
     let x = channels_last(&[batch, spec.channels, spec.size, spec.size], device);
     let run = || clock(device, || drop(tch::no_grad(|| network.network.forward_t(&x, false))));

@@ -58,13 +58,12 @@ struct Bench {
 
 impl Bench {
     fn new(operator: &Resolved<OperatorConfig>, shape: Shape, device: Device) -> Result<Bench> {
-        let recipe = operator.recipe();
         let store = nn::VarStore::new(device);
         let root = store.root();
-        let expanded = recipe.expanded(&Place::new(&root / "conv", Some(&root / "bn")), shape.geometry);
+        let expanded = operator.expanded(&Place::new(&root / "conv", Some(&root / "bn")), shape.geometry);
         let folded: HashMap<String, Tensor> = tch::no_grad(|| expanded.fold())?.tensors().into_iter().collect();
         let other = nn::VarStore::new(device);
-        let compact = recipe.compact(&Place::new(other.root(), None), shape.geometry);
+        let compact = operator.compact(&Place::new(other.root(), None), shape.geometry);
         assign(&other, &folded)?;
         let x = channels_last(&[shape.batch, shape.geometry.in_channels, shape.size, shape.size], device);
         Ok(Bench { store, expanded, compact, x })
@@ -103,7 +102,7 @@ impl Bench {
 /// # Errors
 /// Options with which the operator has no compact form.
 pub fn costs(label: &str, operator: &Resolved<OperatorConfig>, shape: Shape, device: Device) -> Result<Vec<Cost>> {
-    if operator.recipe().fits(&shape.geometry).is_err() {
+    if operator.fits(&shape.geometry).is_err() {
         return Ok(Vec::new());
     }
     let plain = Bench::new(&Resolved::PLAIN, shape, device)?;

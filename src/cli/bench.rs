@@ -8,7 +8,9 @@ use crate::algebra::Geometry;
 use crate::bench::data::data_speed;
 use crate::bench::op::{Cost, Shape, costs};
 use crate::bench::train::{TrainSpeed, train_speed};
-use crate::config::{self, Built, Config, Mapping, Value};
+use crate::config::{self, Config, Mapping, Value};
+use crate::model::import::{Plan, read_map};
+use crate::net::Built;
 use crate::net::block::Form;
 use crate::op::compact::per_sample::Execution;
 use crate::op::{OperatorConfig, Resolved};
@@ -16,9 +18,8 @@ use crate::sweep::plan::axes::label;
 use crate::text::{align_right, table};
 use crate::timing;
 use crate::train::algorithm::summary;
-use crate::weights::import::Plan;
 use crate::weights::pytorch::Checkpoint;
-use crate::weights::state_dict::{NameMap, StateDict};
+use crate::weights::state_dict::StateDict;
 use crate::{bad_request, note, say};
 use anyhow::Result;
 use clap::{Args, Subcommand};
@@ -124,7 +125,7 @@ pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
 
 /// The file is opened, its state dict found, matched and read, each time into the same network, which is built before.
 fn import(options: &ImportOptions, as_json: bool) -> Result<()> {
-    let map = options.map.as_deref().map(NameMap::read).transpose()?.unwrap_or_default();
+    let map = options.map.as_deref().map(read_map).transpose()?.unwrap_or_default();
     let find = |checkpoint: &Checkpoint, built: &Built| {
         StateDict::find(checkpoint, &options.file, options.key.as_deref(), &map, &|| Ok(built.names()))
     };
@@ -270,7 +271,7 @@ fn operator(text: &str) -> Result<(String, Resolved<OperatorConfig>)> {
     let text = if text == "replk" { "{name: replk, kernel: 13}" } else { text };
     let name = label(&Value::Mapping(config::named("operator", text)?));
     let operator = config::operator(text)?;
-    if operator.recipe().shares() {
+    if operator.shares() {
         bad_request!("{name}: what a block shares is not measured on an operator by itself; leave `shared` out");
     }
     Ok((name, operator))

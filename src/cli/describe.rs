@@ -5,6 +5,7 @@ use crate::algebra::Geometry;
 use crate::config::{Config, Document, TrainConfig, Value};
 use crate::data::{Common, SourceConfig};
 use crate::error::suggest;
+use crate::model::{About, Model};
 use crate::net::NetConfig;
 use crate::net::block::{Form, Plan, Site, SiteTrace};
 use crate::op::compact::per_sample::Execution;
@@ -16,7 +17,6 @@ use crate::sweep::plan::section::SweepSection;
 use crate::text::{align_right, table, thousands, wrapped};
 use crate::train::checkpoint::load_model;
 use crate::tune::Tuned;
-use crate::weights::{About, Model};
 use crate::{bad_request, note, say};
 use anyhow::Result;
 use clap::Args;
@@ -290,9 +290,8 @@ fn parameters(site: &Site) -> (i64, i64) {
         build(&Place { conv: &root / "conv", bn: Some(&root / "bn"), block: site.block });
         store.trainable_variables().iter().map(|variable| variable.numel() as i64).sum()
     };
-    let recipe = site.operator.recipe();
-    let expanded = count(&|place| drop(recipe.expanded(place, site.geometry)));
-    (expanded, count(&|place| drop(recipe.compact(place, site.geometry))))
+    let expanded = count(&|place| drop(site.operator.expanded(place, site.geometry)));
+    (expanded, count(&|place| drop(site.operator.compact(place, site.geometry))))
 }
 
 /// `16->32 3x3 s2 g16`: what differs from the default is said.

@@ -3,16 +3,16 @@
 use super::Machine;
 use super::output::{json, print};
 use super::values::whole;
-use crate::config::Built;
-use crate::data::dataset::Spec;
 use crate::files;
 use crate::fold::Agreement;
+use crate::model::Model;
+use crate::net::Built;
+use crate::net::InputSpec;
 use crate::net::block::Form;
 use crate::op::compact::per_sample::Execution;
 use crate::text::{align_right, table, thousands};
 use crate::train::checkpoint::load_model;
 use crate::tune::{self, Choice, Tuned};
-use crate::weights::Model;
 use crate::{bad_request, device, say};
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
@@ -20,7 +20,7 @@ use std::path::PathBuf;
 use tch::{Device, Kind, Tensor};
 
 /// Images of the random batch on which a fold is verified: 128 of 32x32, and fewer of larger ones.
-fn images(spec: Spec) -> i64 {
+fn images(spec: InputSpec) -> i64 {
     (128 * 32 * 32 / (spec.size * spec.size)).clamp(2, 128)
 }
 

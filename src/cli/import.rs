@@ -2,19 +2,19 @@
 
 use super::Machine;
 use super::output::json;
-use super::values::number;
+use super::values::{form, number};
 use crate::config::{Config, Mapping, Value, anchor, data_section, named};
 use crate::data::augment::normalise::Normalisation;
 use crate::data::{DataConfig, SourceConfig};
 use crate::error::printable;
 use crate::files;
+use crate::model::import::{Plan, read_map, table};
+use crate::model::{About, Model};
 use crate::net::block::Form;
 use crate::text::thousands;
-use crate::weights::import::Plan;
 use crate::weights::pairing::Pairing;
 use crate::weights::pytorch::Checkpoint;
-use crate::weights::state_dict::{NameMap, StateDict};
-use crate::weights::{About, Model};
+use crate::weights::state_dict::StateDict;
 use crate::{bad_request, note, say};
 use anyhow::Result;
 use clap::Args;
@@ -63,7 +63,7 @@ pub struct Options {
     #[arg(long)]
     partial: bool,
     /// Form of the model [default: expanded, or compact where the file holds deployed operators]
-    #[arg(long, value_enum)]
+    #[arg(long, value_parser = form())]
     form: Option<Form>,
     /// Model file to write
     #[arg(short, long, value_name = "MODEL")]
@@ -77,7 +77,7 @@ pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
     let inputs: Vec<&Path> =
         [Some(&options.file), options.map.as_ref()].into_iter().flatten().map(PathBuf::as_path).collect();
     files::expect_writable(&options.out, &inputs)?;
-    let map = options.map.as_deref().map(NameMap::read).transpose()?.unwrap_or_default();
+    let map = options.map.as_deref().map(read_map).transpose()?.unwrap_or_default();
     let checkpoint = Checkpoint::open(&options.file)?;
     let state = StateDict::find(&checkpoint, &options.file, options.key.as_deref(), &map, &|| {
         Ok(sample.build(options.form.unwrap_or(Form::Expanded), Device::Cpu)?.names())
@@ -154,7 +154,7 @@ impl Options {
         if pairing.problems.is_empty() {
             return Ok(());
         }
-        note!("{}", pairing.table());
+        note!("{}", table(pairing));
         let (file, counts) = (self.file.display(), pairing.counts());
         if !self.partial {
             bad_request!(

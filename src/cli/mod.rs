@@ -19,8 +19,8 @@ mod worker;
 
 use crate::config::Document;
 use crate::data::dataset::{Dataset, Images};
+use crate::model::Model;
 use crate::train::checkpoint::load_model;
-use crate::weights::Model;
 use crate::{bad_request, config, device, note};
 use anyhow::Result;
 use clap::error::ErrorKind;

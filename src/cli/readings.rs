@@ -1,13 +1,13 @@
 //! `--try`: the weights of a model read otherwise, where top-1 says that they were read wrong.
 
 use super::output::print;
-use crate::config::Built;
 use crate::data::batch::Batches;
 use crate::data::dataset::Images;
+use crate::model::readings::{self, Reading};
+use crate::model::{About, Model};
+use crate::net::Built;
 use crate::text::{align_right, table};
 use crate::train::evaluate::{Evaluation, evaluate_some};
-use crate::weights::readings::{self, Reading};
-use crate::weights::{About, Model};
 use crate::{note, say};
 use anyhow::Result;
 use serde::Serialize;

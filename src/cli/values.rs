@@ -1,5 +1,7 @@
 //! Values of flags, with errors that say what to give.
 
+use crate::net::block::Form;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use std::ops::RangeInclusive;
 
 /// Reads a whole number of that range, which the type must hold.
@@ -14,4 +16,11 @@ pub fn whole<T: TryFrom<u64>>(range: RangeInclusive<u64>) -> impl Fn(&str) -> Re
 /// Reads a number.
 pub fn number(text: &str) -> Result<f64, String> {
     text.parse().map_err(|_| "give a number".into())
+}
+
+/// Reads `expanded` or `compact`.
+pub fn form() -> impl TypedValueParser<Value = Form> {
+    let forms = [Form::Expanded, Form::Compact];
+    PossibleValuesParser::new(forms.map(Form::name))
+        .map(move |name| forms.into_iter().find(|form| form.name() == name).unwrap_or(Form::Expanded))
 }

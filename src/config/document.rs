@@ -173,7 +173,7 @@ pub fn read_yaml<T: DeserializeOwned + JsonSchema>(path: &Path) -> Result<T> {
         Ok(value) => value,
         Err(error) => bad_request!("{}: not YAML: {error}", path.display()),
     };
-    let root = schema::of::<T>();
+    let root = crate::options::schema::<T>();
     if let Err(wrong) = schema::check(&root, &root, &value, "", &[]) {
         bad_request!("{}: {wrong}", path.display());
     }

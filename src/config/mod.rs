@@ -5,21 +5,20 @@
 //! level deep. serde_yaml stays behind this module, [`mod@yaml`], [`placement`] and the registry.
 
 mod document;
+mod placement;
 pub mod schema;
 mod train;
 
 pub use document::{Document, SWEEP_KEYS, read_yaml, set, yaml};
 pub use train::{EvalForm, Graphs, Schedule, TrainConfig};
 
-use crate::algebra::count_macs;
-use crate::data::dataset::Spec;
 use crate::data::{Common, DataConfig};
 use crate::error::{BadRequest, suggest};
-use crate::net::NetConfig;
-use crate::net::block::{Builder, Form, Network, Plan, Site, SiteTrace, Word, trace_sites};
+use crate::net::InputSpec;
+use crate::net::block::{Builder, Form, Plan, Site, Word};
+use crate::net::{Built, NetConfig};
 use crate::op::layers;
 use crate::op::{AttentionConfig, ClassifierConfig, OperatorConfig, Resolved};
-use crate::placement;
 use crate::registry;
 use crate::{bad_request, yaml};
 use anyhow::Result;
@@ -29,10 +28,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 pub use serde_yaml::{Mapping, Value};
 use sha2::{Digest, Sha256};
-use std::collections::BTreeSet;
+
 use std::path::Path;
 use std::sync::LazyLock;
-use tch::{Device, Kind, Tensor, nn};
+use tch::Device;
 
 /// A trial: everything that its result depends on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -72,39 +71,6 @@ fn pytorch_bn_eps() -> f64 {
 
 fn is_pytorch_bn_eps(eps: &f64) -> bool {
     *eps == layers::BN_EPS
-}
-
-/// A network and the store that holds its variables.
-#[derive(Debug)]
-pub struct Built {
-    /// The variables.
-    pub store: nn::VarStore,
-    /// The network.
-    pub network: Box<dyn Network>,
-}
-
-impl Built {
-    /// Number of parameters that training sets (running statistics not counted).
-    pub fn parameters(&self) -> i64 {
-        self.store.trainable_variables().iter().map(|variable| variable.numel() as i64).sum()
-    }
-
-    /// Names of its variables.
-    pub fn names(&self) -> BTreeSet<String> {
-        self.store.variables().into_keys().collect()
-    }
-
-    /// Multiply-accumulates of the convolutions and products for one image.
-    pub fn macs(&self, spec: Spec) -> i64 {
-        self.trace(spec).1
-    }
-
-    /// What each site does with one image in evaluation, and the multiply-accumulates of the whole network.
-    pub fn trace(&self, spec: Spec) -> (Vec<SiteTrace>, i64) {
-        let image = Tensor::zeros([1, spec.channels, spec.size, spec.size], (Kind::Float, self.store.device()));
-        let ((_, traces), macs) = count_macs(|| trace_sites(|| tch::no_grad(|| self.network.forward_t(&image, false))));
-        (traces, macs)
-    }
 }
 
 impl Config {
@@ -173,14 +139,12 @@ impl Config {
     /// # Errors
     /// As there.
     pub fn build_planned(&self, form: Form, plan: &Plan, device: Device) -> Result<Built> {
-        let store = nn::VarStore::new(device);
         let (apply_to, attention, classifier) = (&*self.apply_to, self.attention.as_ref(), &self.classifier);
         let builder = Builder { apply_to, attention, classifier, plan, ..Builder::new(&self.operator, form) };
-        let build = || self.net.recipe().build(&store.root(), &builder, self.data.spec());
-        let network = layers::with_bn_eps(self.bn_eps, build)?;
-        debug_assert!(store.variables().keys().all(|name| !name.contains("__")), "a name was registered twice");
-        self.check_sites(&network.sites())?;
-        Ok(Built { store, network })
+        let build = || Built::new(&self.net, &builder, self.data.spec(), device);
+        let built = layers::with_bn_eps(self.bn_eps, build)?;
+        self.check_sites(&built.network.sites())?;
+        Ok(built)
     }
 
     /// Refuses names in `apply_to` that are no kind and no site of the network.
@@ -207,7 +171,7 @@ impl Config {
 }
 
 /// The schema of a trial.
-static SCHEMA: LazyLock<serde_json::Value> = LazyLock::new(schema::of::<Config>);
+static SCHEMA: LazyLock<serde_json::Value> = LazyLock::new(crate::options::schema::<Config>);
 
 /// The keys that a file may have beside those of a trial.
 fn also_known() -> Vec<&'static str> {
@@ -276,7 +240,7 @@ pub fn data_for(own: &DataConfig, text: &str) -> Result<DataConfig> {
     if !is_own {
         keys.retain(|key, _| key.as_str().is_some_and(|key| Common::KEYS.contains(&key)));
         if given.get("name").is_some_and(|name| name.as_str() == Some("folder")) {
-            let Spec { classes, size, .. } = own.spec();
+            let InputSpec { classes, size, .. } = own.spec();
             keys.extend([("classes".into(), classes.into()), ("size".into(), size.into())]);
         }
     }

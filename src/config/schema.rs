@@ -3,7 +3,6 @@
 
 use crate::error::suggest;
 use crate::options::{alternatives, phrase, tag};
-use schemars::{JsonSchema, generate::SchemaSettings};
 use serde_json::Value as Schema;
 use serde_yaml::{Mapping, Value};
 use std::fmt;
@@ -37,11 +36,6 @@ impl fmt::Display for Wrong {
     fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
         formatter.write_str(&self.text)
     }
-}
-
-/// The schema of a struct, as it is read.
-pub fn of<T: JsonSchema>() -> Schema {
-    SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<T>().to_value()
 }
 
 fn join(path: &str, key: &str) -> String {

@@ -16,8 +16,9 @@ mod container;
 mod tests;
 
 use crate::bad_request;
-use crate::data::dataset::{self, Dataset, Source, Spec, Split};
+use crate::data::dataset::{self, Dataset, Source, Split};
 use crate::data::provenance::{Download, Home};
+use crate::net::InputSpec;
 use anyhow::Result;
 use batch::Batch;
 use schemars::JsonSchema;
@@ -41,7 +42,7 @@ pub struct Cifar10Config {}
 pub struct Cifar100Config {}
 
 impl Source for Cifar10Config {
-    fn spec(&self) -> Spec {
+    fn spec(&self) -> InputSpec {
         CIFAR10.spec()
     }
 
@@ -60,7 +61,7 @@ impl Source for Cifar10Config {
 }
 
 impl Source for Cifar100Config {
-    fn spec(&self) -> Spec {
+    fn spec(&self) -> InputSpec {
         CIFAR100.spec()
     }
 
@@ -205,8 +206,8 @@ impl Variant {
         self.class_names.split(' ').map(String::from).collect()
     }
 
-    fn spec(&self) -> Spec {
-        Spec { classes: self.classes, channels: 3, size: 32 }
+    fn spec(&self) -> InputSpec {
+        InputSpec { classes: self.classes, channels: 3, size: 32 }
     }
 
     fn home(&self) -> Home {

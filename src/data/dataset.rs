@@ -4,21 +4,11 @@ use crate::bad_request;
 use crate::data::augment::Augment;
 use crate::data::folder::files::Files;
 use crate::data::provenance::{ClassCount, Home, Inspection};
+use crate::net::InputSpec;
 use anyhow::Result;
 use std::path::Path;
 use std::sync::Arc;
 use tch::{Device, Tensor};
-
-/// The shape of a data set, known without reading it: enough to build a network.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Spec {
-    /// Number of classes.
-    pub classes: i64,
-    /// Channels of an image.
-    pub channels: i64,
-    /// Height and width of an image, in pixels.
-    pub size: i64,
-}
 
 /// A way to get a data set: reads it or makes it.
 pub trait Source {
@@ -31,7 +21,7 @@ pub trait Source {
     }
 
     /// Shape of the images and number of classes.
-    fn spec(&self) -> Spec;
+    fn spec(&self) -> InputSpec;
 
     /// Reads both splits into memory. `root` is the folder that the user gave (`data.root`, else `FOLDCONV_DATA`).
     fn load(&self, root: Option<&Path>) -> Result<Dataset>;
@@ -164,7 +154,7 @@ impl Split {
     }
 
     /// A split from raw bytes: `pixels` in the order (N, H, W, C), one label an image. `what` names it in errors.
-    pub fn new(what: &str, spec: Spec, pixels: &[u8], labels: &[u8]) -> Result<Split> {
+    pub fn new(what: &str, spec: InputSpec, pixels: &[u8], labels: &[u8]) -> Result<Split> {
         if labels.is_empty() {
             bad_request!("{what}: holds no images");
         }
@@ -247,7 +237,7 @@ mod tests {
 
     #[test]
     fn an_inspection_counts_the_classes_and_measures_the_training_split() {
-        let spec = Spec { classes: 3, channels: 2, size: 1 };
+        let spec = InputSpec { classes: 3, channels: 2, size: 1 };
         let train = Split::new("train", spec, &[0, 255, 51, 255, 102, 255, 51, 255], &[2, 0, 2, 2]).unwrap();
         let test = Split::new("test", spec, &[9, 9], &[1]).unwrap();
         let classes = ["a", "b", "c"].map(String::from).to_vec();

@@ -2,7 +2,8 @@
 //! be folded, exported and measured.
 
 use crate::bad_request;
-use crate::data::dataset::{Dataset, Source, Spec};
+use crate::data::dataset::{Dataset, Source};
+use crate::net::InputSpec;
 use anyhow::Result;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -36,8 +37,8 @@ impl Source for Config {
         }
     }
 
-    fn spec(&self) -> Spec {
-        Spec { classes: self.classes, channels: self.channels, size: self.size }
+    fn spec(&self) -> InputSpec {
+        InputSpec { classes: self.classes, channels: self.channels, size: self.size }
     }
 
     fn load(&self, _root: Option<&Path>) -> Result<Dataset> {

@@ -15,8 +15,9 @@ mod idx;
 mod tests;
 
 use crate::bad_request;
-use crate::data::dataset::{self, Dataset, Source, Spec, Split};
+use crate::data::dataset::{self, Dataset, Source, Split};
 use crate::data::provenance::{Download, Home};
+use crate::net::InputSpec;
 use anyhow::Result;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -27,7 +28,7 @@ use std::path::{Path, PathBuf};
 /// Height and width of an image.
 const SIDE: u32 = 28;
 
-const SPEC: Spec = Spec { classes: 10, channels: 1, size: SIDE as i64 };
+const SPEC: InputSpec = InputSpec { classes: 10, channels: 1, size: SIDE as i64 };
 
 /// MNIST; has no options.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -40,7 +41,7 @@ pub struct MnistConfig {}
 pub struct FashionMnistConfig {}
 
 impl Source for MnistConfig {
-    fn spec(&self) -> Spec {
+    fn spec(&self) -> InputSpec {
         SPEC
     }
 
@@ -59,7 +60,7 @@ impl Source for MnistConfig {
 }
 
 impl Source for FashionMnistConfig {
-    fn spec(&self) -> Spec {
+    fn spec(&self) -> InputSpec {
         SPEC
     }
 

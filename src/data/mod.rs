@@ -16,13 +16,14 @@ pub mod svhn;
 pub mod validation;
 
 use crate::bad_request;
+use crate::net::InputSpec;
 use anyhow::Result;
 use augment::Augment;
-use dataset::{Dataset, Images, Source, Spec};
+use dataset::{Dataset, Images, Source};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use serde_yaml::{Mapping, Value};
+use serde_json::{Map, Value};
 use std::borrow::Cow;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -115,9 +116,9 @@ impl Common {
 impl Serialize for DataConfig {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         use serde::ser::Error as _;
-        let mut mapping = Mapping::new();
-        for part in [serde_yaml::to_value(&self.source), serde_yaml::to_value(&self.common)] {
-            if let Value::Mapping(part) = part.map_err(S::Error::custom)? {
+        let mut mapping = Map::new();
+        for part in [serde_json::to_value(&self.source), serde_json::to_value(&self.common)] {
+            if let Value::Object(part) = part.map_err(S::Error::custom)? {
                 mapping.extend(part);
             }
         }
@@ -127,11 +128,10 @@ impl Serialize for DataConfig {
 
 impl<'de> Deserialize<'de> for DataConfig {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let (common, source): (Mapping, Mapping) = Mapping::deserialize(deserializer)?
-            .into_iter()
-            .partition(|(key, _)| key.as_str().is_some_and(|key| Common::KEYS.contains(&key)));
+        let (common, source): (Map<_, _>, Map<_, _>) =
+            Map::deserialize(deserializer)?.into_iter().partition(|(key, _)| Common::KEYS.contains(&key.as_str()));
         Ok(DataConfig {
-            source: SourceConfig::deserialize(Value::Mapping(source)).map_err(D::Error::custom)?,
+            source: SourceConfig::deserialize(Value::Object(source)).map_err(D::Error::custom)?,
             common: crate::registry::options(common)?,
         })
     }
@@ -157,9 +157,9 @@ impl JsonSchema for DataConfig {
 
 impl DataConfig {
     /// Number of classes and shape of the images that a network gets, known without reading the set.
-    pub fn spec(&self) -> Spec {
+    pub fn spec(&self) -> InputSpec {
         let spec = self.source.recipe().spec();
-        Spec { size: self.augment().size(spec.size), ..spec }
+        InputSpec { size: self.augment().size(spec.size), ..spec }
     }
 
     /// What is done to the images, with what the set adds to `augment`.

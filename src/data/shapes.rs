@@ -21,7 +21,8 @@ mod render;
 mod tests;
 
 use crate::bad_request;
-use crate::data::dataset::{Dataset, Source, Spec, Split};
+use crate::data::dataset::{Dataset, Source, Split};
+use crate::net::InputSpec;
 use anyhow::Result;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -77,7 +78,7 @@ impl Default for Config {
 }
 
 /// What is drawn.
-const DRAWN: Spec = Spec { classes: render::CLASSES.len() as i64, channels: 3, size: render::SIZE as i64 };
+const DRAWN: InputSpec = InputSpec { classes: render::CLASSES.len() as i64, channels: 3, size: render::SIZE as i64 };
 
 impl Source for Config {
     fn check(&self) -> Result<(), String> {
@@ -88,8 +89,8 @@ impl Source for Config {
         Ok(())
     }
 
-    fn spec(&self) -> Spec {
-        Spec { size: self.size, ..DRAWN }
+    fn spec(&self) -> InputSpec {
+        InputSpec { size: self.size, ..DRAWN }
     }
 
     /// Draws the images; reads nothing.

@@ -14,8 +14,9 @@ mod mat;
 mod tests;
 
 use crate::bad_request;
-use crate::data::dataset::{self, Dataset, Source, Spec, Split};
+use crate::data::dataset::{self, Dataset, Source, Split};
 use crate::data::provenance::{Download, Home};
+use crate::net::InputSpec;
 use anyhow::Result;
 use mat::Digits;
 use schemars::JsonSchema;
@@ -65,8 +66,8 @@ pub struct Config {
 }
 
 impl Source for Config {
-    fn spec(&self) -> Spec {
-        Spec { classes: 10, channels: 3, size: 32 }
+    fn spec(&self) -> InputSpec {
+        InputSpec { classes: 10, channels: 3, size: 32 }
     }
 
     /// Reads SVHN from below `root`.

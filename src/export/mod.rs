@@ -6,7 +6,8 @@ mod pytorch;
 mod recorded;
 mod state_dict;
 
-use crate::weights::{Model, tensors};
+use crate::model::Model;
+use crate::weights::tensors;
 use crate::{bad_request, files};
 use anyhow::Result;
 use clap::ValueEnum;

@@ -1,8 +1,8 @@
 //! What a network computes, recorded by libtorch for any number of images.
 
 use super::state_dict;
+use crate::model::Model;
 use crate::op::compact::per_sample::exporting;
-use crate::weights::Model;
 use crate::{files, native};
 use anyhow::{Context, Result, anyhow, ensure};
 use serde::Deserialize;

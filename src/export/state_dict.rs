@@ -1,9 +1,9 @@
 //! The state dict of a model, under PyTorch's names.
 
 use crate::bad_request;
-use crate::config::Built;
+use crate::model::Model;
+use crate::net::Built;
 use crate::net::block::{Form, Site};
-use crate::weights::Model;
 use anyhow::Result;
 use clap::ValueEnum;
 use std::collections::BTreeMap;

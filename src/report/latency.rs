@@ -1,15 +1,15 @@
 //! `latency.json`: how long the compact form of each point takes, measured when a report is asked to, and kept for later ones.
 
 use crate::bad_request;
-use crate::config::Built;
-use crate::data::dataset::Spec;
 use crate::files;
+use crate::model::Model;
+use crate::net::Built;
+use crate::net::InputSpec;
 use crate::report::summary::{PointSummary, Summary};
 use crate::sweep::store::Store;
 use crate::timing;
 use crate::train::result::is_plausible;
 use crate::tune::channels_last;
-use crate::weights::Model;
 use crate::{device, text};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -102,15 +102,15 @@ fn first_compact(point: &PointSummary) -> Option<&str> {
     folded.map(|trial| trial.hash.as_str())
 }
 
-fn network(store: &Store, hash: &str, device: Device) -> Result<(Built, Spec)> {
+fn network(store: &Store, hash: &str, device: Device) -> Result<(Built, InputSpec)> {
     let path = store.trial(hash).join("compact.safetensors");
     let model = Model::load(&path)?;
     Ok((model.build(device).with_context(|| path.display().to_string())?, model.about.config.data.spec()))
 }
 
 /// The median time of each network, all run in turn.
-fn interleaved(networks: &[(Built, Spec)], batch: i64, device: Device) -> Vec<Duration> {
-    let image = |spec: &Spec| channels_last(&[batch, spec.channels, spec.size, spec.size], device);
+fn interleaved(networks: &[(Built, InputSpec)], batch: i64, device: Device) -> Vec<Duration> {
+    let image = |spec: &InputSpec| channels_last(&[batch, spec.channels, spec.size, spec.size], device);
     let runs: Vec<Box<dyn Fn() + '_>> = networks
         .iter()
         .map(|(built, spec)| {

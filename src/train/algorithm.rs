@@ -1,13 +1,14 @@
 //! How the training of each site is computed: as the config says, or the fastest way, measured at the shape that the site has.
 
 use crate::algebra;
-use crate::config::{Built, TrainConfig};
-use crate::data::dataset::Spec;
-use crate::device::synchronize;
+use crate::config::TrainConfig;
+use crate::net::Built;
+use crate::net::InputSpec;
 use crate::net::block::{Site, trace_sites};
 use crate::op::contract::algorithm::Exec;
 use crate::op::contract::operator::Place;
 use crate::precision::Precision;
+use crate::timing::synchronize;
 use crate::timing::{self, clock};
 use crate::tune::channels_last;
 use std::collections::BTreeMap;
@@ -22,7 +23,7 @@ pub type Execs = BTreeMap<String, Exec>;
 
 /// Sets how the training of each site is computed, and tells it. Earlier choices hold: they decide the order in which float32 sums are
 /// taken, so a trial that goes on must compute as it did before.
-pub fn settle(network: &Built, spec: Spec, config: &TrainConfig, earlier: &Execs) -> Execs {
+pub fn settle(network: &Built, spec: InputSpec, config: &TrainConfig, earlier: &Execs) -> Execs {
     let sites = network.network.sites();
     let several = |site: &&Site| site.execs().len() > 1;
     let wanted = if config.precision == Precision::Bf16 { Some(Exec::Branches) } else { config.exec.fixed() };
@@ -48,7 +49,7 @@ pub fn summary(execs: &Execs) -> String {
 }
 
 /// Times the ways of each site that has several, once for each shape.
-fn fastest(network: &Built, spec: Spec, batch: i64) -> Execs {
+fn fastest(network: &Built, spec: InputSpec, batch: i64) -> Execs {
     let device = network.store.device();
     let x = channels_last(&[batch, spec.channels, spec.size, spec.size], device);
     let (_, traces) = trace_sites(|| tch::no_grad(|| network.network.forward_t(&x, false)));
@@ -69,7 +70,7 @@ fn time(site: &Site, input: &[i64], device: Device) -> Exec {
     let store = nn::VarStore::new(device);
     let root = store.root();
     let place = Place { conv: &root / "conv", bn: Some(&root / "bn"), block: site.block };
-    let operator = site.operator.recipe().expanded(&place, site.geometry);
+    let operator = site.operator.expanded(&place, site.geometry);
     let x = channels_last(input, device).set_requires_grad(true);
     let variables = store.trainable_variables();
     let inputs: Vec<&Tensor> = std::iter::once(&x).chain(&variables).collect();

@@ -2,7 +2,7 @@
 //! after its epoch, so that each of the two checkpoints there are finds the one that it speaks of.
 
 use crate::files;
-use crate::weights::Model;
+use crate::model::Model;
 use anyhow::Result;
 use std::path::{Path, PathBuf};
 

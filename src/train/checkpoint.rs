@@ -1,12 +1,13 @@
 //! The state of a trial between two steps, from which training goes on bit for bit: `checkpoint.safetensors` in its folder, and the
 //! one before it in case that is damaged.
 
-use crate::config::Built;
 use crate::fold;
+use crate::model::{About, Model};
+use crate::net::Built;
 use crate::op::compact::per_sample::{self, Choices};
 use crate::train::algorithm::Execs;
 use crate::train::optimizer::Sgd;
-use crate::weights::{About, Model, tensors};
+use crate::weights::tensors;
 use crate::{bad_request, files, note};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};

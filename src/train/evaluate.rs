@@ -1,9 +1,9 @@
 //! Top-1, top-5 and loss on the test split, and the comparison of two networks on it.
 
-use crate::config::Built;
 use crate::data::batch::{Batch, Batches};
-use crate::data::dataset::Spec;
 use crate::fold::Agreement;
+use crate::net::Built;
+use crate::net::InputSpec;
 use crate::progress::Progress;
 use crate::train::cuda_graph::Steps;
 use crate::train::result::{FoldResult, FormResult};
@@ -164,7 +164,7 @@ impl Evaluation {
     }
 
     /// With the size and the cost of the network.
-    pub fn with_cost(self, network: &Built, spec: Spec) -> FormResult {
+    pub fn with_cost(self, network: &Built, spec: InputSpec) -> FormResult {
         let Evaluation { top1, top5, loss } = self;
         FormResult { top1, top5, loss, parameters: network.parameters(), macs: network.macs(spec) }
     }

@@ -1,10 +1,11 @@
 //! One step of training, and all that it needs.
 
-use crate::config::{Built, Config, TrainConfig};
+use crate::config::{Config, TrainConfig};
 use crate::data::augment::draw;
 use crate::data::augment::normalise::Normalisation;
 use crate::data::batch::{Batch, Batches, Prepared, Stream};
 use crate::data::dataset::{Dataset, Images};
+use crate::net::Built;
 use crate::net::block::Form;
 use crate::train::cuda_graph::Steps;
 use crate::train::evaluate::Evaluator;

@@ -1,8 +1,10 @@
 //! A trial in its folder, a step at a time: so one can be trained to its end, or several in turns.
 
-use crate::config::{Built, Config, EvalForm};
+use crate::config::{Config, EvalForm};
 use crate::data::batch::{Prepared, Stream};
 use crate::fold::{self, Refused};
+use crate::model::{About, Model};
+use crate::net::Built;
 use crate::net::block::{Form, trace_sites};
 use crate::op::contract::algorithm::Wanted;
 use crate::train::algorithm;
@@ -13,7 +15,6 @@ use crate::train::result::{FoldResult, FormResult, TrialResult, ValidationResult
 use crate::train::tensorboard::Events;
 use crate::train::trainer::Trainer;
 use crate::train::{best, evaluate, version};
-use crate::weights::{About, Model};
 use crate::{bad_request, device, files, note};
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};

@@ -1,8 +1,8 @@
 //! Every key of a config file, as its schema has them: misspelt, and with values of the wrong kind.
 
-use foldconv::config::schema;
 use foldconv::config::{Config, Document, Mapping, SWEEP_KEYS};
 use foldconv::error::{exit_status, one_line};
+use foldconv::options;
 use foldconv::sweep::plan::Plan;
 use foldconv::sweep::plan::section::SweepSection;
 use serde_json::{Map, Value, json};
@@ -51,7 +51,7 @@ fn walk(root: &Value, part: &Value, config: &Value, path: &[String], found: &mut
 fn places() -> Vec<Place> {
     let base = json!({"data": {"name": "shapes"}, "net": {"name": "smallnet"}});
     let mut found = Vec::new();
-    for root in [schema::of::<Config>(), schema::of::<SweepSection>()] {
+    for root in [options::schema::<Config>(), options::schema::<SweepSection>()] {
         walk(&root, &root, &base, &[], &mut found);
     }
     found

@@ -4,8 +4,8 @@ use crate::common::{TINY, arg, error, folder, run, start, stderr, stdout, wait_f
 use foldconv::config::Config;
 use foldconv::data::batch::Batches;
 use foldconv::data::dataset::Images;
+use foldconv::model::Model;
 use foldconv::train::evaluate::evaluate;
-use foldconv::weights::Model;
 use serde_json::Value;
 use std::path::Path;
 use tch::Device;

@@ -1,14 +1,15 @@
 //! Networks by their YAML, and what tests of networks measure.
 
-use foldconv::config::{Built, Config};
+use foldconv::config::Config;
 use foldconv::data::batch::Batches;
-use foldconv::data::dataset::Spec;
 use foldconv::fold::{assign, fold};
+use foldconv::model::Model;
+use foldconv::net::Built;
+use foldconv::net::InputSpec;
 use foldconv::net::NetConfig;
 use foldconv::net::block::{Builder, Form, Network};
 use foldconv::op::{OperatorConfig, Resolved};
 use foldconv::train::trainer::Trainer;
-use foldconv::weights::Model;
 use tch::{Device, Kind, Tensor, nn};
 
 /// The operator of its YAML, resolved.
@@ -81,7 +82,7 @@ pub fn try_network_on(
     let store = nn::VarStore::new(Device::Cpu);
     let config: NetConfig = serde_yaml::from_str(net).unwrap();
     let builder = Builder { apply_to, ..Builder::new(operator, form) };
-    let network = config.recipe().build(&store.root(), &builder, Spec { classes, channels: 3, size: 32 })?;
+    let network = config.recipe().build(&store.root(), &builder, InputSpec { classes, channels: 3, size: 32 })?;
     for name in store.variables().keys() {
         assert!(!name.contains("__"), "{name} was registered twice");
     }

@@ -3,8 +3,6 @@
 //!
 //! Tolerance: float64 on both sides, which differ in the order of sums over a few thousand positions alone, about 1e-13; 1e-10.
 
-#![cfg(feature = "native")]
-
 use foldconv::native::{Behind, Space, convolve, fold_norm, gated, newest_processor, pool, weigh};
 use std::sync::{Mutex, PoisonError};
 use tch::{Device, Kind, Tensor};

@@ -3,8 +3,6 @@
 //!
 //! Tolerance: float64 on both sides, which differ in the order of sums over a few thousand positions alone, about 1e-13; 1e-10.
 
-#![cfg(feature = "native")]
-
 use foldconv::native::{Term, newest_processor, norm_sum};
 use tch::{Device, Kind, Tensor};
 

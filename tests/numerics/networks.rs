@@ -29,7 +29,7 @@ use crate::common;
 use crate::common::network::{fold_error, network, network_on, operator, parameters, relative, weights};
 use foldconv::algebra::count_macs;
 use foldconv::config::Config;
-use foldconv::data::dataset::Spec;
+use foldconv::net::InputSpec;
 use foldconv::net::NetConfig;
 use foldconv::net::block::{Builder, Form, Network};
 use foldconv::op::{AttentionConfig, Resolved};
@@ -278,7 +278,7 @@ fn attention(yaml: &str) -> Resolved<AttentionConfig> {
 fn built(net: &str, builder: &Builder, classes: i64) -> (nn::VarStore, Box<dyn Network>) {
     let store = nn::VarStore::new(Device::Cpu);
     let config: NetConfig = serde_yaml::from_str(net).unwrap();
-    let network = config.recipe().build(&store.root(), builder, Spec { classes, channels: 3, size: 32 }).unwrap();
+    let network = config.recipe().build(&store.root(), builder, InputSpec { classes, channels: 3, size: 32 }).unwrap();
     (store, network)
 }
 

@@ -153,7 +153,7 @@ fn load(case: &Case, store: &nn::VarStore, namings: &'static [Naming]) -> BTreeM
         |(name, tensor): &(&str, &Tensor)| Theirs { name: format!("op.{name}"), size: tensor.size(), unfit: None };
     let theirs: Vec<Theirs> = state.iter().map(theirs).collect();
     let pairing = Pairing::new(&ours, &theirs, &Aliases::of_sites([("op", namings)]));
-    assert!(pairing.problems.is_empty(), "{}:\n{}", case.name, pairing.table());
+    assert!(pairing.problems.is_empty(), "{}: {:?}", case.name, pairing.problems);
     let set = |(ours, at): &(String, usize)| {
         let (name, tensor) = state[*at];
         let mut variable = variables[ours].shallow_clone();

@@ -4,8 +4,8 @@
 
 use crate::common;
 use crate::common::{arg, checkpoints, error, run, stderr, stdout};
+use foldconv::model::Model;
 use foldconv::net::block::Form;
-use foldconv::weights::Model;
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use std::collections::{BTreeMap, HashMap};

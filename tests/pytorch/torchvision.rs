@@ -6,7 +6,7 @@
 
 use crate::common::peer::{peer, script};
 use crate::common::{arg, run, stdout};
-use foldconv::weights::Model;
+use foldconv::model::Model;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};

@@ -13,7 +13,7 @@ use foldconv::train::trainer::Trainer;
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor, nn};
 
-const SPEC: foldconv::data::dataset::Spec = foldconv::data::dataset::Spec { classes: 10, channels: 3, size: 16 };
+const SPEC: foldconv::net::InputSpec = foldconv::net::InputSpec { classes: 10, channels: 3, size: 16 };
 
 fn built(net: &str, options: &str) -> (nn::VarStore, Box<dyn Network>) {
     tch::manual_seed(5);

@@ -1,7 +1,5 @@
 //! Between the start and the end of an epoch, and of an evaluation, nothing asks a device for a number: on CUDA that would empty its
 //! queue, and what waits can't be recorded.
-#![cfg(feature = "native")]
-
 use crate::common;
 use foldconv::native::Waits;
 use foldconv::net::block::Form;

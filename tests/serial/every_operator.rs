@@ -86,7 +86,6 @@ fn every_row_trains_folds_and_agrees_on_every_test_image() {
 }
 
 /// The loss of a step in bfloat16 is that in float32 to a hundredth: 8 bits a factor, a dozen layers. All that is kept stays float32.
-#[cfg(feature = "native")]
 #[test]
 fn every_row_trains_in_bfloat16_and_keeps_float32() {
     let _turn = common::turn();

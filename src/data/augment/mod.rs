@@ -11,7 +11,7 @@ pub mod normalise;
 pub mod region;
 pub mod resize;
 
-use crate::data::dataset::Spec;
+use crate::net::InputSpec;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -123,13 +123,13 @@ impl Augment {
     ///
     /// # Errors
     /// What is wrong, as `augment.key: reason`.
-    pub fn check(&self, images: Spec) -> Result<(), String> {
+    pub fn check(&self, images: InputSpec) -> Result<(), String> {
         self.check_place(images).map_err(|reason| format!("augment.{reason}"))?;
         self.check_look(images).map_err(|reason| format!("augment.{reason}"))
     }
 
     /// What decides which pixels are taken.
-    fn check_place(&self, images: Spec) -> Result<(), String> {
+    fn check_place(&self, images: InputSpec) -> Result<(), String> {
         // A set may make `resize` of the others, so they are looked at first.
         if let Some(random) = &self.random_resized_crop {
             random.check().map_err(|reason| format!("random_resized_crop.{reason}"))?;
@@ -158,7 +158,7 @@ impl Augment {
     }
 
     /// What changes the pixels that were taken.
-    fn check_look(&self, images: Spec) -> Result<(), String> {
+    fn check_look(&self, images: InputSpec) -> Result<(), String> {
         if let Some(jitter) = &self.jitter {
             jitter.check().map_err(|reason| format!("jitter.{reason}"))?;
             if !matches!(images.channels, 1 | 3) {
@@ -216,7 +216,7 @@ mod tests {
     use super::*;
     use crate::config::schema;
 
-    const CIFAR: Spec = Spec { classes: 10, channels: 3, size: 32 };
+    const CIFAR: InputSpec = InputSpec { classes: 10, channels: 3, size: 32 };
 
     fn read(yaml: &str) -> Augment {
         serde_yaml::from_str(yaml).unwrap()
@@ -248,7 +248,7 @@ mod tests {
             let error = read(yaml).check(CIFAR).unwrap_err();
             assert!(error.starts_with(expected), "{yaml}: {error}");
         }
-        let two_channels = Spec { channels: 2, ..CIFAR };
+        let two_channels = InputSpec { channels: 2, ..CIFAR };
         assert!(
             read("jitter: {hue: 0.1}").check(two_channels).unwrap_err().contains("augment.jitter: the images have 2")
         );
@@ -278,7 +278,7 @@ mod tests {
         assert_eq!(again.random_resized_crop.unwrap().ratio, [1., 2.]);
         // The hash of a config is of its text: what is left out leaves no trace.
         assert_eq!(serde_yaml::to_string(&Augment::default()).unwrap(), "pad: 0\nflip: false\n");
-        let root = schema::of::<Augment>();
+        let root = crate::options::schema::<Augment>();
         for (yaml, key) in [("random_resized_crop: {size: 3, sale: 1}", "scale"), ("jitter: {hew: 1}", "hue")] {
             let error = schema::check(&root, &root, &serde_yaml::from_str(yaml).unwrap(), "", &[]).unwrap_err();
             assert!(error.to_string().ends_with(&format!("did you mean `{key}`?")), "{error}");

@@ -192,7 +192,7 @@ fn without_a_file_of_names_the_classes_have_their_usual_ones() {
 fn the_configs_have_no_options() {
     assert_eq!(serde_yaml::from_str::<Cifar10Config>("{}").unwrap(), Cifar10Config {});
     assert!(serde_yaml::from_str::<Cifar100Config>("{fine: true}").is_err());
-    assert_eq!(Cifar100Config {}.spec(), Spec { classes: 100, channels: 3, size: 32 });
+    assert_eq!(Cifar100Config {}.spec(), InputSpec { classes: 100, channels: 3, size: 32 });
 }
 
 #[test]

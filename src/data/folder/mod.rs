@@ -13,8 +13,9 @@ pub mod files;
 pub mod scan;
 
 use crate::data::augment::Augment;
-use crate::data::dataset::{Dataset, Images, Source, Spec};
+use crate::data::dataset::{Dataset, Images, Source};
 use crate::data::provenance::{ClassCount, Inspection};
+use crate::net::InputSpec;
 use crate::{bad_request, note};
 use anyhow::Result;
 use check::Checked;
@@ -63,8 +64,8 @@ impl Source for Config {
         }
     }
 
-    fn spec(&self) -> Spec {
-        Spec { classes: self.classes, channels: 3, size: self.size }
+    fn spec(&self) -> InputSpec {
+        InputSpec { classes: self.classes, channels: 3, size: self.size }
     }
 
     /// Refuses: the images may be more than memory holds.

@@ -4,8 +4,8 @@ mod operations;
 
 use super::proto::*;
 use super::recorded::{Graph, Node};
+use crate::model::Model;
 use crate::train;
-use crate::weights::Model;
 use crate::weights::tensors::bytes;
 use anyhow::{Context, Result, bail, ensure};
 use prost::Message;

@@ -34,7 +34,7 @@ impl Paper {
     pub fn read(document: &Document, points: &[Point]) -> Result<Option<Paper>> {
         let Some(value) = document.sweep.get("paper") else { return Ok(None) };
         let place = format!("{}: paper", document.place("paper"));
-        let root = schema::of::<Paper>();
+        let root = crate::options::schema::<Paper>();
         if let Err(wrong) = schema::check(&root, &root, value, "paper", &[]) {
             bad_request!("{}: {wrong}", document.place(&wrong.path));
         }

@@ -58,7 +58,7 @@ impl Prune {
     /// # Errors
     /// A [`crate::error::BadRequest`] that names the file and the key.
     pub fn read(value: &Value, document: &Document) -> Result<Prune> {
-        let root = schema::of::<Prune>();
+        let root = crate::options::schema::<Prune>();
         if let Err(wrong) = schema::check(&root, &root, value, "prune", &[]) {
             bad_request!("{}: {wrong}", document.place(&wrong.path));
         }

@@ -45,11 +45,11 @@ pub enum Seeds {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{SWEEP_KEYS, schema};
+    use crate::config::SWEEP_KEYS;
 
     #[test]
     fn the_struct_has_the_keys_that_make_a_file_a_sweep() {
-        let keys = schema::of::<SweepSection>()["properties"].as_object().unwrap().clone();
+        let keys = crate::options::schema::<SweepSection>()["properties"].as_object().unwrap().clone();
         assert_eq!(keys.keys().collect::<Vec<_>>(), SWEEP_KEYS.iter().collect::<Vec<_>>());
     }
 }

@@ -1,0 +1,50 @@
+//! Families of networks that have their options in common and differ by a number: `resnet18` and `resnet34`.
+
+use crate::net::InputSpec;
+use crate::net::block::{Builder, NetRecipe, Network};
+use anyhow::Result;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+use tch::nn;
+
+/// The options that a family has in common.
+pub trait Family {
+    /// Refuses options out of their range.
+    ///
+    /// # Errors
+    /// What is wrong, as `key: reason`.
+    fn check(&self) -> Result<(), String>;
+
+    /// The member's network, as [`NetRecipe::build`].
+    ///
+    /// # Errors
+    /// As there.
+    fn build(&self, member: usize, root: &nn::Path, builder: &Builder, spec: InputSpec) -> Result<Box<dyn Network>>;
+}
+
+/// The options of one member of a family.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Member<C, const MEMBER: usize>(pub C);
+
+impl<C: Family, const MEMBER: usize> NetRecipe for Member<C, MEMBER> {
+    fn check(&self) -> Result<(), String> {
+        self.0.check()
+    }
+
+    fn build(&self, root: &nn::Path, builder: &Builder, spec: InputSpec) -> Result<Box<dyn Network>> {
+        self.0.build(MEMBER, root, builder, spec)
+    }
+}
+
+// schemars does not derive for numbers among the generics.
+impl<C: JsonSchema, const MEMBER: usize> JsonSchema for Member<C, MEMBER> {
+    fn schema_name() -> Cow<'static, str> {
+        C::schema_name()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        C::json_schema(generator)
+    }
+}

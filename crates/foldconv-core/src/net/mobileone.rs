@@ -1,0 +1,131 @@
+//! The networks of MobileOne (Vasu et al., CVPR 2023): a 3x3 convolution with stride 2, then blocks of a depthwise 3x3 and a 1x1
+//! convolution in four stages, the first of each with stride 2. With `operator: {name: mobileone}` they are MobileOne with the
+//! reference's names, `stage0.rbr_conv.0.conv.weight` to `linear.bias`; `branches` is 4 in S0 and 1 in the others. As in the
+//! reference, the first convolution has one branch in all of them, unless `apply_to` names it.
+//!
+//! S4 has squeeze-and-excitation in the second half of stage 3 and in stage 4, behind the convolution and before its ReLU. It is
+//! the network's own, `stage3.10.se.reduce.weight` and so on, whichever operator stands there: leave the operator's `se` off.
+//!
+//! The operator goes on all convolutions unless `apply_to` says otherwise. An attention stands behind each block.
+
+use crate::algebra::Geometry;
+use crate::bad_request;
+use crate::net::InputSpec;
+use crate::net::block::{self, Block, Builder, Network, Site, SiteKind, SitePlan, Standing};
+use crate::net::chain::{Chain, Part, Parts, Residual};
+use crate::net::family::Family;
+use crate::op::attention::se::{self, Layout, Se};
+use crate::op::layers::{Activation, below};
+use crate::op::{self, OperatorConfig};
+use anyhow::Result;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tch::{Tensor, nn, nn::ModuleT};
+
+/// Channels of stages 1 to 4, which each variant multiplies.
+const CHANNELS: [f64; 4] = [64., 128., 256., 512.];
+
+/// Blocks of stages 1 to 4.
+const BLOCKS: [usize; 4] = [2, 8, 10, 1];
+
+/// Widths of stages 1 to 4 of `mobileone_s0` to `mobileone_s4`.
+const WIDTHS: [[f64; 4]; 5] =
+    [[0.75, 1., 1., 2.], [1.5, 1.5, 2., 2.5], [1.5, 2., 2.5, 4.], [2., 2.5, 3., 4.], [3., 3.5, 3.5, 4.]];
+
+/// Which blocks of stages 1 to 4 are the first with squeeze-and-excitation in S4.
+const GATED_FROM: [usize; 4] = [usize::MAX, usize::MAX, 5, 0];
+
+/// The networks of MobileOne have no options: their names say which they are.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Config {}
+
+impl Family for Config {
+    fn check(&self) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn build(&self, member: usize, root: &nn::Path, builder: &Builder, spec: InputSpec) -> Result<Box<dyn Network>> {
+        let gated = member == 4;
+        let mut first = None;
+        if let OperatorConfig::MobileOne(operator) = &**builder.operator {
+            if gated && operator.se {
+                bad_request!(
+                    "operator.se: mobileone_s4 has the squeeze-and-excitation of its paper; leave the option off"
+                );
+            }
+            let one_branch =
+                OperatorConfig::MobileOne(op::reparam::mobileone::Config { branches: 1, ..operator.clone() });
+            let one_branch = block::own(one_branch)?;
+            first = builder.keeps_defaults().then_some(one_branch);
+        }
+        let channels = |stage: usize| (CHANNELS[stage] * WIDTHS[member][stage]) as i64;
+        let mut inputs = channels(0).min(64);
+        let stem = Geometry::same(spec.channels, inputs, 3).stride(2);
+        let mut block = builder.block(&(root / "blocks" / 0), spec.channels);
+        let standing = first.as_ref().map_or(Standing::Operator, Standing::Own);
+        let main = vec![new_conv(root, &mut block, ("stage0", SiteKind::Stem, standing), stem, false)?];
+        let mut parts: Parts = vec![new_block(main, block, inputs)?];
+        let standing = Standing::Operator;
+        for (stage, repeats) in BLOCKS.into_iter().enumerate() {
+            let outputs = channels(stage);
+            for repeat in 0..repeats {
+                let gated = gated && repeat >= GATED_FROM[stage];
+                let stride = if repeat == 0 { 2 } else { 1 };
+                let depthwise = Geometry::same(inputs, inputs, 3).stride(stride).groups(inputs);
+                let pointwise = Geometry::same(inputs, outputs, 1);
+                let name = |at: usize| format!("stage{}.{}", stage + 1, 2 * repeat + at);
+                let mut block = builder.block(&(root / "blocks" / parts.len()), inputs);
+                let main = vec![
+                    new_conv(root, &mut block, (&name(0), SiteKind::Depthwise, standing), depthwise, gated)?,
+                    new_conv(root, &mut block, (&name(1), SiteKind::Pointwise, standing), pointwise, gated)?,
+                ];
+                parts.push(new_block(main, block, outputs)?);
+                inputs = outputs;
+            }
+        }
+        let classifier = builder.classifier(&(root / "linear"), inputs, spec.classes)?;
+        Ok(Box::new(Chain { parts, dropout: 0., classifier }))
+    }
+}
+
+fn new_block(main: Parts, block: Block, outputs: i64) -> Result<Box<dyn Part>> {
+    let common = block.finish(outputs)?;
+    Ok(Box::new(Residual { main, shortcut: None, activation: Activation::None, common }))
+}
+
+/// A convolution of that name and kind, and what stands there, with ReLU; gated, with squeeze-and-excitation before it.
+fn new_conv(
+    root: &nn::Path,
+    block: &mut Block,
+    (conv, kind, default): (&str, SiteKind, Standing),
+    geometry: Geometry,
+    gated: bool,
+) -> Result<Box<dyn Part>> {
+    let bn = &*format!("{conv}.bn");
+    let activation = if gated { Activation::None } else { Activation::Relu };
+    let site = block.site_below(root, SitePlan { conv, bn, kind, geometry, activation, default })?;
+    if !gated {
+        return Ok(Box::new(site));
+    }
+    let path = below(root, conv) / "se";
+    let gate = Se::new(&path, geometry.out_channels, &se::Config::of(Layout::MobileOne));
+    Ok(Box::new(Gated { site, gate }))
+}
+
+/// A convolution, squeeze-and-excitation, ReLU.
+#[derive(Debug)]
+struct Gated {
+    site: Site,
+    gate: Se,
+}
+
+impl Part for Gated {
+    fn forward(&self, x: &Tensor, shared: Option<&Tensor>, train: bool) -> Tensor {
+        Activation::Relu.apply(self.gate.forward_t(&self.site.forward(x, shared, train), train))
+    }
+
+    fn sites(&self) -> Vec<&Site> {
+        vec![&self.site]
+    }
+}

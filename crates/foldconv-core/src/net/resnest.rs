@@ -1,0 +1,157 @@
+//! ResNeSt-50 (Zhang et al., CVPR Workshops 2022) with the reference's names, and with tied blocks (Wang et al., Tied Block
+//! Convolution, AAAI 2021).
+//!
+//! A bottleneck's 3x3 convolution makes two maps u_1 and u_2, and y = a_1 u_1 + a_2 u_2, with weights a channel and sample that sum
+//! to 1: a = softmax over the two of W2 relu(BN(W1 GAP(u_1 + u_2))). Three 3x3 convolutions are the stem, and means over windows
+//! halve the map.
+//!
+//! In `resnest50` the operator goes on the 3x3 convolutions of the blocks unless `apply_to` says otherwise. In `tied_resnest50`
+//! these are `tbc` with two blocks, and the operator goes where `apply_to` says. An attention stands behind each block, before the
+//! shortcut is added.
+
+use crate::algebra::Geometry;
+use crate::net::InputSpec;
+use crate::net::block::{self, Block, Builder, Network, Site, SiteKind, SitePlan, Standing};
+use crate::net::chain::{MaxPool, Part, Parts, Residual};
+use crate::net::family::Family;
+use crate::net::residual::{self, PLANES, Shape, Stages};
+use crate::op::OperatorConfig;
+use crate::op::layers::tied::{Form, Tied};
+use crate::op::layers::{Activation, BatchNorm, Norm};
+use crate::op::reparam::tbc;
+use anyhow::Result;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tch::{Tensor, nn};
+
+/// Maps that a 3x3 convolution makes.
+const RADIX: i64 = 2;
+
+/// Options of `resnest50` and `tied_resnest50`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Multiplies the channels. Default 1.
+    pub width: f64,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config { width: 1. }
+    }
+}
+
+impl Family for Config {
+    fn check(&self) -> Result<(), String> {
+        block::check_width(self.width)
+    }
+
+    fn build(&self, member: usize, root: &nn::Path, builder: &Builder, spec: InputSpec) -> Result<Box<dyn Network>> {
+        let stages =
+            Stages { blocks: &[3, 4, 6, 3], planes: &PLANES, expansion: 4, width: self.width, classifier: "fc" };
+        let tied = block::own(OperatorConfig::Tbc(tbc::Config { blocks: 2, ..tbc::Config::default() }))?;
+        let standing = if member == 0 { Standing::Operator } else { Standing::Own(&tied) };
+        let stem = deep_stem(root, builder, spec, stages.stem())?;
+        let block = |path: &nn::Path, shape| new_block(path, builder, shape, standing);
+        Ok(Box::new(stages.chain(root, builder, spec, stem, block)?))
+    }
+}
+
+/// Three 3x3 convolutions, the first with stride 2, and a maximum over 3x3 with stride 2: `conv1.{0,1,3,4,6}` and `bn1`.
+fn deep_stem(root: &nn::Path, builder: &Builder, spec: InputSpec, channels: i64) -> Result<Parts> {
+    let half = (channels / 2).max(1);
+    let (kind, activation, default) = (SiteKind::Stem, Activation::Relu, Standing::Plain);
+    let mut parts = Parts::new();
+    for (conv, bn, geometry) in [
+        ("conv1.0", "conv1.1", Geometry::same(spec.channels, half, 3).stride(2)),
+        ("conv1.3", "conv1.4", Geometry::same(half, half, 3)),
+        ("conv1.6", "bn1", Geometry::same(half, channels, 3)),
+    ] {
+        parts.push(Box::new(builder.site(root, SitePlan { conv, bn, kind, geometry, activation, default })?));
+    }
+    parts.push(Box::new(MaxPool::new(3, 2, 1)));
+    Ok(parts)
+}
+
+/// On `path`: `conv1` and `bn1`, `conv2.{conv,bn0,fc1,bn1,fc2}`, `conv3` and `bn3`; `downsample.{1,2}` where the shape changes.
+fn new_block(path: &nn::Path, builder: &Builder, shape: Shape, standing: Standing) -> Result<Box<dyn Part>> {
+    let Shape { inputs, planes, outputs, stride } = shape;
+    let mut block = builder.block(path, inputs);
+    let pointwise = |conv, bn, geometry, activation| {
+        let (kind, default) = (SiteKind::Pointwise, Standing::Plain);
+        SitePlan { conv, bn, kind, geometry, activation, default }
+    };
+    let mut main: Parts = Vec::new();
+    main.push(Box::new(block.site(pointwise("conv1", "bn1", Geometry::same(inputs, planes, 1), Activation::Relu))?));
+    main.push(Box::new(SplitAttention::new(path, &mut block, planes, standing)?));
+    if stride > 1 {
+        main.push(Box::new(Mean { window: 3, stride, padding: 1 }));
+    }
+    main.push(Box::new(block.site(pointwise("conv3", "bn3", Geometry::same(planes, outputs, 1), Activation::None))?));
+    let pooled = Shape { stride: 1, ..shape };
+    let mut shortcut = residual::projection(&mut block, &pooled, "downsample.1", "downsample.2")?;
+    if stride > 1 {
+        shortcut.insert(0, Box::new(Mean { window: stride, stride, padding: 0 }));
+    }
+    let common = block.finish(outputs)?;
+    Ok(Box::new(Residual { main, shortcut: Some(shortcut), activation: Activation::Relu, common }))
+}
+
+/// The mean of each window. With padding, windows count its zeros, and a map of odd size ends with a window that is whole; without,
+/// with one of what is left.
+#[derive(Debug)]
+struct Mean {
+    window: i64,
+    stride: i64,
+    padding: i64,
+}
+
+impl Part for Mean {
+    fn forward(&self, x: &Tensor, _shared: Option<&Tensor>, _train: bool) -> Tensor {
+        let padded = self.padding > 0;
+        x.avg_pool2d([self.window; 2], [self.stride; 2], [self.padding; 2], !padded, padded, None)
+    }
+}
+
+/// The 3x3 convolution, and what weighs its maps.
+#[derive(Debug)]
+struct SplitAttention {
+    site: Site,
+    first: Tied,
+    norm: Norm,
+    second: Tied,
+}
+
+impl SplitAttention {
+    /// On `path`/conv2, the block's.
+    fn new(path: &nn::Path, block: &mut Block, planes: i64, default: Standing) -> Result<SplitAttention> {
+        let (kind, activation) = (SiteKind::Spatial, Activation::Relu);
+        let geometry = Geometry::same(planes, RADIX * planes, 3).groups(RADIX);
+        let plan = SitePlan { conv: "conv2.conv", bn: "conv2.bn0", kind, geometry, activation, default };
+        let path = path / "conv2";
+        let hidden = (planes * RADIX / 4).max(32);
+        let layer = |name, size| Tied::new(&(&path / name), size, 1, Form::Pointwise, true);
+        Ok(SplitAttention {
+            site: block.site(plan)?,
+            first: layer("fc1", [planes, hidden]),
+            norm: Norm::Batch(BatchNorm::new(&(&path / "bn1"), hidden)),
+            second: layer("fc2", [hidden, RADIX * planes]),
+        })
+    }
+}
+
+impl Part for SplitAttention {
+    fn forward(&self, x: &Tensor, shared: Option<&Tensor>, train: bool) -> Tensor {
+        let maps = self.site.forward(x, shared, train).chunk(RADIX, 1);
+        let sum: Tensor = maps.iter().sum();
+        let pooled = self.first.forward(&sum.mean_dim([2, 3].as_slice(), false, None));
+        let hidden = self.norm.forward_features(&pooled, Activation::Relu, train);
+        let size = [hidden.size()[0], RADIX, -1, 1, 1];
+        let weights = self.second.forward(&hidden).view(size).softmax(1, None).unbind(1);
+        maps.iter().zip(&weights).map(|(map, weight)| map * weight).sum()
+    }
+
+    fn sites(&self) -> Vec<&Site> {
+        vec![&self.site]
+    }
+}

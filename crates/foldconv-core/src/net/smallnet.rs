@@ -1,0 +1,66 @@
+//! SmallNet of the MDConv paper (Luo & Zhan 2022): a 3x3 convolution with 16 channels, three times [1x1, depthwise 3x3 with
+//! stride 2] with 16, 32 and 64 channels times `width`, average pooling, one linear layer. ReLU behind every batch norm.
+//! An attention stands behind each of the three blocks. The operator goes on their 1x1 convolutions unless `apply_to` says
+//! otherwise.
+
+use crate::algebra::Geometry;
+use crate::net::InputSpec;
+use crate::net::block::{self, Builder, NetRecipe, Network, SiteKind, SitePlan, Standing};
+use crate::net::chain::{Chain, Parts, Residual};
+use crate::op::layers::Activation;
+use anyhow::Result;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tch::nn;
+
+/// Options of `smallnet`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Multiplies the channels of the three blocks; the first convolution keeps its 16. Default 1.
+    pub width: f64,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config { width: 1. }
+    }
+}
+
+impl NetRecipe for Config {
+    fn check(&self) -> Result<(), String> {
+        block::check_width(self.width)
+    }
+
+    /// On `root`: `stem`, `blocks.{0,1,2}.{pointwise,depthwise}`, each with `conv` and `bn`, and `classifier`.
+    fn build(&self, root: &nn::Path, builder: &Builder, spec: InputSpec) -> Result<Box<dyn Network>> {
+        let (kind, geometry) = (SiteKind::Stem, Geometry::same(spec.channels, 16, 3));
+        let (activation, default) = (Activation::Relu, Standing::Plain);
+        let stem = SitePlan { conv: "stem.conv", bn: "stem.bn", kind, geometry, activation, default };
+        let mut parts: Parts = vec![Box::new(builder.site(root, stem)?)];
+        let mut inputs = 16;
+        for (at, base) in [16., 32., 64.].into_iter().enumerate() {
+            let outputs = ((base * self.width).round() as i64).max(1);
+            parts.push(Box::new(block(&(root / "blocks" / at), builder, inputs, outputs)?));
+            inputs = outputs;
+        }
+        let classifier = builder.classifier(&(root / "classifier"), inputs, spec.classes)?;
+        Ok(Box::new(Chain { parts, dropout: 0., classifier }))
+    }
+}
+
+/// A 1x1 convolution and a depthwise one with stride 2.
+fn block(path: &nn::Path, builder: &Builder, inputs: i64, outputs: i64) -> Result<Residual> {
+    let mut block = builder.block(path, inputs);
+    let mut site = |name: &str, kind, geometry| {
+        let (conv, bn) = (&*format!("{name}.conv"), &*format!("{name}.bn"));
+        let default = Standing::operator_if(kind == SiteKind::Pointwise);
+        block.site(SitePlan { conv, bn, kind, geometry, activation: Activation::Relu, default })
+    };
+    let depthwise = Geometry::same(outputs, outputs, 3).stride(2).groups(outputs);
+    let main: Parts = vec![
+        Box::new(site("pointwise", SiteKind::Pointwise, Geometry::same(inputs, outputs, 1))?),
+        Box::new(site("depthwise", SiteKind::Depthwise, depthwise)?),
+    ];
+    Ok(Residual { main, shortcut: None, activation: Activation::None, common: block.finish(outputs)? })
+}

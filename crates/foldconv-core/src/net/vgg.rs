@@ -1,0 +1,74 @@
+//! VGG-16 with batch norms for CIFAR: the 13 convolutions of Simonyan & Zisserman (ICLR 2015, configuration D), of which every
+//! other network for 32x32 images keeps one linear layer behind the last map. Names are torchvision's for the convolutions and
+//! batch norms, `features.N`, and `classifier`. torchvision's convolutions have biases, which the batch norms take away again;
+//! these have none.
+//!
+//! The operator goes on all convolutions, as in ACNet and DBB, unless `apply_to` says otherwise. A block is what stands between
+//! two poolings: an attention stands at its end.
+
+use crate::algebra::Geometry;
+use crate::bad_request;
+use crate::net::InputSpec;
+use crate::net::block::{self, Builder, NetRecipe, Network, SiteKind, SitePlan, Standing};
+use crate::net::chain::{Chain, MaxPool, Parts, Residual};
+use crate::op::layers::Activation;
+use anyhow::Result;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tch::nn;
+
+/// Convolutions and channels of each block.
+const BLOCKS: [(usize, f64); 5] = [(2, 64.), (2, 128.), (3, 256.), (3, 512.), (3, 512.)];
+
+/// Options of `vgg16_bn_cifar`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Multiplies the channels. Default 1.
+    pub width: f64,
+    /// Dropout before the classifier, in [0, 1). Default 0.
+    pub dropout: f64,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config { width: 1., dropout: 0. }
+    }
+}
+
+impl NetRecipe for Config {
+    fn check(&self) -> Result<(), String> {
+        block::check_width(self.width)?;
+        block::check_dropout(self.dropout)
+    }
+
+    fn build(&self, root: &nn::Path, builder: &Builder, spec: InputSpec) -> Result<Box<dyn Network>> {
+        if spec.size < 32 {
+            bad_request!(
+                "net: vgg16_bn_cifar halves the map five times; give images of 32x32 or more, not {0}x{0}",
+                spec.size
+            );
+        }
+        let (mut parts, mut inputs, mut at) = (Parts::new(), spec.channels, 0);
+        for (stage, (convs, channels)) in BLOCKS.into_iter().enumerate() {
+            let mut block = builder.block(&(root / "blocks" / stage), inputs);
+            let outputs = ((channels * self.width).round() as i64).max(1);
+            let mut main = Parts::new();
+            for _ in 0..convs {
+                let (conv, bn) = (&*format!("features.{at}"), &*format!("features.{}", at + 1));
+                let kind = if at == 0 { SiteKind::Stem } else { SiteKind::Spatial };
+                let (geometry, activation) = (Geometry::same(inputs, outputs, 3), Activation::Relu);
+                let plan = SitePlan { conv, bn, kind, geometry, activation, default: Standing::Operator };
+                main.push(Box::new(block.site_below(root, plan)?));
+                // torchvision's Sequential counts convolution, batch norm and ReLU.
+                (inputs, at) = (outputs, at + 3);
+            }
+            let common = block.finish(outputs)?;
+            parts.push(Box::new(Residual { main, shortcut: None, activation: Activation::None, common }));
+            parts.push(Box::new(MaxPool::new(2, 2, 0)));
+            at += 1;
+        }
+        let classifier = builder.classifier(&(root / "classifier"), inputs, spec.classes)?;
+        Ok(Box::new(Chain { parts, dropout: self.dropout, classifier }))
+    }
+}

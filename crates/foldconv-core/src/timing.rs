@@ -1,0 +1,98 @@
+//! Clocks. What is compared is measured in turn, so that a slow moment of the machine falls on all alike.
+
+use std::time::{Duration, Instant};
+use tch::{Cuda, Device};
+
+/// Waits until the device has done what was asked of it, so that a clock can be read.
+pub fn synchronize(device: Device) {
+    if let Device::Cuda(index) = device {
+        Cuda::synchronize(index as i64);
+    }
+}
+
+/// How long a run takes, its work on the device included.
+pub fn clock(device: Device, run: impl FnOnce()) -> Duration {
+    let clock = Instant::now();
+    run();
+    synchronize(device);
+    clock.elapsed()
+}
+
+/// The median, of an even number the mean of the two in the middle; 0 of none.
+pub fn median(times: &mut [Duration]) -> Duration {
+    times.sort();
+    let middle = times.len() / 2;
+    match times.len() {
+        0 => Duration::ZERO,
+        n if n % 2 == 1 => times[middle],
+        _ => (times[middle - 1] + times[middle]) / 2,
+    }
+}
+
+/// The median time of each run over `rounds` in which all run in turn. Each timed pass follows one of the same run that isn't timed:
+/// what the run before it left in the caches and in the allocator is no part of its time.
+pub fn interleaved(device: Device, runs: &[&dyn Fn()], rounds: usize) -> Vec<Duration> {
+    let clocked: Vec<_> = runs.iter().map(|run| move || clock(device, run)).collect();
+    let clocked: Vec<&dyn Fn() -> Duration> = clocked.iter().map(|run| run as _).collect();
+    in_turns(&clocked, rounds)
+}
+
+/// As [`interleaved`], of runs that tell themselves how long they took.
+fn in_turns(runs: &[&dyn Fn() -> Duration], rounds: usize) -> Vec<Duration> {
+    let mut times = vec![Vec::with_capacity(rounds); runs.len()];
+    for _ in 0..rounds {
+        for (run, times) in runs.iter().zip(&mut times) {
+            run();
+            times.push(run());
+        }
+    }
+    times.iter_mut().map(|times| median(times)).collect()
+}
+
+/// Which run is the fastest, by the times that they tell of themselves; the first unless another is a twentieth faster, so that noise
+/// doesn't choose among equals. Those that take three times as long as the best at their first pass are not run again.
+pub fn fastest(runs: &[&dyn Fn() -> Duration]) -> usize {
+    const ROUNDS: usize = 5;
+    // What the first pass sets up (threads, workspaces) is no part of a run's time.
+    let first: Vec<Duration> = runs.iter().map(|run| run().min(run())).collect();
+    let limit = first.iter().min().copied().unwrap_or_default() * 3;
+    let left: Vec<usize> = (0..runs.len()).filter(|at| first[*at] <= limit).collect();
+    let candidates: Vec<&dyn Fn() -> Duration> = left.iter().map(|at| runs[*at]).collect();
+    let times = in_turns(&candidates, if left.len() > 1 { ROUNDS } else { 0 });
+    let Some((best, time)) = times.iter().enumerate().min_by_key(|(_, time)| **time) else { return 0 };
+    let default = left.iter().position(|at| *at == 0);
+    match default {
+        Some(default) if times[default].mul_f64(0.95) <= *time => 0,
+        _ => left[best],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    #[test]
+    fn the_median_is_the_middle() {
+        let of = |times: &[u64]| {
+            let mut times: Vec<Duration> = times.iter().map(|ms| Duration::from_millis(*ms)).collect();
+            median(&mut times).as_millis()
+        };
+        assert_eq!([of(&[]), of(&[5]), of(&[9, 1]), of(&[9, 1, 2])], [0, 5, 5, 2]);
+    }
+
+    #[test]
+    fn the_fastest_wins_and_the_hopeless_are_not_repeated() {
+        let slow = Cell::new(0);
+        let hopeless = || {
+            slow.set(slow.get() + 1);
+            Duration::from_millis(120)
+        };
+        let takes = |ms| move || Duration::from_millis(ms);
+        let (usual, near, half) = (takes(30), takes(29), takes(15));
+        assert_eq!(fastest(&[&usual, &hopeless, &half]), 2);
+        assert_eq!(slow.get(), 2, "two passes of the first round");
+        assert_eq!(fastest(&[&usual, &near]), 0, "the usual one among equals");
+        assert_eq!(fastest(&[&usual]), 0);
+    }
+}

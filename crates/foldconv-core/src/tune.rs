@@ -1,0 +1,128 @@
+//! How the compact operators of a network are best computed: each way is timed at the shape that its site has.
+
+use crate::net::Built;
+use crate::net::InputSpec;
+use crate::net::block::{Plan, Site, trace_sites};
+use crate::op::compact::per_sample::{Execution, PerSample};
+use crate::timing;
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor};
+
+/// The plan of a model file, and what it was made for.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Tuned {
+    /// Images a batch.
+    pub batch: i64,
+    /// The device.
+    pub device: String,
+    /// Threads of the CPU.
+    pub threads: usize,
+    /// The way of each site that has several.
+    pub executions: Plan,
+}
+
+/// The ways of one site, timed.
+#[derive(Clone, Debug, Serialize)]
+pub struct Choice {
+    /// The site.
+    pub site: String,
+    /// Shape of its input.
+    pub input: Vec<i64>,
+    /// Milliseconds of each way, medians.
+    pub milliseconds: Vec<(Execution, f64)>,
+    /// The fastest.
+    pub chosen: Execution,
+}
+
+/// Times the ways of each site that has several, for a batch of so many images.
+pub fn by_latency(network: &Built, spec: InputSpec, batch: i64) -> Vec<Choice> {
+    let device = network.store.device();
+    let x = channels_last(&[batch, spec.channels, spec.size, spec.size], device);
+    let (_, traces) = trace_sites(|| tch::no_grad(|| network.network.forward_t(&x, false)));
+    let sites = network.network.sites();
+    let several = |site: &&Site| site.per_sample().is_some_and(|kernels| kernels.executions().len() > 1);
+    let shapes = sites.into_iter().zip(traces).filter(|(site, _)| several(site));
+    shapes.filter_map(|(site, trace)| Some(time(&site.name, site.per_sample()?, trace.input, device))).collect()
+}
+
+fn time(site: &str, kernels: &PerSample, input: Vec<i64>, device: Device) -> Choice {
+    const ROUNDS: usize = 15;
+    let x = channels_last(&input, device);
+    let run = |execution| drop(tch::no_grad(|| kernels.apply_as(execution, &x, None)));
+    let ways = kernels.executions();
+    let runs: Vec<Box<dyn Fn()>> = ways.iter().map(|way| Box::new(move || run(*way)) as Box<dyn Fn()>).collect();
+    let runs: Vec<&dyn Fn()> = runs.iter().map(|run| &**run).collect();
+    // What the first passes set up is no part of a run's time.
+    timing::interleaved(device, &runs, 2);
+    let times = timing::interleaved(device, &runs, ROUNDS);
+    let best = times.iter().enumerate().min_by_key(|(_, time)| **time).map_or(0, |(at, _)| at);
+    let milliseconds = ways.iter().copied().zip(times.iter().map(|time| 1e3 * time.as_secs_f64())).collect();
+    Choice { site: site.to_string(), input, milliseconds, chosen: ways[best] }
+}
+
+/// Random numbers (N, C, H, W), channels_last.
+pub fn channels_last(size: &[i64], device: Device) -> Tensor {
+    Tensor::randn([size[0], size[2], size[3], size[1]], (Kind::Float, device)).permute([0, 3, 1, 2])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::algebra::{self, Geometry};
+    use crate::net::NetConfig;
+    use crate::net::block::{Builder, Form};
+    use crate::op::compact::per_sample::{FeatureForm, KernelMaker};
+    use crate::op::{OperatorConfig, Resolved};
+    use std::time::Duration;
+
+    /// Kernels of ones, and how long each way to use them takes beside that.
+    #[derive(Debug)]
+    struct Slow {
+        kernels: Duration,
+        features: Duration,
+    }
+
+    impl KernelMaker for Slow {
+        fn make(&self, x: &Tensor, _shared: Option<&Tensor>) -> (Tensor, Tensor) {
+            std::thread::sleep(self.kernels);
+            let (n, options) = (x.size()[0], (x.kind(), x.device()));
+            (Tensor::ones([n, 2, 3, 1, 1], options), Tensor::zeros([n, 2], options))
+        }
+
+        fn features(&self) -> Option<&dyn FeatureForm> {
+            Some(self)
+        }
+
+        fn tensors(&self) -> Vec<(String, Tensor)> {
+            Vec::new()
+        }
+    }
+
+    impl FeatureForm for Slow {
+        fn convolve(&self, x: &Tensor, geometry: &Geometry) -> Tensor {
+            std::thread::sleep(self.features);
+            algebra::conv2d(x, &Tensor::ones([2, 3, 1, 1], (x.kind(), x.device())), None, geometry)
+        }
+    }
+
+    #[test]
+    fn the_fastest_way_is_chosen() {
+        let (short, long) = (Duration::ZERO, Duration::from_millis(5));
+        for (kernels, features, fastest) in [(long, short, Execution::Features), (short, long, Execution::Kernels)] {
+            let compact = PerSample::new(Slow { kernels, features }, Geometry::same(3, 2, 1));
+            let choice = time("a", &compact, vec![1, 3, 2, 2], Device::Cpu);
+            assert_eq!(choice.chosen, fastest, "{choice:?}");
+            let ways = choice.milliseconds.iter().map(|(way, _)| *way);
+            assert_eq!(ways.collect::<Vec<_>>(), [Execution::Kernels, Execution::Features]);
+        }
+    }
+
+    #[test]
+    fn sites_with_one_way_are_not_timed() {
+        let operator = Resolved::new(OperatorConfig::CondConv(Default::default())).unwrap();
+        let spec = InputSpec { classes: 10, channels: 3, size: 32 };
+        let net = NetConfig::SmallNet(Default::default());
+        let network = Built::new(&net, &Builder::new(&operator, Form::Compact), spec, Device::Cpu).unwrap();
+        assert!(by_latency(&network, spec, 1).is_empty());
+    }
+}

@@ -1,0 +1,96 @@
+//! Compiles the loops once for each generation of processors, and what is written against libtorch.
+
+use std::path::{Path, PathBuf};
+
+/// Built once for each generation of processors.
+const LOOPS: [&str; 2] = ["cpp/passes.cpp", "cpp/products.cpp"];
+
+/// Written against libtorch.
+const SOURCES: [&str; 9] = [
+    "cpp/maps.cpp",
+    "cpp/norm_sum.cpp",
+    "cpp/kernel_space.cpp",
+    "cpp/fold_norm.cpp",
+    "cpp/gated.cpp",
+    "cpp/attention.cpp",
+    "cpp/torchscript.cpp",
+    "cpp/record.cpp",
+    "cpp/device.cpp",
+];
+
+fn main() {
+    for file in
+        ["build.rs", "cpp/lanes.h", "cpp/passes.h", "cpp/products.h", "cpp/maps.h"].iter().chain(&LOOPS).chain(&SOURCES)
+    {
+        println!("cargo:rerun-if-changed={file}");
+    }
+    println!("cargo:rerun-if-env-changed=LIBTORCH");
+    let lib = std::env::var("DEP_TCH_LIBTORCH_LIB").expect("torch-sys tells where libtorch's lib folder is");
+    let include = Path::new(&lib).with_file_name("include");
+    let x86 = std::env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64");
+    let avx512 = vec!["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma"];
+    let mut processors = vec![("baseline", vec![])];
+    if x86 {
+        processors.extend([("avx2", vec!["-mavx2", "-mfma"]), ("avx512", avx512)]);
+    }
+    for (processor, flags) in processors {
+        let mut build = cc::Build::new();
+        build
+            .cpp(true)
+            .std("c++17")
+            .opt_level(3)
+            .flag_if_supported("-Wno-psabi")
+            .define("PROCESSOR", processor)
+            .files(LOOPS);
+        flags
+            .into_iter()
+            .fold(&mut build, |build, flag| build.flag(flag))
+            .compile(&format!("foldconv_loops_{processor}"));
+    }
+    cc::Build::new()
+        .cpp(true)
+        .std("c++17")
+        .opt_level(2)
+        // As libtorch was built: some of its classes have members more without it.
+        .define("NDEBUG", None)
+        // at::parallel_for is a template over OpenMP; the runtime is the one that libtorch brings.
+        .flag("-fopenmp")
+        .flag("-isystem")
+        .flag(&include)
+        .flag("-isystem")
+        .flag(include.join("torch/csrc/api/include"))
+        .files(SOURCES)
+        .compile("foldconv_native");
+    if std::env::var_os("CARGO_FEATURE_CUDA_GRAPHS").is_some() {
+        cuda_graph(&include);
+    }
+}
+
+/// A library of its own, whose names are looked for when it is opened.
+fn cuda_graph(include: &Path) {
+    let source = "cpp/cuda_graph.cpp";
+    println!("cargo:rerun-if-changed={source}");
+    println!("cargo:rerun-if-env-changed=CUDA_HOME");
+    let Some(cuda) = cuda_headers(include) else {
+        println!(
+            "cargo:error=cuda-graphs: the headers of CUDA 13.0 are missing: `make setup-cuda` installs them beside torch, or set CUDA_HOME"
+        );
+        std::process::exit(1);
+    };
+    let out = std::env::var("OUT_DIR").expect("cargo says where output goes");
+    let mut compiler = cc::Build::new().cpp(true).std("c++17").opt_level(2).pic(true).get_compiler().to_command();
+    compiler.args(["-shared", "-DNDEBUG"]);
+    for folder in [include, &include.join("torch/csrc/api/include"), &cuda, &cuda.join("cccl")] {
+        compiler.arg("-isystem").arg(folder);
+    }
+    let status = compiler.arg(source).arg("-o").arg(Path::new(&out).join("libfoldconv_cuda_graph.so")).status();
+    assert!(status.is_ok_and(|status| status.success()), "{source} can't be compiled");
+}
+
+/// Where cuda_runtime.h lies with all that it includes: CUDA's own folder, or NVIDIA's packages beside torch's.
+fn cuda_headers(include: &Path) -> Option<PathBuf> {
+    let own = std::env::var_os("CUDA_HOME").map(|home| Path::new(&home).join("include"));
+    let beside = include.canonicalize().ok()?.join("../../nvidia/cu13/include");
+    let whole = |folder: &PathBuf| folder.join("cuda_runtime.h").exists() && folder.join("crt/host_config.h").exists();
+    own.into_iter().chain([beside]).find(whole)
+}

@@ -1,0 +1,179 @@
+//! PyTorch's weights in: the tensors of a state dict become the variables of a network.
+
+use crate::config::{self, Config};
+use crate::error::printable;
+use crate::net::Built;
+use crate::net::block::{Form, Network};
+use crate::op::contract::naming::ATTENTION;
+use crate::weights::pairing::{Aliases, Pairing, Problem, Theirs, Wrong};
+use crate::weights::pytorch::{Buffer, Checkpoint, Stored};
+use crate::weights::state_dict::{NameMap, StateDict};
+use crate::{bad_request, finite, text};
+use anyhow::Result;
+use std::collections::BTreeMap;
+use std::path::Path;
+use tch::{Device, Kind, Tensor};
+
+/// What the variables that the file lacks begin with.
+const SEED: i64 = 0;
+
+/// A network whose variables have been found in a file.
+#[derive(Debug)]
+pub struct Plan {
+    /// Which form it is.
+    pub form: Form,
+    /// Which variable gets which tensor, and what is wrong.
+    pub pairing: Pairing,
+    /// The running means of which the bias of the convolution in front is taken away, and the positions of those biases: a convolution
+    /// whose network has none there computes the same so, in training too, where the statistics of the batch hold the bias.
+    pub biases: Vec<(String, usize)>,
+    /// The network, with initial values until it is read.
+    pub built: Built,
+}
+
+impl Plan {
+    /// In that form; or else in the expanded one, unless the compact one finds more of its variables in the file, as where that
+    /// holds deployed operators.
+    ///
+    /// # Errors
+    /// A [`crate::error::BadRequest`] where the network can't be built.
+    pub fn new(config: &Config, state: &StateDict, form: Option<Form>) -> Result<Plan> {
+        let plan = Plan::in_form(config, state, form.unwrap_or(Form::Expanded))?;
+        let found = plan.pairing.pairs.len();
+        if form.is_some() || plan.pairing.problems.is_empty() {
+            return Ok(plan);
+        }
+        // One network at a time: each is as large as the file.
+        drop(plan);
+        let compact = Plan::in_form(config, state, Form::Compact)?;
+        if compact.pairing.pairs.len() > found {
+            return Ok(compact);
+        }
+        drop(compact);
+        Plan::in_form(config, state, Form::Expanded)
+    }
+
+    fn in_form(config: &Config, state: &StateDict, form: Form) -> Result<Plan> {
+        tch::manual_seed(SEED);
+        let built = config.build(form, Device::Cpu)?;
+        // A trained model is at the end of its schedules.
+        built.network.anneal(f64::MAX);
+        Ok(Plan::of(built, form, config, state))
+    }
+
+    /// For a network that is there.
+    pub fn of(built: Built, form: Form, config: &Config, state: &StateDict) -> Plan {
+        let ours: BTreeMap<String, Vec<i64>> =
+            built.store.variables().into_iter().map(|(name, variable)| (name, variable.size())).collect();
+        let theirs: Vec<Theirs> = state.tensors.iter().map(|(name, tensor)| theirs(name, tensor)).collect();
+        let mut pairing = Pairing::new(&ours, &theirs, &aliases(config, &*built.network));
+        let biases = take_biases(&mut pairing, &theirs, &*built.network);
+        Plan { form, pairing, biases, built }
+    }
+
+    /// Reads the file's numbers into the network, cast to its precision; how many tensors came in which precision.
+    ///
+    /// # Errors
+    /// A [`crate::error::BadRequest`] where the numbers are damaged or not finite.
+    pub fn read(&self, checkpoint: &Checkpoint, state: &StateDict) -> Result<BTreeMap<&'static str, usize>> {
+        let (mut buffer, mut kinds) = (Buffer::default(), BTreeMap::new());
+        let mut variables = self.built.store.variables();
+        let stored = |at: usize| state.tensors[at].1.as_ref().ok();
+        // By our name, which says whether it is a variance; the file may give it another.
+        let expect_finite = |name: &str, variable: &Tensor, at: usize| -> Result<()> {
+            let Some(fault) = finite::fault(name, variable) else { return Ok(()) };
+            let theirs = &state.tensors[at].0;
+            let place = if theirs == name { String::new() } else { format!("{} there: ", printable(theirs)) };
+            bad_request!("{}: {place}{fault} in float32", checkpoint.path())
+        };
+        let mut pairs: Vec<(&str, usize, &Stored)> =
+            self.pairing.pairs.iter().filter_map(|(name, at)| Some((name.as_str(), *at, stored(*at)?))).collect();
+        pairs.sort_by_key(|(_, _, tensor)| tensor.position());
+        for (name, at, tensor) in pairs {
+            let Some(variable) = variables.get_mut(name) else { continue };
+            let size = variable.size();
+            let copied = checkpoint.read(tensor, &mut buffer, |numbers| {
+                tch::no_grad(|| variable.f_copy_(&numbers.f_reshape(&size)?).map(drop))
+            })?;
+            copied?;
+            expect_finite(name, variable, at)?;
+            *kinds.entry(kind_name(tensor.kind)).or_default() += 1;
+        }
+        for (name, at) in &self.biases {
+            let (Some(mean), Some(bias)) = (variables.get_mut(name), stored(*at)) else { continue };
+            checkpoint.read(bias, &mut buffer, |bias| tch::no_grad(|| mean.f_sub_(bias).map(drop)))??;
+            expect_finite(name, mean, *at)?;
+        }
+        Ok(kinds)
+    }
+}
+
+/// Reads a map of names: a YAML list of `{from: regex, to: replacement}` and `{drop: regex}`.
+///
+/// # Errors
+/// A [`crate::error::BadRequest`] where it is none.
+pub fn read_map(path: &Path) -> Result<NameMap> {
+    NameMap::new(config::read_yaml(path)?, path)
+}
+
+/// What is wrong with a pairing, as a table.
+pub fn table(pairing: &Pairing) -> String {
+    let mut table = text::table(["name", "what is wrong", "nearest name"]);
+    for Problem { name, wrong, nearest } in &pairing.problems {
+        table.add_row([name.clone(), wrong.text(), nearest.clone().unwrap_or_default()]);
+    }
+    text::render(&table)
+}
+
+/// Finds, among the tensors that mean nothing to the network, the biases of convolutions in front of a batch norm.
+fn take_biases(pairing: &mut Pairing, theirs: &[Theirs], network: &dyn Network) -> Vec<(String, usize)> {
+    let mut biases = Vec::new();
+    for site in network.sites() {
+        let (bias, mean) = (format!("{}.bias", site.name), format!("{}.running_mean", site.bn));
+        let is_bias = |tensor: &Theirs| {
+            tensor.name == bias && tensor.unfit.is_none() && tensor.size == [site.geometry.out_channels]
+        };
+        let Some(at) = theirs.iter().position(is_bias) else { continue };
+        let unused = |problem: &Problem| problem.name == bias && problem.wrong == Wrong::Unused;
+        if pairing.problems.iter().any(unused) && pairing.pairs.iter().any(|(name, _)| *name == mean) {
+            pairing.problems.retain(|problem| !unused(problem));
+            biases.push((mean, at));
+        }
+    }
+    biases
+}
+
+/// What the implementations of the operators on a network's sites, and of its attention, call our variables.
+fn aliases(config: &Config, network: &dyn Network) -> Aliases {
+    let sites = network.sites();
+    let aliases = Aliases::of_sites(sites.iter().map(|site| (site.name.as_str(), site.operator.namings())));
+    if config.attention.is_some() { aliases.and_everywhere(&ATTENTION) } else { aliases }
+}
+
+fn theirs(name: &str, tensor: &Result<Stored, String>) -> Theirs {
+    let (size, unfit) = match tensor {
+        Ok(tensor) => {
+            let fits = matches!(tensor.kind, Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16);
+            (tensor.size.clone(), (!fits).then(|| kind_name(tensor.kind).to_string()))
+        }
+        Err(what) => (Vec::new(), Some(what.clone())),
+    };
+    Theirs { name: name.to_string(), size, unfit }
+}
+
+/// The precision as PyTorch calls it.
+fn kind_name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Float => "float32",
+        Kind::Double => "float64",
+        Kind::Half => "float16",
+        Kind::BFloat16 => "bfloat16",
+        Kind::Int64 => "int64",
+        Kind::Int => "int32",
+        Kind::Int16 => "int16",
+        Kind::Int8 => "int8",
+        Kind::Uint8 => "uint8",
+        Kind::Bool => "bool",
+        _ => "of an unknown precision",
+    }
+}

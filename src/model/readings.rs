@@ -1,0 +1,135 @@
+//! The other networks that a model's weights fit: facts that neither names nor shapes tell, read otherwise.
+
+use super::{About, Model};
+use crate::config::{self, Config, yaml};
+use crate::data::augment::normalise::Normalisation;
+use crate::net::Built;
+use crate::net::NetConfig;
+use crate::op::{AttentionConfig, OperatorConfig};
+use crate::options::Entry;
+use serde::Serialize;
+use serde_yaml::{Mapping, Value};
+use tch::Device;
+
+/// A reading of the weights that differs from the model's in one fact.
+#[derive(Clone, Debug)]
+pub struct Reading {
+    /// The key whose value differs, or `normalisation`.
+    pub key: String,
+    /// The fact: `net.shortcut: a_end`.
+    pub fact: String,
+    /// All that is said of the weights then.
+    pub about: About,
+}
+
+impl Reading {
+    /// The network; none where its variables have other names or shapes than the weights.
+    pub fn build(&self, model: &Model, device: Device) -> Option<Built> {
+        let built = model.build_as(&self.about, device).ok()?;
+        // Each variable has its tensor; none may be left over.
+        (built.store.variables().len() == model.tensors.len()).then_some(built)
+    }
+}
+
+/// The values of eps that are in use: PyTorch's, and those of TensorFlow, EfficientNet and Caffe's successors.
+const BN_EPS: [f64; 4] = [1e-5, 1e-3, 1e-4, 1e-6];
+
+/// Means and standard deviations of pixels in [0, 1] that are in use: none, halves, ImageNet's, and of pixels up to 255 none.
+const NORMALISATIONS: [([f64; 3], [f64; 3]); 4] = [
+    ([0.; 3], [1.; 3]),
+    ([0.5; 3], [0.5; 3]),
+    ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+    ([0.; 3], [1. / 255.; 3]),
+];
+
+/// Every reading that differs from `about` in one fact. Not all of them fit the weights: [`Reading::build`] tells.
+pub fn others(about: &About) -> Vec<Reading> {
+    let About { config, normalisation, .. } = about;
+    let mut all = Vec::new();
+    for (key, value) in facts(config) {
+        let fact = format!("{key}: {}", yaml(&value).trim());
+        if let Some(config) = with(config, &key, value).filter(|changed| changed != config) {
+            all.push(Reading { key, fact, about: About { config, ..about.clone() } });
+        }
+    }
+    let channels = normalisation.mean.len();
+    for (mean, std) in NORMALISATIONS.iter().filter(|_| channels <= 3) {
+        let other = Normalisation { mean: mean[..channels].to_vec(), std: std[..channels].to_vec() };
+        if other != *normalisation {
+            let fact = format!("mean {}, std {}", rounded(&other.mean), rounded(&other.std));
+            let about = About { normalisation: other, ..about.clone() };
+            all.push(Reading { key: "normalisation".into(), fact, about });
+        }
+    }
+    all
+}
+
+/// Numbers as `--mean` takes them.
+fn rounded(numbers: &[f64]) -> String {
+    numbers.iter().map(|x| ((x * 1e6).round() / 1e6).to_string()).collect::<Vec<_>>().join(",")
+}
+
+/// The flags of `import` that say what one reading says and the other does not.
+pub fn flags(from: &About, to: &About) -> Vec<String> {
+    let mut flags = Vec::new();
+    if from.config.net != to.config.net {
+        flags.push(format!("--net '{}'", flow(&to.config.net)));
+    }
+    if from.config.operator != to.config.operator {
+        flags.push(format!("--operator '{}'", flow(&to.config.operator)));
+    }
+    if from.config.attention != to.config.attention {
+        flags.extend(to.config.attention.as_ref().map(|attention| format!("--attention '{}'", flow(attention))));
+    }
+    if from.config.bn_eps != to.config.bn_eps {
+        flags.push(format!("--bn-eps {}", to.config.bn_eps));
+    }
+    if from.normalisation != to.normalisation {
+        let Normalisation { mean, std } = &to.normalisation;
+        flags.push(format!("--mean {} --std {}", rounded(mean), rounded(std)));
+    }
+    flags
+}
+
+/// YAML on one line.
+fn flow(options: &impl Serialize) -> String {
+    let Ok(Value::Mapping(options)) = serde_yaml::to_value(options) else { return String::new() };
+    let pair = |(key, value): (&Value, &Value)| format!("{}: {}", yaml(key).trim(), yaml(value).trim());
+    format!("{{{}}}", options.iter().map(pair).collect::<Vec<_>>().join(", "))
+}
+
+/// The keys that have a few words as values, each with each of its words, and what else is known.
+fn facts(config: &Config) -> Vec<(String, Value)> {
+    let mut facts: Vec<(String, Value)> = BN_EPS.map(|eps| ("bn_eps".into(), eps.into())).into();
+    let keys = keys_of(config);
+    let sections: [(&str, Vec<Entry>); 3] = [
+        ("net", NetConfig::entries()),
+        ("operator", OperatorConfig::entries()),
+        ("attention", AttentionConfig::entries()),
+    ];
+    for (section, entries) in sections {
+        let name = keys.get(section).and_then(|options| options.get("name")).and_then(Value::as_str);
+        let Some(entry) = entries.iter().find(|entry| Some(&*entry.name) == name) else { continue };
+        for option in &entry.options {
+            let key = format!("{section}.{}", option.key);
+            facts.extend(option.words.iter().map(|word| (key.clone(), word.clone().into())));
+            // The temperature at which public code ends.
+            facts.extend((option.key == "temperature").then(|| (key, 1.0.into())));
+        }
+    }
+    facts
+}
+
+fn keys_of(config: &Config) -> Mapping {
+    match serde_yaml::to_value(config) {
+        Ok(Value::Mapping(keys)) => keys,
+        _ => Mapping::new(),
+    }
+}
+
+/// The config with another value at a key; none where that is no config.
+fn with(config: &Config, key: &str, value: Value) -> Option<Config> {
+    let mut keys = keys_of(config);
+    config::set(&mut keys, key, value).ok()?;
+    Config::new(&keys, "").ok()
+}
