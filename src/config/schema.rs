@@ -59,6 +59,7 @@ struct Checker<'s> {
 fn shown(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
+        Value::Number(number) => number.to_string(),
         other => serde_json::to_string(other).unwrap_or_else(|_| "this".into()),
     }
 }
@@ -206,7 +207,8 @@ fn takes_number(part: &Schema, number: &serde_yaml::Number) -> bool {
     let most = if part["minimum"].is_null() { i64::MAX.into() } else { i128::from(u64::MAX) };
     let bound = |key: &str| part[key].as_i64().map(i128::from);
     let range = bound("minimum").unwrap_or(i64::MIN.into())..=bound("maximum").unwrap_or(most);
-    is(part, "number") || is(part, "integer") && whole.is_some_and(|number| range.contains(&number))
+    let is_finite = number.as_f64().is_some_and(f64::is_finite);
+    is(part, "number") && is_finite || is(part, "integer") && whole.is_some_and(|number| range.contains(&number))
 }
 
 fn count_fits(array: &Schema, count: usize) -> bool {

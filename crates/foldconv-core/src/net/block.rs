@@ -318,7 +318,6 @@ pub struct Builder<'a> {
     pub plan: &'a Plan,
 }
 
-static PLAIN: Resolved<OperatorConfig> = Resolved::PLAIN;
 static LINEAR: Resolved<ClassifierConfig> = Resolved::LINEAR;
 static NO_PLAN: Plan = Plan::new();
 
@@ -383,7 +382,7 @@ impl<'a> Builder<'a> {
             (Some(true), _) => (true, self.operator),
             (None, Standing::Operator) if self.keeps_defaults() => (true, self.operator),
             (_, Standing::Own(own)) => (false, own),
-            (_, Standing::Plain | Standing::Operator) => (false, &PLAIN),
+            (_, Standing::Plain | Standing::Operator) => (false, Resolved::plain()),
         };
         let recipe = operator.recipe();
         if let Err(reason) = recipe.fits(&geometry) {

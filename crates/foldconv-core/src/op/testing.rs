@@ -21,8 +21,12 @@ pub fn options(yaml: &str) -> Resolved<OperatorConfig> {
 
 /// What is wrong with options that don't resolve, or with a convolution that they don't fit.
 pub fn refusal(yaml: &str, geometry: Geometry) -> String {
-    let read: OperatorConfig = serde_yaml::from_str(yaml).unwrap();
-    Resolved::new(read).and_then(|options| options.fits(&geometry)).unwrap_err()
+    refusal_of(serde_yaml::from_str(yaml).unwrap(), geometry)
+}
+
+/// The same for options that no file can hold, such as a NaN.
+pub fn refusal_of(options: OperatorConfig, geometry: Geometry) -> String {
+    Resolved::new(options).map_err(|refused| refused.0).and_then(|options| options.fits(&geometry)).unwrap_err()
 }
 
 /// |a - b| / |b|.

@@ -1,6 +1,7 @@
 //! Options whose open values are filled and whose ranges are checked. Operators and layers are made of these alone: options as they
 //! are written may leave open what makes one operator another.
 
+use crate::error::BadRequest;
 use crate::op::contract::naming::Naming;
 use crate::op::contract::operator::{Compact, Geometry, Operator, Place, Shared};
 use crate::op::layers;
@@ -31,9 +32,9 @@ impl<T: Resolve> Resolved<T> {
     /// Resolves options.
     ///
     /// # Errors
-    /// What is wrong, as `key: reason`.
-    pub fn new(mut options: T) -> Result<Resolved<T>, String> {
-        options.resolve()?;
+    /// A [`BadRequest`] that says what is wrong, as `key: reason`.
+    pub fn new(mut options: T) -> Result<Resolved<T>, BadRequest> {
+        options.resolve().map_err(BadRequest)?;
         Ok(Resolved(options))
     }
 }
@@ -85,6 +86,12 @@ impl Resolve for ClassifierConfig {
 impl Resolved<OperatorConfig> {
     /// The convolution as it is, which has no options.
     pub const PLAIN: Resolved<OperatorConfig> = Resolved(OperatorConfig::Plain(plain::Config {}));
+
+    /// Returns the plain convolution's, for as long as the program runs.
+    pub fn plain() -> &'static Resolved<OperatorConfig> {
+        static PLAIN: Resolved<OperatorConfig> = Resolved::PLAIN;
+        &PLAIN
+    }
 
     /// Refuses a convolution that the operator can't stand in place of.
     ///

@@ -236,7 +236,7 @@ pub trait Mix {
     /// Refuses options out of their range, as `key: reason`.
     fn check(&self) -> Result<(), String>;
 
-    /// As [`Recipe::namings`].
+    /// Names that public implementations give the variables of experts.
     fn known_namings(&self) -> &'static [Naming] {
         &[]
     }

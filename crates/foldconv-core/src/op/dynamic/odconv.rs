@@ -196,6 +196,7 @@ impl TrainedMaker for Attended {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::op::OperatorConfig;
     use crate::op::testing::*;
     use tch::Device;
 
@@ -278,6 +279,8 @@ mod tests {
         assert!(refusal("{name: odconv, experts: 0}", site).starts_with("experts: "));
         assert!(refusal("{name: odconv, reduction: 0}", site).starts_with("reduction: "));
         assert!(refusal("{name: odconv, min_hidden: 0}", site).starts_with("min_hidden: "));
-        assert!(refusal("{name: odconv, temperature: .inf}", site).starts_with("temperature: "));
+        let temperature = Temperature::Constant(f64::INFINITY);
+        let options = OperatorConfig::OdConv(Config { temperature, ..Config::default() });
+        assert!(refusal_of(options, site).starts_with("temperature: "));
     }
 }

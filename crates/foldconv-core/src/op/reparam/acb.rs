@@ -109,8 +109,9 @@ impl Operator for Acb {
 mod tests {
     use super::*;
     use crate::algebra::PaddingMode;
+    use crate::op::OperatorConfig;
     use crate::op::testing::{
-        folds_exactly, gradients_are_differences, options, parameters, refusal, trains_alike, windows,
+        folds_exactly, gradients_are_differences, options, parameters, refusal, refusal_of, trains_alike, windows,
     };
 
     /// Every padding below, at and above the one that keeps the map: the short axes are cropped, left and padded.
@@ -184,11 +185,9 @@ mod tests {
         }
         let rectangular = Geometry { kernel: [3, 5], ..Geometry::same(8, 8, 3) };
         assert!(refusal("{name: acb}", rectangular).contains("not 3x5"));
-        for gamma in [".nan", ".inf"] {
-            assert!(
-                refusal(&format!("{{name: acb, gamma_init: {gamma}}}"), Geometry::same(8, 8, 3))
-                    .starts_with("gamma_init: ")
-            );
+        for gamma_init in [f64::NAN, f64::INFINITY] {
+            let options = OperatorConfig::Acb(Config { gamma_init });
+            assert!(refusal_of(options, Geometry::same(8, 8, 3)).starts_with("gamma_init: "));
         }
     }
 }

@@ -251,6 +251,7 @@ impl Operator for Orepa {
 mod tests {
     use super::*;
     use crate::algebra::{self, MiddlePad};
+    use crate::op::OperatorConfig;
     use crate::op::testing;
     use tch::Device;
 
@@ -347,6 +348,7 @@ mod tests {
         assert!(testing::refusal("{name: orepa}", Geometry::same(4, 4, 2)).starts_with("name: orepa"));
         assert!(testing::refusal("{name: orepa, intermediate: 0}", site).starts_with("intermediate: 0"));
         assert!(testing::refusal("{name: orepa, expand: 0}", site).starts_with("expand: 0"));
-        assert!(testing::refusal("{name: orepa, scales: [.nan, 0, 0, 0, 0, 0]}", site).starts_with("scales: "));
+        let options = OperatorConfig::Orepa(Config { scales: [f64::NAN, 0., 0., 0., 0., 0.], ..Config::default() });
+        assert!(testing::refusal_of(options, site).starts_with("scales: "));
     }
 }
