@@ -2,7 +2,7 @@
 //!
 //! A file holds one trial (`data`, `net`, `operator`, `apply_to`, `bn_eps`, `train`, `seed` …), and for a sweep also `axes` (a grid) or
 //! `vary` (one factor at a time), `baseline`, `seeds`, `prune` and `paper`. `base: other.yaml` takes another file's keys first, one
-//! level deep. serde_yaml stays behind this module, [`mod@yaml`], [`placement`] and the registry.
+//! level deep. serde_yaml stays behind this module, and [`mod@yaml`].
 
 mod document;
 mod placement;
