@@ -215,7 +215,7 @@ pub fn sweep(bytes: &[u8]) {
         }
         3 => {
             place("metrics.csv");
-            prune::Curves::default().update(&store, &hash);
+            prune::Curves::default().update(&hash, &store.trial(&hash));
             judged(report::curves::read(&trial)).map(|rows| report::curves::Curves::of(&[rows]));
         }
         4 => drop(judged(Jobs::read(

@@ -3,7 +3,7 @@
 use super::Machine;
 use super::output::json;
 use super::values::whole;
-use crate::report::{self, latency};
+use crate::report::{self, measure};
 use crate::sweep::store::Store;
 use crate::{bad_request, say};
 use anyhow::Result;
@@ -38,7 +38,7 @@ pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
         bad_request!("--format latex: prints no JSON; leave out one of --format and --json");
     }
     if options.latency {
-        latency::measure(&Store::open(&options.sweep)?, &options.batch, machine.prepare()?)?;
+        measure::measure(&Store::open(&options.sweep)?, &options.batch, machine.prepare()?)?;
     }
     if options.format == Format::Latex {
         say!("{}", report::make(&options.sweep)?.latex.trim_end())?;

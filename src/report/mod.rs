@@ -10,6 +10,7 @@ mod csv;
 pub mod curves;
 pub mod latency;
 pub mod latex;
+pub mod measure;
 mod page;
 pub mod plot;
 pub mod statistics;

@@ -181,11 +181,16 @@ impl Summary {
     /// Milliseconds of a point's compact form at the first batch that was measured.
     pub fn latency_of(&self, point: &PointSummary) -> Option<f64> {
         let latency = self.latency.as_ref()?;
-        latency.of(point, *latency.batches().first()?)
+        latency.of(point.hashes(), *latency.batches().first()?)
     }
 }
 
 impl PointSummary {
+    /// Returns the hashes of its trials.
+    pub fn hashes(&self) -> impl Iterator<Item = &str> {
+        self.trials.iter().map(|trial| trial.hash.as_str())
+    }
+
     fn read(store: &Store, point: &Point, paper: Option<&Paper>) -> Result<PointSummary> {
         let mut rows = Vec::new();
         let mut trials = Vec::with_capacity(point.trials.len());

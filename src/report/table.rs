@@ -107,7 +107,7 @@ pub fn detail(summary: &Summary) -> Table {
     }
     if let Some(latency) = &summary.latency {
         for batch in latency.batches() {
-            column(format!("latency, ms, batch {batch}"), &|point| latency.of(point, batch).map(number));
+            column(format!("latency, ms, batch {batch}"), &|point| latency.of(point.hashes(), batch).map(number));
         }
         footnotes.push(format!("Latency: medians of the compact forms, run in turn, on {}.", latency.place()));
     }

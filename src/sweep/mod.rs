@@ -17,8 +17,9 @@ use crate::config::Document;
 use crate::error::{DISK_FULL, exit_status, one_line};
 use crate::{device, gpus, note, text};
 use anyhow::{Result, bail};
-use local::child::{self, Limits, Program};
+use local::child::Limits;
 use local::launcher::{Launcher, Outcome};
+use local::program::{self, Program};
 use local::slots::{Layout, Means, Wish};
 use local::{concurrency, launcher, machine, mps};
 use plan::Plan;
@@ -70,7 +71,7 @@ fn run_on_disk(document: &Document, out: &Path, options: &Options) -> Result<Out
         n => note!("{n} trials of this folder are no longer in the file: kept, and left out of the report"),
     }
     let service = service(&layout);
-    let mut program = Program::new(vec![child::own_program()?.into()], &options.device);
+    let mut program = Program::new(vec![program::own_program()?.into()], &options.device);
     program.environment.extend(service.iter().flat_map(mps::Service::environment));
     let launcher = Launcher {
         growth: layout.grows.then_some(concurrency::WINDOW),

@@ -2,8 +2,8 @@
 
 use super::folder;
 use foldconv::config::Document;
-use foldconv::sweep::local::child::Program;
 use foldconv::sweep::local::launcher::Launcher;
+use foldconv::sweep::local::program::Program;
 use foldconv::sweep::local::slots::Slot;
 use foldconv::sweep::plan::Plan;
 use foldconv::sweep::state::Record;

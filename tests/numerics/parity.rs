@@ -6,9 +6,9 @@
 //! the error of any wrong term. A case that is not understood is a failure.
 
 use foldconv::algebra::Geometry;
-use foldconv::op::attention::se;
 use foldconv::op::contract::naming::Naming;
 use foldconv::op::contract::operator::Place;
+use foldconv::op::layers::se;
 use foldconv::op::layers::tied;
 use foldconv::op::{AttentionConfig, ClassifierConfig, OperatorConfig, Resolved};
 use foldconv::weights::pairing::{Aliases, Pairing, Theirs};

@@ -14,8 +14,8 @@ use foldconv::export::{Bn, Format, export};
 use foldconv::fold::Refused;
 use foldconv::model::Model;
 use foldconv::net::block::{Form, Site};
+use foldconv::op::activation::Activation;
 use foldconv::op::contract::operator::{Compact, Operator, Place, Shared};
-use foldconv::op::layers::Activation;
 use foldconv::op::{OperatorConfig, Resolved};
 use foldconv::options::Entry;
 use proptest::prelude::*;
@@ -118,7 +118,7 @@ fn check(name: &str, given: &Given, geometry: Geometry, size: [i64; 2], seed: u3
     let read = serde_yaml::from_str::<OperatorConfig>(&text);
     let written = read.map_err(|error| TestCaseError::fail(format!("{text}: {error}")))?;
     let config = Resolved::new(written).map_err(|refused| TestCaseError::reject(refused.0))?;
-    config.fits(&geometry).map_err(|refused| TestCaseError::reject(refused.0))?;
+    config.fits(&geometry).map_err(|refused| TestCaseError::reject(refused))?;
     tch::manual_seed(seed.into());
     let expanded = Expanded::new(&config, geometry);
     let folded = match expanded.operator.fold() {

@@ -5,10 +5,11 @@ use crate::common::arg;
 use crate::common::peer::{peer, script};
 use foldconv::data::augment::Augment;
 use foldconv::data::augment::draw::Draws;
-use foldconv::data::augment::image::{Image, Transform};
+use foldconv::data::augment::image::Image;
 use foldconv::data::augment::jitter::{self, Change};
 use foldconv::data::augment::region::Region;
 use foldconv::data::augment::resize::resize;
+use foldconv::data::augment::transform::Transform;
 use serde::Deserialize;
 use std::path::Path;
 

@@ -3,9 +3,9 @@
 use foldconv_core::algebra::Geometry;
 use foldconv_core::fold;
 use foldconv_core::net::block::{Builder, Form, Network, Site};
+use foldconv_core::op::activation::Activation;
 use foldconv_core::op::dynamic::attention::GateKind;
 use foldconv_core::op::dynamic::maconv::{self, mdconv};
-use foldconv_core::op::layers::Activation;
 use foldconv_core::op::{OperatorConfig, Resolved};
 use tch::nn::{self, ModuleT, OptimizerConfig};
 use tch::{Device, Kind, Tensor};

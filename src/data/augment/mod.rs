@@ -10,6 +10,7 @@ pub mod jitter;
 pub mod normalise;
 pub mod region;
 pub mod resize;
+pub mod transform;
 
 use crate::net::InputSpec;
 use schemars::JsonSchema;

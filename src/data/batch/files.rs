@@ -4,8 +4,9 @@
 use super::Stream;
 use super::prepared::Prepared;
 use crate::data::augment::draw::Draws;
-use crate::data::augment::image::{Transform, View};
+use crate::data::augment::image::View;
 use crate::data::augment::normalise::{Normalisation, Normaliser};
+use crate::data::augment::transform::Transform;
 use crate::data::folder::files::Files;
 use crate::data::pipeline::{Pipeline, Plan, Work};
 use anyhow::{Result, bail};

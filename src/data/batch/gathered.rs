@@ -1,12 +1,11 @@
 //! Batches from images on a GPU: gathered, padded, cropped, flipped and normalised with a few operations on the whole batch. What is
 //! drawn for a batch is one small tensor that is sent there; the operations read it, and nothing else that changes.
 
-use super::prepared::{Prepared, send};
+use super::send;
 use crate::data::augment::draw::Draws;
-use crate::data::augment::image::Transform;
 use crate::data::augment::normalise::Normalisation;
+use crate::data::augment::transform::Transform;
 use crate::data::dataset::Split;
-use std::rc::Rc;
 use tch::{Device, Kind, Tensor};
 
 /// A split on the device.
@@ -54,8 +53,8 @@ impl Gathered {
         self.labels.size()[0] as usize
     }
 
-    /// The images at `indices`, as drawn: a row of numbers for each.
-    pub(super) fn prepare(self: &Rc<Self>, indices: &[i64], draws: &dyn Fn(i64) -> Draws) -> Prepared {
+    /// Draws for the images at `indices`: on the device, a row of numbers for each.
+    pub(super) fn draw(&self, indices: &[i64], draws: &dyn Fn(i64) -> Draws) -> Tensor {
         let mut rows = Vec::new();
         for index in indices {
             let mut draws = draws(*index);
@@ -66,8 +65,7 @@ impl Gathered {
                 rows.extend([region.top, bottom, region.left, right].map(|at| at as i64));
             }
         }
-        let drawn = Tensor::from_slice(&rows).view([indices.len() as i64, -1]);
-        Prepared::drawn(Rc::clone(self), send(drawn, self.pixels.device()))
+        send(Tensor::from_slice(&rows).view([indices.len() as i64, -1]), self.pixels.device())
     }
 
     /// Images, float32 (n, C, H, W), and labels (n) of what was drawn: int64 (n, 4), or (n, 8) with an erased part.

@@ -7,8 +7,8 @@ mod rows;
 
 use crate::data::augment::Augment;
 use crate::data::augment::draw::Draws;
-use crate::data::augment::image::Transform;
 use crate::data::augment::normalise::Normalisation;
+use crate::data::augment::transform::Transform;
 use crate::data::dataset::Images;
 use anyhow::Result;
 use files::Reader;
@@ -70,7 +70,7 @@ impl Maker {
             }
             Maker::Gathered(gathered) => {
                 let gathered = Rc::clone(gathered);
-                cut(order, size, move |indices| Ok(gathered.prepare(indices, &draws)))
+                cut(order, size, move |indices| Ok(Prepared::gathered(&gathered, indices, &draws)))
             }
             Maker::Reader(reader) => reader.batches(order, size, seed, epoch),
         }
@@ -171,6 +171,15 @@ impl Batches {
         let order = (0..count).map(|at| (at * all / count) as i64).collect();
         // Nothing is drawn for evaluation.
         self.maker.batches(order, size, 0, 0)
+    }
+}
+
+/// To a GPU from pinned memory, so that nothing waits for the copy. The memory is fresh each time: libtorch hands it out again only
+/// once the copy is done.
+fn send(tensor: Tensor, device: Device) -> Tensor {
+    match device {
+        Device::Cpu => tensor,
+        _ => tensor.pin_memory(device).to_device_(device, tensor.kind(), true, false),
     }
 }
 

@@ -3,7 +3,7 @@
 //! where the recording reads them.
 
 use super::gathered::Gathered;
-use super::{Batch, Mixed};
+use super::{Batch, Mixed, send};
 use crate::data::augment::draw::Draws;
 use std::rc::Rc;
 use tch::{Device, Tensor};
@@ -39,8 +39,9 @@ impl Prepared {
         Prepared { source: Source::Made { images, labels: send(Tensor::from_slice(labels), device) }, pairs: None }
     }
 
-    /// What was drawn for a split, a row an image, on its device.
-    pub(super) fn drawn(split: Rc<Gathered>, drawn: Tensor) -> Prepared {
+    /// The images at `indices` of a split on the device.
+    pub(super) fn gathered(split: &Rc<Gathered>, indices: &[i64], draws: &dyn Fn(i64) -> Draws) -> Prepared {
+        let (split, drawn) = (Rc::clone(split), split.draw(indices, draws));
         Prepared { source: Source::Drawn { split, drawn }, pairs: None }
     }
 
@@ -110,14 +111,5 @@ impl Prepared {
             Source::Made { labels, .. } => labels,
             Source::Drawn { drawn, .. } => drawn,
         }
-    }
-}
-
-/// To a GPU from pinned memory, so that nothing waits for the copy. The memory is fresh each time: libtorch hands it out again only
-/// once the copy is done.
-pub(super) fn send(tensor: Tensor, device: Device) -> Tensor {
-    match device {
-        Device::Cpu => tensor,
-        _ => tensor.pin_memory(device).to_device_(device, tensor.kind(), true, false),
     }
 }

@@ -3,8 +3,9 @@
 
 use super::prepared::Prepared;
 use crate::data::augment::draw::Draws;
-use crate::data::augment::image::{Transform, View};
+use crate::data::augment::image::View;
 use crate::data::augment::normalise::{Normalisation, Normaliser};
+use crate::data::augment::transform::Transform;
 use crate::data::dataset::Split;
 use anyhow::Result;
 use rayon::{ThreadPool, ThreadPoolBuilder};

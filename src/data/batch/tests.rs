@@ -136,7 +136,10 @@ fn a_batch_gathered_whole_is_that_of_single_rows_bit_for_bit() {
                 let gathered = Rc::new(Gathered::new(&split, transform, pad, &norm, Device::Cpu));
                 let order: Vec<i64> = (0..20).rev().collect();
                 let draws = |index| Draws::new(9, 1, index);
-                let (a, b) = (rows.prepare(&order, &draws).unwrap().batch(), gathered.prepare(&order, &draws).batch());
+                let (a, b) = (
+                    rows.prepare(&order, &draws).unwrap().batch(),
+                    Prepared::gathered(&gathered, &order, &draws).batch(),
+                );
                 assert!(a.images.equal(&b.images) && a.labels.equal(&b.labels), "{augment:?}");
                 assert_eq!(a.images.stride(), b.images.stride());
             }

@@ -1,9 +1,10 @@
 //! Runs the trials of a sweep on this machine, as many side by side as there are slots.
 
 use crate::data::Watched;
-use crate::sweep::local::child::{Limits, Program, Running};
+use crate::sweep::local::child::{Limits, Running};
 use crate::sweep::local::concurrency::Crowd;
 use crate::sweep::local::machine;
+use crate::sweep::local::program::Program;
 use crate::sweep::local::slots::Slot;
 use crate::sweep::local::worker::Worker;
 use crate::sweep::plan::prune::Curves;
@@ -377,12 +378,12 @@ impl Run<'_> {
     fn prune(&mut self) {
         let Some(rule) = &self.plan.prune else { return };
         let store = self.launcher.store;
-        let new = self.running.iter().filter(|trial| self.curves.update(store, &trial.claim.hash)).count();
+        let new = self.running.iter().filter(|trial| self.curves.update(&trial.claim.hash, &trial.folder)).count();
         if new == 0 {
             return;
         }
         for (_, trial) in self.queue.trials() {
-            self.curves.update(store, &trial.hash);
+            self.curves.update(&trial.hash, &store.trial(&trial.hash));
         }
         for running in &mut self.running {
             let (hash, trial) = (&running.claim.hash, self.queue.trials()[running.claim.at()].1);

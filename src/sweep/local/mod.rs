@@ -5,5 +5,6 @@ pub mod concurrency;
 pub mod launcher;
 pub mod machine;
 pub mod mps;
+pub mod program;
 pub mod slots;
 pub mod worker;

@@ -1,6 +1,6 @@
 //! NVIDIA's Multi-Process Service: with it processes that share a GPU run side by side there; without it they take turns.
 
-use crate::sweep::local::child::end_with_parent;
+use crate::sweep::local::program::end_with_parent;
 use std::ffi::{OsStr, OsString};
 use std::io::Write;
 use std::os::unix::process::CommandExt;

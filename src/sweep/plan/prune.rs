@@ -13,13 +13,13 @@
 use crate::bad_request;
 use crate::config::{Document, Value, schema};
 use crate::finite;
-use crate::sweep::store::Store;
 use crate::train::checkpoint::Row;
 use crate::train::metrics;
 use anyhow::Result;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use std::collections::HashMap;
+use std::path::Path;
 use std::time::SystemTime;
 
 /// The section `prune`.
@@ -129,9 +129,9 @@ pub struct Curves {
 }
 
 impl Curves {
-    /// Reads what is new of a trial; says whether anything is.
-    pub fn update(&mut self, store: &Store, hash: &str) -> bool {
-        let path = store.trial(hash).join(metrics::NAME);
+    /// Reads what is new of a trial in its folder; says whether anything is.
+    pub fn update(&mut self, hash: &str, folder: &Path) -> bool {
+        let path = folder.join(metrics::NAME);
         let Ok(about) = std::fs::metadata(&path) else { return self.read.remove(hash).is_some() };
         let stamp = (about.modified().unwrap_or(SystemTime::UNIX_EPOCH), about.len());
         if self.read.get(hash).is_some_and(|(time, length, _)| (*time, *length) == stamp) {
@@ -221,14 +221,14 @@ mod tests {
         let (_folder, store, plan) = started("{seeds: 1}");
         let hash = &plan.points[0].trials[0].hash;
         let mut curves = Curves::default();
-        assert!(!curves.update(&store, hash) && curves.of(hash).is_empty());
+        assert!(!curves.update(hash, &store.trial(hash)) && curves.of(hash).is_empty());
         let path = store.prepare(&plan.points[0].trials[0]).unwrap().with_file_name("metrics.csv");
         let header = "epoch,lr,train_loss,test_loss,top1,top5,images_per_second,seconds\n";
         std::fs::write(&path, format!("{header}1,0.1,2,2,12.5,50,100,1\n")).unwrap();
-        assert!(curves.update(&store, hash) && !curves.update(&store, hash));
+        assert!(curves.update(hash, &store.trial(hash)) && !curves.update(hash, &store.trial(hash)));
         assert_eq!(curves.of(hash), [12.5]);
         std::fs::write(&path, format!("{header}1,0.1,2,2,12.5,50,100,1\n2,0.1,2,2,25,50,100,2\n")).unwrap();
-        assert!(curves.update(&store, hash));
+        assert!(curves.update(hash, &store.trial(hash)));
         assert_eq!(curves.of(hash), [12.5, 25.]);
     }
 }

@@ -11,7 +11,8 @@ pub mod script;
 pub mod task;
 
 use crate::config::Document;
-use crate::sweep::local::child::{self, Limits};
+use crate::sweep::local::child::Limits;
+use crate::sweep::local::program;
 use crate::sweep::plan::Plan;
 use crate::sweep::queue::{Policy, Queue};
 use crate::sweep::state::State;
@@ -68,7 +69,7 @@ pub fn print(document: &Document, out: &Path, request: &Request, policy: Policy)
     let store = Store::at(out)?;
     store.expect_same(&plan)?;
     let pending = Queue::new(&store, &plan, policy)?.pending().count();
-    let (root, program) = (std::path::absolute(out)?, child::own_program()?);
+    let (root, program) = (std::path::absolute(out)?, program::own_program()?);
     let name = Path::new(&document.origin).file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let list = root.join("slurm/1.trials");
     let (tasks, root, program) = (pending.clamp(1, MOST_TASKS), &root, &program);
@@ -120,7 +121,7 @@ impl Sweep {
     fn array(&mut self, hashes: &[String], request: &Request) -> Result<u64> {
         let [path, list] = self.jobs.place();
         files::write_atomic(&list, (hashes.join("\n") + "\n").as_bytes())?;
-        let (name, program) = (self.store.name()?, child::own_program()?);
+        let (name, program) = (self.store.name()?, program::own_program()?);
         let root = self.store.root();
         let script = Script { request, name: &name, program: &program, root, list: &list, tasks: hashes.len() };
         files::write_atomic(&path, script.text().as_bytes())?;

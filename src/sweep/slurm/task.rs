@@ -2,8 +2,8 @@
 
 use super::commands::Slurm;
 use crate::sweep::Options;
-use crate::sweep::local::child::{self, Program};
 use crate::sweep::local::launcher::Launcher;
+use crate::sweep::local::program::{self, Program};
 use crate::sweep::local::slots::Slot;
 use crate::sweep::plan::Plan;
 use crate::sweep::state::State;
@@ -41,7 +41,7 @@ impl Job {
 /// # Errors
 /// A [`crate::error::BadRequest`]: there is no such sweep or trial. That the trial failed, or was stopped.
 pub fn run(root: &Path, hash: &str, options: &Options) -> Result<()> {
-    let program = Program::new(vec![child::own_program()?.into()], &options.device);
+    let program = Program::new(vec![program::own_program()?.into()], &options.device);
     Task { root, hash, options, program, job: Job::of_this_process(), slurm: Slurm::default(), stop: signals()? }.run()
 }
 

@@ -3,11 +3,12 @@
 use crate::algebra::{self, FoldError, Geometry, Kernel};
 use crate::bad_request;
 use crate::net::InputSpec;
+use crate::op::activation::Activation;
 use crate::op::compact::per_sample::{Execution, PerSample};
 use crate::op::contract::algorithm::Exec;
 use crate::op::contract::operator::{Compact, Operator, Place, Shared};
+use crate::op::layers::below;
 use crate::op::layers::gates;
-use crate::op::layers::{Activation, below};
 use crate::op::{AttentionConfig, ClassifierConfig, OperatorConfig, Resolved};
 use anyhow::Result;
 use schemars::JsonSchema;

@@ -1,7 +1,7 @@
 //! What most networks are: parts in a row, the mean over the map, a classifier. A residual block is a part, and so is a site.
 
 use crate::net::block::{Common, Network, Site};
-use crate::op::layers::Activation;
+use crate::op::activation::Activation;
 use std::fmt::Debug;
 use tch::{Tensor, nn, nn::ModuleT};
 

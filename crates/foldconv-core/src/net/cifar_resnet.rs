@@ -10,7 +10,7 @@ use crate::net::block::{self, Builder, Network, SiteKind, Standing, Stem};
 use crate::net::chain::{Part, Parts, Residual};
 use crate::net::family::Family;
 use crate::net::residual::{self, Shape, Stages};
-use crate::op::layers::Activation;
+use crate::op::activation::Activation;
 use anyhow::Result;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

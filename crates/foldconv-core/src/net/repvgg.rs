@@ -10,7 +10,7 @@ use crate::net::InputSpec;
 use crate::net::block::{Builder, Network, SiteKind, SitePlan, Standing};
 use crate::net::chain::{Chain, Parts, Residual};
 use crate::net::family::Family;
-use crate::op::layers::Activation;
+use crate::op::activation::Activation;
 use anyhow::Result;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

@@ -5,7 +5,7 @@ use crate::algebra::Geometry;
 use crate::net::InputSpec;
 use crate::net::block::{Block, Builder, SiteKind, SitePlan, Standing, Stem};
 use crate::net::chain::{Chain, MaxPool, Part, Parts};
-use crate::op::layers::Activation;
+use crate::op::activation::Activation;
 use anyhow::Result;
 use tch::nn;
 

@@ -11,7 +11,7 @@ use crate::net::block::{self, Builder, Network, SiteKind, Standing, Stem};
 use crate::net::chain::{MaxPool, Part, Residual};
 use crate::net::family::Family;
 use crate::net::residual::{self, PLANES, Shape, Stages};
-use crate::op::layers::Activation;
+use crate::op::activation::Activation;
 use crate::registry;
 use anyhow::Result;
 use schemars::JsonSchema;

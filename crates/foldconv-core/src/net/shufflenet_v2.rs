@@ -9,7 +9,7 @@ use crate::algebra::Geometry;
 use crate::net::InputSpec;
 use crate::net::block::{Block, Builder, Common, NetRecipe, Network, Site, SiteKind, SitePlan, Standing, Stem};
 use crate::net::chain::{Chain, MaxPool, Part, Parts};
-use crate::op::layers::Activation;
+use crate::op::activation::Activation;
 use anyhow::Result;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

@@ -7,7 +7,7 @@ use crate::algebra::Geometry;
 use crate::net::InputSpec;
 use crate::net::block::{self, Builder, NetRecipe, Network, SiteKind, SitePlan, Standing};
 use crate::net::chain::{Chain, Parts, Residual};
-use crate::op::layers::Activation;
+use crate::op::activation::Activation;
 use anyhow::Result;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

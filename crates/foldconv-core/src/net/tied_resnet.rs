@@ -18,7 +18,7 @@ use crate::net::block::{self, Block, Builder, Network, Site, SiteKind, SitePlan,
 use crate::net::chain::{Part, Parts, Residual};
 use crate::net::family::Family;
 use crate::net::residual::{self, PLANES, Shape, Stages};
-use crate::op::layers::Activation;
+use crate::op::activation::Activation;
 use crate::op::reparam::tbc;
 use crate::op::{OperatorConfig, Resolved};
 use anyhow::Result;

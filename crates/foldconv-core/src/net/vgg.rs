@@ -11,7 +11,7 @@ use crate::bad_request;
 use crate::net::InputSpec;
 use crate::net::block::{self, Builder, NetRecipe, Network, SiteKind, SitePlan, Standing};
 use crate::net::chain::{Chain, MaxPool, Parts, Residual};
-use crate::op::layers::Activation;
+use crate::op::activation::Activation;
 use anyhow::Result;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

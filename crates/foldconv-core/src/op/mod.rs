@@ -1,20 +1,24 @@
 //! The operators: names and options in, operators and their compact forms out.
 
+pub mod activation;
 pub mod attention;
+pub mod bounds;
 pub mod compact;
 pub mod contract;
 pub mod dynamic;
 pub mod layers;
 pub mod reparam;
+mod resolved;
 pub mod statistics;
 #[cfg(test)]
 mod testing;
 
-use attention::{gcb, se};
-use contract::operator::{LayerRecipe, Recipe};
+use attention::gcb;
+use contract::operator::Recipe;
 pub use contract::resolved::{Resolve, Resolved};
 use dynamic::{condconv, dcd, drconv, dyconv, maconv, odconv, weightnet};
-use layers::tied;
+use layers::recipe::LayerRecipe;
+use layers::{se, tied};
 use reparam::{acb, dbb, expandnet, mobileone, orepa, plain, replk, repvgg, tbc};
 
 crate::registry! {

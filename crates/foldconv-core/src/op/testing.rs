@@ -4,10 +4,10 @@
 //! three digits of room and ten below the error of any wrong fold. Central differences with step 1e-5 are good to 1e-6.
 
 use crate::algebra::Geometry;
+use crate::op::activation::Activation;
 use crate::op::compact::per_sample::Execution;
 use crate::op::contract::algorithm::Exec;
 use crate::op::contract::operator::{Compact, Operator, Place};
-use crate::op::layers::Activation;
 use crate::op::{OperatorConfig, Resolved};
 use std::collections::HashMap;
 use tch::{Device, Kind, Tensor, nn};

@@ -7,7 +7,7 @@
 pub mod channel;
 pub mod serve;
 
-use crate::sweep::local::child::{self, Left, Program};
+use crate::sweep::local::program::{self, Program};
 use crate::sweep::local::slots::Slot;
 use anyhow::{Context, Result};
 use channel::{Ended, Mail, Order, Received};
@@ -17,6 +17,15 @@ use std::fs::File;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::process::{Child, ExitStatus};
+
+/// How a trial of a worker ended.
+#[derive(Debug)]
+pub enum Left {
+    /// By itself, with the exit status that a process would have had.
+    Alone(u8),
+    /// The worker ended and all its trials with it; the last that it said.
+    WithAll(ExitStatus, String),
+}
 
 /// A worker, as its launcher sees it.
 #[derive(Debug)]
@@ -65,7 +74,7 @@ impl Worker {
     /// Ends all of it at once.
     pub fn kill(&self) {
         if self.gone.is_none() {
-            child::signal(&self.child, libc::SIGKILL);
+            program::signal(&self.child, libc::SIGKILL);
         }
     }
 
@@ -103,7 +112,7 @@ impl Worker {
             return Ok(Some(Left::Alone(status)));
         }
         match self.gone {
-            Some(status) if !lives => Ok(Some(Left::WithAll(status, child::last_line(&mut self.log, 0)))),
+            Some(status) if !lives => Ok(Some(Left::WithAll(status, program::last_line(&mut self.log, 0)))),
             _ => Ok(None),
         }
     }

@@ -5,8 +5,8 @@
 //! Tied (Wang et al., Tied Block Convolution, AAAI 2021): W1 and W2 are tied over B blocks; the layer norm is over all channels.
 
 use crate::algebra::{self, Geometry, Kernel};
-use crate::op::contract::bounds;
-use crate::op::contract::operator::LayerRecipe;
+use crate::op::bounds;
+use crate::op::layers::recipe::LayerRecipe;
 use crate::op::layers::tied::{self, Form, Tied};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

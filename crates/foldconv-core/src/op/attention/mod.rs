@@ -1,4 +1,3 @@
 //! Attention modules at the end of a block, which no fold touches.
 
 pub mod gcb;
-pub mod se;

@@ -2,4 +2,3 @@
 
 pub mod per_sample;
 pub mod regions;
-pub mod tiling;

@@ -75,7 +75,7 @@ impl Wanted {
 mod tests {
     use super::*;
     use crate::algebra::Geometry;
-    use crate::op::layers::Activation;
+    use crate::op::activation::Activation;
     use crate::op::testing;
     use tch::{Device, Tensor, nn};
 

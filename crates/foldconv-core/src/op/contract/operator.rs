@@ -1,13 +1,14 @@
 //! What an operator is: the thing that stands in place of one convolution and the batch norm behind it, and what it folds to.
 
 pub use crate::algebra::{Affine, FoldError, Geometry, Kernel};
-use crate::op::attention::se::Se;
+use crate::op::activation::Activation;
 use crate::op::compact::per_sample::{Execution, PerSample};
 use crate::op::compact::regions::Regional;
-use crate::op::compact::tiling::TiedKernel;
 use crate::op::contract::algorithm::Exec;
 use crate::op::contract::naming::Naming;
-use crate::op::layers::{Activation, BatchNorm, Linear, LinearConfig, Norm, empty_kernel};
+use crate::op::layers::se::Se;
+use crate::op::layers::tiling::TiedKernel;
+use crate::op::layers::{BatchNorm, Norm, empty_kernel};
 use tch::{Tensor, nn, nn::ModuleT};
 
 /// What stands in place of one convolution and the batch norm behind it: x (N, C_in, H, W) to y (N, C_out, H', W').
@@ -83,30 +84,6 @@ pub(crate) trait Recipe {
     /// The compact form, its numbers still to be loaded.
     fn compact(&self, place: &Place, geometry: Geometry) -> Compact {
         Compact::Static(empty_kernel(&place.conv, geometry))
-    }
-}
-
-/// The options of a layer of a network that is no convolution: an attention module, or a classifier. It is the same in both
-/// forms of the network.
-pub(crate) trait LayerRecipe {
-    /// Fills options that depend on others.
-    ///
-    /// # Errors
-    /// What is wrong, as `key: reason`.
-    fn resolve(&mut self) -> Result<(), String> {
-        Ok(())
-    }
-
-    /// The layer, on `path`: from so many channels or features to so many.
-    ///
-    /// # Errors
-    /// What does not fit, as `key: reason`.
-    fn build(&self, path: &nn::Path, inputs: i64, outputs: i64) -> Result<Box<dyn ModuleT>, String>;
-}
-
-impl LayerRecipe for LinearConfig {
-    fn build(&self, path: &nn::Path, inputs: i64, outputs: i64) -> Result<Box<dyn ModuleT>, String> {
-        Ok(Box::new(Linear::new(path, inputs, outputs)))
     }
 }
 

@@ -2,17 +2,11 @@
 //! are written may leave open what makes one operator another.
 
 use crate::error::BadRequest;
-use crate::op::contract::naming::Naming;
-use crate::op::contract::operator::{Compact, Geometry, Operator, Place, Shared};
-use crate::op::layers;
-use crate::op::reparam::plain;
-use crate::op::{AttentionConfig, ClassifierConfig, OperatorConfig};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize};
 use std::borrow::Cow;
 use std::ops::Deref;
-use tch::nn::{self, ModuleT};
 
 /// Options as they are written, of which some may depend on others.
 pub trait Resolve {
@@ -26,7 +20,7 @@ pub trait Resolve {
 /// Resolved options.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(transparent)]
-pub struct Resolved<T>(T);
+pub struct Resolved<T>(pub(in crate::op) T);
 
 impl<T: Resolve> Resolved<T> {
     /// Resolves options.
@@ -62,138 +56,5 @@ impl<T: JsonSchema> JsonSchema for Resolved<T> {
 
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
         T::json_schema(generator)
-    }
-}
-
-impl Resolve for OperatorConfig {
-    fn resolve(&mut self) -> Result<(), String> {
-        self.recipe_mut().resolve()
-    }
-}
-
-impl Resolve for AttentionConfig {
-    fn resolve(&mut self) -> Result<(), String> {
-        self.recipe_mut().resolve()
-    }
-}
-
-impl Resolve for ClassifierConfig {
-    fn resolve(&mut self) -> Result<(), String> {
-        self.recipe_mut().resolve()
-    }
-}
-
-impl Resolved<OperatorConfig> {
-    /// The convolution as it is, which has no options.
-    pub const PLAIN: Resolved<OperatorConfig> = Resolved(OperatorConfig::Plain(plain::Config {}));
-
-    /// Returns the plain convolution's, for as long as the program runs.
-    pub fn plain() -> &'static Resolved<OperatorConfig> {
-        static PLAIN: Resolved<OperatorConfig> = Resolved::PLAIN;
-        &PLAIN
-    }
-
-    /// Refuses a convolution that the operator can't stand in place of.
-    ///
-    /// # Errors
-    /// What is wrong, as `key: reason`.
-    pub fn fits(&self, geometry: &Geometry) -> Result<(), String> {
-        self.recipe().fits(geometry)
-    }
-
-    /// The expanded form, on a convolution that it fits ([`Resolved::fits`]).
-    pub fn expanded(&self, place: &Place, geometry: Geometry) -> Box<dyn Operator> {
-        self.recipe().expanded(place, geometry)
-    }
-
-    /// The compact form, its numbers still to be loaded.
-    pub fn compact(&self, place: &Place, geometry: Geometry) -> Compact {
-        self.recipe().compact(place, geometry)
-    }
-
-    /// Whether the operators on the sites of one block share something, so that it stands in no place without a block.
-    pub fn shares(&self) -> bool {
-        self.recipe().shares()
-    }
-
-    /// That, made of the block's input (N, channels, H, W); its variables lie on the block's path, in both forms of the network.
-    pub fn shared(&self, path: &nn::Path, channels: i64) -> Option<Box<dyn Shared>> {
-        self.recipe().shared(path, channels)
-    }
-
-    /// How public implementations call its variables where they don't call them as we do.
-    pub fn namings(&self) -> &'static [Naming] {
-        self.recipe().namings()
-    }
-}
-
-impl Default for Resolved<OperatorConfig> {
-    fn default() -> Resolved<OperatorConfig> {
-        Resolved::PLAIN
-    }
-}
-
-impl Resolved<ClassifierConfig> {
-    /// One fully connected layer, which has no options.
-    pub const LINEAR: Resolved<ClassifierConfig> = Resolved(ClassifierConfig::Linear(layers::LinearConfig {}));
-
-    /// The layer, on `path`: from so many features to so many classes.
-    ///
-    /// # Errors
-    /// What does not fit, as `key: reason`.
-    pub fn build(&self, path: &nn::Path, inputs: i64, outputs: i64) -> Result<Box<dyn ModuleT>, String> {
-        self.recipe().build(path, inputs, outputs)
-    }
-}
-
-impl Default for Resolved<ClassifierConfig> {
-    fn default() -> Resolved<ClassifierConfig> {
-        Resolved::LINEAR
-    }
-}
-
-impl Resolved<AttentionConfig> {
-    /// The module, on `path`: from so many channels to so many.
-    ///
-    /// # Errors
-    /// What does not fit, as `key: reason`.
-    pub fn build(&self, path: &nn::Path, inputs: i64, outputs: i64) -> Result<Box<dyn ModuleT>, String> {
-        self.recipe().build(path, inputs, outputs)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use tch::Device;
-
-    /// What is left open decides which operator it is.
-    #[test]
-    fn an_operator_is_made_of_what_its_name_means() {
-        let names = |config: OperatorConfig| {
-            let store = nn::VarStore::new(Device::Cpu);
-            let geometry = Geometry::same(8, 8, 1);
-            let _ = Resolved::new(config).unwrap().expanded(&Place::new(store.root(), None), geometry);
-            store
-                .variables()
-                .into_iter()
-                .map(|(name, variable)| format!("{name} {:?}", variable.size()))
-                .collect::<Vec<_>>()
-        };
-        let has_attention = |names: &[String]| names.iter().any(|name| name.starts_with("attention."));
-        assert!(!has_attention(&names(OperatorConfig::MaConv(Default::default()))));
-        assert!(has_attention(&names(OperatorConfig::MdConv(Default::default()))));
-        // The kernel that blocks of channels share has two groups in `tgc`.
-        let [tied, grouped] =
-            [OperatorConfig::Tbc(Default::default()), OperatorConfig::Tgc(Default::default())].map(names);
-        assert_ne!(tied, grouped);
-        let build = |config: AttentionConfig| {
-            let store = nn::VarStore::new(Device::Cpu);
-            let _ = Resolved::new(config).unwrap().build(&store.root(), 64, 64).unwrap();
-            let mut sizes: Vec<Vec<i64>> = store.variables().into_values().map(|variable| variable.size()).collect();
-            sizes.sort();
-            sizes
-        };
-        assert_ne!(build(AttentionConfig::Se(Default::default())), build(AttentionConfig::TiedSe(Default::default())));
     }
 }

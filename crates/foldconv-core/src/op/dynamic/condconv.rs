@@ -5,7 +5,7 @@
 //! experts, the paper's comparison, and a temperature are options here.
 
 use crate::algebra::Geometry;
-use crate::op::contract::bounds;
+use crate::op::bounds;
 use crate::op::contract::naming::Naming;
 use crate::op::dynamic::attention::GateKind;
 use crate::op::dynamic::experts::{self, Experts, Fc, Mix, Router};

@@ -11,11 +11,12 @@
 //! Neither reference has channel groups; here the kernels may have them, while the guide sees all channels.
 
 use crate::algebra::{self, FoldError, Geometry, Kernel, double};
+use crate::op::activation::Activation;
+use crate::op::bounds;
 use crate::op::compact::regions::{self, RegionMaker, Regional};
-use crate::op::contract::bounds;
 use crate::op::contract::operator::{Compact, Operator, Place, Recipe, Shared};
 use crate::op::dynamic::experts;
-use crate::op::layers::{Activation, Norm, conv_weight, uniform};
+use crate::op::layers::{Norm, conv_weight, uniform};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, nn, nn::Init};

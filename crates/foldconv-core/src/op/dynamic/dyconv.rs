@@ -6,7 +6,7 @@
 //! Any stride, dilation and number of groups.
 
 use crate::algebra::Geometry;
-use crate::op::contract::bounds;
+use crate::op::bounds;
 use crate::op::dynamic::attention::GateKind;
 use crate::op::dynamic::experts::{self, Experts, Fc, Mix, Router};
 use crate::op::layers::temperature::{Divisor, Temperature};

@@ -6,13 +6,14 @@
 //! a_k sum to 1.)
 
 use crate::algebra::{self, Affine, FoldError, Geometry, double};
+use crate::op::activation::Activation;
+use crate::op::bounds;
 use crate::op::compact::per_sample::{self, KernelMaker, PerSample};
-use crate::op::contract::bounds;
 use crate::op::contract::naming::Naming;
 use crate::op::contract::operator::{Compact, Operator, Place, Recipe, Shared};
 use crate::op::dynamic::attention::GateKind;
 use crate::op::layers::temperature::Divisor;
-use crate::op::layers::{Activation, Norm, below};
+use crate::op::layers::{Norm, below};
 use tch::{Kind, Tensor, nn, nn::Init};
 
 /// PyTorch's kaiming_normal_ with mode fan_out: N(0, 2/fan_out).

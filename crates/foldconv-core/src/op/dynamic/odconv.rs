@@ -10,13 +10,14 @@
 //! The authors lower the temperature from 30 to 1 over the first ten epochs: `temperature: {from: 30, to: 1, epochs: 10}`.
 
 use crate::algebra::Geometry;
+use crate::op::activation::Activation;
+use crate::op::bounds;
 use crate::op::compact::per_sample::{KernelMaker, PerSample};
-use crate::op::contract::bounds;
 use crate::op::contract::operator::{Compact, Operator, Place, Recipe};
 use crate::op::dynamic::experts::{self, Dynamic, Experts, Fc, TrainedMaker};
+use crate::op::layers::Norm;
 use crate::op::layers::gates::noted;
 use crate::op::layers::temperature::{Divisor, Temperature};
-use crate::op::layers::{Activation, Norm};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, nn, nn::Init};

@@ -7,8 +7,8 @@
 //! of C channels; the rule holds for any number of groups.
 
 use crate::algebra::{self, Affine, Geometry};
+use crate::op::bounds;
 use crate::op::compact::per_sample::{KernelMaker, PerSample};
-use crate::op::contract::bounds;
 use crate::op::contract::naming::Naming;
 use crate::op::contract::operator::{Compact, Operator, Place, Recipe, Shared};
 use crate::op::dynamic::experts::{self, Dynamic, Fc, TrainedMaker};

@@ -1,47 +1,22 @@
 //! The layers that operators and networks are made of, with PyTorch's initial values (tch's own differ) and PyTorch's names.
 
 pub mod gates;
+pub mod recipe;
+pub mod se;
 pub mod temperature;
 pub mod tied;
+pub mod tiling;
 
 use crate::algebra::{self, Affine, Geometry, Kernel};
 use crate::native::{self, Behind, Term};
+use crate::op::activation::Activation;
+use crate::op::layers::recipe::LayerRecipe;
 use crate::op::statistics::moments::{SampleMoments, Statistics};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::cell::Cell;
-use tch::{Device, Kind, Tensor, nn, nn::Init};
-
-/// What stands behind a convolution and its batch norm.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
-    /// Nothing.
-    None,
-    /// max(x, 0).
-    Relu,
-    /// min(max(x, 0), 6).
-    Relu6,
-}
-
-impl Activation {
-    /// y of x, in place.
-    pub fn apply(self, mut x: Tensor) -> Tensor {
-        match self {
-            Activation::None => x,
-            Activation::Relu => x.relu_(),
-            Activation::Relu6 => x.relu6_(),
-        }
-    }
-
-    /// It is clamp(x, low, high).
-    pub(in crate::op) fn bounds(self) -> (f64, f64) {
-        match self {
-            Activation::None => (f64::NEG_INFINITY, f64::INFINITY),
-            Activation::Relu => (0., f64::INFINITY),
-            Activation::Relu6 => (0., 6.),
-        }
-    }
-}
+use tch::nn::{self, Init, ModuleT};
+use tch::{Device, Kind, Tensor};
 
 /// PyTorch's default for convolutions and linear layers, weight and bias: U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
 pub fn uniform(fan_in: i64) -> Init {
@@ -350,6 +325,12 @@ impl ConvNorm {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LinearConfig {}
+
+impl LayerRecipe for LinearConfig {
+    fn build(&self, path: &nn::Path, inputs: i64, outputs: i64) -> Result<Box<dyn ModuleT>, String> {
+        Ok(Box::new(Linear::new(path, inputs, outputs)))
+    }
+}
 
 /// A fully connected layer, as torch.nn.Linear: weight (out, in), bias (out).
 #[derive(Debug)]

@@ -1,6 +1,6 @@
 //! What the scores of an attention are divided by before they become weights: the larger, the more alike the weights are.
 
-use crate::op::contract::bounds;
+use crate::op::bounds;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, nn};

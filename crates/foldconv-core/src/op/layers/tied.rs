@@ -3,8 +3,8 @@
 //! attention modules are made of such layers.
 
 use crate::algebra;
-use crate::op::contract::bounds;
-use crate::op::contract::operator::LayerRecipe;
+use crate::op::bounds;
+use crate::op::layers::recipe::LayerRecipe;
 use crate::op::layers::uniform;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

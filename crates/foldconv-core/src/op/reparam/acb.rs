@@ -5,11 +5,12 @@
 //! (The reference has no dilation; this is its rule with d in it.) In training the three can be one convolution.
 
 use crate::algebra::{self, FoldError, Geometry};
+use crate::op::activation::Activation;
+use crate::op::bounds;
 use crate::op::contract::algorithm::Exec;
-use crate::op::contract::bounds;
 use crate::op::contract::naming::Naming;
 use crate::op::contract::operator::{Compact, Operator, Place, Recipe};
-use crate::op::layers::{Activation, BatchNorm, ConvNorm, Norm};
+use crate::op::layers::{BatchNorm, ConvNorm, Norm};
 use crate::op::reparam::fused_conv;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

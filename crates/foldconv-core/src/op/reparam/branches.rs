@@ -5,10 +5,11 @@
 //! sum of BN_i(W_i * x) over the larger kernels, plus A x. Larger kernels of one size can be one convolution.
 
 use crate::algebra::{self, FoldError, Geometry, Kernel};
-use crate::op::attention::se::Se;
+use crate::op::activation::Activation;
 use crate::op::contract::algorithm::Exec;
 use crate::op::contract::operator::{Compact, Operator};
-use crate::op::layers::{Activation, BatchNorm, ConvNorm, Norm};
+use crate::op::layers::se::Se;
+use crate::op::layers::{BatchNorm, ConvNorm, Norm};
 use crate::op::reparam::fused_conv;
 use crate::op::statistics::moments::Moments;
 use tch::{Device, Kind, Tensor, nn, nn::ModuleT};

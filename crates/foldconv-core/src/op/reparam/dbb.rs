@@ -9,11 +9,12 @@
 //! [`crate::op::statistics::moments`]), and at 1x1 the whole block is one.
 
 use crate::algebra::{self, FoldError, Geometry, Kernel, MiddlePad, PaddingMode};
+use crate::op::activation::Activation;
+use crate::op::bounds;
 use crate::op::contract::algorithm::Exec;
-use crate::op::contract::bounds;
 use crate::op::contract::naming::Naming;
 use crate::op::contract::operator::{Compact, Operator, Place, Recipe};
-use crate::op::layers::{Activation, BatchNorm, ConvNorm, Norm, conv_weight};
+use crate::op::layers::{BatchNorm, ConvNorm, Norm, conv_weight};
 use crate::op::reparam::branches::{centred, conv_bn, identity};
 use crate::op::statistics::moments::{Moments, Statistics};
 use schemars::JsonSchema;

@@ -5,10 +5,11 @@
 //! first convolution, has no groups but depthwise, and no dilation; here both are the convolution's in whose place it stands.
 
 use crate::algebra::{self, FoldError, Geometry, Kernel, MiddlePad};
-use crate::op::contract::bounds;
+use crate::op::activation::Activation;
+use crate::op::bounds;
 use crate::op::contract::naming::Naming;
 use crate::op::contract::operator::{Compact, Operator, Place, Recipe};
-use crate::op::layers::{Activation, Norm, conv_weight, uniform};
+use crate::op::layers::{Norm, conv_weight, uniform};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, nn};

@@ -5,11 +5,11 @@
 //! The reference's dilated branches don't fit together; here the padding dilation * (k // 2) puts all on the centre tap.
 
 use crate::algebra::Geometry;
-use crate::op::attention::se::{self, Layout, Se};
-use crate::op::contract::bounds;
+use crate::op::bounds;
 use crate::op::contract::naming::Naming;
 use crate::op::contract::operator::{Compact, Operator, Place, Recipe};
 use crate::op::layers::empty_kernel;
+use crate::op::layers::se::{self, Layout, Se};
 use crate::op::reparam::branches::{Branches, Skip, centred, conv_bn};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

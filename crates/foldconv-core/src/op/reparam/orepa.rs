@@ -7,10 +7,11 @@
 //! here it is that table's formula for any odd k.
 
 use crate::algebra::{self, FoldError, Geometry, Kernel, conv2d};
-use crate::op::contract::bounds;
+use crate::op::activation::Activation;
+use crate::op::bounds;
 use crate::op::contract::naming::Naming;
 use crate::op::contract::operator::{Compact, Operator, Place, Recipe};
-use crate::op::layers::{Activation, BatchNorm, Norm};
+use crate::op::layers::{BatchNorm, Norm};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::f64::consts::PI;

@@ -1,9 +1,10 @@
 //! `plain`: the convolution and its batch norm as they are, y = BN(W * x); what every other operator is compared with.
 
 use crate::algebra::{FoldError, Geometry};
+use crate::op::activation::Activation;
 use crate::op::contract::algorithm::Exec;
 use crate::op::contract::operator::{Compact, Operator, Place, Recipe};
-use crate::op::layers::{Activation, ConvNorm, Norm};
+use crate::op::layers::{ConvNorm, Norm};
 use crate::op::statistics::moments::Moments;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

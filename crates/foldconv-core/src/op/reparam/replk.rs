@@ -5,7 +5,7 @@
 //! The reference has padding K // 2 and no dilation; here the windows of both kernels have one centre whatever they are.
 
 use crate::algebra::Geometry;
-use crate::op::contract::bounds;
+use crate::op::bounds;
 use crate::op::contract::naming::Naming;
 use crate::op::contract::operator::{Compact, Operator, Place, Recipe};
 use crate::op::layers::empty_kernel;

@@ -5,10 +5,10 @@
 //! dilation * (k // 2), which puts the 1x1 and the identity on the centre tap.
 
 use crate::algebra::Geometry;
-use crate::op::attention::se::{self, Layout, Se};
 use crate::op::contract::naming::Naming;
 use crate::op::contract::operator::{Compact, Operator, Place, Recipe};
 use crate::op::layers::empty_kernel;
+use crate::op::layers::se::{self, Layout, Se};
 use crate::op::reparam::branches::{Branches, Skip, centred, conv_bn};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

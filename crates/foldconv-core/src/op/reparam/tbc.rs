@@ -7,10 +7,11 @@
 //! reference takes neither dilation nor padding modes nor rectangular kernels; here they are the thin convolution's.
 
 use crate::algebra::{self, FoldError, Geometry, Kernel};
-use crate::op::compact::tiling::{Order, TiedKernel, tile};
-use crate::op::contract::bounds;
+use crate::op::activation::Activation;
+use crate::op::bounds;
 use crate::op::contract::operator::{Compact, Operator, Place, Recipe};
-use crate::op::layers::{Activation, Norm, conv_weight, empty_kernel, uniform};
+use crate::op::layers::tiling::{Order, TiedKernel, tile};
+use crate::op::layers::{Norm, conv_weight, empty_kernel, uniform};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Tensor, nn};

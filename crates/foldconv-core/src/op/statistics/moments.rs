@@ -8,8 +8,8 @@
 
 use crate::algebra::{Geometry, Kernel};
 use crate::native::{self, Space};
+use crate::op::activation::Activation;
 use crate::op::compact::per_sample;
-use crate::op::layers::Activation;
 use tch::{Kind, Tensor};
 
 /// Positions whose mean is subtracted before sums are taken: it need not be the mean, only near to it.

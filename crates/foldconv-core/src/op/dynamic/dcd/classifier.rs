@@ -3,11 +3,12 @@
 //! that a matrix of the sample fuses. The branch that makes Λ and Φ is that of the operator `dcd`, on features that are pooled.
 
 use crate::algebra;
-use crate::op::contract::bounds;
-use crate::op::contract::operator::LayerRecipe;
+use crate::op::activation::Activation;
+use crate::op::bounds;
 use crate::op::dynamic::dcd::branch::Branch;
+use crate::op::layers::recipe::LayerRecipe;
 use crate::op::layers::tied::{Form, Tied};
-use crate::op::layers::{Activation, BatchNorm, Linear, Norm, below, uniform};
+use crate::op::layers::{BatchNorm, Linear, Norm, below, uniform};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Tensor, nn, nn::ModuleT};

@@ -15,14 +15,15 @@ pub mod kernel;
 pub mod residual;
 
 use crate::algebra::{self, Affine, FoldError, Geometry, Kernel, double};
+use crate::op::activation::Activation;
+use crate::op::bounds;
 use crate::op::compact::per_sample::PerSample;
 use crate::op::contract::algorithm::Exec;
-use crate::op::contract::bounds;
 use crate::op::contract::operator::{Compact, Operator, Place, Recipe};
 use crate::op::dynamic::dcd::branch::Branch;
 use crate::op::dynamic::dcd::kernel::DcdKernel;
 use crate::op::dynamic::dcd::residual::{Fuses, Latent, Residual};
-use crate::op::layers::{Activation, Norm, below, empty_kernel, empty_weight, uniform};
+use crate::op::layers::{Norm, below, empty_kernel, empty_weight, uniform};
 use crate::op::statistics::moments::{self, SampleMoments};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

@@ -2,8 +2,9 @@
 //! which fuses the taps of a depthwise kernel. M = Φ, or Φ + I where there is a skip. It is run on features, or made a kernel.
 
 use crate::algebra::{self, Affine, Geometry, Kernel};
+use crate::op::activation::Activation;
 use crate::op::dynamic::dcd::branch::Branch;
-use crate::op::layers::{Activation, BatchNorm, Norm};
+use crate::op::layers::{BatchNorm, Norm};
 use crate::op::statistics::moments::SampleMoments;
 use tch::{Kind, Tensor, nn};
 

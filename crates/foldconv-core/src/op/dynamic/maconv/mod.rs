@@ -4,18 +4,20 @@
 //! is k x k. MAConv has nothing in the middle; MDConv multiplies each middle channel by an attention A(x) of the sample.
 //! Compact: W(x) = S2 W2 diag(A) S1 W1 + S0 W0 and b(x) = t2 + t0 + S2 W2 diag(A) t1, with (S, t) the batch norms at evaluation.
 
+pub mod kernel;
 pub mod mdconv;
 mod train;
 
 use crate::algebra::{self, FoldError, Geometry, Kernel, MiddlePad};
+use crate::op::activation::Activation;
+use crate::op::bounds;
 use crate::op::compact::per_sample::{self, PerSample};
 use crate::op::contract::algorithm::Exec;
-use crate::op::contract::bounds;
 use crate::op::contract::operator::{Compact, Operator, Place, Recipe};
 use crate::op::dynamic::attention::{Gate, GateKind};
-use crate::op::dynamic::maconv::mdconv::{GatedKernel, LowRank};
+use crate::op::dynamic::maconv::kernel::{GatedKernel, LowRank};
 use crate::op::layers::temperature::Temperature;
-use crate::op::layers::{Activation, BatchNorm, ConvNorm, Norm, empty_kernel, empty_weight};
+use crate::op::layers::{BatchNorm, ConvNorm, Norm, empty_kernel, empty_weight};
 use crate::op::statistics::moments;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

@@ -8,9 +8,10 @@
 //!   kernel. At 1x1 it is a kernel on x, or on z where that is less work; otherwise on z.
 
 use crate::algebra::{self, Geometry, Kernel};
+use crate::op::activation::Activation;
 use crate::op::contract::algorithm::Exec;
 use crate::op::dynamic::maconv::{Form, MaConv, Middle, Parts, chain, sum};
-use crate::op::layers::{Activation, ConvNorm, Norm};
+use crate::op::layers::{ConvNorm, Norm};
 use crate::op::statistics::moments::{self, Moments, SampleMoments};
 use tch::{Kind, Tensor};
 

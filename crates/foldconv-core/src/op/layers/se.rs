@@ -8,10 +8,10 @@
 //! Checkpoints come in several layouts, which differ in names, shapes, biases and in how many hidden units there are. The
 //! first reference has none for fewer channels than its reduction, which makes the gate a constant 0.5; here there is at least 1.
 
-use crate::op::contract::bounds;
-use crate::op::contract::operator::LayerRecipe;
+use crate::op::bounds;
 use crate::op::layers::below;
 use crate::op::layers::gates::noted;
+use crate::op::layers::recipe::LayerRecipe;
 use crate::op::layers::tied::{self, Form, Tied};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

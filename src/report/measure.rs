@@ -1,0 +1,74 @@
+//! Measures what `latency.json` holds.
+
+use crate::device;
+use crate::files;
+use crate::model::Model;
+use crate::net::{Built, InputSpec};
+use crate::report::latency::Latency;
+use crate::report::summary::{PointSummary, Summary};
+use crate::sweep::store::Store;
+use crate::timing;
+use crate::tune::channels_last;
+use anyhow::{Context, Result};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+use tch::Device;
+
+/// Networks that are in memory at a time and run in turn.
+const IN_TURN: usize = 24;
+/// Rounds of which the median is taken, at least, and how long they last at least.
+const LEAST_ROUNDS: usize = 10;
+const LEAST_TIME: Duration = Duration::from_millis(500);
+
+/// Measures the compact form of every point that has one, all in turn, and writes `latency.json`.
+///
+/// # Errors
+/// A trial's `compact.safetensors` that can't be read.
+pub fn measure(store: &Store, batches: &[i64], device: Device) -> Result<()> {
+    let summary = Summary::read(store)?;
+    let mut latency =
+        Latency { device: device::name(device), threads: device::set_threads(None), milliseconds: BTreeMap::new() };
+    // One seed of each point; points that share a trial share its time.
+    let trials: BTreeSet<&str> = summary.points.iter().filter_map(first_compact).collect();
+    let trials: Vec<&str> = trials.into_iter().collect();
+    for hashes in trials.chunks(IN_TURN) {
+        let networks = hashes.iter().map(|hash| network(store, hash, device)).collect::<Result<Vec<_>>>()?;
+        for batch in batches {
+            let times = interleaved(&networks, *batch, device);
+            for (hash, time) in hashes.iter().zip(times) {
+                latency.milliseconds.entry(hash.to_string()).or_default().insert(*batch, 1e3 * time.as_secs_f64());
+            }
+        }
+    }
+    let json = serde_json::to_vec_pretty(&latency).context("latency.json")?;
+    files::write_atomic(&store.root().join("latency.json"), &json)
+}
+
+fn first_compact(point: &PointSummary) -> Option<&str> {
+    let folded = point.trials.iter().find(|trial| trial.result.as_ref().is_some_and(|result| result.compact.is_some()));
+    folded.map(|trial| trial.hash.as_str())
+}
+
+fn network(store: &Store, hash: &str, device: Device) -> Result<(Built, InputSpec)> {
+    let path = store.trial(hash).join("compact.safetensors");
+    let model = Model::load(&path)?;
+    Ok((model.build(device).with_context(|| path.display().to_string())?, model.about.config.data.spec()))
+}
+
+/// The median time of each network, all run in turn.
+fn interleaved(networks: &[(Built, InputSpec)], batch: i64, device: Device) -> Vec<Duration> {
+    let image = |spec: &InputSpec| channels_last(&[batch, spec.channels, spec.size, spec.size], device);
+    let runs: Vec<Box<dyn Fn() + '_>> = networks
+        .iter()
+        .map(|(built, spec)| {
+            let x = image(spec);
+            Box::new(move || drop(tch::no_grad(|| built.network.forward_t(&x, false)))) as Box<dyn Fn()>
+        })
+        .collect();
+    let runs: Vec<&dyn Fn()> = runs.iter().map(|run| run.as_ref()).collect();
+    // The first passes set up threads and workspaces; they also say how many rounds fill the time.
+    let warm: Duration = timing::interleaved(device, &runs, 2).iter().sum();
+    let each = warm.as_secs_f64().max(1e-6) / runs.len() as f64;
+    let rounds = (LEAST_TIME.as_secs_f64() / each).ceil() as usize;
+    timing::interleaved(device, &runs, rounds.clamp(LEAST_ROUNDS, 200))
+}
