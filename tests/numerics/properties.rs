@@ -118,7 +118,7 @@ fn check(name: &str, given: &Given, geometry: Geometry, size: [i64; 2], seed: u3
     let read = serde_yaml::from_str::<OperatorConfig>(&text);
     let written = read.map_err(|error| TestCaseError::fail(format!("{text}: {error}")))?;
     let config = Resolved::new(written).map_err(|refused| TestCaseError::reject(refused.0))?;
-    config.fits(&geometry).map_err(|refused| TestCaseError::reject(refused))?;
+    config.fits(&geometry).map_err(TestCaseError::reject)?;
     tch::manual_seed(seed.into());
     let expanded = Expanded::new(&config, geometry);
     let folded = match expanded.operator.fold() {
