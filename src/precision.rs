@@ -1,4 +1,5 @@
-//! The precision of the arithmetic in a training step. Parameters, statistics, the optimizer, evaluations and folds are float32 or better in all.
+//! Arithmetic precision of training steps. Parameters, statistics, the optimizer, evaluation and
+//! folds use float32 or better in every case.
 
 use crate::error::BadRequest;
 use crate::native;
@@ -6,24 +7,26 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-/// The key `train.precision`.
+/// Values of the key `train.precision`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {
     /// float32.
     #[default]
     Fp32,
-    /// The factors of convolutions and products are rounded to 10 bits on the way in; CUDA.
+    /// Convolutions and matrix products round their inputs to TF32, with 10 bits of mantissa; CUDA
+    /// only.
     Tf32,
-    /// Convolutions and products in bfloat16 with sums in float32, and maps in bfloat16. Branches only: moments are of float32.
+    /// Convolutions and matrix products in bfloat16 with sums in float32, and feature maps in
+    /// bfloat16. Only with branches (`train.exec`), because moments need float32.
     Bf16,
 }
 
 impl Precision {
-    /// Whether training on this device can have it.
+    /// Checks that this precision is available for training on a device.
     ///
     /// # Errors
-    /// A [`BadRequest`] with the key and what to do.
+    /// A [`BadRequest`] with the key and the remedy.
     pub fn check(self, device: Device) -> Result<(), BadRequest> {
         let refused = |reason: &str| Err(BadRequest(format!("train.precision: {reason}")));
         match self {
@@ -33,7 +36,8 @@ impl Precision {
         }
     }
 
-    /// The logits of the forward pass of a training step in this precision, in float32. The backward pass follows the forward one.
+    /// Runs the forward pass of a training step in this precision; returns the logits in float32.
+    /// The backward pass uses the precisions of the forward pass.
     pub fn forward(self, device: Device, pass: impl FnOnce() -> Tensor) -> Tensor {
         match self {
             Precision::Bf16 => native::in_bfloat16(device, pass).to_kind(Kind::Float),
@@ -41,7 +45,7 @@ impl Precision {
         }
     }
 
-    /// A whole training step in this precision. What is outside of steps is float32 to the last bit.
+    /// Runs a whole training step in this precision. Outside of steps, arithmetic is full float32.
     pub fn step<T>(self, step: impl FnOnce() -> T) -> T {
         struct Rounded;
         impl Drop for Rounded {

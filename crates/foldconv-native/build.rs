@@ -1,11 +1,12 @@
-//! Compiles the loops once for each generation of processors, and what is written against libtorch.
+//! Compiles the loops once for each generation of processors, and the sources that use libtorch
+//! once.
 
 use std::path::{Path, PathBuf};
 
-/// Built once for each generation of processors.
+/// Sources that are compiled once for each generation of processors.
 const LOOPS: [&str; 2] = ["cpp/passes.cpp", "cpp/products.cpp"];
 
-/// Written against libtorch.
+/// Sources that use libtorch.
 const SOURCES: [&str; 9] = [
     "cpp/maps.cpp",
     "cpp/norm_sum.cpp",
@@ -51,9 +52,9 @@ fn main() {
         .cpp(true)
         .std("c++17")
         .opt_level(2)
-        // As libtorch was built: some of its classes have members more without it.
+        // As libtorch was built: without NDEBUG some of its classes have additional members.
         .define("NDEBUG", None)
-        // at::parallel_for is a template over OpenMP; the runtime is the one that libtorch brings.
+        // at::parallel_for is a template over OpenMP; libtorch brings the runtime.
         .flag("-fopenmp")
         .flag("-isystem")
         .flag(&include)
@@ -66,7 +67,7 @@ fn main() {
     }
 }
 
-/// A library of its own, whose names are looked for when it is opened.
+/// Compiles a separate library, whose undefined symbols are resolved when it is opened.
 fn cuda_graph(include: &Path) {
     let source = "cpp/cuda_graph.cpp";
     println!("cargo:rerun-if-changed={source}");
@@ -87,7 +88,8 @@ fn cuda_graph(include: &Path) {
     assert!(status.is_ok_and(|status| status.success()), "{source} can't be compiled");
 }
 
-/// Where cuda_runtime.h lies with all that it includes: CUDA's own folder, or NVIDIA's packages beside torch's.
+/// Finds the folder that has cuda_runtime.h with all its includes: CUDA's own, or that of NVIDIA's
+/// packages beside torch.
 fn cuda_headers(include: &Path) -> Option<PathBuf> {
     let own = std::env::var_os("CUDA_HOME").map(|home| Path::new(&home).join("include"));
     let beside = include.canonicalize().ok()?.join("../../nvidia/cu13/include");

@@ -22,7 +22,7 @@ pub struct DataSpeed {
     pub seconds: f64,
     /// Images a batch.
     pub batch: usize,
-    /// Threads of the CPU.
+    /// Number of CPU threads.
     pub threads: usize,
 }
 

@@ -19,7 +19,7 @@ pub struct Shape {
     pub geometry: Geometry,
     /// Height and width of the input.
     pub size: i64,
-    /// Images a batch.
+    /// Number of images per batch.
     pub batch: i64,
     /// Rounds of which the median is taken.
     pub rounds: usize,

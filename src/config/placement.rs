@@ -1,23 +1,24 @@
-//! Where papers put their operators in a network, and which of an operator's forms they put there, when that is neither the
-//! network's usual choice nor the operator's usual form. What the file says goes before; the resolved file shows what was filled.
+//! The sites on which papers put their operators in a network, and the options that they use there,
+//! if these differ from the defaults of the network and of the operator. Keys in the config file
+//! take precedence; the resolved file shows the values that were filled in.
 
 use serde_yaml::{Mapping, Value};
 
-/// What a paper does with its operator in a network.
+/// Placement of an operator in a network according to its paper.
 struct Placement {
     operator: &'static str,
     networks: &'static [&'static str],
-    /// The words of `apply_to`; with none the network's choice holds.
+    /// The words of `apply_to`; if empty, the network's default sites hold.
     apply_to: &'static [&'static str],
-    /// An option of the operator and its value, as YAML.
+    /// An option of the operator, and its value as YAML.
     option: Option<(&'static str, &'static str)>,
-    /// An option of the operator and the value with which that option means nothing.
+    /// An option of the operator, and the value with which `option` has no meaning and is not set.
     unless: Option<(&'static str, &'static str)>,
 }
 
 const PLACEMENTS: [Placement; 3] = [
-    // Li et al. (ICLR 2021): their code leaves the projection of the first block, which has no expansion, and the last
-    // convolution as they are.
+    // Li et al. (ICLR 2021): in their code the projection of the first block, which has no
+    // expansion, and the last convolution stay plain.
     Placement {
         operator: "dcd",
         networks: &["mobilenet_v2"],
@@ -25,7 +26,8 @@ const PLACEMENTS: [Placement; 3] = [
         option: None,
         unless: None,
     },
-    // The same: every convolution of a bottleneck, in the layout that they wrote for bottlenecks.
+    // Li et al. (ICLR 2021): every convolution of a bottleneck, in the layout of their code for
+    // bottlenecks.
     Placement {
         operator: "dcd",
         networks: &["resnet50", "resnet101"],
@@ -33,7 +35,7 @@ const PLACEMENTS: [Placement; 3] = [
         option: Some(("layout", "resnet_bottleneck")),
         unless: Some(("style", "paper")),
     },
-    // Chen et al. (CVPR 2021): one map of regions for the 1x1 convolutions of a block.
+    // Chen et al. (CVPR 2021): the 1x1 convolutions of a block share one map of regions.
     Placement {
         operator: "drconv",
         networks: &["shufflenet_v2"],
@@ -43,14 +45,14 @@ const PLACEMENTS: [Placement; 3] = [
     },
 ];
 
-/// The keys of a trial with what the papers put where the file says nothing.
+/// Fills the keys of a trial that the file leaves open with the placement of the operator's paper.
 pub fn filled(mut keys: Mapping) -> Mapping {
     let name = |section: &str| keys.get(section)?.get("name")?.as_str();
     let (operator, network) = (name("operator"), name("net"));
     let found =
         |at: &&Placement| Some(at.operator) == operator && network.is_some_and(|net| at.networks.contains(&net));
     let Some(placement) = PLACEMENTS.iter().find(found) else { return keys };
-    // What is no list is left for the reader of the keys to refuse.
+    // A value that is not a list is left unchanged, so that reading the keys refuses it.
     let open = keys.get("apply_to").is_none_or(|words| words.as_sequence().is_some_and(Vec::is_empty));
     if open && !placement.apply_to.is_empty() {
         keys.insert("apply_to".into(), placement.apply_to.iter().map(|word| Value::from(*word)).collect());

@@ -97,10 +97,10 @@ impl Default for TrainConfig {
 }
 
 impl TrainConfig {
-    /// Refuses options out of their range.
+    /// Checks that the options are in range.
     ///
     /// # Errors
-    /// What is wrong, as `key: reason`.
+    /// The reason, as `key: reason`.
     pub(super) fn check(&self) -> Result<(), String> {
         let fraction = |key: &str, value: f64| {
             if (0. ..1.).contains(&value) {

@@ -12,10 +12,10 @@ use tch::{Device, Tensor};
 
 /// A way to get a data set: reads it or makes it.
 pub trait Source {
-    /// Refuses options out of their range.
+    /// Checks that the options are in range.
     ///
     /// # Errors
-    /// What is wrong, as `key: reason`.
+    /// The reason, as `key: reason`.
     fn check(&self) -> Result<(), String> {
         Ok(())
     }

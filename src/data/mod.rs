@@ -167,10 +167,10 @@ impl DataConfig {
         self.source.recipe().augment(&self.common.augment)
     }
 
-    /// Refuses options out of their range.
+    /// Checks that the options are in range.
     ///
     /// # Errors
-    /// What is wrong, as `key: reason`.
+    /// The reason, as `key: reason`.
     pub fn check(&self) -> Result<(), String> {
         let Common { limit, limit_test, validation, validation_seed, .. } = &self.common;
         self.source.recipe().check()?;

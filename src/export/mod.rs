@@ -1,4 +1,4 @@
-//! Models for other programs: state dicts for PyTorch, TorchScript, ONNX.
+//! Export of models to other programs: state dicts for PyTorch, TorchScript, ONNX.
 
 mod onnx;
 mod proto;
@@ -14,7 +14,7 @@ use clap::ValueEnum;
 pub use state_dict::Bn;
 use std::path::Path;
 
-/// What is written.
+/// Output format of an export.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Format {
     /// The state dict, for load_state_dict after safetensors.torch.load_file
@@ -27,13 +27,15 @@ pub enum Format {
     Onnx,
 }
 
-/// Writes a model. `bn` says how the state dict of a compact network gets its batch norms.
+/// Writes a model. `bn` says where the state dict of a compact network has its batch norms.
 ///
 /// # Errors
-/// A [`crate::error::BadRequest`] where the form of the model and `bn` don't go together, or the file can't be written.
+/// A [`crate::error::BadRequest`] if `bn` is not possible for the model or format; libtorch's error
+/// if it can't record the network; an error if ONNX has no translation of an operation; I/O errors
+/// from writing `out`.
 pub fn export(model: &Model, format: Format, bn: Bn, out: &Path) -> Result<()> {
     match format {
-        // The package `safetensors` of Python takes this pair as a sign of PyTorch's layout.
+        // The Python package `safetensors` takes this pair as the mark of PyTorch's layout.
         Format::Safetensors => tensors::write_with(out, ("format", "pt".into()), &state_dict::dict(model, bn)?),
         Format::Pytorch => files::write_atomic(out, &pytorch::save(&state_dict::dict(model, bn)?)?),
         _ if bn != Bn::Fused => bad_request!("--bn: is for state dicts; a recorded network has what it has"),

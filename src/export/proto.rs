@@ -1,4 +1,5 @@
-//! The messages of an ONNX file that are written, with the field numbers of onnx.proto3. Their names and meaning are ONNX's.
+//! The messages of an ONNX file that the export writes, with the names and field numbers of
+//! onnx.proto3.
 #![allow(missing_docs)]
 
 use prost::Message;

@@ -1,4 +1,5 @@
-//! A state dict as torch.save writes it: a zip archive with a pickle of an OrderedDict of tensors, and a file a storage.
+//! Writer of state dicts in the format of torch.save: a zip archive with a pickle of an OrderedDict
+//! of tensors, and one file per storage.
 
 use crate::weights::tensors::bytes;
 use anyhow::{Context, Result};
@@ -8,13 +9,13 @@ use tch::{Kind, Tensor};
 use zip::CompressionMethod;
 use zip::write::{SimpleFileOptions, ZipWriter};
 
-/// The folder in the archive; PyTorch takes the first that it finds.
+/// Name of the folder in the archive; PyTorch takes the first folder.
 const FOLDER: &str = "archive";
 
-/// The bytes of the file.
+/// Returns the bytes of the file.
 pub fn save(tensors: &BTreeMap<String, Tensor>) -> Result<Vec<u8>> {
     let mut archive = ZipWriter::new(Cursor::new(Vec::new()));
-    // Storages begin at multiples of 64 bytes, so that they can be mapped.
+    // Storages begin at multiples of 64 bytes, so that they can be memory-mapped.
     let stored = SimpleFileOptions::default().compression_method(CompressionMethod::Stored).with_alignment(64);
     let mut file = |name: &str, content: &[u8]| -> Result<()> {
         archive.start_file(format!("{FOLDER}/{name}"), stored.large_file(content.len() > u32::MAX as usize))?;
@@ -29,7 +30,7 @@ pub fn save(tensors: &BTreeMap<String, Tensor>) -> Result<Vec<u8>> {
     Ok(archive.finish()?.into_inner())
 }
 
-/// A pickle of protocol 2, as Python's pickle machine runs it.
+/// A pickle of protocol 2: the program of Python's pickle machine.
 #[derive(Default)]
 struct Pickle(Vec<u8>);
 
@@ -38,7 +39,7 @@ impl Pickle {
         self.0.push(code);
     }
 
-    /// A class or function.
+    /// Pushes a class or function.
     fn global(&mut self, module: &str, name: &str) {
         self.0.extend(format!("c{module}\n{name}\n").bytes());
     }
@@ -70,13 +71,13 @@ impl Pickle {
         self.code(b't');
     }
 
-    /// OrderedDict().
+    /// Calls `OrderedDict()`.
     fn ordered_dict(&mut self) {
         self.global("collections", "OrderedDict");
         self.0.extend(b")R");
     }
 
-    /// `_rebuild_tensor_v2(storage, 0, size, stride, False, OrderedDict())`.
+    /// Calls `_rebuild_tensor_v2(storage, 0, size, stride, False, OrderedDict())`.
     fn tensor(&mut self, at: usize, tensor: &Tensor) -> Result<()> {
         let size = tensor.size();
         self.global("torch._utils", "_rebuild_tensor_v2");
@@ -109,7 +110,7 @@ fn pickle(tensors: &BTreeMap<String, Tensor>) -> Result<Vec<u8>> {
     Ok(pickle.0)
 }
 
-/// Of plain order.
+/// Returns the strides of contiguous order.
 fn strides(size: &[i64]) -> Vec<i64> {
     (0..size.len()).map(|at| size[at + 1..].iter().product()).collect()
 }

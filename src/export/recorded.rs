@@ -1,4 +1,4 @@
-//! What a network computes, recorded by libtorch for any number of images.
+//! Recordings of a network's forward pass by libtorch, valid for any batch size.
 
 use super::state_dict;
 use crate::model::Model;
@@ -17,7 +17,8 @@ pub fn torchscript(model: &Model, out: &Path) -> Result<()> {
     files::write_atomic(out, &files::read(&file)?)
 }
 
-/// Records a pass, and checks that the record gives the same for another batch.
+/// Records a forward pass with a batch of 2, and checks that the recording gives the network's
+/// output for a batch of 3.
 fn record(model: &Model, file: &Path) -> Result<()> {
     let built = model.build(Device::Cpu)?;
     let forward = |x: &Tensor| tch::no_grad(|| built.network.forward_t(x, false));
@@ -26,7 +27,8 @@ fn record(model: &Model, file: &Path) -> Result<()> {
     let x = images(model, 3);
     let (expected, found) = (forward(&x), CModule::load(file)?.forward_ts(&[&x])?);
     let error = (&found - &expected).abs().max().double_value(&[]) / expected.abs().max().double_value(&[]).max(1e-30);
-    // float32 in another order; a record that holds for one batch alone is off by 1 or has the wrong shape.
+    // float32 sums in another order stay below this; a recording that is valid for one batch size
+    // only is off by 1 or has the wrong shape.
     ensure!(error < 1e-3, "the recorded network differs by {error:.1e} of the largest logit; nothing was written");
     Ok(())
 }
@@ -36,7 +38,7 @@ fn images(model: &Model, batch: i64) -> Tensor {
     Tensor::randn([batch, spec.channels, spec.size, spec.size], (Kind::Float, Device::Cpu))
 }
 
-/// The operations of a pass in the order in which they run. Values have numbers.
+/// The operations of a forward pass in the order in which they run. Values are numbered.
 #[derive(Debug, Deserialize)]
 pub struct Graph {
     /// The module itself, and the images.
@@ -53,22 +55,23 @@ pub struct Graph {
 /// An operation of libtorch.
 #[derive(Debug, Deserialize)]
 pub struct Node {
-    /// Its name, such as `aten::relu`.
+    /// Name of the operation, such as `aten::relu`.
     pub op: String,
-    /// The values that it takes.
+    /// Input values.
     pub inputs: Vec<usize>,
-    /// The values that it makes.
+    /// Output values.
     pub outputs: Vec<usize>,
-    /// Shapes of the values that it makes, for a batch of 2; none of what is no tensor.
+    /// Shapes of the output values for a batch of 2; none for values that are not tensors.
     pub sizes: Vec<Option<Vec<i64>>>,
-    /// Of a constant and of an attribute: its value as JSON, a tensor as {"tensor": its place in `tensors`}.
+    /// Value of a constant or an attribute, as JSON; a tensor is {"tensor": its index in
+    /// `tensors`}.
     #[serde(default)]
     pub value: serde_json::Value,
-    /// Of an attribute: its name in the state dict.
+    /// Name of an attribute in the state dict.
     pub name: Option<String>,
 }
 
-/// The operations of the network.
+/// Records the network and returns its operations.
 pub fn graph(model: &Model) -> Result<Graph> {
     let folder = tempfile::tempdir().context("no folder for temporary files")?;
     let file = folder.path().join("model.pt");

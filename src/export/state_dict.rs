@@ -1,4 +1,4 @@
-//! The state dict of a model, under PyTorch's names.
+//! State dicts of models, under PyTorch's names.
 
 use crate::bad_request;
 use crate::model::Model;
@@ -9,19 +9,20 @@ use clap::ValueEnum;
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 
-/// Where the batch norms of a compact network are, whose kernels hold them.
+/// Place of the batch norms of a compact network, which are folded into its kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Bn {
     /// Convolutions with biases, no batch norms
     Fused,
-    /// Batch norms that do nothing but add the biases: the unmodified PyTorch model loads it
+    /// Batch norms that only add the biases, so that the unmodified PyTorch model loads the file
     Identity,
 }
 
-/// The tensors by name, as `state_dict()` of the PyTorch model lists them.
+/// Returns the tensors by name, as `state_dict()` of the PyTorch model lists them.
 ///
 /// # Errors
-/// A [`crate::error::BadRequest`] where `identity` is asked for and some site is more than one kernel.
+/// A [`crate::error::BadRequest`] if `bn` is `identity` and the model is in expanded form or has a
+/// site that is not folded to one static kernel.
 pub fn dict(model: &Model, bn: Bn) -> Result<BTreeMap<String, Tensor>> {
     let built = model.build(Device::Cpu)?;
     let mut all: BTreeMap<String, Tensor> =
@@ -38,14 +39,14 @@ pub fn dict(model: &Model, bn: Bn) -> Result<BTreeMap<String, Tensor>> {
     Ok(all)
 }
 
-/// The network's own tensors, by the same names.
+/// Returns the network's own variables, by the same names, for recording.
 pub fn tensors(built: &Built) -> BTreeMap<String, Tensor> {
     let mut all: BTreeMap<String, Tensor> = built.store.variables().into_iter().collect();
     count(&mut all);
     all
 }
 
-/// Adds the counters of batches that PyTorch's batch norms have.
+/// Adds the counters `num_batches_tracked` that PyTorch's batch norms have.
 fn count(all: &mut BTreeMap<String, Tensor>) {
     let counters: Vec<String> = all
         .keys()
@@ -55,7 +56,7 @@ fn count(all: &mut BTreeMap<String, Tensor>) {
     all.extend(counters.into_iter().map(|name| (name, Tensor::zeros([] as [i64; 0], (Kind::Int64, Device::Cpu)))));
 }
 
-/// Moves the bias of each site into a batch norm that does nothing else.
+/// Moves the bias of each site into a batch norm that is otherwise the identity.
 fn identities(built: &Built, eps: f64, all: &mut BTreeMap<String, Tensor>) -> Result<()> {
     for site in built.network.sites() {
         let Site { name, bn, operator, .. } = site;
@@ -67,7 +68,7 @@ fn identities(built: &Built, eps: f64, all: &mut BTreeMap<String, Tensor>) -> Re
         }
         let Some(bias) = all.remove(&format!("{name}.bias")) else { continue };
         let ones = bias.ones_like();
-        // (x - 0) / sqrt(var + eps) = x.
+        // The variance is 1 - eps, so that (x - 0) / sqrt(var + eps) = x.
         let variance = &ones - eps;
         let parts = [("weight", ones), ("running_mean", bias.zeros_like()), ("running_var", variance), ("bias", bias)];
         all.extend(parts.map(|(part, tensor)| (format!("{bn}.{part}"), tensor)));

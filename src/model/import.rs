@@ -1,4 +1,4 @@
-//! PyTorch's weights in: the tensors of a state dict become the variables of a network.
+//! Import of PyTorch weights: the tensors of a state dict become the variables of a network.
 
 use crate::config::{self, Config};
 use crate::error::printable;
@@ -14,36 +14,39 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
-/// What the variables that the file lacks begin with.
+/// Seed of the initial values, which variables that the file lacks keep.
 const SEED: i64 = 0;
 
-/// A network whose variables have been found in a file.
+/// A network whose variables have been matched to the tensors of a file.
 #[derive(Debug)]
 pub struct Plan {
-    /// Which form it is.
+    /// Form of the network.
     pub form: Form,
-    /// Which variable gets which tensor, and what is wrong.
+    /// Match of variables to tensors, and the problems found.
     pub pairing: Pairing,
-    /// The running means of which the bias of the convolution in front is taken away, and the positions of those biases: a convolution
-    /// whose network has none there computes the same so, in training too, where the statistics of the batch hold the bias.
+    /// Running means from which the bias of the preceding convolution is subtracted, with the
+    /// indices of these biases in the state dict. The network's convolutions have no bias, and
+    /// compute the same without it; in training too, where the statistics of the batch contain the
+    /// bias.
     pub biases: Vec<(String, usize)>,
-    /// The network, with initial values until it is read.
+    /// The network; its variables have their initial values until [`Plan::read`] is called.
     pub built: Built,
 }
 
 impl Plan {
-    /// In that form; or else in the expanded one, unless the compact one finds more of its variables in the file, as where that
-    /// holds deployed operators.
+    /// Matches a network in the given form. Without a form it is the expanded one, unless that
+    /// leaves unmatched names and the compact form finds more of its variables in the file, as in
+    /// files that hold deployed operators.
     ///
     /// # Errors
-    /// A [`crate::error::BadRequest`] where the network can't be built.
+    /// A [`crate::error::BadRequest`] if the network can't be built.
     pub fn new(config: &Config, state: &StateDict, form: Option<Form>) -> Result<Plan> {
         let plan = Plan::in_form(config, state, form.unwrap_or(Form::Expanded))?;
         let found = plan.pairing.pairs.len();
         if form.is_some() || plan.pairing.problems.is_empty() {
             return Ok(plan);
         }
-        // One network at a time: each is as large as the file.
+        // One network at a time is kept, because each is as large as the file.
         drop(plan);
         let compact = Plan::in_form(config, state, Form::Compact)?;
         if compact.pairing.pairs.len() > found {
@@ -56,12 +59,12 @@ impl Plan {
     fn in_form(config: &Config, state: &StateDict, form: Form) -> Result<Plan> {
         tch::manual_seed(SEED);
         let built = config.build(form, Device::Cpu)?;
-        // A trained model is at the end of its schedules.
+        // A trained model is at the end of its annealing schedules.
         built.network.anneal(f64::MAX);
         Ok(Plan::of(built, form, config, state))
     }
 
-    /// For a network that is there.
+    /// Matches a network that is already built.
     pub fn of(built: Built, form: Form, config: &Config, state: &StateDict) -> Plan {
         let ours: BTreeMap<String, Vec<i64>> =
             built.store.variables().into_iter().map(|(name, variable)| (name, variable.size())).collect();
@@ -71,15 +74,17 @@ impl Plan {
         Plan { form, pairing, biases, built }
     }
 
-    /// Reads the file's numbers into the network, cast to its precision; how many tensors came in which precision.
+    /// Reads the numbers of the file into the network, cast to its precision. Returns the number of
+    /// tensors by their precision in the file.
     ///
     /// # Errors
-    /// A [`crate::error::BadRequest`] where the numbers are damaged or not finite.
+    /// A [`crate::error::BadRequest`] if the numbers are damaged or not finite.
     pub fn read(&self, checkpoint: &Checkpoint, state: &StateDict) -> Result<BTreeMap<&'static str, usize>> {
         let (mut buffer, mut kinds) = (Buffer::default(), BTreeMap::new());
         let mut variables = self.built.store.variables();
         let stored = |at: usize| state.tensors[at].1.as_ref().ok();
-        // By our name, which says whether it is a variance; the file may give it another.
+        // The check goes by the network's name, which shows whether the variable is a variance; the
+        // name in the file may differ.
         let expect_finite = |name: &str, variable: &Tensor, at: usize| -> Result<()> {
             let Some(fault) = finite::fault(name, variable) else { return Ok(()) };
             let theirs = &state.tensors[at].0;
@@ -125,7 +130,8 @@ pub fn table(pairing: &Pairing) -> String {
     text::render(&table)
 }
 
-/// Finds, among the tensors that mean nothing to the network, the biases of convolutions in front of a batch norm.
+/// Finds the biases of convolutions before a batch norm among the tensors that the network does not
+/// use.
 fn take_biases(pairing: &mut Pairing, theirs: &[Theirs], network: &dyn Network) -> Vec<(String, usize)> {
     let mut biases = Vec::new();
     for site in network.sites() {
@@ -143,7 +149,8 @@ fn take_biases(pairing: &mut Pairing, theirs: &[Theirs], network: &dyn Network) 
     biases
 }
 
-/// What the implementations of the operators on a network's sites, and of its attention, call our variables.
+/// Returns the names that public implementations give to the variables of a network's operators and
+/// attention.
 fn aliases(config: &Config, network: &dyn Network) -> Aliases {
     let sites = network.sites();
     let aliases = Aliases::of_sites(sites.iter().map(|site| (site.name.as_str(), site.operator.namings())));
@@ -161,7 +168,7 @@ fn theirs(name: &str, tensor: &Result<Stored, String>) -> Theirs {
     Theirs { name: name.to_string(), size, unfit }
 }
 
-/// The precision as PyTorch calls it.
+/// Returns PyTorch's name of a precision.
 fn kind_name(kind: Kind) -> &'static str {
     match kind {
         Kind::Float => "float32",

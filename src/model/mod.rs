@@ -1,4 +1,5 @@
-//! The model file: the variables of a network in one of its two forms, and all that is needed to build and feed it.
+//! The model file: the variables of a network in expanded or compact form, with everything that is
+//! needed to build the network and to feed it.
 
 pub mod import;
 pub mod readings;
@@ -20,61 +21,65 @@ use std::io::Read;
 use std::path::Path;
 use tch::{Device, Tensor};
 
-/// A network in a file.
+/// A network as stored in a model file.
 #[derive(Debug)]
 pub struct Model {
-    /// What the file says beside the numbers.
+    /// Description of the network.
     pub about: About,
-    /// The variables by name.
+    /// The variables, by name.
     pub tensors: HashMap<String, Tensor>,
 }
 
-/// What a model file says beside the numbers.
+/// Description of a network in a model file.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-// A damaged seal is a key that is not known.
+// If the seal of a file is damaged, its text remains in the document as an unknown key, which must
+// be refused.
 #[serde(deny_unknown_fields)]
 pub struct About {
-    /// The version of foldconv that wrote it.
+    /// Version of foldconv that wrote the file.
     pub version: String,
-    /// Which form of the network it is.
+    /// Form of the network.
     pub form: Form,
-    /// The resolved config that it was trained with.
+    /// Resolved config of the training.
     pub config: Config,
-    /// How its images are normalised.
+    /// Normalisation of the images.
     pub normalisation: Normalisation,
     /// Name of each class.
     pub classes: Vec<String>,
-    /// How its compact operators are computed, if that was measured. Default: by making their kernels.
+    /// Execution of the compact operators, if it was measured. Default: each makes its kernels per
+    /// sample.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tuned: Option<Tuned>,
 }
 
 impl Model {
-    /// Writes the file.
+    /// Writes the model to a file.
     pub fn save(&self, path: &Path) -> Result<()> {
         tensors::write(path, &self.about, &self.tensors)
     }
 
-    /// Whether a file is one of tensors, by its first bytes, whatever its name.
+    /// Returns whether a file is a safetensors file, by its first bytes and not by its name.
     pub fn is_in(path: &Path) -> bool {
         let mut head = [0; 9];
-        // Text has no zeros.
+        // Byte 7, the highest of the header's length, is 0, which no text file contains.
         File::open(path).and_then(|mut file| file.read_exact(&mut head)).is_ok() && head[7..] == [0, b'{']
     }
 
-    /// Reads a file.
+    /// Reads a model file.
     ///
     /// # Errors
-    /// A [`crate::error::BadRequest`] where it is no model, is damaged, or holds numbers that are not finite.
+    /// A [`crate::error::BadRequest`] if the file is no model, is damaged, or holds numbers that
+    /// are not finite.
     pub fn load(path: &Path) -> Result<Model> {
         let (about, tensors): (About, HashMap<String, Tensor>) = tensors::read(path)?;
         Model { about, tensors }.expect_finite(path)
     }
 
-    /// Refuses numbers that are not finite; `path` is the file that they are from.
+    /// Checks that all numbers are finite; `path` is the file that they come from.
     ///
     /// # Errors
-    /// A [`crate::error::BadRequest`] that names one.
+    /// A [`crate::error::BadRequest`] that names a variable with NaN or infinite numbers or a
+    /// negative variance.
     pub fn expect_finite(self, path: &Path) -> Result<Model> {
         if let Some(fault) = self.tensors.iter().filter_map(|(name, tensor)| finite::fault(name, tensor)).min() {
             bad_request!("{}: {fault}; no result of such a network means anything", path.display());
@@ -82,12 +87,12 @@ impl Model {
         Ok(self)
     }
 
-    /// The network with its numbers, on a device.
+    /// Builds the network with the model's variables on a device.
     pub fn build(&self, device: Device) -> Result<Built> {
         self.build_as(&self.about, device)
     }
 
-    /// The network that `about` describes, with this model's numbers.
+    /// Builds the network that `about` describes, with the variables of this model.
     fn build_as(&self, about: &About, device: Device) -> Result<Built> {
         let About { form, config, tuned, .. } = about;
         let none = Plan::new();
@@ -97,10 +102,10 @@ impl Model {
         Ok(built)
     }
 
-    /// The compact form of an expanded model.
+    /// Folds an expanded model into its compact form.
     ///
     /// # Errors
-    /// [`fold::Refused`] where the fold would not be exact.
+    /// [`fold::Refused`] if an operator has no exact fold.
     pub fn fold(&self) -> Result<Model> {
         let expanded = self.build(Device::Cpu)?;
         let folded = fold::fold(&*expanded.network, &expanded.store)?;

@@ -1,4 +1,5 @@
-//! The other networks that a model's weights fit: facts that neither names nor shapes tell, read otherwise.
+//! Alternative readings of a model's weights: networks and normalisations that the same tensors
+//! fit, because names and shapes don't determine every option.
 
 use super::{About, Model};
 use crate::config::{self, Config, yaml};
@@ -16,25 +17,27 @@ use tch::Device;
 pub struct Reading {
     /// The key whose value differs, or `normalisation`.
     pub key: String,
-    /// The fact: `net.shortcut: a_end`.
+    /// The fact, such as `net.shortcut: a_end`.
     pub fact: String,
-    /// All that is said of the weights then.
+    /// Description of the network under this reading.
     pub about: About,
 }
 
 impl Reading {
-    /// The network; none where its variables have other names or shapes than the weights.
+    /// Builds the network; None if its variables have other names or shapes than the weights.
     pub fn build(&self, model: &Model, device: Device) -> Option<Built> {
         let built = model.build_as(&self.about, device).ok()?;
-        // Each variable has its tensor; none may be left over.
+        // Each variable has a tensor; no tensor may be left over.
         (built.store.variables().len() == model.tensors.len()).then_some(built)
     }
 }
 
-/// The values of eps that are in use: PyTorch's, and those of TensorFlow, EfficientNet and Caffe's successors.
+/// Values of a batch norm's eps that are in use: PyTorch's, TensorFlow's, EfficientNet's, and that
+/// of models converted from Caffe.
 const BN_EPS: [f64; 4] = [1e-5, 1e-3, 1e-4, 1e-6];
 
-/// Means and standard deviations of pixels in [0, 1] that are in use: none, halves, ImageNet's, and of pixels up to 255 none.
+/// Means and standard deviations, for pixels in [0, 1], that are in use: none, 0.5, ImageNet's, and
+/// none for pixels from 0 to 255.
 const NORMALISATIONS: [([f64; 3], [f64; 3]); 4] = [
     ([0.; 3], [1.; 3]),
     ([0.5; 3], [0.5; 3]),
@@ -42,7 +45,8 @@ const NORMALISATIONS: [([f64; 3], [f64; 3]); 4] = [
     ([0.; 3], [1. / 255.; 3]),
 ];
 
-/// Every reading that differs from `about` in one fact. Not all of them fit the weights: [`Reading::build`] tells.
+/// Returns all readings that differ from `about` in one fact. Some may not fit the weights;
+/// [`Reading::build`] checks this.
 pub fn others(about: &About) -> Vec<Reading> {
     let About { config, normalisation, .. } = about;
     let mut all = Vec::new();
@@ -64,12 +68,12 @@ pub fn others(about: &About) -> Vec<Reading> {
     all
 }
 
-/// Numbers as `--mean` takes them.
+/// Formats numbers for the flags `--mean` and `--std`.
 fn rounded(numbers: &[f64]) -> String {
     numbers.iter().map(|x| ((x * 1e6).round() / 1e6).to_string()).collect::<Vec<_>>().join(",")
 }
 
-/// The flags of `import` that say what one reading says and the other does not.
+/// Returns the flags of `import` that turn one reading into the other.
 pub fn flags(from: &About, to: &About) -> Vec<String> {
     let mut flags = Vec::new();
     if from.config.net != to.config.net {
@@ -91,14 +95,15 @@ pub fn flags(from: &About, to: &About) -> Vec<String> {
     flags
 }
 
-/// YAML on one line.
+/// Formats options as YAML on one line.
 fn flow(options: &impl Serialize) -> String {
     let Ok(Value::Mapping(options)) = serde_yaml::to_value(options) else { return String::new() };
     let pair = |(key, value): (&Value, &Value)| format!("{}: {}", yaml(key).trim(), yaml(value).trim());
     format!("{{{}}}", options.iter().map(pair).collect::<Vec<_>>().join(", "))
 }
 
-/// The keys that have a few words as values, each with each of its words, and what else is known.
+/// Returns candidate facts as keys and values: each word of the options whose values are words, and
+/// other values that are in use.
 fn facts(config: &Config) -> Vec<(String, Value)> {
     let mut facts: Vec<(String, Value)> = BN_EPS.map(|eps| ("bn_eps".into(), eps.into())).into();
     let keys = keys_of(config);
@@ -113,7 +118,7 @@ fn facts(config: &Config) -> Vec<(String, Value)> {
         for option in &entry.options {
             let key = format!("{section}.{}", option.key);
             facts.extend(option.words.iter().map(|word| (key.clone(), word.clone().into())));
-            // The temperature at which public code ends.
+            // Temperature at the end of the schedule in public code.
             facts.extend((option.key == "temperature").then(|| (key, 1.0.into())));
         }
     }
@@ -127,7 +132,7 @@ fn keys_of(config: &Config) -> Mapping {
     }
 }
 
-/// The config with another value at a key; none where that is no config.
+/// Returns the config with another value at a key; None if the result is not a valid config.
 fn with(config: &Config, key: &str, value: Value) -> Option<Config> {
     let mut keys = keys_of(config);
     config::set(&mut keys, key, value).ok()?;

@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 pub struct Latency {
     /// Device that ran, as `cpu` or `cuda:0`.
     pub device: String,
-    /// Threads of the CPU.
+    /// Number of CPU threads.
     pub threads: usize,
     /// Milliseconds of a forward pass, medians: by the trial whose compact form ran, then by images a batch.
     pub milliseconds: BTreeMap<String, BTreeMap<i64, f64>>,

@@ -17,7 +17,8 @@ use tch::Tensor;
 
 /// Where training stands.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-// A damaged seal is a key that is not known.
+// If the seal of a file is damaged, its text remains in the document as an unknown key, which must
+// be refused.
 #[serde(deny_unknown_fields)]
 pub struct Progress {
     /// The trial's hash: a checkpoint of another config is refused.

@@ -290,7 +290,7 @@ impl Trial {
         checkpoint::save(&self.folder, &progress, &self.trainer.network, &self.trainer.sgd, &self.losses)
     }
 
-    /// What a model file says beside the numbers.
+    /// Description of a network in a model file.
     fn about(&self) -> About {
         About {
             tuned: None,

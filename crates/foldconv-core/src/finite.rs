@@ -1,26 +1,27 @@
-//! Numbers that are not finite. `f64::max` and `f64::min` leave a NaN out, so that a comparison of nothing but NaN would pass; here a
-//! NaN is the result of every comparison that meets one.
+//! Handling of numbers that are not finite. `f64::max` and `f64::min` ignore a NaN, so that a
+//! comparison of nothing but NaN would pass; these functions return NaN if either number is NaN.
 
 use tch::Tensor;
 
-/// The larger of two numbers; NaN where one of them is.
+/// Returns the larger of two numbers, or NaN if either is NaN.
 pub fn larger(a: f64, b: f64) -> f64 {
     if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) }
 }
 
-/// The smaller of two numbers; NaN where one of them is.
+/// Returns the smaller of two numbers, or NaN if either is NaN.
 pub fn smaller(a: f64, b: f64) -> f64 {
     -larger(-a, -b)
 }
 
-/// Why a network can't compute with the numbers of a variable of that name, if so: one is NaN or infinite, or a running variance is
-/// negative.
+/// Returns the reason why a network can't compute with a variable, if there is one: a number is NaN
+/// or infinite, or a running variance is negative.
 pub fn fault(name: &str, variable: &Tensor) -> Option<String> {
     let number = |tensor: Tensor| tensor.double_value(&[]);
     if !variable.is_floating_point() || variable.numel() == 0 {
         return None;
     }
-    // One NaN or infinite term leaves no finite sum, which is faster to compute than to look at each.
+    // Any NaN or infinite term makes the sum not finite. The sum is faster to compute than a check
+    // of each number, and only if it is not finite are the numbers checked.
     if !number(variable.sum(variable.kind())).is_finite() {
         let count = variable.isfinite().logical_not().sum(tch::Kind::Int64).int64_value(&[]);
         if count > 0 {
@@ -52,7 +53,7 @@ mod tests {
     fn each_number_that_is_not_finite_is_found_and_no_other() {
         let numbers = |values: &[f32]| Tensor::from_slice(values);
         assert_eq!(fault("w", &numbers(&[1., f32::NAN, 2.])).unwrap(), "w: 1 of its 3 numbers are NaN or infinite");
-        // Their sum is not finite either way, but they are.
+        // The numbers are finite, although their sum overflows.
         assert_eq!(fault("w", &numbers(&[f32::MAX, f32::MAX])), None);
         assert!(fault("w", &numbers(&[f32::INFINITY, f32::NEG_INFINITY])).is_some());
         assert!(fault("w", &numbers(&[65504., 1e6]).to_kind(tch::Kind::Half)).is_some(), "beyond half precision");

@@ -1,4 +1,4 @@
-//! The pass that folds a network: the same network in compact form, in a new VarStore, and the proof that both agree.
+//! Folding of a network: the variables of its compact form, and the comparison of both forms.
 
 use crate::algebra::FoldError;
 use crate::finite;
@@ -7,22 +7,23 @@ use anyhow::{Context, Result, ensure};
 use std::collections::HashMap;
 use tch::{Kind, Tensor, nn};
 
-/// A fold that was refused, and where.
+/// A refused fold and its site.
 #[derive(Debug, thiserror::Error)]
 #[error("{site} ({operator}) can't be folded: {reason}")]
 pub struct Refused {
-    /// The site's name.
+    /// Name of the site.
     pub site: String,
-    /// The operator on it.
+    /// Name of the operator on the site.
     pub operator: &'static str,
-    /// Why.
+    /// Reason of the refusal.
     pub reason: FoldError,
 }
 
-/// The variables of the compact form: the folded sites, and everything else as it is. Pure; computed in float64.
+/// Returns the variables of the compact form: those of the folded sites, and all others unchanged.
+/// Computed in float64; the network stays as it is.
 ///
 /// # Errors
-/// [`Refused`] by the first site that has no exact fold.
+/// [`Refused`] for the first site that has no exact fold.
 pub fn fold(network: &dyn Network, store: &nn::VarStore) -> Result<HashMap<String, Tensor>, Refused> {
     let mut variables = store.variables();
     tch::no_grad(|| {
@@ -40,8 +41,8 @@ pub fn fold(network: &dyn Network, store: &nn::VarStore) -> Result<HashMap<Strin
     })
 }
 
-/// Sets every variable of a store from tensors of the same names and shapes, cast to the store's precision. Tensors that the
-/// store has no variable for are left over (the batch norms of folded sites).
+/// Sets every variable of a store from a tensor of the same name and shape, cast to the store's
+/// precision. Tensors without a variable (such as the batch norms of folded sites) are ignored.
 pub fn assign(store: &nn::VarStore, tensors: &HashMap<String, Tensor>) -> Result<()> {
     tch::no_grad(|| {
         for (name, mut variable) in store.variables() {
@@ -58,21 +59,21 @@ pub fn assign(store: &nn::VarStore, tensors: &HashMap<String, Tensor>) -> Result
     })
 }
 
-/// How far two networks' logits (N, classes) for the same images are apart.
+/// Comparison of the logits (N, classes) of two networks for the same images.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Agreement {
-    /// Images compared.
+    /// Number of images compared.
     pub images: i64,
-    /// Images for which both predict the same class, by logits that are finite.
+    /// Number of images for which both networks predict the same class from finite logits.
     pub same: i64,
-    /// Largest absolute difference of a logit; NaN where one is not a number.
+    /// Largest absolute difference of a logit; NaN if a logit is NaN.
     pub largest_difference: f64,
-    /// Largest absolute logit.
+    /// Largest absolute logit of the expanded network.
     pub largest_logit: f64,
 }
 
 impl Agreement {
-    /// Takes another batch into account.
+    /// Adds a batch to the comparison.
     pub fn add(&mut self, expanded: &Tensor, compact: &Tensor) -> Result<()> {
         let (a, b) = (expanded.to_kind(Kind::Double), compact.to_kind(Kind::Double));
         self.images += a.size()[0];
@@ -84,13 +85,13 @@ impl Agreement {
         Ok(())
     }
 
-    /// The largest difference over the largest logit.
+    /// Returns the largest difference divided by the largest logit.
     pub fn relative_difference(&self) -> f64 {
         self.largest_difference / finite::larger(self.largest_logit, f64::MIN_POSITIVE)
     }
 
-    /// Whether every prediction agrees and no logit differs by more than float32 rounding explains
-    /// (1e-4 of the largest; an inexact fold is off by 1e-1).
+    /// Returns whether every prediction agrees and no logit differs by more than float32 rounding
+    /// explains: 1e-4 of the largest logit (an inexact fold is off by 1e-1).
     pub fn holds(&self) -> bool {
         self.same == self.images && self.relative_difference() < 1e-4
     }

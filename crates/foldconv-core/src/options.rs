@@ -1,42 +1,43 @@
-//! What a user can write: the options of a config struct, read off its JSON schema, so that the documentation is the code's.
+//! Documentation of the options in config files, read from the JSON schemas of the config structs,
+//! so that it is the same as the code's.
 
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde::Serialize;
 use serde_json::Value;
 
-/// A name of a [`registry`](crate::registry!), with what stands behind it.
+/// A name of a [`registry`](crate::registry!) with its options.
 #[derive(Debug, Serialize)]
 pub struct Entry {
-    /// As a config file gives it.
+    /// Name as in a config file.
     pub name: String,
-    /// What it is, and whose.
+    /// Summary, with the source.
     pub summary: String,
-    /// Its options.
+    /// Options of the name.
     pub options: Vec<Choice>,
 }
 
-/// One option.
+/// Description of an option.
 #[derive(Debug, PartialEq, Serialize)]
 pub struct Choice {
-    /// Its key.
+    /// Key of the option.
     pub key: String,
-    /// What can be given: `integer`, `true | false`, names.
+    /// Accepted values: `integer`, `true | false`, names.
     pub values: String,
-    /// What holds where it is left out; none where it must be given.
+    /// Default value; none if the option must be given.
     pub default: Option<String>,
-    /// What it means, its default, and what each name means.
+    /// Meaning of the option, its default, and the meaning of each name.
     pub meaning: String,
-    /// The values, where they are a few words.
+    /// Accepted values if they are a fixed set of names, else empty.
     #[serde(skip)]
     pub words: Vec<String>,
-    /// The version that first has it.
+    /// First version that has the option.
     pub since: String,
-    /// The options of a section.
+    /// Options of a section.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub options: Vec<Choice>,
 }
 
-/// The version of options that say nothing else with `#[schemars(extend("since" = "…"))]`.
+/// Version of options without `#[schemars(extend("since" = "…"))]`.
 const FIRST: &str = "0.1.0";
 
 /// The schema of a struct, as it is read.
@@ -44,13 +45,14 @@ pub fn schema<T: JsonSchema>() -> Value {
     SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<T>().to_value()
 }
 
-/// The options of a struct.
+/// Returns the options of a struct.
 pub fn section<T: JsonSchema>() -> Vec<Choice> {
     let root = schema::<T>();
     choices(&root, &root)
 }
 
-/// The alternatives of an enum that a key of them tells apart, as `name` does those of a [`registry`](crate::registry!).
+/// Returns the alternatives of an enum that a constant key distinguishes, as `name` does in a
+/// [`registry`](crate::registry!).
 pub fn variants<T: JsonSchema>() -> Vec<Entry> {
     let root = schema::<T>();
     let (parts, _) = alternatives(&root, &root);
@@ -62,7 +64,7 @@ pub fn variants<T: JsonSchema>() -> Vec<Entry> {
     parts.iter().filter_map(variant).collect()
 }
 
-/// Options with their dotted keys, those of a section behind it.
+/// Lists options with their dotted keys; those of a section follow it.
 pub fn dotted(options: &[Choice]) -> Vec<(String, &Choice)> {
     let mut all = Vec::new();
     for choice in options {
@@ -73,7 +75,8 @@ pub fn dotted(options: &[Choice]) -> Vec<(String, &Choice)> {
     all
 }
 
-/// The options that a part of a schema has, but for the one that tells it from others.
+/// Returns the options in a part of a schema, without the key that distinguishes it from other
+/// parts.
 fn choices(root: &Value, part: &Value) -> Vec<Choice> {
     let part = resolve(root, part);
     let options = part["properties"].as_object().into_iter().flatten();
@@ -83,7 +86,7 @@ fn choices(root: &Value, part: &Value) -> Vec<Choice> {
         .collect()
 }
 
-/// An option of a struct.
+/// Describes an option of a struct.
 fn choice(root: &Value, part: &Value, key: &str, option: &Value) -> Choice {
     let (mut meaning, mut words) = (text(option), Vec::new());
     for (name, what) in names(root, option) {
@@ -105,17 +108,18 @@ fn choice(root: &Value, part: &Value, key: &str, option: &Value) -> Choice {
     Choice { words, key: key.into(), values: values(root, option), default, meaning, since, options }
 }
 
-/// The default that the code has.
+/// Returns the default value in the schema, which is that of the code.
 fn coded_default(option: &Value) -> Option<String> {
     match &option["default"] {
-        // That of a section is its keys'.
+        // The default of a section is that of its keys.
         Value::Null | Value::Object(_) => None,
         Value::String(name) => Some(name.clone()),
         other => Some(other.to_string()),
     }
 }
 
-/// What the sentence `Default …` of a description says, and the description without it.
+/// Splits a description into the text of its sentence `Default …`, and the description without this
+/// sentence.
 pub fn told_default(meaning: &str) -> Option<(String, String)> {
     let start = meaning.find("Default: ").or(meaning.find("Default "))?;
     let end = meaning[start..].find(". ").map_or(meaning.len(), |length| start + length + 1);
@@ -124,7 +128,7 @@ pub fn told_default(meaning: &str) -> Option<(String, String)> {
     Some((told.trim_end_matches('.').into(), rest.trim().into()))
 }
 
-/// The key whose constant tells alternatives apart: `name`, `rule`.
+/// Returns the key whose constant distinguishes alternatives, such as `name` or `rule`.
 pub fn tag<'s>(parts: &[&'s Value]) -> Option<&'s str> {
     let constant = |part: &&'s Value| {
         let properties = part["properties"].as_object()?;
@@ -133,18 +137,18 @@ pub fn tag<'s>(parts: &[&'s Value]) -> Option<&'s str> {
     parts.iter().find_map(constant)
 }
 
-/// The description on one line.
+/// Returns the description on one line.
 fn text(schema: &Value) -> String {
     schema["description"].as_str().unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// What a `$ref` means, or the schema itself.
+/// Returns the schema that a `$ref` refers to, or the schema itself.
 fn resolve<'a>(root: &'a Value, schema: &'a Value) -> &'a Value {
     let name = schema["$ref"].as_str().and_then(|path| path.strip_prefix("#/$defs/"));
     name.map_or(schema, |name| &root["$defs"][name])
 }
 
-/// The schemas of which a value must fit one, and whether nothing (`null`) fits too.
+/// Returns the schemas of which a value must fit one, and whether `null` fits too.
 pub fn alternatives<'a>(root: &'a Value, schema: &'a Value) -> (Vec<&'a Value>, bool) {
     let schema = resolve(root, schema);
     let Some(parts) = ["anyOf", "oneOf"].into_iter().find_map(|key| schema[key].as_array()) else {
@@ -160,7 +164,7 @@ pub fn alternatives<'a>(root: &'a Value, schema: &'a Value) -> (Vec<&'a Value>, 
     (all, null)
 }
 
-/// The names that can be given, each with its description.
+/// Returns the names that can be given, each with its description.
 fn names<'a>(root: &'a Value, schema: &'a Value) -> Vec<(&'a str, String)> {
     let item = &resolve(root, schema)["items"];
     let (parts, _) = alternatives(root, if item.is_null() { schema } else { item });
@@ -193,12 +197,13 @@ fn value(root: &Value, schema: &Value) -> String {
     }
 }
 
-/// The type; an option that may be left out is `[type, null]`.
+/// Returns the type; an optional value has the type `[type, null]`.
 fn kind(schema: &Value) -> &str {
     schema["type"].as_str().or_else(|| schema["type"][0].as_str()).unwrap_or("anything")
 }
 
-/// What can be given, as an error asks for it: `a whole number`, `true or false`.
+/// Returns the accepted values as an error message asks for them: `a whole number`,
+/// `true or false`.
 pub fn phrase(root: &Value, schema: &Value) -> String {
     let (parts, _) = alternatives(root, schema);
     if let Some(tag) = tag(&parts) {
@@ -230,7 +235,7 @@ fn asked(root: &Value, schema: &Value) -> String {
     }
 }
 
-/// The items of a list, as an error asks for them: `2 numbers`.
+/// Returns the items of a list as an error message asks for them: `2 numbers`.
 fn listed(root: &Value, schema: &Value) -> String {
     let count = schema["minItems"].as_u64().map_or(String::new(), |count| format!("{count} "));
     let (items, _) = alternatives(root, &schema["items"]);
@@ -252,7 +257,7 @@ mod tests {
     use schemars::JsonSchema;
     use serde::{Deserialize, Serialize};
 
-    /// Not shown.
+    /// The description of the type itself is not shown.
     #[derive(Serialize, Deserialize, JsonSchema)]
     #[serde(rename_all = "snake_case")]
     enum Way {
@@ -288,7 +293,7 @@ mod tests {
         number: Option<Number>,
     }
 
-    /// Of the other struct's options.
+    /// A wrapper whose options are those of the inner struct.
     #[derive(Serialize, Deserialize, JsonSchema)]
     #[serde(transparent)]
     struct Wrapped(Options);

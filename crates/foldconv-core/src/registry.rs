@@ -1,9 +1,12 @@
-//! `{name: maconv, intermediate: 20}`: a mapping whose `name` chooses the type of the other keys.
+//! Config enums of the form `{name: maconv, intermediate: 20}`: a mapping whose `name` chooses the
+//! type of the other keys.
 //!
-//! serde's internally tagged enums read the same form but lose the key at which a value is wrong; this keeps it.
+//! serde's internally tagged enums read the same form, but their errors do not name the key of a
+//! wrong value; these do.
 
-/// Declares an enum of named configs and its (de)serialisation. Each variant holds the `Config` of one operator,
-/// network or data set, which implements the trait; an unknown name or key is an error that names it.
+/// Declares an enum of named configs with its serialisation and deserialisation. Each variant holds
+/// the `Config` of one operator, network or data set, which implements the given trait. An unknown
+/// name or key is an error that names it.
 #[macro_export]
 macro_rules! registry {
     ($(#[$doc:meta])* $vis:vis enum $enum:ident: $access:vis $trait:path, $what:literal {
@@ -14,26 +17,26 @@ macro_rules! registry {
         $vis enum $enum { $($(#[doc = $summary])* $variant($config)),+ }
 
         impl $enum {
-            /// Every name that a config file may give.
+            /// All names that a config file may give.
             pub const NAMES: &'static [&'static str] = &[$($name),+];
 
-            /// The name that the config file gives.
+            /// Returns the name as in the config file.
             pub fn name(&self) -> &'static str {
                 match self { $(Self::$variant(_) => $name),+ }
             }
 
-            /// The options, as what they make.
+            /// Returns the options as the trait of their kind.
             $access fn recipe(&self) -> &dyn $trait {
                 match self { $(Self::$variant(config) => config),+ }
             }
 
-            /// The options, to fill what is left open in them.
+            /// Returns the options for resolution of those that are left open.
             #[allow(dead_code)]
             $access fn recipe_mut(&mut self) -> &mut dyn $trait {
                 match self { $(Self::$variant(config) => config),+ }
             }
 
-            /// Every name with its options, as the code documents them.
+            /// Returns all names with their options, as documented in the code.
             pub fn entries() -> Vec<$crate::options::Entry> {
                 $crate::options::variants::<Self>()
             }
@@ -80,7 +83,7 @@ use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
-/// `name` first, then the options.
+/// Serialises a config to a mapping of `name` followed by the options.
 #[doc(hidden)]
 pub fn to_mapping<E: serde::ser::Error, C: Serialize>(name: &str, config: &C) -> Result<Map<String, Value>, E> {
     let mut mapping = Map::new();
@@ -93,7 +96,7 @@ pub fn to_mapping<E: serde::ser::Error, C: Serialize>(name: &str, config: &C) ->
     Ok(mapping)
 }
 
-/// The schema of a name and its options.
+/// Returns the schema of a name and its options.
 #[doc(hidden)]
 pub fn variant(
     what: &str,
@@ -103,7 +106,7 @@ pub fn variant(
     generator: &SchemaGenerator,
 ) -> serde_json::Value {
     let options = options.to_value();
-    // A struct that wraps another one is a reference to it.
+    // The schema of a struct that wraps another one is a reference.
     let wrapped = options["$ref"].as_str().and_then(|path| generator.definitions().get(path.rsplit('/').next()?));
     let options = wrapped.unwrap_or(&options);
     let mut properties = serde_json::Map::new();
@@ -118,7 +121,7 @@ pub fn variant(
     })
 }
 
-/// Takes `name` out of the mapping; refuses a missing or unknown one.
+/// Splits a mapping into `name` and the rest; refuses a missing or unknown name.
 #[doc(hidden)]
 pub fn split_name<'de, D: Deserializer<'de>>(
     deserializer: D,
@@ -138,7 +141,7 @@ pub fn split_name<'de, D: Deserializer<'de>>(
     Ok((name, mapping))
 }
 
-/// Reads the options; an error says at which key.
+/// Reads the options; an error names the key.
 #[doc(hidden)]
 pub fn options<E: serde::de::Error, C: DeserializeOwned>(rest: Map<String, Value>) -> Result<C, E> {
     serde_path_to_error::deserialize(Value::Object(rest)).map_err(|error| {
@@ -148,8 +151,9 @@ pub fn options<E: serde::de::Error, C: DeserializeOwned>(rest: Map<String, Value
     })
 }
 
-/// Whether an option is as it would be if it were left out. Options that came after files were written are then left out, so that what
-/// they name, such as trials, keeps its name.
+/// Returns whether an option has its default value. Options that were introduced later are not
+/// written if they have it, so that names that are derived from the written config, such as those
+/// of trials, do not change.
 pub fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }

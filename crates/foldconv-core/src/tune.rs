@@ -1,4 +1,5 @@
-//! How the compact operators of a network are best computed: each way is timed at the shape that its site has.
+//! Choice of the fastest execution of each compact operator, measured at the input shape of its
+//! site.
 
 use crate::net::Built;
 use crate::net::InputSpec;
@@ -8,33 +9,33 @@ use crate::timing;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-/// The plan of a model file, and what it was made for.
+/// The chosen executions of a model file, and the conditions under which they were measured.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Tuned {
-    /// Images a batch.
+    /// Number of images per batch.
     pub batch: i64,
-    /// The device.
+    /// Name of the device.
     pub device: String,
-    /// Threads of the CPU.
+    /// Number of CPU threads.
     pub threads: usize,
-    /// The way of each site that has several.
+    /// Execution of each site that has more than one.
     pub executions: Plan,
 }
 
-/// The ways of one site, timed.
+/// The timed executions of one site.
 #[derive(Clone, Debug, Serialize)]
 pub struct Choice {
-    /// The site.
+    /// Name of the site.
     pub site: String,
-    /// Shape of its input.
+    /// Shape of the input.
     pub input: Vec<i64>,
-    /// Milliseconds of each way, medians.
+    /// Median time of each execution in milliseconds.
     pub milliseconds: Vec<(Execution, f64)>,
-    /// The fastest.
+    /// The fastest execution.
     pub chosen: Execution,
 }
 
-/// Times the ways of each site that has several, for a batch of so many images.
+/// Times the executions of each site that has more than one, for a batch of `batch` images.
 pub fn by_latency(network: &Built, spec: InputSpec, batch: i64) -> Vec<Choice> {
     let device = network.store.device();
     let x = channels_last(&[batch, spec.channels, spec.size, spec.size], device);
@@ -52,7 +53,7 @@ fn time(site: &str, kernels: &PerSample, input: Vec<i64>, device: Device) -> Cho
     let ways = kernels.executions();
     let runs: Vec<Box<dyn Fn()>> = ways.iter().map(|way| Box::new(move || run(*way)) as Box<dyn Fn()>).collect();
     let runs: Vec<&dyn Fn()> = runs.iter().map(|run| &**run).collect();
-    // What the first passes set up is no part of a run's time.
+    // The first passes include one-time setup and are not counted.
     timing::interleaved(device, &runs, 2);
     let times = timing::interleaved(device, &runs, ROUNDS);
     let best = times.iter().enumerate().min_by_key(|(_, time)| **time).map_or(0, |(at, _)| at);
@@ -60,7 +61,7 @@ fn time(site: &str, kernels: &PerSample, input: Vec<i64>, device: Device) -> Cho
     Choice { site: site.to_string(), input, milliseconds, chosen: ways[best] }
 }
 
-/// Random numbers (N, C, H, W), channels_last.
+/// Returns random numbers (N, C, H, W) in channels_last memory format.
 pub fn channels_last(size: &[i64], device: Device) -> Tensor {
     Tensor::randn([size[0], size[2], size[3], size[1]], (Kind::Float, device)).permute([0, 3, 1, 2])
 }
@@ -75,7 +76,7 @@ mod tests {
     use crate::op::{OperatorConfig, Resolved};
     use std::time::Duration;
 
-    /// Kernels of ones, and how long each way to use them takes beside that.
+    /// A maker of kernels of ones, with the time that each execution takes in addition.
     #[derive(Debug)]
     struct Slow {
         kernels: Duration,

@@ -1,6 +1,10 @@
-// What attention does to channels_last maps. The mean over the positions of each sample: its gradient is added to that of what else is done
-// to the map, in one pass, where autograd would write it to a map of its own. And a weight for each channel and sample, u = a h: backward,
-// dh = a du and da = sum over positions of h du are one pass. libtorch runs over a few channels at a time.
+// Operations of attention on channels_last maps.
+//
+// Pool: the mean over the positions of each sample. Its gradient is added to that of the other
+// operations on the map in one pass, where autograd would write it to a separate map.
+//
+// Weigh: a weight for each channel and sample, u = a h. The backward pass computes dh = a du and da
+// = sum over positions of h du in one pass. libtorch processes only a few channels at a time.
 
 #include "maps.h"
 
@@ -11,7 +15,8 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// x (N, C, H, W) times a (N, C), and the sums (N, C) of x times other, float64.
+// Returns x (N, C, H, W) times a (N, C), and the sums (N, C) of x times other over positions, in
+// float64.
 template <typename T>
 std::pair<Tensor, Tensor> weighed(const Tensor& x, const Tensor& a, const Tensor& other) {
     const int64_t channels = x.size(1), rows = x.size(2) * x.size(3);
@@ -45,7 +50,7 @@ struct Weigh : torch::autograd::Function<Weigh> {
     }
 };
 
-// Means (N, C) over the positions of x, float64.
+// Returns the means (N, C) of x over the positions, in float64.
 template <typename T>
 Tensor means(const Tensor& x) {
     const int64_t channels = x.size(1), rows = x.size(2) * x.size(3);
@@ -60,7 +65,7 @@ Tensor means(const Tensor& x) {
     return sums.narrow(1, 0, channels) / rows;
 }
 
-// x plus a number (N, C) a channel and sample.
+// Returns x plus a number (N, C) per channel and sample.
 template <typename T>
 Tensor shifted(const Tensor& x, const Tensor& by) {
     const int64_t channels = x.size(1), rows = x.size(2) * x.size(3);
@@ -77,7 +82,7 @@ Tensor shifted(const Tensor& x, const Tensor& by) {
     return out;
 }
 
-// x -> x again and its means.
+// Returns x itself and its means.
 struct Pool : torch::autograd::Function<Pool> {
     static variable_list forward(AutogradContext* ctx, const Tensor& x) {
         ctx->set_materialize_grads(false);
@@ -100,8 +105,9 @@ struct Pool : torch::autograd::Function<Pool> {
 
 }  // namespace
 
-// pooled[0]: x (N, C, H, W), float32 or float64 on the CPU, again, for what else is done to it; pooled[1]: its means (N, C), float64. New
-// tensors. Returns null, or a message that the caller frees with `free`.
+// Computes pooled[0], which is x (N, C, H, W), float32 or float64 on the CPU, for all further
+// operations on it, and pooled[1], its means (N, C) in float64. Both are new tensors. Returns null,
+// or a message that the caller frees with `free`.
 extern "C" char* foldconv_pool(const Tensor* x, Tensor** pooled) {
     try {
         const variable_list all = Pool::apply(channels_last(*x));
@@ -113,8 +119,8 @@ extern "C" char* foldconv_pool(const Tensor* x, Tensor** pooled) {
     }
 }
 
-// a h for a map h (N, C, H, W), float32 or float64 on the CPU, and a (N, C): a new tensor, or null and a message that the caller frees
-// with `free`.
+// Returns a h for a map h (N, C, H, W), float32 or float64 on the CPU, and a (N, C), as a new
+// tensor; or null and a message that the caller frees with `free`.
 extern "C" Tensor* foldconv_weigh(const Tensor* map, const Tensor* gates, char** error) {
     try {
         return new Tensor(Weigh::apply(*map, *gates));

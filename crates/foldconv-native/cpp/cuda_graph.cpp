@@ -1,5 +1,6 @@
-// Queues of work on a CUDA device, and work that is recorded once and replayed with one call. A library of its own, opened where there is
-// CUDA: it needs libtorch's CUDA part, which the program is not linked to.
+// CUDA streams, and recordings of work that are replayed with one call (CUDA graphs). This is a
+// separate library that is opened if CUDA is present, because it needs libtorch's CUDA part, which
+// the program is not linked to.
 
 #include <ATen/core/CachingHostAllocator.h>
 #include <ATen/cuda/CUDAGeneratorImpl.h>
@@ -16,7 +17,7 @@
 
 namespace {
 
-// Null, or a message that the caller frees with `free`.
+// Runs `work`. Returns null, or a message that the caller frees with `free`.
 template <typename Work>
 char* caught(Work work) {
     try {
@@ -27,14 +28,15 @@ char* caught(Work work) {
     }
 }
 
-// For work that may have been done already.
+// Runs work that may fail because it has been done already.
 template <typename Work>
 void tried(Work work) {
     std::free(caught(work));
 }
 
 struct Graph : at::cuda::CUDAGraph {
-    // Where the recording fails, libtorch leaves its allocators waiting for an end of it, and they would keep for it what is freed later.
+    // After a failed capture, libtorch's allocators still wait for its end and would keep memory
+    // that is freed later for the capture. This ends it.
     void abandon() {
         if (capture_ended_) return;
         auto& host = *at::getHostAllocator(at::kCUDA);
@@ -45,21 +47,24 @@ struct Graph : at::cuda::CUDAGraph {
     }
 };
 
-// What is allocated while it records is of a pool of its own, which nothing else uses: its replays may overwrite it. What it reads and
-// writes beside that lies where it did when it was recorded; a replay is asked of the stream that is current, as the copies into those
-// tensors and out of them are, so that they happen in their order without an event.
+// Recorded work. Memory allocated during the recording belongs to a separate pool that nothing else
+// uses, because replays overwrite it. All other tensors that the work reads or writes must stay at
+// the addresses that they had during the recording. A replay is enqueued on the current stream, as
+// are the copies into and out of these tensors, so that they run in order without an event.
 struct Recording {
     explicit Recording(c10::DeviceIndex device) : device(device), generator(shared().clone()) {}
 
-    // Whose state all operations read that draw.
+    // The generator whose state all random operations read.
     at::Generator shared() const { return at::cuda::detail::getDefaultCUDAGenerator(device); }
 
     c10::DeviceIndex device;
     Graph graph;
-    // Replays read seed and offset from where they lie on the device. With a generator of its own no other recording, which may be running
-    // on another stream, fills in its own there; and one that fails to record does not leave the shared one waiting for the end.
+    // Replays read seed and offset from the generator's memory on the device. Each recording has
+    // its own generator, so that another recording, which may be running on another stream, does
+    // not write its seed and offset there, and so that a failed recording does not leave the shared
+    // generator waiting for the end of the capture.
     at::Generator generator;
-    // While it records: the stream, and what the shared generator was before.
+    // Set during a recording: the stream, and the previous state of the shared generator.
     std::optional<c10::cuda::CUDAStreamGuard> guard;
     at::Generator before;
 };
@@ -70,7 +75,7 @@ struct Stream {
     explicit Stream(c10::DeviceIndex device) : stream(c10::cuda::getStreamFromPool(false, device)) {}
 
     c10::cuda::CUDAStream stream;
-    // What the stream waits for when it becomes current.
+    // Event that the stream waits for when it becomes current.
     c10::cuda::CUDAEvent earlier;
 };
 
@@ -82,9 +87,11 @@ extern "C" char* foldconv_stream_new(int device, void** stream) {
 
 extern "C" void foldconv_stream_free(void* handle) { delete static_cast<Stream*>(handle); }
 
-// What was asked for before, of what was the current stream, is done before anything that the stream is asked for now: tensors from there
-// can be used, and memory that was freed there is free. The other way nothing waits, or streams that take turns would wait for each other:
-// a tensor that was allocated here belongs to this stream, and its memory goes to none but this stream when it is freed.
+// Makes the stream current. Work that was enqueued before on the previously current stream
+// completes before any work that this stream gets from now on: tensors from there can be used, and
+// memory freed there is free. Nothing waits in the other direction, because otherwise streams that
+// take turns would wait for each other. A tensor allocated here belongs to this stream, and its
+// memory is reused only by this stream after it is freed.
 extern "C" char* foldconv_stream_enter(void* handle, void** guard) {
     auto& stream = *static_cast<Stream*>(handle);
     return caught([&] {
@@ -106,19 +113,21 @@ extern "C" char* foldconv_recording_new(int device, void** recording) {
 extern "C" char* foldconv_recording_begin(void* handle) {
     auto& recording = *static_cast<Recording*>(handle);
     return caught([&] {
-        // Nothing can be recorded on the default stream. Since nothing is done either, another one needs no event.
+        // The default stream can't be recorded. As a recording runs nothing, the other stream needs
+        // no event.
         auto stream = c10::cuda::getCurrentCUDAStream(recording.device);
         if (stream == c10::cuda::getDefaultCUDAStream(recording.device)) stream = c10::cuda::getStreamFromPool(false, recording.device);
         recording.guard.emplace(stream);
         c10::cuda::device_synchronize();
         recording.before = recording.shared().graphsafe_get_state();
         recording.shared().graphsafe_set_state(recording.generator);
-        // Threads that prepare batches may go on with copies of their own.
+        // Thread-local mode: threads that prepare batches may continue with their own copies.
         recording.graph.capture_begin({0, 0}, cudaStreamCaptureModeThreadLocal);
     });
 }
 
-// Also where the work failed: the stream stays unusable otherwise.
+// Ends a recording. It must be called after a failure too, because the stream stays unusable
+// otherwise.
 extern "C" char* foldconv_recording_end(void* handle) {
     auto& recording = *static_cast<Recording*>(handle);
     char* error = caught([&] { recording.graph.capture_end(); });

@@ -1,10 +1,12 @@
-// A 1x1 kernel and the batch norm behind it as one kernel, where the moments of the map that it is applied to are known: with W (K', K),
-// the mean m and the covariance S of the map, and r = (diag(W S W') + eps)^-1/2,
+// Folds a 1x1 kernel and the batch norm after it into one kernel, from the moments of the map that
+// the kernel is applied to. With W (K', K), the mean m and covariance S of the map, and r = (diag(W
+// S W') + eps)^-1/2,
 //
 //     W* = diag(gamma r) W,    b* = beta - gamma r W m
 //
-// (a bias of the kernel's own goes with the mean). One node of the graph in float64; composed of libtorch's operations it is forty of them,
-// which take longer than the maps do where a network is small.
+// (a bias of the kernel itself only shifts the mean). This is one autograd node in float64.
+// Composed of libtorch's operations it would be forty, which take longer than the operations on the
+// maps in a small network.
 
 #include "maps.h"
 
@@ -16,7 +18,8 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// What forward knows of the outputs and backward needs: rows of K' numbers in one float64 tensor.
+// Values per output channel that the forward pass saves for the backward pass: rows of K' numbers
+// in one float64 tensor.
 enum Line { CENTRE, INVERSE, SCALE, LINES };  // W m, r, gamma r
 
 struct FoldNorm : torch::autograd::Function<FoldNorm> {
@@ -65,7 +68,7 @@ struct FoldNorm : torch::autograd::Function<FoldNorm> {
             double dscale = -shifts[o] * centre[o];
             for (int64_t k = 0; k < channels; k++) dscale += kernels[o * channels + k] * rows[o * channels + k];
             gamma.data_ptr<double>()[o] = dscale * inverse[o];
-            // r' = -r^3/2 for each unit of variance, and the variance is a square of W.
+            // dr/dvariance = -r^3/2, and the variance is quadratic in W.
             const double dvariance = dscale * scale[o] * inverse[o] * inverse[o] * -.5, dcentre = -scale[o] * shifts[o];
             for (int64_t at = o * channels, k = 0; k < channels; k++, at++) {
                 to_weight[at] = kernels[at] * scale[o] + dcentre * means[k] + 2 * products[at] * dvariance;
@@ -77,7 +80,8 @@ struct FoldNorm : torch::autograd::Function<FoldNorm> {
         variable_list result(11);
         result[0] = weight.to(type), result[1] = gamma.to(type), result[2] = db.to(type);
         result[3] = mean, result[4] = w.t().mm(weighed);
-        // The bias, which is empty where there is none, goes with the mean; the running statistics and the numbers have no gradient.
+        // The kernel's bias (empty if there is none) is removed with the mean, so its gradient is
+        // 0. The running statistics and the scalar arguments have no gradient.
         if (ctx->saved_data["has_bias"].toBool()) result[7] = at::zeros_like(db);
         return result;
     }
@@ -85,9 +89,10 @@ struct FoldNorm : torch::autograd::Function<FoldNorm> {
 
 }  // namespace
 
-// inputs: weight (K', K), gamma (K'), beta (K'), the mean (K) and the covariance (K, K) of the map in float64, the running mean and variance
-// (K'), which follow, and the kernel's bias (K') or null. folded: W* (K', K) and b* (K'), new tensors of float64. Returns null, or a message
-// that the caller frees with `free`.
+// Inputs: weight (K', K), gamma (K'), beta (K'), the mean (K) and covariance (K, K) of the map in
+// float64, the running mean and variance (K'), which are updated, and the kernel's bias (K') or
+// null. folded: W* (K', K) and b* (K'), new float64 tensors. Returns null, or a message that the
+// caller frees with `free`.
 extern "C" char* foldconv_fold_norm(const Tensor* const* inputs, double positions, double momentum, double eps, Tensor** folded) {
     try {
         const Tensor running[] = {inputs[5]->detach(), inputs[6]->detach()};

@@ -1,9 +1,11 @@
-// The moments of a gated map g = a (A x + c), with a weight a for each of its m channels and each sample, where those of x in each sample are
-// known: with h_n = A mean_n + c,
+// The moments of a gated map g = a (A x + c), with a weight a for each of its m channels and each
+// sample, computed from the moments of x in each sample. With h_n = A mean_n + c,
 //
-//     mean = mean over n of a_n h_n,    covariance = mean over n of a_n (A S_n A') a_n + the covariance of the a_n h_n over n
+//     mean = mean over n of a_n h_n
+//     covariance = mean over n of a_n (A S_n A') a_n + the covariance of the a_n h_n over n
 //
-// (an a_n beside a matrix stands for its diagonal). Composed, the first part makes matrices of all samples several times over.
+// (an a_n beside a matrix stands for its diagonal matrix). Composed of libtorch's operations, the
+// first part would make matrices of all samples several times.
 
 #include "maps.h"
 
@@ -15,18 +17,19 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// Parts of the samples that sums are taken of.
+// Number of parts into which the samples are split for partial sums.
 constexpr int64_t PARTS = 16;
 
 constexpr double INFINITE = std::numeric_limits<double>::infinity();
 
-// out (rows, n) = x (rows, k) b (k, n).
+// Computes out (rows, n) = x (rows, k) b (k, n).
 void multiply(const double* x, int64_t rows, int64_t k, const double* b, int64_t n, double* out) {
     const std::vector<double> zeros(n, 0.);
     products<double>().multiply(x, k, b, n, zeros.data(), -INFINITE, INFINITE, rows, out);
 }
 
-// Calls work(n, sums) for each sample and adds up what it leaves in `sums` (width).
+// Calls work(n, sums) for each sample and returns the total (width) of the numbers that it adds to
+// `sums`.
 template <typename Work>
 Tensor over_samples(int64_t samples, int64_t width, Work work) {
     const int64_t parts = std::min(samples, PARTS);
@@ -39,7 +42,7 @@ Tensor over_samples(int64_t samples, int64_t width, Work work) {
     return partial.sum(0);
 }
 
-// What there is of a sample: K' = A' a_n and S_n K', both (C, m).
+// Products for one sample: K' = A' a_n and S_n K', both (C, m).
 struct Sample {
     std::vector<double> kernel, product;
 
@@ -105,8 +108,9 @@ struct Gated : torch::autograd::Function<Gated> {
 
 }  // namespace
 
-// inputs, float64 on the CPU: means (N, C) and covariances (N, C, C) of x, A (m, C), c (m), a (N, m). moments[0]: mean (m), moments[1]:
-// covariance (m, m), new tensors. Returns null, or a message that the caller frees with `free`.
+// Inputs, float64 on the CPU: means (N, C) and covariances (N, C, C) of x, A (m, C), c (m), a (N,
+// m). moments[0]: mean (m), moments[1]: covariance (m, m), new tensors. Returns null, or a message
+// that the caller frees with `free`.
 extern "C" char* foldconv_gated(const Tensor* const* inputs, Tensor** moments) {
     try {
         const variable_list all = Gated::apply(*inputs[0], *inputs[1], *inputs[2], *inputs[3], *inputs[4]);

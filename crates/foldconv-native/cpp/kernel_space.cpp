@@ -1,12 +1,13 @@
-// Maps and the 1x1 convolutions on them, in the space of kernels: the moments of a map x (rows, C), and y = clamp(x W' + b), or a sum of
-// such products of several maps, for kernels W (C_out, C) that were computed of those moments. Backward, the gradient of x has a part of
-// each y and one of the moments:
+// Kernel space: the moments of a map x (rows, C), and y = clamp(x W' + b), or a sum of such
+// products of several maps, for 1x1 kernels W (C_out, C) that were computed from these moments. In
+// the backward pass the gradient of x has a part from each y and one from the moments:
 //
 //     dx = sum of g_i W_i + x M + v,    M = (dS + dS')/rows,  v = dmean/rows - M mean
 //
-// where S is the covariance and g_i the gradient of y_i before its clamp. Autograd alone would make a map for each term and add them;
-// here the y_i leave what they know with the node of the moments, which comes last, and that writes dx in one pass. All of it is for the
-// whole batch, or for each sample by itself: a group of rows.
+// where S is the covariance and g_i the gradient of y_i before its clamp. Autograd alone would make
+// a map for each term and add them. Here the nodes of the y_i store their gradients with the node
+// of the moments, which runs last and writes dx in one pass. All of this is for the whole batch, or
+// for each sample by itself; a group is the set of rows that share moments and kernels.
 
 #include "maps.h"
 
@@ -17,13 +18,13 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// Numbers of a tile of rows: it and what is made of it stay in the cache of a core.
+// Numbers in a tile of rows. The tile and its products stay in the cache of a core.
 constexpr int64_t TILE_NUMBERS = 1 << 15;
 
-// Numbers of all partial sums together.
+// Limit of the numbers in all partial sums together.
 constexpr int64_t PARTIAL = 1 << 21;
 
-// The rows of a map in groups that have moments and kernels of their own.
+// The rows of a map, in groups that have their own moments and kernels.
 struct Groups {
     int64_t count, rows, channels;
 
@@ -32,7 +33,7 @@ struct Groups {
 
     int64_t tile(int64_t numbers_a_row) const { return std::clamp<int64_t>(TILE_NUMBERS / numbers_a_row, 32, 512); }
 
-    // Calls work(group, first, last) for tiles of rows; the rows are counted over all groups.
+    // Calls work(group, first, last) for tiles of rows; rows are counted over all groups.
     template <typename Work>
     void over_tiles(int64_t tile, Work work) const {
         const int64_t tiles = (rows + tile - 1) / tile;
@@ -44,8 +45,9 @@ struct Groups {
         });
     }
 
-    // Calls work(group, first, last, sums) for tiles of rows and adds up what it leaves in `sums`: (count, width), float64. The parts
-    // don't depend on the number of threads.
+    // Calls work(group, first, last, sums) for tiles of rows and returns the totals (count, width),
+    // in float64, of the numbers that it adds to `sums`. The partition does not depend on the
+    // number of threads.
     template <typename Work>
     Tensor sum_tiles(int64_t tile, int64_t width, Work work) const {
         const int64_t tiles = (rows + tile - 1) / tile, most = std::max<int64_t>(64 / count, 1);
@@ -63,14 +65,15 @@ struct Groups {
     }
 };
 
-// What the node of an y leaves for that of the moments.
+// Data that the node of a y stores for the node of the moments.
 struct Use {
     Tensor dy, y, weight;  // the weight (C_out, C), or (N, C_out, C), in x's type
     double low, high;
 
     int64_t outputs() const { return weight.size(-2); }
 
-    // The gradient before the clamp, of some rows, in `out`, and the sums of its columns.
+    // Computes the gradient before the clamp for some rows, in `out`, and adds up its columns in
+    // `sums`.
     template <typename T>
     void before_clamp(int64_t first, int64_t rows, T* out, double* sums) const {
         const int64_t n = outputs();
@@ -90,7 +93,7 @@ struct Uses : torch::CustomClassHolder {
     explicit Uses(bool per_sample) : per_sample(per_sample) {}
 };
 
-// The mean of a few rows from all over the map.
+// Returns the mean of a few rows from all parts of the map.
 template <typename T>
 std::vector<T> centre_of(const Tensor& x) {
     const int64_t channels = x.size(1), rows = rows_of(x), step = std::max<int64_t>(rows / 64, 1);
@@ -103,7 +106,7 @@ std::vector<T> centre_of(const Tensor& x) {
     return centre;
 }
 
-// Mean (groups, C) and biased covariance (groups, C, C), float64.
+// Returns the mean (groups, C) and the biased covariance (groups, C, C), in float64.
 template <typename T>
 std::pair<Tensor, Tensor> moments(const Tensor& x, const Groups& groups) {
     const int64_t channels = groups.channels, squares = channels * channels, tile = groups.tile(2 * channels);
@@ -133,7 +136,8 @@ std::pair<Tensor, Tensor> moments(const Tensor& x, const Groups& groups) {
     return {mean, matrix};
 }
 
-// M (groups, C, C) and v (groups, C) of the gradients of mean and covariance, which may be undefined, in T.
+// Returns M (groups, C, C) and v (groups, C), in T, from the gradients of mean and covariance,
+// which may be undefined.
 template <typename T>
 std::pair<std::vector<T>, std::vector<T>> line(const Groups& groups, const Tensor& mean, const Tensor& dmean, const Tensor& dcovariance) {
     const int64_t channels = groups.channels, squares = channels * channels;
@@ -157,7 +161,7 @@ std::pair<std::vector<T>, std::vector<T>> line(const Groups& groups, const Tenso
     return {slopes, offsets};
 }
 
-// dx, from what the uses left and the gradients of mean and covariance.
+// Returns dx, from the stored uses and the gradients of mean and covariance.
 template <typename T>
 Tensor gradient(const Tensor& x, const Groups& groups, const std::vector<Use>& uses, const Tensor& mean, const Tensor& dmean,
                 const Tensor& dcovariance) {
@@ -186,12 +190,14 @@ Tensor gradient(const Tensor& x, const Groups& groups, const std::vector<Use>& u
     return dx;
 }
 
-// x -> x again (for the functions on it), its mean and its covariance: (C) and (C, C), or for each sample (N, C) and (N, C, C).
+// Returns x itself (for the convolutions of it), its mean and its covariance: (C) and (C, C), or
+// (N, C) and (N, C, C) per sample.
 struct Moments : torch::autograd::Function<Moments> {
     static variable_list forward(AutogradContext* ctx, const Tensor& x, const c10::intrusive_ptr<Uses>& uses) {
         const Groups groups(x, uses->per_sample);
         auto [mean, matrix] = x.scalar_type() == at::kDouble ? moments<double>(x, groups) : moments<float>(x, groups);
-        // Of the outputs that nothing reads there is no gradient; a map of zeros in its place would be written to be left unread.
+        // Outputs that nothing reads have no gradient. Otherwise autograd would write a map of
+        // zeros that is not read.
         ctx->set_materialize_grads(false);
         ctx->save_for_backward({x, mean});
         ctx->saved_data["uses"] = c10::IValue::make_capsule(uses);
@@ -212,7 +218,7 @@ struct Moments : torch::autograd::Function<Moments> {
     }
 };
 
-// The maps that an y is made of: how many channels each has, and where its numbers start.
+// The maps that a y is made of: channels and first number of each.
 template <typename T>
 struct Inputs {
     std::vector<int64_t> channels;
@@ -230,7 +236,7 @@ struct Inputs {
     size_t size() const { return channels.size(); }
 };
 
-// The weights are transposed: (groups, C_i, C_out).
+// Computes y. The weights are transposed: (groups, C_i, C_out).
 template <typename T>
 Tensor convolve(at::TensorList maps, const Groups& groups, at::TensorList weights, const Tensor& bias, double low, double high) {
     const Inputs<T> x(maps);
@@ -257,7 +263,8 @@ Tensor convolve(at::TensorList maps, const Groups& groups, at::TensorList weight
     return y;
 }
 
-// The gradients of the kernels (groups, C_out, C_i), one for each map, and of the biases (groups, C_out), float64.
+// Returns the gradients of the kernels (groups, C_out, C_i), one for each map, and of the biases
+// (groups, C_out), in float64.
 template <typename T>
 variable_list kernel_gradients(at::TensorList maps, const Groups& groups, const Use& use) {
     const Inputs<T> x(maps);
@@ -269,7 +276,7 @@ variable_list kernel_gradients(at::TensorList maps, const Groups& groups, const 
             use.before_clamp(first, n, g.data(), sums + biases);
             for (size_t i = 0; i < x.size(); sums += outputs * x.channels[i], i++) {
                 const T* from = x.data[i] + first * x.channels[i];
-                // The wider of the two fills the vectors better.
+                // The wider matrix fills the vectors better.
                 if (outputs > x.channels[i])
                     products<T>().outer(from, x.channels[i], g.data(), outputs, n, sums);
                 else
@@ -291,7 +298,7 @@ struct AllUses : torch::CustomClassHolder {
     std::vector<c10::intrusive_ptr<Uses>> spaces;
 };
 
-// y = clamp(sum of W_i x_i + b, low, high) of the first outputs of Moments.
+// Computes y = clamp(sum of W_i x_i + b, low, high) from the first outputs of Moments.
 struct Convolve : torch::autograd::Function<Convolve> {
     static Tensor forward(AutogradContext* ctx, at::TensorList maps, at::TensorList weights, const Tensor& bias, double low, double high,
                           const c10::intrusive_ptr<AllUses>& uses) {
@@ -353,8 +360,9 @@ Result guarded(char** error, Work work) {
 
 }  // namespace
 
-// The moments of x (N, C, H, W), float32 or float64 on the CPU: a handle that foldconv_space_free frees, and in moments[0] the mean
-// and in moments[1] the covariance, new tensors of float64: (C) and (C, C), or those of each sample, (N, C) and (N, C, C). Or null and
+// Computes the moments of x (N, C, H, W), float32 or float64 on the CPU. Returns a handle that
+// foldconv_space_free frees, with the mean in moments[0] and the covariance in moments[1] as new
+// float64 tensors: (C) and (C, C), or (N, C) and (N, C, C) per sample. On failure returns null and
 // a message that the caller frees with `free`.
 extern "C" void* foldconv_space(const Tensor* x, bool per_sample, Tensor** moments, char** error) {
     return guarded<void*>(error, [&] {
@@ -366,8 +374,9 @@ extern "C" void* foldconv_space(const Tensor* x, bool per_sample, Tensor** momen
     });
 }
 
-// y = clamp(sum of W_i x_i + b, low, high) of n maps, for W_i (C_out, C_i) and b (C_out), or W_i (N, C_out, C_i) and b (N, C_out) of the
-// samples: a new tensor, or null and a message as above.
+// Computes y = clamp(sum of W_i x_i + b, low, high) from n maps, for W_i (C_out, C_i) and b
+// (C_out), or W_i (N, C_out, C_i) and b (N, C_out) per sample. Returns a new tensor, or null and a
+// message that the caller frees with `free`.
 extern "C" Tensor* foldconv_space_convolve(const void* const* spaces, const Tensor* const* weights, int64_t n, const Tensor* bias, double low,
                                            double high, char** error) {
     return guarded<Tensor*>(error, [&] {

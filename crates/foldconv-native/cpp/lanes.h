@@ -1,12 +1,14 @@
-// Vectors of numbers, as wide as the processor's, for files that are built once for each generation of processors. Everything is in an
-// unnamed namespace and nothing of the standard library is used: a function shared between the builds could be linked from the wrong one.
+// Vectors of numbers, as wide as those of the processor, for files that are built once for each
+// generation of processors. Everything is in an unnamed namespace and nothing of the standard
+// library is used, because a function shared between the builds could be linked from the wrong one.
 #pragma once
 
 #include <cstdint>
 
 namespace {
 
-// The widest vector of the processor. A wider one would be split, and the compiler splits comparisons into single numbers.
+// Size of the widest vector of the processor. A wider type would be split, and the compiler splits
+// its comparisons into single numbers.
 #if defined(__AVX512F__)
 constexpr int VECTOR_BYTES = 64;
 #elif defined(__AVX__)
@@ -27,7 +29,8 @@ struct Lanes {
         __builtin_memcpy(&v, from, sizeof v);
         return v;
     }
-    // x in all lanes. x + 0 would be an addition, for the sake of -0; x - 0 is x.
+    // Returns x in all lanes. It is x - 0, because x + 0 turns -0 into 0 and so can't be optimised
+    // away.
     static INLINE V splat(T x) { return x - V{}; }
     static INLINE void store(T* to, V v) { __builtin_memcpy(to, &v, sizeof v); }
     static INLINE void add(double* to, V v) {

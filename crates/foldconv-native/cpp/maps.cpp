@@ -1,4 +1,4 @@
-// Chooses the builds of the loops for the processor that runs them.
+// Choice of the builds of the loops for the processor that runs them.
 
 #include "maps.h"
 
@@ -6,7 +6,7 @@
 
 namespace {
 
-// The newest generation that may be used: 0 baseline, 1 AVX2, 2 AVX-512. Tests lower it.
+// Newest generation of builds that may be used: 0 baseline, 1 AVX2, 2 AVX-512. Tests lower it.
 std::atomic<int> newest{2};
 
 int generation() {
@@ -61,5 +61,5 @@ const Products<double>& products<double>() {
     return CHOOSE(double_products);
 }
 
-// Uses builds for no newer processors than this from now on.
+// Limits the builds to those for this generation of processors or older ones.
 extern "C" void foldconv_newest_processor(int generation) { newest = generation; }

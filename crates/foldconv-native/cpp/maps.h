@@ -1,4 +1,5 @@
-// What the functions on channels_last maps have in common: the passes for this processor, and rows of a map.
+// Declarations that the functions on channels_last maps share: the loops for this processor, and
+// the rows of a map.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -10,10 +11,11 @@
 
 using at::Tensor;
 
-// Rows of a partial sum. It doesn't depend on the number of threads, so neither do the results.
+// Number of rows of a partial sum. It does not depend on the number of threads, so the results do
+// not either.
 constexpr int64_t CHUNK = 4096;
 
-// The loops for float or double, built for the newest processor that this one is.
+// Return the loops for float or double, in the newest build that this processor supports.
 template <typename T>
 const Passes<T>& passes();
 template <typename T>
@@ -21,11 +23,12 @@ const Products<T>& products();
 
 inline Tensor channels_last(const Tensor& x) { return x.contiguous(at::MemoryFormat::ChannelsLast); }
 
-// One running statistic (C), float32 or float64, in place: the old numbers and factor * now weighed.
+// Updates a running statistic (C), float32 or float64, in place, from its old numbers and factor *
+// now.
 void follow(const Tensor& running, double momentum, const double* now, double factor = 1);
 
-// The numbers of a small tensor, for plain loops: as tensors of so few numbers their arithmetic would cost a small network more time than a
-// pass over a map.
+// Returns the numbers of a small tensor for plain loops. Tensor operations on so few numbers would
+// cost a small network more time than a pass over a map.
 inline Tensor doubles(const Tensor& x) { return x.detach().to(at::kDouble).contiguous(); }
 
 inline int64_t rows_of(const Tensor& x) { return x.numel() / x.size(1); }

@@ -1,10 +1,12 @@
-// The sum of batch norms and the activation behind it, as one differentiable function of channels_last maps:
+// The sum of batch norms and the activation after it, as one differentiable function of
+// channels_last maps:
 //
 //     y = clamp(BN_1(x_1) + ... + BN_n(x_n), low, high)
 //
-// libtorch runs one batch norm and its ReLU as about nine passes over the map, and each further branch as many again. Four
-// are needed: forward one for the moments of each x_i and one that writes y; backward one for the sums of the gradient and
-// one that writes the gradients. The mask of the clamp is computed again, so nothing but the x_i is saved.
+// libtorch needs about nine passes over the map for one batch norm and its ReLU, and as many for
+// each further branch. Four are enough: in the forward pass one for the moments of each x_i and one
+// that writes y; in the backward pass one for the sums of the gradient and one that writes the
+// gradients. The mask of the clamp is recomputed, so only the x_i are saved.
 
 #include "maps.h"
 
@@ -16,13 +18,13 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// Calls work(first, last) for all rows, on all threads.
+// Calls work(first, last) for ranges of all rows, on all threads.
 template <typename Work>
 void over_rows(int64_t rows, Work work) {
     at::parallel_for(0, rows, CHUNK, work);
 }
 
-// Adds up `width` sums over all rows: work(first, last, sums) fills those of a chunk.
+// Returns `width` sums over all rows; work(first, last, sums) adds up those of a chunk.
 template <typename Work>
 std::vector<double> sum_rows(int64_t rows, int64_t width, Work work) {
     const int64_t chunks = (rows + CHUNK - 1) / CHUNK;
@@ -36,8 +38,8 @@ std::vector<double> sum_rows(int64_t rows, int64_t width, Work work) {
     return total;
 }
 
-// The mean and the biased variance of each channel. The first row is the centre of the sums: where the mean is large against the
-// deviation, sums around 0 would cancel.
+// Computes the mean and the biased variance of each channel. The sums are centred on the first row:
+// sums around 0 would cancel if the mean is large compared to the deviation.
 template <typename T>
 void moments(const Tensor& x, double* mean, double* variance) {
     const int64_t channels = x.size(1), rows = rows_of(x);
@@ -52,7 +54,8 @@ void moments(const Tensor& x, double* mean, double* variance) {
     }
 }
 
-// What forward knows of the channels and backward needs: rows of C numbers in one float64 tensor.
+// Values per channel that the forward pass saves for the backward pass: rows of C numbers in one
+// float64 tensor.
 struct Lines {
     static int64_t rows(int64_t n) { return 3 * n + 1; }
 
@@ -67,7 +70,7 @@ struct Lines {
     double* data;
 };
 
-// The terms as the passes want them, in their precision.
+// The terms in the form and precision of the passes.
 template <typename T>
 struct Prepared {
     Prepared(at::TensorList maps, const Lines& lines, double low, double high) : numbers(lines.data, lines.shift() + lines.channels) {
@@ -88,7 +91,8 @@ struct Prepared {
     Terms<T> terms;
 };
 
-// inputs: n maps in channels_last order, n weights, n biases; running: n means, n variances. Returns y; fills the lines.
+// Computes y and fills the lines. inputs: n maps in channels_last order, n weights, n biases;
+// running: n means, n variances.
 template <typename T>
 Tensor forward(at::TensorList maps, at::TensorList inputs, at::TensorList running, const Lines& lines, double momentum, double eps,
                double low, double high) {
@@ -104,7 +108,7 @@ Tensor forward(at::TensorList maps, at::TensorList inputs, at::TensorList runnin
             scale[c] = weight[c] * inverse[c];
             lines.shift()[c] += bias[c] - scale[c] * mean[c];
         }
-        // Running variances are unbiased; of one position there is none, and libtorch's is not a number either.
+        // Running variances are unbiased. For a single position the result is NaN, as in libtorch.
         const double rows = static_cast<double>(rows_of(maps[i]));
         follow(running[i], momentum, mean);
         follow(running[n + i], momentum, variance.data(), rows / (rows - 1));
@@ -116,7 +120,7 @@ Tensor forward(at::TensorList maps, at::TensorList inputs, at::TensorList runnin
     return y;
 }
 
-// The gradients of the n maps, the n weights and the n biases.
+// Returns the gradients of the n maps, the n weights and the n biases.
 template <typename T>
 variable_list backward(at::TensorList maps, const Tensor& dy, const Lines& lines, double low, double high) {
     const Prepared<T> p(maps, lines, low, high);
@@ -137,7 +141,8 @@ variable_list backward(at::TensorList maps, const Tensor& dy, const Lines& lines
         weights.push_back(at::empty({channels}, dy.options()));
         T* weight = weights.back().data_ptr<T>();
         for (int64_t c = 0; c < channels; c++) {
-            // The passes summed around the mean rounded to T; the rest of the mean belongs to the sum of g.
+            // The passes summed around the mean rounded to T; the rounding error times the sum of g
+            // is added here.
             const double rounding = p.terms.centre[i][c] - mean[c];
             const double product = (sums[(1 + i) * channels + c] + rounding * sums[c]) * inverse[c];
             weight[c] = static_cast<T>(product);
@@ -182,7 +187,7 @@ struct NormSum : torch::autograd::Function<NormSum> {
         const double low = ctx->saved_data["low"].toDouble(), high = ctx->saved_data["high"].toDouble();
         variable_list result = dy.scalar_type() == at::kDouble ? ::backward<double>(maps, dy, lines, low, high)
                                                                : ::backward<float>(maps, dy, lines, low, high);
-        // The running statistics and the four numbers have no gradient.
+        // The running statistics and the four scalar arguments have no gradient.
         result.resize(3 * n + 2 * n + 4);
         return result;
     }
@@ -190,8 +195,9 @@ struct NormSum : torch::autograd::Function<NormSum> {
 
 }  // namespace
 
-// inputs: n maps (N, C, H, W), n weights (C), n biases (C), n running means, n running variances; all float32 or all float64,
-// on the CPU. Returns a new tensor, or null and a message that the caller frees with `free`.
+// Inputs: n maps (N, C, H, W), n weights (C), n biases (C), n running means, n running variances;
+// all float32 or all float64, on the CPU. Returns a new tensor, or null and a message that the
+// caller frees with `free`.
 extern "C" Tensor* foldconv_norm_sum(Tensor* const* inputs, int64_t n, double momentum, double eps, double low, double high,
                                      char** error) {
     try {

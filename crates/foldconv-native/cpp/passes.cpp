@@ -6,18 +6,20 @@
 
 namespace {
 
-// Rows that are worked on at once: their part of the map stays in the cache while blocks of channels go over it, and
-// their sums are short enough to be kept in T, in registers, before they are added to doubles.
+// Number of rows processed at once: their part of the map stays in the cache while blocks of
+// channels are processed, and their sums are short enough to be kept in T, in registers, before
+// they are added to doubles.
 constexpr int64_t TILE = 128;
 
-// Calls block.run<W>(c, first, last) for the channels from c on, W at a time, and the rest with half the width.
+// Calls block.run<W>(c, first, last) for the channels from c on, W at a time, and for the rest with
+// half the width.
 template <int W, typename Block>
 INLINE void over_channels(Block block, int64_t c, int64_t channels, int64_t first, int64_t last) {
     for (; c + W <= channels; c += W) block.template run<W>(c, first, last);
     if constexpr (W > 1) over_channels<W / 2>(block, c, channels, first, last);
 }
 
-// Calls block.run for all channels and rows, a tile of rows after the other.
+// Calls block.run for all channels and rows, one tile of rows after the other.
 template <typename T, typename Block>
 INLINE void over_tiles(Block block, int64_t channels, int64_t first, int64_t last) {
     for (int64_t row = first; row < last; row += TILE) {
@@ -48,7 +50,7 @@ struct Moments {
     }
 };
 
-// W channels of N terms.
+// The affine map of W channels of N terms.
 template <typename T, int W, int N>
 struct Affine {
     using L = Lanes<T, W>;
@@ -59,7 +61,7 @@ struct Affine {
         for (int i = 0; i < N; i++) scale[i] = L::load(t.scale[i] + c);
     }
 
-    // What the clamp gets; x become the numbers of the maps.
+    // Returns the input of the clamp, and the values of the maps in x.
     INLINE V value(const Terms<T>& t, int64_t at, V (&x)[N]) const {
         V sum = shift;
         for (int i = 0; i < N; i++) {
@@ -69,13 +71,13 @@ struct Affine {
         return sum;
     }
 
-    // A NaN passes, as it does in libtorch.
+    // Clamps a value. A NaN passes, as in libtorch.
     INLINE V clamp(V value) const {
         value = value < low ? low : value;
         return value > high ? high : value;
     }
 
-    // The gradient before the clamp: dy where the clamp let its input through.
+    // Returns the gradient before the clamp: dy if the clamp is inactive, else 0.
     INLINE V gradient(const Terms<T>& t, const T* dy, int64_t at, V (&x)[N]) const {
         const V before = value(t, at, x);
         const V after = before <= low ? V{} : L::load(dy + at);
@@ -149,7 +151,7 @@ void moments(const T* x, const T* centre, int64_t channels, int64_t first, int64
     over_tiles<T>(Moments<T>{x, centre, channels, sums}, channels, first, last);
 }
 
-// The number of terms becomes a constant, so that the loops over them are unrolled.
+// Makes the number of terms a compile-time constant, so that the loops over them are unrolled.
 template <typename T, template <typename, int> class Pass, typename... Args>
 INLINE void dispatch(const Terms<T>& t, int64_t first, int64_t last, Args... args) {
     switch (t.n) {

@@ -1,5 +1,5 @@
-// The loops of products.h, built once for each generation of processors (see lanes.h). Each keeps a block of what it computes in
-// registers: some rows by N vectors of W numbers.
+// The loops of products.h, built once for each generation of processors (see lanes.h). Each keeps a
+// block of its result in registers: some rows by N vectors of W numbers.
 
 #include "products.h"
 
@@ -13,11 +13,13 @@ constexpr bool MANY_REGISTERS = true;
 constexpr bool MANY_REGISTERS = false;
 #endif
 
-// The most vectors of a row in a block, and the rows of a block of so many vectors: as many as leave registers for a row of b.
+// Maximum number of vectors per row of a block, and number of rows of a block with `vectors`
+// vectors per row: as many as leave registers for a row of b.
 constexpr int WIDEST = MANY_REGISTERS ? 4 : 2;
 constexpr int rows_for(int vectors) { return MANY_REGISTERS ? (vectors == 1 ? 16 : vectors == 2 ? 12 : 6) : vectors == 1 ? 8 : 4; }
 
-// Calls block.run<W, N>(c) for columns from c on, N vectors of W at a time, and the rest with less.
+// Calls block.run<W, N>(c) for the columns from c on, N vectors of W numbers at a time, and for the
+// rest with fewer.
 template <int W, int N, typename Block>
 INLINE void over_columns(const Block& block, int64_t c, int64_t n) {
     for (; c + W * N <= n; c += W * N) block.template run<W, N>(c);
@@ -43,7 +45,7 @@ struct Multiply {
     int64_t k;
     const T* b;
     int64_t n;
-    const T* shift;  // null: out is what the product is added to
+    const T* shift; // if null, the product is added to out
     T low, high;
     int64_t count;
     T* out;
@@ -73,7 +75,7 @@ struct Multiply {
         const V lowest = L::splat(low), highest = L::splat(high);
         for (int r = 0; r < R; r++)
             for (int j = 0; j < N; j++) {
-                // A NaN passes, as it does in libtorch.
+                // A NaN passes, as in libtorch.
                 const V above = sum[r][j] < lowest ? lowest : sum[r][j];
                 L::store(to + r * n + j * W, above > highest ? highest : above);
             }

@@ -1,4 +1,5 @@
-// A network recorded as TorchScript: a tree of modules that hold its tensors under their names, and the operations of its forward.
+// Recording of a network as TorchScript: a tree of modules that hold its tensors under their names,
+// and the operations of its forward.
 
 #include <torch/csrc/jit/api/module.h>
 #include <torch/csrc/jit/frontend/tracer.h>
@@ -17,7 +18,8 @@ namespace {
 using at::Tensor;
 using torch::jit::Module;
 
-// The modules by the names in front of the tensors' names: of `layer1.0.conv1.weight` `layer1`, `0` in it and `conv1` in that.
+// The modules, by the prefixes of the tensors' names: for `layer1.0.conv1.weight` they are
+// `layer1`, `0` in it, and `conv1` in that.
 class Tree {
 public:
     explicit Tree(std::shared_ptr<torch::jit::CompilationUnit> unit) : unit_(std::move(unit)), module_(make()) {
@@ -26,7 +28,7 @@ public:
 
     Module& root() { return module_; }
 
-    // Makes the modules that the name goes through.
+    // Adds a tensor, and the modules that its name goes through.
     void add(const std::string& name, const Tensor& tensor) {
         const auto dot = name.rfind('.');
         const bool nested = dot != std::string::npos;
@@ -36,9 +38,10 @@ public:
 
 private:
     Module make() {
-        // Each module is of a class of its own, numbered by libtorch: their tensors differ.
+        // Each module has its own class, numbered by libtorch, because their tensors differ.
         Module module(c10::QualifiedName("__torch__.foldconv.Network"), unit_, /*shouldMangle=*/true);
-        // A network is recorded as it evaluates; PyTorch's train() and eval() set this and change nothing.
+        // A network is recorded in evaluation mode; PyTorch's train() and eval() set this
+        // attribute, which has no effect.
         module.register_attribute("training", c10::BoolType::get(), false);
         return module;
     }
@@ -58,8 +61,8 @@ private:
     std::map<std::string, Module> modules_;
 };
 
-// Makes operations that name a device, or the precision of the example, ask the images for theirs, so that a module that was moved or
-// cast stays whole.
+// Makes operations that name a device, or the precision of the example, take those of the images,
+// so that a module can be moved or cast as a whole.
 void follow(torch::jit::Graph& graph, torch::jit::Value* images, at::ScalarType precision) {
     const torch::jit::WithInsertPoint at_the_front(graph.nodes().front());
     auto* device = graph.insert(c10::prim::device, {images});
@@ -75,15 +78,16 @@ void follow(torch::jit::Graph& graph, torch::jit::Value* images, at::ScalarType 
             if (name == "dtype" && value->isInt() && value->toInt() == static_cast<int64_t>(precision)) node->replaceInput(at, dtype);
         }
     }
-    // Constants that nothing asks for any more.
+    // Removes constants that are no longer used.
     torch::jit::EliminateDeadCode(graph.block());
 }
 
 }  // namespace
 
-// Runs forward(context, x), which gives a new tensor or null, and writes at `path` what it computes. Where it reads one of the `n`
-// tensors, the record reads the module's attribute of that name: a parameter where the tensor requires a gradient, else a buffer.
-// Other tensors that it reads become constants. Null, or a message that the caller frees.
+// Runs forward(context, x), which returns a new tensor or null, and writes the recorded operations
+// to `path`. If the work reads one of the `n` tensors, the recording reads the module's attribute
+// of that name: a parameter if the tensor requires a gradient, else a buffer. Other tensors that it
+// reads become constants. Returns null, or a message that the caller frees.
 extern "C" char* foldconv_record(
     const char* path,
     const char* const* names,

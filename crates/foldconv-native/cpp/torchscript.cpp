@@ -1,4 +1,4 @@
-// What a TorchScript file computes, as a list of operations: the graph of its forward, calls inlined.
+// The operations of a TorchScript file: the graph of its forward with all calls inlined, as JSON.
 
 #include <torch/csrc/jit/ir/ir.h>
 #include <torch/csrc/jit/passes/inliner.h>
@@ -18,7 +18,7 @@ namespace {
 using at::Tensor;
 using torch::jit::Node;
 
-// A constant as JSON; a tensor is its place in the list of tensors.
+// Writes a constant as JSON; a tensor as its index in the list of tensors.
 void write(std::ostringstream& out, const c10::IValue& value, std::vector<Tensor*>& tensors) {
     if (value.isTensor()) {
         out << "{\"tensor\":" << tensors.size() << "}";
@@ -39,10 +39,10 @@ void write(std::ostringstream& out, const c10::IValue& value, std::vector<Tensor
         }
         out << "]";
     } else if (value.isString()) {
-        // Modes and names: nothing in them needs quoting.
+        // Strings are modes and names, in which nothing needs quoting.
         out << "{\"text\":\"" << value.toStringRef() << "\"}";
     } else {
-        // None, and what no operation of a network needs: infinities, devices.
+        // None, and values that no operation of a network needs: infinities, devices.
         out << "null";
     }
 }
@@ -54,13 +54,14 @@ void write(std::ostringstream& out, Values values) {
     out << "]";
 }
 
-// Whether what comes out of an operation is the same for all images: constants, attributes, and the images' precision and device.
+// Returns whether the output of an operation is the same for all images: constants, attributes, and
+// the precision and device of the images.
 bool is_known(torch::jit::NodeKind kind) {
     using namespace torch::jit;
     return kind == prim::Constant || kind == prim::GetAttr || kind == prim::dtype || kind == prim::device;
 }
 
-// Runs a node and writes the sizes of what comes out.
+// Runs a node and writes the sizes of its outputs.
 void run(std::ostringstream& out, Node* node, std::unordered_map<size_t, c10::IValue>& values) {
     torch::jit::Stack stack;
     for (const auto* input : node->inputs()) stack.push_back(values.at(input->unique()));
@@ -70,7 +71,7 @@ void run(std::ostringstream& out, Node* node, std::unordered_map<size_t, c10::IV
         const auto module = stack.back().toObject();
         stack.push_back(module->getAttr(node->s(torch::jit::attr::name)));
     } else if (node->kind() == torch::jit::prim::ListConstruct) {
-        // What is no operation but a part of the language.
+        // List constructions are part of the language and not operations.
         c10::impl::GenericList list(node->output()->type()->expectRef<c10::ListType>().getElementType());
         for (const auto& item : stack) list.push_back(item);
         stack.push_back(list);
@@ -99,12 +100,15 @@ void run(std::ostringstream& out, Node* node, std::unordered_map<size_t, c10::IV
 
 }  // namespace
 
-// The operations of the file's forward as JSON, {"inputs": [id], "nodes": [{"op", "inputs", "outputs", "sizes", "value"?, "name"?}],
-// "outputs": [id]}, in the order in which they run; ids are those of values, and sizes those that the outputs have for the example x
-// (null of what is no tensor). Constants, attributes of modules, and
-// precision and device of the images have a value, attributes the name that `state_dict()` gives them;
-// the tensors that values refer to come in `tensors`, `n_tensors` of them. The caller frees the string, the array (both with `free`)
-// and owns the tensors. Null and a message where it can't be read.
+// Returns the operations of the file's forward as JSON, {"inputs": [id], "nodes": [{"op", "inputs",
+// "outputs", "sizes", "value"?, "name"?}], "outputs": [id]}, in the order in which they run. Ids
+// are those of values; sizes are those of the outputs for the example x (null for an output that is
+// not a tensor). Constants, attributes of modules, and precision and device of the images have a
+// value; attributes have the name that `state_dict()` gives them. The `n_tensors` tensors that
+// values refer to are returned in `tensors`.
+//
+// The caller frees the string and the array with `free`, and owns the tensors. Returns null and a
+// message if the file can't be read.
 extern "C" char* foldconv_graph(const char* path, const Tensor* x, Tensor*** tensors, int64_t* n_tensors, char** error) {
     try {
         const torch::NoGradGuard guard;
@@ -120,7 +124,7 @@ extern "C" char* foldconv_graph(const char* path, const Tensor* x, Tensor*** ten
         std::unordered_map<size_t, c10::IValue> values;
         values[graph->inputs()[0]->unique()] = module._ivalue();
         values[graph->inputs()[1]->unique()] = *x;
-        // What stands in front of the names of a module's attributes.
+        // Prefixes of the names of a module's attributes, by the value of the module.
         std::unordered_map<size_t, std::string> prefixes;
         for (Node* node : graph->nodes()) {
             if (!first) out << ",";

@@ -1,5 +1,5 @@
-//! Queues of work on a CUDA device; and work that is recorded once and replayed with one call, without the time that it takes to ask for
-//! each operation.
+//! CUDA streams, and recordings of work that are replayed with one call, which saves the time to
+//! launch each operation (CUDA graphs).
 
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW, Symbol};
 use std::ffi::{c_char, c_int, c_void};
@@ -8,14 +8,14 @@ use std::os::fd::AsRawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::OnceLock;
 
-/// The library of cuda_graph.cpp, inside of this program.
+/// The library of cuda_graph.cpp, embedded in the program.
 const LIBRARY: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/libfoldconv_cuda_graph.so"));
 
 type New = unsafe extern "C" fn(c_int, *mut *mut c_void) -> *mut c_char;
 type OnRecording = unsafe extern "C" fn(*mut c_void) -> *mut c_char;
 type Free = unsafe extern "C" fn(*mut c_void);
 
-/// Its functions. The library stays open.
+/// Functions of the library, which is never closed.
 struct Functions {
     new: Symbol<New>,
     begin: Symbol<OnRecording>,
@@ -33,10 +33,11 @@ fn functions() -> Result<&'static Functions, String> {
     OPENED.get_or_init(open).as_ref().map_err(Clone::clone)
 }
 
-/// Opens the library; libtorch's CUDA part must be open, for all to see.
+/// Opens the library. libtorch's CUDA part must be loaded with global symbols.
 fn open() -> Result<Functions, String> {
     let file = in_memory().map_err(|error| format!("no room for a file in memory: {error}"))?;
-    // SAFETY: its initialisers are those of C++ globals of headers; the types of its functions are those in cuda_graph.cpp.
+    // SAFETY: the initialisers of the library are those of C++ globals in headers; the types of the
+    // functions are those in cuda_graph.cpp.
     unsafe {
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
         let library = Library::open(Some(path), RTLD_NOW | RTLD_LOCAL).map_err(|error| error.to_string())?;
@@ -57,10 +58,10 @@ fn open() -> Result<Functions, String> {
     }
 }
 
-/// The library as a file that lies on no disk.
+/// Writes the library to a file in memory.
 fn in_memory() -> std::io::Result<std::fs::File> {
     use std::os::fd::FromRawFd;
-    // SAFETY: the name ends with a zero; a descriptor that comes back is ours.
+    // SAFETY: the name ends with a zero; a returned descriptor is ours.
     let mut file = unsafe {
         let descriptor = libc::memfd_create(c"foldconv_cuda_graph".as_ptr(), libc::MFD_CLOEXEC);
         if descriptor < 0 {
@@ -72,90 +73,98 @@ fn in_memory() -> std::io::Result<std::fs::File> {
     Ok(file)
 }
 
-/// Recorded work.
+/// Recorded work on a CUDA device.
 pub struct CudaGraph {
     functions: &'static Functions,
     recording: *mut c_void,
 }
 
 impl CudaGraph {
-    /// With nothing in it, for the device of that index.
+    /// Returns an empty recording for the device with this index.
     ///
     /// # Errors
-    /// Why there can't be one.
+    /// The reason why no recording can be made.
     pub fn new(device: usize) -> Result<CudaGraph, String> {
         let functions = functions()?;
         let mut recording = std::ptr::null_mut();
-        // SAFETY: on success it is a new recording.
+        // SAFETY: on success the pointer is a new recording.
         unsafe { check((functions.new)(device as c_int, &mut recording))? };
         Ok(CudaGraph { functions, recording })
     }
 
-    /// Records what is asked of the device meanwhile; none of it is done. All tensors that it reads must stay where they are, and it is
-    /// to be replayed in the [`CudaStream::scope`] in which it was recorded, or outside of any if it was.
+    /// Records the work that `work` enqueues on the device, without running it. All tensors that it
+    /// reads must keep their addresses. The recording must be replayed in a [`CudaStream::scope`]
+    /// of the same stream as it was recorded in, or outside of all scopes if it was recorded there.
     ///
     /// # Errors
-    /// Why it can't be recorded: libtorch's first line. Then nothing can be replayed.
+    /// First line of libtorch's message if the work can't be recorded. Then nothing can be
+    /// replayed.
     pub fn record(&mut self, work: &mut dyn FnMut()) -> Result<(), String> {
-        // SAFETY: the recording lives, and each beginning has its end.
+        // SAFETY: the recording is live, and each begin is followed by an end.
         let begun = unsafe { check((self.functions.begin)(self.recording)) };
         let done = begun.and_then(|()| catch_unwind(AssertUnwindSafe(work)).map_err(|panic| message(&*panic)));
         let ended = unsafe { check((self.functions.end)(self.recording)) };
         done.and(ended)
     }
 
-    /// Asks the device for all of it again.
+    /// Enqueues the recorded work on the device again.
     ///
     /// # Errors
-    /// libtorch's first line.
+    /// First line of libtorch's message.
     pub fn replay(&mut self) -> Result<(), String> {
-        // SAFETY: the recording lives.
+        // SAFETY: the recording is live.
         unsafe { check((self.functions.replay)(self.recording)) }
     }
 }
 
 impl Drop for CudaGraph {
     fn drop(&mut self) {
-        // SAFETY: it is freed once.
+        // SAFETY: the recording is freed once.
         unsafe { (self.functions.free)(self.recording) }
     }
 }
 
-/// A queue of work on a CUDA device beside others: the device may do the work of several at a time.
+/// A CUDA stream: a queue of work on a device, which may run the work of several streams at the
+/// same time.
 pub struct CudaStream {
     functions: &'static Functions,
     stream: *mut c_void,
 }
 
 impl CudaStream {
-    /// On the device of that index. There are 32; then they are shared.
+    /// Returns a stream on the device with this index. There are 32 streams; further ones share
+    /// them.
     ///
     /// # Errors
-    /// Why there can't be one.
+    /// The reason why no stream can be made.
     pub fn new(device: usize) -> Result<CudaStream, String> {
         let functions = functions()?;
         let mut stream = std::ptr::null_mut();
-        // SAFETY: on success it is a new stream.
+        // SAFETY: on success the pointer is a new stream.
         unsafe { check((functions.stream_new)(device as c_int, &mut stream))? };
         Ok(CudaStream { functions, stream })
     }
 
-    /// What this thread asks of the device meanwhile goes to this queue, behind what it has asked for before; then to the earlier queue
-    /// again, also where the work panics. Nothing outside waits for the work. So its tensors are for other scopes of the same queue, until
-    /// a number of them was read in one or the device was waited for; and tensors from outside must outlive the work that reads them.
+    /// Runs `work` with this stream as the current stream of the thread: operations are enqueued on
+    /// it, after all that the thread enqueued before. Afterwards the earlier stream is current
+    /// again, also if `work` panics.
+    ///
+    /// Nothing outside the scope waits for the work. So its tensors may only be used in other
+    /// scopes of the same stream, until one of their numbers was read in such a scope or the device
+    /// was synchronised. Tensors from outside must outlive the work that reads them.
     ///
     /// # Panics
-    /// Where CUDA fails.
+    /// If CUDA fails.
     pub fn scope<T>(&self, work: impl FnOnce() -> T) -> T {
         struct Scope(&'static Functions, *mut c_void);
         impl Drop for Scope {
             fn drop(&mut self) {
-                // SAFETY: it was entered on this thread, and is left once.
+                // SAFETY: the guard was entered on this thread and is left once.
                 unsafe { (self.0.stream_leave)(self.1) }
             }
         }
         let mut guard = std::ptr::null_mut();
-        // SAFETY: the stream lives; on success there is a guard.
+        // SAFETY: the stream is live; on success there is a guard.
         let entered = unsafe { check((self.functions.stream_enter)(self.stream, &mut guard)) };
         entered.unwrap_or_else(|why| panic!("CUDA stream: {why}"));
         let _scope = Scope(self.functions, guard);
@@ -171,11 +180,13 @@ impl std::fmt::Debug for CudaStream {
 
 impl Drop for CudaStream {
     fn drop(&mut self) {
-        // SAFETY: it is freed once.
+        // SAFETY: the stream is freed once.
         unsafe { (self.functions.stream_free)(self.stream) }
     }
 }
 
+/// Converts an error message of the library into a `Result`.
+///
 /// # Safety
 /// `error` must be null or a string from strdup.
 unsafe fn check(error: *mut c_char) -> Result<(), String> {

@@ -1,4 +1,4 @@
-//! What tch does not give of libtorch's state.
+//! State of libtorch that tch does not expose.
 
 use tch::Device;
 
@@ -10,60 +10,62 @@ unsafe extern "C" {
     fn foldconv_waits() -> i64;
 }
 
-/// Whether convolutions and products of float32 on CUDA may round their factors to TF32 (10 bits) from now on. libtorch's own default is
-/// that convolutions may.
+/// Sets whether float32 convolutions and products on CUDA may round their factors to TF32 (10 bits
+/// of mantissa). By libtorch's own default, convolutions may.
 pub fn tf32(allowed: bool) {
-    // SAFETY: it sets flags of libtorch's.
+    // SAFETY: the function only sets flags of libtorch.
     unsafe { foldconv_tf32(allowed) }
 }
 
-/// Work in which convolutions and products on a device are of bfloat16, with sums in float32; the casts of a parameter are made
-/// once.
+/// Runs work in which convolutions and products on a device use bfloat16 with sums in float32. Each
+/// parameter is cast once.
 pub fn in_bfloat16<T>(device: Device, work: impl FnOnce() -> T) -> T {
     struct Part(bool);
     impl Drop for Part {
         fn drop(&mut self) {
-            // SAFETY: it is the part that was entered, on the same thread.
+            // SAFETY: the region was entered on the same thread.
             unsafe { foldconv_autocast(self.0, false) }
         }
     }
     let part = Part(device.is_cuda());
-    // SAFETY: what is entered is left when `part` is dropped, also by a panic.
+    // SAFETY: the region is left when `part` is dropped, also by a panic.
     unsafe { foldconv_autocast(part.0, true) };
     work()
 }
 
-/// The version of the cuDNN that libtorch has opened, as 91002 for 9.10.2.
+/// Returns the version of the cuDNN that libtorch has opened, as 91002 for 9.10.2; None if there is
+/// none.
 pub fn cudnn_version() -> Option<i64> {
-    // SAFETY: it asks; what libtorch throws is caught.
+    // SAFETY: the function only reads, and catches libtorch's exceptions.
     let version = unsafe { foldconv_cudnn_version() };
     (version > 0).then_some(version)
 }
 
-/// Counts from now on, on all threads, the operations that make the program wait for a device: reading a scalar, copying to the CPU, sizes
-/// that depend on numbers, and copies to the device that are not said to go on by themselves. On the CPU, where nothing waits, the same
-/// operations count but for copies. Slow: for tests and measurements.
+/// A counter of the operations, on all threads, that make the program wait for a device: reading a
+/// scalar, copying to the CPU, operations whose output size depends on numbers, and blocking copies
+/// to the device. On the CPU, where nothing waits, the same operations are counted, except copies.
+/// Counting is slow: it is for tests and measurements.
 #[derive(Debug)]
 pub struct Waits(());
 
 impl Waits {
-    /// Starts at 0. There is one count in a process.
+    /// Starts counting at 0. The count is shared by the whole process.
     pub fn count() -> Waits {
-        // SAFETY: it registers a callback that only counts.
+        // SAFETY: the function registers a callback that only counts.
         unsafe { foldconv_count_waits(true) };
         Waits(())
     }
 
-    /// So many since it was started.
+    /// Returns the number of operations since the start.
     pub fn so_far(&self) -> u64 {
-        // SAFETY: it reads an atomic.
+        // SAFETY: the function reads an atomic.
         unsafe { foldconv_waits() }.unsigned_abs()
     }
 }
 
 impl Drop for Waits {
     fn drop(&mut self) {
-        // SAFETY: it removes the callback.
+        // SAFETY: the function removes the callback.
         unsafe { foldconv_count_waits(false) }
     }
 }

@@ -1,5 +1,6 @@
-//! What has to be C++: the loops that libtorch runs in more passes than needed (the sum of batch norms and the activation behind
-//! it), the graph of a TorchScript file, and libtorch's state that tch doesn't give.
+//! Functions that need C++: loops for which libtorch needs more passes (such as the sum of batch
+//! norms with the activation after it), the recording and the graph of TorchScript files, and state
+//! of libtorch that tch does not expose.
 
 #[cfg(feature = "cuda-graphs")]
 mod cuda_graph;
@@ -17,7 +18,8 @@ use std::path::Path;
 use tch::{Device, Kind, Tensor};
 use torch_sys::C_tensor;
 
-/// One batch norm of a sum, in training: the map (N, C, H, W) and what PyTorch's batch_norm takes, each (C).
+/// One batch norm of a sum, in training: the map (N, C, H, W) and the arguments of PyTorch's
+/// batch_norm, each (C).
 #[derive(Clone, Copy, Debug)]
 pub struct Term<'a> {
     /// The map.
@@ -26,13 +28,13 @@ pub struct Term<'a> {
     pub weight: &'a Tensor,
     /// beta.
     pub bias: &'a Tensor,
-    /// Updated in place.
+    /// Running mean, updated in place.
     pub running_mean: &'a Tensor,
-    /// Updated in place.
+    /// Running variance, updated in place.
     pub running_var: &'a Tensor,
 }
 
-/// The most terms that the loops are compiled for (MAX_TERMS in passes.h).
+/// Maximum number of terms that the loops are compiled for (MAX_TERMS in passes.h).
 pub const MAX_TERMS: usize = 4;
 
 unsafe extern "C" {
@@ -100,17 +102,19 @@ unsafe extern "C" {
     ) -> *mut c_char;
 }
 
-/// Uses the builds of the loops for no newer processors than this from now on: 0 any, 1 AVX2, 2 AVX-512 (the default).
+/// Limits the builds of the loops to those for this generation of processors or older ones: 0 any,
+/// 1 AVX2, 2 AVX-512 (the default).
 pub fn newest_processor(generation: i32) {
-    // SAFETY: it sets an atomic.
+    // SAFETY: the function only sets an atomic.
     unsafe { foldconv_newest_processor(generation) }
 }
 
-/// clamp(sum of batch norms, low, high) with the statistics of the batch, differentiable; None for tensors that the loops don't
-/// take (another device or precision, more than four terms).
+/// Returns clamp(sum of batch norms, low, high) with the statistics of the batch. Differentiable.
+/// None for tensors that the loops do not support (another device or precision, more than four
+/// terms).
 ///
 /// # Panics
-/// Where libtorch has no memory left.
+/// If libtorch is out of memory.
 pub fn norm_sum(terms: &[Term], momentum: f64, eps: f64, low: f64, high: f64) -> Option<Tensor> {
     let first = terms.first()?.x;
     let (size, kind) = (first.size(), first.kind());
@@ -131,8 +135,8 @@ pub fn norm_sum(terms: &[Term], momentum: f64, eps: f64, low: f64, high: f64) ->
     ];
     let inputs: Vec<*const C_tensor> = columns.iter().flat_map(|column| terms.iter().map(column)).collect();
     let mut error = std::ptr::null_mut();
-    // SAFETY: `inputs` are 5n live tensors, as the function asks; what it returns is a new tensor that tch then owns, or null
-    // and a message from strdup.
+    // SAFETY: `inputs` are 5n live tensors, as the function requires. It returns a new tensor,
+    // which tch then owns, or null and a message from strdup.
     unsafe {
         let y = foldconv_norm_sum(inputs.as_ptr(), terms.len() as i64, momentum, eps, low, high, &mut error);
         if y.is_null() {
@@ -142,27 +146,29 @@ pub fn norm_sum(terms: &[Term], momentum: f64, eps: f64, low: f64, high: f64) ->
     }
 }
 
-/// A batch norm behind a 1x1 kernel: what PyTorch's batch_norm takes, each (C_out), and the kernel's own bias.
+/// A batch norm after a 1x1 kernel: the arguments of PyTorch's batch_norm, each (C_out), and the
+/// kernel's own bias.
 #[derive(Clone, Copy, Debug)]
 pub struct Behind<'a> {
     /// gamma.
     pub weight: &'a Tensor,
     /// beta.
     pub bias: &'a Tensor,
-    /// Updated in place.
+    /// Running mean, updated in place.
     pub running_mean: &'a Tensor,
-    /// Updated in place.
+    /// Running variance, updated in place.
     pub running_var: &'a Tensor,
-    /// The kernel's bias.
+    /// Bias of the kernel.
     pub kernel_bias: Option<&'a Tensor>,
 }
 
-/// A kernel (C_out, C) and the batch norm behind it as one kernel (C_out, C) and bias (C_out), in float64, at the statistics that a map
-/// of so many positions with this mean (C) and covariance (C, C), float64, gives it. Differentiable. None where the tensors are not on
-/// the CPU.
+/// Folds a kernel (C_out, C) and the batch norm after it into one kernel (C_out, C) and bias
+/// (C_out), in float64. The statistics of the batch norm are computed from the mean (C) and
+/// covariance (C, C), in float64, of the input map with `positions` positions. Differentiable. None
+/// if the tensors are not on the CPU.
 ///
 /// # Panics
-/// Where the shapes don't fit, or libtorch has no memory left.
+/// If the shapes don't fit, or libtorch is out of memory.
 pub fn fold_norm(
     kernel: &Tensor,
     norm: &Behind,
@@ -179,74 +185,78 @@ pub fn fold_norm(
     let none = std::ptr::null();
     let inputs: Vec<*const C_tensor> =
         all.iter().map(|tensor| tensor.as_ptr()).chain([kernel_bias.map_or(none, |bias| bias.as_ptr())]).collect();
-    // SAFETY: `inputs` are eight live tensors, the last of which may be null, as the function asks.
+    // SAFETY: `inputs` are eight live tensors, of which the last may be null, as the function
+    // requires.
     Some(unsafe { two(|folded| foldconv_fold_norm(inputs.as_ptr(), positions, momentum, eps, folded)) })
 }
 
-/// The two tensors that a function makes.
+/// Returns the two tensors that a C++ function makes.
 ///
 /// # Safety
-/// It must leave two new tensors and return null, or return a message from strdup.
+/// `make` must store two new tensors and return null, or return a message from strdup.
 unsafe fn two(make: impl FnOnce(*mut *mut C_tensor) -> *mut c_char) -> [Tensor; 2] {
     let mut tensors = [std::ptr::null_mut(); 2];
     let error = make(tensors.as_mut_ptr());
     if !error.is_null() {
-        // SAFETY: it is a message.
+        // SAFETY: the error is a message from strdup.
         panic!("libtorch: {}", unsafe { take(error) });
     }
-    // SAFETY: they are ours to own.
+    // SAFETY: the tensors are new and owned by nothing else.
     tensors.map(|tensor| unsafe { Tensor::from_ptr(tensor) })
 }
 
-/// Mean (m) and biased covariance (m, m) of the map g = a (A x + c) for A (m, C), c (m) and a weight a (N, m) a channel and sample, where
-/// each sample of x has this mean (N, C) and covariance (N, C, C). All in float64; differentiable. None where the tensors are not on the CPU.
+/// Returns the mean (m) and biased covariance (m, m) of the map g = a (A x + c), for A (m, C), c
+/// (m) and a weight a (N, m) per channel and sample, from the mean (N, C) and covariance (N, C, C)
+/// of each sample of x. All in float64; differentiable. None if the tensors are not float64 on the
+/// CPU.
 ///
 /// # Panics
-/// Where the shapes don't fit, or libtorch has no memory left.
+/// If the shapes don't fit, or libtorch is out of memory.
 pub fn gated(moments: [&Tensor; 2], kernel: &Tensor, bias: &Tensor, gates: &Tensor) -> Option<[Tensor; 2]> {
     let [means, covariances] = moments;
     let all = [means, covariances, kernel, bias, gates];
     let inputs = all.map(|tensor| tensor.as_ptr());
     let fit = all.iter().all(|tensor| tensor.device() == Device::Cpu && tensor.kind() == Kind::Double);
-    // SAFETY: `inputs` are five live tensors of float64, as the function asks.
+    // SAFETY: `inputs` are five live float64 tensors, as the function requires.
     fit.then(|| unsafe { two(|moments| foldconv_gated(inputs.as_ptr(), moments)) })
 }
 
-/// A map x (N, C, H, W) again, for what else is done to it, and its mean (N, C), float64, over the positions of each sample; None for one
-/// that the loops don't take.
+/// Returns a map x (N, C, H, W) itself, for all further operations on it, and its mean (N, C) over
+/// the positions of each sample, in float64. None for a map that the loops do not support.
 ///
 /// # Panics
-/// Where libtorch has no memory left.
+/// If libtorch is out of memory.
 pub fn pool(x: &Tensor) -> Option<[Tensor; 2]> {
-    // SAFETY: `x` is a live tensor that the loops take.
+    // SAFETY: `x` is a live tensor that the loops support.
     takes(x).then(|| unsafe { two(|pooled| foldconv_pool(x.as_ptr(), pooled)) })
 }
 
-/// A map x (N, C, H, W) whose moments are known, and on which 1x1 convolutions run that were computed of them: the gradient of x is
-/// written once for all of them and the moments. The moments are those of the whole map, or of each sample, which then has kernels
-/// of its own.
+/// A map x (N, C, H, W) with its moments, for 1x1 convolutions whose kernels are computed from
+/// these moments. The gradient of x is written once for all convolutions and the moments together.
+/// The moments are those of the whole map, or of each sample, which then has its own kernels.
 #[derive(Debug)]
 pub struct Space {
     handle: *mut c_void,
-    /// Mean (C), or (N, C); float64, differentiable.
+    /// Mean (C), or (N, C) per sample; float64, differentiable.
     pub mean: Tensor,
-    /// Biased covariance (C, C), or (N, C, C); float64, differentiable.
+    /// Biased covariance (C, C), or (N, C, C) per sample; float64, differentiable.
     pub covariance: Tensor,
 }
 
 impl Space {
-    /// Of a map; None for one that the loops don't take (another device or precision).
+    /// Computes the moments of a map; None for a map that the loops do not support (another device
+    /// or precision).
     ///
     /// # Panics
-    /// Where libtorch has no memory left.
+    /// If libtorch is out of memory.
     pub fn new(x: &Tensor) -> Option<Space> {
         Space::of(x, false)
     }
 
-    /// Of each sample of a map; None as above.
+    /// Computes the moments of each sample of a map; None for a map that the loops do not support.
     ///
     /// # Panics
-    /// Where libtorch has no memory left.
+    /// If libtorch is out of memory.
     pub fn per_sample(x: &Tensor) -> Option<Space> {
         Space::of(x, true)
     }
@@ -256,7 +266,8 @@ impl Space {
             return None;
         }
         let (mut moments, mut error) = ([std::ptr::null_mut(); 2], std::ptr::null_mut());
-        // SAFETY: `x` is live, `moments` has room for two; what comes back is ours, or null and a message from strdup.
+        // SAFETY: `x` is live and `moments` has room for two. The function returns a new handle and
+        // two new tensors, or null and a message from strdup.
         unsafe {
             let handle = foldconv_space(x.as_ptr(), per_sample, moments.as_mut_ptr(), &mut error);
             if handle.is_null() {
@@ -268,17 +279,18 @@ impl Space {
     }
 }
 
-/// clamp(sum of W_i x_i + b, low, high) for maps x_i and W_i (C_out, C_i), b (C_out), or W_i (N, C_out, C_i) and b (N, C_out) for maps
-/// whose moments are those of each sample, in any precision. Differentiable; y is of the maps' precision.
+/// Returns clamp(sum of W_i x_i + b, low, high) for maps x_i with W_i (C_out, C_i) and b (C_out),
+/// or with W_i (N, C_out, C_i) and b (N, C_out) if the moments of the maps are per sample. W_i and
+/// b may have any precision; y has that of the maps. Differentiable.
 ///
 /// # Panics
-/// Where the shapes don't fit, or libtorch has no memory left.
+/// If the shapes don't fit, or libtorch is out of memory.
 pub fn convolve(terms: &[(&Space, &Tensor)], bias: &Tensor, low: f64, high: f64) -> Tensor {
     let spaces: Vec<*const c_void> = terms.iter().map(|(space, _)| space.handle.cast_const()).collect();
     let weights: Vec<*const C_tensor> = terms.iter().map(|(_, weight)| weight.as_ptr()).collect();
     let mut error = std::ptr::null_mut();
-    // SAFETY: the handles are live as long as the spaces are, and the weights are live tensors, as many; what comes back is a new tensor,
-    // or null and a message from strdup.
+    // SAFETY: the handles live as long as the spaces, and the weights are as many live tensors. The
+    // function returns a new tensor, or null and a message from strdup.
     unsafe {
         let (n, bias) = (terms.len() as i64, bias.as_ptr());
         let y = foldconv_space_convolve(spaces.as_ptr(), weights.as_ptr(), n, bias, low, high, &mut error);
@@ -289,21 +301,24 @@ pub fn convolve(terms: &[(&Space, &Tensor)], bias: &Tensor, low: f64, high: f64)
     }
 }
 
-/// Whether the loops take a map: (N, C, H, W), float32 or float64, on the CPU.
+/// Returns whether the loops support a map: (N, C, H, W), float32 or float64, on the CPU, not
+/// empty.
 fn takes(x: &Tensor) -> bool {
     matches!(x.kind(), Kind::Float | Kind::Double) && x.dim() == 4 && x.numel() > 0 && x.device() == Device::Cpu
 }
 
-/// A map h (N, C, H, W) with a weight (N, C) for each channel and sample, differentiable; None for one that the loops don't take.
+/// Multiplies a map h (N, C, H, W) by a weight (N, C) per channel and sample. Differentiable. None
+/// for a map that the loops do not support.
 ///
 /// # Panics
-/// Where the shapes don't fit, or libtorch has no memory left.
+/// If the shapes don't fit, or libtorch is out of memory.
 pub fn weigh(map: &Tensor, gates: &Tensor) -> Option<Tensor> {
     if !takes(map) {
         return None;
     }
     let mut error = std::ptr::null_mut();
-    // SAFETY: both are live tensors; what comes back is a new one, or null and a message from strdup.
+    // SAFETY: both tensors are live. The function returns a new tensor, or null and a message from
+    // strdup.
     unsafe {
         let weighed = foldconv_weigh(map.as_ptr(), gates.as_ptr(), &mut error);
         if weighed.is_null() {
@@ -315,17 +330,17 @@ pub fn weigh(map: &Tensor, gates: &Tensor) -> Option<Tensor> {
 
 impl Drop for Space {
     fn drop(&mut self) {
-        // SAFETY: it was made by foldconv_space and is freed once.
+        // SAFETY: the handle was made by foldconv_space and is freed once.
         unsafe { foldconv_space_free(self.handle) }
     }
 }
 
-/// Runs `forward` on x and writes to `path`, as TorchScript, the operations of libtorch that it takes. The module has the `tensors` as
-/// attributes under their names, parameters where they require a gradient and else buffers; others that `forward` reads are
-/// constants in its code.
+/// Runs `forward` on x and writes its libtorch operations to `path` as TorchScript. The module has
+/// the `tensors` as attributes under their names: parameters if they require a gradient, else
+/// buffers. Other tensors that `forward` reads become constants in its code.
 ///
 /// # Errors
-/// libtorch's message where it can't record or write it.
+/// libtorch's message if it can't record the network or write the file.
 pub fn record(
     path: &Path,
     tensors: &BTreeMap<String, Tensor>,
@@ -338,8 +353,9 @@ pub fn record(
     let names: Vec<*const c_char> = names.iter().map(|name| name.as_ptr()).collect();
     let pointers: Vec<*const C_tensor> = tensors.values().map(|tensor| tensor.as_ptr()).collect();
     let (call, context) = trampoline(&mut forward);
-    // SAFETY: the strings end with a zero, the tensors live, and `call` takes the context that came with it; neither outlives the
-    // call. What comes back is null or a message to free.
+    // SAFETY: the strings end with a zero, the tensors are live, and `call` gets the context that
+    // belongs to it; neither is used after the call. The function returns null, or a message to
+    // free.
     unsafe {
         let error = foldconv_record(
             path.as_ptr(),
@@ -356,14 +372,16 @@ pub fn record(
 
 type Forward = extern "C" fn(*mut c_void, *const C_tensor) -> *mut C_tensor;
 
-/// A closure as C++ calls it: a function, and its first argument. A panic must not go through C++, and is null.
+/// Converts a closure for C++: a function and its first argument. A panic must not unwind through
+/// C++; it becomes null.
 fn trampoline<F: FnMut(&Tensor) -> Tensor>(forward: &mut F) -> (Forward, *mut c_void) {
     extern "C" fn call<F: FnMut(&Tensor) -> Tensor>(context: *mut c_void, x: *const C_tensor) -> *mut C_tensor {
-        // SAFETY: `context` is the closure from below, and x a live tensor, of which tch gets a handle of its own.
+        // SAFETY: `context` is the closure passed below, and x a live tensor, of which tch gets its
+        // own handle.
         let (forward, x) = unsafe { (&mut *context.cast::<F>(), Tensor::clone_from_ptr(x.cast_mut())) };
         let y = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| forward(&x)));
         y.map_or(std::ptr::null_mut(), |y| {
-            // The handle is C++'s to delete from here on.
+            // From here on C++ owns the handle and deletes it.
             let y = std::mem::ManuallyDrop::new(y);
             y.as_ptr().cast_mut()
         })
@@ -371,16 +389,16 @@ fn trampoline<F: FnMut(&Tensor) -> Tensor>(forward: &mut F) -> (Forward, *mut c_
     (call::<F>, std::ptr::from_mut(forward).cast())
 }
 
-/// The operations of a TorchScript file's forward as JSON (see graph.cpp) with the sizes of an example x, and the tensors that its
-/// constants refer to.
+/// Returns the operations of a TorchScript file's forward as JSON (see graph.cpp), with the sizes
+/// for an example x, and the tensors that its constants refer to.
 ///
 /// # Errors
-/// libtorch's message where it can't read the file.
+/// libtorch's message if it can't read the file.
 pub fn graph(path: &Path, x: &Tensor) -> Result<(String, Vec<Tensor>), String> {
     let path = CString::new(path.as_os_str().as_encoded_bytes()).map_err(|error| error.to_string())?;
     let (mut tensors, mut count, mut error) = (std::ptr::null_mut(), 0, std::ptr::null_mut());
-    // SAFETY: `path` ends with a zero. On success the string and the array are ours to free, and the tensors tch's to own; otherwise
-    // there is a message to free.
+    // SAFETY: `path` ends with a zero. On success the string and the array are ours to free, and
+    // tch owns the tensors; otherwise there is a message to free.
     unsafe {
         let json = foldconv_graph(path.as_ptr(), x.as_ptr(), &mut tensors, &mut count, &mut error);
         if json.is_null() {
@@ -392,10 +410,10 @@ pub fn graph(path: &Path, x: &Tensor) -> Result<(String, Vec<Tensor>), String> {
     }
 }
 
-/// The text of a string from strdup, which is freed.
+/// Copies the text of a string from strdup, and frees the string.
 ///
 /// # Safety
-/// It must be one.
+/// `text` must be a string from strdup.
 unsafe fn take(text: *mut c_char) -> String {
     unsafe {
         let copy = CStr::from_ptr(text).to_string_lossy().into_owned();

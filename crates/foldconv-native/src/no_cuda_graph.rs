@@ -2,39 +2,40 @@
 
 const WHY: &str = "this foldconv was built without the cargo feature `cuda-graphs`";
 
-/// A queue of work on a CUDA device: there is none.
+/// A CUDA stream; it has no values in a build without the cargo feature `cuda-graphs`.
 #[derive(Debug)]
 pub enum CudaStream {}
 
 impl CudaStream {
-    /// Always why not.
+    /// Returns an error.
     ///
     /// # Errors
-    /// That it is not built.
+    /// Always: the feature is not built.
     pub fn new(_: usize) -> Result<CudaStream, String> {
         Err(WHY.into())
     }
 
-    /// There is none to ask.
+    /// Never called, because there are no values.
     pub fn scope<T>(&self, _: impl FnOnce() -> T) -> T {
         match *self {}
     }
 }
 
-/// Recorded work: there is none.
+/// Recorded work on a CUDA device; it has no values in a build without the cargo feature
+/// `cuda-graphs`.
 #[derive(Debug)]
 pub enum CudaGraph {}
 
 impl CudaGraph {
-    /// Always why not.
+    /// Returns an error.
     ///
     /// # Errors
-    /// That it is not built.
+    /// Always: the feature is not built.
     pub fn new(_: usize) -> Result<CudaGraph, String> {
         Err(WHY.into())
     }
 
-    /// There is none to record into.
+    /// Never called, because there are no values.
     ///
     /// # Errors
     /// None.
@@ -42,7 +43,7 @@ impl CudaGraph {
         match *self {}
     }
 
-    /// There is none to replay.
+    /// Never called, because there are no values.
     ///
     /// # Errors
     /// None.

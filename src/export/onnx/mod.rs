@@ -1,4 +1,5 @@
-//! A recorded network as ONNX (opset 17): each operation of libtorch becomes the operations of ONNX that do the same.
+//! Translation of a recorded network to ONNX (opset 17): each operation of libtorch becomes one or
+//! more equivalent operations of ONNX.
 
 mod operations;
 
@@ -13,11 +14,11 @@ use serde_json::Value;
 use std::collections::HashMap;
 use tch::{Kind, Tensor};
 
-/// ONNX's numbers for types of elements.
+/// ONNX's numbers of element types.
 const FLOAT: i32 = 1;
 const INT64: i32 = 7;
 
-/// The bytes of the file.
+/// Returns the bytes of the ONNX file.
 pub fn encode(model: &Model, graph: &Graph) -> Result<Vec<u8>> {
     let mut writer = Writer::default();
     let spec = model.about.config.data.spec();
@@ -59,12 +60,12 @@ fn value(name: &str, size: Vec<Size>) -> ValueInfoProto {
     ValueInfoProto { name: name.into(), r#type: Some(TypeProto { tensor_type }) }
 }
 
-/// What is known of a value of the record.
+/// State of a value of the recording during the translation.
 #[derive(Clone, Debug)]
 enum Known {
-    /// A tensor of the graph, and its size for a batch of 2.
+    /// A tensor of the ONNX graph, and its size for a batch of 2.
     Tensor { name: String, size: Vec<i64> },
-    /// A constant that is no tensor.
+    /// A constant that is not a tensor.
     Constant(Value),
     /// A list of values.
     List(Vec<usize>),
@@ -93,7 +94,7 @@ fn text(name: &str, text: &str) -> AttributeProto {
     AttributeProto { name: name.into(), s: text.into(), r#type: 3, ..AttributeProto::default() }
 }
 
-/// A dimension counted from the end, counted from the front.
+/// Returns a dimension counted from the front; a negative one is counted from the end.
 fn axis(dimension: i64, rank: usize) -> i64 {
     if dimension < 0 { dimension + rank as i64 } else { dimension }
 }
@@ -109,7 +110,7 @@ impl Writer {
         });
     }
 
-    /// A tensor that is part of the file.
+    /// Adds a tensor that is stored in the file; returns its name.
     fn initializer(&mut self, name: &str, tensor: &Tensor) -> Result<String> {
         let data_type = match tensor.kind() {
             Kind::Float => FLOAT,
@@ -136,7 +137,7 @@ impl Writer {
         }
     }
 
-    /// The name of a tensor; a number becomes one.
+    /// Returns the name of a tensor; a number becomes a scalar tensor.
     fn tensor(&mut self, id: usize) -> Result<String> {
         match self.known(id)?.clone() {
             Known::Tensor { name, .. } => Ok(name),
@@ -149,7 +150,7 @@ impl Writer {
         }
     }
 
-    /// A constant.
+    /// Returns the value of a constant, or of a list of constants.
     fn constant(&self, id: usize) -> Result<Value> {
         match self.known(id)? {
             Known::Constant(value) => Ok(value.clone()),
@@ -180,7 +181,7 @@ impl Writer {
         matches!(self.known.get(&id), Some(Known::Constant(Value::Null)))
     }
 
-    /// Takes a node of the record into account.
+    /// Translates a node of the recording.
     fn node(&mut self, graph: &Graph, node: &Node) -> Result<()> {
         let out = *node.outputs.first().context("nothing comes out")?;
         let size = |at: usize| node.sizes.get(at).cloned().flatten().unwrap_or_default();
@@ -216,7 +217,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Parts of a tensor, as a list.
+    /// Translates a chunk to slices; the result is a list.
     fn chunk(&mut self, node: &Node) -> Result<()> {
         let (input, size) = (self.tensor(node.inputs[0])?, self.size(node.inputs[0])?);
         let (count, out) = (self.integer(node.inputs[1])?, node.outputs[0]);
@@ -240,7 +241,7 @@ impl Writer {
     }
 }
 
-/// A number that the record has as it is, or as {"float": number}.
+/// Returns a number, which the recording has as it is or as {"float": number}.
 fn scalar(value: &Value) -> Option<f64> {
     value.as_f64().or_else(|| value.get("float")?.as_f64())
 }

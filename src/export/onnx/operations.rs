@@ -1,4 +1,4 @@
-//! The operations of a record, each in ONNX's.
+//! Translation of each operation of libtorch to ONNX.
 
 use super::{FLOAT, Known, Writer, axis, float, int, ints, text};
 use crate::export::proto::AttributeProto;
@@ -7,7 +7,8 @@ use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
 impl Writer {
-    /// One operation with one output, called `out`, that has that size for a batch of 2.
+    /// Translates an operation with one output, called `out`, whose size for a batch of 2 is
+    /// `size`.
     pub(super) fn operation(&mut self, op: &str, x: &[usize], out: &str, size: &[i64]) -> Result<()> {
         match op {
             "relu" => self.same("Relu", x, out, vec![]),
@@ -30,7 +31,7 @@ impl Writer {
                 let (dimension, keep) = (self.integer(x[1])?, self.flag(x[2])?);
                 self.same("ArgMax", x, out, vec![int("axis", dimension), int("keepdims", keep.into())])
             }
-            // The only cast in a network is of a mask to numbers.
+            // The only cast in a network turns a mask into numbers.
             "to" => self.same("Cast", x, out, vec![int("to", FLOAT.into())]),
             "mean" => {
                 let (axes, keep) = (self.list(x[1])?, self.flag(x[2])?);
@@ -49,7 +50,7 @@ impl Writer {
         }
     }
 
-    /// Operations that move numbers, pool them, or make constants.
+    /// Translates operations that move numbers, pool them, or make constants.
     fn shaping(&mut self, op: &str, x: &[usize], out: &str, size: &[i64]) -> Result<()> {
         match op {
             "reshape" | "view" | "_unsafe_view" => {
@@ -74,7 +75,7 @@ impl Writer {
                 self.same("Transpose", x, out, vec![ints("perm", order)])
             }
             "expand" => {
-                // 1 keeps a dimension in ONNX, as -1 does in PyTorch.
+                // A size of 1 keeps a dimension in ONNX, as -1 does in PyTorch.
                 let shape: Vec<i64> = self.list(x[1])?.into_iter().map(|n| if n < 0 { 1 } else { n }).collect();
                 self.with_integers("Expand", x[0], &shape, out, vec![])
             }
@@ -103,7 +104,7 @@ impl Writer {
         self.initializer(out, &tensor).map(drop)
     }
 
-    /// An operation of the first input.
+    /// Writes an operation whose only input is the first one.
     fn same(&mut self, op: &str, x: &[usize], out: &str, attributes: Vec<AttributeProto>) -> Result<()> {
         let input = self.tensor(x[0])?;
         self.push(op, &[&input], out, attributes);
@@ -116,14 +117,14 @@ impl Writer {
         Ok(())
     }
 
-    /// An operation of a tensor and a list of integers.
+    /// Writes an operation whose inputs are a tensor and a list of integers.
     fn with_integers(&mut self, op: &str, x: usize, list: &[i64], out: &str, more: Vec<AttributeProto>) -> Result<()> {
         let (input, list) = (self.tensor(x)?, self.integers(&format!("{out}_list"), list)?);
         self.push(op, &[&input, &list], out, more);
         Ok(())
     }
 
-    /// a + alpha b and the like; alpha is 1 in a network.
+    /// Translates a + alpha b and the like; alpha is 1 in all networks.
     fn arithmetic(&mut self, op: &str, x: &[usize], out: &str) -> Result<()> {
         if let ("add" | "sub", Some(alpha)) = (op, x.get(2)) {
             ensure!(self.number(*alpha)? == 1., "alpha is not 1");
@@ -148,7 +149,8 @@ impl Writer {
         Ok(())
     }
 
-    /// x, weight, bias, stride, padding, dilation, transposed, output padding, groups.
+    /// Translates a convolution. Inputs: x, weight, bias, stride, padding, dilation, transposed,
+    /// output padding, groups.
     fn convolution(&mut self, x: &[usize], out: &str) -> Result<()> {
         ensure!(!self.flag(x[6])?, "a transposed convolution");
         let mut inputs = vec![self.tensor(x[0])?, self.tensor(x[1])?];
@@ -169,7 +171,7 @@ impl Writer {
         Ok(())
     }
 
-    /// x Wᵀ + b.
+    /// Translates x Wᵀ + b.
     fn linear(&mut self, x: &[usize], out: &str) -> Result<()> {
         let (input, weight) = (self.tensor(x[0])?, self.tensor(x[1])?);
         let (turned, product) = (format!("{out}_turned"), format!("{out}_product"));
@@ -184,7 +186,7 @@ impl Writer {
         Ok(())
     }
 
-    /// a + b c.
+    /// Translates a + b c.
     fn addcmul(&mut self, x: &[usize], out: &str) -> Result<()> {
         ensure!(self.number(x[3])? == 1., "a factor that is not 1");
         let product = format!("{out}_product");
@@ -194,7 +196,7 @@ impl Writer {
         Ok(())
     }
 
-    /// x, weight, bias, mean, variance, training, momentum, eps.
+    /// Translates a batch norm. Inputs: x, weight, bias, mean, variance, training, momentum, eps.
     fn batch_norm(&mut self, x: &[usize], out: &str) -> Result<()> {
         ensure!(!self.flag(x[5])?, "a batch norm in training");
         let names = x[..5].iter().map(|id| self.tensor(*id)).collect::<Result<Vec<_>>>()?;
@@ -204,7 +206,7 @@ impl Writer {
         Ok(())
     }
 
-    /// x, shape, weight, bias, eps.
+    /// Translates a layer norm. Inputs: x, shape, weight, bias, eps.
     fn layer_norm(&mut self, x: &[usize], out: &str) -> Result<()> {
         let names = [0, 2, 3].map(|at| self.tensor(x[at]));
         let [input, weight, bias] = names;
@@ -214,18 +216,18 @@ impl Writer {
         Ok(())
     }
 
-    /// All dimensions from `start` to the last.
+    /// Flattens all dimensions from `start` to the last.
     fn flatten(&mut self, x: &[usize], out: &str) -> Result<()> {
         let rank = self.size(x[0])?.len();
         let [start, end] = [self.integer(x[1])?, self.integer(x[2])?].map(|dimension| axis(dimension, rank));
         ensure!(end == rank as i64 - 1, "dimensions {start} to {end} of {rank}");
-        // 0 keeps a dimension.
+        // In ONNX's Reshape, 0 keeps a dimension.
         let mut shape = vec![0; start as usize];
         shape.push(-1);
         self.with_integers("Reshape", x[0], &shape, out, vec![])
     }
 
-    /// A list of tensors side by side, or along a dimension of their own.
+    /// Concatenates a list of tensors, or stacks it along a new dimension.
     fn join(&mut self, op: &str, x: &[usize], out: &str) -> Result<()> {
         let Known::List(parts) = self.known(x[0])?.clone() else { bail!("no list") };
         let axis = self.integer(x[1])?;
@@ -251,7 +253,7 @@ impl Writer {
         self.with_integers("Tile", x[0], &times, out, vec![])
     }
 
-    /// x, dimension, start, end, step.
+    /// Translates a slice. Inputs: x, dimension, start, end, step.
     fn slice(&mut self, x: &[usize], out: &str) -> Result<()> {
         let input = self.tensor(x[0])?;
         let bound = |at: usize, default: i64| if self.is_none(x[at]) { Ok(default) } else { self.integer(x[at]) };
@@ -265,7 +267,8 @@ impl Writer {
         Ok(())
     }
 
-    /// PyTorch pads the last dimension first, ONNX all beginnings and then all ends.
+    /// Translates a padding. PyTorch lists pairs from the last dimension on; ONNX lists all
+    /// beginnings and then all ends.
     fn pad(&mut self, op: &str, x: &[usize], out: &str) -> Result<()> {
         let (pads, rank) = (self.list(x[1])?, self.size(x[0])?.len());
         let mode = match (op, self.constant(x[2])?.get("text").and_then(Value::as_str)) {
@@ -282,7 +285,8 @@ impl Writer {
         self.with_integers("Pad", x[0], &all, out, vec![text("mode", mode)])
     }
 
-    /// x, kernel, stride, padding, then dilation and ceil (maximum), or ceil, count_include_pad and a divisor (mean).
+    /// Translates a pooling. Inputs: x, kernel, stride, padding; then dilation and ceil for the
+    /// maximum, or ceil, count_include_pad and divisor for the mean.
     fn pool(&mut self, op: &str, x: &[usize], out: &str) -> Result<()> {
         let (kernel, padding) = (self.list(x[1])?, self.list(x[3])?);
         let stride = self.list(x[2])?;
@@ -302,7 +306,8 @@ impl Writer {
         self.same(name, x, out, attributes)
     }
 
-    /// Means over windows: where they are not equal, those of the rows and of the columns are products with constant matrices.
+    /// Translates an adaptive average pooling. If the windows are not of equal size, the means over
+    /// rows and columns are products with constant matrices.
     fn adaptive_pool(&mut self, x: &[usize], out: &str, size: &[i64]) -> Result<()> {
         let input = self.size(x[0])?;
         if [2, 3].iter().all(|axis| input[*axis] % size[*axis] == 0) {
@@ -319,7 +324,8 @@ impl Writer {
         Ok(())
     }
 
-    /// Row i is row floor(i h / H) of the input, and columns likewise.
+    /// Translates nearest-neighbour upsampling: row i of the output is row floor(i h / H) of the
+    /// input, and likewise for columns.
     fn nearest(&mut self, x: &[usize], out: &str, size: &[i64]) -> Result<()> {
         let (input, from) = (self.tensor(x[0])?, self.size(x[0])?);
         let index = |axis: usize| (0..size[axis]).map(|i| i * from[axis] / size[axis]).collect::<Vec<_>>();
@@ -332,8 +338,8 @@ impl Writer {
     }
 }
 
-/// The matrix (windows, length) whose product is the means over adaptive windows: the i-th goes from floor(i length / windows) to
-/// ceil((i + 1) length / windows).
+/// Returns the matrix (windows, length) whose product with a vector is its means over adaptive
+/// windows: window i goes from floor(i length / windows) to ceil((i + 1) length / windows).
 fn windows(length: i64, windows: i64) -> Tensor {
     let weight = |window: i64, at: i64| {
         let (from, to) = (window * length / windows, ((window + 1) * length + windows - 1) / windows);

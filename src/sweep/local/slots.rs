@@ -12,7 +12,7 @@ const GUESS: u64 = 1 << 30;
 pub struct Slot {
     /// The GPU, as CUDA_VISIBLE_DEVICES names it; none where the trial sees what this process sees.
     pub gpu: Option<String>,
-    /// Threads of the CPU.
+    /// Number of CPU threads.
     pub threads: usize,
     /// How many of its GPU's slots come before it.
     pub before: usize,

@@ -1,4 +1,4 @@
-//! Sites, and how an operator is put on one.
+//! Sites of a network, the blocks that they belong to, and the builder that puts operators on them.
 
 use crate::algebra::{self, FoldError, Geometry, Kernel};
 use crate::bad_request;
@@ -18,18 +18,18 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 use tch::{Tensor, nn, nn::ModuleT};
 
-/// Which of the two forms of a network is built.
+/// The form in which a network is built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Form {
-    /// As it is trained.
+    /// With the operators as they are trained.
     Expanded,
-    /// Folded.
+    /// With the operators folded.
     Compact,
 }
 
 impl Form {
-    /// Its name in files.
+    /// Returns the name of the form in files.
     pub fn name(self) -> &'static str {
         match self {
             Form::Expanded => "expanded",
@@ -38,23 +38,23 @@ impl Form {
     }
 }
 
-/// What a convolution is in its network.
+/// The role of a convolution in its network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SiteKind {
     /// The first convolution.
     Stem,
-    /// 1x1.
+    /// A 1x1 convolution.
     Pointwise,
-    /// One channel a group.
+    /// A depthwise convolution: one channel per group.
     Depthwise,
-    /// k x k over all channels (or groups of several).
+    /// A k x k convolution over all channels, or over groups of several channels.
     Spatial,
-    /// On a shortcut around a block.
+    /// A convolution on the shortcut around a block.
     Shortcut,
 }
 
 impl SiteKind {
-    /// Every kind, by the name that `apply_to` gives it.
+    /// All kinds, with their names in `apply_to`.
     pub const ALL: [(&'static str, SiteKind); 5] = [
         ("stem", SiteKind::Stem),
         ("pointwise", SiteKind::Pointwise),
@@ -63,30 +63,30 @@ impl SiteKind {
         ("shortcut", SiteKind::Shortcut),
     ];
 
-    /// The name that `apply_to` gives it.
+    /// Returns the name of the kind in `apply_to`.
     pub fn name(self) -> &'static str {
         Self::ALL.iter().find(|(_, kind)| *kind == self).map_or("", |(name, _)| name)
     }
 }
 
-/// A convolution of a network, with what stands behind it, in one of the two forms.
+/// A convolution of a network with its batch norm and activation, in expanded or compact form.
 #[derive(Debug)]
 pub struct Site {
-    /// The path of its convolution: PyTorch's name where PyTorch has the network.
+    /// Dotted path of the convolution; PyTorch's name if PyTorch has the network.
     pub name: String,
-    /// The path of the batch norm that its network puts behind it.
+    /// Dotted path of the batch norm after the convolution.
     pub bn: String,
-    /// What it is in its network.
+    /// Role of the convolution in its network.
     pub kind: SiteKind,
-    /// Its shape.
+    /// Shape of the convolution.
     pub geometry: Geometry,
-    /// The operator on it, and its options.
+    /// The operator on the site, and its options.
     pub operator: Resolved<OperatorConfig>,
-    /// What its network puts behind it.
+    /// Activation after the batch norm.
     pub activation: Activation,
-    /// Channels of the input of the block in which it stands, if any.
+    /// Number of input channels of the block that the site belongs to; none outside of blocks.
     pub block: Option<i64>,
-    /// How its training is computed.
+    /// Requested computation of the training pass.
     exec: Cell<Exec>,
     module: Module,
 }
@@ -98,7 +98,8 @@ enum Module {
 }
 
 impl Site {
-    /// y of x (N, C_in, H, W), with what the operators of the block share.
+    /// Returns y of x (N, C_in, H, W); `shared` is the tensor that the operators of the block
+    /// share.
     pub fn forward(&self, x: &Tensor, shared: Option<&Tensor>, train: bool) -> Tensor {
         let run = || match (&self.module, shared) {
             (Module::Expanded(operator), None) if train => {
@@ -117,7 +118,8 @@ impl Site {
         y
     }
 
-    /// How training is computed on this input.
+    /// Returns the computation of the training pass for this input: the requested one if it is
+    /// usable, else the branches.
     fn exec_on(&self, operator: &dyn Operator, x: &Tensor) -> Exec {
         match self.exec.get() {
             Exec::Branches => Exec::Branches,
@@ -129,7 +131,7 @@ impl Site {
         }
     }
 
-    /// The ways in which its training can be computed, the branches first; none in compact form.
+    /// Returns the ways to compute the training pass, branches first; empty in compact form.
     pub fn execs(&self) -> &'static [Exec] {
         match &self.module {
             Module::Expanded(operator) => operator.execs(),
@@ -137,22 +139,24 @@ impl Site {
         }
     }
 
-    /// How its training is computed from now on, where it has that way.
+    /// Requests a computation of the training pass. Inputs for which it is not available use the
+    /// branches.
     pub fn set_exec(&self, exec: Exec) {
         self.exec.set(exec);
     }
 
-    /// Moves what moves with training to where it is after so many epochs.
+    /// Sets annealed quantities, such as a softmax temperature, to their values after `epochs`
+    /// epochs.
     pub fn anneal(&self, epochs: f64) {
         if let Module::Expanded(operator) = &self.module {
             operator.anneal(epochs);
         }
     }
 
-    /// The compact form.
+    /// Folds the operator into the compact form.
     ///
     /// # Errors
-    /// The operator's refusal, or that there is nothing left to fold.
+    /// If the operator has no exact fold, or if the site is in compact form already.
     pub fn fold(&self) -> Result<Compact, FoldError> {
         match &self.module {
             Module::Expanded(operator) => operator.fold(),
@@ -160,7 +164,7 @@ impl Site {
         }
     }
 
-    /// The one kernel that it is, where it is that.
+    /// Returns the static kernel if the site is folded to one.
     pub fn kernel(&self) -> Option<&Kernel> {
         match &self.module {
             Module::Compact(Compact::Static(kernel)) => Some(kernel),
@@ -168,7 +172,7 @@ impl Site {
         }
     }
 
-    /// The kernels per sample that it is, where it is that.
+    /// Returns the per-sample kernels if the site is folded to them.
     pub fn per_sample(&self) -> Option<&PerSample> {
         match &self.module {
             Module::Compact(Compact::PerSample(kernels)) => Some(kernels),
@@ -183,16 +187,16 @@ impl nn::ModuleT for Site {
     }
 }
 
-/// What one pass through a site did.
+/// Record of one forward pass through a site.
 #[derive(Debug)]
 pub struct SiteTrace {
-    /// Multiply-accumulates.
+    /// Number of multiply-accumulates.
     pub macs: i64,
     /// Shape of the input.
     pub input: Vec<i64>,
     /// Shape of the output.
     pub output: Vec<i64>,
-    /// What its attention weighed with.
+    /// Gates: the weights that attention computed in the pass.
     pub gates: Vec<Tensor>,
 }
 
@@ -200,56 +204,58 @@ thread_local! {
     static TRACE: RefCell<Option<Vec<SiteTrace>>> = const { RefCell::new(None) };
 }
 
-/// Runs a pass and tells what each site did, in the order in which they ran.
+/// Runs a forward pass; returns its result and a record of each site, in the order in which the
+/// sites ran.
 pub fn trace_sites<T>(pass: impl FnOnce() -> T) -> (T, Vec<SiteTrace>) {
     TRACE.set(Some(Vec::new()));
     let result = pass();
     (result, TRACE.take().unwrap_or_default())
 }
 
-/// For which images the first layers of a network are.
+/// The image size that the first layers of a network are made for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Stem {
-    /// 224x224, as published.
+    /// 224x224 images, as published.
     #[default]
     Imagenet,
-    /// 32x32: the map is made smaller less often.
+    /// 32x32 images: with less downsampling.
     Cifar,
 }
 
-/// A convolution, its batch norm and activation, as a network plans them.
+/// Plan of a site: a convolution with its batch norm and activation, as the network declares it.
 #[derive(Clone, Copy, Debug)]
 pub struct SitePlan<'a> {
-    /// Dotted name of the convolution below the network or block.
+    /// Dotted name of the convolution, relative to the network or block.
     pub conv: &'a str,
-    /// Dotted name of the batch norm.
+    /// Dotted name of the batch norm, relative to the network or block.
     pub bn: &'a str,
-    /// What it is in its network.
+    /// Role of the convolution in its network.
     pub kind: SiteKind,
-    /// Its shape.
+    /// Shape of the convolution.
     pub geometry: Geometry,
-    /// What stands behind it.
+    /// Activation after the batch norm.
     pub activation: Activation,
-    /// What stands in its place where `apply_to` says nothing.
+    /// Operator of the site if no word of `apply_to` matches it.
     pub default: Standing<'a>,
 }
 
-/// What stands on a site that no word of `apply_to` means. One that `apply_to` means has the operator of the config.
+/// The operator of a site that no word of `apply_to` matches. A site chosen by `apply_to` gets the
+/// operator of the config.
 #[derive(Clone, Copy, Debug)]
 pub enum Standing<'a> {
-    /// The convolution itself.
+    /// The plain convolution.
     Plain,
-    /// The operator of the config: the network's paper replaces it.
+    /// The operator of the config, because the network's paper replaces this convolution.
     Operator,
-    /// One that the network brings.
+    /// An operator that is part of the network itself.
     Own(&'a Resolved<OperatorConfig>),
 }
 
-/// An operator that a network brings.
+/// Resolves the options of an operator that is part of a network.
 ///
 /// # Errors
-/// A [`crate::error::BadRequest`] where its options are out of their range.
+/// A [`crate::error::BadRequest`] if an option is out of range.
 pub fn own(options: OperatorConfig) -> Result<Resolved<OperatorConfig>> {
     match Resolved::new(options) {
         Ok(resolved) => Ok(resolved),
@@ -258,64 +264,68 @@ pub fn own(options: OperatorConfig) -> Result<Resolved<OperatorConfig>> {
 }
 
 impl Standing<'_> {
-    /// The operator of the config where that holds, the convolution itself elsewhere.
+    /// Returns the operator of the config if `replaced`, else the plain convolution.
     pub fn operator_if(replaced: bool) -> Self {
         if replaced { Standing::Operator } else { Standing::Plain }
     }
 }
 
-/// A word of `apply_to`: a kind, the name of a site or `all`, behind a `-` where it leaves them out.
+/// A word of `apply_to`: a site kind, the name of a site or `all`; with a `-` before it, it
+/// excludes these sites.
 #[derive(Clone, Copy, Debug)]
 pub struct Word<'a> {
-    /// What it means: a kind, the name of a site, or `all`.
+    /// The sites that the word matches: a kind, the name of a site, or `all`.
     pub sites: &'a str,
-    /// Whether it leaves them out.
+    /// True if the word excludes the sites.
     pub leaves_out: bool,
 }
 
 impl<'a> Word<'a> {
-    /// Reads `pointwise` or `-features.18.0`.
+    /// Parses a word such as `pointwise` or `-features.18.0`.
     pub fn read(word: &'a str) -> Word<'a> {
         let sites = word.strip_prefix('-');
         Word { sites: sites.unwrap_or(word), leaves_out: sites.is_some() }
     }
 
-    /// Whether it means a site of that kind and name.
+    /// Returns whether the word matches a site of this kind and name.
     pub fn means(&self, kind: SiteKind, name: &str) -> bool {
         [Self::ALL, kind.name(), name].contains(&self.sites)
     }
 
-    /// Whether no word chooses sites, so that the network's own choice holds where none leaves them out.
+    /// Returns whether all words exclude sites. Then the network's default sites apply, less the
+    /// excluded ones.
     pub fn keep_defaults(words: &[String]) -> bool {
         words.iter().all(|word| Word::read(word).leaves_out)
     }
 
     const ALL: &'static str = "all";
 
-    /// What it may mean in any network: the kinds, and all sites.
+    /// Returns the words that are valid for any network: the kinds, and `all`.
     pub fn general() -> impl Iterator<Item = &'static str> + Clone {
         SiteKind::ALL.iter().map(|(name, _)| *name).chain([Self::ALL])
     }
 }
 
-/// How the compact operators of a network are computed, by site. A site that isn't in it makes its kernels.
+/// Execution of the compact operators of a network, by site name. Sites that are not listed compute
+/// their kernels per sample.
 pub type Plan = BTreeMap<String, Execution>;
 
 /// Builds the sites of a network in one of its forms.
 #[derive(Debug)]
 pub struct Builder<'a> {
-    /// What goes on the chosen sites.
+    /// The operator for the chosen sites.
     pub operator: &'a Resolved<OperatorConfig>,
-    /// The chosen sites: kinds, site names, `all`, or one of these behind a `-`, which leaves them out; the last word that means
-    /// a site decides. With no word that chooses, those that the network's paper replaces are chosen.
+    /// The chosen sites: kinds, site names or `all`; a `-` before a word excludes its sites. The
+    /// last word that matches a site decides. If no word chooses sites, the sites that the
+    /// network's paper replaces are chosen.
     pub apply_to: &'a [String],
-    /// What goes behind each block.
+    /// The attention module after each block.
     pub attention: Option<&'a Resolved<AttentionConfig>>,
     /// The last layer.
     pub classifier: &'a Resolved<ClassifierConfig>,
-    /// Which form is built.
+    /// The form that is built.
     pub form: Form,
-    /// How compact operators are computed.
+    /// Execution of the compact operators.
     pub plan: &'a Plan,
 }
 
@@ -323,39 +333,41 @@ static LINEAR: Resolved<ClassifierConfig> = Resolved::LINEAR;
 static NO_PLAN: Plan = Plan::new();
 
 impl<'a> Builder<'a> {
-    /// Puts the operator on the sites of the network's paper; no attention, a linear classifier.
+    /// Returns a builder that puts the operator on the sites of the network's paper, without
+    /// attention and with a linear classifier.
     pub fn new(operator: &'a Resolved<OperatorConfig>, form: Form) -> Builder<'a> {
         Builder { operator, apply_to: &[], attention: None, classifier: &LINEAR, form, plan: &NO_PLAN }
     }
 
-    /// The site that a network asks for, below `root`, in no block.
+    /// Builds a site below `root` that belongs to no block.
     ///
     /// # Errors
-    /// A [`crate::error::BadRequest`] where the operator can't stand there.
+    /// A [`crate::error::BadRequest`] if the operator can't stand on the site.
     pub fn site(&self, root: &nn::Path, plan: SitePlan) -> Result<Site> {
         Ok(self.place(root, plan, None)?.0)
     }
 
-    /// A convolution with its batch norm and what stands behind them, on `path`/`name`.conv and `path`/`name`.bn, where the operator
-    /// goes whatever `apply_to` says: for networks of your own.
+    /// Builds a convolution with batch norm and activation on `path`/`name`.conv and
+    /// `path`/`name`.bn, for networks of your own. With an empty `apply_to` the operator stands on
+    /// it.
     ///
     /// # Errors
-    /// A [`crate::error::BadRequest`] where the operator can't stand there.
+    /// A [`crate::error::BadRequest`] if the operator can't stand on the site.
     pub fn conv(&self, path: &nn::Path, name: &str, geometry: Geometry, activation: Activation) -> Result<Site> {
         let (conv, bn) = (&*format!("{name}.conv"), &*format!("{name}.bn"));
         let plan = SitePlan { conv, bn, kind: SiteKind::Spatial, geometry, activation, default: Standing::Operator };
         self.site(path, plan)
     }
 
-    /// A block of the network on `path`, whose input has so many channels.
+    /// Starts a block of the network on `path`, with `channels` input channels.
     pub fn block<'p>(&'a self, path: &nn::Path<'p>, channels: i64) -> Block<'a, 'p> {
         Block { builder: self, path: path.clone(), channels, shared: None }
     }
 
-    /// The last layer, from so many features to so many classes.
+    /// Builds the last layer, from `inputs` features to `classes` logits.
     ///
     /// # Errors
-    /// A [`crate::error::BadRequest`] where it can't stand there.
+    /// A [`crate::error::BadRequest`] if the classifier does not fit.
     pub fn classifier(&self, path: &nn::Path, inputs: i64, classes: i64) -> Result<Box<dyn ModuleT>> {
         match self.classifier.recipe().build(path, inputs, classes) {
             Ok(layer) => Ok(layer),
@@ -363,18 +375,19 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// See [`Word::keep_defaults`].
+    /// Returns [`Word::keep_defaults`] of `apply_to`.
     pub fn keeps_defaults(&self) -> bool {
         Word::keep_defaults(self.apply_to)
     }
 
-    /// Whether the last word of `apply_to` that means a site chooses it or leaves it out; none where no word means it.
+    /// Returns whether the last word of `apply_to` that matches a site chooses it (true) or
+    /// excludes it (false); none if no word matches.
     fn wants(&self, kind: SiteKind, name: &str) -> Option<bool> {
         let mut words = self.apply_to.iter().rev().map(|word| Word::read(word));
         words.find(|word| word.means(kind, name)).map(|word| !word.leaves_out)
     }
 
-    /// The site, and whether the operator was put on it.
+    /// Builds a site; also returns whether it got the operator of the config.
     fn place(&self, root: &nn::Path, plan: SitePlan, block: Option<i64>) -> Result<(Site, bool)> {
         let SitePlan { conv, bn, kind, geometry, activation, default } = plan;
         let (conv, bn) = (below(root, conv), below(root, bn));
@@ -409,7 +422,7 @@ impl<'a> Builder<'a> {
     }
 }
 
-/// A block of a network while it is built: its sites, and what they share.
+/// A block of a network under construction.
 #[derive(Debug)]
 pub struct Block<'a, 'p> {
     builder: &'a Builder<'a>,
@@ -419,19 +432,20 @@ pub struct Block<'a, 'p> {
 }
 
 impl Block<'_, '_> {
-    /// As [`Builder::site`], below the block.
+    /// Builds a site of the block as [`Builder::site`] does, below the block's path.
     ///
     /// # Errors
-    /// As there.
+    /// A [`crate::error::BadRequest`] if the operator can't stand on the site.
     pub fn site(&mut self, plan: SitePlan) -> Result<Site> {
         let path = self.path.clone();
         self.site_below(&path, plan)
     }
 
-    /// The same below another path, where the network's names have no common beginning for what is one block here.
+    /// Builds a site of the block below another path, for networks whose names have no common
+    /// prefix for the sites of one block.
     ///
     /// # Errors
-    /// As there.
+    /// A [`crate::error::BadRequest`] if the operator can't stand on the site.
     pub fn site_below(&mut self, root: &nn::Path, plan: SitePlan) -> Result<Site> {
         let (site, chosen) = self.builder.place(root, plan, Some(self.channels))?;
         if chosen && self.shared.is_none() {
@@ -440,10 +454,11 @@ impl Block<'_, '_> {
         Ok(site)
     }
 
-    /// What the block has beside its sites; its output has so many channels.
+    /// Finishes the block: builds the attention on its output of `channels` channels, and returns
+    /// the modules that the block has in addition to its sites.
     ///
     /// # Errors
-    /// A [`crate::error::BadRequest`] where the attention does not fit.
+    /// A [`crate::error::BadRequest`] if the attention does not fit.
     pub fn finish(self, channels: i64) -> Result<Common> {
         let Block { builder, path, shared, .. } = self;
         let attention = match builder.attention {
@@ -457,7 +472,8 @@ impl Block<'_, '_> {
     }
 }
 
-/// What a block has beside its sites: the attention behind it, and what its operators share.
+/// Modules of a block in addition to its sites: the attention after it, and the module that
+/// computes the tensor which its operators share.
 #[derive(Debug)]
 pub struct Common {
     shared: Option<Box<dyn Shared>>,
@@ -465,12 +481,12 @@ pub struct Common {
 }
 
 impl Common {
-    /// What its operators share, made of the block's input.
+    /// Computes the tensor that the operators of the block share, from the block's input.
     pub fn share(&self, x: &Tensor, train: bool) -> Option<Tensor> {
         self.shared.as_ref().map(|shared| shared.forward_t(x, train))
     }
 
-    /// The attention on the block's output.
+    /// Applies the attention to the block's output.
     pub fn attend(&self, y: Tensor, train: bool) -> Tensor {
         match &self.attention {
             Some(attention) => attention.forward_t(&y, train),
@@ -483,42 +499,43 @@ fn dotted(path: &nn::Path) -> String {
     path.components().collect::<Vec<_>>().join(".")
 }
 
-/// The options of a network.
+/// The options of a network, from which it is built.
 pub trait NetRecipe {
-    /// Refuses options out of their range.
+    /// Checks that the options are in range.
     ///
     /// # Errors
-    /// What is wrong, as `key: reason`.
+    /// The reason, as `key: reason`.
     fn check(&self) -> Result<(), String>;
 
-    /// The network on `root`, for images and classes of that shape.
+    /// Builds the network on `root`, for the image size, channels and number of classes of `spec`.
     ///
     /// # Errors
-    /// A [`crate::error::BadRequest`] where the operator can't stand on a chosen site.
+    /// A [`crate::error::BadRequest`] if the operator can't stand on a chosen site.
     fn build(&self, root: &nn::Path, builder: &Builder, spec: InputSpec) -> Result<Box<dyn Network>>;
 }
 
 /// A network: x (N, C, H, W) to logits (N, classes).
 pub trait Network: nn::ModuleT {
-    /// Its convolutions, in the order in which they run.
+    /// Returns the sites, in the order in which they run.
     fn sites(&self) -> Vec<&Site>;
 
-    /// What its blocks have beside their sites.
+    /// Returns the modules that the blocks have in addition to their sites.
     fn commons(&self) -> Vec<&Common> {
         Vec::new()
     }
 
-    /// Moves what moves with training, such as a temperature, to where it is after so many epochs.
+    /// Sets annealed quantities, such as a softmax temperature, to their values after `epochs`
+    /// epochs.
     fn anneal(&self, epochs: f64) {
         self.sites().iter().for_each(|site| site.anneal(epochs));
         self.commons().iter().flat_map(|common| &common.shared).for_each(|shared| shared.anneal(epochs));
     }
 }
 
-/// Refuses a width that no network can have.
+/// Checks a width multiplier.
 ///
 /// # Errors
-/// What is wrong, as `key: reason`.
+/// The reason, as `key: reason`.
 pub fn check_width(width: f64) -> Result<(), String> {
     match width > 0. && width <= 64. {
         true => Ok(()),
@@ -526,10 +543,10 @@ pub fn check_width(width: f64) -> Result<(), String> {
     }
 }
 
-/// Refuses what is no share of features to drop.
+/// Checks a dropout probability.
 ///
 /// # Errors
-/// What is wrong, as `key: reason`.
+/// The reason, as `key: reason`.
 pub fn check_dropout(dropout: f64) -> Result<(), String> {
     match (0. ..1.).contains(&dropout) {
         true => Ok(()),

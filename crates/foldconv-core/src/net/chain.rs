@@ -1,4 +1,5 @@
-//! What most networks are: parts in a row, the mean over the map, a classifier. A residual block is a part, and so is a site.
+//! Networks that are a chain of parts, then the mean over the map and a classifier. A site and a
+//! residual block are parts.
 
 use crate::net::block::{Common, Network, Site};
 use crate::op::activation::Activation;
@@ -7,21 +8,21 @@ use tch::{Tensor, nn, nn::ModuleT};
 
 /// A part of a network: x (N, C, H, W) to y (N, C', H', W').
 pub trait Part: Debug + Send {
-    /// y of x, with what the operators of its block share.
+    /// Returns y of x; `shared` is the tensor that the operators of the enclosing block share.
     fn forward(&self, x: &Tensor, shared: Option<&Tensor>, train: bool) -> Tensor;
 
-    /// Its convolutions, in the order in which they run.
+    /// Returns the sites, in the order in which they run.
     fn sites(&self) -> Vec<&Site> {
         Vec::new()
     }
 
-    /// What its blocks have beside their sites.
+    /// Returns the modules that the blocks have in addition to their sites.
     fn commons(&self) -> Vec<&Common> {
         Vec::new()
     }
 }
 
-/// Parts that run one behind the other.
+/// Parts that run in sequence.
 pub type Parts = Vec<Box<dyn Part>>;
 
 impl Part for Site {
@@ -48,21 +49,21 @@ impl Part for Parts {
     }
 }
 
-/// The largest value of each window, as torch.nn.MaxPool2d.
+/// Max pooling, as torch.nn.MaxPool2d.
 #[derive(Debug)]
 pub struct MaxPool {
     /// Height and width of the window.
     pub window: i64,
-    /// Step of the window.
+    /// Stride of the window.
     pub stride: i64,
     /// Rows and columns of -infinity on each side.
     pub padding: i64,
-    /// Whether a last window may reach over the edge.
+    /// True if the last window may reach over the edge, as `ceil_mode` of PyTorch.
     pub ceil: bool,
 }
 
 impl MaxPool {
-    /// Of windows of `window` rows and columns every `stride`, with `padding` around the map.
+    /// Returns a pooling with a square window; `ceil` is false.
     pub fn new(window: i64, stride: i64, padding: i64) -> MaxPool {
         MaxPool { window, stride, padding, ceil: false }
     }
@@ -74,16 +75,16 @@ impl Part for MaxPool {
     }
 }
 
-/// activation(attention(main(x)) + shortcut(x)).
+/// A residual block: activation(attention(main(x)) + shortcut(x)).
 #[derive(Debug)]
 pub struct Residual {
     /// The main branch.
     pub main: Parts,
-    /// The way around it: none, or parts; no parts are the identity.
+    /// The shortcut: none for a block without one, an empty list for the identity.
     pub shortcut: Option<Parts>,
-    /// What stands behind the sum.
+    /// Activation after the sum.
     pub activation: Activation,
-    /// The attention, and what the operators share.
+    /// The attention, and the tensor that the operators share.
     pub common: Common,
 }
 
@@ -107,14 +108,14 @@ impl Part for Residual {
     }
 }
 
-/// Parts, the mean over the map, dropout, a classifier.
+/// A network of parts, mean over the map, dropout and classifier.
 #[derive(Debug)]
 pub struct Chain {
-    /// What makes the last map (N, features, H, W).
+    /// Parts that compute the last map (N, features, H, W).
     pub parts: Parts,
-    /// Share of the features that training drops.
+    /// Dropout probability of the features in training.
     pub dropout: f64,
-    /// Features to logits.
+    /// Classifier: features to logits.
     pub classifier: Box<dyn ModuleT>,
 }
 

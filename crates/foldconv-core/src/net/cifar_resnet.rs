@@ -1,8 +1,9 @@
-//! The ResNets for CIFAR (He et al., CVPR 2016, section 4.2): 3x3 with 16 channels, three stages of n blocks of two 3x3
-//! convolutions with 16, 32 and 64 channels, 6 n + 2 layers. Names are those of akamaster's pytorch_resnet_cifar10.
+//! ResNets for CIFAR (He et al., CVPR 2016, section 4.2): a 3x3 convolution with 16 channels, then
+//! three stages of n blocks of two 3x3 convolutions with 16, 32 and 64 channels; 6 n + 2 layers in
+//! all. Names are those of akamaster's pytorch_resnet_cifar10.
 //!
-//! The operator goes on the 3x3 convolutions of the blocks unless `apply_to` says otherwise. An attention stands behind each block,
-//! before the shortcut is added.
+//! By default the operator stands on the 3x3 convolutions of the blocks; `apply_to` overrides this.
+//! Attention follows each block, before the shortcut is added.
 
 use crate::algebra::Geometry;
 use crate::net::InputSpec;
@@ -16,19 +17,21 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Tensor, nn};
 
-/// Blocks a stage of `resnet20`, `resnet32`, `resnet44` and `resnet56`.
+/// Number of blocks per stage of `resnet20`, `resnet32`, `resnet44` and `resnet56`.
 const BLOCKS: [usize; 4] = [3, 5, 7, 9];
 
-/// The way around a block that changes the shape.
+/// Shortcut of a block that changes the shape.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Shortcut {
-    /// Every second row and column, with channels of zeros before and behind, as in akamaster's code: no parameters.
+    /// Every second row and column, with channels of zeros added on both sides of the input's
+    /// channels, as in akamaster's code; no parameters.
     #[default]
     A,
-    /// The same with all channels of zeros behind, as in other public code: the weights of one fit the other.
+    /// As `a`, with all channels of zeros after the input's, as in other public code. Weights
+    /// trained with either load into the other.
     AEnd,
-    /// A 1x1 convolution with stride 2 and its batch norm.
+    /// A 1x1 convolution with stride 2, and its batch norm.
     B,
 }
 
@@ -36,8 +39,8 @@ pub enum Shortcut {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// The way around a block that changes the shape: `a` or `a_end`, a part of the pixels and zeros, or `b`, a 1x1 convolution.
-    /// Default `a`.
+    /// Shortcut of a block that changes the shape: `a` or `a_end`, subsampling with added channels
+    /// of zeros, or `b`, a 1x1 convolution. Default `a`.
     pub shortcut: Shortcut,
     /// Multiplies the channels. Default 1.
     pub width: f64,
@@ -68,7 +71,8 @@ impl Family for Config {
     }
 }
 
-/// On `path`: `conv1`, `bn1`, `conv2`, `bn2`, and with option B `shortcut.0` and `shortcut.1` where the shape changes.
+/// Builds a block on `path`: `conv1`, `bn1`, `conv2`, `bn2`, and for option B `shortcut.0` and
+/// `shortcut.1` if the shape changes.
 fn new_block(path: &nn::Path, builder: &Builder, shape: Shape, shortcut: Shortcut) -> Result<Box<dyn Part>> {
     let Shape { inputs, outputs, stride, .. } = shape;
     let mut block = builder.block(path, inputs);
@@ -86,7 +90,8 @@ fn new_block(path: &nn::Path, builder: &Builder, shape: Shape, shortcut: Shortcu
     Ok(Box::new(Residual { main, shortcut, activation: Activation::Relu, common: block.finish(outputs)? }))
 }
 
-/// Every `stride`th row and column, with channels of zeros on both sides of the input's.
+/// Subsampling to every `stride`th row and column, with channels of zeros before and after the
+/// input's.
 #[derive(Debug)]
 struct Subsample {
     stride: i64,

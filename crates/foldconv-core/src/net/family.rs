@@ -1,4 +1,5 @@
-//! Families of networks that have their options in common and differ by a number: `resnet18` and `resnet34`.
+//! Families of networks that share their options and differ by a member number, such as `resnet18`
+//! and `resnet34`.
 
 use crate::net::InputSpec;
 use crate::net::block::{Builder, NetRecipe, Network};
@@ -8,18 +9,18 @@ use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use tch::nn;
 
-/// The options that a family has in common.
+/// The options that the members of a family share.
 pub trait Family {
-    /// Refuses options out of their range.
+    /// Checks that the options are in range.
     ///
     /// # Errors
-    /// What is wrong, as `key: reason`.
+    /// The reason, as `key: reason`.
     fn check(&self) -> Result<(), String>;
 
-    /// The member's network, as [`NetRecipe::build`].
+    /// Builds the network of a member, as [`NetRecipe::build`] does.
     ///
     /// # Errors
-    /// As there.
+    /// A [`crate::error::BadRequest`] if the operator can't stand on a chosen site.
     fn build(&self, member: usize, root: &nn::Path, builder: &Builder, spec: InputSpec) -> Result<Box<dyn Network>>;
 }
 
@@ -38,7 +39,7 @@ impl<C: Family, const MEMBER: usize> NetRecipe for Member<C, MEMBER> {
     }
 }
 
-// schemars does not derive for numbers among the generics.
+// schemars can't derive this for types with const generics.
 impl<C: JsonSchema, const MEMBER: usize> JsonSchema for Member<C, MEMBER> {
     fn schema_name() -> Cow<'static, str> {
         C::schema_name()

@@ -1,6 +1,8 @@
-//! MobileNetV2 (Sandler et al., CVPR 2018), with torchvision's names and widths, and a stem for CIFAR's 32x32 images.
-//! An attention stands behind each inverted residual, before the shortcut is added. The operator goes on the 1x1 convolutions of
-//! the blocks unless `apply_to` says otherwise.
+//! MobileNetV2 (Sandler et al., CVPR 2018), with torchvision's names and widths, and a stem for
+//! CIFAR's 32x32 images.
+//!
+//! By default the operator stands on the 1x1 convolutions of the blocks; `apply_to` overrides this.
+//! Attention follows each inverted residual, before the shortcut is added.
 
 use crate::algebra::Geometry;
 use crate::net::InputSpec;
@@ -18,14 +20,15 @@ use tch::nn;
 const STAGES: [(i64, i64, i64, i64); 7] =
     [(1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)];
 
-/// The activation behind the convolutions. The weights of one fit the other.
+/// Activation after the convolutions. It changes no weight names or shapes: weights trained with
+/// either load into the other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Clip {
     /// min(max(x, 0), 6), as published.
     #[default]
     Relu6,
-    /// max(x, 0), as in some code for CIFAR.
+    /// max(x, 0), as in some implementations for CIFAR.
     Relu,
 }
 
@@ -44,13 +47,13 @@ impl From<Clip> for Activation {
 pub struct Config {
     /// Multiplies the channels, rounded to multiples of 8. Default 1.
     pub width: f64,
-    /// `cifar`: stride 1 in the first convolution and in the stage of 24 channels, so that 32x32 images end as 4x4 maps.
-    /// Default `imagenet`.
+    /// Image size of the first layers. `cifar` has stride 1 in the first convolution and in the
+    /// stage of 24 channels, so that 32x32 images end as 4x4 maps. Default `imagenet`.
     pub stem: Stem,
-    /// The activation behind the convolutions: `relu6` or `relu`. Default `relu6`.
+    /// Activation after the convolutions: `relu6` or `relu`. Default `relu6`.
     #[serde(skip_serializing_if = "registry::is_default")]
     pub activation: Clip,
-    /// Dropout before the classifier, in [0, 1). Default 0.2.
+    /// Dropout probability before the classifier, in [0, 1). Default 0.2.
     pub dropout: f64,
 }
 
@@ -66,7 +69,8 @@ impl NetRecipe for Config {
         block::check_dropout(self.dropout)
     }
 
-    /// On `root`: torchvision's names, `features.0.0.weight` to `classifier.1.bias`.
+    /// Builds the network on `root` with torchvision's names, `features.0.0.weight` to
+    /// `classifier.1.bias`.
     fn build(&self, root: &nn::Path, builder: &Builder, spec: InputSpec) -> Result<Box<dyn Network>> {
         let cifar = self.stem == Stem::Cifar;
         let site = |at: usize, kind, geometry| {
@@ -93,16 +97,20 @@ impl NetRecipe for Config {
     }
 }
 
-/// The nearest multiple of 8 that is at least 90 % of `channels` (and at least 8), as torchvision rounds.
+/// Returns the multiple of 8 nearest to `channels` that is at least 90 % of it, and at least 8, as
+/// torchvision rounds.
 fn make_divisible(channels: f64) -> i64 {
     let rounded = ((channels + 4.) as i64 / 8 * 8).max(8);
     if (rounded as f64) < 0.9 * channels { rounded + 8 } else { rounded }
 }
 
 impl Config {
-    /// [1x1 expansion,] depthwise 3x3, 1x1 projection without an activation; a shortcut where input and output have one shape.
-    /// On `path`, torchvision's Sequential: `0.0` and `0.1` the expansion, `1.0` and `1.1` the depthwise, `2` and `3` the projection;
-    /// without an expansion everything is one number lower.
+    /// Builds an inverted residual: 1x1 expansion (none if `expansion` is 1), depthwise 3x3, and
+    /// 1x1 projection without activation, with a shortcut if the input and output shapes are equal.
+    ///
+    /// Names on `path` are those of torchvision's Sequential: `0.0` and `0.1` for the expansion,
+    /// `1.0` and `1.1` for the depthwise convolution, `2` and `3` for the projection. Without an
+    /// expansion the others move down by one: `0.0`, `0.1`, `1` and `2`.
     fn inverted_residual(
         &self,
         path: &nn::Path,

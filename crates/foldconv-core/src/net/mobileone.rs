@@ -1,12 +1,15 @@
-//! The networks of MobileOne (Vasu et al., CVPR 2023): a 3x3 convolution with stride 2, then blocks of a depthwise 3x3 and a 1x1
-//! convolution in four stages, the first of each with stride 2. With `operator: {name: mobileone}` they are MobileOne with the
-//! reference's names, `stage0.rbr_conv.0.conv.weight` to `linear.bias`; `branches` is 4 in S0 and 1 in the others. As in the
-//! reference, the first convolution has one branch in all of them, unless `apply_to` names it.
+//! The topology of MobileOne (Vasu et al., CVPR 2023): a 3x3 convolution with stride 2, then four
+//! stages of blocks of a depthwise 3x3 and a 1x1 convolution, the first block of each stage with
+//! stride 2. With `operator: {name: mobileone}` the network is MobileOne with the reference's
+//! names, `stage0.rbr_conv.0.conv.weight` to `linear.bias`; set `branches` to 4 for S0 and to 1 for
+//! the others. By default the first convolution has one branch in all of them, as in the reference.
 //!
-//! S4 has squeeze-and-excitation in the second half of stage 3 and in stage 4, behind the convolution and before its ReLU. It is
-//! the network's own, `stage3.10.se.reduce.weight` and so on, whichever operator stands there: leave the operator's `se` off.
+//! S4 has squeeze-and-excitation in the second half of stage 3 and in stage 4, after the
+//! convolution and before its ReLU. It is part of the network (`stage3.10.se.reduce.weight` and so
+//! on) with any operator: leave the operator's `se` off.
 //!
-//! The operator goes on all convolutions unless `apply_to` says otherwise. An attention stands behind each block.
+//! By default the operator stands on all convolutions; `apply_to` overrides this. Attention follows
+//! each block.
 
 use crate::algebra::Geometry;
 use crate::bad_request;
@@ -23,20 +26,20 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Tensor, nn, nn::ModuleT};
 
-/// Channels of stages 1 to 4, which each variant multiplies.
+/// Channels of stages 1 to 4, which the widths of each variant multiply.
 const CHANNELS: [f64; 4] = [64., 128., 256., 512.];
 
-/// Blocks of stages 1 to 4.
+/// Number of blocks of stages 1 to 4.
 const BLOCKS: [usize; 4] = [2, 8, 10, 1];
 
 /// Widths of stages 1 to 4 of `mobileone_s0` to `mobileone_s4`.
 const WIDTHS: [[f64; 4]; 5] =
     [[0.75, 1., 1., 2.], [1.5, 1.5, 2., 2.5], [1.5, 2., 2.5, 4.], [2., 2.5, 3., 4.], [3., 3.5, 3.5, 4.]];
 
-/// Which blocks of stages 1 to 4 are the first with squeeze-and-excitation in S4.
+/// Index of the first block with squeeze-and-excitation in each of stages 1 to 4 of S4.
 const GATED_FROM: [usize; 4] = [usize::MAX, usize::MAX, 5, 0];
 
-/// The networks of MobileOne have no options: their names say which they are.
+/// The networks of MobileOne have no options: the name chooses the variant.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {}
@@ -95,7 +98,8 @@ fn new_block(main: Parts, block: Block, outputs: i64) -> Result<Box<dyn Part>> {
     Ok(Box::new(Residual { main, shortcut: None, activation: Activation::None, common }))
 }
 
-/// A convolution of that name and kind, and what stands there, with ReLU; gated, with squeeze-and-excitation before it.
+/// Builds a convolution of this name and kind with its operator, followed by ReLU; if `gated`, with
+/// squeeze-and-excitation before the ReLU.
 fn new_conv(
     root: &nn::Path,
     block: &mut Block,
@@ -114,7 +118,7 @@ fn new_conv(
     Ok(Box::new(Gated { site, gate }))
 }
 
-/// A convolution, squeeze-and-excitation, ReLU.
+/// A convolution, squeeze-and-excitation and ReLU.
 #[derive(Debug)]
 struct Gated {
     site: Site,

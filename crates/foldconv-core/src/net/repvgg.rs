@@ -1,9 +1,10 @@
-//! The networks of RepVGG (Ding et al., CVPR 2021): 3x3 convolutions in a row, the first of each of five stages with stride 2.
-//! With `operator: {name: repvgg}` they are RepVGG with the reference's names, `stage0.rbr_dense.conv.weight` to `linear.bias`;
-//! with another operator, that operator in its place.
+//! The topology of RepVGG (Ding et al., CVPR 2021): 3x3 convolutions in sequence, the first of each
+//! of five stages with stride 2. With `operator: {name: repvgg}` the network is RepVGG with the
+//! reference's names, `stage0.rbr_dense.conv.weight` to `linear.bias`; other operators can take its
+//! place.
 //!
-//! The operator goes on all convolutions unless `apply_to` says otherwise. Each convolution is a block: an attention stands behind
-//! its ReLU.
+//! By default the operator stands on all convolutions; `apply_to` overrides this. Each convolution
+//! is a block: attention follows its ReLU.
 
 use crate::algebra::Geometry;
 use crate::net::InputSpec;
@@ -16,18 +17,20 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::nn;
 
-/// Channels of stages 1 to 4, which each variant multiplies.
+/// Channels of stages 1 to 4, which the widths of each variant multiply.
 const CHANNELS: [f64; 4] = [64., 128., 256., 512.];
 
-/// Blocks of stages 1 to 4 of the networks A.
+/// Number of blocks of stages 1 to 4 of the A networks.
 const A: [usize; 4] = [2, 4, 14, 1];
-/// And of the networks B.
+/// Number of blocks of stages 1 to 4 of the B networks.
 const B: [usize; 4] = [4, 6, 16, 1];
 
-/// A network: blocks and widths of stages 1 to 4, and the groups of every second convolution.
+/// Layout of one member of the family: blocks and widths of stages 1 to 4, and the groups of every
+/// second convolution.
 type Variant = ([usize; 4], [f64; 4], i64);
 
-/// `repvgg_a0`, `a1`, `a2`, `b0`, `b1`, `b1g2`, `b1g4`, `b2`, `b2g2`, `b2g4`, `b3` and `b3g4`.
+/// Variants `repvgg_a0`, `a1`, `a2`, `b0`, `b1`, `b1g2`, `b1g4`, `b2`, `b2g2`, `b2g4`, `b3` and
+/// `b3g4`, in the order of their member numbers.
 const VARIANTS: [Variant; 12] = [
     (A, [0.75, 0.75, 0.75, 2.5], 1),
     (A, [1., 1., 1., 2.5], 1),
@@ -43,7 +46,7 @@ const VARIANTS: [Variant; 12] = [
     (B, [3., 3., 3., 5.], 4),
 ];
 
-/// The networks of RepVGG have no options: their names say which they are.
+/// The networks of RepVGG have no options: the name chooses the variant.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {}
@@ -58,7 +61,7 @@ impl Family for Config {
         let channels = |stage: usize| (CHANNELS[stage] * widths[stage]) as i64;
         let (mut parts, mut inputs) = (Parts::new(), spec.channels);
         let mut add = |name: &str, outputs: i64, stride: i64| -> Result<()> {
-            // The reference has its groups in every second convolution, which the first is not.
+            // As in the reference, every second convolution has groups, but not the first.
             let at = parts.len();
             let groups = if at > 0 && at % 2 == 0 { groups } else { 1 };
             let kind = if at == 0 { SiteKind::Stem } else { SiteKind::Spatial };

@@ -1,5 +1,5 @@
-//! What the residual networks have in common: the stem, the stages, the widths and the shortcuts of He et al. (CVPR 2016),
-//! with torchvision's names.
+//! Parts that the residual networks share: the stem, stages, widths and shortcuts of He et al.
+//! (CVPR 2016), with torchvision's names.
 
 use crate::algebra::Geometry;
 use crate::net::InputSpec;
@@ -9,53 +9,54 @@ use crate::op::activation::Activation;
 use anyhow::Result;
 use tch::nn;
 
-/// Channels of the four stages for ImageNet; bottlenecks have four times as many outside.
+/// Channels of the four stages for ImageNet; the outputs of bottlenecks have four times as many.
 pub const PLANES: [f64; 4] = [64., 128., 256., 512.];
 
-/// What a stage's block is made of.
+/// Channels and stride of a block.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
-    /// Channels of its input.
+    /// Number of input channels.
     pub inputs: i64,
-    /// Channels of the stage, which those of the block are multiples of.
+    /// Number of channels of the stage, from which the other channel numbers of the block are
+    /// derived.
     pub planes: i64,
-    /// Channels of its output.
+    /// Number of output channels.
     pub outputs: i64,
-    /// Step of the block's window.
+    /// Stride of the block.
     pub stride: i64,
 }
 
-/// A residual network but for its stem and its blocks.
+/// Layout of a residual network without its stem and the contents of its blocks.
 #[derive(Clone, Copy, Debug)]
 pub struct Stages<'a> {
-    /// Blocks in each stage.
+    /// Number of blocks in each stage.
     pub blocks: &'a [usize],
     /// Channels of each stage at width 1.
     pub planes: &'a [f64],
-    /// Channels of a block's output, as a multiple of its stage's.
+    /// Output channels of a block, as a multiple of the channels of its stage.
     pub expansion: i64,
     /// Multiplies all channels.
     pub width: f64,
-    /// The name of the last layer.
+    /// Name of the last layer.
     pub classifier: &'static str,
 }
 
 impl Stages<'_> {
-    /// Channels of a stage: at least 1.
+    /// Returns the number of channels of a stage, at least 1.
     fn planes(&self, stage: usize) -> i64 {
         ((self.planes[stage] * self.width).round() as i64).max(1)
     }
 
-    /// Channels of the stem.
+    /// Returns the number of channels of the stem.
     pub fn stem(&self) -> i64 {
         self.planes(0)
     }
 
-    /// The network on `root`: the stem's parts, then the blocks `layer1.0`, `layer1.1` … as `block` makes them, then the
-    /// classifier.
+    /// Builds the network on `root`: the stem, the blocks `layer1.0`, `layer1.1` … made by `block`,
+    /// and the classifier.
     ///
     /// # Errors
-    /// A [`crate::error::BadRequest`] where something can't stand somewhere.
+    /// A [`crate::error::BadRequest`] if the operator or the classifier does not fit.
     pub fn chain<'p>(
         &self,
         root: &nn::Path<'p>,
@@ -80,10 +81,11 @@ impl Stages<'_> {
     }
 }
 
-/// The first convolution, `conv1` and `bn1`: 7x7 with stride 2 and a maximum over 3x3 with stride 2; for CIFAR 3x3 alone.
+/// Builds the stem, `conv1` and `bn1`: a 7x7 convolution with stride 2 and 3x3 max pooling with
+/// stride 2, or for CIFAR only a 3x3 convolution.
 ///
 /// # Errors
-/// As [`Builder::site`].
+/// A [`crate::error::BadRequest`] if the operator can't stand on the site.
 pub fn stem(root: &nn::Path, builder: &Builder, spec: InputSpec, stem: Stem, channels: i64) -> Result<Parts> {
     let geometry = match stem {
         Stem::Imagenet => Geometry::same(spec.channels, channels, 7).stride(2),
@@ -98,11 +100,11 @@ pub fn stem(root: &nn::Path, builder: &Builder, spec: InputSpec, stem: Stem, cha
     Ok(parts)
 }
 
-/// Parts of a block, `conv1` and `bn1`, `conv2` and `bn2` …: each with its kind, shape and what stands there. The last has no
-/// activation, the others ReLU.
+/// Builds the main branch of a block, `conv1` and `bn1`, `conv2` and `bn2` …, from the kind, shape
+/// and operator of each convolution. ReLU follows all but the last.
 ///
 /// # Errors
-/// As [`Builder::site`].
+/// A [`crate::error::BadRequest`] if the operator can't stand on a site.
 pub fn main_branch(block: &mut Block, convs: &[(SiteKind, Geometry, Standing)]) -> Result<Parts> {
     let mut parts = Parts::new();
     for (at, &(kind, geometry, default)) in convs.iter().enumerate() {
@@ -113,10 +115,11 @@ pub fn main_branch(block: &mut Block, convs: &[(SiteKind, Geometry, Standing)]) 
     Ok(parts)
 }
 
-/// The way around a block: the identity where the shapes agree, else a 1x1 convolution and its batch norm, of those names.
+/// Builds the shortcut of a block: the identity if the shapes agree, else a 1x1 convolution and its
+/// batch norm with the given names.
 ///
 /// # Errors
-/// As [`Builder::site`].
+/// A [`crate::error::BadRequest`] if the operator can't stand on the site.
 pub fn projection(block: &mut Block, shape: &Shape, conv: &str, bn: &str) -> Result<Parts> {
     if shape.stride == 1 && shape.inputs == shape.outputs {
         return Ok(Parts::new());

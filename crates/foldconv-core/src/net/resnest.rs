@@ -1,13 +1,13 @@
-//! ResNeSt-50 (Zhang et al., CVPR Workshops 2022) with the reference's names, and with tied blocks (Wang et al., Tied Block
-//! Convolution, AAAI 2021).
+//! ResNeSt-50 (Zhang et al., CVPR Workshops 2022) with the reference's names, and the same network
+//! with tied block convolutions (Wang & Yu, Tied Block Convolution, AAAI 2021).
 //!
-//! A bottleneck's 3x3 convolution makes two maps u_1 and u_2, and y = a_1 u_1 + a_2 u_2, with weights a channel and sample that sum
-//! to 1: a = softmax over the two of W2 relu(BN(W1 GAP(u_1 + u_2))). Three 3x3 convolutions are the stem, and means over windows
-//! halve the map.
+//! The 3x3 convolution of a bottleneck makes two maps u_1 and u_2, and y = a_1 u_1 + a_2 u_2. The
+//! weights are per channel and sample and sum to 1: a = softmax over the two of W2 relu(BN(W1
+//! GAP(u_1 + u_2))). The stem is three 3x3 convolutions, and average pooling halves the map.
 //!
-//! In `resnest50` the operator goes on the 3x3 convolutions of the blocks unless `apply_to` says otherwise. In `tied_resnest50`
-//! these are `tbc` with two blocks, and the operator goes where `apply_to` says. An attention stands behind each block, before the
-//! shortcut is added.
+//! In `resnest50` the operator stands by default on the 3x3 convolutions of the blocks; `apply_to`
+//! overrides this. In `tied_resnest50` these are `tbc` with two blocks, and the operator stands
+//! only where `apply_to` puts it. Attention follows each block, before the shortcut is added.
 
 use crate::algebra::Geometry;
 use crate::net::InputSpec;
@@ -25,7 +25,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Tensor, nn};
 
-/// Maps that a 3x3 convolution makes.
+/// Number of maps that a 3x3 convolution makes.
 const RADIX: i64 = 2;
 
 /// Options of `resnest50` and `tied_resnest50`.
@@ -58,7 +58,8 @@ impl Family for Config {
     }
 }
 
-/// Three 3x3 convolutions, the first with stride 2, and a maximum over 3x3 with stride 2: `conv1.{0,1,3,4,6}` and `bn1`.
+/// Builds the stem, `conv1.{0,1,3,4,6}` and `bn1`: three 3x3 convolutions, the first with stride 2,
+/// and 3x3 max pooling with stride 2.
 fn deep_stem(root: &nn::Path, builder: &Builder, spec: InputSpec, channels: i64) -> Result<Parts> {
     let half = (channels / 2).max(1);
     let (kind, activation, default) = (SiteKind::Stem, Activation::Relu, Standing::Plain);
@@ -74,7 +75,8 @@ fn deep_stem(root: &nn::Path, builder: &Builder, spec: InputSpec, channels: i64)
     Ok(parts)
 }
 
-/// On `path`: `conv1` and `bn1`, `conv2.{conv,bn0,fc1,bn1,fc2}`, `conv3` and `bn3`; `downsample.{1,2}` where the shape changes.
+/// Builds a block on `path`: `conv1` and `bn1`, `conv2.{conv,bn0,fc1,bn1,fc2}`, `conv3` and `bn3`,
+/// and `downsample.{1,2}` if the shape changes.
 fn new_block(path: &nn::Path, builder: &Builder, shape: Shape, standing: Standing) -> Result<Box<dyn Part>> {
     let Shape { inputs, planes, outputs, stride } = shape;
     let mut block = builder.block(path, inputs);
@@ -98,8 +100,9 @@ fn new_block(path: &nn::Path, builder: &Builder, shape: Shape, standing: Standin
     Ok(Box::new(Residual { main, shortcut: Some(shortcut), activation: Activation::Relu, common }))
 }
 
-/// The mean of each window. With padding, windows count its zeros, and a map of odd size ends with a window that is whole; without,
-/// with one of what is left.
+/// Average pooling. With padding, the zeros of the padding count, and only whole windows are used.
+/// Without padding, the last window of a map of odd size is cut at the edge, and its mean is over
+/// the pixels that it has.
 #[derive(Debug)]
 struct Mean {
     window: i64,
@@ -114,7 +117,7 @@ impl Part for Mean {
     }
 }
 
-/// The 3x3 convolution, and what weighs its maps.
+/// The 3x3 convolution of a bottleneck and the layers that compute the weights of its maps.
 #[derive(Debug)]
 struct SplitAttention {
     site: Site,
@@ -124,7 +127,7 @@ struct SplitAttention {
 }
 
 impl SplitAttention {
-    /// On `path`/conv2, the block's.
+    /// Builds the module on `path`/conv2, as a part of the block on `path`.
     fn new(path: &nn::Path, block: &mut Block, planes: i64, default: Standing) -> Result<SplitAttention> {
         let (kind, activation) = (SiteKind::Spatial, Activation::Relu);
         let geometry = Geometry::same(planes, RADIX * planes, 3).groups(RADIX);

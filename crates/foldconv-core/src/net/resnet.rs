@@ -1,8 +1,10 @@
-//! ResNet (He et al., CVPR 2016) and ResNeXt (Xie et al., CVPR 2017), with torchvision's names, widths and, unless options say
-//! otherwise, strides (in the 3x3 convolution of a bottleneck) and pooling. An attention stands behind each block, before the shortcut is added: with
-//! `attention: {name: se}` it is SE-ResNet (Hu et al., CVPR 2018).
+//! ResNet (He et al., CVPR 2016) and ResNeXt (Xie et al., CVPR 2017), with torchvision's names and
+//! widths. Unless options say otherwise, the strides (in the 3x3 convolution of a bottleneck) and
+//! the pooling are torchvision's too.
 //!
-//! The operator goes on the 3x3 convolutions of the blocks unless `apply_to` says otherwise.
+//! By default the operator stands on the 3x3 convolutions of the blocks; `apply_to` overrides this.
+//! Attention follows each block, before the shortcut is added: with `attention: {name: se}` the
+//! network is SE-ResNet (Hu et al., CVPR 2018).
 
 use crate::algebra::Geometry;
 use crate::bad_request;
@@ -18,15 +20,17 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::nn;
 
-/// What makes one network of the family.
+/// Layout of one member of the family.
 struct Variant {
-    /// Blocks in each stage.
+    /// Number of blocks in each stage.
     blocks: [usize; 4],
-    /// Groups and channels a group (at 64 channels of the stage) of the 3x3 convolution; none in blocks of two 3x3 ones.
+    /// Groups and channels per group (in the stage of 64 channels) of the bottleneck's 3x3
+    /// convolution; none for basic blocks of two 3x3 convolutions.
     bottleneck: Option<(i64, i64)>,
 }
 
-/// `resnet18`, `resnet34`, `resnet50`, `resnet101` and `resnext50_32x4d`.
+/// Variants `resnet18`, `resnet34`, `resnet50`, `resnet101` and `resnext50_32x4d`, in the order of
+/// their member numbers.
 const VARIANTS: [Variant; 5] = [
     Variant { blocks: [2, 2, 2, 2], bottleneck: None },
     Variant { blocks: [3, 4, 6, 3], bottleneck: None },
@@ -35,25 +39,27 @@ const VARIANTS: [Variant; 5] = [
     Variant { blocks: [3, 4, 6, 3], bottleneck: Some((32, 4)) },
 ];
 
-/// The convolution of a bottleneck that makes the map smaller. The weights of one fit the other.
+/// The convolution of a bottleneck that has the stride. It changes no weight names or shapes:
+/// weights trained with either load into the other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum StrideAt {
-    /// The 3x3, as in torchvision ("ResNet v1.5").
+    /// The 3x3 convolution, as in torchvision ("ResNet v1.5").
     #[default]
     Spatial,
-    /// The first 1x1, as in the paper, Caffe and what came from it.
+    /// The first 1x1 convolution, as in the paper, in Caffe and in models converted from Caffe.
     Pointwise,
 }
 
-/// The pooling behind the first convolution: a maximum over 3x3 with stride 2.
+/// Padding of the pooling after the first convolution, a 3x3 maximum with stride 2.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Pooling {
-    /// With one row and column of padding on each side, as in torchvision.
+    /// One row and column of padding on each side, as in torchvision.
     #[default]
     Padded,
-    /// Without padding, and with a last window that reaches over the edge, as in Caffe and what came from it (`ceil_mode=True`).
+    /// No padding, and a last window that may reach over the edge (`ceil_mode=True`), as in Caffe
+    /// and in models converted from it.
     Ceil,
 }
 
@@ -61,13 +67,15 @@ pub enum Pooling {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// `cifar`: a 3x3 convolution with stride 1 and no pooling instead of 7x7 with stride 2 and pooling, so that 32x32 images end
-    /// as 4x4 maps. Default `imagenet`.
+    /// Image size of the first layers. `cifar` has a 3x3 convolution with stride 1 and no pooling,
+    /// instead of 7x7 with stride 2 and pooling, so that 32x32 images end as 4x4 maps. Default
+    /// `imagenet`.
     pub stem: Stem,
-    /// The convolution of a bottleneck that has the stride: the 3x3, `spatial`, or the first 1x1, `pointwise`. Default `spatial`.
+    /// The convolution of a bottleneck that has the stride: the 3x3 one, `spatial`, or the first
+    /// 1x1 one, `pointwise`. Default `spatial`.
     #[serde(skip_serializing_if = "registry::is_default")]
     pub stride_at: StrideAt,
-    /// The edges of the pooling behind the first convolution: `padded` or `ceil`. Default `padded`.
+    /// Padding of the pooling after the first convolution: `padded` or `ceil`. Default `padded`.
     #[serde(skip_serializing_if = "registry::is_default")]
     pub pooling: Pooling,
     /// Multiplies the channels. Default 1.
@@ -105,7 +113,8 @@ impl Family for Config {
     }
 }
 
-/// On `path`: `conv1`, `bn1` …, and `downsample.0` and `downsample.1` on a shortcut that isn't the identity.
+/// Builds a block on `path`: `conv1`, `bn1` …, and `downsample.0` and `downsample.1` if the
+/// shortcut is not the identity.
 fn new_block(
     path: &nn::Path,
     builder: &Builder,

@@ -1,9 +1,12 @@
-//! ShuffleNetV2 (Ma et al., ECCV 2018), with torchvision's names and widths. A block passes half of its channels on as they are,
-//! or through a branch of their own where it halves the map, and the other half through its main branch; then the channels of
-//! both take turns.
+//! ShuffleNetV2 (Ma et al., ECCV 2018), with torchvision's names and widths.
 //!
-//! The operator goes on the 1x1 convolutions of the blocks unless `apply_to` says otherwise. An attention stands behind each main
-//! branch. What a block's operators share is made of what goes through the main branch.
+//! A block splits its channels in two halves: the main branch processes one and the other passes
+//! through unchanged. A block that halves the map feeds all channels to both branches, of which the
+//! side branch replaces the unchanged half. Then the channels of both halves are interleaved.
+//!
+//! By default the operator stands on the 1x1 convolutions of the blocks; `apply_to` overrides this.
+//! Attention follows each main branch. The tensor that the operators of a block share is computed
+//! from the input of the main branch.
 
 use crate::algebra::Geometry;
 use crate::net::InputSpec;
@@ -15,13 +18,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Tensor, nn};
 
-/// Channels of the stem.
+/// Number of output channels of the stem.
 const STEM: i64 = 24;
 
-/// Blocks of each stage.
+/// Number of blocks in each stage.
 const BLOCKS: [i64; 3] = [4, 8, 4];
 
-/// Channels of the three stages and of the last convolution, by width.
+/// Width multiplier, channels of the three stages, channels of the last convolution.
 const WIDTHS: [(f64, [i64; 3], i64); 4] = [
     (0.5, [48, 96, 192], 1024),
     (1., [116, 232, 464], 1024),
@@ -33,10 +36,10 @@ const WIDTHS: [(f64, [i64; 3], i64); 4] = [
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// 0.5, 1, 1.5 or 2: which of the published sets of channels. Default 1.
+    /// Width multiplier: 0.5, 1, 1.5 or 2, with the channels as published. Default 1.
     pub width: f64,
-    /// `cifar`: stride 1 in the first convolution and no pooling behind it, so that 32x32 images end as 4x4 maps.
-    /// Default `imagenet`.
+    /// Image size of the first layers. `cifar` has stride 1 in the first convolution and no pooling
+    /// after it, so that 32x32 images end as 4x4 maps. Default `imagenet`.
     pub stem: Stem,
 }
 
@@ -60,7 +63,8 @@ impl NetRecipe for Config {
         }
     }
 
-    /// On `root`: torchvision's names, `conv1.0.weight` to `fc.bias`. The options are checked.
+    /// Builds the network on `root` with torchvision's names, `conv1.0.weight` to `fc.bias`. The
+    /// options must have been checked.
     fn build(&self, root: &nn::Path, builder: &Builder, spec: InputSpec) -> Result<Box<dyn Network>> {
         let (channels, last) = self.channels().unwrap_or_default();
         let site = |conv, bn, kind, geometry| {
@@ -87,18 +91,20 @@ impl NetRecipe for Config {
     }
 }
 
-/// A block: half of its output comes of each branch.
+/// A block. Each branch makes half of its output channels.
 #[derive(Debug)]
 struct Unit {
-    /// Depthwise with stride 2, 1x1. None where half of the channels stays as it is.
+    /// Side branch: depthwise 3x3 with stride 2, then 1x1. None in a block that passes half of its
+    /// channels through.
     side: Option<Parts>,
-    /// 1x1, depthwise, 1x1.
+    /// Main branch: 1x1, depthwise 3x3, 1x1.
     main: Parts,
     common: Common,
 }
 
 impl Unit {
-    /// On `path`: `branch1.{0,1,2,3}` where it halves the map, and `branch2.{0,1,3,4,5,6}`.
+    /// Builds the block on `path`: `branch1.{0,1,2,3}` if it halves the map, and
+    /// `branch2.{0,1,3,4,5,6}`.
     fn new(path: &nn::Path, builder: &Builder, inputs: i64, outputs: i64, halves: bool) -> Result<Unit> {
         let half = outputs / 2;
         let (inputs, stride) = if halves { (inputs, 2) } else { (half, 1) };
@@ -116,7 +122,8 @@ impl Unit {
     }
 }
 
-/// Convolutions at those places of torchvision's Sequential, each with its batch norm behind it; ReLU behind the 1x1.
+/// Builds convolutions at the given indices of torchvision's Sequential, each with its batch norm
+/// at the next index; ReLU follows the 1x1 convolutions only.
 fn branch(block: &mut Block, name: &str, convs: &[(usize, Geometry)]) -> Result<Parts> {
     let mut parts = Parts::new();
     for &(at, geometry) in convs {
@@ -131,8 +138,8 @@ fn branch(block: &mut Block, name: &str, convs: &[(usize, Geometry)]) -> Result<
     Ok(parts)
 }
 
-/// The channels of two maps (N, C, H, W) take turns: (N, 2 C, H, W), with the channels of a pixel side by side in memory, as
-/// the convolutions want them.
+/// Interleaves the channels of two maps (N, C, H, W) to (N, 2 C, H, W). The result is in
+/// channels_last memory format, which the convolutions want.
 fn take_turns(a: &Tensor, b: &Tensor) -> Tensor {
     let last = |x: &Tensor| x.permute([0, 2, 3, 1]);
     Tensor::stack(&[last(a), last(b)], 4).flatten(3, 4).permute([0, 3, 1, 2])

@@ -1,7 +1,9 @@
-//! SmallNet of the MDConv paper (Luo & Zhan 2022): a 3x3 convolution with 16 channels, three times [1x1, depthwise 3x3 with
-//! stride 2] with 16, 32 and 64 channels times `width`, average pooling, one linear layer. ReLU behind every batch norm.
-//! An attention stands behind each of the three blocks. The operator goes on their 1x1 convolutions unless `apply_to` says
-//! otherwise.
+//! SmallNet of the MDConv paper (Luo & Zhan 2022): a 3x3 convolution with 16 channels, then three
+//! blocks of a 1x1 and a depthwise 3x3 convolution with stride 2, with 16, 32 and 64 channels times
+//! `width`, then average pooling and one linear layer. ReLU follows every batch norm.
+//!
+//! By default the operator stands on the 1x1 convolutions of the three blocks; `apply_to` overrides
+//! this. Attention follows each block.
 
 use crate::algebra::Geometry;
 use crate::net::InputSpec;
@@ -32,7 +34,8 @@ impl NetRecipe for Config {
         block::check_width(self.width)
     }
 
-    /// On `root`: `stem`, `blocks.{0,1,2}.{pointwise,depthwise}`, each with `conv` and `bn`, and `classifier`.
+    /// Builds the network on `root`: `stem`, `blocks.{0,1,2}.{pointwise,depthwise}`, each with
+    /// `conv` and `bn`, and `classifier`.
     fn build(&self, root: &nn::Path, builder: &Builder, spec: InputSpec) -> Result<Box<dyn Network>> {
         let (kind, geometry) = (SiteKind::Stem, Geometry::same(spec.channels, 16, 3));
         let (activation, default) = (Activation::Relu, Standing::Plain);
@@ -49,7 +52,7 @@ impl NetRecipe for Config {
     }
 }
 
-/// A 1x1 convolution and a depthwise one with stride 2.
+/// Builds a block: a 1x1 convolution and a depthwise 3x3 one with stride 2.
 fn block(path: &nn::Path, builder: &Builder, inputs: i64, outputs: i64) -> Result<Residual> {
     let mut block = builder.block(path, inputs);
     let mut site = |name: &str, kind, geometry| {

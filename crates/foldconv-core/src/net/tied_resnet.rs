@@ -1,16 +1,22 @@
-//! TiedResNet and TiedResNeXt (Wang et al., Tied Block Convolution, AAAI 2021): ResNets whose bottleneck shares thin kernels.
+//! TiedResNet and TiedResNeXt (Wang & Yu, Tied Block Convolution, AAAI 2021): ResNets with tied
+//! block convolutions in the bottlenecks, in which blocks of channels share one thin kernel.
 //!
-//! Its first 1x1 convolution is tied in two blocks. The 3x3 is four of them side by side, one for each quarter of the channels
-//! ("4s x 32w": four splits, 32 channels each in the first stage), each tied by itself. A mixer fuses their outputs. The last 1x1
-//! is as it was. The `_s` networks have narrower splits, 18 channels instead of 32 and 36 instead of 64.
+//! The first 1x1 convolution of a bottleneck is tied in two blocks. The 3x3 convolution is replaced
+//! by four parallel ones, each over a quarter of the channels ("4s x 32w": four splits, 32 channels
+//! each in the first stage) and each tied by itself. A mixer fuses their outputs. The last 1x1
+//! convolution is unchanged. The `_s` networks have narrower splits: 18 channels instead of 32, and
+//! 36 instead of 64.
 //!
-//! The paper says neither how many blocks each split is tied in, nor what the mixer is. Here the first split is not tied and the
-//! others are in two blocks, and the mixer is a 1x1 convolution tied in two blocks with its batch norm and ReLU: with these,
-//! TiedResNet50-S has 53.7 % of ResNet-50's parameters and 59.4 % of its multiply-accumulates, of the published 54 and 60. Both
-//! are options. So are the groups of TiedResNeXt's splits, which the paper leaves open too.
+//! The paper specifies neither the number of blocks in which each split is tied nor the mixer. Here
+//! the first split is not tied, the others are tied in two blocks, and the mixer is a 1x1
+//! convolution tied in two blocks, with batch norm and ReLU. With these choices TiedResNet50-S has
+//! 53.7 % of ResNet-50's parameters and 59.4 % of its multiply-accumulates; the published figures
+//! are 54 % and 60 %. Both choices are options, and so are the groups of TiedResNeXt's splits,
+//! which the paper does not specify either.
 //!
-//! The network brings its `tbc` operators; that of the config goes where `apply_to` says. An attention stands behind each block,
-//! before the shortcut is added. Names are torchvision's, with `conv2.{0,1,2,3}`, `bn2.{0,1,2,3}`, `mixer.conv` and `mixer.bn`.
+//! The `tbc` operators are part of the network; the operator of the config stands only where
+//! `apply_to` puts it. Attention follows each block, before the shortcut is added. Names are
+//! torchvision's, with `conv2.{0,1,2,3}`, `bn2.{0,1,2,3}`, `mixer.conv` and `mixer.bn`.
 
 use crate::algebra::Geometry;
 use crate::net::InputSpec;
@@ -26,13 +32,15 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Tensor, nn};
 
-/// Splits of the 3x3 convolution.
+/// Number of splits of the 3x3 convolution.
 const SPLITS: usize = 4;
 
-/// What makes one network of the family: blocks of each stage, channels of a split in the first stage, groups of a split.
+/// Layout of one member of the family: blocks of each stage, channels of a split in the first
+/// stage, groups of a split.
 type Variant = ([usize; 4], i64, i64);
 
-/// `tied_resnet50`, `tied_resnet50_s`, `tied_resnet101`, `tied_resnet101_s`, `tied_resnext50` and `tied_resnext50_s`.
+/// Variants `tied_resnet50`, `tied_resnet50_s`, `tied_resnet101`, `tied_resnet101_s`,
+/// `tied_resnext50` and `tied_resnext50_s`, in the order of their member numbers.
 const VARIANTS: [Variant; 6] = [
     ([3, 4, 6, 3], 32, 1),
     ([3, 4, 6, 3], 18, 1),
@@ -42,15 +50,15 @@ const VARIANTS: [Variant; 6] = [
     ([3, 4, 6, 3], 36, 2),
 ];
 
-/// What fuses the outputs of the splits.
+/// Layer that fuses the outputs of the splits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Mixer {
-    /// Nothing: they lie side by side.
+    /// No layer: the outputs are concatenated.
     None,
-    /// A 1x1 convolution, tied in two blocks, its batch norm and ReLU.
+    /// A 1x1 convolution tied in two blocks, with batch norm and ReLU.
     Tied,
-    /// A 1x1 convolution, its batch norm and ReLU.
+    /// A 1x1 convolution with batch norm and ReLU.
     Pointwise,
 }
 
@@ -58,14 +66,16 @@ pub enum Mixer {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// `cifar`: a 3x3 convolution with stride 1 and no pooling instead of 7x7 with stride 2 and pooling. Default `imagenet`.
+    /// Image size of the first layers. `cifar` has a 3x3 convolution with stride 1 and no pooling,
+    /// instead of 7x7 with stride 2 and pooling. Default `imagenet`.
     pub stem: Stem,
-    /// Blocks that share the kernel in each of the four splits; with the groups, they must divide its channels.
-    /// Default `[1, 2, 2, 2]`.
+    /// Number of blocks that share the kernel, for each of the four splits. Blocks times groups
+    /// must divide the channels of a split. Default `[1, 2, 2, 2]`.
     pub blocks: [i64; SPLITS],
-    /// Channel groups of the kernel of each split. Default 1 in the TiedResNets, 2 in the TiedResNeXts.
+    /// Channel groups of the kernel of each split. Default 1 in the TiedResNets, 2 in the
+    /// TiedResNeXts.
     pub groups: Option<i64>,
-    /// What fuses the outputs of the splits. Default `tied`.
+    /// Layer that fuses the outputs of the splits. Default `tied`.
     pub mixer: Mixer,
 }
 
@@ -96,13 +106,14 @@ impl Family for Config {
     }
 }
 
-/// A convolution that so many blocks share.
+/// Returns a tied block convolution whose kernel `blocks` blocks share.
 fn tied(blocks: i64) -> Result<Resolved<OperatorConfig>> {
     block::own(OperatorConfig::Tbc(tbc::Config { blocks, ..tbc::Config::default() }))
 }
 
 impl Config {
-    /// On `path`: `conv1` and `bn1`, `conv2.{i}` and `bn2.{i}`, `mixer`, `conv3` and `bn3`, `downsample.{0,1}`.
+    /// Builds a block on `path`: `conv1` and `bn1`, `conv2.{i}` and `bn2.{i}`, `mixer`, `conv3` and
+    /// `bn3`, `downsample.{0,1}`.
     fn block(
         &self,
         path: &nn::Path,
@@ -155,7 +166,7 @@ impl Config {
     }
 }
 
-/// Convolutions side by side, each of its part of the channels.
+/// Parallel convolutions, each over its share of the channels.
 #[derive(Debug)]
 struct Splits(Vec<Site>);
 

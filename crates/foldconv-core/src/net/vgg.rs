@@ -1,10 +1,12 @@
-//! VGG-16 with batch norms for CIFAR: the 13 convolutions of Simonyan & Zisserman (ICLR 2015, configuration D), of which every
-//! other network for 32x32 images keeps one linear layer behind the last map. Names are torchvision's for the convolutions and
-//! batch norms, `features.N`, and `classifier`. torchvision's convolutions have biases, which the batch norms take away again;
-//! these have none.
+//! VGG-16 with batch norm for CIFAR: the 13 convolutions of Simonyan & Zisserman (ICLR 2015,
+//! configuration D), then one linear layer after the last map in place of the original three, as is
+//! usual for 32x32 images.
 //!
-//! The operator goes on all convolutions, as in ACNet and DBB, unless `apply_to` says otherwise. A block is what stands between
-//! two poolings: an attention stands at its end.
+//! Names are torchvision's for the convolutions and batch norms, `features.N`, and `classifier`.
+//! The convolutions have no biases; torchvision's have, but the batch norms cancel them.
+//!
+//! By default the operator stands on all convolutions, as in ACNet and DBB; `apply_to` overrides
+//! this. The convolutions between two poolings are a block, and attention stands at its end.
 
 use crate::algebra::Geometry;
 use crate::bad_request;
@@ -17,7 +19,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::nn;
 
-/// Convolutions and channels of each block.
+/// Number of convolutions, and channels, of each block.
 const BLOCKS: [(usize, f64); 5] = [(2, 64.), (2, 128.), (3, 256.), (3, 512.), (3, 512.)];
 
 /// Options of `vgg16_bn_cifar`.
@@ -26,7 +28,7 @@ const BLOCKS: [(usize, f64); 5] = [(2, 64.), (2, 128.), (3, 256.), (3, 512.), (3
 pub struct Config {
     /// Multiplies the channels. Default 1.
     pub width: f64,
-    /// Dropout before the classifier, in [0, 1). Default 0.
+    /// Dropout probability before the classifier, in [0, 1). Default 0.
     pub dropout: f64,
 }
 
@@ -60,7 +62,7 @@ impl NetRecipe for Config {
                 let (geometry, activation) = (Geometry::same(inputs, outputs, 3), Activation::Relu);
                 let plan = SitePlan { conv, bn, kind, geometry, activation, default: Standing::Operator };
                 main.push(Box::new(block.site_below(root, plan)?));
-                // torchvision's Sequential counts convolution, batch norm and ReLU.
+                // torchvision's Sequential numbers convolution, batch norm and ReLU.
                 (inputs, at) = (outputs, at + 3);
             }
             let common = block.finish(outputs)?;

@@ -1,18 +1,21 @@
-//! Executing a pickle's opcodes. Named after `Lib/pickletools.py`, which describes each of them.
+//! Execution of a pickle's opcodes. The names are those of `Lib/pickletools.py`, which describes
+//! each opcode.
 
 use super::strings::{number, unescape, unescape_unicode, utf8};
 use super::{Known, Object, Value};
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-/// Values in one pickle at most: CIFAR-100's `train` has 200,000, and a checkpoint about 20 a tensor.
+/// Maximum number of values in a pickle. CIFAR-100's `train` has 200,000, and a checkpoint about 20
+/// per tensor.
 const MOST_VALUES: usize = 1 << 20;
-/// How often values are put on the stack or in the memo at most, which bounds what lists of the same values take.
+/// Maximum number of pushes to the stack and writes to the memo, which bounds the memory of lists
+/// that repeat the same values.
 const MOST_MOVES: usize = 4 * MOST_VALUES;
-/// Bytes of the name of a class at most.
+/// Maximum length of a class name in bytes.
 const LONGEST_NAME: usize = 1000;
 
-/// Python's stack machine, with positions in `values` on the stack and in the memo.
+/// Python's stack machine. The stack and the memo hold indices into `values`.
 pub(super) struct Machine<'a> {
     input: &'a [u8],
     known: Known,
@@ -30,17 +33,17 @@ impl<'a> Machine<'a> {
         Machine { input, known, at: 0, values, stack, marks, memo, moves: 0 }
     }
 
-    /// The next byte to be read.
+    /// Returns the position of the next byte.
     pub fn at(&self) -> usize {
         self.at
     }
 
-    /// Everything that was made; a position in it is what [`Machine::run`] returns.
+    /// Returns the table of all values; [`Machine::run`] returns an index into it.
     pub fn into_values(self) -> Vec<Value<'a>> {
         self.values
     }
 
-    /// Executes every opcode up to STOP; the position of the outermost value.
+    /// Executes all opcodes up to STOP; returns the index of the outermost value.
     pub fn run(&mut self) -> Result<usize, String> {
         loop {
             match self.byte()? {
@@ -56,7 +59,7 @@ impl<'a> Machine<'a> {
                 0..=5 => Ok(()),
                 protocol => Err(format!("has pickle protocol {protocol}; save it with protocol 5 or lower")),
             },
-            0x95 => self.take(8).map(drop), // a frame's length, which only helps a reader that streams
+            0x95 => self.take(8).map(drop), // length of a frame, which only streaming readers need
             b'(' => {
                 self.marks.push(self.stack.len());
                 self.count()
@@ -82,7 +85,7 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// A number, a string, None or a bool.
+    /// Reads a number, a string, None or a bool.
     fn atom(&mut self, op: u8) -> Result<Value<'a>, String> {
         Ok(match op {
             b'N' => Value::None,
@@ -127,7 +130,7 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// A new list, dict, tuple or set, which is kept as a list.
+    /// Makes a new list, dict, tuple or set. Sets are kept as lists.
     fn collect(&mut self, op: u8) -> Result<(), String> {
         let value = match op {
             b']' | 0x8f => Value::List(Vec::new()),
@@ -148,7 +151,7 @@ impl<'a> Machine<'a> {
         self.push(value)
     }
 
-    /// Adds what lies on top of the stack to the list, dict or object below it.
+    /// Adds the values on top of the stack to the list, dict or object below them.
     fn fill(&mut self, op: u8) -> Result<(), String> {
         let mut items = match op {
             b'a' => vec![self.pop()?],
@@ -164,7 +167,8 @@ impl<'a> Machine<'a> {
             (Value::List(list), b'a' | b'e' | 0x90) => list.append(&mut items),
             (Value::Dict(entries), b's' | b'u') => entries.extend(pairs(&items)?),
             (Value::Object(object), b's' | b'u') => object.entries.extend(pairs(&items)?),
-            // The items of a list of a class of its own: nothing asks for them.
+            // The items of an object of a list's subclass are left out, because no caller needs
+            // them.
             (Value::Object(_), _) => {}
             _ => return Err("adds to a value that is no list or dict".into()),
         }
@@ -192,7 +196,8 @@ impl<'a> Machine<'a> {
         self.push(Value::Name(name))
     }
 
-    /// A call, or an object of a class, which is a call too: by opcode R or 0x81, or with keywords, which are left out, by 0x92.
+    /// Makes a call or an object of a class, which is a call too: opcodes R and 0x81, or 0x92 with
+    /// keyword arguments, which are left out.
     fn reduce(&mut self, op: u8) -> Result<(), String> {
         if op == 0x92 {
             self.pop()?;
@@ -261,7 +266,7 @@ impl<'a> Machine<'a> {
         Ok(taken)
     }
 
-    /// An unsigned little-endian number of `size` bytes.
+    /// Reads an unsigned little-endian number of `size` bytes.
     fn length(&mut self, size: usize) -> Result<usize, String> {
         let value = self.take(size)?.iter().rev().fold(0u64, |value, byte| value << 8 | u64::from(*byte));
         usize::try_from(value).map_err(|_| "ends early".into())
@@ -279,7 +284,7 @@ impl<'a> Machine<'a> {
         Ok(line)
     }
 
-    /// A number on a line of its own; protocol 0 writes False and True as `00` and `01`.
+    /// Reads a number on a line of its own. Protocol 0 writes False and True as `00` and `01`.
     fn decimal(&mut self) -> Result<Value<'a>, String> {
         Ok(match self.line()? {
             b"00" => Value::Bool(false),
@@ -293,7 +298,7 @@ impl<'a> Machine<'a> {
     }
 }
 
-/// A list of keys and values in turn, as pairs.
+/// Splits a list of alternating keys and values into pairs.
 fn pairs(items: &[usize]) -> Result<Vec<(usize, usize)>, String> {
     let (pairs, rest) = items.as_chunks::<2>();
     if !rest.is_empty() {
@@ -302,12 +307,12 @@ fn pairs(items: &[usize]) -> Result<Vec<(usize, usize)>, String> {
     Ok(pairs.iter().map(|[key, value]| (*key, *value)).collect())
 }
 
-/// A signed little-endian number of any size.
+/// Decodes a signed little-endian number of any size.
 fn integer(bytes: &[u8]) -> Value<'_> {
     if bytes.len() > 8 { Value::Wide(Cow::Borrowed(bytes)) } else { Value::Int(signed(bytes)) }
 }
 
-/// A signed little-endian number of at most 8 bytes.
+/// Decodes a signed little-endian number of at most 8 bytes.
 fn signed(bytes: &[u8]) -> i64 {
     let filler = if bytes.last().is_some_and(|byte| *byte >= 0x80) { 0xff } else { 0 };
     let mut whole = [filler; 8];

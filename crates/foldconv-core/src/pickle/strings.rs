@@ -1,4 +1,4 @@
-//! Numbers and strings as pickles spell them.
+//! Decoding of numbers and strings in pickles.
 
 use std::borrow::Cow;
 
@@ -11,7 +11,7 @@ pub(super) fn utf8(bytes: &[u8]) -> Result<Cow<'_, str>, String> {
     std::str::from_utf8(bytes).map(Cow::Borrowed).map_err(|_| "has a string in invalid UTF-8".into())
 }
 
-/// The bytes of a Python 2 string from its `repr`, quotes and all.
+/// Decodes a Python 2 string from its `repr`, including the quotes.
 pub(super) fn unescape(repr: &[u8]) -> Result<Vec<u8>, String> {
     let inner = match repr {
         [b'\'', inner @ .., b'\''] | [b'"', inner @ .., b'"'] => inner,
@@ -36,7 +36,8 @@ pub(super) fn unescape(repr: &[u8]) -> Result<Vec<u8>, String> {
     Ok(bytes)
 }
 
-/// Text in the encoding `raw-unicode-escape`: latin1, and `\u0000` or `\U00000000` for the rest.
+/// Decodes text in the encoding `raw-unicode-escape`: latin1, with `\u0000` or `\U00000000` for all
+/// other characters.
 pub(super) fn unescape_unicode(raw: &[u8]) -> Result<String, String> {
     let mut text = String::with_capacity(raw.len());
     let mut rest = raw.iter();
@@ -56,7 +57,7 @@ pub(super) fn unescape_unicode(raw: &[u8]) -> Result<String, String> {
     Ok(text)
 }
 
-/// The number that the next `digits` hexadecimal digits make.
+/// Reads a number of `digits` hexadecimal digits.
 fn hexadecimal(rest: &mut std::slice::Iter<u8>, digits: usize) -> Result<u32, String> {
     let mut number = 0;
     for _ in 0..digits {

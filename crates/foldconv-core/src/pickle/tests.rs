@@ -1,4 +1,5 @@
-//! Calls, persistent values and the opcodes that CIFAR's files don't have; those are tested there, on whole and damaged files.
+//! Tests of calls, persistent objects and opcodes that CIFAR's files don't have. The other opcodes
+//! are tested by the reader of CIFAR, on whole and damaged files.
 
 use super::*;
 
@@ -6,7 +7,8 @@ fn any(name: &str) -> Result<(), String> {
     if name == "os.system" { Err("no".into()) } else { Ok(()) }
 }
 
-/// `pickle.dumps((OrderedDict(a=1.5), {1, 2}, 2**70), 2)` with CPython 3.11, and a persistent value in place of 2.
+/// The pickle is `pickle.dumps((OrderedDict(a=1.5), {1, 2}, 2**70), 2)` of CPython 3.11, with a
+/// persistent object in place of the 2.
 #[test]
 fn calls_are_kept_and_not_made() {
     let bytes =

@@ -1,14 +1,16 @@
-//! Whose variable is whose: the tensors of a file by the names that a public implementation gives them, and ours.
+//! Matching of the tensors in a file, under the names of public implementations, to the variables
+//! of a network.
 
 use crate::error::nearest;
 use crate::op::contract::naming::Naming;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Names whose distance is computed at most, so that two networks of thousands of variables don't take minutes.
+/// Maximum number of pairs of names whose edit distance is computed, so that two networks with
+/// thousands of variables don't take minutes.
 const MOST_COMPARED: usize = 1_000_000;
 
-/// What public implementations call some of our variables.
+/// Names that public implementations give to the variables of a network.
 #[derive(Debug, Default)]
 pub struct Aliases {
     rules: Vec<Rule>,
@@ -17,20 +19,21 @@ pub struct Aliases {
 #[derive(Debug)]
 struct Rule {
     namings: &'static [Naming],
-    /// The paths below which they hold; none: below every one.
+    /// Paths below which the namings hold; none for all paths.
     places: Option<BTreeSet<String>>,
-    /// Those of them where a naming may rename all there is: sites, but not the blocks that they stand in.
+    /// The members of `places` that are sites and not enclosing blocks. Only at sites may a naming
+    /// rename all variables.
     sites: BTreeSet<String>,
 }
 
-/// What one of our variables may be called in a file.
+/// A name that a variable may have in a file.
 struct Alias {
     name: String,
     reshaped: bool,
 }
 
 impl Aliases {
-    /// Of the operators on sites: the site's name, and the operator's namings.
+    /// Collects the namings of operators, from the names of their sites and the operators' namings.
     pub fn of_sites<'a>(sites: impl IntoIterator<Item = (&'a str, &'static [Naming])>) -> Aliases {
         let mut aliases = Aliases::default();
         for (site, namings) in sites.into_iter().filter(|(_, namings)| !namings.is_empty()) {
@@ -47,13 +50,13 @@ impl Aliases {
         aliases
     }
 
-    /// With namings that hold below every path.
+    /// Adds namings that hold below every path.
     pub fn and_everywhere(mut self, namings: &'static [Naming]) -> Aliases {
         self.rules.push(Rule { namings, places: None, sites: BTreeSet::new() });
         self
     }
 
-    /// What a variable may be called, its own name first.
+    /// Returns the names that a variable may have, its own name first.
     fn of(&self, name: &str) -> Vec<Alias> {
         let mut aliases = vec![Alias { name: name.to_string(), reshaped: false }];
         for (at, _) in name.match_indices('.') {
@@ -76,33 +79,33 @@ impl Aliases {
     }
 }
 
-/// What is wrong with a name.
+/// A variable or tensor without a match.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Problem {
-    /// One of ours, or of the file's where ours has none.
+    /// Name of the network's variable, or of the file's tensor for [`Wrong::Unused`].
     pub name: String,
-    /// What it is.
+    /// Kind of problem.
     pub wrong: Wrong,
-    /// The name on the other side that is nearest, if one is near.
+    /// Most similar unmatched name on the other side, if there is one.
     pub nearest: Option<String>,
 }
 
-/// What is wrong with a name.
+/// Kinds of problems of a name.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Wrong {
-    /// The network has it and the file does not.
+    /// The network has a variable of this name, the file has no tensor.
     Missing,
-    /// The file has it and the network does not.
+    /// The file has a tensor of this name, the network has no variable.
     Unused,
-    /// Both have it, in shapes that don't fit.
+    /// Both have the name, but the shapes don't fit.
     Shape {
-        /// The file's.
+        /// Shape in the file.
         found: Vec<i64>,
-        /// The network's.
+        /// Shape in the network.
         expected: Vec<i64>,
     },
-    /// It holds no numbers of a kind that is read.
+    /// The tensor has a type that can't be read; its description.
     Kind(String),
 }
 
@@ -118,36 +121,38 @@ impl Wrong {
     }
 }
 
-/// A tensor of a file, as far as it is matched.
+/// A tensor of a file, as far as matching needs it.
 #[derive(Clone, Debug)]
 pub struct Theirs {
-    /// Its name.
+    /// Name in the file.
     pub name: String,
-    /// Its shape.
+    /// Shape in the file.
     pub size: Vec<i64>,
-    /// What it is where it can't be a weight.
+    /// Description of its type if it can't be a weight.
     pub unfit: Option<String>,
 }
 
-/// Which of our variables gets which tensor of the file.
+/// Assignment of the tensors of a file to the variables of a network.
 #[derive(Debug, Default)]
 pub struct Pairing {
-    /// Our name, and the position of the file's tensor.
+    /// Name of the variable and index of the file's tensor.
     pub pairs: Vec<(String, usize)>,
-    /// Variables that the file need not have, and has not.
+    /// Variables that may be missing in a file, and are.
     pub optional: Vec<String>,
-    /// Tensors of the file that mean nothing to us.
+    /// Tensors of the file that have no meaning for the network, such as counters.
     pub ignored: Vec<String>,
-    /// All else.
+    /// All other variables and tensors without a match.
     pub problems: Vec<Problem>,
 }
 
-/// What PyTorch keeps in a state dict beside the weights: counters.
+/// Returns whether a name is that of a counter, which PyTorch keeps in state dicts beside the
+/// weights.
 fn is_counter(name: &str) -> bool {
     ["num_batches_tracked", "n_averaged"].contains(&last(name))
 }
 
-/// What we keep among the variables and the references don't: temperatures are options there.
+/// Returns whether a variable may be missing in a file. Temperatures are variables here, and
+/// options in the references.
 fn is_optional(name: &str) -> bool {
     last(name) == "temperature"
 }
@@ -157,8 +162,8 @@ fn last(name: &str) -> &str {
 }
 
 impl Pairing {
-    /// Finds each of our variables, by name and shape, among the tensors of a file. Shapes must be equal, but where a naming says
-    /// that they differ with the same numbers.
+    /// Finds each variable among the tensors of a file by name and shape. Shapes must be equal,
+    /// unless a naming says that the reference stores the same numbers in another shape.
     pub fn new(ours: &BTreeMap<String, Vec<i64>>, theirs: &[Theirs], aliases: &Aliases) -> Pairing {
         let by_name: BTreeMap<&str, usize> = theirs.iter().enumerate().map(|(at, t)| (t.name.as_str(), at)).collect();
         let mut used = vec![false; theirs.len()];
@@ -200,8 +205,8 @@ impl Pairing {
         pairing
     }
 
-    /// The nearest of the unused names to each that is missing, and the other way round: by spelling, or else the only one with
-    /// the same last part and shape.
+    /// Sets the nearest name of each missing variable among the unused tensors, and the reverse: by
+    /// spelling, or else the only one with the same last component and the same shape.
     fn find_nearest(&mut self, ours: &BTreeMap<String, Vec<i64>>, theirs: &[Theirs]) {
         let names = |wrong: Wrong| -> Vec<&str> {
             self.problems.iter().filter(|problem| problem.wrong == wrong).map(|problem| problem.name.as_str()).collect()
@@ -231,7 +236,7 @@ impl Pairing {
         self.problems.iter_mut().zip(nearest).for_each(|(problem, nearest)| problem.nearest = nearest);
     }
 
-    /// `3 missing, 2 unused, 1 misshapen`.
+    /// Returns the counts of problems, as in `3 missing, 2 unused, 1 misshapen`.
     pub fn counts(&self) -> String {
         let count = |is: fn(&Wrong) -> bool| self.problems.iter().filter(|problem| is(&problem.wrong)).count();
         let counts = [
@@ -279,20 +284,20 @@ mod tests {
     #[test]
     fn a_layout_holds_at_its_sites_and_their_blocks_alone() {
         let found = |ours: Named, theirs: Named| pair(&[ours], &[theirs]).problems.is_empty();
-        // The name itself, in its own shape alone.
+        // The variable's own name, only in its own shape.
         assert!(found(("other.conv.weight", &[2, 3]), ("other.conv.weight", &[2, 3])));
         assert!(!found(("other.conv.weight", &[2, 3]), ("other.conv.weight", &[6])));
         assert!(!found(("other.conv.weight", &[2, 3]), ("other.conv.weight", &[1, 3])));
-        // The naming's, and there in the same number of elements.
+        // The name of a naming, in any shape with the same number of elements.
         assert!(found(("block.site.conv.weight", &[2, 3]), ("block.site.weight", &[6])));
         assert!(!found(("block.site.conv.weight", &[2, 3]), ("block.site.weight", &[3])));
         assert!(!found(("other.conv.weight", &[2, 3]), ("other.weight", &[2, 3])));
         assert!(found(("block.route.fc.weight", &[2, 3]), ("block.routing.fc.weight", &[2, 3])));
-        // All there is at the site, not in the block.
+        // A naming that renames all variables holds at the site, but not in the block.
         assert!(found(("block.site.bias", &[2]), ("block.site.deploy.bias", &[2])));
         assert!(!found(("block.site.bias", &[2, 1]), ("block.site.deploy.bias", &[2])));
         assert!(!found(("block.bias", &[2]), ("block.deploy.bias", &[2])));
-        // Attention, anywhere.
+        // Namings of attention hold anywhere.
         assert!(found(("far.away.attention.fc.0.weight", &[2]), ("far.away.se.fc.0.weight", &[2])));
     }
 

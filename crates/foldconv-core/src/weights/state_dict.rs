@@ -1,4 +1,5 @@
-//! The state dict in a checkpoint: which of its dicts it is, and what its tensors are called.
+//! The state dict of a checkpoint: choice among the dicts of the file, and the names of its
+//! tensors.
 
 use super::pytorch::{Checkpoint, Entry, Format, Stored};
 use crate::bad_request;
@@ -10,7 +11,8 @@ use serde::Deserialize;
 use std::collections::BTreeSet;
 use std::path::Path;
 
-/// Where checkpoints have their state dict: of several the first is taken.
+/// Usual keys of state dicts in checkpoints. If a file has several, the first in this list is
+/// taken.
 pub const KEYS: [&str; 15] = [
     "state_dict",
     "model_state_dict",
@@ -28,28 +30,29 @@ pub const KEYS: [&str; 15] = [
     "ema",
     "params_ema",
 ];
-/// What holds tensors that are no weights.
+/// Keys of dicts whose tensors are not weights.
 const NO_WEIGHTS: [&str; 6] = ["optimizer", "optimizers", "optim", "optimizer_state_dict", "scheduler", "scaler"];
-/// What PyTorch's wrappers (DataParallel, compile) put before each name.
+/// Prefixes that PyTorch's wrappers (DataParallel, compile) put before each name.
 const PREFIXES: [&str; 2] = ["module.", "_orig_mod."];
 
-/// Lines of a map at most, bytes that the program of a regular expression takes, and bytes of a name that a map makes.
+/// Limits of a map of names: number of lines, bytes of a compiled regular expression, bytes of a
+/// resulting name.
 const MOST_LINES: usize = 256;
 const MOST_PROGRAM: usize = 1 << 18;
 const LONGEST_NAME: usize = 1000;
 
-/// A state dict.
+/// A state dict found in a checkpoint.
 #[derive(Debug)]
 pub struct StateDict {
-    /// The keys on the way to it, with dots; empty where the file is one itself.
+    /// Dotted path of keys to the dict; empty if it is the root of the file.
     pub key: String,
-    /// Other dicts of tensors that the file has, and that were left aside.
+    /// Paths of the other dicts with tensors in the file, which are not used.
     pub others: Vec<String>,
-    /// The prefixes that were taken off.
+    /// Wrapper prefixes that were removed from the names.
     pub prefixes: Vec<&'static str>,
-    /// Names that a map dropped.
+    /// Names that the map dropped.
     pub dropped: Vec<String>,
-    /// Its tensors; the reason where one can't be read.
+    /// Tensors by name; an error is the reason why a tensor can't be read.
     pub tensors: Vec<(String, Result<Stored, String>)>,
 }
 
@@ -61,7 +64,7 @@ pub enum Line {
     Drop { drop: String },
 }
 
-/// What is done to the names of a file before all else, a line after the other.
+/// Renaming rules for the tensors of a file, applied in order before anything else.
 #[derive(Debug, Default)]
 pub struct NameMap(Vec<(Regex, Option<String>)>);
 
@@ -79,10 +82,11 @@ impl NameMap {
                 Line::Rename { from, to } => (from, Some(to)),
                 Line::Drop { drop } => (drop, None),
             };
-            // A short one may mean a long program, as `(\w{50}){50}` does.
             if to.as_ref().is_some_and(|to| to.len() > LONGEST_NAME) {
                 bad_request!("{}: a name of more than {LONGEST_NAME} bytes for `{pattern:.80}`", path.display());
             }
+            // The size is limited because a short expression, such as `(\w{50}){50}`, may compile
+            // to megabytes.
             match RegexBuilder::new(&pattern).size_limit(MOST_PROGRAM).dfa_size_limit(MOST_PROGRAM).build() {
                 Ok(regex) => Ok((regex, to)),
                 Err(error) => {
@@ -95,10 +99,11 @@ impl NameMap {
         lines.into_iter().map(compile).collect::<Result<_>>().map(NameMap)
     }
 
-    /// The name afterwards; None: it is dropped.
+    /// Returns the new name, or None if a line drops it.
     ///
     /// # Errors
-    /// A [`crate::error::BadRequest`]: it is longer than a name is, as where lines double each other's.
+    /// A [`crate::error::BadRequest`] if the name grows beyond the limit, as when each line doubles
+    /// the result of the previous one.
     pub fn apply(&self, name: &str) -> Result<Option<String>> {
         let mut name = name.to_string();
         for (regex, to) in &self.0 {
@@ -112,7 +117,8 @@ impl NameMap {
     }
 }
 
-/// The name with each match of the expression replaced, as [`Regex::replace_all`] does it, but of bounded length.
+/// Replaces each match of the expression as [`Regex::replace_all`] does, with a limit on the length
+/// of the result.
 fn replaced(name: &str, regex: &Regex, to: &str) -> Result<String> {
     let (mut new, mut end) = (String::new(), 0);
     for found in regex.captures_iter(name) {
@@ -128,11 +134,12 @@ fn replaced(name: &str, regex: &Regex, to: &str) -> Result<String> {
 }
 
 impl StateDict {
-    /// Finds it: at `key`, or else where checkpoints have it. `expected` gives the names that a network's variables have, which is
-    /// asked only where the file leaves several to choose from.
+    /// Finds the state dict at `key`, or at the usual keys if there is none. `expected` returns the
+    /// names of the network's variables; it is called only if the file has several candidates.
     ///
     /// # Errors
-    /// A [`crate::error::BadRequest`] where there is none, or several and no telling which.
+    /// A [`crate::error::BadRequest`] if there is no state dict, or if there are several that can't
+    /// be told apart.
     pub fn find(
         checkpoint: &Checkpoint,
         path: &Path,
@@ -142,7 +149,7 @@ impl StateDict {
     ) -> Result<StateDict> {
         let (key, dict, others) = match key {
             Some(key) => (key.to_string(), at(&checkpoint.root, path, key)?, Vec::new()),
-            // A module: its parts are dicts of their own.
+            // The parts of a module are nested dicts of its own.
             None if checkpoint.format == Format::TorchScript => (String::new(), &checkpoint.root, Vec::new()),
             None => choose(&checkpoint.root, path, expected)?,
         };
@@ -167,7 +174,7 @@ impl StateDict {
         Ok(state)
     }
 
-    /// Takes the wrappers' prefixes off the names.
+    /// Removes the prefixes of wrappers from the names.
     fn strip(&mut self) {
         for (name, _) in &mut self.tensors {
             while let Some(prefix) = wrapper(name) {
@@ -180,12 +187,12 @@ impl StateDict {
     }
 }
 
-/// The wrapper's prefix that a name begins with.
+/// Returns the wrapper prefix that a name begins with.
 fn wrapper(name: &str) -> Option<&'static str> {
     PREFIXES.into_iter().find(|prefix| name.starts_with(prefix))
 }
 
-/// Names of the tensors that a dict has itself.
+/// Returns the names of the tensors that a dict holds directly.
 fn own_tensors(entry: &Entry) -> impl Iterator<Item = &str> {
     let entries = if let Entry::Dict(entries) = entry { &entries[..] } else { &[] };
     entries.iter().filter(|(_, entry)| !matches!(entry, Entry::Dict(_))).map(|(name, _)| name.as_str())
@@ -195,7 +202,7 @@ fn has_tensors(entry: &Entry) -> bool {
     own_tensors(entry).next().is_some()
 }
 
-/// How many tensors of a dict have an expected name.
+/// Returns the number of tensors of a dict that have an expected name.
 fn fitting(dict: &Entry, expected: &BTreeSet<String>) -> usize {
     let bare = |mut name: &str| {
         while let Some(prefix) = wrapper(name) {
@@ -206,7 +213,7 @@ fn fitting(dict: &Entry, expected: &BTreeSet<String>) -> usize {
     own_tensors(dict).filter(|name| expected.contains(&bare(name))).count()
 }
 
-/// The tensors of a dict, and of the dicts in it where `nested`.
+/// Collects the tensors of a dict, and those of its nested dicts if `nested`.
 fn collect(dict: &Entry, prefix: &str, nested: bool, into: &mut Vec<(String, Result<Stored, String>)>) {
     let Entry::Dict(entries) = dict else { return };
     for (key, entry) in entries {
@@ -220,7 +227,7 @@ fn collect(dict: &Entry, prefix: &str, nested: bool, into: &mut Vec<(String, Res
     }
 }
 
-/// The dict at keys with dots between them; a key may have dots itself.
+/// Finds the dict at a dotted path of keys. A key may contain dots.
 fn at<'e>(root: &'e Entry, path: &Path, key: &str) -> Result<&'e Entry> {
     fn walk<'e>(entry: &'e Entry, key: &str) -> Option<&'e Entry> {
         let Entry::Dict(entries) = entry else { return None };
@@ -242,7 +249,7 @@ fn at<'e>(root: &'e Entry, path: &Path, key: &str) -> Result<&'e Entry> {
     }
 }
 
-/// All dicts with tensors in them, and the keys on the way.
+/// Collects all dicts that hold tensors, with the keys that lead to them.
 fn candidates<'e>(entry: &'e Entry, keys: &mut Vec<&'e str>, found: &mut Vec<(Vec<&'e str>, &'e Entry)>) {
     let Entry::Dict(entries) = entry else { return };
     if has_tensors(entry) {
@@ -255,10 +262,11 @@ fn candidates<'e>(entry: &'e Entry, keys: &mut Vec<&'e str>, found: &mut Vec<(Ve
     }
 }
 
-/// The keys, the dict, and the keys of the others.
+/// Chooses the state dict; returns its path, the dict, and the paths of the other dicts.
 ///
-/// Of several dicts a single tensor makes none the state dict (`best_acc1` beside `state_dict`, a history of losses): those that
-/// have less than half as many tensors as the largest are left aside. Of the others the usual keys decide, and then the names.
+/// A dict with few tensors is not a state dict (`best_acc1` beside `state_dict`, a history of
+/// losses), so dicts with less than half as many tensors as the largest are not considered. Among
+/// the others the usual keys decide, and then the names of the tensors.
 fn choose<'e>(
     root: &'e Entry,
     path: &Path,
@@ -283,7 +291,7 @@ fn choose<'e>(
     Ok((keys.join("."), *dict, others.filter(|key| !key.is_empty()).collect()))
 }
 
-/// The one of several dicts that has the most tensors of the expected names.
+/// Returns the dict that has the most tensors of expected names.
 fn best_fitting<'a, 'e>(
     several: &[&'a (Vec<&'e str>, &'e Entry)],
     path: &Path,
@@ -318,7 +326,8 @@ mod tests {
         assert_eq!(map.apply("b").unwrap(), None);
     }
 
-    /// Ten lines that each make ten letters of one, an expression of 13 letters that is a program of megabytes, and the like.
+    /// Ten lines that each make ten letters of one, a short expression that compiles to megabytes,
+    /// too many lines, and a long replacement are refused.
     #[test]
     fn a_map_that_grows_without_end_is_refused() {
         let grows = map(&"- {from: a, to: aaaaaaaaaa}\n".repeat(10)).unwrap();

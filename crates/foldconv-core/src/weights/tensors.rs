@@ -1,5 +1,5 @@
-//! Named tensors and one JSON document in a safetensors file, sealed: its first key, `sha256`, is of the content, so that a file whose
-//! numbers are no longer those that were written is known for it.
+//! Safetensors files with named tensors and one JSON document. They are sealed: the first key of
+//! the document, `sha256`, is a hash of the content, which detects any change of the file.
 
 use crate::{bad_request, files};
 use anyhow::{Context, Result, ensure};
@@ -12,14 +12,15 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
-/// The key of the JSON document in the file's metadata.
+/// Key of the JSON document in the metadata of the file.
 const DOCUMENT: &str = "foldconv";
 
-/// What opens a sealed document; its digits follow, then [`SEALED`] and the document's own keys.
+/// Beginning of a sealed document. The digits of the hash follow, then [`SEALED`] and the keys of
+/// the document.
 const SEAL: &str = "{\"sha256\":\"";
 const SEALED: &str = "\",";
 
-/// Writes tensors and a document, sealed; the same content gives the same bytes.
+/// Writes tensors and a document to a sealed file. Equal content gives equal bytes.
 pub fn write<'a, M: Serialize>(
     path: &Path,
     document: &M,
@@ -28,7 +29,7 @@ pub fn write<'a, M: Serialize>(
     write_keeping(path, None, document, tensors)
 }
 
-/// The same, and the file that was there before is kept under the name `before`.
+/// Writes a file as [`write()`] does, and keeps the previous file under the name `before`.
 pub fn write_keeping<'a, M: Serialize>(
     path: &Path,
     before: Option<&Path>,
@@ -41,7 +42,7 @@ pub fn write_keeping<'a, M: Serialize>(
     save(path, before, (DOCUMENT, format!("{SEAL}{seal}{SEALED}{}", &document[1..])), outputs)
 }
 
-/// Writes a safetensors file with one pair of metadata.
+/// Writes an unsealed safetensors file with one key and value of metadata.
 pub fn write_with<'a>(
     path: &Path,
     pair: (&str, String),
@@ -66,14 +67,15 @@ fn save(path: &Path, before: Option<&Path>, (key, value): (&str, String), output
     let metadata = HashMap::from([(key.to_string(), value)]);
     files::fill_keeping(path, before, |path| {
         safetensors::serialize_to_file(outputs, Some(metadata), path).map_err(|error| match error {
-            // As it is, so that a full disk is known for what it is.
+            // An I/O error is passed on unchanged, so that a full disk is recognised.
             SafeTensorError::IoError(error) => error,
             error => std::io::Error::other(error),
         })
     })
 }
 
-/// SHA-256 of a document and of the name, type, shape and numbers of each tensor, in the order of their names.
+/// Returns the SHA-256 of a document and of the name, type, shape and numbers of each tensor, in
+/// order of the names.
 fn seal<'a, V: View + 'a>(document: &str, tensors: impl Iterator<Item = (&'a str, &'a V)>) -> String {
     let mut hash = Sha256::new();
     hash.update(document);
@@ -84,7 +86,7 @@ fn seal<'a, V: View + 'a>(document: &str, tensors: impl Iterator<Item = (&'a str
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The seal of a document, if it has one, and the document without it.
+/// Splits a document into its seal, if it has one, and the document without it.
 fn unseal(text: &str) -> (Option<&str>, Cow<'_, str>) {
     let sealed = text.strip_prefix(SEAL).and_then(|rest| rest.split_once(SEALED));
     match sealed {
@@ -93,7 +95,8 @@ fn unseal(text: &str) -> (Option<&str>, Cow<'_, str>) {
     }
 }
 
-/// A tensor whose bytes are made when they are written, so that there is one copy of one tensor at a time.
+/// A tensor whose bytes are made when they are written, so that at most one tensor is copied at a
+/// time.
 struct Output<'a> {
     tensor: &'a Tensor,
     dtype: Dtype,
@@ -118,7 +121,8 @@ impl View for Output<'_> {
     }
 }
 
-/// The numbers of a tensor in plain (contiguous) order; those of a channels_last one are copied.
+/// Returns the numbers of a tensor as bytes in contiguous order. A channels_last tensor is
+/// reordered.
 pub fn bytes(tensor: &Tensor) -> Vec<u8> {
     let tensor = tensor.detach().to_device(Device::Cpu).contiguous();
     let mut bytes = vec![0; tensor.numel() * tensor.kind().elt_size_in_bytes()];
@@ -129,7 +133,7 @@ pub fn bytes(tensor: &Tensor) -> Vec<u8> {
 /// Reads a file that [`write()`] wrote.
 ///
 /// # Errors
-/// A [`crate::error::BadRequest`] where the file is none, or is damaged.
+/// A [`crate::error::BadRequest`] if the file is not of this kind, or is damaged.
 pub fn read<M: DeserializeOwned>(path: &Path) -> Result<(M, HashMap<String, Tensor>)> {
     let bytes = files::read(path)?;
     let parse = || -> Result<(M, HashMap<String, Tensor>)> {
@@ -162,10 +166,10 @@ pub fn read<M: DeserializeOwned>(path: &Path) -> Result<(M, HashMap<String, Tens
     }
 }
 
-/// What a file's document means, once it is known of what kind the file is.
+/// Deserialises the document of a file, after its kind has been determined.
 ///
 /// # Errors
-/// A [`crate::error::BadRequest`] where it means nothing.
+/// A [`crate::error::BadRequest`] if the document does not fit the type.
 pub fn meant<M: DeserializeOwned>(path: &Path, document: serde_json::Value) -> Result<M> {
     match serde_json::from_value(document) {
         Ok(meant) => Ok(meant),
@@ -215,7 +219,7 @@ mod tests {
         assert_eq!(std::fs::read(&paths[0]).unwrap(), std::fs::read(&paths[1]).unwrap());
     }
 
-    /// Whichever bit of a file is another, and wherever it ends: it is refused, or it says what it said.
+    /// A file with any one bit flipped, or cut off at any length, is refused.
     #[test]
     fn no_damage_gives_other_numbers() {
         let folder = tempfile::tempdir().unwrap();
@@ -226,7 +230,7 @@ mod tests {
         let refused = |bytes: &[u8]| {
             std::fs::write(&path, bytes).unwrap();
             match read::<HashMap<String, f64>>(&path) {
-                // A seal that is no longer one is a key of the document.
+                // A damaged seal would be read as a key of the document.
                 Ok((document, tensors)) => {
                     assert_eq!((document["lr"], &tensors), (0.1, &expected.1));
                     false

@@ -45,7 +45,7 @@ pub enum Execution {
 }
 
 impl Execution {
-    /// Its name in files.
+    /// Returns the name of the form in files.
     pub fn name(self) -> &'static str {
         match self {
             Execution::Kernels => "kernels",

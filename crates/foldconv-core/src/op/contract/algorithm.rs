@@ -23,7 +23,7 @@ impl Exec {
     /// All of them.
     pub const ALL: [Exec; 4] = [Exec::Branches, Exec::Moments, Exec::Features, Exec::PerSample];
 
-    /// Its name in files.
+    /// Returns the name of the form in files.
     pub fn name(self) -> &'static str {
         match self {
             Exec::Branches => "branches",

@@ -33,7 +33,8 @@ pub trait Operator: nn::ModuleT {
         self.forward_activated(x, activation, true)
     }
 
-    /// Moves what moves with training, such as a temperature, to where it is after so many epochs.
+    /// Sets annealed quantities, such as a softmax temperature, to their values after `epochs`
+    /// epochs.
     fn anneal(&self, _epochs: f64) {}
 
     /// The same function, at evaluation statistics, as one kernel or one kernel per sample. Computed in float64 and pure:

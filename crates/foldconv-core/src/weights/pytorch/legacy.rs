@@ -1,5 +1,6 @@
-//! `torch.save` before torch 1.6: pickles one behind the other - a magic number, a version, the machine, the value, the keys of the
-//! storages - and then the storages, each a count of elements and the elements (`torch/serialization.py`, `_legacy_save`).
+//! Reader for `torch.save` before torch 1.6: a sequence of pickles (magic number, version, machine,
+//! value, keys of the storages), and then the storages, each a count of elements followed by the
+//! elements (`torch/serialization.py`, `_legacy_save`).
 
 use super::rebuild::{self, Kept, StorageId, known};
 use super::stored::Storage;
@@ -8,21 +9,23 @@ use crate::pickle::{Node, Pickle};
 use std::collections::HashMap;
 use tch::Kind;
 
-/// The magic number, little-endian, and in the digits of protocols 0 and 1.
+/// The magic number: its little-endian bytes, and its decimal digits as written by protocols 0 and
+/// 1.
 const MAGIC: [u8; 10] = [0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19];
 const DIGITS: &[u8] = b"119547037146038801333356";
 const VERSION: i64 = 1001;
 
-/// Bytes in which a pickle is looked for first; of old archives, which have one for each tensor, most are smaller.
+/// Initial window for reading a pickle, in bytes. Old archives have a pickle for each tensor, and
+/// most of these are smaller.
 const WINDOW: u64 = 1 << 9;
 
-/// Whether a file that starts so is one.
+/// Returns whether a file that begins with `head` has this format.
 pub(super) fn starts(head: &[u8]) -> bool {
     let magic = |bytes: &[u8]| Some(Pickle::read(bytes, known).ok()?.root().wide_int().map(<[u8]>::to_vec));
     matches!(magic(head), Some(Some(number)) if number == MAGIC || number == DIGITS)
 }
 
-/// Pickles and numbers in a part of a file, one behind the other.
+/// A sequence of pickles and numbers in a part of a file.
 pub(super) struct Stream<'s> {
     source: &'s Source,
     pub at: u64,
@@ -34,7 +37,8 @@ impl<'s> Stream<'s> {
         Stream { source, at, end }
     }
 
-    /// The bytes of the next pickle. Only as much is read as it turns out to need, times eight at most.
+    /// Returns the bytes of the next pickle. The window grows by a factor of eight, so that the
+    /// largest window is at most eight times the pickle's length (or the initial window).
     pub(super) fn pickle(&mut self) -> Result<Vec<u8>, String> {
         let mut window = WINDOW;
         loop {
@@ -52,20 +56,20 @@ impl<'s> Stream<'s> {
         }
     }
 
-    /// The integer that the next pickle is.
+    /// Reads the next pickle, which must be an integer.
     pub(super) fn integer(&mut self) -> Result<i64, String> {
         let bytes = self.pickle()?;
         Pickle::read(&bytes, known)?.root().int().ok_or("has something else where a number should be".into())
     }
 
-    /// A number of 8 bytes.
+    /// Reads a count of 8 bytes.
     pub(super) fn count(&mut self) -> Result<u64, String> {
         let count = self.source.count(self.at)?;
         self.at += 8;
         Ok(count)
     }
 
-    /// Skips so many elements; where they begin.
+    /// Skips `elements` elements; returns their position and size in bytes.
     pub(super) fn skip(&mut self, elements: u64, kind: Kind) -> Result<(u64, u64), String> {
         let bytes = elements.checked_mul(kind.elt_size_in_bytes() as u64);
         let bytes = bytes.ok_or_else(|| format!("claims a storage of {elements} elements"))?;
@@ -76,7 +80,7 @@ impl<'s> Stream<'s> {
     }
 }
 
-/// Refuses the files of big-endian machines.
+/// Refuses files from big-endian machines.
 pub(super) fn check_machine(pickle: &Pickle) -> Result<(), String> {
     match pickle.root().get("little_endian").and_then(Node::int) {
         Some(0) => Err("was written on a big-endian machine; save it again on another".into()),
@@ -84,7 +88,7 @@ pub(super) fn check_machine(pickle: &Pickle) -> Result<(), String> {
     }
 }
 
-/// The dicts and tensors of a file.
+/// Reads the dicts and tensors of a file.
 pub(super) fn read(source: &Source) -> Result<Option<Entry>, String> {
     let mut stream = Stream::new(source, 0, source.length);
     stream.pickle()?;
@@ -104,12 +108,13 @@ pub(super) fn read(source: &Source) -> Result<Option<Entry>, String> {
     rebuild::entries(&value, source.length, &resolve)
 }
 
-/// Where each storage lies. The file says how many elements it has, and the value of which precision.
+/// Finds the position of each storage. The file stores its number of elements, and the pickled
+/// value its precision.
 fn storages(stream: &mut Stream, value: &Pickle, keys: &Pickle) -> Result<HashMap<String, Storage>, String> {
     let mut kinds = HashMap::new();
     for identifier in value.persistents() {
         let id = StorageId::of(identifier)?;
-        // PyTorch takes the precision of the first.
+        // PyTorch takes the precision of the first reference.
         if kinds.insert(id.key, id.kind).is_some_and(|other| other != id.kind) {
             return Err(format!("has a storage `{}` of two precisions", id.key.escape_debug()));
         }

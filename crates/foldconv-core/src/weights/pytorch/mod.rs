@@ -1,9 +1,11 @@
-//! Tensors out of the files in which PyTorch's users keep them, told apart by their content: `torch.save`'s zip archives (torch
-//! 1.6 and later), its stream of pickles (before), its tar archives (before 0.1.10), TorchScript archives, and safetensors.
+//! Readers for the files in which PyTorch users keep tensors: `torch.save`'s zip archives (torch
+//! 1.6 and later), its streams of pickles (before 1.6) and tar archives (before 0.1.10),
+//! TorchScript archives, and safetensors. The format is detected from the content.
 //!
-//! Opening reads what the tensors are called and where they lie; a tensor's numbers are read when they are asked for, one tensor
-//! at a time. No code of the file is run: see [`crate::pickle`], and `rebuild.rs` for the names that a file may ask for. Nothing is
-//! allocated by a size that a file claims and does not hold.
+//! Opening a file reads the names and positions of the tensors; numbers are read on request, one
+//! tensor at a time. No code of the file is run: see [`crate::pickle`], and `rebuild.rs` for the
+//! names that a file may refer to. Nothing is allocated by a size that a file claims without
+//! holding the bytes.
 
 mod legacy;
 mod rebuild;
@@ -19,26 +21,26 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 pub use stored::{Buffer, Stored};
 
-/// What a file holds: dicts of tensors and of dicts. Everything else in it is left out.
+/// Content of a file: dicts of tensors and of dicts. Everything else in it is left out.
 #[derive(Clone, Debug)]
 pub enum Entry {
     /// A tensor.
     Tensor(Stored),
-    /// A dict, in its order.
+    /// A dict, in the order of the file.
     Dict(Vec<(String, Entry)>),
-    /// A tensor of a kind that is not read: why.
+    /// A tensor of a kind that can't be read; its description.
     Unreadable(String),
 }
 
-/// In which way a file was written.
+/// File format of a checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Format {
     /// `torch.save` of torch 1.6 and later: a zip archive.
     Zip,
-    /// `torch.save` before that: a stream of pickles.
+    /// `torch.save` before torch 1.6: a stream of pickles.
     Legacy,
-    /// `torch.save` before 0.1.10: a tar archive.
+    /// `torch.save` before torch 0.1.10: a tar archive.
     Tar,
     /// `torch.jit.save`: a zip archive with code.
     TorchScript,
@@ -47,7 +49,7 @@ pub enum Format {
 }
 
 impl Format {
-    /// For people.
+    /// Returns the name of the format for messages.
     pub fn name(self) -> &'static str {
         match self {
             Format::Zip => "PyTorch zip",
@@ -59,12 +61,12 @@ impl Format {
     }
 }
 
-/// A file of tensors.
+/// An open file of tensors.
 #[derive(Debug)]
 pub struct Checkpoint {
-    /// How it was written.
+    /// Format of the file.
     pub format: Format,
-    /// Its outermost value.
+    /// Outermost value of the file.
     pub root: Entry,
     source: Source,
 }
@@ -73,7 +75,8 @@ impl Checkpoint {
     /// Opens a file.
     ///
     /// # Errors
-    /// A [`crate::error::BadRequest`] where it is no such file, is damaged, or asks for what is no tensor.
+    /// A [`crate::error::BadRequest`] if the file has no known format, is damaged, or refers to
+    /// names other than those of tensors and plain values.
     pub fn open(path: &Path) -> Result<Checkpoint> {
         let name = path.display();
         let source = match Source::open(path) {
@@ -87,15 +90,16 @@ impl Checkpoint {
         }
     }
 
-    /// Its path, for messages.
+    /// Returns the path, for messages.
     pub fn path(&self) -> &str {
         &self.source.name
     }
 
-    /// What its batch norms add to the variance, each value once. Only TorchScript keeps it; empty for the other formats.
+    /// Returns the distinct values of eps of the batch norms. Only TorchScript stores them; the
+    /// result is empty for the other formats.
     ///
     /// # Errors
-    /// A [`crate::error::BadRequest`] where the file is damaged.
+    /// A [`crate::error::BadRequest`] if the file is damaged.
     pub fn bn_eps(&self) -> Result<Vec<f64>> {
         if self.format != Format::TorchScript {
             return Ok(Vec::new());
@@ -106,10 +110,10 @@ impl Checkpoint {
         }
     }
 
-    /// The numbers of one of its tensors.
+    /// Reads the numbers of a tensor of the file and calls `then` with them.
     ///
     /// # Errors
-    /// A [`crate::error::BadRequest`] where they are damaged.
+    /// A [`crate::error::BadRequest`] if the numbers are damaged.
     pub fn read<T>(&self, tensor: &Stored, buffer: &mut Buffer, then: impl FnOnce(&tch::Tensor) -> T) -> Result<T> {
         match tensor.read(&self.source, buffer, then) {
             Ok(result) => Ok(result),
@@ -135,7 +139,7 @@ fn read(source: &Source) -> Result<(Format, Option<Entry>), String> {
     }
 }
 
-/// An open file, read by position.
+/// An open file that is read at given positions.
 #[derive(Debug)]
 struct Source {
     file: File,
@@ -149,7 +153,7 @@ impl Source {
         Ok(Source { file: File::open(path)?, length, name: path.display().to_string() })
     }
 
-    /// `size` bytes from `at`: nothing is allocated where the file has fewer.
+    /// Reads `size` bytes at `at`. Nothing is allocated if the file is shorter.
     fn bytes(&self, at: u64, size: u64) -> Result<Vec<u8>, String> {
         self.check(at, size)?;
         let mut bytes = vec![0; size as usize];
@@ -157,7 +161,7 @@ impl Source {
         Ok(bytes)
     }
 
-    /// Refuses what lies beyond the end.
+    /// Checks that a range lies within the file.
     fn check(&self, at: u64, size: u64) -> Result<(), String> {
         if at.checked_add(size).is_none_or(|end| end > self.length) {
             return Err(format!("ends early: {size} bytes at byte {at} are missing, the file has {}", self.length));
@@ -169,7 +173,7 @@ impl Source {
         self.file.read_exact_at(bytes, at).map_err(|error| format!("cannot read: {error}"))
     }
 
-    /// A little-endian number of 8 bytes that counts something.
+    /// Reads a little-endian count of 8 bytes.
     fn count(&self, at: u64) -> Result<u64, String> {
         Ok(self.bytes(at, 8)?.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte)))
     }

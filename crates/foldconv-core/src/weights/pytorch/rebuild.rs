@@ -1,4 +1,5 @@
-//! What a pickle's calls mean: tensors and dicts of them, as PyTorch's `torch/_utils.py` rebuilds them.
+//! Interpretation of a pickle's calls as tensors and dicts of tensors, as PyTorch's
+//! `torch/_utils.py` rebuilds them.
 
 use super::Entry;
 use super::stored::{Storage, Stored};
@@ -7,17 +8,19 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry::{Occupied, Vacant};
 use tch::Kind;
 
-/// How deep dicts may lie in each other.
+/// Maximum nesting depth of dicts.
 const DEEPEST: usize = 16;
-/// Values that are looked at in one file at most; dicts that hold each other many times would be without end.
+/// Maximum number of values visited in one file. Dicts that contain each other repeatedly would
+/// otherwise take unbounded time.
 const MOST_STEPS: usize = 1 << 20;
-/// Bytes that the tensors' names and places may take beside as many as the file has: a dict that is held many times is written out
-/// each time. One takes `PLACE`, its name with those of the dicts around it, and 16 an axis.
+/// Memory, in bytes beyond the size of the file, that names and positions of tensors may take; a
+/// dict that is referenced many times is copied each time. An entry counts `PLACE` bytes, its name
+/// with those of the enclosing dicts, and 16 bytes per axis.
 const ROOM: u64 = 4 << 20;
 const PLACE: usize = 128;
 
-/// Functions, and classes whose names begin with a small letter, that a file may ask for: tensors, plain values and their containers.
-/// None is ever called.
+/// Functions, and classes whose names begin with a lower-case letter, that a file may refer to:
+/// tensors, plain values and their containers. None is ever called.
 const NAMES: [&str; 40] = [
     "collections.defaultdict",
     "collections.deque",
@@ -75,9 +78,9 @@ const BUILTINS: [&str; 13] = [
     "complex",
     "slice",
 ];
-/// Precisions that are known and not read.
+/// Precisions that are recognised but can't be read.
 const OTHER_KINDS: [&str; 5] = ["torch.uint16", "torch.uint32", "torch.uint64", "torch.complex64", "torch.complex128"];
-/// Ways to make a tensor that are known and not read.
+/// Functions that rebuild tensors and are recognised, but whose tensors can't be read.
 const OTHER_TENSORS: [(&str, &str); 5] = [
     ("sparse_tensor", "a sparse tensor"),
     ("sparse_csr_tensor", "a sparse tensor"),
@@ -85,16 +88,16 @@ const OTHER_TENSORS: [(&str, &str); 5] = [
     ("qtensor", "a quantised tensor"),
     ("meta_tensor_no_storage", "a tensor on the device meta, which has no numbers"),
 ];
-/// Why a file's objects are not made.
+/// Reason why the objects of a file are not made.
 const NO_CODE: &str =
     "which is neither a tensor nor a plain value, and no code of a file is run; save `model.state_dict()` alone";
-/// What the functions begin with that make a tensor again.
+/// Prefix of the functions that rebuild tensors.
 const REBUILD: &str = "torch._utils._rebuild_";
-/// What TorchScript's own classes begin with.
+/// Prefix of TorchScript's own classes.
 const SCRIPT: &str = "__torch__.";
 
-/// Whether a pickle may ask for that name. An object of any class may lie beside the tensors: it is not made. A function that is
-/// not known says that the file wants to run something.
+/// Checks that a pickle may refer to a name. Objects of any class are accepted beside the tensors,
+/// because they are not made; an unknown function means that the file wants to run code.
 pub(super) fn known(name: &str) -> Result<(), String> {
     let builtin = name.strip_prefix("builtins.").or_else(|| name.strip_prefix("__builtin__."));
     let below = |prefix: &str| name.strip_prefix(prefix).is_some_and(|rest| !rest.is_empty());
@@ -114,12 +117,13 @@ pub(super) fn known(name: &str) -> Result<(), String> {
     Err(NO_CODE.into())
 }
 
-/// Python's classes begin with a capital, but for a `_` before it.
+/// Returns whether a name is that of a class: by Python's convention it begins with a capital
+/// letter, possibly after `_`.
 fn is_class(name: &str) -> bool {
     name.trim_start_matches('_').starts_with(|first: char| first.is_ascii_uppercase())
 }
 
-/// The precision `torch.float32`.
+/// Returns the precision of a name such as `torch.float32`.
 pub(super) fn kind(name: &str) -> Option<Kind> {
     Some(match name.strip_prefix("torch.")? {
         "float32" | "float" => Kind::Float,
@@ -136,7 +140,7 @@ pub(super) fn kind(name: &str) -> Option<Kind> {
     })
 }
 
-/// The precision of `torch.FloatStorage` or `torch.cuda.FloatStorage`.
+/// Returns the precision of a class such as `torch.FloatStorage` or `torch.cuda.FloatStorage`.
 pub(super) fn kind_of_storage(name: &str) -> Option<Kind> {
     let name = name.strip_prefix("torch.cuda.").or_else(|| name.strip_prefix("torch."))?;
     Some(match name.strip_suffix("Storage")? {
@@ -154,23 +158,23 @@ pub(super) fn kind_of_storage(name: &str) -> Option<Kind> {
     })
 }
 
-/// What an identifier of a pickle stands for.
+/// The object that a persistent identifier of a pickle refers to.
 pub(super) enum Kept {
-    /// Numbers.
+    /// A storage.
     Storage(Storage),
-    /// A tensor that is whole already.
+    /// A complete tensor.
     Tensor(Stored),
 }
 
-/// An identifier of a storage: `('storage', class, key, location, elements[, view])`.
+/// A persistent identifier of a storage: `('storage', class, key, location, elements[, view])`.
 pub(super) struct StorageId<'p> {
-    /// Its name in the file.
+    /// Name of the storage in the file.
     pub key: &'p str,
-    /// Its precision; uint8 where it is untyped.
+    /// Precision; uint8 for an untyped storage.
     pub kind: Kind,
-    /// Elements that it claims to have.
+    /// Number of elements that the identifier claims.
     pub elements: u64,
-    /// Elements before the part that is meant.
+    /// Offset of the part that the identifier refers to, in elements.
     pub offset: u64,
 }
 
@@ -185,7 +189,7 @@ impl<'p> StorageId<'p> {
         let class = class.name().ok_or(unknown)?;
         let kind = if class == "torch.storage.UntypedStorage" { Some(Kind::Uint8) } else { kind_of_storage(class) };
         let natural = |node: &Node| node.int().and_then(|n| u64::try_from(n).ok()).ok_or(unknown);
-        // Files before torch 0.4 may say (key, offset, elements) of a part.
+        // Files before torch 0.4 may refer to a part, as (key, offset, elements).
         let offset = match view.first().and_then(|view| view.tuple()).as_deref() {
             Some([_, offset, _]) => natural(offset)?,
             _ => 0,
@@ -194,14 +198,15 @@ impl<'p> StorageId<'p> {
         Ok(StorageId { key: key.text().ok_or(unknown)?, kind, elements: natural(elements)?, offset })
     }
 
-    /// Bytes that it claims to have.
+    /// Returns the number of bytes that the identifier claims.
     pub(super) fn bytes(&self) -> Result<u64, String> {
         let bytes = self.elements.checked_mul(self.kind.elt_size_in_bytes() as u64);
         bytes.ok_or_else(|| format!("claims a storage of {} elements", self.elements))
     }
 }
 
-/// The dicts and tensors of a pickle in a file of so many bytes. `resolve` finds what the file keeps under an identifier.
+/// Returns the dicts and tensors of a pickle; `length` is the size of the file, and `resolve` finds
+/// the object of a persistent identifier.
 pub(super) fn entries(
     pickle: &Pickle,
     length: u64,
@@ -218,17 +223,17 @@ pub(super) fn entries(
 
 struct Rebuild<'r> {
     resolve: &'r dyn Fn(Node) -> Result<Kept, String>,
-    /// The precision of each storage, by its place.
+    /// Precision of each storage, by its position.
     kinds: HashMap<u64, Kind>,
     steps: usize,
-    /// Bytes that names and places may still take.
+    /// Bytes that names and positions may still take.
     room: u64,
-    /// Bytes of the keys on the way to the dict that is read.
+    /// Total length of the keys that lead to the current dict.
     path: usize,
 }
 
 impl Rebuild<'_> {
-    /// None: neither a tensor nor a dict.
+    /// Returns the entry of a value; None if it is neither a tensor nor a dict.
     fn entry(&mut self, node: Node, depth: usize) -> Result<Option<Entry>, String> {
         self.steps += 1;
         if self.steps > MOST_STEPS {
@@ -258,7 +263,8 @@ impl Rebuild<'_> {
         Ok(Some(Entry::Dict(last_of_each(items))))
     }
 
-    /// The dicts in a list or a tuple, as `(epoch, state)`, by their places. Tensors in one are a history and no weights.
+    /// Returns the dicts in a list or a tuple such as `(epoch, state)`, with their indices as keys.
+    /// Tensors directly in a sequence are a history, not weights.
     fn sequence(&mut self, node: Node, depth: usize) -> Result<Option<Entry>, String> {
         let Some(nodes) = node.tuple().or_else(|| Some(node.list()?.collect())) else { return Ok(None) };
         let mut items = Vec::new();
@@ -327,7 +333,7 @@ impl Rebuild<'_> {
                 let what = known.map_or_else(|| format!("a tensor made by `{way:.80}`"), |(_, what)| what.to_string());
                 Ok(Some(Entry::Unreadable(what)))
             }
-            // Python 2 gave the pairs as an argument.
+            // Python 2 passed the pairs as an argument.
             ("collections.OrderedDict", [pairs]) if pairs.list().is_some() => {
                 let mut items = Vec::new();
                 for pair in pairs.list().into_iter().flatten() {
@@ -339,7 +345,7 @@ impl Rebuild<'_> {
                 Ok(Some(Entry::Dict(last_of_each(items))))
             }
             ("collections.OrderedDict" | "collections.defaultdict", _) => self.dict(node, depth),
-            // A TorchScript module: its state is a dict of its tensors and its parts.
+            // The state of a TorchScript module is a dict of its tensors and submodules.
             _ if name.starts_with(SCRIPT) => match node.state() {
                 Some(state) => self.dict(state, depth),
                 None => Ok(None),
@@ -348,7 +354,8 @@ impl Rebuild<'_> {
         }
     }
 
-    /// The tensor that is a view of a storage; of an untyped one in that precision.
+    /// Returns the tensor that is a view of a storage; `kind` is its precision if the storage is
+    /// untyped.
     fn tensor(
         &mut self,
         storage: Node,
@@ -361,14 +368,14 @@ impl Rebuild<'_> {
         let Kept::Storage(mut storage) = (self.resolve)(storage.persistent().ok_or(unknown)?)? else {
             return Err(unknown.into());
         };
-        // PyTorch gives a storage the precision in which it meets it first.
+        // PyTorch gives a storage the precision of the first reference to it.
         let first = *self.kinds.entry(storage.start).or_insert(storage.kind);
         if first != storage.kind {
             return Err(format!("has a storage of two precisions, {first:?} and {:?}", storage.kind));
         }
         storage.kind = kind.unwrap_or(storage.kind);
         let numbers = |node: Node| {
-            // torch.Size is a tuple, kept as a call where it was pickled as what it is.
+            // torch.Size is a tuple; if it was pickled as torch.Size, it is a call.
             let items = node.tuple().or_else(|| node.call()?.1.first()?.tuple());
             items.and_then(|items| items.into_iter().map(Node::int).collect::<Option<Vec<i64>>>()).ok_or(unknown)
         };
@@ -377,7 +384,8 @@ impl Rebuild<'_> {
     }
 }
 
-/// The last value of each key, where the first of them stood, as in Python.
+/// Returns the last value of each key at the position of its first occurrence, as Python's dict
+/// does.
 fn last_of_each(items: Vec<(String, Entry)>) -> Vec<(String, Entry)> {
     let (mut places, mut kept) = (HashMap::new(), Vec::<(String, Entry)>::with_capacity(items.len()));
     for (key, entry) in items {

@@ -1,4 +1,5 @@
-//! safetensors: the size of a header, the header (JSON: precision, shape and place of each tensor), and the numbers.
+//! Reader for safetensors: the size of the header, the header (JSON with precision, shape and
+//! position of each tensor), and the numbers.
 
 use super::stored::{Storage, Stored};
 use super::{Entry, Source};
@@ -6,10 +7,10 @@ use serde::Deserialize;
 use std::collections::BTreeMap;
 use tch::Kind;
 
-/// Bytes of a header at most: those of 100,000 tensors.
+/// Maximum size of a header in bytes, enough for 100,000 tensors.
 const LONGEST_HEADER: u64 = 16 << 20;
 
-/// What the header says of a tensor. The entry `__metadata__` has none of it.
+/// Description of a tensor in the header. The entry `__metadata__` has none of these fields.
 #[derive(Deserialize)]
 struct Item {
     dtype: Option<String>,
@@ -23,7 +24,7 @@ fn header_size(head: &[u8]) -> Option<u64> {
     head.first_chunk().map(|bytes| u64::from_le_bytes(*bytes))
 }
 
-/// Whether a file that starts so is one.
+/// Returns whether a file that begins with `head` has this format.
 pub(super) fn starts(head: &[u8]) -> bool {
     header_size(head).is_some_and(|size| size <= LONGEST_HEADER) && head.get(8) == Some(&b'{')
 }
@@ -44,7 +45,7 @@ fn kind(dtype: &str) -> Option<Kind> {
     })
 }
 
-/// The tensors of a file, in the order in which they lie.
+/// Reads the tensors of a file, in the order of their positions.
 pub(super) fn read(source: &Source) -> Result<Entry, String> {
     let size = source.count(0)?;
     let header = source.bytes(8, size)?;

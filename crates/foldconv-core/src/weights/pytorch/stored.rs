@@ -1,40 +1,41 @@
-//! A tensor in a file: where its numbers lie.
+//! Position and layout of a tensor in a file.
 
 use super::Source;
 use flate2::Crc;
 use tch::{Device, Kind, Tensor};
 
-/// Axes that a tensor has at most, as in libtorch.
+/// Maximum number of axes of a tensor, as in libtorch.
 const MOST_AXES: usize = 64;
 
-/// A part of a file that holds numbers, of which tensors are views.
+/// A storage: a part of a file that holds numbers, of which tensors are views.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Storage {
     pub kind: Kind,
     pub start: u64,
     pub bytes: u64,
-    /// The checksum of all of it, if the file has one.
+    /// Checksum of the whole storage, if the file has one.
     pub crc: Option<u32>,
-    /// Elements before the first that its views count from.
+    /// Offset of the views of this storage, in elements.
     pub offset: u64,
 }
 
 /// A tensor in a file.
 #[derive(Clone, Debug)]
 pub struct Stored {
-    /// Its precision in the file.
+    /// Precision in the file.
     pub kind: Kind,
-    /// Its shape.
+    /// Shape of the tensor.
     pub size: Vec<i64>,
     strides: Vec<i64>,
-    /// The part of the file from its first to its last element; empty where it has none.
+    /// Range of the file from the first to the last element; empty if the tensor has no elements.
     start: u64,
     bytes: u64,
     crc: Option<u32>,
 }
 
 impl Stored {
-    /// The view of a storage. Strides count elements.
+    /// Makes a view of a storage; strides count elements. Fails if the view reaches beyond the
+    /// storage.
     pub(super) fn new(storage: Storage, offset: i64, size: Vec<i64>, strides: Vec<i64>) -> Result<Stored, String> {
         let Storage { kind, start, bytes, crc, .. } = storage;
         let beyond = || {
@@ -66,7 +67,7 @@ impl Stored {
         Ok(Stored { kind, size, strides, start: start + first, bytes: span, crc: crc.filter(|_| whole) })
     }
 
-    /// In plain (contiguous) order.
+    /// Makes a contiguous view of a storage.
     pub(super) fn plain(storage: Storage, size: Vec<i64>) -> Result<Stored, String> {
         let mut strides = vec![1i64; size.len()];
         for axis in (1..size.len()).rev() {
@@ -75,17 +76,18 @@ impl Stored {
         Stored::new(storage, 0, size, strides)
     }
 
-    /// Where in the file it begins.
+    /// Returns the position of the first byte in the file.
     pub fn position(&self) -> u64 {
         self.start
     }
 
-    /// Number of elements.
+    /// Returns the number of elements.
     pub fn numel(&self) -> i64 {
         self.size.iter().product()
     }
 
-    /// The tensor, in its own precision; it lives as long as the call.
+    /// Reads the tensor in its own precision and calls `then` with it; the tensor is valid only
+    /// during the call.
     pub(super) fn read<T>(
         &self,
         source: &Source,
@@ -103,17 +105,18 @@ impl Stored {
             }
         }
         if self.kind == Kind::Bool {
-            // Any other byte would be no value of that type.
+            // Other byte values would be invalid for the type.
             bytes.iter_mut().for_each(|byte| *byte = u8::from(*byte != 0));
         }
-        // SAFETY: the buffer holds every element that size and strides reach (see `new`), is aligned for all kinds, and lives
-        // until `then` has returned; the tensor is lent and copied from.
+        // SAFETY: the buffer holds every element that size and strides reach (see `new`), is
+        // aligned for all kinds, and lives until `then` has returned; the tensor is only lent to
+        // it.
         let tensor = unsafe { Tensor::f_from_blob(bytes.as_ptr(), &self.size, &self.strides, self.kind, Device::Cpu) };
         tensor.map(|tensor| then(&tensor)).map_err(|error| format!("has a tensor that libtorch refuses: {error}"))
     }
 }
 
-/// Where the numbers of one tensor lie while they are copied; used again for the next.
+/// Buffer for the numbers of one tensor while they are copied, reused for the next tensor.
 #[derive(Debug, Default)]
 pub struct Buffer(Vec<u64>);
 
@@ -123,7 +126,7 @@ impl Buffer {
         if self.0.len() < words {
             self.0.resize(words, 0);
         }
-        // SAFETY: the words are initialised and at least as many as the bytes; any bytes are words.
+        // SAFETY: the words are initialised and cover at least `bytes` bytes; u8 has alignment 1.
         unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), bytes) }
     }
 }

@@ -1,5 +1,6 @@
-//! `torch.save` before torch 0.1.10: a tar archive of `sys_info`, `storages`, `tensors` and `pickle`. Storages and tensors are pickles
-//! that describe them with numbers in between; the value refers to tensors by key.
+//! Reader for `torch.save` before torch 0.1.10: a tar archive of `sys_info`, `storages`, `tensors`
+//! and `pickle`. `storages` and `tensors` are sequences of pickles with numbers between them; the
+//! pickled value refers to tensors by key.
 
 use super::legacy::{Stream, check_machine};
 use super::rebuild::{self, Kept, kind_of_storage, known};
@@ -10,16 +11,16 @@ use crate::pickle::{Node, Pickle};
 use std::collections::HashMap;
 use tar::Archive;
 
-/// Axes that a tensor has at most, as in libtorch.
+/// Maximum number of axes of a tensor, as in libtorch.
 const MOST_AXES: u64 = 64;
 
-/// A key is a number, or a string of its digits.
+/// Returns a key as a string. In the file it is a number, or a string of its digits.
 fn key(node: Node) -> Result<String, String> {
     let key = node.int().map(|key| key.to_string()).or_else(|| node.text().map(String::from));
     key.ok_or("has a key that is no number".into())
 }
 
-/// The dicts and tensors of an archive.
+/// Reads the dicts and tensors of an archive.
 pub(super) fn read(source: &Source) -> Result<Option<Entry>, String> {
     let damaged = |error: std::io::Error| format!("is a damaged tar archive: {error}");
     let mut parts = HashMap::new();
@@ -48,7 +49,7 @@ pub(super) fn read(source: &Source) -> Result<Option<Entry>, String> {
     let tensors = read_tensors(&mut tensors, &storages)?;
     let value = value.pickle()?;
     let resolve = |identifier: Node| {
-        // Modules come with their source behind them.
+        // Identifiers of modules are tuples that also hold the module's source code.
         let identifier = identifier.tuple().and_then(|items| items.first().copied()).unwrap_or(identifier);
         let tensor = tensors.get(&key(identifier)?).ok_or("refers to a tensor that it doesn't hold")?;
         Ok(Kept::Tensor(tensor.clone()))
@@ -56,8 +57,8 @@ pub(super) fn read(source: &Source) -> Result<Option<Entry>, String> {
     rebuild::entries(&Pickle::read(&value, known)?, source.length, &resolve)
 }
 
-/// A count; then of each the pickle (key, location, class), a number of elements and the elements; then a list of the views
-/// (key, key of the storage, offset, elements).
+/// Reads the storages: a count; for each the pickle (key, location, class), a number of elements
+/// and the elements; then a list of views (key, key of the storage, offset, elements).
 fn read_storages(stream: &mut Stream) -> Result<HashMap<String, Storage>, String> {
     let unknown = "has a storage in an unknown form";
     let mut storages = HashMap::new();
@@ -82,8 +83,8 @@ fn read_storages(stream: &mut Stream) -> Result<HashMap<String, Storage>, String
     Ok(storages)
 }
 
-/// A count; then of each the pickle (key, key of the storage, class), the number of axes (4 bytes and 4 more), sizes, strides and
-/// the offset.
+/// Reads the tensors: a count; for each the pickle (key, key of the storage, class), the number of
+/// axes (4 bytes, followed by 4 bytes that are ignored), the sizes, the strides and the offset.
 fn read_tensors(stream: &mut Stream, storages: &HashMap<String, Storage>) -> Result<HashMap<String, Stored>, String> {
     let unknown = "has a tensor in an unknown form";
     let mut tensors = HashMap::new();

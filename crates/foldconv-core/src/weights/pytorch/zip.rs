@@ -1,5 +1,5 @@
-//! Zip archives, as `torch.save` and `torch.jit.save` write them: entries one behind the other, not compressed; `data.pkl` is the
-//! pickle, `data/<key>` a storage (PKWARE, APPNOTE.TXT, 4.3).
+//! Reader for zip archives as `torch.save` and `torch.jit.save` write them: uncompressed entries,
+//! of which `data.pkl` is the pickle and each `data/<key>` a storage (PKWARE, APPNOTE.TXT, 4.3).
 
 use super::rebuild::{self, Kept, StorageId};
 use super::stored::Storage;
@@ -11,42 +11,44 @@ use flate2::read::DeflateDecoder;
 use std::collections::HashMap;
 use std::io::Read;
 
-/// Bytes of the record at the end, and of the longest comment behind it.
+/// Size of the end record, and of the longest comment after it, in bytes.
 const END: u64 = 22;
 const COMMENT: u64 = 0xffff;
-/// The bit of an entry's attributes that says that it is a folder.
+/// Bit of an entry's attributes that marks a folder.
 const FOLDER: u64 = 0x10;
-/// Bytes of a file of code at most.
+/// Maximum size of a code file in bytes.
 const LONGEST_CODE: u64 = 1 << 24;
 
-/// The entries, by name.
+/// A zip archive and its entries, by name.
 struct Archive<'s> {
     source: &'s Source,
     entries: HashMap<String, Item>,
 }
 
-/// An entry of the directory.
+/// An entry of the central directory.
 #[derive(Clone, Copy)]
 struct Item {
     flags: u64,
     method: u64,
     crc: u32,
-    /// Bytes in the file, and of the content.
+    /// Size in the file (compressed) and size of the content, in bytes.
     packed: u64,
     bytes: u64,
     header: u64,
-    /// Where its content begins.
+    /// Position of the content.
     start: u64,
 }
 
-/// A little-endian number in a record.
+/// Reads a little-endian number from a record.
 fn number(record: &[u8], at: usize, size: usize) -> Result<u64, String> {
     let bytes = record.get(at..at + size).ok_or("is a damaged zip archive: its directory ends early")?;
     Ok(bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte)))
 }
 
 impl<'s> Archive<'s> {
-    /// Refuses archives that another reader may read otherwise: by the local headers, by the last or the first of two names.
+    /// Opens an archive. Refuses archives that other readers may interpret differently: with local
+    /// headers that disagree with the directory, overlapping entries, or two entries of the same
+    /// name.
     fn open(source: &'s Source) -> Result<Archive<'s>, String> {
         let (start, bytes) = directory(source)?;
         let directory = source.bytes(start, bytes)?;
@@ -76,7 +78,7 @@ impl<'s> Archive<'s> {
         Ok(Archive { source, entries })
     }
 
-    /// Where the bytes of an entry lie that is not compressed.
+    /// Returns the position of the bytes of an uncompressed entry.
     fn place(&self, name: &str) -> Result<(u64, Item), String> {
         let item = self.item(name)?;
         if item.method != 0 {
@@ -90,7 +92,7 @@ impl<'s> Archive<'s> {
         item.ok_or_else(|| format!("is damaged: it has no entry `{}`", name.escape_debug()))
     }
 
-    /// The text of an entry, which may be compressed; none where it is too long to be code.
+    /// Returns the text of an entry, which may be compressed; None if it is too long to be code.
     fn text(&self, name: &str) -> Result<Option<String>, String> {
         let item = self.item(name)?;
         if item.packed > LONGEST_CODE {
@@ -119,7 +121,8 @@ impl<'s> Archive<'s> {
 }
 
 impl Item {
-    /// Finds the content, and refuses a local header that says another thing than the directory.
+    /// Finds the position of the content, and checks that the local header agrees with the
+    /// directory.
     fn check_local(&mut self, source: &Source, name: &[u8]) -> Result<(), String> {
         let shown = String::from_utf8_lossy(name);
         let header = source.bytes(self.header, 30)?;
@@ -129,7 +132,8 @@ impl Item {
         let (long, extra) = (number(&header, 26, 2)?, number(&header, 28, 2)?);
         self.start = self.header + 30 + long + extra;
         source.check(self.start, self.packed)?;
-        // The numbers of a descriptor behind the content are 0 here, and 4 GiB and more do not fit.
+        // If a data descriptor follows the content, these fields are 0 here; sizes that need more
+        // than 32 bits are 0xffffffff here.
         let behind = self.flags & 8 != 0;
         let is = |at: usize, value: u64| -> Result<bool, String> {
             let found = number(&header, at, 4)?;
@@ -159,7 +163,7 @@ fn check_overlap(entries: &HashMap<String, Item>, directory: u64) -> Result<(), 
     }
 }
 
-/// Where the directory lies.
+/// Returns the position and size of the central directory.
 fn directory(source: &Source) -> Result<(u64, u64), String> {
     let none = "is a zip archive that ends early: its directory is missing";
     let length = source.length.min(END + COMMENT);
@@ -167,11 +171,13 @@ fn directory(source: &Source) -> Result<(u64, u64), String> {
     let end = tail.windows(4).rposition(|bytes| bytes == b"PK\x05\x06").ok_or(none)?;
     let record = &tail[end..];
     let (bytes, start) = (number(record, 12, 4)?, number(record, 16, 4)?);
-    // Readers look for the record from the end, and some take the first and some the last that they find.
+    // Readers search the end record from the end of the file; some take the first match and some
+    // the last. Requiring that the file ends with the record excludes ambiguous files.
     if END + number(record, 20, 2)? != record.len() as u64 {
         return Err("is a damaged zip archive: it does not end where it says".into());
     }
-    // Beyond 4 GiB a second record has the numbers, and 20 bytes before the first say where it is.
+    // Beyond 4 GiB, a zip64 record holds the numbers; its locator is in the 20 bytes before the end
+    // record.
     let at = source.length - length + end as u64;
     if at >= 20 {
         let locator = source.bytes(at - 20, 20)?;
@@ -186,7 +192,7 @@ fn directory(source: &Source) -> Result<(u64, u64), String> {
     Ok((start, bytes))
 }
 
-/// An entry from its record and the extra fields of it, which hold what is 4 GiB and more.
+/// Parses a directory record; its extra fields hold the numbers that need more than 32 bits.
 fn item(record: &[u8], extra: &[u8]) -> Result<Item, String> {
     let (packed, bytes, header) = (number(record, 20, 4)?, number(record, 24, 4)?, number(record, 42, 4)?);
     let mut wide = Vec::new();
@@ -198,7 +204,7 @@ fn item(record: &[u8], extra: &[u8]) -> Result<Item, String> {
         }
         rest = &rest[4 + size as usize..];
     }
-    // In this order, each only where the record has no room for it.
+    // The extra field lists them in this order, each only if the record has no room for it.
     let mut wide = wide.into_iter();
     let mut full = |value: u64| if value == 0xffff_ffff { wide.next().unwrap_or(value) } else { value };
     let (bytes, packed, header) = (full(bytes), full(packed), full(header));
@@ -206,7 +212,7 @@ fn item(record: &[u8], extra: &[u8]) -> Result<Item, String> {
     if method == 0 && packed != bytes {
         return Err("is a damaged zip archive: an entry has two sizes".into());
     }
-    // PyTorch's reader takes it for a folder, and reads nothing.
+    // PyTorch's reader would treat the entry as a folder and read nothing.
     if number(record, 38, 4)? & FOLDER != 0 {
         return Err("is a damaged zip archive: an entry claims to be a folder".into());
     }
@@ -214,8 +220,8 @@ fn item(record: &[u8], extra: &[u8]) -> Result<Item, String> {
     Ok(Item { flags, method, crc, packed, bytes, header, start: 0 })
 }
 
-/// The eps of the batch norms of a TorchScript archive, each value once. A traced module has it in its calls of
-/// `torch.batch_norm`, a scripted one in its class. The code is not run.
+/// Returns the distinct values of eps of the batch norms in a TorchScript archive. A traced module
+/// has eps in its calls of `torch.batch_norm`, a scripted module in its class. The code is not run.
 pub(super) fn bn_eps(source: &Source) -> Result<Vec<f64>, String> {
     let archive = Archive::open(source)?;
     let mut found = Vec::new();
@@ -230,7 +236,7 @@ pub(super) fn bn_eps(source: &Source) -> Result<Vec<f64>, String> {
     Ok(found)
 }
 
-/// The last argument but one of the call whose arguments these are; none where it is a variable.
+/// Returns the second to last argument of a call; None if it is a variable.
 fn eps_of_call(arguments: &str) -> Option<f64> {
     let mut depth = 1;
     let end = arguments.find(|letter| {
@@ -245,7 +251,7 @@ fn eps_of_class(class: &str) -> Option<f64> {
     line.lines().next()?.trim().parse().ok()
 }
 
-/// The dicts and tensors of an archive.
+/// Reads the dicts and tensors of an archive.
 pub(super) fn read(source: &Source) -> Result<(Format, Option<Entry>), String> {
     let archive = Archive::open(source)?;
     let pickles = archive.entries.keys().filter(|name| *name == "data.pkl" || name.ends_with("/data.pkl"));
