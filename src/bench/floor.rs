@@ -21,9 +21,10 @@
 
 use crate::config::Config;
 use crate::net::Built;
+use crate::net::Form;
 use crate::net::InputSpec;
-use crate::net::block::{Form, SiteTrace};
 use crate::timing::clock;
+use crate::trace::SiteTrace;
 use anyhow::Result;
 use serde::Serialize;
 use std::time::{Duration, Instant};

@@ -11,7 +11,7 @@ use crate::bench::train::{TrainSpeed, train_speed};
 use crate::config::{self, Config, Mapping, Value};
 use crate::model::import::{Plan, read_map};
 use crate::net::Built;
-use crate::net::block::Form;
+use crate::net::Form;
 use crate::op::compact::per_sample::Execution;
 use crate::op::{OperatorConfig, Resolved};
 use crate::sweep::plan::axes::label;

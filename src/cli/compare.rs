@@ -5,7 +5,7 @@ use super::readings::{self, Tried};
 use super::{FromModel, Machine};
 use crate::bench::latency;
 use crate::data::batch::Batches;
-use crate::net::block::Form;
+use crate::net::Form;
 use crate::text::{align_right, table, thousands};
 use crate::train::evaluate;
 use crate::train::result::{FoldResult, FormResult};

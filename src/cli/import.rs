@@ -10,7 +10,7 @@ use crate::error::printable;
 use crate::files;
 use crate::model::import::{Plan, read_map, table};
 use crate::model::{About, Model};
-use crate::net::block::Form;
+use crate::net::Form;
 use crate::text::thousands;
 use crate::weights::pairing::Pairing;
 use crate::weights::pytorch::Checkpoint;

@@ -1,6 +1,6 @@
 //! Values of flags, with errors that say what to give.
 
-use crate::net::block::Form;
+use crate::net::Form;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use std::ops::RangeInclusive;
 

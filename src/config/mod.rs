@@ -15,7 +15,7 @@ pub use train::{EvalForm, Graphs, Schedule, TrainConfig};
 use crate::data::{Common, DataConfig};
 use crate::error::{BadRequest, suggest};
 use crate::net::InputSpec;
-use crate::net::block::{Builder, Form, Plan, Site, Word};
+use crate::net::{Builder, Form, Plan, Site, Word};
 use crate::net::{Built, NetConfig};
 use crate::op::layers;
 use crate::op::{AttentionConfig, ClassifierConfig, OperatorConfig, Resolved};

@@ -3,7 +3,7 @@
 use crate::bad_request;
 use crate::model::Model;
 use crate::net::Built;
-use crate::net::block::{Form, Site};
+use crate::net::{Form, Site};
 use anyhow::Result;
 use clap::ValueEnum;
 use std::collections::BTreeMap;

@@ -3,7 +3,7 @@
 use crate::config::{self, Config};
 use crate::error::printable;
 use crate::net::Built;
-use crate::net::block::{Form, Network};
+use crate::net::{Form, Network};
 use crate::op::contract::naming::ATTENTION;
 use crate::weights::pairing::{Aliases, Pairing, Problem, Theirs, Wrong};
 use crate::weights::pytorch::{Buffer, Checkpoint, Stored};

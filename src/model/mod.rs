@@ -10,7 +10,7 @@ use crate::data::augment::normalise::Normalisation;
 use crate::finite;
 use crate::fold;
 use crate::net::Built;
-use crate::net::block::{Form, Plan};
+use crate::net::{Form, Plan};
 use crate::tune::Tuned;
 use crate::weights::tensors;
 use anyhow::{Context, Result};

@@ -1,15 +1,15 @@
 //! How the training of each site is computed: as the config says, or the fastest way, measured at the shape that the site has.
 
-use crate::algebra;
 use crate::config::TrainConfig;
 use crate::net::Built;
 use crate::net::InputSpec;
-use crate::net::block::{Site, trace_sites};
+use crate::net::Site;
 use crate::op::contract::algorithm::Exec;
 use crate::op::contract::operator::Place;
 use crate::precision::Precision;
 use crate::timing::synchronize;
 use crate::timing::{self, clock};
+use crate::trace;
 use crate::tune::channels_last;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -52,10 +52,10 @@ pub fn summary(execs: &Execs) -> String {
 fn fastest(network: &Built, spec: InputSpec, batch: i64) -> Execs {
     let device = network.store.device();
     let x = channels_last(&[batch, spec.channels, spec.size, spec.size], device);
-    let (_, traces) = trace_sites(|| tch::no_grad(|| network.network.forward_t(&x, false)));
+    let (_, trace) = trace::record(|| tch::no_grad(|| network.network.forward_t(&x, false)));
     let mut known = BTreeMap::new();
     let mut chosen = Execs::new();
-    for (site, trace) in network.network.sites().into_iter().zip(traces) {
+    for (site, trace) in network.network.sites().into_iter().zip(trace.sites) {
         if site.execs().len() > 1 {
             let shape = format!("{:?} {:?} {:?} {:?}", site.operator, site.geometry, site.activation, trace.input);
             let exec = *known.entry(shape).or_insert_with(|| time(site, &trace.input, device));
@@ -93,5 +93,5 @@ fn time(site: &Site, input: &[i64], device: Device) -> Exec {
     let execs = site.execs();
     let runs: Vec<_> = execs.iter().map(|exec| || run(*exec)).collect();
     let runs: Vec<&dyn Fn() -> Duration> = runs.iter().map(|run| run as _).collect();
-    execs[algebra::uncounted(|| timing::fastest(&runs))]
+    execs[trace::unrecorded(|| timing::fastest(&runs))]
 }

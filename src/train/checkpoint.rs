@@ -183,7 +183,7 @@ fn newest(folder: &Path) -> Result<Option<Content>> {
 mod tests {
     use super::*;
     use crate::config::{self, Config};
-    use crate::net::block::Form;
+    use crate::net::Form;
     use crate::op::compact::per_sample::Way;
     use tch::{Device, Kind};
 

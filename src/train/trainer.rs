@@ -6,7 +6,7 @@ use crate::data::augment::normalise::Normalisation;
 use crate::data::batch::{Batch, Batches, Prepared, Stream};
 use crate::data::dataset::{Dataset, Images};
 use crate::net::Built;
-use crate::net::block::Form;
+use crate::net::Form;
 use crate::train::cuda_graph::Steps;
 use crate::train::evaluate::Evaluator;
 use crate::train::optimizer::{Sgd, batch_loss};

@@ -5,8 +5,9 @@ use crate::data::batch::{Prepared, Stream};
 use crate::fold::{self, Refused};
 use crate::model::{About, Model};
 use crate::net::Built;
-use crate::net::block::{Form, trace_sites};
+use crate::net::Form;
 use crate::op::contract::algorithm::Wanted;
+use crate::trace;
 use crate::train::algorithm;
 use crate::train::checkpoint::{self, Progress, Row};
 use crate::train::metrics::Metrics;
@@ -181,8 +182,8 @@ impl Trial {
             kernels.map(|(name, kernel)| (format!("kernels/{name}"), kernel)).collect();
         all.sort_by(|(a, _), (b, _)| a.cmp(b));
         let Some(batch) = self.trainer.watched().in_order(WATCHED).next().transpose()? else { return Ok(all) };
-        let (_, traces) = trace_sites(|| tch::no_grad(|| network.network.forward_t(&batch.batch().images, false)));
-        for (site, trace) in network.network.sites().into_iter().zip(traces) {
+        let (_, trace) = trace::record(|| tch::no_grad(|| network.network.forward_t(&batch.batch().images, false)));
+        for (site, trace) in network.network.sites().into_iter().zip(trace.sites) {
             let gates: Vec<Tensor> = trace.gates.iter().map(|gates| gates.flatten(0, -1)).collect();
             if !gates.is_empty() {
                 all.push((format!("gates/{}", site.name), Tensor::cat(&gates, 0)));

@@ -2,7 +2,7 @@
 
 use crate::common::{arg, error, folder, run, stdout};
 use foldconv::config::{self, Config};
-use foldconv::net::block::Form;
+use foldconv::net::Form;
 use foldconv::weights::tensors;
 use serde_json::Value;
 use tch::Device;

@@ -3,7 +3,7 @@
 
 use clap::{Arg, ArgAction, Command, CommandFactory};
 use foldconv::cli::Cli;
-use foldconv::net::block::Form;
+use foldconv::net::Form;
 use foldconv::sweep::plan::Plan;
 use foldconv::weights::tensors;
 use foldconv::{config, panics};

@@ -7,7 +7,7 @@ use foldconv::model::Model;
 use foldconv::net::Built;
 use foldconv::net::InputSpec;
 use foldconv::net::NetConfig;
-use foldconv::net::block::{Builder, Form, Network};
+use foldconv::net::{Builder, Form, Network};
 use foldconv::op::{OperatorConfig, Resolved};
 use foldconv::train::trainer::Trainer;
 use tch::{Device, Kind, Tensor, nn};

@@ -27,12 +27,12 @@
 
 use crate::common;
 use crate::common::network::{fold_error, network, network_on, operator, parameters, relative, weights};
-use foldconv::algebra::count_macs;
 use foldconv::config::Config;
 use foldconv::net::InputSpec;
 use foldconv::net::NetConfig;
-use foldconv::net::block::{Builder, Form, Network};
+use foldconv::net::{Builder, Form, Network};
 use foldconv::op::{AttentionConfig, Resolved};
+use foldconv::trace;
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor, nn};
 
@@ -222,7 +222,7 @@ fn extra_weights_are_those_of_the_paper() {
 fn macs(net: &str) -> i64 {
     let (_store, network) = network(net, &operator(PLAIN), Form::Compact, 1000);
     let image = Tensor::zeros([1, 3, 224, 224], (Kind::Float, Device::Cpu));
-    count_macs(|| tch::no_grad(|| network.forward_t(&image, false))).1
+    trace::record(|| tch::no_grad(|| network.forward_t(&image, false))).1.macs
 }
 
 /// Multiply-accumulates in millions of one image. Published figures are rounded, and those of ShuffleNetV2 and ResNeSt count more

@@ -6,7 +6,7 @@
 use crate::common::network::{fold_error, network, network_on, operator, parameters, randomise, relative, weights};
 use foldconv::algebra::{FoldError, Geometry};
 use foldconv::fold::assign;
-use foldconv::net::block::Form;
+use foldconv::net::Form;
 use foldconv::op::contract::operator::{Operator, Place};
 use foldconv::op::{OperatorConfig, Resolved};
 use tch::{Device, Kind, Tensor, nn};

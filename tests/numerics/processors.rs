@@ -4,9 +4,10 @@
 //! `DNNL_MAX_CPU_ISA`, which it reads once a process, makes it take older ones. VNNI, BF16 and AMX add none for float32.
 
 use crate::common::network::{operator, try_network_on};
-use foldconv::net::block::{Form, Network, Site, trace_sites};
+use foldconv::net::{Form, Network, Site};
 use foldconv::op::OperatorConfig;
 use foldconv::op::contract::algorithm::Exec;
+use foldconv::trace;
 use std::collections::{HashMap, HashSet};
 use std::process::{Command, Stdio};
 use tch::nn::VarStore;
@@ -90,12 +91,12 @@ fn take_two_steps(what: &str, store: &VarStore, network: &dyn Network) {
 /// 5e-2 of the gradient of a shift: a site that is up to 0.2 off is drawn anew, once. Memory that was overwritten holds any numbers.
 fn check_sites(store: &mut VarStore, network: &dyn Network, seen: &mut HashSet<String>) {
     let images = channels_last(&random(&[2, 3, 32, 32]));
-    let (_, traces) = tch::no_grad(|| trace_sites(|| network.forward_t(&images, false)));
+    let (_, trace) = tch::no_grad(|| trace::record(|| network.forward_t(&images, false)));
     // A step moves the running statistics, on which the next one of some operators depends.
     let copy = |(name, variable): (String, Tensor)| (name, variable.to_kind(Kind::Double).copy());
     let before: HashMap<String, Tensor> = store.variables().into_iter().map(copy).collect();
     let mut left = Vec::new();
-    for (site, trace) in network.sites().into_iter().zip(traces) {
+    for (site, trace) in network.sites().into_iter().zip(trace.sites) {
         // Wide sites take most of the time, and their kernels of oneDNN are the narrow ones' in more rounds.
         let fits = site.geometry.weight_size().iter().product::<i64>() <= 1 << 14;
         if fits && seen.insert(format!("{:?} {:?} {}", site.geometry, trace.input, site.operator.name())) {

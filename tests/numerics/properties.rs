@@ -13,7 +13,7 @@ use foldconv::config::Config;
 use foldconv::export::{Bn, Format, export};
 use foldconv::fold::Refused;
 use foldconv::model::Model;
-use foldconv::net::block::{Form, Site};
+use foldconv::net::{Form, Site};
 use foldconv::op::activation::Activation;
 use foldconv::op::contract::operator::{Compact, Operator, Place, Shared};
 use foldconv::op::{OperatorConfig, Resolved};

@@ -8,7 +8,7 @@ use crate::common::peer::{peer, script};
 use crate::common::{TINY, arg, error, folder, run, stdout};
 use foldconv::config::{Config, Mapping};
 use foldconv::model::Model;
-use foldconv::net::block::Form;
+use foldconv::net::Form;
 use std::collections::BTreeMap;
 use std::path::Path;
 use tch::{Device, Kind, Tensor};

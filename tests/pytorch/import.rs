@@ -5,7 +5,7 @@
 use crate::common;
 use crate::common::{arg, checkpoints, error, run, stderr, stdout};
 use foldconv::model::Model;
-use foldconv::net::block::Form;
+use foldconv::net::Form;
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use std::collections::{BTreeMap, HashMap};

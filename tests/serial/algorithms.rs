@@ -6,7 +6,7 @@ use crate::common;
 use crate::common::network::{operator, parameters};
 use foldconv::config::Config;
 use foldconv::net::NetConfig;
-use foldconv::net::block::{Builder, Form, Network};
+use foldconv::net::{Builder, Form, Network};
 use foldconv::op::contract::algorithm::Exec;
 use foldconv::train::algorithm::{Execs, settle};
 use foldconv::train::trainer::Trainer;

@@ -3,7 +3,7 @@
 use crate::common;
 use foldconv::config::EvalForm;
 use foldconv::fold;
-use foldconv::net::block::Form;
+use foldconv::net::Form;
 use foldconv::train::cuda_graph::{Recorder, Steps};
 use foldconv::train::evaluate::{Evaluation, Evaluator, evaluate};
 use foldconv::train::trainer::Trainer;

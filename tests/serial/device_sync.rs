@@ -2,7 +2,7 @@
 //! queue, and what waits can't be recorded.
 use crate::common;
 use foldconv::native::Waits;
-use foldconv::net::block::Form;
+use foldconv::net::Form;
 use foldconv::train::algorithm::{Execs, settle};
 use foldconv::train::evaluate::evaluate;
 use foldconv::train::trainer::Trainer;

@@ -4,7 +4,7 @@
 use crate::common;
 use anyhow::Result;
 use foldconv::config::Config;
-use foldconv::net::block::Form;
+use foldconv::net::Form;
 use foldconv::op::{AttentionConfig, ClassifierConfig, OperatorConfig};
 use foldconv::options::Choice;
 use foldconv::train::result::FoldResult;

@@ -2,7 +2,7 @@
 //! that it has.
 
 use foldconv::config::Document;
-use foldconv::net::block::Form;
+use foldconv::net::Form;
 use foldconv::sweep::plan::Plan;
 use std::path::{Path, PathBuf};
 use tch::Device;

@@ -2,7 +2,7 @@
 
 use foldconv_core::algebra::Geometry;
 use foldconv_core::fold;
-use foldconv_core::net::block::{Builder, Form, Network, Site};
+use foldconv_core::net::{Builder, Form, Network, Site};
 use foldconv_core::op::activation::Activation;
 use foldconv_core::op::dynamic::attention::GateKind;
 use foldconv_core::op::dynamic::maconv::{self, mdconv};

@@ -5,8 +5,8 @@
 //!
 //! The window rule on which all of it rests: tap `a` of output `i` reads the input at `stride*i - padding + dilation*a`.
 
+use crate::trace;
 use serde::{Deserialize, Serialize};
-use std::cell::Cell;
 use tch::{Device, Kind, Tensor};
 
 /// What stands beyond the edge of the input of a convolution.
@@ -462,32 +462,6 @@ fn gcd(a: i64, b: i64) -> i64 {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
-thread_local! {
-    static MACS: Cell<Option<i64>> = const { Cell::new(None) };
-}
-
-/// Runs `work` and counts the multiply-accumulates of every convolution and product that it does through this crate.
-pub fn count_macs<T>(work: impl FnOnce() -> T) -> (T, i64) {
-    let outer = MACS.replace(Some(0));
-    let result = work();
-    let counted = MACS.replace(outer).unwrap_or(0);
-    add_macs(counted);
-    (result, counted)
-}
-
-/// Work that an enclosing [`count_macs`] doesn't see.
-pub fn uncounted<T>(work: impl FnOnce() -> T) -> T {
-    let outer = MACS.replace(None);
-    let result = work();
-    MACS.set(outer);
-    result
-}
-
-/// Adds to the count of an enclosing [`count_macs`].
-pub fn add_macs(macs: i64) {
-    MACS.set(MACS.get().map(|count| count + macs));
-}
-
 /// The convolution of x (N, C_in, H, W) with a kernel of the given geometry: the one place that calls libtorch's.
 ///
 /// Where gradients are taken on a CPU, a strided 1x1 kernel is applied without stride to the positions that it reads. It is the same
@@ -508,7 +482,7 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, geometry: &Geo
         pad(x, geometry).conv2d(weight, bias, stride, [0, 0], dilation, groups)
     };
     // One product for each tap and input channel, at each output.
-    add_macs(y.numel() as i64 * geometry.fan_in());
+    trace::add_macs(y.numel() as i64 * geometry.fan_in());
     y
 }
 

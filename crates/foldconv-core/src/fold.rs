@@ -2,7 +2,7 @@
 
 use crate::algebra::FoldError;
 use crate::finite;
-use crate::net::block::Network;
+use crate::net::Network;
 use anyhow::{Context, Result, ensure};
 use std::collections::HashMap;
 use tch::{Kind, Tensor, nn};

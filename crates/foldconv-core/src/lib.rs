@@ -4,7 +4,7 @@
 //!
 //! The floors, from the ground up; a module uses only floors below its own:
 //!
-//! 1. [`error`], [`files`], [`options`], [`mod@registry`], [`mod@pickle`], [`native`], [`timing`], [`finite`], [`algebra`] (pure functions on kernels)
+//! 1. [`error`], [`files`], [`options`], [`mod@registry`], [`mod@pickle`], [`native`], [`timing`], [`finite`], [`trace`], [`algebra`] (pure functions on kernels)
 //! 2. [`op`] (operators: expanded form and fold)
 //! 3. [`net`] (networks: sites on which operators stand)
 //! 4. [`fold`] (a network to its compact form), [`tune`] (how it is computed), [`weights`] (tensors in files, and PyTorch's checkpoints)
@@ -19,6 +19,7 @@ pub mod options;
 pub mod pickle;
 pub mod registry;
 pub mod timing;
+pub mod trace;
 
 pub mod op;
 

@@ -3,9 +3,10 @@
 
 use crate::net::Built;
 use crate::net::InputSpec;
-use crate::net::block::{Plan, Site, trace_sites};
+use crate::net::{Plan, Site};
 use crate::op::compact::per_sample::{Execution, PerSample};
 use crate::timing;
+use crate::trace;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
@@ -39,10 +40,10 @@ pub struct Choice {
 pub fn by_latency(network: &Built, spec: InputSpec, batch: i64) -> Vec<Choice> {
     let device = network.store.device();
     let x = channels_last(&[batch, spec.channels, spec.size, spec.size], device);
-    let (_, traces) = trace_sites(|| tch::no_grad(|| network.network.forward_t(&x, false)));
+    let (_, trace) = trace::record(|| tch::no_grad(|| network.network.forward_t(&x, false)));
     let sites = network.network.sites();
     let several = |site: &&Site| site.per_sample().is_some_and(|kernels| kernels.executions().len() > 1);
-    let shapes = sites.into_iter().zip(traces).filter(|(site, _)| several(site));
+    let shapes = sites.into_iter().zip(trace.sites).filter(|(site, _)| several(site));
     shapes.filter_map(|(site, trace)| Some(time(&site.name, site.per_sample()?, trace.input, device))).collect()
 }
 
@@ -71,7 +72,7 @@ mod tests {
     use super::*;
     use crate::algebra::{self, Geometry};
     use crate::net::NetConfig;
-    use crate::net::block::{Builder, Form};
+    use crate::net::{Builder, Form};
     use crate::op::compact::per_sample::{FeatureForm, KernelMaker};
     use crate::op::{OperatorConfig, Resolved};
     use std::time::Duration;

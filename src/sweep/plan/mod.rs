@@ -7,7 +7,7 @@ pub mod section;
 
 use crate::bad_request;
 use crate::config::{self, Config, Document, Mapping, TrainConfig, Value};
-use crate::net::block::Form;
+use crate::net::Form;
 use crate::sweep::plan::axes::{Axis, DASH, SweepKeys, label, short};
 use crate::sweep::plan::paper::Paper;
 use crate::sweep::plan::prune::Prune;

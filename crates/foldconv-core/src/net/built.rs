@@ -1,22 +1,12 @@
 //! A network that is built, and what it is built for.
 
-use crate::algebra::count_macs;
 use crate::net::NetConfig;
-use crate::net::block::{Builder, Network, SiteTrace, trace_sites};
+use crate::net::builder::Builder;
+use crate::net::network::{InputSpec, Network};
+use crate::trace::{self, SiteTrace};
 use anyhow::Result;
 use std::collections::BTreeSet;
 use tch::{Device, Kind, Tensor, nn};
-
-/// The shape of a data set, known without reading it: enough to build a network.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct InputSpec {
-    /// Number of classes.
-    pub classes: i64,
-    /// Channels of an image.
-    pub channels: i64,
-    /// Height and width of an image, in pixels.
-    pub size: i64,
-}
 
 /// A network and the store that holds its variables.
 #[derive(Debug)]
@@ -57,7 +47,7 @@ impl Built {
     /// What each site does with one image in evaluation, and the multiply-accumulates of the whole network.
     pub fn trace(&self, spec: InputSpec) -> (Vec<SiteTrace>, i64) {
         let image = Tensor::zeros([1, spec.channels, spec.size, spec.size], (Kind::Float, self.store.device()));
-        let ((_, traces), macs) = count_macs(|| trace_sites(|| tch::no_grad(|| self.network.forward_t(&image, false))));
-        (traces, macs)
+        let (_, trace) = trace::record(|| tch::no_grad(|| self.network.forward_t(&image, false)));
+        (trace.sites, trace.macs)
     }
 }

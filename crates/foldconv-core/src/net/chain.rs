@@ -1,7 +1,9 @@
 //! Networks that are a chain of parts, then the mean over the map and a classifier. A site and a
 //! residual block are parts.
 
-use crate::net::block::{Common, Network, Site};
+use crate::net::builder::Common;
+use crate::net::network::Network;
+use crate::net::site::Site;
 use crate::op::activation::Activation;
 use std::fmt::Debug;
 use tch::{Tensor, nn, nn::ModuleT};

@@ -6,11 +6,14 @@
 //! Attention follows each block, before the shortcut is added.
 
 use crate::algebra::Geometry;
-use crate::net::InputSpec;
-use crate::net::block::{self, Builder, Network, SiteKind, Standing, Stem};
+use crate::net::builder::{Builder, Standing};
 use crate::net::chain::{Part, Parts, Residual};
 use crate::net::family::Family;
+use crate::net::network;
+use crate::net::network::InputSpec;
+use crate::net::network::{Network, Stem};
 use crate::net::residual::{self, Shape, Stages};
+use crate::net::site::SiteKind;
 use crate::op::activation::Activation;
 use anyhow::Result;
 use schemars::JsonSchema;
@@ -54,7 +57,7 @@ impl Default for Config {
 
 impl Family for Config {
     fn check(&self) -> Result<(), String> {
-        block::check_width(self.width)
+        network::check_width(self.width)
     }
 
     fn build(&self, member: usize, root: &nn::Path, builder: &Builder, spec: InputSpec) -> Result<Box<dyn Network>> {

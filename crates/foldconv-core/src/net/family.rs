@@ -1,8 +1,9 @@
 //! Families of networks that share their options and differ by a member number, such as `resnet18`
 //! and `resnet34`.
 
-use crate::net::InputSpec;
-use crate::net::block::{Builder, NetRecipe, Network};
+use crate::net::builder::Builder;
+use crate::net::network::InputSpec;
+use crate::net::network::{NetRecipe, Network};
 use anyhow::Result;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};

@@ -5,9 +5,12 @@
 //! Attention follows each inverted residual, before the shortcut is added.
 
 use crate::algebra::Geometry;
-use crate::net::InputSpec;
-use crate::net::block::{self, Builder, NetRecipe, Network, SiteKind, SitePlan, Standing, Stem};
+use crate::net::builder::{Builder, SitePlan, Standing};
 use crate::net::chain::{Chain, Parts, Residual};
+use crate::net::network;
+use crate::net::network::InputSpec;
+use crate::net::network::{NetRecipe, Network, Stem};
+use crate::net::site::SiteKind;
 use crate::op::activation::Activation;
 use crate::op::layers::below;
 use crate::registry;
@@ -65,8 +68,8 @@ impl Default for Config {
 
 impl NetRecipe for Config {
     fn check(&self) -> Result<(), String> {
-        block::check_width(self.width)?;
-        block::check_dropout(self.dropout)
+        network::check_width(self.width)?;
+        network::check_dropout(self.dropout)
     }
 
     /// Builds the network on `root` with torchvision's names, `features.0.0.weight` to

@@ -13,10 +13,13 @@
 
 use crate::algebra::Geometry;
 use crate::bad_request;
-use crate::net::InputSpec;
-use crate::net::block::{self, Block, Builder, Network, Site, SiteKind, SitePlan, Standing};
+use crate::net::builder;
+use crate::net::builder::{Block, Builder, SitePlan, Standing};
 use crate::net::chain::{Chain, Part, Parts, Residual};
 use crate::net::family::Family;
+use crate::net::network::InputSpec;
+use crate::net::network::Network;
+use crate::net::site::{Site, SiteKind};
 use crate::op::activation::Activation;
 use crate::op::layers::below;
 use crate::op::layers::se::{self, Layout, Se};
@@ -60,7 +63,7 @@ impl Family for Config {
             }
             let one_branch =
                 OperatorConfig::MobileOne(op::reparam::mobileone::Config { branches: 1, ..operator.clone() });
-            let one_branch = block::own(one_branch)?;
+            let one_branch = builder::own(one_branch)?;
             first = builder.keeps_defaults().then_some(one_branch);
         }
         let channels = |stage: usize| (CHANNELS[stage] * WIDTHS[member][stage]) as i64;

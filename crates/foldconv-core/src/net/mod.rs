@@ -1,27 +1,32 @@
 //! The networks: a registry that maps names and options to networks.
 
-pub mod block;
+mod builder;
 mod built;
 pub mod chain;
 pub mod cifar_resnet;
 pub mod family;
 pub mod mobilenet_v2;
 pub mod mobileone;
+mod network;
 pub mod repvgg;
 pub mod residual;
 pub mod resnest;
 pub mod resnet;
 pub mod shufflenet_v2;
+mod site;
 pub mod smallnet;
 pub mod tied_resnet;
 pub mod vgg;
 
-pub use built::{Built, InputSpec};
+pub use builder::{Block, Builder, Common, Plan, SitePlan, Standing, Word};
+pub use built::Built;
 use family::Member;
+pub use network::{InputSpec, NetRecipe, Network, Stem};
+pub use site::{Form, Site, SiteKind};
 
 crate::registry! {
     /// A network and its options, as in `net: {name: mobilenet_v2, width: 0.35}`.
-    pub enum NetConfig: pub block::NetRecipe, "network" {
+    pub enum NetConfig: pub network::NetRecipe, "network" {
         /// SmallNet of the MDConv paper (Luo & Zhan 2022), for small images: a 3x3 convolution,
         /// then three times a 1x1 and a depthwise 3x3 convolution.
         "smallnet" => SmallNet(smallnet::Config),

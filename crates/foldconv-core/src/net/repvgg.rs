@@ -7,10 +7,12 @@
 //! is a block: attention follows its ReLU.
 
 use crate::algebra::Geometry;
-use crate::net::InputSpec;
-use crate::net::block::{Builder, Network, SiteKind, SitePlan, Standing};
+use crate::net::builder::{Builder, SitePlan, Standing};
 use crate::net::chain::{Chain, Parts, Residual};
 use crate::net::family::Family;
+use crate::net::network::InputSpec;
+use crate::net::network::Network;
+use crate::net::site::SiteKind;
 use crate::op::activation::Activation;
 use anyhow::Result;
 use schemars::JsonSchema;

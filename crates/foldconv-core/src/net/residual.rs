@@ -2,9 +2,11 @@
 //! (CVPR 2016), with torchvision's names.
 
 use crate::algebra::Geometry;
-use crate::net::InputSpec;
-use crate::net::block::{Block, Builder, SiteKind, SitePlan, Standing, Stem};
+use crate::net::builder::{Block, Builder, SitePlan, Standing};
 use crate::net::chain::{Chain, MaxPool, Part, Parts};
+use crate::net::network::InputSpec;
+use crate::net::network::Stem;
+use crate::net::site::SiteKind;
 use crate::op::activation::Activation;
 use anyhow::Result;
 use tch::nn;

@@ -10,11 +10,14 @@
 //! only where `apply_to` puts it. Attention follows each block, before the shortcut is added.
 
 use crate::algebra::Geometry;
-use crate::net::InputSpec;
-use crate::net::block::{self, Block, Builder, Network, Site, SiteKind, SitePlan, Standing};
+use crate::net::builder::{Block, Builder, SitePlan, Standing};
 use crate::net::chain::{MaxPool, Part, Parts, Residual};
 use crate::net::family::Family;
+use crate::net::network::InputSpec;
+use crate::net::network::Network;
 use crate::net::residual::{self, PLANES, Shape, Stages};
+use crate::net::site::{Site, SiteKind};
+use crate::net::{builder, network};
 use crate::op::OperatorConfig;
 use crate::op::activation::Activation;
 use crate::op::layers::tied::{Form, Tied};
@@ -44,13 +47,13 @@ impl Default for Config {
 
 impl Family for Config {
     fn check(&self) -> Result<(), String> {
-        block::check_width(self.width)
+        network::check_width(self.width)
     }
 
     fn build(&self, member: usize, root: &nn::Path, builder: &Builder, spec: InputSpec) -> Result<Box<dyn Network>> {
         let stages =
             Stages { blocks: &[3, 4, 6, 3], planes: &PLANES, expansion: 4, width: self.width, classifier: "fc" };
-        let tied = block::own(OperatorConfig::Tbc(tbc::Config { blocks: 2, ..tbc::Config::default() }))?;
+        let tied = builder::own(OperatorConfig::Tbc(tbc::Config { blocks: 2, ..tbc::Config::default() }))?;
         let standing = if member == 0 { Standing::Operator } else { Standing::Own(&tied) };
         let stem = deep_stem(root, builder, spec, stages.stem())?;
         let block = |path: &nn::Path, shape| new_block(path, builder, shape, standing);

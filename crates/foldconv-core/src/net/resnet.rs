@@ -8,11 +8,14 @@
 
 use crate::algebra::Geometry;
 use crate::bad_request;
-use crate::net::InputSpec;
-use crate::net::block::{self, Builder, Network, SiteKind, Standing, Stem};
+use crate::net::builder::{Builder, Standing};
 use crate::net::chain::{MaxPool, Part, Residual};
 use crate::net::family::Family;
+use crate::net::network;
+use crate::net::network::InputSpec;
+use crate::net::network::{Network, Stem};
 use crate::net::residual::{self, PLANES, Shape, Stages};
+use crate::net::site::SiteKind;
 use crate::op::activation::Activation;
 use crate::registry;
 use anyhow::Result;
@@ -93,7 +96,7 @@ impl Family for Config {
         if self.stem == Stem::Cifar && self.pooling != Pooling::Padded {
             return Err("pooling: there is none behind `stem: cifar`; leave it out".into());
         }
-        block::check_width(self.width)
+        network::check_width(self.width)
     }
 
     fn build(&self, member: usize, root: &nn::Path, builder: &Builder, spec: InputSpec) -> Result<Box<dyn Network>> {

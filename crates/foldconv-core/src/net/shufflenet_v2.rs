@@ -9,9 +9,11 @@
 //! from the input of the main branch.
 
 use crate::algebra::Geometry;
-use crate::net::InputSpec;
-use crate::net::block::{Block, Builder, Common, NetRecipe, Network, Site, SiteKind, SitePlan, Standing, Stem};
+use crate::net::builder::{Block, Builder, Common, SitePlan, Standing};
 use crate::net::chain::{Chain, MaxPool, Part, Parts};
+use crate::net::network::InputSpec;
+use crate::net::network::{NetRecipe, Network, Stem};
+use crate::net::site::{Site, SiteKind};
 use crate::op::activation::Activation;
 use anyhow::Result;
 use schemars::JsonSchema;

@@ -6,9 +6,12 @@
 //! this. Attention follows each block.
 
 use crate::algebra::Geometry;
-use crate::net::InputSpec;
-use crate::net::block::{self, Builder, NetRecipe, Network, SiteKind, SitePlan, Standing};
+use crate::net::builder::{Builder, SitePlan, Standing};
 use crate::net::chain::{Chain, Parts, Residual};
+use crate::net::network;
+use crate::net::network::InputSpec;
+use crate::net::network::{NetRecipe, Network};
+use crate::net::site::SiteKind;
 use crate::op::activation::Activation;
 use anyhow::Result;
 use schemars::JsonSchema;
@@ -31,7 +34,7 @@ impl Default for Config {
 
 impl NetRecipe for Config {
     fn check(&self) -> Result<(), String> {
-        block::check_width(self.width)
+        network::check_width(self.width)
     }
 
     /// Builds the network on `root`: `stem`, `blocks.{0,1,2}.{pointwise,depthwise}`, each with

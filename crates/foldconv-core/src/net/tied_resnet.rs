@@ -19,11 +19,14 @@
 //! torchvision's, with `conv2.{0,1,2,3}`, `bn2.{0,1,2,3}`, `mixer.conv` and `mixer.bn`.
 
 use crate::algebra::Geometry;
-use crate::net::InputSpec;
-use crate::net::block::{self, Block, Builder, Network, Site, SiteKind, SitePlan, Standing, Stem};
+use crate::net::builder;
+use crate::net::builder::{Block, Builder, SitePlan, Standing};
 use crate::net::chain::{Part, Parts, Residual};
 use crate::net::family::Family;
+use crate::net::network::InputSpec;
+use crate::net::network::{Network, Stem};
 use crate::net::residual::{self, PLANES, Shape, Stages};
+use crate::net::site::{Site, SiteKind};
 use crate::op::activation::Activation;
 use crate::op::reparam::tbc;
 use crate::op::{OperatorConfig, Resolved};
@@ -108,7 +111,7 @@ impl Family for Config {
 
 /// Returns a tied block convolution whose kernel `blocks` blocks share.
 fn tied(blocks: i64) -> Result<Resolved<OperatorConfig>> {
-    block::own(OperatorConfig::Tbc(tbc::Config { blocks, ..tbc::Config::default() }))
+    builder::own(OperatorConfig::Tbc(tbc::Config { blocks, ..tbc::Config::default() }))
 }
 
 impl Config {

@@ -10,9 +10,12 @@
 
 use crate::algebra::Geometry;
 use crate::bad_request;
-use crate::net::InputSpec;
-use crate::net::block::{self, Builder, NetRecipe, Network, SiteKind, SitePlan, Standing};
+use crate::net::builder::{Builder, SitePlan, Standing};
 use crate::net::chain::{Chain, MaxPool, Parts, Residual};
+use crate::net::network;
+use crate::net::network::InputSpec;
+use crate::net::network::{NetRecipe, Network};
+use crate::net::site::SiteKind;
 use crate::op::activation::Activation;
 use anyhow::Result;
 use schemars::JsonSchema;
@@ -40,8 +43,8 @@ impl Default for Config {
 
 impl NetRecipe for Config {
     fn check(&self) -> Result<(), String> {
-        block::check_width(self.width)?;
-        block::check_dropout(self.dropout)
+        network::check_width(self.width)?;
+        network::check_dropout(self.dropout)
     }
 
     fn build(&self, root: &nn::Path, builder: &Builder, spec: InputSpec) -> Result<Box<dyn Network>> {

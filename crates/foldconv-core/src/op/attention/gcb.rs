@@ -4,10 +4,11 @@
 //!
 //! Tied (Wang et al., Tied Block Convolution, AAAI 2021): W1 and W2 are tied over B blocks; the layer norm is over all channels.
 
-use crate::algebra::{self, Geometry, Kernel};
+use crate::algebra::{Geometry, Kernel};
 use crate::op::bounds;
 use crate::op::layers::recipe::LayerRecipe;
 use crate::op::layers::tied::{self, Form, Tied};
+use crate::trace;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Tensor, nn, nn::Init, nn::ModuleT};
@@ -177,7 +178,7 @@ impl Gcb {
     fn pool(&self, x: &Tensor) -> Tensor {
         let Some(mask) = &self.mask else { return x.mean_dim([2, 3].as_slice(), false, None) };
         let weights = mask.apply(x).flatten(2, 3).softmax(2, None);
-        algebra::add_macs(x.numel() as i64);
+        trace::add_macs(x.numel() as i64);
         x.flatten(2, 3).matmul(&weights.transpose(1, 2)).squeeze_dim(2)
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::algebra::{self, Geometry};
 use crate::timing;
+use crate::trace;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::cell::Cell;
@@ -144,7 +145,7 @@ fn products(x: &Tensor, weight: &Tensor, bias: &Tensor, geometry: &Geometry) -> 
     let out = geometry.out_channels;
     let rows = x.permute([0, 2, 3, 1]).reshape([n, h * w, c]);
     let y = bias.unsqueeze(1).baddbmm(&rows, &weight.reshape([n, out, c]).transpose(1, 2), 1., 1.);
-    algebra::add_macs(y.numel() as i64 * c);
+    trace::add_macs(y.numel() as i64 * c);
     y.reshape([n, h, w, out]).permute([0, 3, 1, 2])
 }
 
@@ -266,12 +267,13 @@ fn time(x: &Tensor, weight: &Tensor, bias: &Tensor, geometry: &Geometry, trains:
     let candidates = Way::candidates(geometry);
     let runs: Vec<_> = candidates.iter().map(|way| || timing::clock(x.device(), || run(*way))).collect();
     let runs: Vec<&dyn Fn() -> Duration> = runs.iter().map(|run| run as _).collect();
-    candidates[algebra::uncounted(|| timing::fastest(&runs))]
+    candidates[trace::unrecorded(|| timing::fastest(&runs))]
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::trace::Trace;
     use tch::{Device, Kind};
 
     const DOUBLE: (Kind, Device) = (Kind::Double, Device::Cpu);
@@ -327,7 +329,7 @@ mod tests {
         let geometry = Geometry::same(3, 5, 1);
         let (x, weight) = (Tensor::randn([2, 3, 4, 7], DOUBLE), Tensor::randn([2, 5, 3, 1, 1], DOUBLE));
         let bias = Tensor::zeros([2, 5], DOUBLE);
-        let (y, macs) = algebra::count_macs(|| conv2d(&x, &weight, &bias, &geometry));
+        let (y, Trace { macs, .. }) = trace::record(|| conv2d(&x, &weight, &bias, &geometry));
         assert_eq!(macs, y.numel() as i64 * 3, "the timing is not counted");
         let made: Choices = choices().into_iter().filter(|(shape, _)| shape.contains("[2, 3, 4, 7]")).collect();
         assert_eq!(made.len(), 1);

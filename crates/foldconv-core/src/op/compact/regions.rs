@@ -2,6 +2,7 @@
 
 use crate::algebra::{self, Geometry};
 use crate::op::compact::per_sample;
+use crate::trace;
 use std::fmt::Debug;
 use tch::{Kind, Tensor};
 
@@ -62,7 +63,7 @@ pub fn conv2d(x: &Tensor, kernels: &Tensor, regions: &Tensor, geometry: &Geometr
         samples.push(product(&patches, &kernels, &regions.get(sample).reshape([-1])));
     }
     let y = Tensor::stack(&samples, 0).reshape([n, out, size[1], size[2]]);
-    algebra::add_macs(y.numel() as i64 * geometry.fan_in());
+    trace::add_macs(y.numel() as i64 * geometry.fan_in());
     y
 }
 
@@ -126,6 +127,7 @@ pub fn select(responses: &Tensor, regions: &Tensor) -> Tensor {
 mod tests {
     use super::*;
     use crate::algebra::PaddingMode;
+    use crate::trace::Trace;
     use tch::Device;
 
     /// The definition: every sample convolved by itself with each kernel, and the region's answer taken. float64, so only the
@@ -157,7 +159,7 @@ mod tests {
             };
             let expected = Tensor::cat(&(0..3).map(sample).collect::<Vec<_>>(), 0);
             let far = |y: Tensor| f64::try_from((y - &expected).abs().max()).unwrap();
-            let (y, macs) = algebra::count_macs(|| conv2d(&x, &kernels, &regions, &geometry));
+            let (y, Trace { macs, .. }) = trace::record(|| conv2d(&x, &kernels, &regions, &geometry));
             assert_eq!(macs, y.numel() as i64 * geometry.fan_in());
             assert!(far(y) < 1e-13, "{geometry:?}");
             assert!(far(select(&responses(&x, &kernels, &geometry), &regions)) < 1e-13, "{geometry:?}");

@@ -4,8 +4,8 @@
 //! not be a function of GAP(x), and the compact form would have to run that convolution to know its kernel.
 
 use crate::op::layers::Linear;
-use crate::op::layers::gates::noted;
 use crate::op::layers::temperature::{Divisor, Temperature};
+use crate::trace;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, nn};
@@ -24,7 +24,7 @@ pub enum GateKind {
 impl GateKind {
     /// Weights (N, K) of scores (N, K).
     pub fn weigh(self, scores: Tensor) -> Tensor {
-        noted(match self {
+        trace::gates(match self {
             GateKind::Sigmoid => scores.sigmoid(),
             GateKind::Softmax => scores.softmax(1, None),
         })

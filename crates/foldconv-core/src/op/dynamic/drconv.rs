@@ -10,13 +10,14 @@
 //! convolution of the block's input and serves all of its convolutions, at the nearest position where sizes differ: `shared`.
 //! Neither reference has channel groups; here the kernels may have them, while the guide sees all channels.
 
-use crate::algebra::{self, FoldError, Geometry, Kernel, double};
+use crate::algebra::{FoldError, Geometry, Kernel, double};
 use crate::op::activation::Activation;
 use crate::op::bounds;
 use crate::op::compact::regions::{self, RegionMaker, Regional};
 use crate::op::contract::operator::{Compact, Operator, Place, Recipe, Shared};
 use crate::op::dynamic::experts;
 use crate::op::layers::{Norm, conv_weight, uniform};
+use crate::trace;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, nn, nn::Init};
@@ -151,7 +152,7 @@ impl Generator {
                 let count = experts.size()[1];
                 let scores = x.mean_dim([2, 3].as_slice(), false, None).linear(route, Some(bias));
                 let weights = (scores.sigmoid() * (2. / count as f64)).reshape([-1, m, count]);
-                algebra::add_macs((n * route.numel() as i64) + n * m * experts.numel() as i64);
+                trace::add_macs((n * route.numel() as i64) + n * m * experts.numel() as i64);
                 weights.matmul(&experts.transpose(0, 1))
             }
         };

@@ -14,6 +14,7 @@ use crate::op::contract::operator::{Compact, Operator, Place, Recipe, Shared};
 use crate::op::dynamic::attention::GateKind;
 use crate::op::layers::temperature::Divisor;
 use crate::op::layers::{Norm, below};
+use crate::trace;
 use tch::{Kind, Tensor, nn, nn::Init};
 
 /// PyTorch's kaiming_normal_ with mode fan_out: N(0, 2/fan_out).
@@ -51,7 +52,7 @@ impl Fc {
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let weight = self.weight.flatten(1, -1);
         let y = x.linear(&weight, self.bias.as_ref());
-        algebra::add_macs(y.numel() as i64 * weight.size()[1]);
+        trace::add_macs(y.numel() as i64 * weight.size()[1]);
         y
     }
 
@@ -109,9 +110,9 @@ impl Experts {
     pub fn mix(&self, mixing: &Tensor) -> (Tensor, Tensor) {
         let size = self.weight.size();
         let weight = mixing.matmul(&self.weight.flatten(1, -1)).reshape([-1, size[1], size[2], size[3], size[4]]);
-        algebra::add_macs(weight.numel() as i64 * size[0]);
+        trace::add_macs(weight.numel() as i64 * size[0]);
         if self.bias.is_some() {
-            algebra::add_macs(mixing.numel() as i64 * size[1]);
+            trace::add_macs(mixing.numel() as i64 * size[1]);
         }
         let bias = match (&self.bias, &self.shift) {
             (Some(bias), Some(shift)) => mixing.matmul(bias) + shift,

@@ -16,8 +16,8 @@ use crate::op::compact::per_sample::{KernelMaker, PerSample};
 use crate::op::contract::operator::{Compact, Operator, Place, Recipe};
 use crate::op::dynamic::experts::{self, Dynamic, Experts, Fc, TrainedMaker};
 use crate::op::layers::Norm;
-use crate::op::layers::gates::noted;
 use crate::op::layers::temperature::{Divisor, Temperature};
+use crate::trace;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, nn, nn::Init};
@@ -166,19 +166,19 @@ impl TrainedMaker for Attended {
         let hidden = self.attention.hidden(x, train);
         let scores = |head: &Fc| temperature.divide(head.forward(&hidden));
         let mixing = match kernel {
-            Some(kernel) => noted(scores(kernel).softmax(1, None::<Kind>)),
+            Some(kernel) => trace::gates(scores(kernel).softmax(1, None::<Kind>)),
             None => hidden.new_ones([1, 1], (hidden.kind(), hidden.device())),
         };
         let (weight, bias) = self.experts.mix(&mixing);
         // Input channel i of group j is channel j C_in/g + i of x.
-        let channels = noted(scores(channel).sigmoid()).reshape([-1, groups, 1, inner, 1]);
+        let channels = trace::gates(scores(channel).sigmoid()).reshape([-1, groups, 1, inner, 1]);
         let inputs = match spatial {
-            Some(spatial) => channels * noted(scores(spatial).sigmoid()).reshape([-1, 1, 1, 1, kh * kw]),
+            Some(spatial) => channels * trace::gates(scores(spatial).sigmoid()).reshape([-1, 1, 1, 1, kh * kw]),
             None => channels,
         };
         let open = weight.reshape([-1, groups, out / groups, inner, kh * kw]) * inputs;
         let weight = match filter {
-            Some(filter) => open * noted(scores(filter).sigmoid()).reshape([-1, groups, out / groups, 1, 1]),
+            Some(filter) => open * trace::gates(scores(filter).sigmoid()).reshape([-1, groups, out / groups, 1, 1]),
             None => open,
         };
         (weight.reshape([-1, out, inner, kh, kw]), bias)

@@ -12,8 +12,8 @@ use crate::op::compact::per_sample::{KernelMaker, PerSample};
 use crate::op::contract::naming::Naming;
 use crate::op::contract::operator::{Compact, Operator, Place, Recipe, Shared};
 use crate::op::dynamic::experts::{self, Dynamic, Fc, TrainedMaker};
-use crate::op::layers::gates::noted;
 use crate::op::layers::{Norm, uniform};
+use crate::trace;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Tensor, nn, nn::Init};
@@ -172,11 +172,11 @@ impl KernelMaker for Generator {
         let [out, inner, kh, kw] = self.geometry.weight_size();
         let (blocks, width) = (out * self.blocks, self.weight.size()[1]);
         let reduced = experts::own_or_shared(self.reduce.as_ref().map(|reduce| reduce.forward(x)), shared);
-        let activations = noted(self.activate.forward(&reduced).sigmoid());
+        let activations = trace::gates(self.activate.forward(&reduced).sigmoid());
         // One product a block: (blocks, N, M/G) times (blocks, M/G, numbers).
         let activations = activations.reshape([-1, blocks, width]).transpose(0, 1);
         let made = activations.bmm(&self.weight.reshape([blocks, -1, width]).transpose(1, 2));
-        algebra::add_macs(made.numel() as i64 * width);
+        trace::add_macs(made.numel() as i64 * width);
         let bias = match &self.shift {
             Some(shift) => shift.unsqueeze(0),
             None => Tensor::zeros([1, out], (x.kind(), x.device())),

@@ -1,6 +1,5 @@
 //! The layers that operators and networks are made of, with PyTorch's initial values (tch's own differ) and PyTorch's names.
 
-pub mod gates;
 pub mod recipe;
 pub mod se;
 pub mod temperature;
@@ -12,6 +11,7 @@ use crate::native::{self, Behind, Term};
 use crate::op::activation::Activation;
 use crate::op::layers::recipe::LayerRecipe;
 use crate::op::statistics::moments::{SampleMoments, Statistics};
+use crate::trace;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::cell::Cell;
@@ -351,7 +351,7 @@ impl Linear {
     /// y (N, out) of x (N, in).
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let y = x.linear(&self.weight, Some(&self.bias));
-        algebra::add_macs(y.numel() as i64 * self.weight.size()[1]);
+        trace::add_macs(y.numel() as i64 * self.weight.size()[1]);
         y
     }
 

@@ -10,9 +10,9 @@
 
 use crate::op::bounds;
 use crate::op::layers::below;
-use crate::op::layers::gates::noted;
 use crate::op::layers::recipe::LayerRecipe;
 use crate::op::layers::tied::{self, Form, Tied};
+use crate::trace;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, nn, nn::ModuleT};
@@ -160,7 +160,7 @@ impl Se {
 impl nn::ModuleT for Se {
     fn forward_t(&self, x: &Tensor, _train: bool) -> Tensor {
         let pooled = x.mean_dim([2, 3].as_slice(), false, None);
-        let gate = noted(self.second.forward(&self.first.forward(&pooled).relu()).sigmoid());
+        let gate = trace::gates(self.second.forward(&self.first.forward(&pooled).relu()).sigmoid());
         x * gate.unsqueeze(-1).unsqueeze(-1)
     }
 }

@@ -6,12 +6,13 @@
 //! is exact by construction, at every padding, stride, dilation and group count. The reference's prior is written for 3x3;
 //! here it is that table's formula for any odd k.
 
-use crate::algebra::{self, FoldError, Geometry, Kernel, conv2d};
+use crate::algebra::{FoldError, Geometry, Kernel, conv2d};
 use crate::op::activation::Activation;
 use crate::op::bounds;
 use crate::op::contract::naming::Naming;
 use crate::op::contract::operator::{Compact, Operator, Place, Recipe};
 use crate::op::layers::{BatchNorm, Norm};
+use crate::trace;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::f64::consts::PI;
@@ -159,7 +160,7 @@ impl Branches {
         let first = (offset + identity).reshape([groups, 1, middle, inner]);
         // (g, C_out/g, taps, t/g) times (g, 1, t/g, C_in/g).
         let taps = second.reshape([groups, out / groups, middle, k * k]).transpose(2, 3);
-        algebra::add_macs(out * inner * k * k * (middle / groups));
+        trace::add_macs(out * inner * k * k * (middle / groups));
         taps.matmul(&first).transpose(2, 3).reshape([out, inner, k, k])
     }
 
@@ -173,7 +174,7 @@ impl Branches {
         let point = point.reshape([out / groups, groups, inner, expand]).permute([1, 2, 0, 3]);
         // (g, C_in/g, C_out/g, e) times (g, C_in/g, e, taps).
         let taps = point.matmul(&depthwise.reshape([groups, inner, expand, k * k]));
-        algebra::add_macs(out * inner * k * k * expand);
+        trace::add_macs(out * inner * k * k * expand);
         taps.transpose(1, 2).reshape([out, inner, k, k])
     }
 }

@@ -1,7 +1,6 @@
 //! The branch of `dcd`: the pooled input makes the scales Λ(x) of the channels and the matrices Φ(x) that fuse.
 
-use crate::algebra;
-use crate::op::layers::gates::noted;
+use crate::trace;
 use tch::{Kind, Tensor};
 
 /// Makes Λ and Φ of the pooled input: layers without biases.
@@ -38,7 +37,7 @@ impl Branch {
             let latent = (weight.size()[0] / self.blocks).isqrt();
             linear(&hidden, weight).reshape([-1, self.blocks, latent, latent])
         });
-        (self.scale.as_ref().map(|weight| noted(hard_sigmoid(linear(&hidden, weight)))), fusion)
+        (self.scale.as_ref().map(|weight| trace::gates(hard_sigmoid(linear(&hidden, weight)))), fusion)
     }
 
     /// Detached and in another precision.
@@ -69,7 +68,7 @@ impl Branch {
 
 fn linear(x: &Tensor, weight: &Tensor) -> Tensor {
     let y = x.linear(weight, None::<&Tensor>);
-    algebra::add_macs(y.numel() as i64 * weight.size()[1]);
+    trace::add_macs(y.numel() as i64 * weight.size()[1]);
     y
 }
 

@@ -2,13 +2,13 @@
 //! Decomposition, ICLR 2021), y = Λ(x) (W x + b) + P (BN2(Φ(x) z) + z) with z = BN1(Q x): a scale a class, and L latent features
 //! that a matrix of the sample fuses. The branch that makes Λ and Φ is that of the operator `dcd`, on features that are pooled.
 
-use crate::algebra;
 use crate::op::activation::Activation;
 use crate::op::bounds;
 use crate::op::dynamic::dcd::branch::Branch;
 use crate::op::layers::recipe::LayerRecipe;
 use crate::op::layers::tied::{Form, Tied};
 use crate::op::layers::{BatchNorm, Linear, Norm, below, uniform};
+use crate::trace;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Tensor, nn, nn::ModuleT};
@@ -85,7 +85,7 @@ impl nn::ModuleT for DcdClassifier {
         let norm = |norm: &Norm, z: &Tensor| norm.forward_features(z, Activation::None, train);
         let z = norm(&self.norms[0], &self.q.forward(x));
         let [n, latent] = [z.size()[0], z.size()[1]];
-        algebra::add_macs(n * latent * latent);
+        trace::add_macs(n * latent * latent);
         let fused = phi.reshape([-1, latent, latent]).bmm(&z.unsqueeze(-1)).squeeze_dim(-1);
         scale * y + self.p.forward(&(norm(&self.norms[1], &fused) + z))
     }

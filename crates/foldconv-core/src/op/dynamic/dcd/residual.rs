@@ -6,6 +6,7 @@ use crate::op::activation::Activation;
 use crate::op::dynamic::dcd::branch::Branch;
 use crate::op::layers::{BatchNorm, Norm};
 use crate::op::statistics::moments::SampleMoments;
+use crate::trace;
 use tch::{Kind, Tensor, nn};
 
 /// What Φ fuses.
@@ -58,7 +59,7 @@ impl Residual {
                 let size = x.size();
                 let z = self.basis.apply(&x.reshape([-1, 1, size[2], size[3]]));
                 let map = z.size();
-                algebra::add_macs(z.numel() as i64);
+                trace::add_macs(z.numel() as i64);
                 let weights = self.times_p(&m).reshape([-1, 1, map[1]]);
                 weights.bmm(&z.flatten(2, 3)).reshape([-1, size[1], map[2], map[3]])
             }
@@ -72,7 +73,7 @@ impl Residual {
         let left = self.times_p(&self.m(fusion));
         let latent = left.size()[3];
         let product = left.matmul(&self.basis.weight.reshape([1, blocks, latent, -1]));
-        algebra::add_macs(product.numel() as i64 * latent);
+        trace::add_macs(product.numel() as i64 * latent);
         let out = self.p.geometry.out_channels;
         let kernels = match self.fuses {
             Fuses::Channels => {
@@ -84,7 +85,7 @@ impl Residual {
         };
         let shift = |bias: &Tensor| {
             let shift = left.matmul(&bias.reshape([1, blocks, latent, 1])).reshape([-1, out]);
-            algebra::add_macs(shift.numel() as i64 * latent);
+            trace::add_macs(shift.numel() as i64 * latent);
             shift
         };
         (kernels, self.basis.bias.as_ref().map(shift))
@@ -113,7 +114,7 @@ impl Residual {
     fn times_p(&self, m: &Tensor) -> Tensor {
         let size = m.size();
         let product = self.p.weight.reshape([1, size[1], -1, size[3]]).matmul(m);
-        algebra::add_macs(product.numel() as i64 * size[3]);
+        trace::add_macs(product.numel() as i64 * size[3]);
         product
     }
 }
@@ -132,7 +133,7 @@ impl Fuses {
 pub fn fuse(m: &Tensor, z: &Tensor) -> Tensor {
     let (map, m_size) = (z.size(), m.size());
     let (blocks, latent) = (m_size[1], m_size[2]);
-    algebra::add_macs(z.numel() as i64 * latent);
+    trace::add_macs(z.numel() as i64 * latent);
     m.matmul(&z.reshape([-1, blocks, latent, map[2] * map[3]])).reshape([-1, map[1], map[2], map[3]])
 }
 

@@ -6,6 +6,7 @@ use crate::algebra::{self, Geometry, Kernel};
 use crate::op::compact::per_sample::{FeatureForm, KernelMaker};
 use crate::op::dynamic::attention::Gate;
 use crate::op::layers::Norm;
+use crate::trace;
 use tch::Tensor;
 
 /// A static kernel, and a low-rank one whose middle channels can be weighted.
@@ -45,9 +46,9 @@ impl LowRank {
         let first = self.first.weight.reshape([groups, m / groups, geometry.fan_in()]);
         let [_, inner, kh, kw] = geometry.weight_size();
         let low_rank = gated.matmul(&first).reshape([-1, out, inner, kh, kw]);
-        algebra::add_macs(low_rank.numel() as i64 * (m / groups));
+        trace::add_macs(low_rank.numel() as i64 * (m / groups));
         let shift = gated.matmul(&self.first.bias_or_zeros().reshape([groups, m / groups, 1])).reshape([-1, out]);
-        algebra::add_macs(shift.numel() as i64 * (m / groups));
+        trace::add_macs(shift.numel() as i64 * (m / groups));
         let weight = match &self.weight {
             Some(weight) => low_rank + weight,
             None => low_rank,

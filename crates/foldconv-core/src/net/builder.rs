@@ -1,227 +1,19 @@
-//! Sites of a network, the blocks that they belong to, and the builder that puts operators on them.
+//! The builder of a network's sites and blocks, which puts operators on the chosen sites.
 
-use crate::algebra::{self, FoldError, Geometry, Kernel};
+use crate::algebra::Geometry;
 use crate::bad_request;
-use crate::net::InputSpec;
+use crate::net::site::{Form, Module, Site, SiteKind};
 use crate::op::activation::Activation;
-use crate::op::compact::per_sample::{Execution, PerSample};
-use crate::op::contract::algorithm::Exec;
-use crate::op::contract::operator::{Compact, Operator, Place, Shared};
+use crate::op::compact::per_sample::Execution;
+use crate::op::contract::operator::{Place, Shared};
 use crate::op::layers::below;
-use crate::op::layers::gates;
 use crate::op::{AttentionConfig, ClassifierConfig, OperatorConfig, Resolved};
 use anyhow::Result;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt::Debug;
-use tch::{Tensor, nn, nn::ModuleT};
-
-/// The form in which a network is built.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Form {
-    /// With the operators as they are trained.
-    Expanded,
-    /// With the operators folded.
-    Compact,
-}
-
-impl Form {
-    /// Returns the name of the form in files.
-    pub fn name(self) -> &'static str {
-        match self {
-            Form::Expanded => "expanded",
-            Form::Compact => "compact",
-        }
-    }
-}
-
-/// The role of a convolution in its network.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SiteKind {
-    /// The first convolution.
-    Stem,
-    /// A 1x1 convolution.
-    Pointwise,
-    /// A depthwise convolution: one channel per group.
-    Depthwise,
-    /// A k x k convolution over all channels, or over groups of several channels.
-    Spatial,
-    /// A convolution on the shortcut around a block.
-    Shortcut,
-}
-
-impl SiteKind {
-    /// All kinds, with their names in `apply_to`.
-    pub const ALL: [(&'static str, SiteKind); 5] = [
-        ("stem", SiteKind::Stem),
-        ("pointwise", SiteKind::Pointwise),
-        ("depthwise", SiteKind::Depthwise),
-        ("spatial", SiteKind::Spatial),
-        ("shortcut", SiteKind::Shortcut),
-    ];
-
-    /// Returns the name of the kind in `apply_to`.
-    pub fn name(self) -> &'static str {
-        Self::ALL.iter().find(|(_, kind)| *kind == self).map_or("", |(name, _)| name)
-    }
-}
-
-/// A convolution of a network with its batch norm and activation, in expanded or compact form.
-#[derive(Debug)]
-pub struct Site {
-    /// Dotted path of the convolution; PyTorch's name if PyTorch has the network.
-    pub name: String,
-    /// Dotted path of the batch norm after the convolution.
-    pub bn: String,
-    /// Role of the convolution in its network.
-    pub kind: SiteKind,
-    /// Shape of the convolution.
-    pub geometry: Geometry,
-    /// The operator on the site, and its options.
-    pub operator: Resolved<OperatorConfig>,
-    /// Activation after the batch norm.
-    pub activation: Activation,
-    /// Number of input channels of the block that the site belongs to; none outside of blocks.
-    pub block: Option<i64>,
-    /// Requested computation of the training pass.
-    exec: Cell<Exec>,
-    module: Module,
-}
-
-#[derive(Debug)]
-enum Module {
-    Expanded(Box<dyn Operator>),
-    Compact(Compact),
-}
-
-impl Site {
-    /// Returns y of x (N, C_in, H, W); `shared` is the tensor that the operators of the block
-    /// share.
-    pub fn forward(&self, x: &Tensor, shared: Option<&Tensor>, train: bool) -> Tensor {
-        let run = || match (&self.module, shared) {
-            (Module::Expanded(operator), None) if train => {
-                operator.train_as(self.exec_on(&**operator, x), x, self.activation)
-            }
-            (Module::Expanded(operator), None) => operator.forward_activated(x, self.activation, train),
-            (Module::Expanded(operator), Some(shared)) => operator.forward_shared(x, shared, self.activation, train),
-            (Module::Compact(compact), shared) => self.activation.apply(compact.apply_shared(x, shared)),
-        };
-        if TRACE.with_borrow(Option::is_none) {
-            return run();
-        }
-        let ((y, macs), gates) = gates::watch(|| algebra::count_macs(run));
-        let trace = SiteTrace { macs, input: x.size(), output: y.size(), gates };
-        TRACE.with_borrow_mut(|sites| sites.get_or_insert_default().push(trace));
-        y
-    }
-
-    /// Returns the computation of the training pass for this input: the requested one if it is
-    /// usable, else the branches.
-    fn exec_on(&self, operator: &dyn Operator, x: &Tensor) -> Exec {
-        match self.exec.get() {
-            Exec::Branches => Exec::Branches,
-            exec => {
-                let size = x.size();
-                let [h, w] = self.geometry.output_size([size[2], size[3]]);
-                exec.usable(operator.execs(), x.kind(), size[0] * h * w)
-            }
-        }
-    }
-
-    /// Returns the ways to compute the training pass, branches first; empty in compact form.
-    pub fn execs(&self) -> &'static [Exec] {
-        match &self.module {
-            Module::Expanded(operator) => operator.execs(),
-            Module::Compact(_) => &[],
-        }
-    }
-
-    /// Requests a computation of the training pass. Inputs for which it is not available use the
-    /// branches.
-    pub fn set_exec(&self, exec: Exec) {
-        self.exec.set(exec);
-    }
-
-    /// Sets annealed quantities, such as a softmax temperature, to their values after `epochs`
-    /// epochs.
-    pub fn anneal(&self, epochs: f64) {
-        if let Module::Expanded(operator) = &self.module {
-            operator.anneal(epochs);
-        }
-    }
-
-    /// Folds the operator into the compact form.
-    ///
-    /// # Errors
-    /// If the operator has no exact fold, or if the site is in compact form already.
-    pub fn fold(&self) -> Result<Compact, FoldError> {
-        match &self.module {
-            Module::Expanded(operator) => operator.fold(),
-            Module::Compact(_) => Err(FoldError::Shape("this network is folded already".into())),
-        }
-    }
-
-    /// Returns the static kernel if the site is folded to one.
-    pub fn kernel(&self) -> Option<&Kernel> {
-        match &self.module {
-            Module::Compact(Compact::Static(kernel)) => Some(kernel),
-            _ => None,
-        }
-    }
-
-    /// Returns the per-sample kernels if the site is folded to them.
-    pub fn per_sample(&self) -> Option<&PerSample> {
-        match &self.module {
-            Module::Compact(Compact::PerSample(kernels)) => Some(kernels),
-            _ => None,
-        }
-    }
-}
-
-impl nn::ModuleT for Site {
-    fn forward_t(&self, x: &Tensor, train: bool) -> Tensor {
-        self.forward(x, None, train)
-    }
-}
-
-/// Record of one forward pass through a site.
-#[derive(Debug)]
-pub struct SiteTrace {
-    /// Number of multiply-accumulates.
-    pub macs: i64,
-    /// Shape of the input.
-    pub input: Vec<i64>,
-    /// Shape of the output.
-    pub output: Vec<i64>,
-    /// Gates: the weights that attention computed in the pass.
-    pub gates: Vec<Tensor>,
-}
-
-thread_local! {
-    static TRACE: RefCell<Option<Vec<SiteTrace>>> = const { RefCell::new(None) };
-}
-
-/// Runs a forward pass; returns its result and a record of each site, in the order in which the
-/// sites ran.
-pub fn trace_sites<T>(pass: impl FnOnce() -> T) -> (T, Vec<SiteTrace>) {
-    TRACE.set(Some(Vec::new()));
-    let result = pass();
-    (result, TRACE.take().unwrap_or_default())
-}
-
-/// The image size that the first layers of a network are made for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Stem {
-    /// 224x224 images, as published.
-    #[default]
-    Imagenet,
-    /// 32x32 images: with less downsampling.
-    Cifar,
-}
+use tch::Tensor;
+use tch::nn::{self, ModuleT};
 
 /// Plan of a site: a convolution with its batch norm and activation, as the network declares it.
 #[derive(Clone, Copy, Debug)]
@@ -476,7 +268,7 @@ impl Block<'_, '_> {
 /// computes the tensor which its operators share.
 #[derive(Debug)]
 pub struct Common {
-    shared: Option<Box<dyn Shared>>,
+    pub(super) shared: Option<Box<dyn Shared>>,
     attention: Option<Box<dyn ModuleT>>,
 }
 
@@ -497,59 +289,4 @@ impl Common {
 
 fn dotted(path: &nn::Path) -> String {
     path.components().collect::<Vec<_>>().join(".")
-}
-
-/// The options of a network, from which it is built.
-pub trait NetRecipe {
-    /// Checks that the options are in range.
-    ///
-    /// # Errors
-    /// The reason, as `key: reason`.
-    fn check(&self) -> Result<(), String>;
-
-    /// Builds the network on `root`, for the image size, channels and number of classes of `spec`.
-    ///
-    /// # Errors
-    /// A [`crate::error::BadRequest`] if the operator can't stand on a chosen site.
-    fn build(&self, root: &nn::Path, builder: &Builder, spec: InputSpec) -> Result<Box<dyn Network>>;
-}
-
-/// A network: x (N, C, H, W) to logits (N, classes).
-pub trait Network: nn::ModuleT {
-    /// Returns the sites, in the order in which they run.
-    fn sites(&self) -> Vec<&Site>;
-
-    /// Returns the modules that the blocks have in addition to their sites.
-    fn commons(&self) -> Vec<&Common> {
-        Vec::new()
-    }
-
-    /// Sets annealed quantities, such as a softmax temperature, to their values after `epochs`
-    /// epochs.
-    fn anneal(&self, epochs: f64) {
-        self.sites().iter().for_each(|site| site.anneal(epochs));
-        self.commons().iter().flat_map(|common| &common.shared).for_each(|shared| shared.anneal(epochs));
-    }
-}
-
-/// Checks a width multiplier.
-///
-/// # Errors
-/// The reason, as `key: reason`.
-pub fn check_width(width: f64) -> Result<(), String> {
-    match width > 0. && width <= 64. {
-        true => Ok(()),
-        false => Err(format!("width: {width}; give a number above 0 and at most 64")),
-    }
-}
-
-/// Checks a dropout probability.
-///
-/// # Errors
-/// The reason, as `key: reason`.
-pub fn check_dropout(dropout: f64) -> Result<(), String> {
-    match (0. ..1.).contains(&dropout) {
-        true => Ok(()),
-        false => Err(format!("dropout: {dropout}; give a number from 0 to less than 1")),
-    }
 }

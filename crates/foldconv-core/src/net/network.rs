@@ -1,0 +1,86 @@
+//! The contract of a network, and the checks of options that several networks have.
+
+use crate::net::builder::{Builder, Common};
+use crate::net::site::Site;
+use anyhow::Result;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::fmt::Debug;
+use tch::nn;
+
+/// The shape of a data set, known without reading it: enough to build a network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InputSpec {
+    /// Number of classes.
+    pub classes: i64,
+    /// Channels of an image.
+    pub channels: i64,
+    /// Height and width of an image, in pixels.
+    pub size: i64,
+}
+
+/// The image size that the first layers of a network are made for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Stem {
+    /// 224x224 images, as published.
+    #[default]
+    Imagenet,
+    /// 32x32 images: with less downsampling.
+    Cifar,
+}
+
+/// The options of a network, from which it is built.
+pub trait NetRecipe {
+    /// Checks that the options are in range.
+    ///
+    /// # Errors
+    /// The reason, as `key: reason`.
+    fn check(&self) -> Result<(), String>;
+
+    /// Builds the network on `root`, for the image size, channels and number of classes of `spec`.
+    ///
+    /// # Errors
+    /// A [`crate::error::BadRequest`] if the operator can't stand on a chosen site.
+    fn build(&self, root: &nn::Path, builder: &Builder, spec: InputSpec) -> Result<Box<dyn Network>>;
+}
+
+/// A network: x (N, C, H, W) to logits (N, classes).
+pub trait Network: nn::ModuleT {
+    /// Returns the sites, in the order in which they run.
+    fn sites(&self) -> Vec<&Site>;
+
+    /// Returns the modules that the blocks have in addition to their sites.
+    fn commons(&self) -> Vec<&Common> {
+        Vec::new()
+    }
+
+    /// Sets annealed quantities, such as a softmax temperature, to their values after `epochs`
+    /// epochs.
+    fn anneal(&self, epochs: f64) {
+        self.sites().iter().for_each(|site| site.anneal(epochs));
+        self.commons().iter().flat_map(|common| &common.shared).for_each(|shared| shared.anneal(epochs));
+    }
+}
+
+/// Checks a width multiplier.
+///
+/// # Errors
+/// The reason, as `key: reason`.
+pub fn check_width(width: f64) -> Result<(), String> {
+    match width > 0. && width <= 64. {
+        true => Ok(()),
+        false => Err(format!("width: {width}; give a number above 0 and at most 64")),
+    }
+}
+
+/// Checks a dropout probability.
+///
+/// # Errors
+/// The reason, as `key: reason`.
+pub fn check_dropout(dropout: f64) -> Result<(), String> {
+    match (0. ..1.).contains(&dropout) {
+        true => Ok(()),
+        false => Err(format!("dropout: {dropout}; give a number from 0 to less than 1")),
+    }
+}

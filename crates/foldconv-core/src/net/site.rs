@@ -1,0 +1,177 @@
+//! A site: a convolution of a network with its batch norm and activation, on which an operator stands.
+
+use crate::algebra::{FoldError, Geometry, Kernel};
+use crate::op::activation::Activation;
+use crate::op::compact::per_sample::PerSample;
+use crate::op::contract::algorithm::Exec;
+use crate::op::contract::operator::{Compact, Operator};
+use crate::op::{OperatorConfig, Resolved};
+use crate::trace;
+use serde::{Deserialize, Serialize};
+use std::cell::Cell;
+use std::fmt::Debug;
+use tch::{Tensor, nn};
+
+/// The form in which a network is built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Form {
+    /// With the operators as they are trained.
+    Expanded,
+    /// With the operators folded.
+    Compact,
+}
+
+impl Form {
+    /// Returns the name of the form in files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Form::Expanded => "expanded",
+            Form::Compact => "compact",
+        }
+    }
+}
+
+/// The role of a convolution in its network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SiteKind {
+    /// The first convolution.
+    Stem,
+    /// A 1x1 convolution.
+    Pointwise,
+    /// A depthwise convolution: one channel per group.
+    Depthwise,
+    /// A k x k convolution over all channels, or over groups of several channels.
+    Spatial,
+    /// A convolution on the shortcut around a block.
+    Shortcut,
+}
+
+impl SiteKind {
+    /// All kinds, with their names in `apply_to`.
+    pub const ALL: [(&'static str, SiteKind); 5] = [
+        ("stem", SiteKind::Stem),
+        ("pointwise", SiteKind::Pointwise),
+        ("depthwise", SiteKind::Depthwise),
+        ("spatial", SiteKind::Spatial),
+        ("shortcut", SiteKind::Shortcut),
+    ];
+
+    /// Returns the name of the kind in `apply_to`.
+    pub fn name(self) -> &'static str {
+        Self::ALL.iter().find(|(_, kind)| *kind == self).map_or("", |(name, _)| name)
+    }
+}
+
+/// A convolution of a network with its batch norm and activation, in expanded or compact form.
+#[derive(Debug)]
+pub struct Site {
+    /// Dotted path of the convolution; PyTorch's name if PyTorch has the network.
+    pub name: String,
+    /// Dotted path of the batch norm after the convolution.
+    pub bn: String,
+    /// Role of the convolution in its network.
+    pub kind: SiteKind,
+    /// Shape of the convolution.
+    pub geometry: Geometry,
+    /// The operator on the site, and its options.
+    pub operator: Resolved<OperatorConfig>,
+    /// Activation after the batch norm.
+    pub activation: Activation,
+    /// Number of input channels of the block that the site belongs to; none outside of blocks.
+    pub block: Option<i64>,
+    /// Requested computation of the training pass.
+    pub(super) exec: Cell<Exec>,
+    pub(super) module: Module,
+}
+
+/// The module of a site.
+#[derive(Debug)]
+pub(super) enum Module {
+    Expanded(Box<dyn Operator>),
+    Compact(Compact),
+}
+
+impl Site {
+    /// Returns y of x (N, C_in, H, W); `shared` is the tensor that the operators of the block
+    /// share.
+    pub fn forward(&self, x: &Tensor, shared: Option<&Tensor>, train: bool) -> Tensor {
+        let run = || match (&self.module, shared) {
+            (Module::Expanded(operator), None) if train => {
+                operator.train_as(self.exec_on(&**operator, x), x, self.activation)
+            }
+            (Module::Expanded(operator), None) => operator.forward_activated(x, self.activation, train),
+            (Module::Expanded(operator), Some(shared)) => operator.forward_shared(x, shared, self.activation, train),
+            (Module::Compact(compact), shared) => self.activation.apply(compact.apply_shared(x, shared)),
+        };
+        trace::site(x, run)
+    }
+
+    /// Returns the computation of the training pass for this input: the requested one if it is
+    /// usable, else the branches.
+    fn exec_on(&self, operator: &dyn Operator, x: &Tensor) -> Exec {
+        match self.exec.get() {
+            Exec::Branches => Exec::Branches,
+            exec => {
+                let size = x.size();
+                let [h, w] = self.geometry.output_size([size[2], size[3]]);
+                exec.usable(operator.execs(), x.kind(), size[0] * h * w)
+            }
+        }
+    }
+
+    /// Returns the ways to compute the training pass, branches first; empty in compact form.
+    pub fn execs(&self) -> &'static [Exec] {
+        match &self.module {
+            Module::Expanded(operator) => operator.execs(),
+            Module::Compact(_) => &[],
+        }
+    }
+
+    /// Requests a computation of the training pass. Inputs for which it is not available use the
+    /// branches.
+    pub fn set_exec(&self, exec: Exec) {
+        self.exec.set(exec);
+    }
+
+    /// Sets annealed quantities, such as a softmax temperature, to their values after `epochs`
+    /// epochs.
+    pub fn anneal(&self, epochs: f64) {
+        if let Module::Expanded(operator) = &self.module {
+            operator.anneal(epochs);
+        }
+    }
+
+    /// Folds the operator into the compact form.
+    ///
+    /// # Errors
+    /// If the operator has no exact fold, or if the site is in compact form already.
+    pub fn fold(&self) -> Result<Compact, FoldError> {
+        match &self.module {
+            Module::Expanded(operator) => operator.fold(),
+            Module::Compact(_) => Err(FoldError::Shape("this network is folded already".into())),
+        }
+    }
+
+    /// Returns the static kernel if the site is folded to one.
+    pub fn kernel(&self) -> Option<&Kernel> {
+        match &self.module {
+            Module::Compact(Compact::Static(kernel)) => Some(kernel),
+            _ => None,
+        }
+    }
+
+    /// Returns the per-sample kernels if the site is folded to them.
+    pub fn per_sample(&self) -> Option<&PerSample> {
+        match &self.module {
+            Module::Compact(Compact::PerSample(kernels)) => Some(kernels),
+            _ => None,
+        }
+    }
+}
+
+impl nn::ModuleT for Site {
+    fn forward_t(&self, x: &Tensor, train: bool) -> Tensor {
+        self.forward(x, None, train)
+    }
+}
