@@ -50,8 +50,7 @@ fn relu_in_the_middle_is_refused() {
 
 #[test]
 fn options_that_contradict_are_refused_by_key() {
-    let refusal =
-        |yaml: &str| Resolved::new(serde_yaml::from_str::<OperatorConfig>(yaml).unwrap()).unwrap_err().to_string();
+    let refusal = |yaml: &str| serde_yaml::from_str::<Resolved<OperatorConfig>>(yaml).unwrap_err().to_string();
     assert!(refusal("{name: maconv, intermediate: 0}").starts_with("intermediate: "));
     assert!(refusal("{name: mdconv, temperature: 0}").starts_with("temperature: "));
     assert!(refusal("{name: mdconv, temperature: .nan}").starts_with("temperature: "));

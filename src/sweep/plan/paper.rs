@@ -109,7 +109,7 @@ mod tests {
             ("{topl: {plain: 70}}", "a.yaml: paper: unknown key `topl`, did you mean `top1`?"),
             ("{top1: {plain: high}}", "a.yaml: paper.top1.plain: high; give a number"),
             ("{top1: {plain: 170}}", "a.yaml: paper.top1.plain: 170; give a number from 0 to 100"),
-            ("{top1: {plain: .nan}}", "a.yaml: paper.top1.plain: NaN; give"),
+            ("{top1: {plain: .nan}}", "a.yaml: paper.top1.plain: .nan; give a number"),
             ("{table: 6}", "a.yaml: paper: gives no figure"),
             ("6", "a.yaml: paper: 6; give {source, table, top1, difference}"),
         ] {
