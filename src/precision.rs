@@ -18,7 +18,7 @@ pub enum Precision {
     /// only.
     Tf32,
     /// Convolutions and matrix products in bfloat16 with sums in float32, and feature maps in
-    /// bfloat16. Only with branches (`train.exec`), because moments need float32.
+    /// bfloat16. Only with branches (`train.algorithm`), because moments need float32.
     Bf16,
 }
 

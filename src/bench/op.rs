@@ -2,8 +2,8 @@
 
 use crate::algebra::Geometry;
 use crate::fold::assign;
-use crate::op::compact::per_sample::Execution;
-use crate::op::contract::operator::{Compact, Operator, Place};
+use crate::op::compact::per_sample::CompactAlgorithm;
+use crate::op::contract::operator::{Compact, Operator, VariablePaths};
 use crate::op::{OperatorConfig, Resolved};
 use crate::timing;
 use crate::tune::channels_last;
@@ -31,7 +31,8 @@ pub struct Cost {
     /// The operator, as it was asked for.
     pub operator: String,
     /// How the compact form is computed.
-    pub execution: Execution,
+    #[serde(rename = "execution")]
+    pub algorithm: CompactAlgorithm,
     /// At what shape.
     pub shape: Shape,
     /// Milliseconds of forward and backward of the expanded form (gradients of all variables and of the input).
@@ -60,10 +61,10 @@ impl Bench {
     fn new(operator: &Resolved<OperatorConfig>, shape: Shape, device: Device) -> Result<Bench> {
         let store = nn::VarStore::new(device);
         let root = store.root();
-        let expanded = operator.expanded(&Place::new(&root / "conv", Some(&root / "bn")), shape.geometry);
+        let expanded = operator.expanded(&VariablePaths::new(&root / "conv", Some(&root / "bn")), shape.geometry);
         let folded: HashMap<String, Tensor> = tch::no_grad(|| expanded.fold())?.tensors().into_iter().collect();
         let other = nn::VarStore::new(device);
-        let compact = operator.compact(&Place::new(other.root(), None), shape.geometry);
+        let compact = operator.compact(&VariablePaths::new(other.root(), None), shape.geometry);
         assign(&other, &folded)?;
         let x = channels_last(&[shape.batch, shape.geometry.in_channels, shape.size, shape.size], device);
         Ok(Bench { store, expanded, compact, x })
@@ -81,17 +82,17 @@ impl Bench {
         let _ = tch::no_grad(|| self.expanded.forward_t(&self.x, false));
     }
 
-    fn run_compact(&self, execution: Execution) {
+    fn run_compact(&self, algorithm: CompactAlgorithm) {
         let _ = tch::no_grad(|| match &self.compact {
-            Compact::PerSample(kernels) => kernels.apply_as(execution, &self.x, None),
+            Compact::PerSample(kernels) => kernels.apply_with(algorithm, &self.x, None),
             compact => compact.apply(&self.x),
         });
     }
 
-    fn executions(&self) -> &'static [Execution] {
+    fn algorithms(&self) -> &'static [CompactAlgorithm] {
         match &self.compact {
-            Compact::PerSample(kernels) => kernels.executions(),
-            _ => &[Execution::Kernels],
+            Compact::PerSample(kernels) => kernels.algorithms(),
+            _ => &[CompactAlgorithm::Kernels],
         }
     }
 }
@@ -107,9 +108,9 @@ pub fn costs(label: &str, operator: &Resolved<OperatorConfig>, shape: Shape, dev
     }
     let plain = Bench::new(&Resolved::PLAIN, shape, device)?;
     let bench = Bench::new(operator, shape, device).map_err(|error| anyhow!("{label}: {error}"))?;
-    let costs = bench.executions().iter().map(|execution| {
-        let compact = || bench.run_compact(*execution);
-        let plain_compact = || plain.run_compact(Execution::Kernels);
+    let costs = bench.algorithms().iter().map(|algorithm| {
+        let compact = || bench.run_compact(*algorithm);
+        let plain_compact = || plain.run_compact(CompactAlgorithm::Kernels);
         let runs: [&dyn Fn(); 5] =
             [&|| plain.train(), &|| bench.train(), &plain_compact, &|| bench.evaluate(), &compact];
         // The first passes choose how kernels per sample are applied, and fill the caches.
@@ -118,7 +119,7 @@ pub fn costs(label: &str, operator: &Resolved<OperatorConfig>, shape: Shape, dev
         let ms: Vec<f64> = times.iter().map(|time| 1e3 * time.as_secs_f64()).collect();
         Cost {
             operator: label.to_string(),
-            execution: *execution,
+            algorithm: *algorithm,
             shape,
             train_ms: ms[1],
             expanded_ms: ms[3],

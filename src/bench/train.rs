@@ -7,7 +7,7 @@ use crate::data::batch::{Prepared, Stream};
 use crate::native::Waits;
 use crate::timing::synchronize;
 use crate::timing::{clock, median};
-use crate::train::algorithm::{self, Execs};
+use crate::train::algorithm::{self, TrainAlgorithms};
 use crate::train::trainer::Trainer;
 use anyhow::{Result, bail};
 use serde::Serialize;
@@ -28,7 +28,8 @@ pub struct TrainSpeed {
     /// Images a step.
     pub batch: usize,
     /// How the training of each site that has several ways is computed.
-    pub execs: Execs,
+    #[serde(rename = "execs")]
+    pub algorithms: TrainAlgorithms,
     /// The most memory that was resident during the steps above what was before the first (parameters and images are
     /// that), in bytes. On the CPU of a Linux machine.
     pub peak_memory_bytes: Option<u64>,
@@ -109,7 +110,7 @@ impl Steps {
 /// measures what the floor is made of.
 pub fn train_speed(config: &Config, device: Device, warmup: u64, steps: u64) -> Result<TrainSpeed> {
     let trainer = Trainer::new(config, config.data.load()?, device)?;
-    let execs = algorithm::settle(&trainer.network, config.data.spec(), &config.train, &Execs::new());
+    let algorithms = algorithm::settle(&trainer.network, config.data.spec(), &config.train, &TrainAlgorithms::new());
     let batch = config.train.batch.min(trainer.train.len());
     let before = resident();
     let mut training = Steps::new(trainer);
@@ -142,7 +143,7 @@ pub fn train_speed(config: &Config, device: Device, warmup: u64, steps: u64) -> 
         phases: Phases { data_seconds, forward_seconds, backward_seconds, optimizer_seconds },
         steps,
         batch,
-        execs,
+        algorithms,
         waits,
         peak_memory_bytes: peak.zip(before).map(|(peak, before)| peak.saturating_sub(before)),
         over_floor: step_seconds / floor.seconds,

@@ -9,10 +9,10 @@ use crate::bench::data::data_speed;
 use crate::bench::op::{Cost, Shape, costs};
 use crate::bench::train::{TrainSpeed, train_speed};
 use crate::config::{self, Config, Mapping, Value};
-use crate::model::import::{Plan, read_map};
+use crate::model::import::{ImportPlan, read_map};
 use crate::net::Built;
 use crate::net::Form;
-use crate::op::compact::per_sample::Execution;
+use crate::op::compact::per_sample::CompactAlgorithm;
 use crate::op::{OperatorConfig, Resolved};
 use crate::sweep::plan::axes::label;
 use crate::text::{align_right, table};
@@ -143,7 +143,7 @@ fn import(options: &ImportOptions, as_json: bool) -> Result<()> {
         let clock = Instant::now();
         let checkpoint = Checkpoint::open(&options.file)?;
         let state = find(&checkpoint, &built)?;
-        let plan = Plan::of(built, Form::Expanded, &config, &state);
+        let plan = ImportPlan::of(built, Form::Expanded, &config, &state);
         if !plan.pairing.problems.is_empty() {
             bad_request!(
                 "{}: does not fit {}: {}; --data is the data set that it is of, --map changes its names",
@@ -185,7 +185,7 @@ fn train(options: &TrainOptions, device: Device, as_json: bool) -> Result<()> {
 }
 
 fn print_training(speed: &TrainSpeed) -> Result<()> {
-    let TrainSpeed { images_per_second, step_seconds, phases, steps, batch, execs, floor, .. } = speed;
+    let TrainSpeed { images_per_second, step_seconds, phases, steps, batch, algorithms, floor, .. } = speed;
     let ms = |seconds: f64| format!("{:.2} ms", 1e3 * seconds);
     say!("{images_per_second:.0} images/s ({} a step of {batch} images; medians of {steps})", ms(*step_seconds))?;
     say!(
@@ -196,8 +196,8 @@ fn print_training(speed: &TrainSpeed) -> Result<()> {
         ms(phases.backward_seconds),
         ms(phases.optimizer_seconds),
     )?;
-    if !execs.is_empty() {
-        say!("sites with several ways to compute their training: {}", summary(execs))?;
+    if !algorithms.is_empty() {
+        say!("sites with several ways to compute their training: {}", summary(algorithms))?;
     }
     if let Some(bytes) = speed.peak_memory_bytes {
         say!("at most {:.0} MB of memory above what was there before the first step", bytes as f64 / 1e6)?;
@@ -282,23 +282,23 @@ fn cost_table(costs: &[&Cost], batches: &[i64]) -> Table {
     let columns =
         batches.iter().flat_map(|batch| ["train", "expanded", "compact"].map(|what| format!("{what}, {batch}")));
     let mut rows = table(std::iter::once("operator".to_string()).chain(columns));
-    let mut names: Vec<(&str, Execution)> = Vec::new();
+    let mut names: Vec<(&str, CompactAlgorithm)> = Vec::new();
     for cost in costs {
-        let name = (&*cost.operator, cost.execution);
+        let name = (&*cost.operator, cost.algorithm);
         if !names.contains(&name) {
             names.push(name);
         }
     }
-    for (name, execution) in names {
+    for (name, algorithm) in names {
         let of = |batch: i64| {
             let found = costs
                 .iter()
-                .find(|cost| (&*cost.operator, cost.execution, cost.shape.batch) == (name, execution, batch));
+                .find(|cost| (&*cost.operator, cost.algorithm, cost.shape.batch) == (name, algorithm, batch));
             found.map_or(["", "", ""].map(String::from), |cost| {
                 [cost.train, cost.expanded, cost.compact].map(|ratio| format!("{ratio:.2}"))
             })
         };
-        let how = if execution == Execution::Features { ", features" } else { "" };
+        let how = if algorithm == CompactAlgorithm::Features { ", features" } else { "" };
         rows.add_row(std::iter::once(format!("{name}{how}")).chain(batches.iter().flat_map(|batch| of(*batch))));
     }
     align_right(&mut rows, 1..1 + 3 * batches.len());

@@ -2,7 +2,7 @@
 
 use super::output::{json, print};
 use crate::data::fetch::{self, Event, Outcome, Patience};
-use crate::data::provenance::{Home, Inspection};
+use crate::data::provenance::{Inspection, Provenance};
 use crate::data::{DataConfig, SourceConfig};
 use crate::text::{align_right, table, thousands};
 use crate::{bad_request, config, note, say};
@@ -84,7 +84,7 @@ struct Listed {
     summary: String,
     /// Shape and home are those of the set's default options.
     images: String,
-    home: Option<Home>,
+    home: Option<Provenance>,
 }
 
 fn list(as_json: bool) -> Result<()> {
@@ -108,7 +108,7 @@ fn list(as_json: bool) -> Result<()> {
     }
     print(&rows)?;
     for Listed { name, home, .. } in &sets {
-        if let Some(Home { licence, citation, .. }) = home {
+        if let Some(Provenance { licence, citation, .. }) = home {
             say!("{name}: licence: {licence}; cite {citation}")?;
         }
     }
@@ -155,7 +155,7 @@ fn check(options: &Check, as_json: bool) -> Result<()> {
 }
 
 /// The files that have the names of official ones, below the folder or in it.
-fn official(home: &Home, root: &Path) -> Result<Vec<Official>> {
+fn official(home: &Provenance, root: &Path) -> Result<Vec<Official>> {
     let mut found = Vec::new();
     for download in home.files() {
         let places = [root.join(download.file), root.join(download.name())];

@@ -7,9 +7,9 @@ use crate::data::{Common, SourceConfig};
 use crate::error::suggest;
 use crate::model::{About, Model};
 use crate::net::NetConfig;
-use crate::net::{Form, Plan, Site};
-use crate::op::compact::per_sample::Execution;
-use crate::op::contract::operator::Place;
+use crate::net::{CompactAlgorithms, Form, Site};
+use crate::op::compact::per_sample::CompactAlgorithm;
+use crate::op::contract::operator::VariablePaths;
 use crate::op::{AttentionConfig, ClassifierConfig, OperatorConfig};
 use crate::options::{self, Choice, Entry};
 use crate::sweep::plan::prune::Prune;
@@ -143,8 +143,8 @@ struct Layer {
     shape: String,
     output: Vec<i64>,
     /// How the compact form is computed, where there is a choice.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    execution: Option<Execution>,
+    #[serde(rename = "execution", skip_serializing_if = "Option::is_none")]
+    algorithm: Option<CompactAlgorithm>,
     expanded: Cost,
     compact: Cost,
 }
@@ -227,11 +227,11 @@ fn print_text(description: &Description) -> Result<()> {
         say!("a model file in {} form", form.name())?;
     }
     if let Some(Tuned { batch, device, threads, .. }) = &description.tuned {
-        say!("its executions were the fastest for batch {batch} on {device}, {threads} threads")?;
+        say!("its algorithms were the fastest for batch {batch} on {device}, {threads} threads")?;
     }
-    let chosen = description.sites.iter().any(|layer| layer.execution.is_some());
+    let chosen = description.sites.iter().any(|layer| layer.algorithm.is_some());
     let mut header = vec!["site", "kind", "operator", "shape", "output"];
-    header.extend(chosen.then_some("execution"));
+    header.extend(chosen.then_some("algorithm"));
     let first = header.len();
     header.extend(["parameters", "compact", "MACs", "compact"]);
     let mut rows = table(header);
@@ -240,7 +240,7 @@ fn print_text(description: &Description) -> Result<()> {
         let numbers = [layer.expanded.parameters, layer.compact.parameters, layer.expanded.macs, layer.compact.macs];
         let output = output.join("x");
         let mut text = vec![layer.name.as_str(), layer.kind, layer.operator, &layer.shape, &output];
-        text.extend(chosen.then(|| layer.execution.map_or("", Execution::name)));
+        text.extend(chosen.then(|| layer.algorithm.map_or("", CompactAlgorithm::name)));
         rows.add_row(text.into_iter().map(String::from).chain(numbers.map(thousands)));
     }
     let (expanded, compact) = (description.expanded, description.compact);
@@ -252,10 +252,10 @@ fn print_text(description: &Description) -> Result<()> {
 }
 
 fn describe(form: Option<Form>, tuned: Option<Tuned>, config: &Config) -> Result<Description> {
-    let none = Plan::new();
-    let plan = tuned.as_ref().map_or(&none, |tuned| &tuned.executions);
+    let none = CompactAlgorithms::new();
+    let plan = tuned.as_ref().map_or(&none, |tuned| &tuned.algorithms);
     let expanded = config.build(Form::Expanded, Device::Cpu)?;
-    let compact = config.build_planned(Form::Compact, plan, Device::Cpu)?;
+    let compact = config.build_with(Form::Compact, plan, Device::Cpu)?;
     let spec = config.data.spec();
     let ((before, expanded_macs), (after, compact_macs)) = (expanded.trace(spec), compact.trace(spec));
     let (sites, folded) = (expanded.network.sites(), compact.network.sites());
@@ -270,14 +270,14 @@ fn describe(form: Option<Form>, tuned: Option<Tuned>, config: &Config) -> Result
 /// A site in both forms, and what it did in each.
 fn layer([site, compact]: [&Site; 2], [before, after]: [SiteTrace; 2]) -> Layer {
     let (parameters, folded) = parameters(site);
-    let kernels = compact.per_sample().filter(|kernels| kernels.executions().len() > 1);
+    let kernels = compact.per_sample().filter(|kernels| kernels.algorithms().len() > 1);
     Layer {
         name: site.name.clone(),
         kind: site.kind.name(),
         operator: site.operator.name(),
         shape: shape(&site.geometry),
         output: before.output,
-        execution: kernels.map(|kernels| kernels.execution()),
+        algorithm: kernels.map(|kernels| kernels.algorithm()),
         expanded: Cost { parameters, macs: before.macs },
         compact: Cost { parameters: folded, macs: after.macs },
     }
@@ -285,10 +285,10 @@ fn layer([site, compact]: [&Site; 2], [before, after]: [SiteTrace; 2]) -> Layer 
 
 /// Parameters of a site in both forms, counted on a copy of it by itself.
 fn parameters(site: &Site) -> (i64, i64) {
-    let count = |build: &dyn Fn(&Place)| {
+    let count = |build: &dyn Fn(&VariablePaths)| {
         let store = nn::VarStore::new(Device::Cpu);
         let root = store.root();
-        build(&Place { conv: &root / "conv", bn: Some(&root / "bn"), block: site.block });
+        build(&VariablePaths { conv: &root / "conv", bn: Some(&root / "bn"), block: site.block });
         store.trainable_variables().iter().map(|variable| variable.numel() as i64).sum()
     };
     let expanded = count(&|place| drop(site.operator.expanded(place, site.geometry)));

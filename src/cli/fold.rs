@@ -9,7 +9,7 @@ use crate::model::Model;
 use crate::net::Built;
 use crate::net::Form;
 use crate::net::InputSpec;
-use crate::op::compact::per_sample::Execution;
+use crate::op::compact::per_sample::CompactAlgorithm;
 use crate::text::{align_right, table, thousands};
 use crate::train::checkpoint::load_model;
 use crate::tune::{self, Choice, Tuned};
@@ -96,9 +96,9 @@ pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
 fn tune(folded: &mut Model, device: Device, batch: i64) -> Result<Vec<Choice>> {
     let spec = folded.about.config.data.spec();
     let choices = tune::by_latency(&folded.build(device)?, spec, batch);
-    let executions = choices.iter().map(|choice| (choice.site.clone(), choice.chosen)).collect();
+    let algorithms = choices.iter().map(|choice| (choice.site.clone(), choice.chosen)).collect();
     let (device, threads) = (device::name(device), device::set_threads(None));
-    folded.about.tuned = Some(Tuned { batch, device, threads, executions });
+    folded.about.tuned = Some(Tuned { batch, device, threads, algorithms });
     Ok(choices)
 }
 
@@ -110,7 +110,7 @@ fn print_plan(choices: &[Choice], batch: i64) -> Result<()> {
     for Choice { site, input, milliseconds, chosen } in choices {
         let input: Vec<String> = input.iter().map(i64::to_string).collect();
         let time = |wanted| milliseconds.iter().find(|(way, _)| *way == wanted).map_or(0., |(_, time)| *time);
-        let times = [Execution::Kernels, Execution::Features].map(|way| format!("{:.3}", time(way)));
+        let times = [CompactAlgorithm::Kernels, CompactAlgorithm::Features].map(|way| format!("{:.3}", time(way)));
         let [kernels, features] = times;
         rows.add_row([site.clone(), input.join("x"), kernels, features, chosen.name().to_string()]);
     }

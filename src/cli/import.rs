@@ -8,7 +8,7 @@ use crate::data::augment::normalise::Normalisation;
 use crate::data::{DataConfig, SourceConfig};
 use crate::error::printable;
 use crate::files;
-use crate::model::import::{Plan, read_map, table};
+use crate::model::import::{ImportPlan, read_map, table};
 use crate::model::{About, Model};
 use crate::net::Form;
 use crate::text::thousands;
@@ -85,7 +85,7 @@ pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
     say_what_was_chosen(&state, &checkpoint);
     let data = options.data.as_deref().map_or_else(|| guess_data(&state), Ok)?;
     let config = options.config_on(data, options.bn_eps(&checkpoint)?)?;
-    let plan = Plan::new(&config, &state, options.form)?;
+    let plan = ImportPlan::new(&config, &state, options.form)?;
     let (network, operator) = (config.net.name(), config.operator.name());
     options.accept(&plan.pairing, network)?;
     let (normalisation, classes) = options.images(&config)?;
@@ -130,7 +130,7 @@ fn say_what_was_chosen(state: &StateDict, checkpoint: &Checkpoint) {
     }
 }
 
-fn say_what_was_done(kinds: &BTreeMap<&str, usize>, plan: &Plan, dropped: usize) {
+fn say_what_was_done(kinds: &BTreeMap<&str, usize>, plan: &ImportPlan, dropped: usize) {
     let (pairing, biases) = (&plan.pairing, plan.biases.len());
     let cast = kinds.iter().filter(|(kind, _)| **kind != "float32");
     let cast: Vec<String> = cast.map(|(kind, count)| format!("{count} of {kind}")).collect();

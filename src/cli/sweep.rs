@@ -7,7 +7,7 @@ use crate::config::Document;
 use crate::sweep;
 use crate::sweep::local::child::Limits;
 use crate::sweep::local::launcher::Outcome;
-use crate::sweep::local::slots::{PerGpu, Share, Wish};
+use crate::sweep::local::slots::{Parallelism, PerGpu, Share};
 use crate::sweep::queue::Policy;
 use crate::sweep::slurm;
 use crate::{bad_request, say};
@@ -117,7 +117,7 @@ pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
         return Ok(());
     }
     if let Some(hash) = &options.trial {
-        return slurm::task::run(&options.out, hash, &options.meant(machine));
+        return slurm::task::run(&options.out, hash, &options.to_run_options(machine));
     }
     if options.launcher == Launch::Slurm {
         return options.on_slurm(&document, machine, as_json);
@@ -125,7 +125,7 @@ pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
     if options.cluster.is_given() {
         bad_request!("--partition, --time, --gres, --array-limit, --sbatch, --detach, --print: need --launcher slurm");
     }
-    let outcome = sweep::run(&document, &options.out, &options.meant(machine))?;
+    let outcome = sweep::run(&document, &options.out, &options.to_run_options(machine))?;
     show(&outcome, &options.out, as_json)?;
     outcome.check()
 }
@@ -157,7 +157,7 @@ impl Options {
                 "--jobs, --gpus, --per-gpu, --share, --on-error stop: are for this machine; Slurm takes --array-limit and --gres gpu:1"
             );
         }
-        let (request, meant) = (self.request(machine), self.meant(machine));
+        let (request, meant) = (self.request(machine), self.to_run_options(machine));
         if self.cluster.print {
             say!("{}", slurm::print(document, &self.out, &request, meant.policy)?.trim_end())?;
             return Ok(());
@@ -198,10 +198,10 @@ impl Options {
         Limits { time: self.time_limit, stall: Some(self.stall_limit).filter(|limit| !limit.is_zero()) }
     }
 
-    fn meant(&self, machine: &Machine) -> sweep::Options {
+    fn to_run_options(&self, machine: &Machine) -> sweep::Options {
         sweep::Options {
             device: machine.device.clone(),
-            wish: Wish {
+            parallelism: Parallelism {
                 jobs: self.jobs.map(usize::from),
                 threads: machine.threads.map(usize::from),
                 gpus: self.gpus.clone(),

@@ -2,7 +2,7 @@
 
 use super::Machine;
 use crate::bad_request;
-use crate::sweep::local::worker::channel::Mail;
+use crate::sweep::local::worker::channel::Channel;
 use crate::sweep::local::worker::serve::serve;
 use crate::sweep::store::Store;
 use anyhow::Result;
@@ -18,9 +18,9 @@ pub struct Options {
 
 pub fn run(options: &Options, machine: &Machine) -> Result<()> {
     let stdin = std::io::stdin().as_fd().try_clone_to_owned()?;
-    if !Mail::is(&stdin) {
+    if !Channel::is(&stdin) {
         bad_request!("worker: is started by a sweep, and told by it what to train; use `foldconv sweep`");
     }
     let store = Store::open(&options.out)?;
-    serve(&store, &Mail::from(stdin), machine.prepare()?)
+    serve(&store, &Channel::from(stdin), machine.prepare()?)
 }

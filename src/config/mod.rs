@@ -15,7 +15,7 @@ pub use train::{EvalForm, Graphs, Schedule, TrainConfig};
 use crate::data::{Common, DataConfig};
 use crate::error::{BadRequest, suggest};
 use crate::net::InputSpec;
-use crate::net::{Builder, Form, Plan, Site, Word};
+use crate::net::{Builder, CompactAlgorithms, Form, Site, SiteSelector};
 use crate::net::{Built, NetConfig};
 use crate::op::layers;
 use crate::op::{AttentionConfig, ClassifierConfig, OperatorConfig, Resolved};
@@ -90,7 +90,7 @@ impl Config {
     /// # Errors
     /// What is wrong, and at which key.
     pub fn read(keys: &Mapping) -> Result<Config, Wrong> {
-        let keys = Value::Mapping(placement::filled(with_names(keys.clone())));
+        let keys = Value::Mapping(placement::filled(with_new_names(with_names(keys.clone()))?));
         schema::check(&SCHEMA, &SCHEMA, &keys, "", &also_known())?;
         let config: Config = serde_path_to_error::deserialize(keys)
             .map_err(|error| Wrong::in_section(&error.path().to_string(), &error.inner().to_string()))?;
@@ -112,7 +112,7 @@ impl Config {
         identity.data.common.root = None;
         identity.train.eval_form = EvalForm::default();
         identity.train.graphs = Graphs::default();
-        let text = serde_json::to_string(&identity).unwrap_or_default();
+        let text = with_former_names(serde_json::to_value(&identity).unwrap_or_default()).to_string();
         Sha256::digest(text).iter().take(6).map(|byte| format!("{byte:02x}")).collect()
     }
 
@@ -131,14 +131,14 @@ impl Config {
     /// # Errors
     /// A [`crate::error::BadRequest`] where `apply_to` names what the network has not.
     pub fn build(&self, form: Form, device: Device) -> Result<Built> {
-        self.build_planned(form, &Plan::new(), device)
+        self.build_with(form, &CompactAlgorithms::new(), device)
     }
 
     /// The same, its compact operators computed as the plan says.
     ///
     /// # Errors
     /// As there.
-    pub fn build_planned(&self, form: Form, plan: &Plan, device: Device) -> Result<Built> {
+    pub fn build_with(&self, form: Form, plan: &CompactAlgorithms, device: Device) -> Result<Built> {
         let (apply_to, attention, classifier) = (&*self.apply_to, self.attention.as_ref(), &self.classifier);
         let builder = Builder { apply_to, attention, classifier, plan, ..Builder::new(&self.operator, form) };
         let build = || Built::new(&self.net, &builder, self.data.spec(), device);
@@ -149,16 +149,17 @@ impl Config {
 
     /// Refuses names in `apply_to` that are no kind and no site of the network.
     fn check_sites(&self, sites: &[&Site]) -> Result<()> {
-        for wanted in self.apply_to.iter().map(|word| Word::read(word).sites) {
-            if !Word::general().any(|kind| kind == wanted) && !sites.iter().any(|site| site.name == *wanted) {
-                let hint = suggest(wanted, Word::general());
+        for wanted in self.apply_to.iter().map(|word| SiteSelector::read(word).sites) {
+            if !SiteSelector::general().any(|kind| kind == wanted) && !sites.iter().any(|site| site.name == *wanted) {
+                let hint = suggest(wanted, SiteSelector::general());
                 bad_request!(
                     "apply_to: `{wanted}` is no kind and no site of {}{hint} (`foldconv describe` lists the sites)",
                     self.net.name()
                 );
             }
         }
-        if Word::keep_defaults(&self.apply_to) && !sites.iter().any(|site| site.operator.name() == self.operator.name())
+        if SiteSelector::keep_defaults(&self.apply_to)
+            && !sites.iter().any(|site| site.operator.name() == self.operator.name())
         {
             bad_request!(
                 "operator: {} stands nowhere in {} unless `apply_to` says where (`foldconv describe` lists the sites)",
@@ -189,6 +190,40 @@ fn with_names(mut keys: Mapping) -> Mapping {
         }
     }
     keys
+}
+
+/// The keys of the section `train` whose names are others than they were, the former first. Files with the former ones are read, and
+/// the name of a trial is made of these, so that the trials of a folder that an earlier build began keep theirs.
+const FORMER_NAMES: [(&str, &str); 1] = [("exec", "algorithm")];
+
+/// A config as JSON, with the names that its keys had first, in the same order.
+fn with_former_names(mut config: serde_json::Value) -> serde_json::Value {
+    if let Some(serde_json::Value::Object(train)) = config.get_mut("train") {
+        let former = |name: String| match FORMER_NAMES.iter().find(|(_, now)| *now == name) {
+            Some((former, _)) => former.to_string(),
+            None => name,
+        };
+        *train = std::mem::take(train).into_iter().map(|(name, value)| (former(name), value)).collect();
+    }
+    config
+}
+
+/// Gives keys of the section `train` the names that they have now.
+///
+/// # Errors
+/// A key under both of its names.
+fn with_new_names(mut keys: Mapping) -> Result<Mapping, Wrong> {
+    let Some(Value::Mapping(train)) = keys.get_mut("train") else { return Ok(keys) };
+    for (former, now) in FORMER_NAMES {
+        let Some(value) = train.remove(former) else { continue };
+        if train.contains_key(now) {
+            return Err(Wrong::new(&format!(
+                "train.{former}: is the former name of train.{now}, which is given too; give one"
+            )));
+        }
+        train.insert(now.into(), value);
+    }
+    Ok(keys)
 }
 
 /// Makes `{name: maconv}` of `maconv`.
@@ -311,7 +346,23 @@ mod tests {
         let rooted = config("{data: {name: shapes, root: /elsewhere}, net: {name: smallnet}}").unwrap();
         assert_eq!(hash(""), rooted.hash());
         assert_eq!(hash(""), hash("train: {eval_form: expanded}"));
-        assert_ne!(hash(""), hash("train: {exec: moments}"), "training takes its sums in another order");
+        assert_ne!(hash(""), hash("train: {algorithm: moments}"), "training takes its sums in another order");
+    }
+
+    /// The name is that of a trial which a build with the former key began.
+    #[test]
+    fn a_key_by_its_former_name_is_the_same_key() {
+        let base = "data: {name: shapes}\nnet: {name: smallnet}\n";
+        let with = |more: &str| config(&format!("{base}{more}"));
+        let (former, now) = (with("train: {exec: moments}").unwrap(), with("train: {algorithm: moments}").unwrap());
+        assert_eq!(former, now);
+        assert!(now.to_yaml().contains("  algorithm: moments\n") && !now.to_yaml().contains("exec"));
+        let earlier = "{data: {name: shapes, train: 64, test: 32}, net: {name: smallnet, width: 0.25}, \
+            operator: {name: mdconv, intermediate: 4}, train: {epochs: 40, batch: 32, algorithm: moments}}";
+        assert_eq!(config(earlier).unwrap().hash(), "6c3c6d2442a0");
+        let both = with("train: {exec: moments, algorithm: branches}").unwrap_err().to_string();
+        assert_eq!(both, "a.yaml: train.exec: is the former name of train.algorithm, which is given too; give one");
+        assert!(with("train: {exec: fast}").unwrap_err().to_string().contains("train.algorithm: unknown value `fast`"));
     }
 
     #[test]

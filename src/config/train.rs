@@ -1,6 +1,6 @@
 //! The section `train`.
 
-use crate::op::contract::algorithm::Wanted;
+use crate::op::contract::algorithm::WantedAlgorithm;
 use crate::precision::Precision;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -32,7 +32,8 @@ pub struct TrainConfig {
     /// How the operators' training is computed: `branches`, `moments`, `features` or `per_sample` wherever a site has that way, or
     /// `auto`, the fastest at each site, measured at the start. The same function in all; the last bits of float32 differ.
     /// Default `auto`.
-    pub exec: Wanted,
+    #[serde(alias = "exec")]
+    pub algorithm: WantedAlgorithm,
     /// The precision of the arithmetic in a step: `fp32`, `tf32` (CUDA) or `bf16`. Default `fp32`.
     pub precision: Precision,
     /// Which form is evaluated after each epoch. The same function; training does not depend on it, so the trial's name does not
@@ -88,7 +89,7 @@ impl Default for TrainConfig {
             weight_decay: 5e-4,
             decay_norm_and_bias: true,
             label_smoothing: 0.,
-            exec: Wanted::Auto,
+            algorithm: WantedAlgorithm::Auto,
             precision: Precision::Fp32,
             eval_form: EvalForm::Folded,
             graphs: Graphs::Auto,
@@ -111,8 +112,10 @@ impl TrainConfig {
         };
         fraction("momentum", self.momentum)?;
         fraction("label_smoothing", self.label_smoothing)?;
-        if self.precision == Precision::Bf16 && !matches!(self.exec, Wanted::Auto | Wanted::Branches) {
-            return Err("precision: bf16 trains in branches; give fp32 or tf32, or exec: auto".into());
+        if self.precision == Precision::Bf16
+            && !matches!(self.algorithm, WantedAlgorithm::Auto | WantedAlgorithm::Branches)
+        {
+            return Err("precision: bf16 trains in branches; give fp32 or tf32, or algorithm: auto".into());
         }
         if self.epochs < 1 {
             return Err("epochs: 0; train at least 1".into());

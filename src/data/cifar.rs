@@ -17,7 +17,7 @@ mod tests;
 
 use crate::bad_request;
 use crate::data::dataset::{self, Dataset, Source, Split};
-use crate::data::provenance::{Download, Home};
+use crate::data::provenance::{Download, Provenance};
 use crate::net::InputSpec;
 use anyhow::Result;
 use batch::Batch;
@@ -55,7 +55,7 @@ impl Source for Cifar10Config {
         Some(CIFAR10.class_names())
     }
 
-    fn home(&self) -> Option<Home> {
+    fn home(&self) -> Option<Provenance> {
         Some(CIFAR10.home())
     }
 }
@@ -74,7 +74,7 @@ impl Source for Cifar100Config {
         Some(CIFAR100.class_names())
     }
 
-    fn home(&self) -> Option<Home> {
+    fn home(&self) -> Option<Provenance> {
         Some(CIFAR100.home())
     }
 }
@@ -89,13 +89,13 @@ struct Variant {
     train_records: usize,
     /// Images in the official file of the test split.
     test_records: usize,
-    forms: [Form; 2],
+    forms: [Distribution; 2],
     /// The official archives of the forms. They are read as they are: nothing is unpacked.
     archives: &'static [Download],
 }
 
 /// One of the forms in which a data set is distributed.
-struct Form {
+struct Distribution {
     folder: &'static str,
     archive: &'static str,
     encoding: Encoding,
@@ -120,7 +120,7 @@ const CIFAR10: Variant = Variant {
     train_records: 10_000,
     test_records: 10_000,
     forms: [
-        Form {
+        Distribution {
             folder: "cifar-10-batches-bin",
             archive: "cifar-10-binary.tar.gz",
             encoding: Encoding::Binary { label_bytes: 1 },
@@ -134,7 +134,7 @@ const CIFAR10: Variant = Variant {
             test: "test_batch.bin",
             names: "batches.meta.txt",
         },
-        Form {
+        Distribution {
             folder: "cifar-10-batches-py",
             archive: "cifar-10-python.tar.gz",
             encoding: Encoding::Python { labels: "labels", names: "label_names" },
@@ -170,7 +170,7 @@ const CIFAR100: Variant = Variant {
     train_records: 50_000,
     test_records: 10_000,
     forms: [
-        Form {
+        Distribution {
             folder: "cifar-100-binary",
             archive: "cifar-100-binary.tar.gz",
             encoding: Encoding::Binary { label_bytes: 2 },
@@ -178,7 +178,7 @@ const CIFAR100: Variant = Variant {
             test: "test.bin",
             names: "fine_label_names.txt",
         },
-        Form {
+        Distribution {
             folder: "cifar-100-python",
             archive: "cifar-100-python.tar.gz",
             encoding: Encoding::Python { labels: "fine_labels", names: "fine_label_names" },
@@ -210,8 +210,8 @@ impl Variant {
         InputSpec { classes: self.classes, channels: 3, size: 32 }
     }
 
-    fn home(&self) -> Home {
-        Home {
+    fn home(&self) -> Provenance {
+        Provenance {
             address: HOME,
             licence: "none stated; the photographs are from Tiny Images, collected from the web for research",
             citation: "A. Krizhevsky, \"Learning Multiple Layers of Features from Tiny Images\", 2009",
@@ -221,7 +221,7 @@ impl Variant {
     }
 
     /// Images in the official file of this name; `None` for a file without images.
-    fn records(&self, form: &Form, file: &str) -> Option<usize> {
+    fn records(&self, form: &Distribution, file: &str) -> Option<usize> {
         if form.train.contains(&file) {
             Some(self.train_records)
         } else {
@@ -230,7 +230,7 @@ impl Variant {
     }
 }
 
-impl Form {
+impl Distribution {
     /// The files that hold images: those of the training split in order, then that of the test split.
     fn batches(&self) -> impl Iterator<Item = &'static str> {
         self.train.iter().copied().chain([self.test])

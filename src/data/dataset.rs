@@ -3,7 +3,7 @@
 use crate::bad_request;
 use crate::data::augment::Augment;
 use crate::data::folder::files::Files;
-use crate::data::provenance::{ClassCount, Home, Inspection};
+use crate::data::provenance::{ClassCount, Inspection, Provenance};
 use crate::net::InputSpec;
 use anyhow::Result;
 use std::path::Path;
@@ -32,7 +32,7 @@ pub trait Source {
     }
 
     /// Where the set is to be had; `None` for one that is made here or is only a shape.
-    fn home(&self) -> Option<Home> {
+    fn home(&self) -> Option<Provenance> {
         None
     }
 

@@ -3,7 +3,7 @@
 //! A file is written under its name with `.part` behind it and renamed when its sum is right, so a file of the right name is
 //! whole. Where it is put is said by the set's table of files alone: nothing of an address or of an answer becomes a path.
 
-use crate::data::provenance::{Download, Home};
+use crate::data::provenance::{Download, Provenance};
 use crate::{bad_request, files};
 use anyhow::{Result, anyhow, bail};
 use md5::{Digest, Md5};
@@ -59,7 +59,7 @@ pub enum Outcome {
 ///
 /// # Errors
 /// A [`crate::error::BadRequest`] for an address that is not `http://` or `https://`.
-pub fn addresses(home: &Home, base: Option<&str>) -> Result<Vec<(&'static Download, String)>> {
+pub fn addresses(home: &Provenance, base: Option<&str>) -> Result<Vec<(&'static Download, String)>> {
     let Some(base) = base else {
         return Ok(home.downloads.iter().map(|download| (download, download.url.to_string())).collect());
     };
@@ -316,7 +316,7 @@ mod tests {
     use crate::data::SourceConfig;
     use std::path::Component;
 
-    fn homes() -> Vec<Home> {
+    fn homes() -> Vec<Provenance> {
         let named = |name: &&str| crate::config::data_section(name, &[]).unwrap().source.recipe().home();
         SourceConfig::NAMES.iter().filter_map(named).collect()
     }

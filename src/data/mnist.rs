@@ -16,7 +16,7 @@ mod tests;
 
 use crate::bad_request;
 use crate::data::dataset::{self, Dataset, Source, Split};
-use crate::data::provenance::{Download, Home};
+use crate::data::provenance::{Download, Provenance};
 use crate::net::InputSpec;
 use anyhow::Result;
 use schemars::JsonSchema;
@@ -54,7 +54,7 @@ impl Source for MnistConfig {
         Some(MNIST.class_names())
     }
 
-    fn home(&self) -> Option<Home> {
+    fn home(&self) -> Option<Provenance> {
         Some(MNIST.home)
     }
 }
@@ -73,7 +73,7 @@ impl Source for FashionMnistConfig {
         Some(FASHION_MNIST.class_names())
     }
 
-    fn home(&self) -> Option<Home> {
+    fn home(&self) -> Option<Provenance> {
         Some(FASHION_MNIST.home)
     }
 }
@@ -84,7 +84,7 @@ struct Variant {
     /// The folders below that of the data in which its files may lie.
     folders: [&'static str; 2],
     classes: [&'static str; 10],
-    home: Home,
+    home: Provenance,
 }
 
 /// A split's files and the number of images in the official ones.
@@ -121,7 +121,7 @@ const MNIST: Variant = Variant {
     name: "MNIST",
     folders: ["mnist", "MNIST/raw"],
     classes: ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"],
-    home: Home {
+    home: Provenance {
         address: "http://yann.lecun.com/exdb/mnist/",
         licence: "CC BY-SA 3.0",
         citation: "Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, \"Gradient-Based Learning Applied to Document Recognition\", \
@@ -140,7 +140,7 @@ const FASHION_MNIST: Variant = Variant {
     name: "Fashion-MNIST",
     folders: ["fashion_mnist", "FashionMNIST/raw"],
     classes: ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"],
-    home: Home {
+    home: Provenance {
         address: "https://github.com/zalandoresearch/fashion-mnist",
         licence: "MIT, copyright Zalando SE",
         citation: "H. Xiao, K. Rasul, R. Vollgraf, \"Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning \

@@ -30,7 +30,7 @@ pub trait Work: Send + Sync + 'static {
 
 /// How much at once.
 #[derive(Clone, Copy, Debug)]
-pub struct Plan {
+pub struct EpochPlan {
     /// Number of items.
     pub items: usize,
     /// Items of a batch; the last one takes what is left.
@@ -52,7 +52,7 @@ pub struct Pipeline<W: Work> {
 
 struct Shared<W: Work> {
     work: W,
-    plan: Plan,
+    plan: EpochPlan,
     state: Mutex<State<W::Output>>,
     /// Signals that there are items to take, or that all shall end.
     items: Condvar,
@@ -92,7 +92,7 @@ impl Row {
 
 impl<W: Work> Pipeline<W> {
     /// Starts the threads.
-    pub fn new(work: W, plan: Plan) -> Pipeline<W> {
+    pub fn new(work: W, plan: EpochPlan) -> Pipeline<W> {
         let state = State { batches: VecDeque::new(), first: 0, next: 0, stop: false };
         let shared =
             Arc::new(Shared { work, plan, state: Mutex::new(state), items: Condvar::new(), complete: Condvar::new() });
@@ -115,7 +115,7 @@ impl<W: Work> Shared<W> {
 
     /// Makes buffers for as many batches as may be worked on.
     fn begin_batches(&self) {
-        let Plan { items, batch, row, ahead, .. } = self.plan;
+        let EpochPlan { items, batch, row, ahead, .. } = self.plan;
         let mut state = self.lock();
         while state.batches.len() < ahead.max(1) {
             let start = (state.first + state.batches.len()) * batch;
@@ -235,8 +235,8 @@ mod tests {
         }
     }
 
-    fn plan(workers: usize) -> Plan {
-        Plan { items: 23, batch: 5, row: 2, workers, ahead: 2 }
+    fn plan(workers: usize) -> EpochPlan {
+        EpochPlan { items: 23, batch: 5, row: 2, workers, ahead: 2 }
     }
 
     #[test]
@@ -302,6 +302,6 @@ mod tests {
 
     #[test]
     fn of_nothing_there_is_no_batch() {
-        assert!(Pipeline::new(Numbers::default(), Plan { items: 0, ..plan(2) }).next().is_none());
+        assert!(Pipeline::new(Numbers::default(), EpochPlan { items: 0, ..plan(2) }).next().is_none());
     }
 }

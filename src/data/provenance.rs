@@ -5,7 +5,7 @@ use serde::Serialize;
 
 /// The source of a data set.
 #[derive(Clone, Copy, Debug, Serialize)]
-pub struct Home {
+pub struct Provenance {
     /// The page that describes it.
     pub address: &'static str,
     /// Under which terms it may be used, as its authors say it.
@@ -36,7 +36,7 @@ impl Download {
     }
 }
 
-impl Home {
+impl Provenance {
     /// Every official file: those that are fetched, and their other forms.
     pub fn files(&self) -> impl Iterator<Item = &'static Download> {
         self.downloads.iter().chain(self.alternatives)

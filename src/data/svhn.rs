@@ -15,7 +15,7 @@ mod tests;
 
 use crate::bad_request;
 use crate::data::dataset::{self, Dataset, Source, Split};
-use crate::data::provenance::{Download, Home};
+use crate::data::provenance::{Download, Provenance};
 use crate::net::InputSpec;
 use anyhow::Result;
 use mat::Digits;
@@ -89,8 +89,8 @@ impl Source for Config {
         Some(class_names())
     }
 
-    fn home(&self) -> Option<Home> {
-        Some(Home {
+    fn home(&self) -> Option<Provenance> {
+        Some(Provenance {
             address: HOME,
             licence: "for non-commercial use only",
             citation: "Y. Netzer, T. Wang, A. Coates, A. Bissacco, B. Wu, A. Y. Ng, \"Reading Digits in Natural Images with \

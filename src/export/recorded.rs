@@ -76,7 +76,7 @@ pub fn graph(model: &Model) -> Result<Graph> {
     let folder = tempfile::tempdir().context("no folder for temporary files")?;
     let file = folder.path().join("model.pt");
     record(model, &file)?;
-    let (json, tensors) = native::graph(&file, &images(model, 2)).map_err(|error| anyhow!(error))?;
+    let (json, tensors) = native::torchscript(&file, &images(model, 2)).map_err(|error| anyhow!(error))?;
     let graph: Graph = serde_json::from_str(&json).context("the graph of the record")?;
     Ok(Graph { tensors, ..graph })
 }

@@ -19,7 +19,7 @@ const SEED: i64 = 0;
 
 /// A network whose variables have been matched to the tensors of a file.
 #[derive(Debug)]
-pub struct Plan {
+pub struct ImportPlan {
     /// Form of the network.
     pub form: Form,
     /// Match of variables to tensors, and the problems found.
@@ -29,49 +29,49 @@ pub struct Plan {
     /// compute the same without it; in training too, where the statistics of the batch contain the
     /// bias.
     pub biases: Vec<(String, usize)>,
-    /// The network; its variables have their initial values until [`Plan::read`] is called.
+    /// The network; its variables have their initial values until [`ImportPlan::read`] is called.
     pub built: Built,
 }
 
-impl Plan {
+impl ImportPlan {
     /// Matches a network in the given form. Without a form it is the expanded one, unless that
     /// leaves unmatched names and the compact form finds more of its variables in the file, as in
     /// files that hold deployed operators.
     ///
     /// # Errors
     /// A [`crate::error::BadRequest`] if the network can't be built.
-    pub fn new(config: &Config, state: &StateDict, form: Option<Form>) -> Result<Plan> {
-        let plan = Plan::in_form(config, state, form.unwrap_or(Form::Expanded))?;
+    pub fn new(config: &Config, state: &StateDict, form: Option<Form>) -> Result<ImportPlan> {
+        let plan = ImportPlan::in_form(config, state, form.unwrap_or(Form::Expanded))?;
         let found = plan.pairing.pairs.len();
         if form.is_some() || plan.pairing.problems.is_empty() {
             return Ok(plan);
         }
         // One network at a time is kept, because each is as large as the file.
         drop(plan);
-        let compact = Plan::in_form(config, state, Form::Compact)?;
+        let compact = ImportPlan::in_form(config, state, Form::Compact)?;
         if compact.pairing.pairs.len() > found {
             return Ok(compact);
         }
         drop(compact);
-        Plan::in_form(config, state, Form::Expanded)
+        ImportPlan::in_form(config, state, Form::Expanded)
     }
 
-    fn in_form(config: &Config, state: &StateDict, form: Form) -> Result<Plan> {
+    fn in_form(config: &Config, state: &StateDict, form: Form) -> Result<ImportPlan> {
         tch::manual_seed(SEED);
         let built = config.build(form, Device::Cpu)?;
         // A trained model is at the end of its annealing schedules.
         built.network.anneal(f64::MAX);
-        Ok(Plan::of(built, form, config, state))
+        Ok(ImportPlan::of(built, form, config, state))
     }
 
     /// Matches a network that is already built.
-    pub fn of(built: Built, form: Form, config: &Config, state: &StateDict) -> Plan {
+    pub fn of(built: Built, form: Form, config: &Config, state: &StateDict) -> ImportPlan {
         let ours: BTreeMap<String, Vec<i64>> =
             built.store.variables().into_iter().map(|(name, variable)| (name, variable.size())).collect();
         let theirs: Vec<Theirs> = state.tensors.iter().map(|(name, tensor)| theirs(name, tensor)).collect();
         let mut pairing = Pairing::new(&ours, &theirs, &aliases(config, &*built.network));
         let biases = take_biases(&mut pairing, &theirs, &*built.network);
-        Plan { form, pairing, biases, built }
+        ImportPlan { form, pairing, biases, built }
     }
 
     /// Reads the numbers of the file into the network, cast to its precision. Returns the number of

@@ -10,7 +10,7 @@ use crate::data::augment::normalise::Normalisation;
 use crate::finite;
 use crate::fold;
 use crate::net::Built;
-use crate::net::{Form, Plan};
+use crate::net::{CompactAlgorithms, Form};
 use crate::tune::Tuned;
 use crate::weights::tensors;
 use anyhow::{Context, Result};
@@ -46,7 +46,7 @@ pub struct About {
     pub normalisation: Normalisation,
     /// Name of each class.
     pub classes: Vec<String>,
-    /// Execution of the compact operators, if it was measured. Default: each makes its kernels per
+    /// CompactAlgorithm of the compact operators, if it was measured. Default: each makes its kernels per
     /// sample.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tuned: Option<Tuned>,
@@ -95,9 +95,9 @@ impl Model {
     /// Builds the network that `about` describes, with the variables of this model.
     fn build_as(&self, about: &About, device: Device) -> Result<Built> {
         let About { form, config, tuned, .. } = about;
-        let none = Plan::new();
-        let plan = tuned.as_ref().map_or(&none, |tuned| &tuned.executions);
-        let built = config.build_planned(*form, plan, device)?;
+        let none = CompactAlgorithms::new();
+        let plan = tuned.as_ref().map_or(&none, |tuned| &tuned.algorithms);
+        let built = config.build_with(*form, plan, device)?;
         fold::assign(&built.store, &self.tensors).context("the model file does not fit its own config")?;
         Ok(built)
     }

@@ -20,7 +20,7 @@ use anyhow::{Result, bail};
 use local::child::Limits;
 use local::launcher::{Launcher, Outcome};
 use local::program::{self, Program};
-use local::slots::{Layout, Means, Wish};
+use local::slots::{Parallelism, Resources, SlotLayout};
 use local::{concurrency, launcher, machine, mps};
 use plan::Plan;
 use queue::Policy;
@@ -37,7 +37,7 @@ pub struct Options {
     /// The device of each trial, as `foldconv train --device` takes it.
     pub device: String,
     /// How many side by side, and on what.
-    pub wish: Wish,
+    pub parallelism: Parallelism,
     /// How long each may take.
     pub limits: Limits,
     /// What happens to those that fail.
@@ -63,10 +63,10 @@ pub fn run(document: &Document, out: &Path, options: &Options) -> Result<Outcome
 fn run_on_disk(document: &Document, out: &Path, options: &Options) -> Result<Outcome> {
     let plan = Plan::new(document)?;
     let store = Store::at(out)?;
-    let layout = Layout::new(&options.wish, &means(&plan, &store, &options.device))?;
+    let layout = SlotLayout::new(&options.parallelism, &means(&plan, &store, &options.device))?;
     store.start(document, &plan)?;
     tensorboard::link(&store, &plan);
-    match store.strangers(&plan) {
+    match store.orphaned(&plan) {
         0 => {}
         n => note!("{n} trials of this folder are no longer in the file: kept, and left out of the report"),
     }
@@ -85,7 +85,7 @@ fn run_on_disk(document: &Document, out: &Path, options: &Options) -> Result<Out
 }
 
 /// A service for processes that share a GPU, where they do and have none; where it can't be had they take turns.
-fn service(layout: &Layout) -> Option<mps::Service> {
+fn service(layout: &SlotLayout) -> Option<mps::Service> {
     let several = layout.slots.iter().any(|slot| slot.gpu.is_some() && slot.before > 0 && !slot.shared);
     if !several || std::env::var_os(mps::PIPES).is_some() {
         return None;
@@ -97,12 +97,12 @@ fn service(layout: &Layout) -> Option<mps::Service> {
 }
 
 /// This machine, for the trials of a plan.
-fn means(plan: &Plan, store: &Store, device: &str) -> Means {
+fn means(plan: &Plan, store: &Store, device: &str) -> Resources {
     let trials = plan.trials();
     let cuda = device != "cpu" && device::driver_present();
     // One that is named, as cuda:1, is meant alone.
     let visible = if cuda && !device.contains(':') { gpus::visible_here() } else { Vec::new() };
-    Means {
+    Resources {
         cores: machine::cores(),
         memory: machine::free_memory(),
         cuda,

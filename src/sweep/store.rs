@@ -86,7 +86,7 @@ impl Store {
     }
 
     /// How many trials the folder has that are not of the plan: of an earlier state of its file.
-    pub fn strangers(&self, plan: &Plan) -> usize {
+    pub fn orphaned(&self, plan: &Plan) -> usize {
         let trials = plan.trials();
         let own: HashSet<&str> = trials.iter().map(|(_, trial)| trial.hash.as_str()).collect();
         let names = std::fs::read_dir(self.root.join("trials")).into_iter().flatten().flatten();
@@ -422,9 +422,9 @@ pub(crate) mod tests {
         assert_eq!((plan.trials().len(), store.name().unwrap().as_str()), (4, "width"));
         let smaller = Plan::new(&document("{seeds: 1}")).unwrap();
         store.prepare(plan.trials()[0].1).unwrap();
-        assert_eq!((store.strangers(&plan), store.strangers(&smaller)), (0, 0), "the first trial is of both");
+        assert_eq!((store.orphaned(&plan), store.orphaned(&smaller)), (0, 0), "the first trial is of both");
         store.prepare(plan.trials()[3].1).unwrap();
-        assert_eq!((store.strangers(&plan), store.strangers(&smaller)), (0, 1));
+        assert_eq!((store.orphaned(&plan), store.orphaned(&smaller)), (0, 1));
     }
 
     #[test]

@@ -4,8 +4,8 @@ use crate::config::TrainConfig;
 use crate::net::Built;
 use crate::net::InputSpec;
 use crate::net::Site;
-use crate::op::contract::algorithm::Exec;
-use crate::op::contract::operator::Place;
+use crate::op::contract::algorithm::TrainAlgorithm;
+use crate::op::contract::operator::VariablePaths;
 use crate::precision::Precision;
 use crate::timing::synchronize;
 use crate::timing::{self, clock};
@@ -19,57 +19,58 @@ use tch::{Device, Kind, Tensor, nn};
 const CACHES: i64 = 1 << 23;
 
 /// The way of each site that has several, by its name.
-pub type Execs = BTreeMap<String, Exec>;
+pub type TrainAlgorithms = BTreeMap<String, TrainAlgorithm>;
 
 /// Sets how the training of each site is computed, and tells it. Earlier choices hold: they decide the order in which float32 sums are
 /// taken, so a trial that goes on must compute as it did before.
-pub fn settle(network: &Built, spec: InputSpec, config: &TrainConfig, earlier: &Execs) -> Execs {
+pub fn settle(network: &Built, spec: InputSpec, config: &TrainConfig, earlier: &TrainAlgorithms) -> TrainAlgorithms {
     let sites = network.network.sites();
-    let several = |site: &&Site| site.execs().len() > 1;
-    let wanted = if config.precision == Precision::Bf16 { Some(Exec::Branches) } else { config.exec.fixed() };
-    let chosen: Execs = match wanted {
+    let several = |site: &&Site| site.algorithms().len() > 1;
+    let wanted =
+        if config.precision == Precision::Bf16 { Some(TrainAlgorithm::Branches) } else { config.algorithm.fixed() };
+    let chosen: TrainAlgorithms = match wanted {
         _ if !earlier.is_empty() => earlier.clone(),
-        Some(exec) => sites.iter().copied().filter(several).map(|site| (site.name.clone(), exec)).collect(),
+        Some(algorithm) => sites.iter().copied().filter(several).map(|site| (site.name.clone(), algorithm)).collect(),
         None => config.precision.step(|| fastest(network, spec, config.batch as i64)),
     };
     for site in sites {
-        if let Some(exec) = chosen.get(&site.name) {
-            site.set_exec(*exec);
+        if let Some(algorithm) = chosen.get(&site.name) {
+            site.set_algorithm(*algorithm);
         }
     }
     chosen
 }
 
 /// `11 sites in moments, 6 in branches`, of those that have several ways.
-pub fn summary(execs: &Execs) -> String {
-    let count = |exec: Exec| execs.values().filter(|chosen| **chosen == exec).count();
-    let counts = Exec::ALL.into_iter().map(|exec| (exec, count(exec))).filter(|(_, n)| *n > 0);
-    let parts: Vec<String> = counts.map(|(exec, n)| format!("{n} in {}", exec.name())).collect();
+pub fn summary(algorithms: &TrainAlgorithms) -> String {
+    let count = |algorithm: TrainAlgorithm| algorithms.values().filter(|chosen| **chosen == algorithm).count();
+    let counts = TrainAlgorithm::ALL.into_iter().map(|algorithm| (algorithm, count(algorithm))).filter(|(_, n)| *n > 0);
+    let parts: Vec<String> = counts.map(|(algorithm, n)| format!("{n} in {}", algorithm.name())).collect();
     parts.join(", ")
 }
 
 /// Times the ways of each site that has several, once for each shape.
-fn fastest(network: &Built, spec: InputSpec, batch: i64) -> Execs {
+fn fastest(network: &Built, spec: InputSpec, batch: i64) -> TrainAlgorithms {
     let device = network.store.device();
     let x = channels_last(&[batch, spec.channels, spec.size, spec.size], device);
     let (_, trace) = trace::record(|| tch::no_grad(|| network.network.forward_t(&x, false)));
     let mut known = BTreeMap::new();
-    let mut chosen = Execs::new();
+    let mut chosen = TrainAlgorithms::new();
     for (site, trace) in network.network.sites().into_iter().zip(trace.sites) {
-        if site.execs().len() > 1 {
+        if site.algorithms().len() > 1 {
             let shape = format!("{:?} {:?} {:?} {:?}", site.operator, site.geometry, site.activation, trace.input);
-            let exec = *known.entry(shape).or_insert_with(|| time(site, &trace.input, device));
-            chosen.insert(site.name.clone(), exec);
+            let algorithm = *known.entry(shape).or_insert_with(|| time(site, &trace.input, device));
+            chosen.insert(site.name.clone(), algorithm);
         }
     }
     chosen
 }
 
 /// The fastest way of a site, forward and backward, measured on another operator of its kind.
-fn time(site: &Site, input: &[i64], device: Device) -> Exec {
+fn time(site: &Site, input: &[i64], device: Device) -> TrainAlgorithm {
     let store = nn::VarStore::new(device);
     let root = store.root();
-    let place = Place { conv: &root / "conv", bn: Some(&root / "bn"), block: site.block };
+    let place = VariablePaths { conv: &root / "conv", bn: Some(&root / "bn"), block: site.block };
     let operator = site.operator.expanded(&place, site.geometry);
     let x = channels_last(input, device).set_requires_grad(true);
     let variables = store.trainable_variables();
@@ -82,16 +83,16 @@ fn time(site: &Site, input: &[i64], device: Device) -> Exec {
         let _ = others.shallow_clone().fill_(0.);
         synchronize(device);
     };
-    let run = |exec: Exec| {
+    let run = |algorithm: TrainAlgorithm| {
         leave();
         let mut y = Tensor::new();
-        let forward = clock(device, || y = operator.train_as(exec, &x, site.activation));
+        let forward = clock(device, || y = operator.train_with(algorithm, &x, site.activation));
         let loss = (y * &gradient).sum(Kind::Float);
         leave();
         forward + clock(device, || drop(Tensor::run_backward(&[loss], &inputs, false, false)))
     };
-    let execs = site.execs();
-    let runs: Vec<_> = execs.iter().map(|exec| || run(*exec)).collect();
+    let algorithms = site.algorithms();
+    let runs: Vec<_> = algorithms.iter().map(|algorithm| || run(*algorithm)).collect();
     let runs: Vec<&dyn Fn() -> Duration> = runs.iter().map(|run| run as _).collect();
-    execs[trace::unrecorded(|| timing::fastest(&runs))]
+    algorithms[trace::unrecorded(|| timing::fastest(&runs))]
 }

@@ -5,7 +5,7 @@ use crate::fold;
 use crate::model::{About, Model};
 use crate::net::Built;
 use crate::op::compact::per_sample::{self, Choices};
-use crate::train::algorithm::Execs;
+use crate::train::algorithm::TrainAlgorithms;
 use crate::train::optimizer::Sgd;
 use crate::weights::tensors;
 use crate::{bad_request, files, note};
@@ -33,8 +33,8 @@ pub struct Progress {
     #[serde(default)]
     pub choices: Choices,
     /// How the training of the sites is computed, which decides the same.
-    #[serde(default)]
-    pub execs: Execs,
+    #[serde(default, rename = "execs")]
+    pub algorithms: TrainAlgorithms,
     /// The row of the last epoch done.
     #[serde(default)]
     pub last: Option<Row>,
@@ -184,7 +184,7 @@ mod tests {
     use super::*;
     use crate::config::{self, Config};
     use crate::net::Form;
-    use crate::op::compact::per_sample::Way;
+    use crate::op::compact::per_sample::ConvAlgorithm;
     use tch::{Device, Kind};
 
     /// A trial's folder, and what is saved there.
@@ -229,12 +229,12 @@ mod tests {
     fn the_choices_of_the_earlier_process_are_taken_up() {
         let mut saved = Saved::new();
         let choice = |way| Choices::from([("a shape of this test".to_string(), way)]);
-        per_sample::choose(choice(Way::Loop));
+        per_sample::choose(choice(ConvAlgorithm::Loop));
         saved.save(3);
-        per_sample::choose(choice(Way::Groups));
+        per_sample::choose(choice(ConvAlgorithm::Groups));
         let _ = saved.losses.zero_();
         assert_eq!(saved.load().unwrap(), Some(3));
-        assert_eq!(per_sample::choices()["a shape of this test"], Way::Loop);
+        assert_eq!(per_sample::choices()["a shape of this test"], ConvAlgorithm::Loop);
         assert_eq!(saved.losses.sum(Kind::Float).double_value(&[]), 3.);
     }
 

@@ -6,7 +6,7 @@ use crate::fold::{self, Refused};
 use crate::model::{About, Model};
 use crate::net::Built;
 use crate::net::Form;
-use crate::op::contract::algorithm::Wanted;
+use crate::op::contract::algorithm::WantedAlgorithm;
 use crate::trace;
 use crate::train::algorithm;
 use crate::train::checkpoint::{self, Progress, Row};
@@ -393,11 +393,11 @@ fn resume(trainer: &mut Trainer, folder: &Path, hash: String, losses: &mut Tenso
 /// Decides how training is computed, as an earlier run did or anew.
 fn settle_execs(trainer: &Trainer, progress: &mut Progress) {
     let Trainer { config, network, .. } = trainer;
-    let execs = algorithm::settle(network, config.data.spec(), &config.train, &progress.execs);
-    if config.train.exec != Wanted::Branches && !execs.is_empty() && progress.execs.is_empty() {
-        note!("sites with several ways to compute their training: {}", algorithm::summary(&execs));
+    let algorithms = algorithm::settle(network, config.data.spec(), &config.train, &progress.algorithms);
+    if config.train.algorithm != WantedAlgorithm::Branches && !algorithms.is_empty() && progress.algorithms.is_empty() {
+        note!("sites with several ways to compute their training: {}", algorithm::summary(&algorithms));
     }
-    progress.execs = execs;
+    progress.algorithms = algorithms;
 }
 
 /// The compact form of a model, as a file and as a network; or why there is none.

@@ -10,7 +10,7 @@ use tch::Device;
 const CONFIG: &str = "data: {name: shapes, train: 512, test: 16}
 net: {name: smallnet}
 operator: {name: maconv}
-train: {batch: 64, exec: moments}
+train: {batch: 64, algorithm: moments}
 ";
 
 fn bench(more: &[&str]) -> String {

@@ -42,8 +42,8 @@ fn a_plan_is_measured_kept_and_shown() {
         let name = site["name"].as_str().unwrap();
         assert_eq!(site.get("execution"), chosen.get(name), "{name}");
         assert_eq!(other.get("execution").is_some(), chosen.contains_key(name), "{name}");
-        if let Some(execution) = other.get("execution") {
-            assert_eq!(execution, "kernels");
+        if let Some(algorithm) = other.get("execution") {
+            assert_eq!(algorithm, "kernels");
         }
     }
     assert!(stdout(&run(["describe", &arg(&planned)])).contains("fastest for batch 16 on cpu"));
@@ -53,22 +53,22 @@ fn a_plan_is_measured_kept_and_shown() {
     assert!((logits_loss(&planned) - loss).abs() < 1e-5);
     let bytes = std::fs::read(&planned).unwrap();
     let text = String::from_utf8_lossy(&bytes[8..]).into_owned();
-    for execution in ["kernels", "features"] {
-        let file = root.join(format!("{execution}.safetensors"));
-        std::fs::write(&file, with_executions(&bytes, execution)).unwrap();
+    for algorithm in ["kernels", "features"] {
+        let file = root.join(format!("{algorithm}.safetensors"));
+        std::fs::write(&file, with_executions(&bytes, algorithm)).unwrap();
         let sites = document(&["describe", &arg(&file)])["sites"].clone();
         let all = sites.as_array().unwrap().iter().filter_map(|site| site.get("execution"));
-        assert!(all.clone().count() == 3 && all.clone().all(|found| found == execution), "{text}");
-        assert!((logits_loss(&file) - loss).abs() < 1e-5, "{execution}");
+        assert!(all.clone().count() == 3 && all.clone().all(|found| found == algorithm), "{text}");
+        assert!((logits_loss(&file) - loss).abs() < 1e-5, "{algorithm}");
     }
 }
 
-/// A model file whose plan gives every site that execution.
-fn with_executions(bytes: &[u8], execution: &str) -> Vec<u8> {
+/// A model file whose plan gives every site that algorithm.
+fn with_executions(bytes: &[u8], algorithm: &str) -> Vec<u8> {
     let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     let header = std::str::from_utf8(&bytes[8..8 + length]).unwrap();
     let edited = ["kernels", "features"].iter().fold(header.to_string(), |text, old| {
-        text.replace(&format!(":\\\"{old}\\\""), &format!(":\\\"{execution}\\\""))
+        text.replace(&format!(":\\\"{old}\\\""), &format!(":\\\"{algorithm}\\\""))
     });
     // What is changed on purpose has no seal.
     let seal = edited.find("\\\"sha256").unwrap();

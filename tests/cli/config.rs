@@ -8,7 +8,7 @@ use foldconv::sweep::plan::section::SweepSection;
 use serde_json::{Map, Value, json};
 
 /// A section of a config that holds what leads to it.
-struct Place {
+struct VariablePaths {
     config: Value,
     path: Vec<String>,
     /// Its keys, but for the one that tells alternatives apart.
@@ -27,7 +27,7 @@ fn alternatives<'a>(root: &'a Value, part: &'a Value) -> Vec<&'a Value> {
 }
 
 /// Every section below a part of a schema, which lies at a path of a config.
-fn walk(root: &Value, part: &Value, config: &Value, path: &[String], found: &mut Vec<Place>) {
+fn walk(root: &Value, part: &Value, config: &Value, path: &[String], found: &mut Vec<VariablePaths>) {
     for part in alternatives(root, part) {
         let Some(properties) = part["properties"].as_object() else { continue };
         let (tags, options): (Vec<_>, Vec<_>) = properties.iter().partition(|(_, option)| option["const"].is_string());
@@ -44,11 +44,11 @@ fn walk(root: &Value, part: &Value, config: &Value, path: &[String], found: &mut
         for (key, option) in options {
             walk(root, option, &config, &[path, std::slice::from_ref(key)].concat(), found);
         }
-        found.push(Place { config, path: path.to_vec(), keys });
+        found.push(VariablePaths { config, path: path.to_vec(), keys });
     }
 }
 
-fn places() -> Vec<Place> {
+fn places() -> Vec<VariablePaths> {
     let base = json!({"data": {"name": "shapes"}, "net": {"name": "smallnet"}});
     let mut found = Vec::new();
     for root in [options::schema::<Config>(), options::schema::<SweepSection>()] {
@@ -58,7 +58,7 @@ fn places() -> Vec<Place> {
 }
 
 /// The error of a config, if it has one, which is that of a wrong request on one line.
-fn refusal(place: &Place, key: &str, value: &Value) -> Option<String> {
+fn refusal(place: &VariablePaths, key: &str, value: &Value) -> Option<String> {
     let mut config = place.config.clone();
     place.path.iter().fold(&mut config, |section, key| &mut section[key])[key] = value.clone();
     let keys: Mapping = serde_yaml::from_str(&config.to_string()).unwrap();

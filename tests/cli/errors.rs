@@ -136,7 +136,7 @@ fn a_precision_that_is_not_to_be_had_here() {
     assert!(tf32.contains("train.precision: tf32 is of CUDA; give fp32 or bf16"), "{tf32}");
     let moments = refused(&["train.precision=bf16"]);
     assert!(
-        moments.contains("train.precision: bf16 trains in branches; give fp32 or tf32, or exec: auto"),
+        moments.contains("train.precision: bf16 trains in branches; give fp32 or tf32, or algorithm: auto"),
         "{moments}"
     );
     assert!(refused(&["train.precision=fp64"]).contains("train.precision: "));

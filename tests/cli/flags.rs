@@ -26,13 +26,13 @@ fn leaves(command: &Command, way: &[String], found: &mut Vec<(Vec<String>, Comma
 }
 
 /// Files and folders that are as they should be, in a folder for what is written.
-struct Place {
+struct VariablePaths {
     root: PathBuf,
     _guard: tempfile::TempDir,
 }
 
-impl Place {
-    fn new() -> Place {
+impl VariablePaths {
+    fn new() -> VariablePaths {
         let guard = tempfile::tempdir().unwrap();
         let root = guard.path().to_path_buf();
         std::fs::write(root.join("a.yaml"), format!("{TRIAL}}}")).unwrap();
@@ -42,7 +42,7 @@ impl Place {
         for name in ["model", "weights", "sweep/sweep.yaml", &format!("sweep/trials/{hash}/result.json")] {
             std::fs::copy(made.path().join(name), root.join(name)).unwrap();
         }
-        Place { root, _guard: guard }
+        VariablePaths { root, _guard: guard }
     }
 
     fn path(&self, name: &str) -> OsString {
@@ -128,8 +128,7 @@ impl Place {
     }
 }
 
-const TRIAL: &str =
-    "{data: {name: shapes, train: 8, test: 4}, net: {name: smallnet}, train: {epochs: 1, batch: 4, exec: branches}";
+const TRIAL: &str = "{data: {name: shapes, train: 8, test: 4}, net: {name: smallnet}, train: {epochs: 1, batch: 4, algorithm: branches}";
 
 /// A model of the smallest network, weights of it, and a sweep whose one trial is done, so that no process is started for it; with the
 /// trial's name.
@@ -174,9 +173,9 @@ fn every_flag() {
     for (way, command) in &commands {
         for flag in command.get_arguments().filter(|flag| !["help", "version"].contains(&flag.get_id().as_str())) {
             let takes = matches!(flag.get_action(), ArgAction::Set | ArgAction::Append);
-            let worst = Place::new().worst();
+            let worst = VariablePaths::new().worst();
             for at in 0..if takes { worst.len() } else { 1 } {
-                let place = Place::new();
+                let place = VariablePaths::new();
                 let value = takes.then(|| place.worst().swap_remove(at));
                 let status = tried_once(&place.arguments(way, command, flag, value.as_deref()));
                 tried += 1;

@@ -311,7 +311,7 @@ fn ten_classes_of_tiny_imagenet_are_trained_folded_and_resumed_bit_for_bit() {
     std::fs::write(&config, trial.to_yaml()).unwrap();
     let root = format!("data.root={}", images.display());
     // One way to compute the training: the fastest of two runs need not be the same.
-    let more = ["--set", "train.epochs=2", "--set", "train.warmup=0", "--set", "train.exec=moments"];
+    let more = ["--set", "train.epochs=2", "--set", "train.warmup=0", "--set", "train.algorithm=moments"];
     let undisturbed = folder.path().join("undisturbed");
     let said = stdout(&train(&images, &config, &undisturbed, &more));
     assert!(said.contains("100.00 % of predictions agree"), "{said}");

@@ -14,7 +14,7 @@ use tch::Device;
 const LONG: &str = "data: {name: shapes, train: 352, test: 50, validation: 32, augment: {pad: 2, flip: true}}
 net: {name: mobilenet_v2, width: 0.1, stem: cifar, dropout: 0.5}
 operator: {name: maconv, intermediate: 4}
-train: {epochs: 4, batch: 32, warmup: 1, label_smoothing: 0.1, decay_norm_and_bias: false, exec: moments}
+train: {epochs: 4, batch: 32, warmup: 1, label_smoothing: 0.1, decay_norm_and_bias: false, algorithm: moments}
 seed: 3
 ";
 

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 pub const TINY: &str = "data: {name: shapes, train: 256, test: 100}
 net: {name: smallnet}
 operator: {name: mdconv}
-train: {epochs: 2, batch: 64, exec: moments}
+train: {epochs: 2, batch: 64, algorithm: moments}
 ";
 
 /// The turn of a test that draws random numbers in its own process and needs the same ones again: libtorch's generator is one for all

@@ -3,7 +3,7 @@
 //!
 //! Tolerance: float64 on both sides, which differ in the order of sums over a few thousand positions alone, about 1e-13; 1e-10.
 
-use foldconv::native::{Behind, Space, convolve, fold_norm, gated, newest_processor, pool, weigh};
+use foldconv::native::{BatchNormArgs, MomentMap, convolve, fold_norm, gated, newest_processor, pool, weigh};
 use std::sync::{Mutex, PoisonError};
 use tch::{Device, Kind, Tensor};
 
@@ -96,7 +96,7 @@ fn moments_and_convolutions_are_those_of_the_whole_map() {
                 let (w1, b1) = (leaf(&[5, c]), leaf(&[5]));
                 let (w2, w3, b2) = (leaf(&[18, c]), leaf(&[18, 6]), leaf(&[18]));
                 let native = || {
-                    let (space, beside) = (Space::new(&x).unwrap(), Space::new(&other).unwrap());
+                    let (space, beside) = (MomentMap::new(&x).unwrap(), MomentMap::new(&other).unwrap());
                     let first = convolve(&[(&space, &w1)], &b1, low, high);
                     let second = convolve(&[(&space, &w2), (&beside, &w3)], &b2, low, high);
                     vec![first, second, space.mean.shallow_clone(), space.covariance.shallow_clone()]
@@ -125,7 +125,7 @@ fn moments_and_convolutions_are_those_of_each_sample() {
                 let x = map(size, channels_last);
                 let (weight, bias) = (leaf(&[n, 9, c]), leaf(&[n, 9]));
                 let native = || {
-                    let space = Space::per_sample(&x).unwrap();
+                    let space = MomentMap::per_sample(&x).unwrap();
                     let y = convolve(&[(&space, &weight)], &bias, low, high);
                     vec![y, space.mean.shallow_clone(), space.covariance.shallow_clone()]
                 };
@@ -146,11 +146,11 @@ fn moments_and_convolutions_are_those_of_each_sample() {
 fn a_map_whose_moments_alone_or_whose_outputs_alone_are_used_has_its_gradient() {
     let x = map([2, 5, 4, 3], true);
     let (weight, bias) = (leaf(&[3, 5]), leaf(&[3]));
-    let alone = || vec![Space::new(&x).unwrap().covariance.shallow_clone()];
+    let alone = || vec![MomentMap::new(&x).unwrap().covariance.shallow_clone()];
     let composed = || vec![moments(&rows(&x).reshape([1, -1, 5]))[1].squeeze_dim(0)];
     same("moments", &[&x], &alone, &composed);
     let infinity = f64::INFINITY;
-    let alone = || vec![convolve(&[(&Space::new(&x).unwrap(), &weight)], &bias, -infinity, infinity)];
+    let alone = || vec![convolve(&[(&MomentMap::new(&x).unwrap(), &weight)], &bias, -infinity, infinity)];
     let composed = || vec![x.conv2d(&weight.unsqueeze(-1).unsqueeze(-1), Some(&bias), [1, 1], [0, 0], [1, 1], 1)];
     same("outputs", &[&x, &weight, &bias], &alone, &composed);
 }
@@ -206,7 +206,7 @@ fn a_folded_batch_norm_is_the_one_behind_the_kernel() {
             let running = || (Tensor::full([out], 0.3, DOUBLE), Tensor::full([out], 1.7, DOUBLE));
             let native = || {
                 let (mean, var) = running();
-                let norm = Behind {
+                let norm = BatchNormArgs {
                     weight: &weight,
                     bias: &bias,
                     running_mean: &mean,

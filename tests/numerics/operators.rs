@@ -7,7 +7,7 @@ use crate::common::network::{fold_error, network, network_on, operator, paramete
 use foldconv::algebra::{FoldError, Geometry};
 use foldconv::fold::assign;
 use foldconv::net::Form;
-use foldconv::op::contract::operator::{Operator, Place};
+use foldconv::op::contract::operator::{Operator, VariablePaths};
 use foldconv::op::{OperatorConfig, Resolved};
 use tch::{Device, Kind, Tensor, nn};
 
@@ -22,7 +22,7 @@ fn double_store() -> nn::VarStore {
 fn expanded(config: &Resolved<OperatorConfig>, geometry: Geometry) -> (nn::VarStore, Box<dyn Operator>) {
     let mut store = double_store();
     let root = store.root();
-    let module = config.expanded(&Place::new(&root / "conv", Some(&root / "bn")), geometry);
+    let module = config.expanded(&VariablePaths::new(&root / "conv", Some(&root / "bn")), geometry);
     randomise(&mut store);
     (store, module)
 }

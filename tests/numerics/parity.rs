@@ -7,7 +7,7 @@
 
 use foldconv::algebra::Geometry;
 use foldconv::op::contract::naming::Naming;
-use foldconv::op::contract::operator::Place;
+use foldconv::op::contract::operator::VariablePaths;
 use foldconv::op::layers::se;
 use foldconv::op::layers::tied;
 use foldconv::op::{AttentionConfig, ClassifierConfig, OperatorConfig, Resolved};
@@ -105,7 +105,7 @@ impl Case {
         let reduction = of("reduction").unwrap_or(16);
         match self.about["op"].as_str()? {
             "se" => gate(se::Config { reduction, ..se::Config::default() }),
-            "tied_se" => gate(se::Config { reduction, blocks: of("blocks"), ..se::Config::of(se::Layout::Tied) }),
+            "tied_se" => gate(se::Config { reduction, blocks: of("blocks"), ..se::Config::of(se::SeLayout::Tied) }),
             "tfc" => {
                 let config = ClassifierConfig::Tfc(tied::Config { blocks: of("blocks")? });
                 Some(Resolved::new(config).unwrap().build(path, of("c_in")?, of("c_out")?).unwrap())
@@ -172,7 +172,7 @@ fn check(case: &Case) {
         let (options, geometry) = case.operator().unwrap_or_else(|| panic!("{name}: not understood: {}", case.about));
         let config: Resolved<OperatorConfig> = serde_yaml::from_str(&options).unwrap();
         namings = config.namings();
-        operator = Some(config.expanded(&Place::new(path, None), geometry));
+        operator = Some(config.expanded(&VariablePaths::new(path, None), geometry));
     }
     store.double();
     let loaded = load(case, &store, namings);

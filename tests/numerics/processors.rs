@@ -6,7 +6,7 @@
 use crate::common::network::{operator, try_network_on};
 use foldconv::net::{Form, Network, Site};
 use foldconv::op::OperatorConfig;
-use foldconv::op::contract::algorithm::Exec;
+use foldconv::op::contract::algorithm::TrainAlgorithm;
 use foldconv::trace;
 use std::collections::{HashMap, HashSet};
 use std::process::{Command, Stdio};
@@ -100,8 +100,10 @@ fn check_sites(store: &mut VarStore, network: &dyn Network, seen: &mut HashSet<S
         // Wide sites take most of the time, and their kernels of oneDNN are the narrow ones' in more rounds.
         let fits = site.geometry.weight_size().iter().product::<i64>() <= 1 << 14;
         if fits && seen.insert(format!("{:?} {:?} {}", site.geometry, trace.input, site.operator.name())) {
-            let execs = [&[Exec::Branches], site.execs()].concat();
-            left.extend(execs.into_iter().map(|exec| (site, exec, [trace.input.clone(), trace.output.clone()])));
+            let algorithms = [&[TrainAlgorithm::Branches], site.algorithms()].concat();
+            left.extend(
+                algorithms.into_iter().map(|algorithm| (site, algorithm, [trace.input.clone(), trace.output.clone()])),
+            );
         }
     }
     for last in [false, true] {
@@ -109,12 +111,12 @@ fn check_sites(store: &mut VarStore, network: &dyn Network, seen: &mut HashSet<S
         let map = |size: &[i64]| random(&[4, size[1], size[2], size[3]]);
         let drawn: Vec<_> = left
             .into_iter()
-            .map(|(site, exec, shapes)| {
-                site.set_exec(exec);
+            .map(|(site, algorithm, shapes)| {
+                site.set_algorithm(algorithm);
                 let [x, probe] = shapes.each_ref().map(|shape| map(shape));
                 let found = gradients(site, store, &before, &channels_last(&x), &probe.to_kind(Kind::Float));
-                site.set_exec(Exec::Branches);
-                ((site, exec, shapes), x, probe, found)
+                site.set_algorithm(TrainAlgorithm::Branches);
+                ((site, algorithm, shapes), x, probe, found)
             })
             .collect();
         store.double();

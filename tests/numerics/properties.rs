@@ -15,7 +15,7 @@ use foldconv::fold::Refused;
 use foldconv::model::Model;
 use foldconv::net::{Form, Site};
 use foldconv::op::activation::Activation;
-use foldconv::op::contract::operator::{Compact, Operator, Place, Shared};
+use foldconv::op::contract::operator::{Compact, Operator, Shared, VariablePaths};
 use foldconv::op::{OperatorConfig, Resolved};
 use foldconv::options::Entry;
 use proptest::prelude::*;
@@ -54,7 +54,7 @@ impl Expanded {
         let root = store.root();
         let block = config.shares().then_some(geometry.in_channels);
         let shared = block.and_then(|channels| config.shared(&(&root / "block"), channels));
-        let place = Place { conv: &root / "conv", bn: Some(&root / "bn"), block };
+        let place = VariablePaths { conv: &root / "conv", bn: Some(&root / "bn"), block };
         let operator = config.expanded(&place, geometry);
         store.double();
         // Running statistics and affine values as training leaves them: nowhere 0 or 1.
@@ -86,7 +86,7 @@ impl Expanded {
 fn loaded(config: &Resolved<OperatorConfig>, geometry: Geometry, folded: &Compact) -> Compact {
     let mut store = nn::VarStore::new(Device::Cpu);
     let block = config.shares().then_some(geometry.in_channels);
-    let compact = config.compact(&Place { conv: store.root(), bn: None, block }, geometry);
+    let compact = config.compact(&VariablePaths { conv: store.root(), bn: None, block }, geometry);
     store.double();
     let tensors: HashMap<String, Tensor> = folded.tensors().into_iter().collect();
     assert_eq!(tensors.len(), store.variables().len());

@@ -513,7 +513,7 @@ fn weights_that_are_read_wrong_are_noticed_and_read_otherwise() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| arg(&folder.path().join(name));
     let yaml = "{data: {name: shapes, train: 1024, test: 512}, net: {name: resnet20, width: 0.5, shortcut: a_end}, \
-                operator: {name: plain}, bn_eps: 0.001, train: {epochs: 6, batch: 32, exec: branches}}";
+                operator: {name: plain}, bn_eps: 0.001, train: {epochs: 6, batch: 32, algorithm: branches}}";
     std::fs::write(path("trial.yaml"), yaml).unwrap();
     stdout(&run(["train", &path("trial.yaml"), "--out", &path("trial"), "--threads", "2"]));
     let trained = path("trial/model.safetensors");

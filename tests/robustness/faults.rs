@@ -15,7 +15,7 @@ use std::process::{Command, Output};
 const TRIAL: &str = "data: {name: shapes, train: 64, test: 32}
 net: {name: smallnet, width: 0.5}
 operator: {name: maconv, intermediate: 4}
-train: {epochs: 30, batch: 32, exec: branches}
+train: {epochs: 30, batch: 32, algorithm: branches}
 ";
 
 fn started() -> (tempfile::TempDir, PathBuf) {

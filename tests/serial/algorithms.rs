@@ -7,8 +7,8 @@ use crate::common::network::{operator, parameters};
 use foldconv::config::Config;
 use foldconv::net::NetConfig;
 use foldconv::net::{Builder, Form, Network};
-use foldconv::op::contract::algorithm::Exec;
-use foldconv::train::algorithm::{Execs, settle};
+use foldconv::op::contract::algorithm::TrainAlgorithm;
+use foldconv::train::algorithm::{TrainAlgorithms, settle};
 use foldconv::train::trainer::Trainer;
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor, nn};
@@ -26,9 +26,9 @@ fn built(net: &str, options: &str) -> (nn::VarStore, Box<dyn Network>) {
     (store, network)
 }
 
-fn compute_in(network: &dyn Network, exec: Exec) -> usize {
-    let several = network.sites().into_iter().filter(|site| site.execs().contains(&exec));
-    several.map(|site| site.set_exec(exec)).count()
+fn compute_in(network: &dyn Network, algorithm: TrainAlgorithm) -> usize {
+    let several = network.sites().into_iter().filter(|site| site.algorithms().contains(&algorithm));
+    several.map(|site| site.set_algorithm(algorithm)).count()
 }
 
 /// Loss and gradients of one batch, and the running statistics that it leaves.
@@ -45,11 +45,11 @@ fn step(store: &nn::VarStore, network: &dyn Network, x: &Tensor, labels: &Tensor
 /// Float64, so that the ways differ by rounding alone: about 1e-12 through twenty layers; 1e-10.
 #[test]
 fn a_whole_network_has_the_same_gradients_however_it_is_computed() {
-    use Exec::*;
+    use TrainAlgorithm::*;
     let _turn = common::turn();
     let (points, windows) =
         (["{name: smallnet}", "{name: mobilenet_v2, width: 0.35, stem: cifar, dropout: 0}"], ["{name: resnet20}"]);
-    let cases: [(&[&str], &str, &[Exec]); 10] = [
+    let cases: [(&[&str], &str, &[TrainAlgorithm]); 10] = [
         (&points, "{name: plain}", &[Moments]),
         (&points, "{name: maconv}", &[Moments, Features]),
         (&points, "{name: mdconv}", &[Moments, Features, PerSample]),
@@ -61,24 +61,24 @@ fn a_whole_network_has_the_same_gradients_however_it_is_computed() {
         (&windows, "{name: mobileone, branches: 2}", &[Moments, Features]),
         (&windows, "{name: acb}", &[Features]),
     ];
-    for (nets, options, execs) in cases {
+    for (nets, options, algorithms) in cases {
         for net in nets {
-            let run = |exec| {
+            let run = |algorithm| {
                 let (mut store, network) = built(net, options);
                 store.double();
-                let sites = compute_in(&*network, exec);
+                let sites = compute_in(&*network, algorithm);
                 let x = Tensor::randn([6, 3, 16, 16], (Kind::Double, Device::Cpu));
                 let labels = Tensor::arange(6, (Kind::Int64, Device::Cpu));
                 (sites, step(&store, &*network, &x, &labels))
             };
             let (_, expected) = run(Branches);
-            for exec in Exec::ALL.into_iter().skip(1) {
-                let (sites, found) = run(exec);
-                assert_eq!(sites > 0, execs.contains(&exec), "{net} {options} {exec:?}");
+            for algorithm in TrainAlgorithm::ALL.into_iter().skip(1) {
+                let (sites, found) = run(algorithm);
+                assert_eq!(sites > 0, algorithms.contains(&algorithm), "{net} {options} {algorithm:?}");
                 for (name, expected) in expected.iter().filter(|_| sites > 0) {
                     let scale = expected.abs().max().double_value(&[]).max(1.);
                     let error = (&found[name] - expected).abs().max().double_value(&[]) / scale;
-                    assert!(error < 1e-10, "{net} {options} {exec:?} {name}: {error:e}");
+                    assert!(error < 1e-10, "{net} {options} {algorithm:?} {name}: {error:e}");
                 }
             }
         }
@@ -90,20 +90,20 @@ fn a_whole_network_has_the_same_gradients_however_it_is_computed() {
 fn what_has_no_moments_is_trained_in_branches() {
     let _turn = common::turn();
     for (kind, size) in [(Kind::BFloat16, [2, 3, 16, 16]), (Kind::Float, [1, 3, 1, 1])] {
-        let run = |exec| {
+        let run = |algorithm| {
             let (mut store, network) = built("{name: smallnet}", "{name: mdconv}");
             if kind == Kind::BFloat16 {
                 store.bfloat16();
             }
-            assert!(compute_in(&*network, exec) > 0);
+            assert!(compute_in(&*network, algorithm) > 0);
             let x = Tensor::randn(size, (Kind::Float, Device::Cpu)).to_kind(kind);
             step(&store, &*network, &x, &Tensor::zeros([size[0]], (Kind::Int64, Device::Cpu)))
         };
-        let expected = run(Exec::Branches);
-        for exec in [Exec::Moments, Exec::Features, Exec::PerSample] {
-            for (name, found) in run(exec) {
-                assert!(bool::try_from(found.isfinite().all()).unwrap(), "{kind:?} {exec:?} {name}");
-                assert!(found.equal(&expected[&name]), "{kind:?} {exec:?} {name}");
+        let expected = run(TrainAlgorithm::Branches);
+        for algorithm in [TrainAlgorithm::Moments, TrainAlgorithm::Features, TrainAlgorithm::PerSample] {
+            for (name, found) in run(algorithm) {
+                assert!(bool::try_from(found.isfinite().all()).unwrap(), "{kind:?} {algorithm:?} {name}");
+                assert!(found.equal(&expected[&name]), "{kind:?} {algorithm:?} {name}");
             }
         }
     }
@@ -118,9 +118,9 @@ fn blobs() -> (Tensor, Tensor) {
 
 /// The losses of two hundred steps in float32 on batches of 32. `turned` turns the order of the images of each batch by so many: sums are
 /// taken in another order, and nothing else changes.
-fn losses(options: &str, exec: Exec, lr: f64, turned: i64) -> Vec<f64> {
+fn losses(options: &str, algorithm: TrainAlgorithm, lr: f64, turned: i64) -> Vec<f64> {
     let (store, network) = built("{name: smallnet}", options);
-    compute_in(&*network, exec);
+    compute_in(&*network, algorithm);
     let mut optimizer = nn::OptimizerConfig::build(nn::sgd(0.9, 0., 5e-4, false), &store, lr).unwrap();
     let (x, labels) = blobs();
     let batch = |all: &Tensor, at: i64| all.narrow(0, at % 4 * 32, 32).roll([turned], [0]);
@@ -141,16 +141,19 @@ fn apart(a: &[f64], b: &[f64]) -> f64 {
 #[test]
 fn two_hundred_slow_steps_in_float32_are_the_same_to_a_thousandth() {
     let _turn = common::turn();
-    for (options, exec) in
-        [("{name: maconv}", Exec::Moments), ("{name: mobileone}", Exec::Moments), ("{name: mdconv}", Exec::PerSample)]
-    {
-        let (expected, found) = (losses(options, Exec::Branches, 2e-4, 0), losses(options, exec, 2e-4, 0));
+    for (options, algorithm) in [
+        ("{name: maconv}", TrainAlgorithm::Moments),
+        ("{name: mobileone}", TrainAlgorithm::Moments),
+        ("{name: mdconv}", TrainAlgorithm::PerSample),
+    ] {
+        let (expected, found) =
+            (losses(options, TrainAlgorithm::Branches, 2e-4, 0), losses(options, algorithm, 2e-4, 0));
         assert!(
             expected[196..].iter().sum::<f64>() < 0.95 * expected[..4].iter().sum::<f64>(),
             "it learns: {expected:?}"
         );
         assert_ne!(expected, found, "two ways were run");
-        assert!(apart(&expected, &found) < 1e-3, "{options} {exec:?}: {:e}", apart(&expected, &found));
+        assert!(apart(&expected, &found) < 1e-3, "{options} {algorithm:?}: {:e}", apart(&expected, &found));
     }
 }
 
@@ -160,26 +163,28 @@ fn two_hundred_slow_steps_in_float32_are_the_same_to_a_thousandth() {
 #[test]
 fn two_hundred_fast_steps_stray_no_further_than_the_branches_with_other_sums() {
     let _turn = common::turn();
-    for (options, exec) in [("{name: maconv}", Exec::Moments), ("{name: mdconv}", Exec::PerSample)] {
-        let expected = losses(options, Exec::Branches, 0.02, 0);
-        let found = apart(&expected, &losses(options, exec, 0.02, 0));
-        let own = [1, 7, 17].map(|turned| apart(&expected, &losses(options, Exec::Branches, 0.02, turned)));
+    for (options, algorithm) in
+        [("{name: maconv}", TrainAlgorithm::Moments), ("{name: mdconv}", TrainAlgorithm::PerSample)]
+    {
+        let expected = losses(options, TrainAlgorithm::Branches, 0.02, 0);
+        let found = apart(&expected, &losses(options, algorithm, 0.02, 0));
+        let own = [1, 7, 17].map(|turned| apart(&expected, &losses(options, TrainAlgorithm::Branches, 0.02, turned)));
         let furthest = own.iter().copied().fold(0., f64::max);
         println!("{options} {found:e} {own:?}");
         assert!(furthest > 0., "another order is another rounding");
-        assert!(found < 10. * furthest, "{options} {exec:?}: {found:e}, in other orders {own:?}");
+        assert!(found < 10. * furthest, "{options} {algorithm:?}: {found:e}, in other orders {own:?}");
     }
 }
 
 /// The mean loss of the last eight steps of a trial on `shapes`.
-fn end(seed: u64, exec: &str) -> f64 {
+fn end(seed: u64, algorithm: &str) -> f64 {
     let yaml = format!(
         "{{data: {{name: shapes, train: 512, test: 10}}, net: {{name: smallnet}}, operator: {{name: maconv}},
-          train: {{epochs: 3, batch: 32, exec: {exec}}}, seed: {seed}}}"
+          train: {{epochs: 3, batch: 32, algorithm: {algorithm}}}, seed: {seed}}}"
     );
     let config = Config::new(&serde_yaml::from_str(&yaml).unwrap(), "a trial").unwrap();
     let mut trainer = Trainer::new(&config, config.data.load().unwrap(), Device::Cpu).unwrap();
-    settle(&trainer.network, config.data.spec(), &config.train, &Execs::new());
+    settle(&trainer.network, config.data.spec(), &config.train, &TrainAlgorithms::new());
     let mut losses = Vec::new();
     for epoch in 0..3 {
         for (step, batch) in (0..).zip(trainer.batches(epoch, 0)) {

@@ -3,27 +3,27 @@
 use crate::common;
 use foldconv::native::Waits;
 use foldconv::net::Form;
-use foldconv::train::algorithm::{Execs, settle};
+use foldconv::train::algorithm::{TrainAlgorithms, settle};
 use foldconv::train::evaluate::evaluate;
 use foldconv::train::trainer::Trainer;
 use tch::Device;
 
 /// Of batches that are gathered as on a GPU, or made by the CPU.
-fn trainer(operator: &str, exec: &str, augment: &str, gathered: bool) -> Trainer {
+fn trainer(operator: &str, algorithm: &str, augment: &str, gathered: bool) -> Trainer {
     let yaml = format!(
         "{{data: {{name: shapes, train: 96, test: 300, augment: {{pad: 2, crop: 32, flip: true{augment}}}}}, net: {{name: smallnet}}, \
-          operator: {{name: {operator}}}, train: {{batch: 32, exec: {exec}}}}}"
+          operator: {{name: {operator}}}, train: {{batch: 32, algorithm: {algorithm}}}}}"
     );
     let trainer = common::network::trainer(&yaml, gathered);
     let config = &trainer.config;
-    settle(&trainer.network, config.data.spec(), &config.train, &Execs::new());
+    settle(&trainer.network, config.data.spec(), &config.train, &TrainAlgorithms::new());
     trainer
 }
 
 #[test]
 fn no_step_waits_for_the_device() {
     let _turn = common::turn();
-    for (operator, exec, augment, gathered) in [
+    for (operator, algorithm, augment, gathered) in [
         ("plain", "branches", "", false),
         ("plain", "moments", "", false),
         ("maconv", "moments", "", true),
@@ -32,7 +32,7 @@ fn no_step_waits_for_the_device() {
         ("dcd", "per_sample", ", mixup: 0.2", false),
         ("condconv", "branches", ", cutout: 8, mixup: 0.2", true),
     ] {
-        let mut trainer = trainer(operator, exec, augment, gathered);
+        let mut trainer = trainer(operator, algorithm, augment, gathered);
         // What is measured when a shape is first met is over.
         let first = trainer.batches(0, 0).next().unwrap().unwrap();
         let _loss = trainer.step(&first, 0, 0);
@@ -40,7 +40,7 @@ fn no_step_waits_for_the_device() {
         let waits = Waits::count();
         let losses: Vec<_> =
             (1..3).zip(trainer.batches(0, 1)).map(|(step, batch)| trainer.step(&batch.unwrap(), 0, step)).collect();
-        assert_eq!(waits.so_far(), 0, "{operator} {exec}");
+        assert_eq!(waits.so_far(), 0, "{operator} {algorithm}");
         let values: Vec<f64> = losses.iter().map(|loss| loss.double_value(&[])).collect();
         assert!(values.iter().all(|value| value.is_finite()));
         assert_eq!(waits.so_far(), 2, "each number that is read is counted");

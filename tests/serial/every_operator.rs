@@ -94,7 +94,7 @@ fn every_row_trains_in_bfloat16_and_keeps_float32() {
         let losses = ["fp32", "bf16"].map(|precision| {
             let mut config = config(row).unwrap();
             config.train =
-                serde_yaml::from_str(&format!("{{batch: 64, precision: {precision}, exec: branches}}")).unwrap();
+                serde_yaml::from_str(&format!("{{batch: 64, precision: {precision}, algorithm: branches}}")).unwrap();
             let mut trainer = Trainer::new(&config, config.data.load().unwrap(), Device::Cpu).unwrap();
             let batch = trainer.batches(0, 0).next().unwrap().unwrap();
             let losses = [0, 1].map(|step| trainer.step(&batch, 0, step).double_value(&[]));
@@ -216,9 +216,9 @@ fn a_block_shares_what_its_input_makes() {
         let row = format!("operator: {{name: {name}, shared: true}}\napply_to: [pointwise, depthwise]");
         let built = config(&row).unwrap().build(Form::Expanded, Device::Cpu).unwrap();
         let x = Tensor::randn([2, 3, 32, 32], (Kind::Float, Device::Cpu));
-        let (sites, commons) = (built.network.sites(), built.network.commons());
+        let (sites, extras) = (built.network.sites(), built.network.extras());
         let mut y = sites[0].forward_t(&x, false);
-        for (pair, common) in sites[1..].chunks(2).zip(commons) {
+        for (pair, common) in sites[1..].chunks(2).zip(extras) {
             let shared = common.share(&y, false);
             y = pair.iter().fold(y, |y, site| site.forward(&y, shared.as_ref(), false));
         }

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 /// Operators of all kinds: folded, with a kernel a sample (whose convolutions are timed), with a temperature.
 const FOUR: &str = "data: {name: shapes, train: 96, test: 32}
 net: {name: smallnet, width: 0.5}
-train: {epochs: 3, batch: 32, exec: branches}
+train: {epochs: 3, batch: 32, algorithm: branches}
 axes:
   operator:
     - {name: maconv, intermediate: 4}

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 const TWELVE: &str = "data: {name: shapes, train: 64, test: 32}
 net: {name: smallnet, width: 0.5}
 operator: {name: maconv, intermediate: 4}
-train: {epochs: 3, batch: 32, exec: branches}
+train: {epochs: 3, batch: 32, algorithm: branches}
 axes: {operator.bypass: [true, false], train.lr: [0.1, 0.05]}
 seeds: 3
 ";

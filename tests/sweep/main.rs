@@ -4,6 +4,7 @@
 mod common;
 
 mod ablations;
+mod earlier;
 mod experiments;
 mod interrupted;
 mod runs;

@@ -1,16 +1,16 @@
-//! Choice of the fastest execution of each compact operator, measured at the input shape of its
+//! Choice of the fastest algorithm of each compact operator, measured at the input shape of its
 //! site.
 
 use crate::net::Built;
 use crate::net::InputSpec;
-use crate::net::{Plan, Site};
-use crate::op::compact::per_sample::{Execution, PerSample};
+use crate::net::{CompactAlgorithms, Site};
+use crate::op::compact::per_sample::{CompactAlgorithm, PerSample};
 use crate::timing;
 use crate::trace;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-/// The chosen executions of a model file, and the conditions under which they were measured.
+/// The chosen algorithms of a model file, and the conditions under which they were measured.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Tuned {
     /// Number of images per batch.
@@ -19,30 +19,31 @@ pub struct Tuned {
     pub device: String,
     /// Number of CPU threads.
     pub threads: usize,
-    /// Execution of each site that has more than one.
-    pub executions: Plan,
+    /// CompactAlgorithm of each site that has more than one.
+    #[serde(rename = "executions")]
+    pub algorithms: CompactAlgorithms,
 }
 
-/// The timed executions of one site.
+/// The timed algorithms of one site.
 #[derive(Clone, Debug, Serialize)]
 pub struct Choice {
     /// Name of the site.
     pub site: String,
     /// Shape of the input.
     pub input: Vec<i64>,
-    /// Median time of each execution in milliseconds.
-    pub milliseconds: Vec<(Execution, f64)>,
-    /// The fastest execution.
-    pub chosen: Execution,
+    /// Median time of each algorithm in milliseconds.
+    pub milliseconds: Vec<(CompactAlgorithm, f64)>,
+    /// The fastest algorithm.
+    pub chosen: CompactAlgorithm,
 }
 
-/// Times the executions of each site that has more than one, for a batch of `batch` images.
+/// Times the algorithms of each site that has more than one, for a batch of `batch` images.
 pub fn by_latency(network: &Built, spec: InputSpec, batch: i64) -> Vec<Choice> {
     let device = network.store.device();
     let x = channels_last(&[batch, spec.channels, spec.size, spec.size], device);
     let (_, trace) = trace::record(|| tch::no_grad(|| network.network.forward_t(&x, false)));
     let sites = network.network.sites();
-    let several = |site: &&Site| site.per_sample().is_some_and(|kernels| kernels.executions().len() > 1);
+    let several = |site: &&Site| site.per_sample().is_some_and(|kernels| kernels.algorithms().len() > 1);
     let shapes = sites.into_iter().zip(trace.sites).filter(|(site, _)| several(site));
     shapes.filter_map(|(site, trace)| Some(time(&site.name, site.per_sample()?, trace.input, device))).collect()
 }
@@ -50,8 +51,8 @@ pub fn by_latency(network: &Built, spec: InputSpec, batch: i64) -> Vec<Choice> {
 fn time(site: &str, kernels: &PerSample, input: Vec<i64>, device: Device) -> Choice {
     const ROUNDS: usize = 15;
     let x = channels_last(&input, device);
-    let run = |execution| drop(tch::no_grad(|| kernels.apply_as(execution, &x, None)));
-    let ways = kernels.executions();
+    let run = |algorithm| drop(tch::no_grad(|| kernels.apply_with(algorithm, &x, None)));
+    let ways = kernels.algorithms();
     let runs: Vec<Box<dyn Fn()>> = ways.iter().map(|way| Box::new(move || run(*way)) as Box<dyn Fn()>).collect();
     let runs: Vec<&dyn Fn()> = runs.iter().map(|run| &**run).collect();
     // The first passes include one-time setup and are not counted.
@@ -77,7 +78,7 @@ mod tests {
     use crate::op::{OperatorConfig, Resolved};
     use std::time::Duration;
 
-    /// A maker of kernels of ones, with the time that each execution takes in addition.
+    /// A maker of kernels of ones, with the time that each algorithm takes in addition.
     #[derive(Debug)]
     struct Slow {
         kernels: Duration,
@@ -110,12 +111,14 @@ mod tests {
     #[test]
     fn the_fastest_way_is_chosen() {
         let (short, long) = (Duration::ZERO, Duration::from_millis(5));
-        for (kernels, features, fastest) in [(long, short, Execution::Features), (short, long, Execution::Kernels)] {
+        for (kernels, features, fastest) in
+            [(long, short, CompactAlgorithm::Features), (short, long, CompactAlgorithm::Kernels)]
+        {
             let compact = PerSample::new(Slow { kernels, features }, Geometry::same(3, 2, 1));
             let choice = time("a", &compact, vec![1, 3, 2, 2], Device::Cpu);
             assert_eq!(choice.chosen, fastest, "{choice:?}");
             let ways = choice.milliseconds.iter().map(|(way, _)| *way);
-            assert_eq!(ways.collect::<Vec<_>>(), [Execution::Kernels, Execution::Features]);
+            assert_eq!(ways.collect::<Vec<_>>(), [CompactAlgorithm::Kernels, CompactAlgorithm::Features]);
         }
     }
 

@@ -149,7 +149,7 @@ pub fn norm_sum(terms: &[Term], momentum: f64, eps: f64, low: f64, high: f64) ->
 /// A batch norm after a 1x1 kernel: the arguments of PyTorch's batch_norm, each (C_out), and the
 /// kernel's own bias.
 #[derive(Clone, Copy, Debug)]
-pub struct Behind<'a> {
+pub struct BatchNormArgs<'a> {
     /// gamma.
     pub weight: &'a Tensor,
     /// beta.
@@ -171,13 +171,13 @@ pub struct Behind<'a> {
 /// If the shapes don't fit, or libtorch is out of memory.
 pub fn fold_norm(
     kernel: &Tensor,
-    norm: &Behind,
+    norm: &BatchNormArgs,
     [mean, covariance]: [&Tensor; 2],
     positions: f64,
     momentum: f64,
     eps: f64,
 ) -> Option<[Tensor; 2]> {
-    let Behind { weight, bias, running_mean, running_var, kernel_bias } = *norm;
+    let BatchNormArgs { weight, bias, running_mean, running_var, kernel_bias } = *norm;
     let all = [kernel, weight, bias, mean, covariance, running_mean, running_var];
     if !all.iter().all(|tensor| tensor.device() == Device::Cpu) {
         return None;
@@ -235,7 +235,7 @@ pub fn pool(x: &Tensor) -> Option<[Tensor; 2]> {
 /// these moments. The gradient of x is written once for all convolutions and the moments together.
 /// The moments are those of the whole map, or of each sample, which then has its own kernels.
 #[derive(Debug)]
-pub struct Space {
+pub struct MomentMap {
     handle: *mut c_void,
     /// Mean (C), or (N, C) per sample; float64, differentiable.
     pub mean: Tensor,
@@ -243,25 +243,25 @@ pub struct Space {
     pub covariance: Tensor,
 }
 
-impl Space {
+impl MomentMap {
     /// Computes the moments of a map; None for a map that the loops do not support (another device
     /// or precision).
     ///
     /// # Panics
     /// If libtorch is out of memory.
-    pub fn new(x: &Tensor) -> Option<Space> {
-        Space::of(x, false)
+    pub fn new(x: &Tensor) -> Option<MomentMap> {
+        MomentMap::of(x, false)
     }
 
     /// Computes the moments of each sample of a map; None for a map that the loops do not support.
     ///
     /// # Panics
     /// If libtorch is out of memory.
-    pub fn per_sample(x: &Tensor) -> Option<Space> {
-        Space::of(x, true)
+    pub fn per_sample(x: &Tensor) -> Option<MomentMap> {
+        MomentMap::of(x, true)
     }
 
-    fn of(x: &Tensor, per_sample: bool) -> Option<Space> {
+    fn of(x: &Tensor, per_sample: bool) -> Option<MomentMap> {
         if !takes(x) {
             return None;
         }
@@ -274,7 +274,7 @@ impl Space {
                 panic!("moments: {}", take(error));
             }
             let [mean, covariance] = moments.map(|tensor| Tensor::from_ptr(tensor));
-            Some(Space { handle, mean, covariance })
+            Some(MomentMap { handle, mean, covariance })
         }
     }
 }
@@ -285,7 +285,7 @@ impl Space {
 ///
 /// # Panics
 /// If the shapes don't fit, or libtorch is out of memory.
-pub fn convolve(terms: &[(&Space, &Tensor)], bias: &Tensor, low: f64, high: f64) -> Tensor {
+pub fn convolve(terms: &[(&MomentMap, &Tensor)], bias: &Tensor, low: f64, high: f64) -> Tensor {
     let spaces: Vec<*const c_void> = terms.iter().map(|(space, _)| space.handle.cast_const()).collect();
     let weights: Vec<*const C_tensor> = terms.iter().map(|(_, weight)| weight.as_ptr()).collect();
     let mut error = std::ptr::null_mut();
@@ -328,7 +328,7 @@ pub fn weigh(map: &Tensor, gates: &Tensor) -> Option<Tensor> {
     }
 }
 
-impl Drop for Space {
+impl Drop for MomentMap {
     fn drop(&mut self) {
         // SAFETY: the handle was made by foldconv_space and is freed once.
         unsafe { foldconv_space_free(self.handle) }
@@ -394,7 +394,7 @@ fn trampoline<F: FnMut(&Tensor) -> Tensor>(forward: &mut F) -> (Forward, *mut c_
 ///
 /// # Errors
 /// libtorch's message if it can't read the file.
-pub fn graph(path: &Path, x: &Tensor) -> Result<(String, Vec<Tensor>), String> {
+pub fn torchscript(path: &Path, x: &Tensor) -> Result<(String, Vec<Tensor>), String> {
     let path = CString::new(path.as_os_str().as_encoded_bytes()).map_err(|error| error.to_string())?;
     let (mut tensors, mut count, mut error) = (std::ptr::null_mut(), 0, std::ptr::null_mut());
     // SAFETY: `path` ends with a zero. On success the string and the array are ours to free, and

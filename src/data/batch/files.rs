@@ -8,7 +8,7 @@ use crate::data::augment::image::View;
 use crate::data::augment::normalise::{Normalisation, Normaliser};
 use crate::data::augment::transform::Transform;
 use crate::data::folder::files::Files;
-use crate::data::pipeline::{Pipeline, Plan, Work};
+use crate::data::pipeline::{EpochPlan, Pipeline, Work};
 use anyhow::{Result, bail};
 use std::sync::Arc;
 use tch::{Device, Tensor};
@@ -42,7 +42,7 @@ impl Reader {
 
     /// The images of `order`, `size` at a time, as drawn for (seed, epoch).
     pub fn batches(&self, order: Vec<i64>, size: usize, seed: u64, epoch: u64) -> Stream {
-        let plan = Plan {
+        let plan = EpochPlan {
             items: order.len(),
             batch: size,
             row: self.transform.size().pow(2) * CHANNELS,

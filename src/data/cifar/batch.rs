@@ -1,6 +1,6 @@
 //! One file of CIFAR: images and labels in either encoding, or the names of the classes.
 
-use super::{Encoding, Form, PIXELS, Variant};
+use super::{Distribution, Encoding, PIXELS, Variant};
 use crate::bad_request;
 use crate::data::pickle::{Array, Pickle};
 use anyhow::Result;
@@ -19,7 +19,7 @@ pub struct Batch {
 }
 
 /// Refuses a file that is larger than the official one can be, before it is read. `path` names it in errors.
-pub fn check_size(variant: &Variant, form: &Form, file: &str, path: &str, size: u64) -> Result<()> {
+pub fn check_size(variant: &Variant, form: &Distribution, file: &str, path: &str, size: u64) -> Result<()> {
     let (most, what) = match (variant.records(form, file), form.encoding) {
         (None, _) => (MOST_NAMES, "of a file with names".to_string()),
         (Some(records), Encoding::Binary { label_bytes }) => {
@@ -37,7 +37,7 @@ pub fn check_size(variant: &Variant, form: &Form, file: &str, path: &str, size: 
 }
 
 /// Reads the images of a file.
-pub fn read(variant: &Variant, form: &Form, file: &str, path: &str, bytes: &[u8]) -> Result<Batch> {
+pub fn read(variant: &Variant, form: &Distribution, file: &str, path: &str, bytes: &[u8]) -> Result<Batch> {
     let most = variant.records(form, file).unwrap_or(0);
     let (classes, pixels) = match form.encoding {
         Encoding::Binary { label_bytes } => read_binary(label_bytes, path, bytes, most)?,
@@ -125,7 +125,7 @@ fn interleave(planes: &[u8], pixels: &mut Vec<u8>) {
 }
 
 /// Reads the names of the classes.
-pub fn read_names(variant: &Variant, form: &Form, path: &str, bytes: &[u8]) -> Result<Vec<String>> {
+pub fn read_names(variant: &Variant, form: &Distribution, path: &str, bytes: &[u8]) -> Result<Vec<String>> {
     let names: Vec<String> = match form.encoding {
         Encoding::Binary { .. } => String::from_utf8_lossy(bytes)
             .lines()

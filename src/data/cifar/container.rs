@@ -1,6 +1,6 @@
 //! Finding CIFAR under the folder that the user gave, and reading its files from a folder or an archive.
 
-use super::{Form, HOME, Variant, batch};
+use super::{Distribution, HOME, Variant, batch};
 use crate::{bad_request, files};
 use anyhow::Result;
 use flate2::read::GzDecoder;
@@ -22,14 +22,14 @@ pub enum Container {
 type Visitor<'v> = &'v mut dyn FnMut(&str, &str, &[u8]) -> Result<()>;
 
 /// The first of: a folder below `root`, `root` itself, an archive below `root`; `root` may also be an archive.
-pub fn locate<'v>(variant: &'v Variant, root: &Path) -> Result<(&'v Form, Container)> {
+pub fn locate<'v>(variant: &'v Variant, root: &Path) -> Result<(&'v Distribution, Container)> {
     let forms = &variant.forms;
     let [binary, python] = forms;
     if root.is_dir() {
         if let Some(form) = forms.iter().find(|form| root.join(form.folder).is_dir()) {
             return Ok((form, Container::Folder(root.join(form.folder))));
         }
-        let is_own = |form: &&Form| {
+        let is_own = |form: &&Distribution| {
             root.file_name().is_some_and(|name| name == form.folder)
                 || form.batches().any(|file| root.join(file).is_file())
         };
@@ -72,14 +72,14 @@ impl Container {
     }
 
     /// Hands over every file of the form that is there, one at a time; a file that is too large isn't read.
-    pub fn visit(&self, variant: &Variant, form: &Form, visitor: Visitor) -> Result<()> {
+    pub fn visit(&self, variant: &Variant, form: &Distribution, visitor: Visitor) -> Result<()> {
         match self {
             Container::Folder(folder) => self.visit_folder(folder, variant, form, visitor),
             Container::Archive(archive) => self.visit_archive(archive, variant, form, visitor),
         }
     }
 
-    fn visit_folder(&self, folder: &Path, variant: &Variant, form: &Form, visitor: Visitor) -> Result<()> {
+    fn visit_folder(&self, folder: &Path, variant: &Variant, form: &Distribution, visitor: Visitor) -> Result<()> {
         for file in form.batches().chain([form.names]) {
             let path = self.path_of(file);
             // A file that isn't there is for the caller to judge: the names are optional.
@@ -90,7 +90,7 @@ impl Container {
         Ok(())
     }
 
-    fn visit_archive(&self, archive: &Path, variant: &Variant, form: &Form, visitor: Visitor) -> Result<()> {
+    fn visit_archive(&self, archive: &Path, variant: &Variant, form: &Distribution, visitor: Visitor) -> Result<()> {
         let stream = match File::open(archive) {
             Ok(file) => GzDecoder::new(BufReader::new(file)).take(MOST_UNPACKED),
             Err(error) => bad_request!("{}: cannot read: {error}", archive.display()),

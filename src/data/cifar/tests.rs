@@ -24,7 +24,7 @@ fn planes(image: usize) -> Vec<u8> {
 }
 
 /// A set of two images a training file and three in the test file.
-fn files(variant: &Variant, form: &Form) -> Files {
+fn files(variant: &Variant, form: &Distribution) -> Files {
     let mut files = Files::new();
     let mut next = 0;
     for file in form.batches() {
@@ -80,7 +80,7 @@ fn python2(labels_key: &str, labels: &[u8], pixels: &[u8]) -> Vec<u8> {
     bytes
 }
 
-fn write_folder(root: &Path, form: &Form, files: &Files) -> PathBuf {
+fn write_folder(root: &Path, form: &Distribution, files: &Files) -> PathBuf {
     let folder = root.join(form.folder);
     std::fs::create_dir_all(&folder).unwrap();
     for (file, content) in files {
@@ -89,7 +89,7 @@ fn write_folder(root: &Path, form: &Form, files: &Files) -> PathBuf {
     folder
 }
 
-fn write_archive(root: &Path, form: &Form, files: &Files) -> PathBuf {
+fn write_archive(root: &Path, form: &Distribution, files: &Files) -> PathBuf {
     let path = root.join(form.archive);
     let mut tar = tar::Builder::new(GzEncoder::new(std::fs::File::create(&path).unwrap(), Compression::fast()));
     let mut append = |name: &str, content: &[u8]| {
@@ -105,12 +105,12 @@ fn write_archive(root: &Path, form: &Form, files: &Files) -> PathBuf {
     path
 }
 
-fn each_form() -> impl Iterator<Item = (&'static Variant, &'static Form)> {
+fn each_form() -> impl Iterator<Item = (&'static Variant, &'static Distribution)> {
     [&CIFAR10, &CIFAR100].into_iter().flat_map(|variant| variant.forms.iter().map(move |form| (variant, form)))
 }
 
 /// Every pixel and label of a set that [`files`] made.
-fn check(variant: &Variant, form: &Form, data: &Dataset) {
+fn check(variant: &Variant, form: &Distribution, data: &Dataset) {
     let in_train = 2 * form.train.len();
     for (split, images) in [(&data.train, 0..in_train), (&data.test, in_train..in_train + 3)] {
         assert_eq!(split.images.size(), [images.len() as i64, 32, 32, 3]);
@@ -234,7 +234,7 @@ fn a_missing_file_is_named() {
 }
 
 /// Replaces one file and checks the refusal, from a folder and from an archive.
-fn refused_with(variant: &Variant, form: &Form, file: &'static str, content: &[u8], part: &str) {
+fn refused_with(variant: &Variant, form: &Distribution, file: &'static str, content: &[u8], part: &str) {
     let (folders, archives) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let mut files = files(variant, form);
     files.insert(file, content.to_vec());

@@ -2,7 +2,7 @@
 
 use super::files::Files;
 use crate::data::dataset::moments;
-use crate::data::pipeline::{Pipeline, Plan, Work};
+use crate::data::pipeline::{EpochPlan, Pipeline, Work};
 use crate::data::provenance::Damaged;
 use anyhow::Result;
 use std::sync::Arc;
@@ -55,7 +55,7 @@ impl Work for Decoded {
 pub fn check(files: &Arc<Files>, twice: bool) -> Result<Checked> {
     let workers = crate::device::set_threads(None);
     // Nothing is written to the rows; a batch is a few images a thread, so that none waits long.
-    let plan = Plan { items: files.len(), batch: 8 * workers, row: 1, workers, ahead: 2 };
+    let plan = EpochPlan { items: files.len(), batch: 8 * workers, row: 1, workers, ahead: 2 };
     let (mut damaged, mut total) = (Vec::new(), [[0; 256]; 3]);
     let mut item = 0;
     for batch in Pipeline::new(Decoded { files: Arc::clone(files), twice }, plan) {

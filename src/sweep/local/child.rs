@@ -4,7 +4,7 @@ use crate::error::{DISK_FULL, OUT_OF_MEMORY, gpu_lost, out_of_memory};
 use crate::sweep::local::machine;
 use crate::sweep::local::program::{Program, last_line, signal};
 use crate::sweep::local::slots::Slot;
-use crate::sweep::local::worker::{Left, Worker};
+use crate::sweep::local::worker::{Exit, Worker};
 use crate::sweep::queue::{Claim, End};
 use crate::sweep::state::State;
 use crate::train::checkpoint;
@@ -45,7 +45,7 @@ pub struct Running {
     host: Host,
     /// Whether its slot has a GPU of its own.
     on_gpu: bool,
-    told: Option<(Told, Instant)>,
+    told: Option<(StopReason, Instant)>,
     killed: bool,
     /// Where in log.txt this run begins.
     log: u64,
@@ -61,7 +61,7 @@ enum Host {
 
 /// Why a trial was told to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Told {
+enum StopReason {
     Stop,
     Prune(u64),
     TimeIsUp(Duration),
@@ -100,23 +100,23 @@ impl Running {
 
     /// Tells it to write its checkpoint and end; it goes on another time.
     pub fn stop(&mut self) {
-        self.tell(Told::Stop);
+        self.tell(StopReason::Stop);
     }
 
     /// Ends it at once, after so many epochs: what it had is not needed any more.
     pub fn prune(&mut self, epoch: u64) {
-        self.tell(Told::Prune(epoch));
+        self.tell(StopReason::Prune(epoch));
     }
 
     /// Tells it to end where it runs or is silent longer than it may, and kills it where it has not listened for as long as `grace`.
     pub fn limit(&mut self, Limits { time, stall }: Limits, grace: Duration) {
         if let Some(limit) = time.filter(|limit| self.started.elapsed() > *limit) {
-            self.tell(Told::TimeIsUp(limit));
+            self.tell(StopReason::TimeIsUp(limit));
         }
         if let Some(limit) = stall.filter(|limit| self.silence() > *limit) {
-            self.tell(Told::Stalled(limit));
+            self.tell(StopReason::Stalled(limit));
         }
-        if let Some((Told::TimeIsUp(_) | Told::Stalled(_), since)) = self.told
+        if let Some((StopReason::TimeIsUp(_) | StopReason::Stalled(_), since)) = self.told
             && since.elapsed() > grace
             && !self.killed
         {
@@ -135,15 +135,15 @@ impl Running {
     }
 
     /// The first reason counts.
-    fn tell(&mut self, told: Told) {
+    fn tell(&mut self, told: StopReason) {
         if self.told.is_some() {
             return;
         }
         self.told = Some((told, Instant::now()));
         match (&self.host, told) {
-            (Host::Process(child), Told::Prune(_)) => signal(child, libc::SIGKILL),
+            (Host::Process(child), StopReason::Prune(_)) => signal(child, libc::SIGKILL),
             (Host::Process(child), _) => signal(child, libc::SIGTERM),
-            (Host::Worker(worker), Told::Prune(_)) => worker.borrow().end(&self.claim.hash),
+            (Host::Worker(worker), StopReason::Prune(_)) => worker.borrow().end(&self.claim.hash),
             (Host::Worker(worker), _) => worker.borrow().stop(&self.claim.hash),
         }
     }
@@ -159,8 +159,8 @@ impl Running {
                 None => return Ok(None),
             },
             Host::Worker(worker) => match worker.borrow_mut().ended(&self.claim.hash)? {
-                Some(Left::Alone(status)) => (ExitStatus::from_raw(i32::from(status) << 8), None),
-                Some(Left::WithAll(status, said)) => (status, Some(said)),
+                Some(Exit::Alone(status)) => (ExitStatus::from_raw(i32::from(status) << 8), None),
+                Some(Exit::WithAll(status, said)) => (status, Some(said)),
                 None => return Ok(None),
             },
         };
@@ -184,13 +184,13 @@ impl Running {
     /// What the end of its process means, after what it was told.
     fn end(&self, status: ExitStatus, last: &str) -> End {
         match self.told {
-            Some((Told::Stop, _)) => End::Stopped,
-            Some((Told::Prune(epoch), _)) => End::Pruned(epoch),
-            Some((Told::TimeIsUp(limit), _)) => {
+            Some((StopReason::Stop, _)) => End::Stopped,
+            Some((StopReason::Prune(epoch), _)) => End::Pruned(epoch),
+            Some((StopReason::TimeIsUp(limit), _)) => {
                 let message = format!("took longer than {}", clock(limit.as_secs_f64()));
                 End::Died { state: State::TimedOut, message, may_heal: false }
             }
-            Some((Told::Stalled(limit), _)) => {
+            Some((StopReason::Stalled(limit), _)) => {
                 let message = format!("made no progress for {}", clock(limit.as_secs_f64()));
                 End::Died { state: State::Failed, message, may_heal: true }
             }

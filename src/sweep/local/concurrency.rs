@@ -13,7 +13,7 @@ pub const WINDOW: Duration = Duration::from_secs(20);
 
 /// The trials of a GPU, while it is found out how many it is to have.
 #[derive(Debug)]
-pub struct Crowd {
+pub struct ConcurrencyTuner {
     limit: usize,
     most: usize,
     window: Duration,
@@ -34,11 +34,11 @@ struct Seen {
     moved: bool,
 }
 
-impl Crowd {
+impl ConcurrencyTuner {
     /// One at first, and at most so many.
-    pub fn new(most: usize, window: Duration) -> Crowd {
+    pub fn new(most: usize, window: Duration) -> ConcurrencyTuner {
         let (before, since, seen) = (None, None, HashMap::new());
-        Crowd { limit: 1, most, window, before, since, settled: most <= 1, images: 0., seen }
+        ConcurrencyTuner { limit: 1, most, window, before, since, settled: most <= 1, images: 0., seen }
     }
 
     /// How many trials may run now.
@@ -120,11 +120,11 @@ mod tests {
     /// was said, and the seconds that it took.
     fn settle(most: usize, steps: u64, speed: impl Fn(usize) -> f64) -> (usize, Option<String>, u64) {
         let start = Instant::now();
-        let mut crowd = Crowd::new(most, WINDOW);
+        let mut concurrency = ConcurrencyTuner::new(most, WINDOW);
         let mut trials: Vec<(usize, f64)> = Vec::new();
         let mut next = 0;
         for second in 0..2000 {
-            while trials.len() < crowd.limit() {
+            while trials.len() < concurrency.limit() {
                 trials.push((next, 0.));
                 next += 1;
             }
@@ -132,17 +132,17 @@ mod tests {
             let running: Vec<usize> = trials.iter().map(|(at, _)| *at).collect();
             for (at, step) in &mut trials {
                 *step += each;
-                crowd.reached(*at, 10, *step as u64);
+                concurrency.reached(*at, 10, *step as u64);
             }
-            let said = crowd.decide(start + SECOND * second, &running);
+            let said = concurrency.decide(start + SECOND * second, &running);
             if said.is_some() {
-                return (crowd.limit(), said, second.into());
+                return (concurrency.limit(), said, second.into());
             }
             for (at, _) in trials.extract_if(.., |(_, step)| *step >= steps as f64) {
-                crowd.left(at, 10, Some(steps));
+                concurrency.left(at, 10, Some(steps));
             }
         }
-        panic!("it never settles: {crowd:?}")
+        panic!("it never settles: {concurrency:?}")
     }
 
     #[test]
@@ -166,20 +166,23 @@ mod tests {
 
     #[test]
     fn what_went_on_before_it_was_looked_at_is_not_counted() {
-        let mut crowd = Crowd::new(4, SECOND);
+        let mut concurrency = ConcurrencyTuner::new(4, SECOND);
         let start = Instant::now();
         // Goes on from a checkpoint, and stands.
-        crowd.reached(7, 10, 1000);
-        assert!(crowd.decide(start, &[7]).is_none() && crowd.since.is_none(), "it has not trained yet");
-        crowd.reached(7, 10, 1001);
-        assert!(crowd.decide(start, &[7]).is_none());
-        crowd.reached(7, 10, 1003);
-        assert!(crowd.decide(start + 2 * SECOND, &[7]).is_none());
-        assert_eq!((crowd.before, crowd.limit()), (Some((1, 10.)), 2));
-        assert!(crowd.decide(start + 4 * SECOND, &[7]).is_none(), "one trial is not two");
-        assert_eq!((crowd.retreat(2), crowd.limit(), crowd.retreat(1)), (true, 1, false));
+        concurrency.reached(7, 10, 1000);
+        assert!(concurrency.decide(start, &[7]).is_none() && concurrency.since.is_none(), "it has not trained yet");
+        concurrency.reached(7, 10, 1001);
+        assert!(concurrency.decide(start, &[7]).is_none());
+        concurrency.reached(7, 10, 1003);
+        assert!(concurrency.decide(start + 2 * SECOND, &[7]).is_none());
+        assert_eq!((concurrency.before, concurrency.limit()), (Some((1, 10.)), 2));
+        assert!(concurrency.decide(start + 4 * SECOND, &[7]).is_none(), "one trial is not two");
+        assert_eq!((concurrency.retreat(2), concurrency.limit(), concurrency.retreat(1)), (true, 1, false));
         // Three of eight at a time: only what ran alone has no one else to blame.
-        let mut crowd = Crowd { limit: 8, ..Crowd::new(8, SECOND) };
-        assert_eq!([8, 7, 6].map(|running| (crowd.retreat(running), crowd.limit())), [(true, 4), (true, 3), (true, 3)]);
+        let mut concurrency = ConcurrencyTuner { limit: 8, ..ConcurrencyTuner::new(8, SECOND) };
+        assert_eq!(
+            [8, 7, 6].map(|running| (concurrency.retreat(running), concurrency.limit())),
+            [(true, 4), (true, 3), (true, 3)]
+        );
     }
 }

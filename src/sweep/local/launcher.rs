@@ -2,7 +2,7 @@
 
 use crate::data::Watched;
 use crate::sweep::local::child::{Limits, Running};
-use crate::sweep::local::concurrency::Crowd;
+use crate::sweep::local::concurrency::ConcurrencyTuner;
 use crate::sweep::local::machine;
 use crate::sweep::local::program::Program;
 use crate::sweep::local::slots::Slot;
@@ -130,7 +130,7 @@ struct Run<'a> {
     /// The workers, by their GPU.
     workers: HashMap<Option<String>, Rc<RefCell<Worker>>>,
     /// The trials of each GPU, where their number is to be found out.
-    crowds: HashMap<Option<String>, Crowd>,
+    crowds: HashMap<Option<String>, ConcurrencyTuner>,
     /// No trial is started any more; why, where it is an error of its own.
     ending: Option<Option<String>>,
 }
@@ -196,11 +196,11 @@ impl<'a> Launcher<'a> {
         Ok(run.outcome())
     }
 
-    fn crowds(&self) -> HashMap<Option<String>, Crowd> {
+    fn crowds(&self) -> HashMap<Option<String>, ConcurrencyTuner> {
         let Some(window) = self.growth else { return HashMap::new() };
         let count = |gpu| self.slots.iter().filter(|slot| slot.gpu == gpu).count();
         let gpus = self.slots.iter().map(|slot| slot.gpu.clone());
-        gpus.map(|gpu| (gpu.clone(), Crowd::new(count(gpu), window))).collect()
+        gpus.map(|gpu| (gpu.clone(), ConcurrencyTuner::new(count(gpu), window))).collect()
     }
 }
 
@@ -247,7 +247,7 @@ impl Run<'_> {
     fn fill(&mut self) -> Result<()> {
         for (place, slot) in self.launcher.slots.iter().enumerate() {
             let lost = slot.gpu.as_ref().is_some_and(|gpu| self.lost.contains(gpu));
-            let closed = self.crowds.get(&slot.gpu).is_some_and(|crowd| slot.before >= crowd.limit());
+            let closed = self.crowds.get(&slot.gpu).is_some_and(|concurrency| slot.before >= concurrency.limit());
             if lost || closed || self.running.iter().any(|trial| trial.slot == place) {
                 continue;
             }
@@ -281,15 +281,15 @@ impl Run<'_> {
     /// Looks whether more trials side by side make a GPU faster.
     fn grow(&mut self) {
         let now = Instant::now();
-        for (gpu, crowd) in &mut self.crowds {
+        for (gpu, concurrency) in &mut self.crowds {
             let here = self.running.iter().filter(|trial| self.launcher.slots[trial.slot].gpu == *gpu);
             let here: Vec<&Running> = here.collect();
             for trial in &here {
                 let (_, about) = self.queue.trials()[trial.claim.at()];
-                crowd.watch(trial.claim.at(), about.config.train.batch, &trial.folder);
+                concurrency.watch(trial.claim.at(), about.config.train.batch, &trial.folder);
             }
             let running: Vec<usize> = here.iter().map(|trial| trial.claim.at()).collect();
-            if let Some(said) = crowd.decide(now, &running) {
+            if let Some(said) = concurrency.decide(now, &running) {
                 let name = gpu.as_ref().map_or("the GPU".into(), |gpu| format!("GPU {gpu}"));
                 self.view.say(&format!("{name}: {said}"));
             }
@@ -311,9 +311,9 @@ impl Run<'_> {
             // The trial is as good as stopped: it goes on once there is room.
             let end = if death.disk_full { End::Stopped } else { self.spared(&trial, death.end) };
             let settled = self.queue.settle(trial.claim, end, memory)?;
-            if let Some(crowd) = self.crowds.get_mut(&self.launcher.slots[trial.slot].gpu) {
+            if let Some(concurrency) = self.crowds.get_mut(&self.launcher.slots[trial.slot].gpu) {
                 let steps = if let Settled::Done(result) = &settled { Some(result.steps) } else { None };
-                crowd.left(at, self.queue.trials()[at].1.config.train.batch, steps);
+                concurrency.left(at, self.queue.trials()[at].1.config.train.batch, steps);
             }
             let folder = trial.folder.display();
             let said = match settled {
@@ -348,10 +348,10 @@ impl Run<'_> {
     fn spared(&mut self, trial: &Running, end: End) -> End {
         let gpu = |trial: &Running| &self.launcher.slots[trial.slot].gpu;
         let running = 1 + self.running.iter().filter(|other| gpu(other) == gpu(trial)).count();
-        let crowd = self.crowds.get_mut(gpu(trial));
+        let concurrency = self.crowds.get_mut(gpu(trial));
         match end {
             End::Died { state: State::OutOfMemory, message, .. }
-                if crowd.is_some_and(|crowd| crowd.retreat(running)) =>
+                if concurrency.is_some_and(|concurrency| concurrency.retreat(running)) =>
             {
                 End::Evicted { why: format!("{message}; fewer at a time from now on"), alone: false }
             }

@@ -57,7 +57,7 @@ pub const MOST: usize = 32;
 
 /// What was asked for.
 #[derive(Clone, Debug, Default)]
-pub struct Wish {
+pub struct Parallelism {
     /// Trials side by side.
     pub jobs: Option<usize>,
     /// Threads of each.
@@ -72,7 +72,7 @@ pub struct Wish {
 
 /// What there is to run on, and what is to run.
 #[derive(Clone, Debug)]
-pub struct Means {
+pub struct Resources {
     /// Cores.
     pub cores: usize,
     /// Bytes of memory that are free, if that is known.
@@ -89,7 +89,7 @@ pub struct Means {
 
 /// The slots, and why there are so many.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Layout {
+pub struct SlotLayout {
     /// At least one.
     pub slots: Vec<Slot>,
     /// Whether it is to be found out how many of a GPU's slots are worth being used.
@@ -98,37 +98,39 @@ pub struct Layout {
     pub reason: String,
 }
 
-impl Layout {
+impl SlotLayout {
     /// Divides a machine.
     ///
     /// # Errors
     /// A [`crate::error::BadRequest`]: GPUs are asked for where trials run on the CPU.
-    pub fn new(wish: &Wish, means: &Means) -> Result<Layout> {
-        if !means.cuda && (!wish.gpus.is_empty() || wish.per_gpu.is_some() || wish.share.is_some()) {
+    pub fn new(parallelism: &Parallelism, means: &Resources) -> Result<SlotLayout> {
+        if !means.cuda && (!parallelism.gpus.is_empty() || parallelism.per_gpu.is_some() || parallelism.share.is_some())
+        {
             bad_request!(
                 "--gpus, --per-gpu, --share: trials run on the CPU; give --device cuda on a machine that has a driver"
             );
         }
-        let gpus = if wish.gpus.is_empty() { &means.visible } else { &wish.gpus };
+        let gpus = if parallelism.gpus.is_empty() { &means.visible } else { &parallelism.gpus };
         let each = gpus.len().max(1);
-        let (jobs, reason) = if means.cuda { on_gpus(wish, each, means.trials) } else { on_cpu(wish, means) };
+        let (jobs, reason) =
+            if means.cuda { on_gpus(parallelism, each, means.trials) } else { on_cpu(parallelism, means) };
         let jobs = jobs.max(1);
-        let grows = means.cuda && wish.per_gpu == Some(PerGpu::Auto);
-        let threads = wish.threads.unwrap_or(means.cores / jobs).max(1);
-        let shared = means.cuda && jobs > each && wish.share.unwrap_or(Share::usual()) == Share::Worker;
+        let grows = means.cuda && parallelism.per_gpu == Some(PerGpu::Auto);
+        let threads = parallelism.threads.unwrap_or(means.cores / jobs).max(1);
+        let shared = means.cuda && jobs > each && parallelism.share.unwrap_or(Share::usual()) == Share::Worker;
         // One after the other over the GPUs, so that few trials are spread.
         let slot = |job: usize| Slot { gpu: gpus.get(job % each).cloned(), threads, before: job / each, shared };
         let slots = (0..jobs).map(slot).collect();
         let threads = if threads == 1 { "1 thread".into() } else { format!("{threads} threads") };
         let jobs = if grows { format!("up to {jobs}") } else { jobs.to_string() };
         let way = if shared { ", those of a GPU in one process" } else { "" };
-        Ok(Layout { slots, grows, reason: format!("{jobs} at a time{way}, {threads} each: {reason}") })
+        Ok(SlotLayout { slots, grows, reason: format!("{jobs} at a time{way}, {threads} each: {reason}") })
     }
 }
 
-fn on_gpus(wish: &Wish, gpus: usize, trials: usize) -> (usize, String) {
+fn on_gpus(parallelism: &Parallelism, gpus: usize, trials: usize) -> (usize, String) {
     let devices = if gpus == 1 { "one GPU".into() } else { format!("each of {gpus} GPUs") };
-    match (wish.jobs, wish.per_gpu) {
+    match (parallelism.jobs, parallelism.per_gpu) {
         (Some(jobs), None) => (jobs, "as --jobs says".into()),
         (Some(jobs), Some(PerGpu::Count(count))) => {
             (jobs.min(gpus * count), format!("--jobs {jobs}, --per-gpu {count}"))
@@ -143,11 +145,11 @@ fn on_gpus(wish: &Wish, gpus: usize, trials: usize) -> (usize, String) {
     }
 }
 
-fn on_cpu(wish: &Wish, means: &Means) -> (usize, String) {
-    if let Some(jobs) = wish.jobs {
+fn on_cpu(parallelism: &Parallelism, means: &Resources) -> (usize, String) {
+    if let Some(jobs) = parallelism.jobs {
         return (jobs, "as --jobs says".into());
     }
-    let by_cores = (means.cores / wish.threads.unwrap_or(1)).max(1);
+    let by_cores = (means.cores / parallelism.threads.unwrap_or(1)).max(1);
     // A tenth more than was seen, since no two trials are alike.
     let need = means.measured.map_or(GUESS, |bytes| bytes + bytes / 10).max(1);
     let by_memory = means.memory.map_or(usize::MAX, |free| (free / need) as usize).max(1);
@@ -173,13 +175,13 @@ mod tests {
 
     const GB: u64 = 1 << 30;
 
-    fn means() -> Means {
-        Means { cores: 16, memory: Some(64 * GB), cuda: false, visible: Vec::new(), trials: 100, measured: None }
+    fn means() -> Resources {
+        Resources { cores: 16, memory: Some(64 * GB), cuda: false, visible: Vec::new(), trials: 100, measured: None }
     }
 
     /// Number of slots, threads of each and the reason.
-    fn layout(wish: Wish, means: Means) -> (usize, usize, String) {
-        let layout = Layout::new(&wish, &means).unwrap();
+    fn layout(parallelism: Parallelism, means: Resources) -> (usize, usize, String) {
+        let layout = SlotLayout::new(&parallelism, &means).unwrap();
         assert!(layout.slots.iter().all(|slot| slot.threads == layout.slots[0].threads));
         let reason = layout.reason.split_once(": ").unwrap().1.to_string();
         (layout.slots.len(), layout.slots[0].threads, reason)
@@ -187,65 +189,73 @@ mod tests {
 
     #[test]
     fn cores_are_divided() {
-        let wish = Wish::default;
-        assert_eq!(layout(wish(), means()), (16, 1, "16 cores".into()));
-        assert_eq!(layout(Wish { threads: Some(4), ..wish() }, means()), (4, 4, "16 cores".into()));
-        assert_eq!(layout(Wish { threads: Some(32), ..wish() }, means()), (1, 32, "16 cores".into()));
-        assert_eq!(layout(wish(), Means { trials: 3, ..means() }), (3, 5, "the sweep has 3 trials".into()));
-        assert_eq!(layout(wish(), Means { trials: 1, ..means() }), (1, 16, "the sweep has 1 trial".into()));
-        assert_eq!(layout(Wish { jobs: Some(3), ..wish() }, means()), (3, 5, "as --jobs says".into()));
-        assert_eq!(layout(Wish { jobs: Some(40), ..wish() }, means()), (40, 1, "as --jobs says".into()));
+        let parallelism = Parallelism::default;
+        assert_eq!(layout(parallelism(), means()), (16, 1, "16 cores".into()));
+        assert_eq!(layout(Parallelism { threads: Some(4), ..parallelism() }, means()), (4, 4, "16 cores".into()));
+        assert_eq!(layout(Parallelism { threads: Some(32), ..parallelism() }, means()), (1, 32, "16 cores".into()));
+        assert_eq!(layout(parallelism(), Resources { trials: 3, ..means() }), (3, 5, "the sweep has 3 trials".into()));
+        assert_eq!(layout(parallelism(), Resources { trials: 1, ..means() }), (1, 16, "the sweep has 1 trial".into()));
+        assert_eq!(layout(Parallelism { jobs: Some(3), ..parallelism() }, means()), (3, 5, "as --jobs says".into()));
+        assert_eq!(layout(Parallelism { jobs: Some(40), ..parallelism() }, means()), (40, 1, "as --jobs says".into()));
     }
 
     #[test]
     fn memory_is_divided_too() {
-        let few = |gigabytes: u64, measured: Option<u64>| Means { memory: Some(gigabytes * GB), measured, ..means() };
+        let few =
+            |gigabytes: u64, measured: Option<u64>| Resources { memory: Some(gigabytes * GB), measured, ..means() };
         let guess = "4.0 GB of memory are free, a trial needs 1.0 GB (a guess until one has run)";
-        assert_eq!(layout(Wish::default(), few(4, None)), (4, 4, guess.into()));
+        assert_eq!(layout(Parallelism::default(), few(4, None)), (4, 4, guess.into()));
         let measured = "10.0 GB of memory are free, a trial needs 2.2 GB (measured)";
-        assert_eq!(layout(Wish::default(), few(10, Some(2 * GB))), (4, 4, measured.into()));
-        assert_eq!(layout(Wish::default(), few(0, None)).0, 1, "one in any case");
-        assert_eq!(layout(Wish::default(), Means { memory: None, ..means() }).0, 16);
-        assert_eq!(layout(Wish { jobs: Some(8), ..Wish::default() }, few(1, None)).0, 8, "who asks for it gets it");
+        assert_eq!(layout(Parallelism::default(), few(10, Some(2 * GB))), (4, 4, measured.into()));
+        assert_eq!(layout(Parallelism::default(), few(0, None)).0, 1, "one in any case");
+        assert_eq!(layout(Parallelism::default(), Resources { memory: None, ..means() }).0, 16);
+        assert_eq!(
+            layout(Parallelism { jobs: Some(8), ..Parallelism::default() }, few(1, None)).0,
+            8,
+            "who asks for it gets it"
+        );
     }
 
     #[test]
     fn gpus_take_turns() {
-        let cuda = || Means { cuda: true, ..means() };
-        let wish = || Wish { gpus: vec!["0".into(), "2".into()], ..Wish::default() };
-        let gpus = |wish: Wish| {
-            let slots = Layout::new(&wish, &cuda()).unwrap().slots;
+        let cuda = || Resources { cuda: true, ..means() };
+        let parallelism = || Parallelism { gpus: vec!["0".into(), "2".into()], ..Parallelism::default() };
+        let gpus = |parallelism: Parallelism| {
+            let slots = SlotLayout::new(&parallelism, &cuda()).unwrap().slots;
             slots.into_iter().map(|slot| slot.gpu.unwrap_or("-".into())).collect::<Vec<_>>().join(" ")
         };
-        assert_eq!(gpus(wish()), "0 2");
-        assert_eq!(gpus(Wish { per_gpu: Some(PerGpu::Count(2)), ..wish() }), "0 2 0 2");
-        assert_eq!(gpus(Wish { per_gpu: Some(PerGpu::Count(2)), jobs: Some(3), ..wish() }), "0 2 0");
-        assert_eq!(gpus(Wish { jobs: Some(5), ..wish() }), "0 2 0 2 0");
-        assert_eq!(gpus(Wish::default()), "-");
-        let all = Means { visible: vec!["GPU-a".into(), "GPU-b".into()], ..cuda() };
-        let spread = |wish: Wish| {
-            let slots = Layout::new(&wish, &all).unwrap().slots;
+        assert_eq!(gpus(parallelism()), "0 2");
+        assert_eq!(gpus(Parallelism { per_gpu: Some(PerGpu::Count(2)), ..parallelism() }), "0 2 0 2");
+        assert_eq!(gpus(Parallelism { per_gpu: Some(PerGpu::Count(2)), jobs: Some(3), ..parallelism() }), "0 2 0");
+        assert_eq!(gpus(Parallelism { jobs: Some(5), ..parallelism() }), "0 2 0 2 0");
+        assert_eq!(gpus(Parallelism::default()), "-");
+        let all = Resources { visible: vec!["GPU-a".into(), "GPU-b".into()], ..cuda() };
+        let spread = |parallelism: Parallelism| {
+            let slots = SlotLayout::new(&parallelism, &all).unwrap().slots;
             slots.into_iter().map(|slot| slot.gpu.unwrap()).collect::<Vec<_>>().join(" ")
         };
-        assert_eq!(spread(Wish::default()), "GPU-a GPU-b", "all that are visible");
-        assert_eq!(spread(Wish { per_gpu: Some(PerGpu::Count(2)), ..Wish::default() }), "GPU-a GPU-b GPU-a GPU-b");
-        assert_eq!(spread(Wish { jobs: Some(1), ..Wish::default() }), "GPU-a");
-        assert_eq!(spread(wish()), "0 2", "what is asked for");
-        assert_eq!(gpus(Wish { per_gpu: Some(PerGpu::Count(2)), ..Wish::default() }), "- -");
+        assert_eq!(spread(Parallelism::default()), "GPU-a GPU-b", "all that are visible");
         assert_eq!(
-            layout(Wish { per_gpu: Some(PerGpu::Count(2)), ..wish() }, cuda()),
+            spread(Parallelism { per_gpu: Some(PerGpu::Count(2)), ..Parallelism::default() }),
+            "GPU-a GPU-b GPU-a GPU-b"
+        );
+        assert_eq!(spread(Parallelism { jobs: Some(1), ..Parallelism::default() }), "GPU-a");
+        assert_eq!(spread(parallelism()), "0 2", "what is asked for");
+        assert_eq!(gpus(Parallelism { per_gpu: Some(PerGpu::Count(2)), ..Parallelism::default() }), "- -");
+        assert_eq!(
+            layout(Parallelism { per_gpu: Some(PerGpu::Count(2)), ..parallelism() }, cuda()),
             (4, 4, "2 on each of 2 GPUs".into())
         );
-        let error = Layout::new(&wish(), &means()).unwrap_err();
+        let error = SlotLayout::new(&parallelism(), &means()).unwrap_err();
         assert_eq!(crate::error::exit_status(&error), 2);
     }
 
     #[test]
     fn trials_share_a_gpu_in_a_worker_or_as_processes() {
-        let cuda = |trials| Means { cuda: true, visible: vec!["a".into(), "b".into()], trials, ..means() };
-        let layout = |wish: Wish, trials| Layout::new(&wish, &cuda(trials)).unwrap();
+        let cuda = |trials| Resources { cuda: true, visible: vec!["a".into(), "b".into()], trials, ..means() };
+        let layout = |parallelism: Parallelism, trials| SlotLayout::new(&parallelism, &cuda(trials)).unwrap();
         let shared = |share, per_gpu| {
-            let slots = layout(Wish { share, per_gpu: Some(per_gpu), ..Wish::default() }, 100).slots;
+            let slots = layout(Parallelism { share, per_gpu: Some(per_gpu), ..Parallelism::default() }, 100).slots;
             let before = slots.iter().map(|slot| slot.before.to_string()).collect::<String>();
             (slots.iter().all(|slot| slot.shared), slots.iter().any(|slot| slot.shared), before)
         };
@@ -255,15 +265,16 @@ mod tests {
         assert_eq!(shared(None, two).0, cfg!(feature = "cuda-graphs"));
         assert_eq!(shared(Some(Share::Worker), PerGpu::Count(1)), (false, false, "00".into()), "nothing to share");
 
-        let auto = Wish { per_gpu: Some(PerGpu::Auto), share: Some(Share::Processes), ..Wish::default() };
+        let auto = Parallelism { per_gpu: Some(PerGpu::Auto), share: Some(Share::Processes), ..Parallelism::default() };
         let all = layout(auto.clone(), 100);
         assert_eq!((all.slots.len(), all.grows), (2 * MOST, true));
         let reason = "up to 64 at a time, 1 thread each: more on each of 2 GPUs for as long as that makes them faster";
         assert_eq!(all.reason, reason);
         assert_eq!(layout(auto.clone(), 3).slots.len(), 3, "no more than there are trials");
-        assert_eq!(layout(Wish { jobs: Some(6), ..auto }, 100).slots.len(), 6);
-        assert!(!layout(Wish { per_gpu: Some(two), ..Wish::default() }, 100).grows);
-        let error = Layout::new(&Wish { share: Some(Share::Worker), ..Wish::default() }, &means()).unwrap_err();
+        assert_eq!(layout(Parallelism { jobs: Some(6), ..auto }, 100).slots.len(), 6);
+        assert!(!layout(Parallelism { per_gpu: Some(two), ..Parallelism::default() }, 100).grows);
+        let error = SlotLayout::new(&Parallelism { share: Some(Share::Worker), ..Parallelism::default() }, &means())
+            .unwrap_err();
         assert!(error.to_string().starts_with("--gpus, --per-gpu, --share: trials run on the CPU"), "{error}");
     }
 }

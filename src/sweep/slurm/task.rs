@@ -74,7 +74,7 @@ impl Task<'_> {
         if !plan.trials().iter().any(|(_, trial)| trial.hash == self.hash) {
             bad_request!("--trial {}: {} has no such trial", self.hash, self.root.display());
         }
-        let threads = self.options.wish.threads.unwrap_or(1);
+        let threads = self.options.parallelism.threads.unwrap_or(1);
         let launcher = Launcher {
             only: Some(self.hash),
             policy: self.options.policy,

@@ -7,7 +7,7 @@ use crate::error::exit_status;
 use crate::sweep::Options;
 use crate::sweep::local::launcher::Outcome;
 use crate::sweep::local::program::Program;
-use crate::sweep::local::slots::Wish;
+use crate::sweep::local::slots::Parallelism;
 use crate::sweep::store::tests::{result, started, write_result};
 use std::process::Command;
 use std::sync::Arc;
@@ -170,8 +170,11 @@ fn jobs_outlive_who_follows_them_and_lost_trials_are_told_of() {
 fn task(folder: &Path, store: &Store, hash: &str, body: &str, stopped: bool, restarts: u32) -> Result<()> {
     let path = folder.join("program.sh");
     std::fs::write(&path, format!("shift\n{body}")).unwrap();
-    let options =
-        Options { wish: Wish { threads: Some(3), ..Wish::default() }, policy: Policy::default(), ..Options::default() };
+    let options = Options {
+        parallelism: Parallelism { threads: Some(3), ..Parallelism::default() },
+        policy: Policy::default(),
+        ..Options::default()
+    };
     let program = Program::new(vec!["/bin/sh".into(), path.into()], "cpu");
     let job = Some(OwnJob { id: "12".into(), restarts });
     let stop = Arc::new(AtomicBool::new(false));

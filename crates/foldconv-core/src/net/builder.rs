@@ -4,8 +4,8 @@ use crate::algebra::Geometry;
 use crate::bad_request;
 use crate::net::site::{Form, Module, Site, SiteKind};
 use crate::op::activation::Activation;
-use crate::op::compact::per_sample::Execution;
-use crate::op::contract::operator::{Place, Shared};
+use crate::op::compact::per_sample::CompactAlgorithm;
+use crate::op::contract::operator::{Shared, VariablePaths};
 use crate::op::layers::below;
 use crate::op::{AttentionConfig, ClassifierConfig, OperatorConfig, Resolved};
 use anyhow::Result;
@@ -15,7 +15,7 @@ use std::fmt::Debug;
 use tch::Tensor;
 use tch::nn::{self, ModuleT};
 
-/// Plan of a site: a convolution with its batch norm and activation, as the network declares it.
+/// CompactAlgorithms of a site: a convolution with its batch norm and activation, as the network declares it.
 #[derive(Clone, Copy, Debug)]
 pub struct SitePlan<'a> {
     /// Dotted name of the convolution, relative to the network or block.
@@ -29,13 +29,13 @@ pub struct SitePlan<'a> {
     /// Activation after the batch norm.
     pub activation: Activation,
     /// Operator of the site if no word of `apply_to` matches it.
-    pub default: Standing<'a>,
+    pub default: DefaultOperator<'a>,
 }
 
 /// The operator of a site that no word of `apply_to` matches. A site chosen by `apply_to` gets the
 /// operator of the config.
 #[derive(Clone, Copy, Debug)]
-pub enum Standing<'a> {
+pub enum DefaultOperator<'a> {
     /// The plain convolution.
     Plain,
     /// The operator of the config, because the network's paper replaces this convolution.
@@ -55,28 +55,28 @@ pub fn own(options: OperatorConfig) -> Result<Resolved<OperatorConfig>> {
     }
 }
 
-impl Standing<'_> {
+impl DefaultOperator<'_> {
     /// Returns the operator of the config if `replaced`, else the plain convolution.
     pub fn operator_if(replaced: bool) -> Self {
-        if replaced { Standing::Operator } else { Standing::Plain }
+        if replaced { DefaultOperator::Operator } else { DefaultOperator::Plain }
     }
 }
 
 /// A word of `apply_to`: a site kind, the name of a site or `all`; with a `-` before it, it
 /// excludes these sites.
 #[derive(Clone, Copy, Debug)]
-pub struct Word<'a> {
+pub struct SiteSelector<'a> {
     /// The sites that the word matches: a kind, the name of a site, or `all`.
     pub sites: &'a str,
     /// True if the word excludes the sites.
     pub leaves_out: bool,
 }
 
-impl<'a> Word<'a> {
+impl<'a> SiteSelector<'a> {
     /// Parses a word such as `pointwise` or `-features.18.0`.
-    pub fn read(word: &'a str) -> Word<'a> {
+    pub fn read(word: &'a str) -> SiteSelector<'a> {
         let sites = word.strip_prefix('-');
-        Word { sites: sites.unwrap_or(word), leaves_out: sites.is_some() }
+        SiteSelector { sites: sites.unwrap_or(word), leaves_out: sites.is_some() }
     }
 
     /// Returns whether the word matches a site of this kind and name.
@@ -87,7 +87,7 @@ impl<'a> Word<'a> {
     /// Returns whether all words exclude sites. Then the network's default sites apply, less the
     /// excluded ones.
     pub fn keep_defaults(words: &[String]) -> bool {
-        words.iter().all(|word| Word::read(word).leaves_out)
+        words.iter().all(|word| SiteSelector::read(word).leaves_out)
     }
 
     const ALL: &'static str = "all";
@@ -98,9 +98,9 @@ impl<'a> Word<'a> {
     }
 }
 
-/// Execution of the compact operators of a network, by site name. Sites that are not listed compute
+/// CompactAlgorithm of the compact operators of a network, by site name. Sites that are not listed compute
 /// their kernels per sample.
-pub type Plan = BTreeMap<String, Execution>;
+pub type CompactAlgorithms = BTreeMap<String, CompactAlgorithm>;
 
 /// Builds the sites of a network in one of its forms.
 #[derive(Debug)]
@@ -117,18 +117,18 @@ pub struct Builder<'a> {
     pub classifier: &'a Resolved<ClassifierConfig>,
     /// The form that is built.
     pub form: Form,
-    /// Execution of the compact operators.
-    pub plan: &'a Plan,
+    /// CompactAlgorithm of the compact operators.
+    pub plan: &'a CompactAlgorithms,
 }
 
 static LINEAR: Resolved<ClassifierConfig> = Resolved::LINEAR;
-static NO_PLAN: Plan = Plan::new();
+static NO_ALGORITHMS: CompactAlgorithms = CompactAlgorithms::new();
 
 impl<'a> Builder<'a> {
     /// Returns a builder that puts the operator on the sites of the network's paper, without
     /// attention and with a linear classifier.
     pub fn new(operator: &'a Resolved<OperatorConfig>, form: Form) -> Builder<'a> {
-        Builder { operator, apply_to: &[], attention: None, classifier: &LINEAR, form, plan: &NO_PLAN }
+        Builder { operator, apply_to: &[], attention: None, classifier: &LINEAR, form, plan: &NO_ALGORITHMS }
     }
 
     /// Builds a site below `root` that belongs to no block.
@@ -147,7 +147,8 @@ impl<'a> Builder<'a> {
     /// A [`crate::error::BadRequest`] if the operator can't stand on the site.
     pub fn conv(&self, path: &nn::Path, name: &str, geometry: Geometry, activation: Activation) -> Result<Site> {
         let (conv, bn) = (&*format!("{name}.conv"), &*format!("{name}.bn"));
-        let plan = SitePlan { conv, bn, kind: SiteKind::Spatial, geometry, activation, default: Standing::Operator };
+        let plan =
+            SitePlan { conv, bn, kind: SiteKind::Spatial, geometry, activation, default: DefaultOperator::Operator };
         self.site(path, plan)
     }
 
@@ -167,15 +168,15 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// Returns [`Word::keep_defaults`] of `apply_to`.
+    /// Returns [`SiteSelector::keep_defaults`] of `apply_to`.
     pub fn keeps_defaults(&self) -> bool {
-        Word::keep_defaults(self.apply_to)
+        SiteSelector::keep_defaults(self.apply_to)
     }
 
     /// Returns whether the last word of `apply_to` that matches a site chooses it (true) or
     /// excludes it (false); none if no word matches.
     fn wants(&self, kind: SiteKind, name: &str) -> Option<bool> {
-        let mut words = self.apply_to.iter().rev().map(|word| Word::read(word));
+        let mut words = self.apply_to.iter().rev().map(|word| SiteSelector::read(word));
         words.find(|word| word.means(kind, name)).map(|word| !word.leaves_out)
     }
 
@@ -186,9 +187,9 @@ impl<'a> Builder<'a> {
         let (name, bn_name) = (dotted(&conv), dotted(&bn));
         let (chosen, operator) = match (self.wants(kind, &name), default) {
             (Some(true), _) => (true, self.operator),
-            (None, Standing::Operator) if self.keeps_defaults() => (true, self.operator),
-            (_, Standing::Own(own)) => (false, own),
-            (_, Standing::Plain | Standing::Operator) => (false, Resolved::plain()),
+            (None, DefaultOperator::Operator) if self.keeps_defaults() => (true, self.operator),
+            (_, DefaultOperator::Own(own)) => (false, own),
+            (_, DefaultOperator::Plain | DefaultOperator::Operator) => (false, Resolved::plain()),
         };
         let recipe = operator.recipe();
         if let Err(reason) = recipe.fits(&geometry) {
@@ -200,17 +201,17 @@ impl<'a> Builder<'a> {
         if block.is_none() && recipe.shares() {
             bad_request!("operator.shared: {name} is in no block of the network; choose others with `apply_to`");
         }
-        let place = Place { conv, bn: Some(bn), block };
+        let place = VariablePaths { conv, bn: Some(bn), block };
         let module = match self.form {
             Form::Expanded => Module::Expanded(recipe.expanded(&place, geometry)),
             Form::Compact => {
-                let execution = self.plan.get(&name).copied().unwrap_or_default();
-                Module::Compact(recipe.compact(&place, geometry).executed(execution))
+                let algorithm = self.plan.get(&name).copied().unwrap_or_default();
+                Module::Compact(recipe.compact(&place, geometry).with_algorithm(algorithm))
             }
         };
         let operator = operator.clone();
-        let exec = Cell::default();
-        Ok((Site { name, bn: bn_name, kind, geometry, operator, activation, block, exec, module }, chosen))
+        let algorithm = Cell::default();
+        Ok((Site { name, bn: bn_name, kind, geometry, operator, activation, block, algorithm, module }, chosen))
     }
 }
 
@@ -233,7 +234,7 @@ impl Block<'_, '_> {
         self.site_below(&path, plan)
     }
 
-    /// Builds a site of the block below another path, for networks whose names have no common
+    /// Builds a site of the block below another path, for networks whose names have no extras
     /// prefix for the sites of one block.
     ///
     /// # Errors
@@ -251,7 +252,7 @@ impl Block<'_, '_> {
     ///
     /// # Errors
     /// A [`crate::error::BadRequest`] if the attention does not fit.
-    pub fn finish(self, channels: i64) -> Result<Common> {
+    pub fn finish(self, channels: i64) -> Result<BlockExtras> {
         let Block { builder, path, shared, .. } = self;
         let attention = match builder.attention {
             None => None,
@@ -260,19 +261,19 @@ impl Block<'_, '_> {
                 Err(reason) => bad_request!("attention.{reason} (at {})", dotted(&path)),
             },
         };
-        Ok(Common { shared, attention })
+        Ok(BlockExtras { shared, attention })
     }
 }
 
 /// Modules of a block in addition to its sites: the attention after it, and the module that
 /// computes the tensor which its operators share.
 #[derive(Debug)]
-pub struct Common {
+pub struct BlockExtras {
     pub(super) shared: Option<Box<dyn Shared>>,
     attention: Option<Box<dyn ModuleT>>,
 }
 
-impl Common {
+impl BlockExtras {
     /// Computes the tensor that the operators of the block share, from the block's input.
     pub fn share(&self, x: &Tensor, train: bool) -> Option<Tensor> {
         self.shared.as_ref().map(|shared| shared.forward_t(x, train))

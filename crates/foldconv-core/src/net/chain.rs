@@ -1,7 +1,7 @@
 //! Networks that are a chain of parts, then the mean over the map and a classifier. A site and a
 //! residual block are parts.
 
-use crate::net::builder::Common;
+use crate::net::builder::BlockExtras;
 use crate::net::network::Network;
 use crate::net::site::Site;
 use crate::op::activation::Activation;
@@ -19,7 +19,7 @@ pub trait Part: Debug + Send {
     }
 
     /// Returns the modules that the blocks have in addition to their sites.
-    fn commons(&self) -> Vec<&Common> {
+    fn extras(&self) -> Vec<&BlockExtras> {
         Vec::new()
     }
 }
@@ -46,8 +46,8 @@ impl Part for Parts {
         self.iter().flat_map(|part| part.sites()).collect()
     }
 
-    fn commons(&self) -> Vec<&Common> {
-        self.iter().flat_map(|part| part.commons()).collect()
+    fn extras(&self) -> Vec<&BlockExtras> {
+        self.iter().flat_map(|part| part.extras()).collect()
     }
 }
 
@@ -87,13 +87,13 @@ pub struct Residual {
     /// Activation after the sum.
     pub activation: Activation,
     /// The attention, and the tensor that the operators share.
-    pub common: Common,
+    pub extras: BlockExtras,
 }
 
 impl Part for Residual {
     fn forward(&self, x: &Tensor, _shared: Option<&Tensor>, train: bool) -> Tensor {
-        let shared = self.common.share(x, train);
-        let y = self.common.attend(self.main.forward(x, shared.as_ref(), train), train);
+        let shared = self.extras.share(x, train);
+        let y = self.extras.attend(self.main.forward(x, shared.as_ref(), train), train);
         let sum = match &self.shortcut {
             None => y,
             Some(parts) => y + parts.forward(x, shared.as_ref(), train),
@@ -105,8 +105,8 @@ impl Part for Residual {
         self.main.sites().into_iter().chain(self.shortcut.iter().flat_map(Part::sites)).collect()
     }
 
-    fn commons(&self) -> Vec<&Common> {
-        vec![&self.common]
+    fn extras(&self) -> Vec<&BlockExtras> {
+        vec![&self.extras]
     }
 }
 
@@ -133,7 +133,7 @@ impl Network for Chain {
         self.parts.sites()
     }
 
-    fn commons(&self) -> Vec<&Common> {
-        self.parts.commons()
+    fn extras(&self) -> Vec<&BlockExtras> {
+        self.parts.extras()
     }
 }

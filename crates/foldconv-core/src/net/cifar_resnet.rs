@@ -6,7 +6,7 @@
 //! Attention follows each block, before the shortcut is added.
 
 use crate::algebra::Geometry;
-use crate::net::builder::{Builder, Standing};
+use crate::net::builder::{Builder, DefaultOperator};
 use crate::net::chain::{Part, Parts, Residual};
 use crate::net::family::Family;
 use crate::net::network;
@@ -79,7 +79,7 @@ impl Family for Config {
 fn new_block(path: &nn::Path, builder: &Builder, shape: Shape, shortcut: Shortcut) -> Result<Box<dyn Part>> {
     let Shape { inputs, outputs, stride, .. } = shape;
     let mut block = builder.block(path, inputs);
-    let spatial = |geometry| (SiteKind::Spatial, geometry, Standing::Operator);
+    let spatial = |geometry| (SiteKind::Spatial, geometry, DefaultOperator::Operator);
     let (first, second) = (Geometry::same(inputs, outputs, 3).stride(stride), Geometry::same(outputs, outputs, 3));
     let main = residual::main_branch(&mut block, &[spatial(first), spatial(second)])?;
     let more = outputs - inputs;
@@ -90,7 +90,7 @@ fn new_block(path: &nn::Path, builder: &Builder, shape: Shape, shortcut: Shortcu
         _ => residual::projection(&mut block, &shape, "shortcut.0", "shortcut.1")?,
     };
     let shortcut: Option<Parts> = Some(shortcut);
-    Ok(Box::new(Residual { main, shortcut, activation: Activation::Relu, common: block.finish(outputs)? }))
+    Ok(Box::new(Residual { main, shortcut, activation: Activation::Relu, extras: block.finish(outputs)? }))
 }
 
 /// Subsampling to every `stride`th row and column, with channels of zeros before and after the

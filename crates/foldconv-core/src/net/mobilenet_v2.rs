@@ -5,7 +5,7 @@
 //! Attention follows each inverted residual, before the shortcut is added.
 
 use crate::algebra::Geometry;
-use crate::net::builder::{Builder, SitePlan, Standing};
+use crate::net::builder::{Builder, DefaultOperator, SitePlan};
 use crate::net::chain::{Chain, Parts, Residual};
 use crate::net::network;
 use crate::net::network::InputSpec;
@@ -78,7 +78,7 @@ impl NetRecipe for Config {
         let cifar = self.stem == Stem::Cifar;
         let site = |at: usize, kind, geometry| {
             let (conv, bn) = (&*format!("features.{at}.0"), &*format!("features.{at}.1"));
-            let (activation, default) = (self.activation.into(), Standing::Plain);
+            let (activation, default) = (self.activation.into(), DefaultOperator::Plain);
             builder.site(root, SitePlan { conv, bn, kind, geometry, activation, default })
         };
         let mut inputs = make_divisible(32. * self.width);
@@ -127,7 +127,7 @@ impl Config {
         let mut block = builder.block(path, inputs);
         let mut main = Parts::new();
         let mut add = |conv: &str, bn: &str, kind, geometry, activation| -> Result<()> {
-            let default = Standing::operator_if(kind == SiteKind::Pointwise);
+            let default = DefaultOperator::operator_if(kind == SiteKind::Pointwise);
             main.push(Box::new(block.site(SitePlan { conv, bn, kind, geometry, activation, default })?));
             Ok(())
         };
@@ -139,6 +139,6 @@ impl Config {
         let (conv, bn) = ((at + 1).to_string(), (at + 2).to_string());
         add(&conv, &bn, SiteKind::Pointwise, Geometry::same(hidden, outputs, 1), Activation::None)?;
         let shortcut = (stride == 1 && inputs == outputs).then(Parts::new);
-        Ok(Residual { main, shortcut, activation: Activation::None, common: block.finish(outputs)? })
+        Ok(Residual { main, shortcut, activation: Activation::None, extras: block.finish(outputs)? })
     }
 }

@@ -14,7 +14,7 @@
 use crate::algebra::Geometry;
 use crate::bad_request;
 use crate::net::builder;
-use crate::net::builder::{Block, Builder, SitePlan, Standing};
+use crate::net::builder::{Block, Builder, DefaultOperator, SitePlan};
 use crate::net::chain::{Chain, Part, Parts, Residual};
 use crate::net::family::Family;
 use crate::net::network::InputSpec;
@@ -22,7 +22,7 @@ use crate::net::network::Network;
 use crate::net::site::{Site, SiteKind};
 use crate::op::activation::Activation;
 use crate::op::layers::below;
-use crate::op::layers::se::{self, Layout, Se};
+use crate::op::layers::se::{self, Se, SeLayout};
 use crate::op::{self, OperatorConfig};
 use anyhow::Result;
 use schemars::JsonSchema;
@@ -70,10 +70,10 @@ impl Family for Config {
         let mut inputs = channels(0).min(64);
         let stem = Geometry::same(spec.channels, inputs, 3).stride(2);
         let mut block = builder.block(&(root / "blocks" / 0), spec.channels);
-        let standing = first.as_ref().map_or(Standing::Operator, Standing::Own);
+        let standing = first.as_ref().map_or(DefaultOperator::Operator, DefaultOperator::Own);
         let main = vec![new_conv(root, &mut block, ("stage0", SiteKind::Stem, standing), stem, false)?];
         let mut parts: Parts = vec![new_block(main, block, inputs)?];
-        let standing = Standing::Operator;
+        let standing = DefaultOperator::Operator;
         for (stage, repeats) in BLOCKS.into_iter().enumerate() {
             let outputs = channels(stage);
             for repeat in 0..repeats {
@@ -97,8 +97,8 @@ impl Family for Config {
 }
 
 fn new_block(main: Parts, block: Block, outputs: i64) -> Result<Box<dyn Part>> {
-    let common = block.finish(outputs)?;
-    Ok(Box::new(Residual { main, shortcut: None, activation: Activation::None, common }))
+    let extras = block.finish(outputs)?;
+    Ok(Box::new(Residual { main, shortcut: None, activation: Activation::None, extras }))
 }
 
 /// Builds a convolution of this name and kind with its operator, followed by ReLU; if `gated`, with
@@ -106,7 +106,7 @@ fn new_block(main: Parts, block: Block, outputs: i64) -> Result<Box<dyn Part>> {
 fn new_conv(
     root: &nn::Path,
     block: &mut Block,
-    (conv, kind, default): (&str, SiteKind, Standing),
+    (conv, kind, default): (&str, SiteKind, DefaultOperator),
     geometry: Geometry,
     gated: bool,
 ) -> Result<Box<dyn Part>> {
@@ -117,7 +117,7 @@ fn new_conv(
         return Ok(Box::new(site));
     }
     let path = below(root, conv) / "se";
-    let gate = Se::new(&path, geometry.out_channels, &se::Config::of(Layout::MobileOne));
+    let gate = Se::new(&path, geometry.out_channels, &se::Config::of(SeLayout::MobileOne));
     Ok(Box::new(Gated { site, gate }))
 }
 

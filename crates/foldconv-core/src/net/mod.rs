@@ -18,7 +18,7 @@ pub mod smallnet;
 pub mod tied_resnet;
 pub mod vgg;
 
-pub use builder::{Block, Builder, Common, Plan, SitePlan, Standing, Word};
+pub use builder::{Block, BlockExtras, Builder, CompactAlgorithms, DefaultOperator, SitePlan, SiteSelector};
 pub use built::Built;
 use family::Member;
 pub use network::{InputSpec, NetRecipe, Network, Stem};

@@ -1,6 +1,6 @@
 //! The contract of a network, and the checks of options that several networks have.
 
-use crate::net::builder::{Builder, Common};
+use crate::net::builder::{BlockExtras, Builder};
 use crate::net::site::Site;
 use anyhow::Result;
 use schemars::JsonSchema;
@@ -51,7 +51,7 @@ pub trait Network: nn::ModuleT {
     fn sites(&self) -> Vec<&Site>;
 
     /// Returns the modules that the blocks have in addition to their sites.
-    fn commons(&self) -> Vec<&Common> {
+    fn extras(&self) -> Vec<&BlockExtras> {
         Vec::new()
     }
 
@@ -59,7 +59,7 @@ pub trait Network: nn::ModuleT {
     /// epochs.
     fn anneal(&self, epochs: f64) {
         self.sites().iter().for_each(|site| site.anneal(epochs));
-        self.commons().iter().flat_map(|common| &common.shared).for_each(|shared| shared.anneal(epochs));
+        self.extras().iter().flat_map(|extras| &extras.shared).for_each(|shared| shared.anneal(epochs));
     }
 }
 

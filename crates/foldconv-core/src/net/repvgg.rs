@@ -7,7 +7,7 @@
 //! is a block: attention follows its ReLU.
 
 use crate::algebra::Geometry;
-use crate::net::builder::{Builder, SitePlan, Standing};
+use crate::net::builder::{Builder, DefaultOperator, SitePlan};
 use crate::net::chain::{Chain, Parts, Residual};
 use crate::net::family::Family;
 use crate::net::network::InputSpec;
@@ -68,11 +68,12 @@ impl Family for Config {
             let groups = if at > 0 && at % 2 == 0 { groups } else { 1 };
             let kind = if at == 0 { SiteKind::Stem } else { SiteKind::Spatial };
             let geometry = Geometry::same(inputs, outputs, 3).stride(stride).groups(groups);
-            let (conv, bn, activation, default) = (name, &*format!("{name}.bn"), Activation::Relu, Standing::Operator);
+            let (conv, bn, activation, default) =
+                (name, &*format!("{name}.bn"), Activation::Relu, DefaultOperator::Operator);
             let mut block = builder.block(&(root / "blocks" / at), inputs);
             let site = block.site_below(root, SitePlan { conv, bn, kind, geometry, activation, default })?;
-            let (main, common): (Parts, _) = (vec![Box::new(site)], block.finish(outputs)?);
-            parts.push(Box::new(Residual { main, shortcut: None, activation: Activation::None, common }));
+            let (main, extras): (Parts, _) = (vec![Box::new(site)], block.finish(outputs)?);
+            parts.push(Box::new(Residual { main, shortcut: None, activation: Activation::None, extras }));
             inputs = outputs;
             Ok(())
         };

@@ -2,7 +2,7 @@
 //! (CVPR 2016), with torchvision's names.
 
 use crate::algebra::Geometry;
-use crate::net::builder::{Block, Builder, SitePlan, Standing};
+use crate::net::builder::{Block, Builder, DefaultOperator, SitePlan};
 use crate::net::chain::{Chain, MaxPool, Part, Parts};
 use crate::net::network::InputSpec;
 use crate::net::network::Stem;
@@ -93,7 +93,7 @@ pub fn stem(root: &nn::Path, builder: &Builder, spec: InputSpec, stem: Stem, cha
         Stem::Imagenet => Geometry::same(spec.channels, channels, 7).stride(2),
         Stem::Cifar => Geometry::same(spec.channels, channels, 3),
     };
-    let (kind, activation, default) = (SiteKind::Stem, Activation::Relu, Standing::Plain);
+    let (kind, activation, default) = (SiteKind::Stem, Activation::Relu, DefaultOperator::Plain);
     let plan = SitePlan { conv: "conv1", bn: "bn1", kind, geometry, activation, default };
     let mut parts: Parts = vec![Box::new(builder.site(root, plan)?)];
     if stem == Stem::Imagenet {
@@ -107,7 +107,7 @@ pub fn stem(root: &nn::Path, builder: &Builder, spec: InputSpec, stem: Stem, cha
 ///
 /// # Errors
 /// A [`crate::error::BadRequest`] if the operator can't stand on a site.
-pub fn main_branch(block: &mut Block, convs: &[(SiteKind, Geometry, Standing)]) -> Result<Parts> {
+pub fn main_branch(block: &mut Block, convs: &[(SiteKind, Geometry, DefaultOperator)]) -> Result<Parts> {
     let mut parts = Parts::new();
     for (at, &(kind, geometry, default)) in convs.iter().enumerate() {
         let activation = if at + 1 < convs.len() { Activation::Relu } else { Activation::None };
@@ -127,6 +127,6 @@ pub fn projection(block: &mut Block, shape: &Shape, conv: &str, bn: &str) -> Res
         return Ok(Parts::new());
     }
     let geometry = Geometry::same(shape.inputs, shape.outputs, 1).stride(shape.stride);
-    let (kind, activation, default) = (SiteKind::Shortcut, Activation::None, Standing::Plain);
+    let (kind, activation, default) = (SiteKind::Shortcut, Activation::None, DefaultOperator::Plain);
     Ok(vec![Box::new(block.site(SitePlan { conv, bn, kind, geometry, activation, default })?)])
 }

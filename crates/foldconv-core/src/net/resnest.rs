@@ -10,7 +10,7 @@
 //! only where `apply_to` puts it. Attention follows each block, before the shortcut is added.
 
 use crate::algebra::Geometry;
-use crate::net::builder::{Block, Builder, SitePlan, Standing};
+use crate::net::builder::{Block, Builder, DefaultOperator, SitePlan};
 use crate::net::chain::{MaxPool, Part, Parts, Residual};
 use crate::net::family::Family;
 use crate::net::network::InputSpec;
@@ -20,7 +20,7 @@ use crate::net::site::{Site, SiteKind};
 use crate::net::{builder, network};
 use crate::op::OperatorConfig;
 use crate::op::activation::Activation;
-use crate::op::layers::tied::{Form, Tied};
+use crate::op::layers::tied::{MatrixShape, Tied};
 use crate::op::layers::{BatchNorm, Norm};
 use crate::op::reparam::tbc;
 use anyhow::Result;
@@ -54,7 +54,7 @@ impl Family for Config {
         let stages =
             Stages { blocks: &[3, 4, 6, 3], planes: &PLANES, expansion: 4, width: self.width, classifier: "fc" };
         let tied = builder::own(OperatorConfig::Tbc(tbc::Config { blocks: 2, ..tbc::Config::default() }))?;
-        let standing = if member == 0 { Standing::Operator } else { Standing::Own(&tied) };
+        let standing = if member == 0 { DefaultOperator::Operator } else { DefaultOperator::Own(&tied) };
         let stem = deep_stem(root, builder, spec, stages.stem())?;
         let block = |path: &nn::Path, shape| new_block(path, builder, shape, standing);
         Ok(Box::new(stages.chain(root, builder, spec, stem, block)?))
@@ -65,7 +65,7 @@ impl Family for Config {
 /// and 3x3 max pooling with stride 2.
 fn deep_stem(root: &nn::Path, builder: &Builder, spec: InputSpec, channels: i64) -> Result<Parts> {
     let half = (channels / 2).max(1);
-    let (kind, activation, default) = (SiteKind::Stem, Activation::Relu, Standing::Plain);
+    let (kind, activation, default) = (SiteKind::Stem, Activation::Relu, DefaultOperator::Plain);
     let mut parts = Parts::new();
     for (conv, bn, geometry) in [
         ("conv1.0", "conv1.1", Geometry::same(spec.channels, half, 3).stride(2)),
@@ -80,11 +80,11 @@ fn deep_stem(root: &nn::Path, builder: &Builder, spec: InputSpec, channels: i64)
 
 /// Builds a block on `path`: `conv1` and `bn1`, `conv2.{conv,bn0,fc1,bn1,fc2}`, `conv3` and `bn3`,
 /// and `downsample.{1,2}` if the shape changes.
-fn new_block(path: &nn::Path, builder: &Builder, shape: Shape, standing: Standing) -> Result<Box<dyn Part>> {
+fn new_block(path: &nn::Path, builder: &Builder, shape: Shape, standing: DefaultOperator) -> Result<Box<dyn Part>> {
     let Shape { inputs, planes, outputs, stride } = shape;
     let mut block = builder.block(path, inputs);
     let pointwise = |conv, bn, geometry, activation| {
-        let (kind, default) = (SiteKind::Pointwise, Standing::Plain);
+        let (kind, default) = (SiteKind::Pointwise, DefaultOperator::Plain);
         SitePlan { conv, bn, kind, geometry, activation, default }
     };
     let mut main: Parts = Vec::new();
@@ -99,8 +99,8 @@ fn new_block(path: &nn::Path, builder: &Builder, shape: Shape, standing: Standin
     if stride > 1 {
         shortcut.insert(0, Box::new(Mean { window: stride, stride, padding: 0 }));
     }
-    let common = block.finish(outputs)?;
-    Ok(Box::new(Residual { main, shortcut: Some(shortcut), activation: Activation::Relu, common }))
+    let extras = block.finish(outputs)?;
+    Ok(Box::new(Residual { main, shortcut: Some(shortcut), activation: Activation::Relu, extras }))
 }
 
 /// Average pooling. With padding, the zeros of the padding count, and only whole windows are used.
@@ -131,13 +131,13 @@ struct SplitAttention {
 
 impl SplitAttention {
     /// Builds the module on `path`/conv2, as a part of the block on `path`.
-    fn new(path: &nn::Path, block: &mut Block, planes: i64, default: Standing) -> Result<SplitAttention> {
+    fn new(path: &nn::Path, block: &mut Block, planes: i64, default: DefaultOperator) -> Result<SplitAttention> {
         let (kind, activation) = (SiteKind::Spatial, Activation::Relu);
         let geometry = Geometry::same(planes, RADIX * planes, 3).groups(RADIX);
         let plan = SitePlan { conv: "conv2.conv", bn: "conv2.bn0", kind, geometry, activation, default };
         let path = path / "conv2";
         let hidden = (planes * RADIX / 4).max(32);
-        let layer = |name, size| Tied::new(&(&path / name), size, 1, Form::Pointwise, true);
+        let layer = |name, size| Tied::new(&(&path / name), size, 1, MatrixShape::Pointwise, true);
         Ok(SplitAttention {
             site: block.site(plan)?,
             first: layer("fc1", [planes, hidden]),

@@ -8,7 +8,7 @@
 
 use crate::algebra::Geometry;
 use crate::bad_request;
-use crate::net::builder::{Builder, Standing};
+use crate::net::builder::{Builder, DefaultOperator};
 use crate::net::chain::{MaxPool, Part, Residual};
 use crate::net::family::Family;
 use crate::net::network;
@@ -126,9 +126,9 @@ fn new_block(
     stride_at: StrideAt,
 ) -> Result<Box<dyn Part>> {
     let mut block = builder.block(path, shape.inputs);
-    let spatial = |inputs, outputs| (SiteKind::Spatial, Geometry::same(inputs, outputs, 3), Standing::Operator);
-    let pointwise = |inputs, outputs| (SiteKind::Pointwise, Geometry::same(inputs, outputs, 1), Standing::Plain);
-    let strided = |(kind, geometry, default): (SiteKind, Geometry, Standing<'static>)| {
+    let spatial = |inputs, outputs| (SiteKind::Spatial, Geometry::same(inputs, outputs, 3), DefaultOperator::Operator);
+    let pointwise = |inputs, outputs| (SiteKind::Pointwise, Geometry::same(inputs, outputs, 1), DefaultOperator::Plain);
+    let strided = |(kind, geometry, default): (SiteKind, Geometry, DefaultOperator<'static>)| {
         (kind, geometry.stride(shape.stride), default)
     };
     let Shape { inputs, planes, outputs, .. } = shape;
@@ -146,5 +146,5 @@ fn new_block(
         }
     };
     let shortcut = Some(residual::projection(&mut block, &shape, "downsample.0", "downsample.1")?);
-    Ok(Box::new(Residual { main, shortcut, activation: Activation::Relu, common: block.finish(outputs)? }))
+    Ok(Box::new(Residual { main, shortcut, activation: Activation::Relu, extras: block.finish(outputs)? }))
 }

@@ -9,7 +9,7 @@
 //! from the input of the main branch.
 
 use crate::algebra::Geometry;
-use crate::net::builder::{Block, Builder, Common, SitePlan, Standing};
+use crate::net::builder::{Block, BlockExtras, Builder, DefaultOperator, SitePlan};
 use crate::net::chain::{Chain, MaxPool, Part, Parts};
 use crate::net::network::InputSpec;
 use crate::net::network::{NetRecipe, Network, Stem};
@@ -70,7 +70,7 @@ impl NetRecipe for Config {
     fn build(&self, root: &nn::Path, builder: &Builder, spec: InputSpec) -> Result<Box<dyn Network>> {
         let (channels, last) = self.channels().unwrap_or_default();
         let site = |conv, bn, kind, geometry| {
-            let (activation, default) = (Activation::Relu, Standing::Plain);
+            let (activation, default) = (Activation::Relu, DefaultOperator::Plain);
             builder.site(root, SitePlan { conv, bn, kind, geometry, activation, default })
         };
         let imagenet = self.stem == Stem::Imagenet;
@@ -101,7 +101,7 @@ struct Unit {
     side: Option<Parts>,
     /// Main branch: 1x1, depthwise 3x3, 1x1.
     main: Parts,
-    common: Common,
+    extras: BlockExtras,
 }
 
 impl Unit {
@@ -120,7 +120,7 @@ impl Unit {
         };
         let main = [(0, Geometry::same(inputs, half, 1)), (3, depthwise(half)), (5, Geometry::same(half, half, 1))];
         let main = branch(&mut block, "branch2", &main)?;
-        Ok(Unit { side, main, common: block.finish(half)? })
+        Ok(Unit { side, main, extras: block.finish(half)? })
     }
 }
 
@@ -134,7 +134,7 @@ fn branch(block: &mut Block, name: &str, convs: &[(usize, Geometry)]) -> Result<
             false => (SiteKind::Depthwise, Activation::None),
         };
         let (conv, bn) = (&*format!("{name}.{at}"), &*format!("{name}.{}", at + 1));
-        let default = Standing::operator_if(kind == SiteKind::Pointwise);
+        let default = DefaultOperator::operator_if(kind == SiteKind::Pointwise);
         parts.push(Box::new(block.site(SitePlan { conv, bn, kind, geometry, activation, default })?));
     }
     Ok(parts)
@@ -151,9 +151,9 @@ impl Part for Unit {
     fn forward(&self, x: &Tensor, _shared: Option<&Tensor>, train: bool) -> Tensor {
         let halves = x.chunk(2, 1);
         let x = if self.side.is_some() { x } else { &halves[1] };
-        let shared = self.common.share(x, train);
+        let shared = self.extras.share(x, train);
         let side = self.side.as_ref().map(|parts| parts.forward(x, shared.as_ref(), train));
-        let main = self.common.attend(self.main.forward(x, shared.as_ref(), train), train);
+        let main = self.extras.attend(self.main.forward(x, shared.as_ref(), train), train);
         take_turns(side.as_ref().unwrap_or(&halves[0]), &main)
     }
 
@@ -161,7 +161,7 @@ impl Part for Unit {
         self.side.iter().chain([&self.main]).flat_map(Part::sites).collect()
     }
 
-    fn commons(&self) -> Vec<&Common> {
-        vec![&self.common]
+    fn extras(&self) -> Vec<&BlockExtras> {
+        vec![&self.extras]
     }
 }

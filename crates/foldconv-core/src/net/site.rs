@@ -3,7 +3,7 @@
 use crate::algebra::{FoldError, Geometry, Kernel};
 use crate::op::activation::Activation;
 use crate::op::compact::per_sample::PerSample;
-use crate::op::contract::algorithm::Exec;
+use crate::op::contract::algorithm::TrainAlgorithm;
 use crate::op::contract::operator::{Compact, Operator};
 use crate::op::{OperatorConfig, Resolved};
 use crate::trace;
@@ -81,7 +81,7 @@ pub struct Site {
     /// Number of input channels of the block that the site belongs to; none outside of blocks.
     pub block: Option<i64>,
     /// Requested computation of the training pass.
-    pub(super) exec: Cell<Exec>,
+    pub(super) algorithm: Cell<TrainAlgorithm>,
     pub(super) module: Module,
 }
 
@@ -98,7 +98,7 @@ impl Site {
     pub fn forward(&self, x: &Tensor, shared: Option<&Tensor>, train: bool) -> Tensor {
         let run = || match (&self.module, shared) {
             (Module::Expanded(operator), None) if train => {
-                operator.train_as(self.exec_on(&**operator, x), x, self.activation)
+                operator.train_with(self.algorithm_on(&**operator, x), x, self.activation)
             }
             (Module::Expanded(operator), None) => operator.forward_activated(x, self.activation, train),
             (Module::Expanded(operator), Some(shared)) => operator.forward_shared(x, shared, self.activation, train),
@@ -109,29 +109,29 @@ impl Site {
 
     /// Returns the computation of the training pass for this input: the requested one if it is
     /// usable, else the branches.
-    fn exec_on(&self, operator: &dyn Operator, x: &Tensor) -> Exec {
-        match self.exec.get() {
-            Exec::Branches => Exec::Branches,
-            exec => {
+    fn algorithm_on(&self, operator: &dyn Operator, x: &Tensor) -> TrainAlgorithm {
+        match self.algorithm.get() {
+            TrainAlgorithm::Branches => TrainAlgorithm::Branches,
+            algorithm => {
                 let size = x.size();
                 let [h, w] = self.geometry.output_size([size[2], size[3]]);
-                exec.usable(operator.execs(), x.kind(), size[0] * h * w)
+                algorithm.usable(operator.algorithms(), x.kind(), size[0] * h * w)
             }
         }
     }
 
     /// Returns the ways to compute the training pass, branches first; empty in compact form.
-    pub fn execs(&self) -> &'static [Exec] {
+    pub fn algorithms(&self) -> &'static [TrainAlgorithm] {
         match &self.module {
-            Module::Expanded(operator) => operator.execs(),
+            Module::Expanded(operator) => operator.algorithms(),
             Module::Compact(_) => &[],
         }
     }
 
     /// Requests a computation of the training pass. Inputs for which it is not available use the
     /// branches.
-    pub fn set_exec(&self, exec: Exec) {
-        self.exec.set(exec);
+    pub fn set_algorithm(&self, algorithm: TrainAlgorithm) {
+        self.algorithm.set(algorithm);
     }
 
     /// Sets annealed quantities, such as a softmax temperature, to their values after `epochs`

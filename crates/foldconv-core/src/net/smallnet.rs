@@ -6,7 +6,7 @@
 //! this. Attention follows each block.
 
 use crate::algebra::Geometry;
-use crate::net::builder::{Builder, SitePlan, Standing};
+use crate::net::builder::{Builder, DefaultOperator, SitePlan};
 use crate::net::chain::{Chain, Parts, Residual};
 use crate::net::network;
 use crate::net::network::InputSpec;
@@ -41,7 +41,7 @@ impl NetRecipe for Config {
     /// `conv` and `bn`, and `classifier`.
     fn build(&self, root: &nn::Path, builder: &Builder, spec: InputSpec) -> Result<Box<dyn Network>> {
         let (kind, geometry) = (SiteKind::Stem, Geometry::same(spec.channels, 16, 3));
-        let (activation, default) = (Activation::Relu, Standing::Plain);
+        let (activation, default) = (Activation::Relu, DefaultOperator::Plain);
         let stem = SitePlan { conv: "stem.conv", bn: "stem.bn", kind, geometry, activation, default };
         let mut parts: Parts = vec![Box::new(builder.site(root, stem)?)];
         let mut inputs = 16;
@@ -60,7 +60,7 @@ fn block(path: &nn::Path, builder: &Builder, inputs: i64, outputs: i64) -> Resul
     let mut block = builder.block(path, inputs);
     let mut site = |name: &str, kind, geometry| {
         let (conv, bn) = (&*format!("{name}.conv"), &*format!("{name}.bn"));
-        let default = Standing::operator_if(kind == SiteKind::Pointwise);
+        let default = DefaultOperator::operator_if(kind == SiteKind::Pointwise);
         block.site(SitePlan { conv, bn, kind, geometry, activation: Activation::Relu, default })
     };
     let depthwise = Geometry::same(outputs, outputs, 3).stride(2).groups(outputs);
@@ -68,5 +68,5 @@ fn block(path: &nn::Path, builder: &Builder, inputs: i64, outputs: i64) -> Resul
         Box::new(site("pointwise", SiteKind::Pointwise, Geometry::same(inputs, outputs, 1))?),
         Box::new(site("depthwise", SiteKind::Depthwise, depthwise)?),
     ];
-    Ok(Residual { main, shortcut: None, activation: Activation::None, common: block.finish(outputs)? })
+    Ok(Residual { main, shortcut: None, activation: Activation::None, extras: block.finish(outputs)? })
 }

@@ -20,7 +20,7 @@
 
 use crate::algebra::Geometry;
 use crate::net::builder;
-use crate::net::builder::{Block, Builder, SitePlan, Standing};
+use crate::net::builder::{Block, Builder, DefaultOperator, SitePlan};
 use crate::net::chain::{Part, Parts, Residual};
 use crate::net::family::Family;
 use crate::net::network::InputSpec;
@@ -138,7 +138,7 @@ impl Config {
             activation,
             default,
         };
-        let (relu, own) = (Activation::Relu, Standing::Own(&two));
+        let (relu, own) = (Activation::Relu, DefaultOperator::Own(&two));
         let first = pointwise("conv1", "bn1", Geometry::same(inputs, inner, 1), relu, own);
         let mut main: Parts = vec![Box::new(block.site(first)?)];
         let geometry = Geometry::same(split, split, 3).stride(stride).groups(groups);
@@ -146,15 +146,15 @@ impl Config {
         let mixer = match self.mixer {
             Mixer::None => None,
             Mixer::Tied => Some(own),
-            Mixer::Pointwise => Some(Standing::Plain),
+            Mixer::Pointwise => Some(DefaultOperator::Plain),
         };
         if let Some(standing) = mixer {
             main.push(Box::new(block.site(pointwise("mixer.conv", "mixer.bn", pair, relu, standing))?));
         }
         let last = Geometry::same(inner, outputs, 1);
-        main.push(Box::new(block.site(pointwise("conv3", "bn3", last, Activation::None, Standing::Plain))?));
+        main.push(Box::new(block.site(pointwise("conv3", "bn3", last, Activation::None, DefaultOperator::Plain))?));
         let shortcut = Some(residual::projection(&mut block, &shape, "downsample.0", "downsample.1")?);
-        Ok(Box::new(Residual { main, shortcut, activation: relu, common: block.finish(outputs)? }))
+        Ok(Box::new(Residual { main, shortcut, activation: relu, extras: block.finish(outputs)? }))
     }
 
     fn splits(&self, block: &mut Block, geometry: Geometry) -> Result<Splits> {
@@ -162,7 +162,7 @@ impl Config {
         for (at, blocks) in self.blocks.into_iter().enumerate() {
             let (conv, bn) = (&*format!("conv2.{at}"), &*format!("bn2.{at}"));
             let (kind, activation, own) = (SiteKind::Spatial, Activation::Relu, tied(blocks)?);
-            let default = Standing::Own(&own);
+            let default = DefaultOperator::Own(&own);
             sites.push(block.site(SitePlan { conv, bn, kind, geometry, activation, default })?);
         }
         Ok(Splits(sites))

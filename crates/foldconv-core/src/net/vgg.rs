@@ -10,7 +10,7 @@
 
 use crate::algebra::Geometry;
 use crate::bad_request;
-use crate::net::builder::{Builder, SitePlan, Standing};
+use crate::net::builder::{Builder, DefaultOperator, SitePlan};
 use crate::net::chain::{Chain, MaxPool, Parts, Residual};
 use crate::net::network;
 use crate::net::network::InputSpec;
@@ -63,13 +63,13 @@ impl NetRecipe for Config {
                 let (conv, bn) = (&*format!("features.{at}"), &*format!("features.{}", at + 1));
                 let kind = if at == 0 { SiteKind::Stem } else { SiteKind::Spatial };
                 let (geometry, activation) = (Geometry::same(inputs, outputs, 3), Activation::Relu);
-                let plan = SitePlan { conv, bn, kind, geometry, activation, default: Standing::Operator };
+                let plan = SitePlan { conv, bn, kind, geometry, activation, default: DefaultOperator::Operator };
                 main.push(Box::new(block.site_below(root, plan)?));
                 // torchvision's Sequential numbers convolution, batch norm and ReLU.
                 (inputs, at) = (outputs, at + 3);
             }
-            let common = block.finish(outputs)?;
-            parts.push(Box::new(Residual { main, shortcut: None, activation: Activation::None, common }));
+            let extras = block.finish(outputs)?;
+            parts.push(Box::new(Residual { main, shortcut: None, activation: Activation::None, extras }));
             parts.push(Box::new(MaxPool::new(2, 2, 0)));
             at += 1;
         }

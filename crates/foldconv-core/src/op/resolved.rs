@@ -1,7 +1,7 @@
 //! Builders of operators, attention modules and classifiers, which take resolved options alone.
 
 use crate::op::contract::naming::Naming;
-use crate::op::contract::operator::{Compact, Geometry, Operator, Place, Shared};
+use crate::op::contract::operator::{Compact, Geometry, Operator, Shared, VariablePaths};
 use crate::op::contract::resolved::{Resolve, Resolved};
 use crate::op::layers;
 use crate::op::reparam::plain;
@@ -45,12 +45,12 @@ impl Resolved<OperatorConfig> {
     }
 
     /// The expanded form, on a convolution that it fits ([`Resolved::fits`]).
-    pub fn expanded(&self, place: &Place, geometry: Geometry) -> Box<dyn Operator> {
+    pub fn expanded(&self, place: &VariablePaths, geometry: Geometry) -> Box<dyn Operator> {
         self.recipe().expanded(place, geometry)
     }
 
     /// The compact form, its numbers still to be loaded.
-    pub fn compact(&self, place: &Place, geometry: Geometry) -> Compact {
+    pub fn compact(&self, place: &VariablePaths, geometry: Geometry) -> Compact {
         self.recipe().compact(place, geometry)
     }
 
@@ -116,7 +116,7 @@ mod tests {
         let names = |config: OperatorConfig| {
             let store = nn::VarStore::new(Device::Cpu);
             let geometry = Geometry::same(8, 8, 1);
-            let _ = Resolved::new(config).unwrap().expanded(&Place::new(store.root(), None), geometry);
+            let _ = Resolved::new(config).unwrap().expanded(&VariablePaths::new(store.root(), None), geometry);
             store
                 .variables()
                 .into_iter()

@@ -5,9 +5,9 @@
 
 use crate::algebra::Geometry;
 use crate::op::activation::Activation;
-use crate::op::compact::per_sample::Execution;
-use crate::op::contract::algorithm::Exec;
-use crate::op::contract::operator::{Compact, Operator, Place};
+use crate::op::compact::per_sample::CompactAlgorithm;
+use crate::op::contract::algorithm::TrainAlgorithm;
+use crate::op::contract::operator::{Compact, Operator, VariablePaths};
 use crate::op::{OperatorConfig, Resolved};
 use std::collections::HashMap;
 use tch::{Device, Kind, Tensor, nn};
@@ -40,7 +40,7 @@ pub fn expanded(config: &Resolved<OperatorConfig>, geometry: Geometry) -> (nn::V
     config.recipe().fits(&geometry).unwrap_or_else(|reason| panic!("{config:?} {geometry:?}: {reason}"));
     let mut store = nn::VarStore::new(Device::Cpu);
     let root = store.root();
-    let operator = config.recipe().expanded(&Place::new(&root / "conv", Some(&root / "bn")), geometry);
+    let operator = config.recipe().expanded(&VariablePaths::new(&root / "conv", Some(&root / "bn")), geometry);
     store.double();
     tch::no_grad(|| {
         for (name, mut variable) in store.variables() {
@@ -55,10 +55,10 @@ pub fn expanded(config: &Resolved<OperatorConfig>, geometry: Geometry) -> (nn::V
 }
 
 /// y of x in every way in which the compact form can be computed.
-fn every_execution(compact: &Compact, x: &Tensor) -> Vec<(String, Tensor)> {
+fn every_algorithm(compact: &Compact, x: &Tensor) -> Vec<(String, Tensor)> {
     let Compact::PerSample(kernels) = compact else { return vec![("compact".into(), compact.apply(x))] };
-    let each = |execution: &Execution| (format!("{execution:?}"), kernels.apply_as(*execution, x, None));
-    kernels.executions().iter().map(each).collect()
+    let each = |algorithm: &CompactAlgorithm| (format!("{algorithm:?}"), kernels.apply_with(*algorithm, x, None));
+    kernels.algorithms().iter().map(each).collect()
 }
 
 /// Folded it is the same function, however that is computed, also when its numbers are loaded into the compact form that the
@@ -70,7 +70,7 @@ pub fn folds_exactly(yaml: &str, geometries: &[Geometry]) {
         let folded = operator.fold().unwrap_or_else(|error| panic!("{yaml} {geometry:?}: {error}"));
         let mut store = nn::VarStore::new(Device::Cpu);
         let root = store.root();
-        let loaded = config.recipe().compact(&Place::new(root, None), *geometry);
+        let loaded = config.recipe().compact(&VariablePaths::new(root, None), *geometry);
         store.double();
         let tensors: HashMap<String, Tensor> = folded.tensors().into_iter().collect();
         assert_eq!(tensors.len(), store.variables().len(), "{yaml} {geometry:?}");
@@ -87,7 +87,7 @@ pub fn folds_exactly(yaml: &str, geometries: &[Geometry]) {
             let error = relative(&operator.forward_activated(&x, Activation::Relu6, false), &y.clamp(0., 6.));
             assert!(error < 1e-12, "{yaml} {geometry:?}, activated: {error:e}");
             for compact in [&folded, &loaded] {
-                for (way, found) in every_execution(compact, &x) {
+                for (way, found) in every_algorithm(compact, &x) {
                     let error = relative(&found, &y);
                     assert!(error < 1e-12, "{yaml} {geometry:?} {way}: {error:e}");
                 }
@@ -166,14 +166,14 @@ pub fn keeping<T>(store: &nn::VarStore, run: impl FnOnce() -> T) -> T {
 
 /// What a step of training gives: y, the gradients of x and of every variable, and the running statistics that it leaves.
 fn step(
-    exec: Exec,
+    algorithm: TrainAlgorithm,
     store: &nn::VarStore,
     operator: &dyn Operator,
     x: &Tensor,
     probe: &Tensor,
 ) -> Vec<(String, Tensor)> {
     keeping(store, || {
-        let y = operator.train_as(exec, x, Activation::Relu6);
+        let y = operator.train_with(algorithm, x, Activation::Relu6);
         let mut named: Vec<(String, Tensor)> = store.variables().into_iter().collect();
         named.sort_by(|a, b| a.0.cmp(&b.0));
         let (learned, running): (Vec<_>, Vec<_>) =
@@ -192,23 +192,24 @@ fn step(
 /// Computed in any of its ways, training is the same: output, gradients and running statistics, behind an activation. The ways take
 /// sums of a few hundred numbers in other orders and divide by deviations near 1: 1e-10 is far above that (about 1e-13) and far below
 /// any wrong term. A gradient may be zero by nature (a shift that the next batch norm takes away): errors are relative to 1 there.
-pub fn trains_alike(yaml: &str, geometries: &[Geometry], execs: &[Exec]) {
+pub fn trains_alike(yaml: &str, geometries: &[Geometry], algorithms: &[TrainAlgorithm]) {
     let config = options(yaml);
     for geometry in geometries {
         let (store, operator) = expanded(&config, *geometry);
-        assert_eq!(operator.execs(), execs, "{yaml} {geometry:?}");
+        assert_eq!(operator.algorithms(), algorithms, "{yaml} {geometry:?}");
         let map = Tensor::randn([3, geometry.in_channels, 6, 9], DOUBLE)
             + Tensor::randn([1, geometry.in_channels, 1, 1], DOUBLE);
         for x in [map.shallow_clone(), map.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])] {
             let x = x.detach().set_requires_grad(true);
             let probe = operator.forward_t(&x, false).randn_like();
-            let expected = step(Exec::Branches, &store, &*operator, &x, &probe);
-            for exec in &execs[1..] {
-                for ((name, found), (_, expected)) in step(*exec, &store, &*operator, &x, &probe).iter().zip(&expected)
+            let expected = step(TrainAlgorithm::Branches, &store, &*operator, &x, &probe);
+            for algorithm in &algorithms[1..] {
+                for ((name, found), (_, expected)) in
+                    step(*algorithm, &store, &*operator, &x, &probe).iter().zip(&expected)
                 {
                     let scale = expected.abs().max().double_value(&[]).max(1.);
                     let error = (found - expected).abs().max().double_value(&[]) / scale;
-                    assert!(error < 1e-10, "{yaml} {geometry:?} {exec:?} {name}: {error:e}");
+                    assert!(error < 1e-10, "{yaml} {geometry:?} {algorithm:?} {name}: {error:e}");
                 }
             }
         }

@@ -15,7 +15,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 /// What a worker is told; trials by the names of their folders.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Order {
+pub enum Command {
     /// Train a trial, with so many threads; its lock and its log come with it.
     Train(String, usize),
     /// Let it write its checkpoint and end.
@@ -26,7 +26,7 @@ pub enum Order {
 
 /// What a worker tells: a trial has ended, with the exit status that a process of its own would have had.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Ended(pub String, pub u8);
+pub struct Exited(pub String, pub u8);
 
 /// Most open files that come with a message.
 const FILES: usize = 2;
@@ -35,7 +35,7 @@ const LONGEST: usize = 1024;
 
 /// One end of the line between the two.
 #[derive(Debug)]
-pub struct Mail(OwnedFd);
+pub struct Channel(OwnedFd);
 
 /// What lies there.
 #[derive(Debug)]
@@ -48,20 +48,20 @@ pub enum Received<T> {
     Closed,
 }
 
-impl From<OwnedFd> for Mail {
-    fn from(socket: OwnedFd) -> Mail {
-        Mail(socket)
+impl From<OwnedFd> for Channel {
+    fn from(socket: OwnedFd) -> Channel {
+        Channel(socket)
     }
 }
 
-impl Mail {
+impl Channel {
     /// Both ends of a new line. What is sent keeps its bounds.
     ///
     /// # Errors
     /// The system's.
-    pub fn pair() -> Result<(Mail, OwnedFd)> {
+    pub fn pair() -> Result<(Channel, OwnedFd)> {
         let (own, other) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-        Ok((Mail(own), other))
+        Ok((Channel(own), other))
     }
 
     /// Whether a file can be an end of one.
@@ -125,14 +125,14 @@ mod tests {
 
     #[test]
     fn messages_keep_their_order_bounds_and_files() {
-        let (near, far) = Mail::pair().unwrap();
-        let far = Mail::from(far);
-        assert!(matches!(far.receive::<Order>(0).unwrap(), Received::Nothing));
+        let (near, far) = Channel::pair().unwrap();
+        let far = Channel::from(far);
+        assert!(matches!(far.receive::<Command>(0).unwrap(), Received::Nothing));
         let mut file = tempfile::tempfile().unwrap();
-        let orders = [Order::Train("ab12".into(), 3), Order::Stop("ab12".into())];
+        let orders = [Command::Train("ab12".into(), 3), Command::Stop("ab12".into())];
         near.send(&orders[0], &[file.as_fd(), file.as_fd()]).unwrap();
         near.send(&orders[1], &[]).unwrap();
-        let Received::Message(order, files) = far.receive::<Order>(0).unwrap() else { panic!("nothing") };
+        let Received::Message(order, files) = far.receive::<Command>(0).unwrap() else { panic!("nothing") };
         assert_eq!((&order, files.len()), (&orders[0], 2));
         // The same open file, not a copy of what is in it.
         File::from(files.into_iter().next().unwrap()).write_all(b"x").unwrap();
@@ -140,13 +140,13 @@ mod tests {
         file.rewind().unwrap();
         file.read_to_string(&mut text).unwrap();
         assert_eq!(text, "x");
-        let Received::Message(order, files) = far.receive::<Order>(0).unwrap() else { panic!("nothing") };
+        let Received::Message(order, files) = far.receive::<Command>(0).unwrap() else { panic!("nothing") };
         assert_eq!((&order, files.len()), (&orders[1], 0));
-        far.send(&Ended("ab12".into(), 75), &[]).unwrap();
+        far.send(&Exited("ab12".into(), 75), &[]).unwrap();
         drop(far);
-        let Received::Message(ended, _) = near.receive::<Ended>(0).unwrap() else { panic!("nothing") };
-        assert_eq!(ended, Ended("ab12".into(), 75), "what was sent is there, though the other end is closed");
-        assert!(matches!(near.receive::<Ended>(0).unwrap(), Received::Closed));
+        let Received::Message(ended, _) = near.receive::<Exited>(0).unwrap() else { panic!("nothing") };
+        assert_eq!(ended, Exited("ab12".into(), 75), "what was sent is there, though the other end is closed");
+        assert!(matches!(near.receive::<Exited>(0).unwrap(), Received::Closed));
         assert!(near.send(&orders[1], &[]).is_err());
     }
 }

@@ -10,7 +10,7 @@ pub mod serve;
 use crate::sweep::local::program::{self, Program};
 use crate::sweep::local::slots::Slot;
 use anyhow::{Context, Result};
-use channel::{Ended, Mail, Order, Received};
+use channel::{Channel, Command, Exited, Received};
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
@@ -20,7 +20,7 @@ use std::process::{Child, ExitStatus};
 
 /// How a trial of a worker ended.
 #[derive(Debug)]
-pub enum Left {
+pub enum Exit {
     /// By itself, with the exit status that a process would have had.
     Alone(u8),
     /// The worker ended and all its trials with it; the last that it said.
@@ -32,7 +32,7 @@ pub enum Left {
 pub struct Worker {
     child: Child,
     /// Closed when it is to end.
-    mail: Option<Mail>,
+    mail: Option<Channel>,
     /// What it says beside its trials.
     log: File,
     /// How the trials ended that ended by themselves.
@@ -47,7 +47,7 @@ impl Worker {
     /// The system's.
     pub fn start(program: &Program, root: &Path, slot: &Slot) -> Result<Worker> {
         let log = tempfile::tempfile().context("no room for the log of a worker")?;
-        let (mail, other) = Mail::pair().context("no line to a worker")?;
+        let (mail, other) = Channel::pair().context("no line to a worker")?;
         let arguments: [&OsStr; 2] = ["worker".as_ref(), root.as_os_str()];
         let mut command = program.command(&arguments, slot, log.try_clone().context("the log of a worker")?)?;
         command.stdin(other);
@@ -58,17 +58,17 @@ impl Worker {
     /// Gives it a trial, with its lock and its log.
     pub fn train(&mut self, hash: &str, threads: usize, files: [BorrowedFd; 2]) {
         self.ended.remove(hash);
-        self.order(&Order::Train(hash.into(), threads), &files);
+        self.order(&Command::Train(hash.into(), threads), &files);
     }
 
     /// Lets a trial write its checkpoint and end.
     pub fn stop(&self, hash: &str) {
-        self.order(&Order::Stop(hash.into()), &[]);
+        self.order(&Command::Stop(hash.into()), &[]);
     }
 
     /// Lets a trial end at once.
     pub fn end(&self, hash: &str) {
-        self.order(&Order::Drop(hash.into()), &[]);
+        self.order(&Command::Drop(hash.into()), &[]);
     }
 
     /// Ends all of it at once.
@@ -79,7 +79,7 @@ impl Worker {
     }
 
     /// One that is gone can't be told, and needn't be: all its trials have ended.
-    fn order(&self, order: &Order, files: &[BorrowedFd]) {
+    fn order(&self, order: &Command, files: &[BorrowedFd]) {
         if let Some(mail) = &self.mail {
             let _ = mail.send(order, files);
         }
@@ -100,19 +100,19 @@ impl Worker {
     ///
     /// # Errors
     /// The system's.
-    pub fn ended(&mut self, hash: &str) -> Result<Option<Left>> {
+    pub fn ended(&mut self, hash: &str) -> Result<Option<Exit>> {
         // Before its mail is read, so that nothing that it said before it ended is missed.
         let lives = self.lives()?;
         while let Some(mail) = &self.mail
-            && let Received::Message(Ended(hash, status), _) = mail.receive(0).context("a worker's mail")?
+            && let Received::Message(Exited(hash, status), _) = mail.receive(0).context("a worker's mail")?
         {
             self.ended.insert(hash, status);
         }
         if let Some(status) = self.ended.remove(hash) {
-            return Ok(Some(Left::Alone(status)));
+            return Ok(Some(Exit::Alone(status)));
         }
         match self.gone {
-            Some(status) if !lives => Ok(Some(Left::WithAll(status, program::last_line(&mut self.log, 0)))),
+            Some(status) if !lives => Ok(Some(Exit::WithAll(status, program::last_line(&mut self.log, 0)))),
             _ => Ok(None),
         }
     }

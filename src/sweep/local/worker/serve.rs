@@ -6,7 +6,7 @@ use crate::device;
 use crate::native::CudaStream;
 use crate::op::compact::per_sample::{self, Choices};
 use crate::panics::{self, Failure};
-use crate::sweep::local::worker::channel::{Ended, Mail, Order, Received};
+use crate::sweep::local::worker::channel::{Channel, Command, Exited, Received};
 use crate::sweep::store::Store;
 use crate::text;
 use crate::train::trial::{self, Trial};
@@ -27,7 +27,7 @@ const PATIENCE: u32 = 200;
 ///
 /// # Errors
 /// The system's; an error of CUDA that leaves the device of no use to this process.
-pub fn serve(store: &Store, mail: &Mail, device: Device) -> Result<()> {
+pub fn serve(store: &Store, mail: &Channel, device: Device) -> Result<()> {
     let term = Arc::new(AtomicBool::new(false));
     signal_hook::flag::register(SIGTERM, Arc::clone(&term)).context("cannot listen to signals")?;
     let (mut seats, mut is_open) = (Vec::new(), true);
@@ -51,19 +51,35 @@ pub fn serve(store: &Store, mail: &Mail, device: Device) -> Result<()> {
     }
 }
 
-fn carry_out(order: Order, files: Vec<OwnedFd>, seats: &mut Vec<Seat>, store: &Store, mail: &Mail) -> Result<()> {
+fn carry_out(
+    order: Command,
+    files: Vec<OwnedFd>,
+    seats: &mut Vec<HostedTrial>,
+    store: &Store,
+    mail: &Channel,
+) -> Result<()> {
     match order {
-        Order::Train(hash, threads) => {
+        Command::Train(hash, threads) => {
             let Ok([lock, log]) = <[OwnedFd; 2]>::try_from(files) else { bail!("{hash}: came without lock and log") };
             let (folder, stop) = (store.trial(&hash), Arc::new(AtomicBool::new(false)));
             let (choices, log) = (Choices::new(), log.into());
-            seats.push(Seat { hash, folder, threads, stop, choices, trial: None, stream: None, log, _lock: lock });
+            seats.push(HostedTrial {
+                hash,
+                folder,
+                threads,
+                stop,
+                choices,
+                trial: None,
+                stream: None,
+                log,
+                _lock: lock,
+            });
         }
-        Order::Stop(hash) => {
+        Command::Stop(hash) => {
             let told = seats.iter().filter(|seat| seat.hash == hash);
             told.for_each(|seat| seat.stop.store(true, Ordering::Relaxed));
         }
-        Order::Drop(hash) => {
+        Command::Drop(hash) => {
             seats.retain(|seat| seat.hash != hash);
             tell(mail, hash, 0);
         }
@@ -72,12 +88,12 @@ fn carry_out(order: Order, files: Vec<OwnedFd>, seats: &mut Vec<Seat>, store: &S
 }
 
 /// A launcher that is gone can't be told, and closed its mail.
-fn tell(mail: &Mail, hash: String, status: u8) {
-    let _ = mail.send(&Ended(hash, status), &[]);
+fn tell(mail: &Channel, hash: String, status: u8) {
+    let _ = mail.send(&Exited(hash, status), &[]);
 }
 
 /// A turn of each trial.
-fn take_turns(seats: &mut Vec<Seat>, mail: &Mail, device: Device) -> Result<()> {
+fn take_turns(seats: &mut Vec<HostedTrial>, mail: &Channel, device: Device) -> Result<()> {
     let mut place = 0;
     while let Some(seat) = seats.get_mut(place) {
         let status = match seat.turn(device)? {
@@ -107,7 +123,7 @@ enum Turn {
 }
 
 /// A trial of a worker.
-struct Seat {
+struct HostedTrial {
     hash: String,
     folder: PathBuf,
     threads: usize,
@@ -122,7 +138,7 @@ struct Seat {
     _lock: OwnedFd,
 }
 
-impl Seat {
+impl HostedTrial {
     /// Goes on a little.
     fn turn(&mut self, device: Device) -> Result<Turn> {
         device::set_threads(Some(self.threads));
@@ -131,7 +147,7 @@ impl Seat {
         {
             self.stream = CudaStream::new(index).ok();
         }
-        let Seat { folder, stop, choices, trial, stream, log, .. } = self;
+        let HostedTrial { folder, stop, choices, trial, stream, log, .. } = self;
         let step = || {
             let Some(trial) = trial else {
                 let config = Document::read(&folder.join("config.yaml"), &[])?.config()?;

@@ -7,7 +7,7 @@
 use crate::algebra::{Geometry, Kernel};
 use crate::op::bounds;
 use crate::op::layers::recipe::LayerRecipe;
-use crate::op::layers::tied::{self, Form, Tied};
+use crate::op::layers::tied::{self, MatrixShape, Tied};
 use crate::trace;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -126,10 +126,10 @@ impl Bottleneck {
     /// On `path`: the convolutions `0` and `3`, the layer norm `1`. It begins as zero.
     fn new(path: &nn::Path, channels: i64, config: &Config) -> Bottleneck {
         let (planes, norm) = (config.planes(channels), path / 1);
-        let mut second = Tied::new(&(path / 3), [planes, channels], config.blocks(), Form::Pointwise, true);
+        let mut second = Tied::new(&(path / 3), [planes, channels], config.blocks(), MatrixShape::Pointwise, true);
         second.zero();
         Bottleneck {
-            first: Tied::new(&(path / 0), [channels, planes], config.blocks(), Form::Pointwise, true),
+            first: Tied::new(&(path / 0), [channels, planes], config.blocks(), MatrixShape::Pointwise, true),
             weight: norm.var("weight", &[planes, 1, 1], Init::Const(1.)),
             bias: norm.var("bias", &[planes, 1, 1], Init::Const(0.)),
             second,

@@ -37,7 +37,7 @@ pub trait FeatureForm {
 /// How a compact operator is computed: the same function in both forms.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Execution {
+pub enum CompactAlgorithm {
     /// Makes the kernel of each sample and convolves with it.
     #[default]
     Kernels,
@@ -45,12 +45,12 @@ pub enum Execution {
     Features,
 }
 
-impl Execution {
+impl CompactAlgorithm {
     /// Returns the name of the form in files.
     pub fn name(self) -> &'static str {
         match self {
-            Execution::Kernels => "kernels",
-            Execution::Features => "features",
+            CompactAlgorithm::Kernels => "kernels",
+            CompactAlgorithm::Features => "features",
         }
     }
 }
@@ -60,23 +60,23 @@ impl Execution {
 pub struct PerSample {
     maker: Box<dyn KernelMaker>,
     geometry: Geometry,
-    execution: Execution,
+    algorithm: CompactAlgorithm,
 }
 
 impl PerSample {
     /// Kernels made by `maker`, applied with `geometry`.
     pub fn new(maker: impl KernelMaker + 'static, geometry: Geometry) -> PerSample {
-        PerSample { maker: Box::new(maker), geometry, execution: Execution::Kernels }
+        PerSample { maker: Box::new(maker), geometry, algorithm: CompactAlgorithm::Kernels }
     }
 
     /// y (N, C_out, H', W') of x (N, C_in, H, W), with what the block's operators share.
     pub fn apply(&self, x: &Tensor, shared: Option<&Tensor>) -> Tensor {
-        self.apply_as(self.execution, x, shared)
+        self.apply_with(self.algorithm, x, shared)
     }
 
     /// The same in one of its ways.
-    pub fn apply_as(&self, execution: Execution, x: &Tensor, shared: Option<&Tensor>) -> Tensor {
-        if execution == Execution::Features
+    pub fn apply_with(&self, algorithm: CompactAlgorithm, x: &Tensor, shared: Option<&Tensor>) -> Tensor {
+        if algorithm == CompactAlgorithm::Features
             && let Some(features) = self.maker.features()
         {
             return features.convolve(x, &self.geometry);
@@ -86,22 +86,22 @@ impl PerSample {
     }
 
     /// The ways in which it can be computed.
-    pub fn executions(&self) -> &'static [Execution] {
+    pub fn algorithms(&self) -> &'static [CompactAlgorithm] {
         match self.maker.features() {
-            Some(_) => &[Execution::Kernels, Execution::Features],
-            None => &[Execution::Kernels],
+            Some(_) => &[CompactAlgorithm::Kernels, CompactAlgorithm::Features],
+            None => &[CompactAlgorithm::Kernels],
         }
     }
 
     /// The way in which it is computed.
-    pub fn execution(&self) -> Execution {
-        self.execution
+    pub fn algorithm(&self) -> CompactAlgorithm {
+        self.algorithm
     }
 
     /// Sets the way in which it is computed; one that it has not is ignored.
-    pub fn set_execution(&mut self, execution: Execution) {
-        if self.executions().contains(&execution) {
-            self.execution = execution;
+    pub fn set_algorithm(&mut self, algorithm: CompactAlgorithm) {
+        if self.algorithms().contains(&algorithm) {
+            self.algorithm = algorithm;
         }
     }
 
@@ -114,7 +114,7 @@ impl PerSample {
 /// A way to convolve each sample with its own kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Way {
+pub enum ConvAlgorithm {
     /// One batched matrix product: 1x1 kernels without padding or channel groups.
     Products,
     /// One convolution of the samples laid side by side, with N times as many channel groups.
@@ -123,17 +123,21 @@ pub enum Way {
     Loop,
 }
 
-impl Way {
+impl ConvAlgorithm {
     /// The ways for a geometry, the one that mostly wins first.
-    fn candidates(geometry: &Geometry) -> &'static [Way] {
-        if geometry.is_matrix() { &[Way::Products, Way::Groups, Way::Loop] } else { &[Way::Groups, Way::Loop] }
+    fn candidates(geometry: &Geometry) -> &'static [ConvAlgorithm] {
+        if geometry.is_matrix() {
+            &[ConvAlgorithm::Products, ConvAlgorithm::Groups, ConvAlgorithm::Loop]
+        } else {
+            &[ConvAlgorithm::Groups, ConvAlgorithm::Loop]
+        }
     }
 
     fn run(self, x: &Tensor, weight: &Tensor, bias: &Tensor, geometry: &Geometry) -> Tensor {
         match self {
-            Way::Products => products(x, weight, bias, geometry),
-            Way::Groups => groups(x, weight, bias, geometry),
-            Way::Loop => samples(x, weight, bias, geometry),
+            ConvAlgorithm::Products => products(x, weight, bias, geometry),
+            ConvAlgorithm::Groups => groups(x, weight, bias, geometry),
+            ConvAlgorithm::Loop => samples(x, weight, bias, geometry),
         }
     }
 }
@@ -205,7 +209,7 @@ fn columns(x: &Tensor, weight: &Tensor, bias: &Tensor, geometry: &Geometry) -> T
 }
 
 /// The way that was the fastest, by shape: see [`conv2d`].
-pub type Choices = BTreeMap<String, Way>;
+pub type Choices = BTreeMap<String, ConvAlgorithm>;
 
 static CHOICES: Mutex<Choices> = Mutex::new(Choices::new());
 
@@ -231,7 +235,7 @@ pub fn with_choices<T>(own: &mut Choices, work: impl FnOnce() -> T) -> T {
 /// Convolves each sample of x (N, C_in, H, W) with its own kernel (N, C_out, C_in/groups, kh, kw) and bias (N, C_out), or the bias
 /// (1, C_out) of all.
 ///
-/// A single sample is a plain convolution. For a batch the [`Way`] is the fastest for its shape: they are timed when a shape is
+/// A single sample is a plain convolution. For a batch the [`ConvAlgorithm`] is the fastest for its shape: they are timed when a shape is
 /// first met (forward and, where there are gradients, backward), and the choice holds from then on.
 pub fn conv2d(x: &Tensor, weight: &Tensor, bias: &Tensor, geometry: &Geometry) -> Tensor {
     if is_exporting() {
@@ -254,17 +258,17 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, bias: &Tensor, geometry: &Geometry) -
 }
 
 /// The fastest way.
-fn time(x: &Tensor, weight: &Tensor, bias: &Tensor, geometry: &Geometry, trains: bool) -> Way {
+fn time(x: &Tensor, weight: &Tensor, bias: &Tensor, geometry: &Geometry, trains: bool) -> ConvAlgorithm {
     let leaf = |tensor: &Tensor| tensor.detach().set_requires_grad(trains && tensor.requires_grad());
     let (x, weight, bias) = (leaf(x), leaf(weight), leaf(bias));
     let inputs: Vec<&Tensor> = [&x, &weight, &bias].into_iter().filter(|input| input.requires_grad()).collect();
-    let run = |way: Way| {
+    let run = |way: ConvAlgorithm| {
         let y = way.run(&x, &weight, &bias, geometry);
         if y.requires_grad() {
             Tensor::run_backward(&[y.sum(y.kind())], &inputs, false, false);
         }
     };
-    let candidates = Way::candidates(geometry);
+    let candidates = ConvAlgorithm::candidates(geometry);
     let runs: Vec<_> = candidates.iter().map(|way| || timing::clock(x.device(), || run(*way))).collect();
     let runs: Vec<&dyn Fn() -> Duration> = runs.iter().map(|run| run as _).collect();
     candidates[trace::unrecorded(|| timing::fastest(&runs))]
@@ -282,9 +286,9 @@ mod tests {
     #[test]
     fn each_of_several_trials_has_its_own_choices() {
         let names = |choices: &Choices| choices.keys().filter(|name| name.len() == 1).cloned().collect::<String>();
-        let (mut a, mut b) = (Choices::from([("a".to_string(), Way::Loop)]), Choices::new());
-        with_choices(&mut a, || choose(Choices::from([("c".to_string(), Way::Loop)])));
-        with_choices(&mut b, || choose(Choices::from([("b".to_string(), Way::Loop)])));
+        let (mut a, mut b) = (Choices::from([("a".to_string(), ConvAlgorithm::Loop)]), Choices::new());
+        with_choices(&mut a, || choose(Choices::from([("c".to_string(), ConvAlgorithm::Loop)])));
+        with_choices(&mut b, || choose(Choices::from([("b".to_string(), ConvAlgorithm::Loop)])));
         assert_eq!([names(&a), names(&b), names(&choices())], ["ac", "b", ""]);
     }
 
@@ -311,8 +315,9 @@ mod tests {
                 |y: &Tensor| Tensor::run_backward(&[(y * &probe).sum(Kind::Double)], &inputs.each_ref(), true, false);
             let slopes = gradients(&expected);
             let far = |a: &Tensor, b: &Tensor| (a - b).abs().max().double_value(&[]);
-            let ways =
-                Way::candidates(&geometry).iter().map(|way| (format!("{way:?}"), way.run(x, weight, bias, &geometry)));
+            let ways = ConvAlgorithm::candidates(&geometry)
+                .iter()
+                .map(|way| (format!("{way:?}"), way.run(x, weight, bias, &geometry)));
             let exported = exporting(|| conv2d(x, weight, bias, &geometry));
             let more = [("chosen".to_string(), conv2d(x, weight, bias, &geometry)), ("exported".to_string(), exported)];
             for (way, y) in ways.chain(more) {
@@ -333,7 +338,7 @@ mod tests {
         assert_eq!(macs, y.numel() as i64 * 3, "the timing is not counted");
         let made: Choices = choices().into_iter().filter(|(shape, _)| shape.contains("[2, 3, 4, 7]")).collect();
         assert_eq!(made.len(), 1);
-        for way in [Way::Groups, Way::Loop, Way::Products] {
+        for way in [ConvAlgorithm::Groups, ConvAlgorithm::Loop, ConvAlgorithm::Products] {
             choose(made.keys().map(|shape| (shape.clone(), way)).collect());
             assert!((conv2d(&x, &weight, &bias, &geometry) - &y).abs().max().double_value(&[]) < 1e-13);
             assert!(made.keys().all(|shape| choices()[shape] == way), "it holds");

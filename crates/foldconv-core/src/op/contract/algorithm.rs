@@ -7,7 +7,7 @@ use tch::Kind;
 /// How an expanded operator is computed in training: the same function, with the same gradients and running statistics, in all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Exec {
+pub enum TrainAlgorithm {
     /// Each convolution and each batch norm makes its map.
     #[default]
     Branches,
@@ -19,32 +19,33 @@ pub enum Exec {
     PerSample,
 }
 
-impl Exec {
+impl TrainAlgorithm {
     /// All of them.
-    pub const ALL: [Exec; 4] = [Exec::Branches, Exec::Moments, Exec::Features, Exec::PerSample];
+    pub const ALL: [TrainAlgorithm; 4] =
+        [TrainAlgorithm::Branches, TrainAlgorithm::Moments, TrainAlgorithm::Features, TrainAlgorithm::PerSample];
 
     /// Returns the name of the form in files.
     pub fn name(self) -> &'static str {
         match self {
-            Exec::Branches => "branches",
-            Exec::Moments => "moments",
-            Exec::Features => "features",
-            Exec::PerSample => "per_sample",
+            TrainAlgorithm::Branches => "branches",
+            TrainAlgorithm::Moments => "moments",
+            TrainAlgorithm::Features => "features",
+            TrainAlgorithm::PerSample => "per_sample",
         }
     }
 
     /// This way where it is one of those and can be used on the map x for so many positions, else the branches. One position has no
     /// variance, and the moments are for float32 and float64.
-    pub fn usable(self, execs: &[Exec], kind: Kind, positions: i64) -> Exec {
-        let able = matches!(kind, Kind::Float | Kind::Double) && positions > 1 && execs.contains(&self);
-        if able { self } else { Exec::Branches }
+    pub fn usable(self, algorithms: &[TrainAlgorithm], kind: Kind, positions: i64) -> TrainAlgorithm {
+        let able = matches!(kind, Kind::Float | Kind::Double) && positions > 1 && algorithms.contains(&self);
+        if able { self } else { TrainAlgorithm::Branches }
     }
 }
 
-/// The key `train.exec`: one way for every site that has it, or the fastest of each site.
+/// The key `train.algorithm`: one way for every site that has it, or the fastest of each site.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Wanted {
+pub enum WantedAlgorithm {
     /// The fastest at each site, measured at the start.
     #[default]
     Auto,
@@ -58,15 +59,15 @@ pub enum Wanted {
     PerSample,
 }
 
-impl Wanted {
+impl WantedAlgorithm {
     /// The one way; none where it is to be measured.
-    pub fn fixed(self) -> Option<Exec> {
+    pub fn fixed(self) -> Option<TrainAlgorithm> {
         match self {
-            Wanted::Auto => None,
-            Wanted::Branches => Some(Exec::Branches),
-            Wanted::Moments => Some(Exec::Moments),
-            Wanted::Features => Some(Exec::Features),
-            Wanted::PerSample => Some(Exec::PerSample),
+            WantedAlgorithm::Auto => None,
+            WantedAlgorithm::Branches => Some(TrainAlgorithm::Branches),
+            WantedAlgorithm::Moments => Some(TrainAlgorithm::Moments),
+            WantedAlgorithm::Features => Some(TrainAlgorithm::Features),
+            WantedAlgorithm::PerSample => Some(TrainAlgorithm::PerSample),
         }
     }
 }
@@ -81,14 +82,14 @@ mod tests {
 
     #[test]
     fn half_precision_and_one_position_are_for_the_branches() {
-        for exec in Exec::ALL {
+        for algorithm in TrainAlgorithm::ALL {
             for kind in [Kind::Float, Kind::Double] {
-                assert_eq!(exec.usable(&Exec::ALL, kind, 2), exec);
-                assert_eq!(exec.usable(&Exec::ALL, kind, 1), Exec::Branches);
-                assert_eq!(exec.usable(&[Exec::Branches], kind, 2), Exec::Branches);
+                assert_eq!(algorithm.usable(&TrainAlgorithm::ALL, kind, 2), algorithm);
+                assert_eq!(algorithm.usable(&TrainAlgorithm::ALL, kind, 1), TrainAlgorithm::Branches);
+                assert_eq!(algorithm.usable(&[TrainAlgorithm::Branches], kind, 2), TrainAlgorithm::Branches);
             }
             for kind in [Kind::Half, Kind::BFloat16] {
-                assert_eq!(exec.usable(&Exec::ALL, kind, 1 << 20), Exec::Branches);
+                assert_eq!(algorithm.usable(&TrainAlgorithm::ALL, kind, 1 << 20), TrainAlgorithm::Branches);
             }
         }
     }
@@ -115,16 +116,18 @@ mod tests {
             let x = Tensor::randn([8, 6, 12, 12], (Kind::Float, Device::Cpu)) + 100.;
             let _ = x.narrow(1, 2, 1).fill_(0.1);
             // The statistics that a step leaves are put back: the ring around a map of `dbb` follows them.
-            let run = |store: &nn::VarStore, exec: Exec, x: &Tensor| {
-                testing::keeping(store, || tch::no_grad(|| operator.train_as(exec, x, Activation::None)))
+            let run = |store: &nn::VarStore, algorithm: TrainAlgorithm, x: &Tensor| {
+                testing::keeping(store, || tch::no_grad(|| operator.train_with(algorithm, x, Activation::None)))
             };
-            let reference = run(&store, Exec::Branches, &x.to_kind(Kind::Double));
+            let reference = run(&store, TrainAlgorithm::Branches, &x.to_kind(Kind::Double));
             store.float();
-            let error = |exec| (run(&store, exec, &x).to_kind(Kind::Double) - &reference).abs().max().double_value(&[]);
-            let least = error(Exec::Branches);
-            for exec in operator.execs() {
-                let found = error(*exec);
-                assert!(found < 4. * least + 1e-4, "{yaml} {geometry:?} {exec:?}: {found:e}, branches {least:e}");
+            let error = |algorithm| {
+                (run(&store, algorithm, &x).to_kind(Kind::Double) - &reference).abs().max().double_value(&[])
+            };
+            let least = error(TrainAlgorithm::Branches);
+            for algorithm in operator.algorithms() {
+                let found = error(*algorithm);
+                assert!(found < 4. * least + 1e-4, "{yaml} {geometry:?} {algorithm:?}: {found:e}, branches {least:e}");
             }
         }
     }

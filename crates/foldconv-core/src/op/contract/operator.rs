@@ -2,9 +2,9 @@
 
 pub use crate::algebra::{Affine, FoldError, Geometry, Kernel};
 use crate::op::activation::Activation;
-use crate::op::compact::per_sample::{Execution, PerSample};
+use crate::op::compact::per_sample::{CompactAlgorithm, PerSample};
 use crate::op::compact::regions::Regional;
-use crate::op::contract::algorithm::Exec;
+use crate::op::contract::algorithm::TrainAlgorithm;
 use crate::op::contract::naming::Naming;
 use crate::op::layers::se::Se;
 use crate::op::layers::tiling::TiedKernel;
@@ -24,12 +24,12 @@ pub trait Operator: nn::ModuleT {
     }
 
     /// The ways in which its training can be computed where it stands, the branches first.
-    fn execs(&self) -> &'static [Exec] {
-        &[Exec::Branches]
+    fn algorithms(&self) -> &'static [TrainAlgorithm] {
+        &[TrainAlgorithm::Branches]
     }
 
     /// The operator in training, and the activation, computed in one of these ways.
-    fn train_as(&self, _exec: Exec, x: &Tensor, activation: Activation) -> Tensor {
+    fn train_with(&self, _exec: TrainAlgorithm, x: &Tensor, activation: Activation) -> Tensor {
         self.forward_activated(x, activation, true)
     }
 
@@ -64,7 +64,7 @@ pub(crate) trait Recipe {
     }
 
     /// The expanded form, of options that are resolved, on a convolution that they fit.
-    fn expanded(&self, place: &Place, geometry: Geometry) -> Box<dyn Operator>;
+    fn expanded(&self, place: &VariablePaths, geometry: Geometry) -> Box<dyn Operator>;
 
     /// Whether the operators on the sites of one block share something.
     fn shares(&self) -> bool {
@@ -83,7 +83,7 @@ pub(crate) trait Recipe {
     }
 
     /// The compact form, its numbers still to be loaded.
-    fn compact(&self, place: &Place, geometry: Geometry) -> Compact {
+    fn compact(&self, place: &VariablePaths, geometry: Geometry) -> Compact {
         Compact::Static(empty_kernel(&place.conv, geometry))
     }
 }
@@ -96,7 +96,7 @@ pub trait Shared: nn::ModuleT {
 
 /// Where an operator's variables lie: two paths, because PyTorch's networks name a convolution and its batch norm apart.
 #[derive(Debug)]
-pub struct Place<'a> {
+pub struct VariablePaths<'a> {
     /// The convolution's, and all that an operator adds.
     pub conv: nn::Path<'a>,
     /// The batch norm's; none where nothing stands behind the convolution.
@@ -105,10 +105,10 @@ pub struct Place<'a> {
     pub block: Option<i64>,
 }
 
-impl<'a> Place<'a> {
+impl<'a> VariablePaths<'a> {
     /// By itself, in no block.
-    pub fn new(conv: nn::Path<'a>, bn: Option<nn::Path<'a>>) -> Place<'a> {
-        Place { conv, bn, block: None }
+    pub fn new(conv: nn::Path<'a>, bn: Option<nn::Path<'a>>) -> VariablePaths<'a> {
+        VariablePaths { conv, bn, block: None }
     }
 
     /// The batch norm behind the operator, for those that don't bring their own.
@@ -139,7 +139,7 @@ pub enum Compact {
 
 impl Compact {
     /// A kernel with what stands behind it, if anything does.
-    pub fn behind(kernel: Kernel, gate: Option<Se>) -> Compact {
+    pub fn with_gate(kernel: Kernel, gate: Option<Se>) -> Compact {
         match gate {
             None => Compact::Static(kernel),
             Some(gate) => Compact::Gated { kernel, gate },
@@ -147,9 +147,9 @@ impl Compact {
     }
 
     /// Computed in that way, where it has it.
-    pub fn executed(mut self, execution: Execution) -> Compact {
+    pub fn with_algorithm(mut self, algorithm: CompactAlgorithm) -> Compact {
         if let Compact::PerSample(kernels) = &mut self {
-            kernels.set_execution(execution);
+            kernels.set_algorithm(algorithm);
         }
         self
     }

@@ -14,7 +14,7 @@ use crate::algebra::{FoldError, Geometry, Kernel, double};
 use crate::op::activation::Activation;
 use crate::op::bounds;
 use crate::op::compact::regions::{self, RegionMaker, Regional};
-use crate::op::contract::operator::{Compact, Operator, Place, Recipe, Shared};
+use crate::op::contract::operator::{Compact, Operator, Recipe, Shared, VariablePaths};
 use crate::op::dynamic::experts;
 use crate::op::layers::{Norm, conv_weight, uniform};
 use crate::trace;
@@ -25,7 +25,7 @@ use tch::{Device, Kind, Tensor, nn, nn::Init};
 /// Where the guide and the kernels come from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Layout {
+pub enum DrConvLayout {
     /// A k x k guide, and kernels made of the input pooled to k x k.
     #[default]
     Paper,
@@ -38,7 +38,7 @@ pub enum Layout {
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Where the guide and the kernels come from. Default `paper`.
-    pub layout: Layout,
+    pub layout: DrConvLayout,
     /// Regions m. Default 8.
     pub regions: i64,
     /// Experts that the regions' kernels are mixed of, in layout `experts`. Default 8.
@@ -49,7 +49,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Config {
-        Config { layout: Layout::Paper, regions: 8, experts: 8, shared: false }
+        Config { layout: DrConvLayout::Paper, regions: 8, experts: 8, shared: false }
     }
 }
 
@@ -61,24 +61,24 @@ impl Recipe for Config {
 
     fn fits(&self, geometry: &Geometry) -> Result<(), String> {
         let [kh, kw] = geometry.kernel;
-        if self.layout == Layout::Experts && !self.shared && (kh % 2 == 0 || kw % 2 == 0) {
+        if self.layout == DrConvLayout::Experts && !self.shared && (kh % 2 == 0 || kw % 2 == 0) {
             return Err(format!(
                 "layout: `experts` reads the region at the window's centre, and a {kh}x{kw} kernel has none; use `paper`"
             ));
         }
         match self.layout {
-            Layout::Paper => {
+            DrConvLayout::Paper => {
                 let [out, inner, ..] = geometry.weight_size();
                 bounds::variable("regions", &[self.regions, self.regions, (out * inner).max(geometry.in_channels)])
             }
-            Layout::Experts => {
+            DrConvLayout::Experts => {
                 experts::fit(self.experts, geometry)?;
                 bounds::variable("regions", &[self.regions, self.experts, geometry.in_channels])
             }
         }
     }
 
-    fn expanded(&self, place: &Place, geometry: Geometry) -> Box<dyn Operator> {
+    fn expanded(&self, place: &VariablePaths, geometry: Geometry) -> Box<dyn Operator> {
         Box::new(DrConv::new(place, geometry, self))
     }
 
@@ -90,7 +90,7 @@ impl Recipe for Config {
         self.shared.then(|| Box::new(Guide::new(&(path / "masknet"), Geometry::same(channels, self.regions, 1))) as _)
     }
 
-    fn compact(&self, place: &Place, geometry: Geometry) -> Compact {
+    fn compact(&self, place: &VariablePaths, geometry: Geometry) -> Compact {
         let mut maker = Maker::new(&place.conv, geometry, self);
         // The shift of a norm that was folded in. The experts have a bias already.
         let bias = || place.conv.var("bias", &[geometry.out_channels], Init::Const(0.));
@@ -201,11 +201,11 @@ impl Maker {
         let m = config.regions;
         let guide = Geometry { out_channels: m, groups: 1, ..geometry };
         let (guide, generator, bias): (&dyn Fn() -> Guide, _, _) = match config.layout {
-            Layout::Paper => {
+            DrConvLayout::Paper => {
                 let generator = Generator::pooled(&(path / "conv_kernel"), &geometry, m);
                 (&|| Guide(convolution(&(path / "conv_guide"), guide)), generator, None)
             }
-            Layout::Experts => {
+            DrConvLayout::Experts => {
                 // The 1x1 stands on the centre of the window.
                 let centre = |axis: usize| guide.padding[axis] - guide.dilation[axis] * (guide.kernel[axis] / 2);
                 let guide = Geometry { kernel: [1; 2], padding: [centre(0), centre(1)], dilation: [1; 2], ..guide };
@@ -305,7 +305,7 @@ pub struct DrConv {
 impl DrConv {
     /// With the references' names: `conv_guide`, `conv_kernel.1` and `conv_kernel.3`, or `masknet`, `conv.weight`, `conv.bias`
     /// and `conv.routing_fc`; and the batch norm of the place.
-    pub(crate) fn new(place: &Place, geometry: Geometry, config: &Config) -> DrConv {
+    pub(crate) fn new(place: &VariablePaths, geometry: Geometry, config: &Config) -> DrConv {
         DrConv { maker: Maker::new(&place.conv, geometry, config), norm: place.norm(geometry.out_channels) }
     }
 
@@ -363,7 +363,7 @@ mod tests {
     fn made(config: &Config, geometry: Geometry, norm: bool) -> (nn::VarStore, DrConv) {
         let mut store = nn::VarStore::new(Device::Cpu);
         let root = store.root();
-        let place = Place::new(&root / "conv", norm.then(|| &root / "bn"));
+        let place = VariablePaths::new(&root / "conv", norm.then(|| &root / "bn"));
         let operator = DrConv::new(&place, geometry, config);
         store.double();
         for (name, mut variable) in store.variables() {
@@ -378,7 +378,7 @@ mod tests {
 
     fn configs() -> [Config; 4] {
         let config = |layout, regions, experts| Config { layout, regions, experts, shared: false };
-        let (paper, experts) = (Layout::Paper, Layout::Experts);
+        let (paper, experts) = (DrConvLayout::Paper, DrConvLayout::Experts);
         [config(paper, 3, 8), config(paper, 1, 8), config(experts, 4, 2), config(experts, 2, 1)]
     }
 
@@ -453,7 +453,7 @@ mod tests {
     /// Whatever the padding, the 1x1 guide is read at the centre of each window.
     #[test]
     fn the_guide_of_the_experts_is_centred() {
-        let config = Config { layout: Layout::Experts, ..Config::default() };
+        let config = Config { layout: DrConvLayout::Experts, ..Config::default() };
         let site = Geometry::same(4, 4, 3);
         let ((store, same), (other, unpadded)) = (made(&config, site, false), made(&config, site.padding(0), false));
         let variables = store.variables();
@@ -493,7 +493,7 @@ mod tests {
         let generator = m * m * c_in + m * m + (m + 1) * m * c_in / g * c_out;
         assert_eq!(count(&paper), generator + m * c_in * k * k + m);
         let experts = e * c_out * c_in / g * k * k + e * m * (c_in + 1) + c_out;
-        assert_eq!(count(&Config { layout: Layout::Experts, ..paper }), experts + m * c_in);
+        assert_eq!(count(&Config { layout: DrConvLayout::Experts, ..paper }), experts + m * c_in);
     }
 
     #[test]
@@ -502,7 +502,7 @@ mod tests {
         assert!(refusal(Config { regions: 0, ..Config::default() }).starts_with("regions: "));
         assert!(refusal(Config { experts: 0, ..Config::default() }).starts_with("experts: "));
         let even = Geometry::same(4, 4, 2);
-        let experts = Config { layout: Layout::Experts, ..Config::default() };
+        let experts = Config { layout: DrConvLayout::Experts, ..Config::default() };
         assert!(experts.fits(&even).unwrap_err().starts_with("layout: "));
         assert_eq!(Config::default().fits(&even), Ok(()));
     }

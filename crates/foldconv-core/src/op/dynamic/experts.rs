@@ -10,7 +10,7 @@ use crate::op::activation::Activation;
 use crate::op::bounds;
 use crate::op::compact::per_sample::{self, KernelMaker, PerSample};
 use crate::op::contract::naming::Naming;
-use crate::op::contract::operator::{Compact, Operator, Place, Recipe, Shared};
+use crate::op::contract::operator::{Compact, Operator, Recipe, Shared, VariablePaths};
 use crate::op::dynamic::attention::GateKind;
 use crate::op::layers::temperature::Divisor;
 use crate::op::layers::{Norm, below};
@@ -274,7 +274,7 @@ impl<M: Mix> Recipe for M {
         Mix::fits(self, geometry)
     }
 
-    fn expanded(&self, place: &Place, geometry: Geometry) -> Box<dyn Operator> {
+    fn expanded(&self, place: &VariablePaths, geometry: Geometry) -> Box<dyn Operator> {
         Box::new(Dynamic::new(mixture(self, &place.conv, &geometry), place, geometry))
     }
 
@@ -286,7 +286,7 @@ impl<M: Mix> Recipe for M {
         self.routes_by_block().then(|| Box::new(self.router(path, channels)) as _)
     }
 
-    fn compact(&self, place: &Place, geometry: Geometry) -> Compact {
+    fn compact(&self, place: &VariablePaths, geometry: Geometry) -> Compact {
         let Mixture { experts, router } = mixture(self, &place.conv, &geometry);
         Compact::PerSample(PerSample::new(Mixture { experts: experts.with_shift(&place.conv), router }, geometry))
     }
@@ -316,7 +316,7 @@ pub struct Dynamic<M> {
 
 impl<M: TrainedMaker> Dynamic<M> {
     /// With the batch norm of its place.
-    pub fn new(maker: M, place: &Place, geometry: Geometry) -> Dynamic<M> {
+    pub fn new(maker: M, place: &VariablePaths, geometry: Geometry) -> Dynamic<M> {
         Dynamic { maker, norm: place.norm(geometry.out_channels), geometry }
     }
 

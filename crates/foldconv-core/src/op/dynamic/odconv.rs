@@ -13,7 +13,7 @@ use crate::algebra::Geometry;
 use crate::op::activation::Activation;
 use crate::op::bounds;
 use crate::op::compact::per_sample::{KernelMaker, PerSample};
-use crate::op::contract::operator::{Compact, Operator, Place, Recipe};
+use crate::op::contract::operator::{Compact, Operator, Recipe, VariablePaths};
 use crate::op::dynamic::experts::{self, Dynamic, Experts, Fc, TrainedMaker};
 use crate::op::layers::Norm;
 use crate::op::layers::temperature::{Divisor, Temperature};
@@ -90,11 +90,11 @@ impl Recipe for Config {
         bounds::variable("reduction", &[self.hidden(in_channels), in_channels.max(out_channels)])
     }
 
-    fn expanded(&self, place: &Place, geometry: Geometry) -> Box<dyn Operator> {
+    fn expanded(&self, place: &VariablePaths, geometry: Geometry) -> Box<dyn Operator> {
         Box::new(Dynamic::new(self.maker(&place.conv, geometry, false), place, geometry))
     }
 
-    fn compact(&self, place: &Place, geometry: Geometry) -> Compact {
+    fn compact(&self, place: &VariablePaths, geometry: Geometry) -> Compact {
         let maker = self.maker(&place.conv, geometry, true);
         let experts = maker.experts.with_shift(&place.conv);
         Compact::PerSample(PerSample::new(Attended { experts, ..maker }, geometry))

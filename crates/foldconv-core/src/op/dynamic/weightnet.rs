@@ -10,7 +10,7 @@ use crate::algebra::{self, Affine, Geometry};
 use crate::op::bounds;
 use crate::op::compact::per_sample::{KernelMaker, PerSample};
 use crate::op::contract::naming::Naming;
-use crate::op::contract::operator::{Compact, Operator, Place, Recipe, Shared};
+use crate::op::contract::operator::{Compact, Operator, Recipe, Shared, VariablePaths};
 use crate::op::dynamic::experts::{self, Dynamic, Fc, TrainedMaker};
 use crate::op::layers::{Norm, uniform};
 use crate::trace;
@@ -52,7 +52,7 @@ impl Config {
 
     /// On `path`, with the port's names: `reduce`, `conv.wn_fc1`, `conv.wn_fc2`; in a block the inputs of `reduce` are the
     /// block's, whose `reduced` numbers FC1 takes.
-    fn maker(&self, place: &Place, geometry: Geometry) -> Generator {
+    fn maker(&self, place: &VariablePaths, geometry: Geometry) -> Generator {
         let path = &place.conv;
         let (inputs, out, fan_in) = (geometry.in_channels, geometry.out_channels, geometry.fan_in());
         let (blocks, width) = (self.blocks(&geometry), self.m / self.g);
@@ -101,7 +101,7 @@ impl Recipe for Config {
         &NAMINGS
     }
 
-    fn expanded(&self, place: &Place, geometry: Geometry) -> Box<dyn Operator> {
+    fn expanded(&self, place: &VariablePaths, geometry: Geometry) -> Box<dyn Operator> {
         Box::new(Dynamic::new(self.maker(place, geometry), place, geometry))
     }
 
@@ -113,7 +113,7 @@ impl Recipe for Config {
         self.shared.then(|| Box::new(Reduce::new(path, channels)) as _)
     }
 
-    fn compact(&self, place: &Place, geometry: Geometry) -> Compact {
+    fn compact(&self, place: &VariablePaths, geometry: Geometry) -> Compact {
         let shift = place.conv.var("shift", &[geometry.out_channels], Init::Const(0.));
         let maker = Generator { shift: Some(shift), ..self.maker(place, geometry) };
         Compact::PerSample(PerSample::new(maker, geometry))
@@ -247,7 +247,7 @@ mod tests {
     fn fc2_is_a_grouped_convolution() {
         let mut store = nn::VarStore::new(tch::Device::Cpu);
         let config = Config { m: 6, g: 2, shared: false };
-        let maker = config.maker(&Place::new(store.root(), None), Geometry::same(4, 5, 3));
+        let maker = config.maker(&VariablePaths::new(store.root(), None), Geometry::same(4, 5, 3));
         store.double();
         let x = Tensor::randn([3, 4, 5, 6], (tch::Kind::Double, tch::Device::Cpu));
         let reduced = maker.reduce.as_ref().unwrap().forward(&x);
@@ -262,7 +262,7 @@ mod tests {
         let config = Config { shared: true, ..Config::default() };
         let (site, block) = (Geometry::same(16, 16, 3), 320);
         let store = nn::VarStore::new(tch::Device::Cpu);
-        let place = Place { block: Some(block), ..Place::new(store.root(), None) };
+        let place = VariablePaths { block: Some(block), ..VariablePaths::new(store.root(), None) };
         let _operator = config.expanded(&place, site);
         assert_eq!(store.variables()["conv.wn_fc1.weight"].size(), [2 * 16, 20, 1, 1]);
         let shared = config.shared(&(store.root() / "block"), block).unwrap();

@@ -7,7 +7,7 @@ pub mod tied;
 pub mod tiling;
 
 use crate::algebra::{self, Affine, Geometry, Kernel};
-use crate::native::{self, Behind, Term};
+use crate::native::{self, BatchNormArgs, Term};
 use crate::op::activation::Activation;
 use crate::op::layers::recipe::LayerRecipe;
 use crate::op::statistics::moments::{SampleMoments, Statistics};
@@ -102,7 +102,7 @@ impl BatchNorm {
     /// running statistics follow. Differentiable; float64.
     fn fold_batch(&self, kernel: &Kernel, moments: &Statistics) -> Kernel {
         let BatchNorm { weight, bias, running_mean, running_var, eps } = self;
-        let norm = Behind { weight, bias, running_mean, running_var, kernel_bias: kernel.bias.as_ref() };
+        let norm = BatchNormArgs { weight, bias, running_mean, running_var, kernel_bias: kernel.bias.as_ref() };
         let (mean, covariance, positions) = (&moments.mean, &moments.covariance, moments.positions as f64);
         let matrix = kernel.weight.flatten(1, -1);
         let folded = native::fold_norm(&matrix, &norm, [mean, covariance], positions, Self::MOMENTUM, *eps);

@@ -11,7 +11,7 @@
 use crate::op::bounds;
 use crate::op::layers::below;
 use crate::op::layers::recipe::LayerRecipe;
-use crate::op::layers::tied::{self, Form, Tied};
+use crate::op::layers::tied::{self, MatrixShape, Tied};
 use crate::trace;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -20,7 +20,7 @@ use tch::{Kind, Tensor, nn, nn::ModuleT};
 /// Whose names, shapes and hidden units.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Layout {
+pub enum SeLayout {
     /// `fc.0` and `fc.2`, linear without biases; C/reduction hidden units.
     #[default]
     Linear,
@@ -41,7 +41,7 @@ pub struct Config {
     /// Channels a hidden unit. Default 16.
     pub reduction: i64,
     /// Whose names, shapes and hidden units. Default: `linear` in `se`, `tied` in `tied_se`.
-    pub layout: Option<Layout>,
+    pub layout: Option<SeLayout>,
     /// Blocks B of channels that share the matrices. Default: 1 in `se`, 8 in `tied_se`.
     pub blocks: Option<i64>,
 }
@@ -54,7 +54,7 @@ impl Default for Config {
 
 impl Config {
     /// Those of a block's reference, whose layout it is.
-    pub fn of(layout: Layout) -> Config {
+    pub fn of(layout: SeLayout) -> Config {
         Config { layout: Some(layout), ..Config::default() }
     }
 
@@ -62,7 +62,7 @@ impl Config {
     ///
     /// # Errors
     /// What is wrong, as `key: reason`.
-    pub fn resolve(&mut self, layout: Layout, blocks: i64) -> Result<(), String> {
+    pub fn resolve(&mut self, layout: SeLayout, blocks: i64) -> Result<(), String> {
         self.layout.get_or_insert(layout);
         self.blocks.get_or_insert(blocks);
         bounds::whole("reduction", self.reduction)
@@ -76,7 +76,7 @@ impl Config {
         tied::fits(self.blocks(), &[("channels", channels)])
     }
 
-    fn layout(&self) -> Layout {
+    fn layout(&self) -> SeLayout {
         self.layout.unwrap_or_default()
     }
 
@@ -88,10 +88,10 @@ impl Config {
     fn hidden(&self, channels: i64) -> i64 {
         let inputs = channels / self.blocks();
         match self.layout() {
-            Layout::Linear | Layout::RepVgg | Layout::MobileOne => (inputs / self.reduction).max(1),
-            Layout::Tied => (inputs / self.reduction).max(2),
+            SeLayout::Linear | SeLayout::RepVgg | SeLayout::MobileOne => (inputs / self.reduction).max(1),
+            SeLayout::Tied => (inputs / self.reduction).max(2),
             // To the nearest multiple of 8, of two the larger.
-            Layout::Timm => ((inputs + 4 * self.reduction) / (8 * self.reduction) * 8).max(8),
+            SeLayout::Timm => ((inputs + 4 * self.reduction) / (8 * self.reduction) * 8).max(8),
         }
     }
 }
@@ -103,7 +103,7 @@ pub struct TiedConfig(pub Config);
 
 impl LayerRecipe for Config {
     fn resolve(&mut self) -> Result<(), String> {
-        Config::resolve(self, Layout::Linear, 1)
+        Config::resolve(self, SeLayout::Linear, 1)
     }
 
     fn build(&self, path: &nn::Path, inputs: i64, _outputs: i64) -> Result<Box<dyn ModuleT>, String> {
@@ -114,7 +114,7 @@ impl LayerRecipe for Config {
 
 impl LayerRecipe for TiedConfig {
     fn resolve(&mut self) -> Result<(), String> {
-        self.0.resolve(Layout::Tied, 8)
+        self.0.resolve(SeLayout::Tied, 8)
     }
 
     fn build(&self, path: &nn::Path, inputs: i64, outputs: i64) -> Result<Box<dyn ModuleT>, String> {
@@ -134,11 +134,11 @@ impl Se {
     /// On `path`, with the layout's names. The options fit.
     pub(crate) fn new(path: &nn::Path, channels: i64, config: &Config) -> Se {
         let (names, form, bias) = match config.layout() {
-            Layout::Linear => (["fc.0", "fc.2"], Form::Linear, false),
-            Layout::Tied => (["fc.0", "fc.2"], Form::Linear, true),
-            Layout::Timm => (["fc1", "fc2"], Form::Pointwise, true),
-            Layout::RepVgg => (["down", "up"], Form::Pointwise, true),
-            Layout::MobileOne => (["reduce", "expand"], Form::Pointwise, true),
+            SeLayout::Linear => (["fc.0", "fc.2"], MatrixShape::Linear, false),
+            SeLayout::Tied => (["fc.0", "fc.2"], MatrixShape::Linear, true),
+            SeLayout::Timm => (["fc1", "fc2"], MatrixShape::Pointwise, true),
+            SeLayout::RepVgg => (["down", "up"], MatrixShape::Pointwise, true),
+            SeLayout::MobileOne => (["reduce", "expand"], MatrixShape::Pointwise, true),
         };
         let (blocks, hidden) = (config.blocks(), config.hidden(channels) * config.blocks());
         let layer = |name, size| Tied::new(&below(path, name), size, blocks, form, bias);
@@ -178,7 +178,7 @@ mod tests {
         (store, block)
     }
 
-    fn config(layout: Layout, blocks: i64) -> Config {
+    fn config(layout: SeLayout, blocks: i64) -> Config {
         Config { blocks: Some(blocks), ..Config::of(layout) }
     }
 
@@ -196,31 +196,31 @@ mod tests {
             };
             layers.into_iter().flat_map(of).collect()
         };
-        assert_eq!(sizes(64, &config(Layout::Linear, 1)), expected(["fc.0", "fc.2"], 4, &[], false));
-        assert_eq!(sizes(64, &config(Layout::Tied, 1)), expected(["fc.0", "fc.2"], 4, &[], true));
-        assert_eq!(sizes(64, &config(Layout::Timm, 1)), expected(["fc1", "fc2"], 8, &[1, 1], true));
-        assert_eq!(sizes(64, &config(Layout::RepVgg, 1)), expected(["down", "up"], 4, &[1, 1], true));
-        assert_eq!(sizes(64, &config(Layout::MobileOne, 1)), expected(["reduce", "expand"], 4, &[1, 1], true));
+        assert_eq!(sizes(64, &config(SeLayout::Linear, 1)), expected(["fc.0", "fc.2"], 4, &[], false));
+        assert_eq!(sizes(64, &config(SeLayout::Tied, 1)), expected(["fc.0", "fc.2"], 4, &[], true));
+        assert_eq!(sizes(64, &config(SeLayout::Timm, 1)), expected(["fc1", "fc2"], 8, &[1, 1], true));
+        assert_eq!(sizes(64, &config(SeLayout::RepVgg, 1)), expected(["down", "up"], 4, &[1, 1], true));
+        assert_eq!(sizes(64, &config(SeLayout::MobileOne, 1)), expected(["reduce", "expand"], 4, &[1, 1], true));
     }
 
     #[test]
     fn hidden_units_are_the_references() {
         let hidden = |layout, channels| config(layout, 1).hidden(channels);
-        assert_eq!([8, 16, 40].map(|c| hidden(Layout::Linear, c)), [1, 1, 2]);
-        assert_eq!([8, 40, 64].map(|c| hidden(Layout::Tied, c)), [2, 2, 4]);
+        assert_eq!([8, 16, 40].map(|c| hidden(SeLayout::Linear, c)), [1, 1, 2]);
+        assert_eq!([8, 40, 64].map(|c| hidden(SeLayout::Tied, c)), [2, 2, 4]);
         // timm's make_divisible(c / 16, 8, round_limit=0).
-        assert_eq!([16, 128, 191, 192, 320, 321, 512].map(|c| hidden(Layout::Timm, c)), [8, 8, 8, 16, 24, 24, 32]);
+        assert_eq!([16, 128, 191, 192, 320, 321, 512].map(|c| hidden(SeLayout::Timm, c)), [8, 8, 8, 16, 24, 24, 32]);
         // 64 times fewer weights in 8 blocks, where the floor of 2 doesn't bind.
         let weights = |config: &Config| -> i64 {
             sizes(512, config).values().filter(|size| size.len() > 1).map(|size| size.iter().product::<i64>()).sum()
         };
-        assert_eq!(weights(&config(Layout::Linear, 1)), 64 * weights(&config(Layout::Tied, 8)));
+        assert_eq!(weights(&config(SeLayout::Linear, 1)), 64 * weights(&config(SeLayout::Tied, 8)));
     }
 
     /// Each block of channels by itself is a whole module with the same numbers.
     #[test]
     fn tied_blocks_are_modules_of_their_own() {
-        for layout in [Layout::Linear, Layout::Tied, Layout::Timm, Layout::RepVgg, Layout::MobileOne] {
+        for layout in [SeLayout::Linear, SeLayout::Tied, SeLayout::Timm, SeLayout::RepVgg, SeLayout::MobileOne] {
             let (store, tied) = made(64, &config(layout, 2));
             let (one, block) = made(32, &config(layout, 1));
             let variables = store.variables();
@@ -234,11 +234,11 @@ mod tests {
 
     #[test]
     fn refuses_by_key() {
-        let refusal = Config { reduction: 0, ..Config::default() }.resolve(Layout::Linear, 1).unwrap_err();
+        let refusal = Config { reduction: 0, ..Config::default() }.resolve(SeLayout::Linear, 1).unwrap_err();
         assert!(refusal.starts_with("reduction: "));
         for blocks in [0, 3] {
-            assert!(config(Layout::Tied, blocks).fits(64).unwrap_err().starts_with("blocks: "));
+            assert!(config(SeLayout::Tied, blocks).fits(64).unwrap_err().starts_with("blocks: "));
         }
-        assert_eq!(config(Layout::Tied, 8).fits(64), Ok(()));
+        assert_eq!(config(SeLayout::Tied, 8).fits(64), Ok(()));
     }
 }

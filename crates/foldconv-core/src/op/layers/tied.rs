@@ -12,7 +12,7 @@ use tch::{Kind, Tensor, nn, nn::ModuleT};
 
 /// How the matrix of a layer lies in its variable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
+pub enum MatrixShape {
     /// (out, in), as of torch.nn.Linear.
     Linear,
     /// (out, in, 1, 1), as of a 1x1 convolution.
@@ -40,11 +40,11 @@ pub fn fits(blocks: i64, channels: &[(&str, i64)]) -> Result<(), String> {
 
 impl Tied {
     /// On `path`: `weight` (outputs/blocks, inputs/blocks) and, if wanted, `bias` (outputs/blocks). The blocks divide both.
-    pub fn new(path: &nn::Path, [inputs, outputs]: [i64; 2], blocks: i64, form: Form, bias: bool) -> Tied {
+    pub fn new(path: &nn::Path, [inputs, outputs]: [i64; 2], blocks: i64, form: MatrixShape, bias: bool) -> Tied {
         let (inputs, outputs) = (inputs / blocks, outputs / blocks);
         let size: &[i64] = match form {
-            Form::Linear => &[outputs, inputs],
-            Form::Pointwise => &[outputs, inputs, 1, 1],
+            MatrixShape::Linear => &[outputs, inputs],
+            MatrixShape::Pointwise => &[outputs, inputs, 1, 1],
         };
         Tied {
             weight: path.var("weight", size, uniform(inputs)),
@@ -123,7 +123,7 @@ pub struct Tfc(Tied);
 impl Tfc {
     /// On `path`, with the reference's names: `linear.weight` and `linear.bias`. The options fit.
     pub(crate) fn new(path: &nn::Path, inputs: i64, outputs: i64, config: &Config) -> Tfc {
-        Tfc(Tied::new(&(path / "linear"), [inputs, outputs], config.blocks, Form::Linear, true))
+        Tfc(Tied::new(&(path / "linear"), [inputs, outputs], config.blocks, MatrixShape::Linear, true))
     }
 }
 

@@ -7,9 +7,9 @@
 use crate::algebra::{self, FoldError, Geometry};
 use crate::op::activation::Activation;
 use crate::op::bounds;
-use crate::op::contract::algorithm::Exec;
+use crate::op::contract::algorithm::TrainAlgorithm;
 use crate::op::contract::naming::Naming;
-use crate::op::contract::operator::{Compact, Operator, Place, Recipe};
+use crate::op::contract::operator::{Compact, Operator, Recipe, VariablePaths};
 use crate::op::layers::{BatchNorm, ConvNorm, Norm};
 use crate::op::reparam::fused_conv;
 use schemars::JsonSchema;
@@ -50,7 +50,7 @@ impl Recipe for Config {
         &NAMINGS
     }
 
-    fn expanded(&self, place: &Place, geometry: Geometry) -> Box<dyn Operator> {
+    fn expanded(&self, place: &VariablePaths, geometry: Geometry) -> Box<dyn Operator> {
         Box::new(Acb::new(&place.conv, geometry, self))
     }
 }
@@ -86,13 +86,17 @@ impl Operator for Acb {
         Norm::sum(self.0.iter().map(|branch| branch.term(x)).collect(), activation, train)
     }
 
-    fn execs(&self) -> &'static [Exec] {
-        if self.0[0].geometry().groups == 1 { &[Exec::Branches, Exec::Features] } else { &[Exec::Branches] }
+    fn algorithms(&self) -> &'static [TrainAlgorithm] {
+        if self.0[0].geometry().groups == 1 {
+            &[TrainAlgorithm::Branches, TrainAlgorithm::Features]
+        } else {
+            &[TrainAlgorithm::Branches]
+        }
     }
 
-    fn train_as(&self, exec: Exec, x: &Tensor, activation: Activation) -> Tensor {
-        match exec {
-            Exec::Features => {
+    fn train_with(&self, algorithm: TrainAlgorithm, x: &Tensor, activation: Activation) -> Tensor {
+        match algorithm {
+            TrainAlgorithm::Features => {
                 Norm::sum(fused_conv::terms(&self.0.each_ref(), self.0[0].geometry(), x), activation, true)
             }
             _ => self.forward_activated(x, activation, true),
@@ -138,7 +142,7 @@ mod tests {
 
     #[test]
     fn training_is_the_same_however_it_is_computed() {
-        use Exec::*;
+        use TrainAlgorithm::*;
         for k in [3, 5] {
             for site in windows(Geometry::same(3, 4, k)) {
                 let reflect = Geometry { padding_mode: PaddingMode::Reflect, ..site };
@@ -169,7 +173,8 @@ mod tests {
     fn gamma_begins_as_the_option_says() {
         for (yaml, gamma) in [("{name: acb}", 1.), ("{name: acb, gamma_init: 0.25}", 0.25)] {
             let store = nn::VarStore::new(tch::Device::Cpu);
-            let _acb = options(yaml).recipe().expanded(&Place::new(store.root(), None), Geometry::same(2, 3, 3));
+            let _acb =
+                options(yaml).recipe().expanded(&VariablePaths::new(store.root(), None), Geometry::same(2, 3, 3));
             for branch in ["square", "ver", "hor"] {
                 let weight = &store.variables()[&format!("{branch}_bn.weight")];
                 assert_eq!(Vec::<f32>::try_from(weight).unwrap(), [gamma; 3], "{branch}");

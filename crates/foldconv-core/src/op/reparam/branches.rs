@@ -6,7 +6,7 @@
 
 use crate::algebra::{self, FoldError, Geometry, Kernel};
 use crate::op::activation::Activation;
-use crate::op::contract::algorithm::Exec;
+use crate::op::contract::algorithm::TrainAlgorithm;
 use crate::op::contract::operator::{Compact, Operator};
 use crate::op::layers::se::Se;
 use crate::op::layers::{BatchNorm, ConvNorm, Norm};
@@ -144,25 +144,27 @@ impl Operator for Branches {
         self.gated(|activation| Norm::sum(terms, activation, train), activation, train)
     }
 
-    fn execs(&self) -> &'static [Exec] {
+    fn algorithms(&self) -> &'static [TrainAlgorithm] {
         let windows = self.windows();
         let points = self.convs.len() - windows.len() + usize::from(self.skip.is_some());
         let joins = windows.len() > 1 && windows.iter().all(|conv| conv.geometry() == windows[0].geometry());
         // One 1x1 beside larger kernels is best as a branch: there is nothing to add it to.
         match (points > 1 || windows.is_empty(), joins) {
-            _ if self.groups() != 1 => &[Exec::Branches],
-            (false, false) => &[Exec::Branches],
-            (false, true) => &[Exec::Branches, Exec::Features],
-            (true, false) => &[Exec::Branches, Exec::Moments],
-            (true, true) => &[Exec::Branches, Exec::Moments, Exec::Features],
+            _ if self.groups() != 1 => &[TrainAlgorithm::Branches],
+            (false, false) => &[TrainAlgorithm::Branches],
+            (false, true) => &[TrainAlgorithm::Branches, TrainAlgorithm::Features],
+            (true, false) => &[TrainAlgorithm::Branches, TrainAlgorithm::Moments],
+            (true, true) => &[TrainAlgorithm::Branches, TrainAlgorithm::Moments, TrainAlgorithm::Features],
         }
     }
 
-    fn train_as(&self, exec: Exec, x: &Tensor, activation: Activation) -> Tensor {
-        match exec {
-            Exec::Moments | Exec::Features => {
-                self.gated(|activation| self.train_folded(x, activation, exec == Exec::Features), activation, true)
-            }
+    fn train_with(&self, algorithm: TrainAlgorithm, x: &Tensor, activation: Activation) -> Tensor {
+        match algorithm {
+            TrainAlgorithm::Moments | TrainAlgorithm::Features => self.gated(
+                |activation| self.train_folded(x, activation, algorithm == TrainAlgorithm::Features),
+                activation,
+                true,
+            ),
             _ => self.forward_activated(x, activation, true),
         }
     }
@@ -171,6 +173,6 @@ impl Operator for Branches {
         let mut kernels = self.convs.iter().map(ConvNorm::fold).chain(self.skip.iter().map(Skip::fold));
         let first = kernels.next().ok_or_else(|| FoldError::Shape("a sum of no branches".into()))?;
         let kernel = kernels.try_fold(first, |sum, branch| algebra::add(&sum, &branch))?;
-        Ok(Compact::behind(kernel, self.gate.as_ref().map(|gate| gate.to_kind(Kind::Double))))
+        Ok(Compact::with_gate(kernel, self.gate.as_ref().map(|gate| gate.to_kind(Kind::Double))))
     }
 }

@@ -11,9 +11,9 @@
 use crate::algebra::{self, FoldError, Geometry, Kernel, MiddlePad, PaddingMode};
 use crate::op::activation::Activation;
 use crate::op::bounds;
-use crate::op::contract::algorithm::Exec;
+use crate::op::contract::algorithm::TrainAlgorithm;
 use crate::op::contract::naming::Naming;
-use crate::op::contract::operator::{Compact, Operator, Place, Recipe};
+use crate::op::contract::operator::{Compact, Operator, Recipe, VariablePaths};
 use crate::op::layers::{BatchNorm, ConvNorm, Norm, conv_weight};
 use crate::op::reparam::branches::{centred, conv_bn, identity};
 use crate::op::statistics::moments::{Moments, Statistics};
@@ -61,7 +61,7 @@ impl Recipe for Config {
         &NAMINGS
     }
 
-    fn expanded(&self, place: &Place, geometry: Geometry) -> Box<dyn Operator> {
+    fn expanded(&self, place: &VariablePaths, geometry: Geometry) -> Box<dyn Operator> {
         Box::new(Dbb::new(&place.conv, geometry, self))
     }
 }
@@ -152,14 +152,14 @@ impl Operator for Dbb {
         Norm::sum(convs.chain(chains).collect(), activation, train)
     }
 
-    fn execs(&self) -> &'static [Exec] {
+    fn algorithms(&self) -> &'static [TrainAlgorithm] {
         let dense = self.origin.geometry().groups == 1 && self.pointwise.is_some();
-        if dense { &[Exec::Branches, Exec::Moments] } else { &[Exec::Branches] }
+        if dense { &[TrainAlgorithm::Branches, TrainAlgorithm::Moments] } else { &[TrainAlgorithm::Branches] }
     }
 
-    fn train_as(&self, exec: Exec, x: &Tensor, activation: Activation) -> Tensor {
-        match exec {
-            Exec::Moments => self.train_folded(x, activation),
+    fn train_with(&self, algorithm: TrainAlgorithm, x: &Tensor, activation: Activation) -> Tensor {
+        match algorithm {
+            TrainAlgorithm::Moments => self.train_folded(x, activation),
             _ => self.forward_activated(x, activation, true),
         }
     }
@@ -338,9 +338,13 @@ mod tests {
             let mut sites = testing::windows(Geometry::same(4, 4, 3));
             sites.extend([reflect(Geometry::same(3, 5, 3)), Geometry::same(3, 4, 5)]);
             sites.extend([Geometry::same(4, 6, 1), Geometry::same(4, 4, 1).stride(2)]);
-            testing::trains_alike(&yaml, &sites, &[Exec::Branches, Exec::Moments]);
+            testing::trains_alike(&yaml, &sites, &[TrainAlgorithm::Branches, TrainAlgorithm::Moments]);
             let grouped = [2, 4].map(|groups| Geometry::same(4, 4, 3).groups(groups));
-            testing::trains_alike(&yaml, &[grouped[0], grouped[1], Geometry::same(1, 1, 3)], &[Exec::Branches]);
+            testing::trains_alike(
+                &yaml,
+                &[grouped[0], grouped[1], Geometry::same(1, 1, 3)],
+                &[TrainAlgorithm::Branches],
+            );
         }
     }
 

@@ -8,7 +8,7 @@ use crate::algebra::{self, FoldError, Geometry, Kernel, MiddlePad};
 use crate::op::activation::Activation;
 use crate::op::bounds;
 use crate::op::contract::naming::Naming;
-use crate::op::contract::operator::{Compact, Operator, Place, Recipe};
+use crate::op::contract::operator::{Compact, Operator, Recipe, VariablePaths};
 use crate::op::layers::{Norm, conv_weight, uniform};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -139,7 +139,7 @@ impl Recipe for Config {
         &NAMINGS
     }
 
-    fn expanded(&self, place: &Place, geometry: Geometry) -> Box<dyn Operator> {
+    fn expanded(&self, place: &VariablePaths, geometry: Geometry) -> Box<dyn Operator> {
         Box::new(ExpandNet::new(place, geometry, self))
     }
 }
@@ -154,7 +154,7 @@ pub struct ExpandNet {
 
 impl ExpandNet {
     /// `0.weight`, `0.bias`, `1.weight`, ...: the indices that the reference's nn.Sequential gives; and the batch norm.
-    pub(crate) fn new(place: &Place, geometry: Geometry, config: &Config) -> ExpandNet {
+    pub(crate) fn new(place: &VariablePaths, geometry: Geometry, config: &Config) -> ExpandNet {
         let convolution = |(i, geometry): (usize, Geometry)| {
             let path = &place.conv / i;
             let weight = conv_weight(&path, &geometry);

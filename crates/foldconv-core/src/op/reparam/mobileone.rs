@@ -7,9 +7,9 @@
 use crate::algebra::Geometry;
 use crate::op::bounds;
 use crate::op::contract::naming::Naming;
-use crate::op::contract::operator::{Compact, Operator, Place, Recipe};
+use crate::op::contract::operator::{Compact, Operator, Recipe, VariablePaths};
 use crate::op::layers::empty_kernel;
-use crate::op::layers::se::{self, Layout, Se};
+use crate::op::layers::se::{self, Se, SeLayout};
 use crate::op::reparam::branches::{Branches, Skip, centred, conv_bn};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -38,7 +38,7 @@ impl Default for Config {
 impl Config {
     /// `se.reduce` and `se.expand`.
     fn gate(&self, path: &nn::Path, geometry: &Geometry) -> Option<Se> {
-        self.se.then(|| Se::new(&(path / "se"), geometry.out_channels, &se::Config::of(Layout::MobileOne)))
+        self.se.then(|| Se::new(&(path / "se"), geometry.out_channels, &se::Config::of(SeLayout::MobileOne)))
     }
 }
 
@@ -55,12 +55,12 @@ impl Recipe for Config {
         &NAMINGS
     }
 
-    fn expanded(&self, place: &Place, geometry: Geometry) -> Box<dyn Operator> {
+    fn expanded(&self, place: &VariablePaths, geometry: Geometry) -> Box<dyn Operator> {
         Box::new(new(&place.conv, geometry, self))
     }
 
-    fn compact(&self, place: &Place, geometry: Geometry) -> Compact {
-        Compact::behind(empty_kernel(&place.conv, geometry), self.gate(&place.conv, &geometry))
+    fn compact(&self, place: &VariablePaths, geometry: Geometry) -> Compact {
+        Compact::with_gate(empty_kernel(&place.conv, geometry), self.gate(&place.conv, &geometry))
     }
 }
 
@@ -78,7 +78,7 @@ pub(crate) fn new(path: &nn::Path, geometry: Geometry, config: &Config) -> Branc
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::op::contract::algorithm::Exec;
+    use crate::op::contract::algorithm::TrainAlgorithm;
     use crate::op::testing;
 
     #[test]
@@ -95,7 +95,7 @@ mod tests {
 
     #[test]
     fn training_is_the_same_however_it_is_computed() {
-        use Exec::*;
+        use TrainAlgorithm::*;
         for se in [false, true] {
             let yaml = |branches| format!("{{name: mobileone, branches: {branches}, se: {se}}}");
             let site = Geometry::same(4, 4, 3);
@@ -103,7 +103,7 @@ mod tests {
             let without = [site.stride(2), Geometry::same(3, 5, 3)];
             let points = [Geometry::same(4, 4, 1), Geometry::same(3, 6, 1).stride(2)];
             for branches in [1, 2, 5] {
-                let (all, some): (&[Exec], &[Exec]) = match branches {
+                let (all, some): (&[TrainAlgorithm], &[TrainAlgorithm]) = match branches {
                     1 => (&[Branches, Moments], &[Branches]),
                     _ => (&[Branches, Moments, Features], &[Branches, Features]),
                 };

@@ -10,7 +10,7 @@ use crate::algebra::{FoldError, Geometry, Kernel, conv2d};
 use crate::op::activation::Activation;
 use crate::op::bounds;
 use crate::op::contract::naming::Naming;
-use crate::op::contract::operator::{Compact, Operator, Place, Recipe};
+use crate::op::contract::operator::{Compact, Operator, Recipe, VariablePaths};
 use crate::op::layers::{BatchNorm, Norm};
 use crate::trace;
 use schemars::JsonSchema;
@@ -69,7 +69,7 @@ impl Recipe for Config {
         &NAMINGS
     }
 
-    fn expanded(&self, place: &Place, geometry: Geometry) -> Box<dyn Operator> {
+    fn expanded(&self, place: &VariablePaths, geometry: Geometry) -> Box<dyn Operator> {
         Box::new(Orepa::new(&place.conv, geometry, self))
     }
 }

@@ -2,8 +2,8 @@
 
 use crate::algebra::{FoldError, Geometry};
 use crate::op::activation::Activation;
-use crate::op::contract::algorithm::Exec;
-use crate::op::contract::operator::{Compact, Operator, Place, Recipe};
+use crate::op::contract::algorithm::TrainAlgorithm;
+use crate::op::contract::operator::{Compact, Operator, Recipe, VariablePaths};
 use crate::op::layers::{ConvNorm, Norm};
 use crate::op::statistics::moments::Moments;
 use schemars::JsonSchema;
@@ -16,7 +16,7 @@ use tch::{Tensor, nn};
 pub struct Config {}
 
 impl Recipe for Config {
-    fn expanded(&self, place: &Place, geometry: Geometry) -> Box<dyn Operator> {
+    fn expanded(&self, place: &VariablePaths, geometry: Geometry) -> Box<dyn Operator> {
         Box::new(Plain::new(place, geometry))
     }
 }
@@ -30,7 +30,7 @@ pub struct Plain {
 
 impl Plain {
     /// `weight`, and the batch norm.
-    pub fn new(place: &Place, geometry: Geometry) -> Plain {
+    pub fn new(place: &VariablePaths, geometry: Geometry) -> Plain {
         Plain { branch: ConvNorm::new(&place.conv, geometry, place.norm(geometry.out_channels)), geometry }
     }
 }
@@ -46,17 +46,17 @@ impl Operator for Plain {
         self.branch.forward(x, activation, train)
     }
 
-    fn execs(&self) -> &'static [Exec] {
+    fn algorithms(&self) -> &'static [TrainAlgorithm] {
         match self.branch.norm() {
             // Without a batch norm nothing needs the moments.
-            Norm::Batch(_) if self.geometry.is_matrix() => &[Exec::Branches, Exec::Moments],
-            _ => &[Exec::Branches],
+            Norm::Batch(_) if self.geometry.is_matrix() => &[TrainAlgorithm::Branches, TrainAlgorithm::Moments],
+            _ => &[TrainAlgorithm::Branches],
         }
     }
 
-    fn train_as(&self, exec: Exec, x: &Tensor, activation: Activation) -> Tensor {
-        match exec {
-            Exec::Moments => {
+    fn train_with(&self, algorithm: TrainAlgorithm, x: &Tensor, activation: Activation) -> Tensor {
+        match algorithm {
+            TrainAlgorithm::Moments => {
                 let moments = Moments::of(&self.geometry.positions(x));
                 let kernel = self.branch.kernel().unstrided();
                 moments.apply(&self.branch.norm().fold_batch(&kernel, moments.statistics()), activation)
@@ -89,13 +89,13 @@ mod tests {
     #[test]
     fn training_is_the_same_however_it_is_computed() {
         let points = [Geometry::same(3, 8, 1), Geometry::same(12, 4, 1).stride(2)];
-        testing::trains_alike("{name: plain}", &points, &[Exec::Branches, Exec::Moments]);
+        testing::trains_alike("{name: plain}", &points, &[TrainAlgorithm::Branches, TrainAlgorithm::Moments]);
         let others = [Geometry::same(4, 8, 3), Geometry::same(4, 8, 1).groups(2), Geometry::same(4, 8, 1).padding(1)];
-        testing::trains_alike("{name: plain}", &others, &[Exec::Branches]);
+        testing::trains_alike("{name: plain}", &others, &[TrainAlgorithm::Branches]);
         let store = nn::VarStore::new(tch::Device::Cpu);
         assert_eq!(
-            Plain::new(&Place::new(store.root(), None), points[0]).execs(),
-            [Exec::Branches],
+            Plain::new(&VariablePaths::new(store.root(), None), points[0]).algorithms(),
+            [TrainAlgorithm::Branches],
             "no norm, no moments"
         );
     }

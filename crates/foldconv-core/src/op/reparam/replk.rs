@@ -7,7 +7,7 @@
 use crate::algebra::Geometry;
 use crate::op::bounds;
 use crate::op::contract::naming::Naming;
-use crate::op::contract::operator::{Compact, Operator, Place, Recipe};
+use crate::op::contract::operator::{Compact, Operator, Recipe, VariablePaths};
 use crate::op::layers::empty_kernel;
 use crate::op::reparam::branches::{Branches, conv_bn};
 use schemars::JsonSchema;
@@ -79,11 +79,11 @@ impl Recipe for Config {
         &NAMINGS
     }
 
-    fn expanded(&self, place: &Place, geometry: Geometry) -> Box<dyn Operator> {
+    fn expanded(&self, place: &VariablePaths, geometry: Geometry) -> Box<dyn Operator> {
         Box::new(new(&place.conv, geometry, self))
     }
 
-    fn compact(&self, place: &Place, geometry: Geometry) -> Compact {
+    fn compact(&self, place: &VariablePaths, geometry: Geometry) -> Compact {
         Compact::Static(empty_kernel(&place.conv, self.large(&geometry)))
     }
 }

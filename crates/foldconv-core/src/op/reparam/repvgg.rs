@@ -6,9 +6,9 @@
 
 use crate::algebra::Geometry;
 use crate::op::contract::naming::Naming;
-use crate::op::contract::operator::{Compact, Operator, Place, Recipe};
+use crate::op::contract::operator::{Compact, Operator, Recipe, VariablePaths};
 use crate::op::layers::empty_kernel;
-use crate::op::layers::se::{self, Layout, Se};
+use crate::op::layers::se::{self, Se, SeLayout};
 use crate::op::reparam::branches::{Branches, Skip, centred, conv_bn};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -29,7 +29,7 @@ pub struct Config {
 impl Config {
     /// `se.down` and `se.up`.
     fn gate(&self, path: &nn::Path, geometry: &Geometry) -> Option<Se> {
-        self.se.then(|| Se::new(&(path / "se"), geometry.out_channels, &se::Config::of(Layout::RepVgg)))
+        self.se.then(|| Se::new(&(path / "se"), geometry.out_channels, &se::Config::of(SeLayout::RepVgg)))
     }
 }
 
@@ -42,12 +42,12 @@ impl Recipe for Config {
         &NAMINGS
     }
 
-    fn expanded(&self, place: &Place, geometry: Geometry) -> Box<dyn Operator> {
+    fn expanded(&self, place: &VariablePaths, geometry: Geometry) -> Box<dyn Operator> {
         Box::new(new(&place.conv, geometry, self))
     }
 
-    fn compact(&self, place: &Place, geometry: Geometry) -> Compact {
-        Compact::behind(empty_kernel(&place.conv, geometry), self.gate(&place.conv, &geometry))
+    fn compact(&self, place: &VariablePaths, geometry: Geometry) -> Compact {
+        Compact::with_gate(empty_kernel(&place.conv, geometry), self.gate(&place.conv, &geometry))
     }
 }
 
@@ -64,7 +64,7 @@ pub(crate) fn new(path: &nn::Path, geometry: Geometry, config: &Config) -> Branc
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::op::contract::algorithm::Exec;
+    use crate::op::contract::algorithm::TrainAlgorithm;
     use crate::op::testing;
 
     #[test]
@@ -86,9 +86,13 @@ mod tests {
             let yaml = format!("{{name: repvgg, se: {se}}}");
             let site = Geometry::same(4, 4, 3);
             let dilated = site.dilation(2).padding(2);
-            testing::trains_alike(&yaml, &[site, dilated, Geometry::same(3, 3, 5)], &[Exec::Branches, Exec::Moments]);
+            testing::trains_alike(
+                &yaml,
+                &[site, dilated, Geometry::same(3, 3, 5)],
+                &[TrainAlgorithm::Branches, TrainAlgorithm::Moments],
+            );
             let others = [site.stride(2), Geometry::same(3, 5, 3), site.groups(2), site.groups(4)];
-            testing::trains_alike(&yaml, &others, &[Exec::Branches]);
+            testing::trains_alike(&yaml, &others, &[TrainAlgorithm::Branches]);
         }
     }
 

@@ -9,7 +9,7 @@
 use crate::algebra::{self, FoldError, Geometry, Kernel};
 use crate::op::activation::Activation;
 use crate::op::bounds;
-use crate::op::contract::operator::{Compact, Operator, Place, Recipe};
+use crate::op::contract::operator::{Compact, Operator, Recipe, VariablePaths};
 use crate::op::layers::tiling::{Order, TiedKernel, tile};
 use crate::op::layers::{Norm, conv_weight, empty_kernel, uniform};
 use schemars::JsonSchema;
@@ -77,11 +77,11 @@ impl Recipe for Config {
         Ok(())
     }
 
-    fn expanded(&self, place: &Place, geometry: Geometry) -> Box<dyn Operator> {
+    fn expanded(&self, place: &VariablePaths, geometry: Geometry) -> Box<dyn Operator> {
         Box::new(Tbc::new(place, geometry, self))
     }
 
-    fn compact(&self, place: &Place, geometry: Geometry) -> Compact {
+    fn compact(&self, place: &VariablePaths, geometry: Geometry) -> Compact {
         match self.keep_tied {
             true => Compact::Tied(TiedKernel::empty(&place.conv, self.thin(&geometry), self.blocks, self.order)),
             false => Compact::Static(empty_kernel(&place.conv, self.tied(&geometry))),
@@ -104,11 +104,11 @@ impl Recipe for TgcConfig {
         self.0.fits(geometry)
     }
 
-    fn expanded(&self, place: &Place, geometry: Geometry) -> Box<dyn Operator> {
+    fn expanded(&self, place: &VariablePaths, geometry: Geometry) -> Box<dyn Operator> {
         self.0.expanded(place, geometry)
     }
 
-    fn compact(&self, place: &Place, geometry: Geometry) -> Compact {
+    fn compact(&self, place: &VariablePaths, geometry: Geometry) -> Compact {
         self.0.compact(place, geometry)
     }
 }
@@ -125,7 +125,7 @@ pub struct Tbc {
 
 impl Tbc {
     /// With the reference's names: `conv.weight` (C_out/B, C_in/(B G), kh, kw) and `conv.bias` (C_out/B); and the batch norm.
-    pub(crate) fn new(place: &Place, geometry: Geometry, config: &Config) -> Tbc {
+    pub(crate) fn new(place: &VariablePaths, geometry: Geometry, config: &Config) -> Tbc {
         let thin = config.thin(&geometry);
         let path = &place.conv / "conv";
         let bias = config.bias.then(|| path.var("bias", &[thin.out_channels], uniform(thin.fan_in())));
@@ -193,7 +193,7 @@ mod tests {
         for order in ["code", "paper"] {
             let options = testing::options(&format!("{{name: tbc, blocks: 2, groups: 2, order: {order}, bias: true}}"));
             let mut store = nn::VarStore::new(Device::Cpu);
-            let operator = options.recipe().expanded(&Place::new(store.root(), None), site);
+            let operator = options.recipe().expanded(&VariablePaths::new(store.root(), None), site);
             store.double();
             let thin = site.groups(2);
             let thin = Geometry { in_channels: 4, out_channels: 8, ..thin };

@@ -7,7 +7,7 @@
 //! of x less a few positions' mean, and all small matrices are float64.
 
 use crate::algebra::{Geometry, Kernel};
-use crate::native::{self, Space};
+use crate::native::{self, MomentMap};
 use crate::op::activation::Activation;
 use crate::op::compact::per_sample;
 use tch::{Kind, Tensor};
@@ -20,7 +20,7 @@ const CENTRE: i64 = 64;
 pub struct Moments {
     x: Tensor,
     /// The same map where our own loops run on it.
-    space: Option<Space>,
+    space: Option<MomentMap>,
     statistics: Statistics,
 }
 
@@ -39,7 +39,7 @@ impl Moments {
     /// Of a map.
     pub fn of(x: &Tensor) -> Moments {
         let positions = x.numel() as i64 / x.size()[1].max(1);
-        let space = Space::new(x);
+        let space = MomentMap::new(x);
         let (mean, covariance) = match &space {
             Some(space) => (space.mean.shallow_clone(), space.covariance.shallow_clone()),
             None => composed(x, positions),
@@ -59,7 +59,7 @@ impl Moments {
 
     /// activation(sum of W_i x_i + b_i) for 1x1 kernels in float64 on maps of one size.
     pub fn apply_sum(terms: &[(&Moments, &Kernel)], activation: Activation) -> Tensor {
-        let spaces: Option<Vec<&Space>> = terms.iter().map(|(moments, _)| moments.space.as_ref()).collect();
+        let spaces: Option<Vec<&MomentMap>> = terms.iter().map(|(moments, _)| moments.space.as_ref()).collect();
         let Some(spaces) = spaces else {
             let one = |(moments, kernel): &(&Moments, &Kernel)| kernel.to_kind(moments.x.kind()).apply(&moments.x);
             return activation.apply(terms.iter().map(one).reduce(|sum, term| sum + term).unwrap_or_default());
@@ -70,7 +70,7 @@ impl Moments {
             .reduce(|sum, bias| sum + bias)
             .unwrap_or_else(|| weights[0].new_zeros([weights[0].size()[0]], (weights[0].kind(), weights[0].device())));
         let (low, high) = activation.bounds();
-        let pairs: Vec<(&Space, &Tensor)> = spaces.into_iter().zip(&weights).collect();
+        let pairs: Vec<(&MomentMap, &Tensor)> = spaces.into_iter().zip(&weights).collect();
         native::convolve(&pairs, &bias, low, high)
     }
 }
@@ -123,7 +123,7 @@ fn centre(rows: &Tensor) -> Tensor {
 #[derive(Debug)]
 pub struct SampleMoments {
     x: Tensor,
-    space: Option<Space>,
+    space: Option<MomentMap>,
     /// Mean of each sample (N, C), float64.
     means: Tensor,
     /// Biased covariance of each sample (N, C, C), float64.
@@ -135,7 +135,7 @@ impl SampleMoments {
     /// Of a map.
     pub fn of(x: &Tensor) -> SampleMoments {
         let positions = x.numel() as i64 / x.size()[1].max(1);
-        let space = Space::per_sample(x);
+        let space = MomentMap::per_sample(x);
         let (means, covariances) = match &space {
             Some(space) => (space.mean.shallow_clone(), space.covariance.shallow_clone()),
             None => composed_samples(x),

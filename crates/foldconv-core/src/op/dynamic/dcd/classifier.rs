@@ -6,7 +6,7 @@ use crate::op::activation::Activation;
 use crate::op::bounds;
 use crate::op::dynamic::dcd::branch::Branch;
 use crate::op::layers::recipe::LayerRecipe;
-use crate::op::layers::tied::{Form, Tied};
+use crate::op::layers::tied::{MatrixShape, Tied};
 use crate::op::layers::{BatchNorm, Linear, Norm, below, uniform};
 use crate::trace;
 use schemars::JsonSchema;
@@ -56,7 +56,7 @@ impl DcdClassifier {
     /// but `cls` are without biases.
     pub(crate) fn new(path: &nn::Path, inputs: i64, outputs: i64, config: &Config) -> DcdClassifier {
         let Config { latent, hidden } = *config;
-        let layer = |name: &str, size| Tied::new(&(path / name), size, 1, Form::Linear, false);
+        let layer = |name: &str, size| Tied::new(&(path / name), size, 1, MatrixShape::Linear, false);
         let norm = |name: &str| Norm::Batch(BatchNorm::new(&(path / name), latent));
         let weight = |name: &str, outputs: i64, inputs: i64| {
             below(path, name).var("weight", &[outputs, inputs], uniform(inputs))

@@ -18,8 +18,8 @@ use crate::algebra::{self, Affine, FoldError, Geometry, Kernel, double};
 use crate::op::activation::Activation;
 use crate::op::bounds;
 use crate::op::compact::per_sample::PerSample;
-use crate::op::contract::algorithm::Exec;
-use crate::op::contract::operator::{Compact, Operator, Place, Recipe};
+use crate::op::contract::algorithm::TrainAlgorithm;
+use crate::op::contract::operator::{Compact, Operator, Recipe, VariablePaths};
 use crate::op::dynamic::dcd::branch::Branch;
 use crate::op::dynamic::dcd::kernel::DcdKernel;
 use crate::op::dynamic::dcd::residual::{Fuses, Latent, Residual};
@@ -43,7 +43,7 @@ pub enum Style {
 /// Which of the reference's three layers: they differ in sizes, names and initial values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Layout {
+pub enum DcdLayout {
     /// The 1x1 of MobileNetV2.
     MobilenetV2,
     /// The 3x3 of ResNet-18 and 34.
@@ -59,7 +59,7 @@ pub struct Config {
     /// Whose equation it is. Default `code`.
     pub style: Style,
     /// Which of the reference's layers, in `style: code`. Default: `mobilenet_v2` at 1x1 and `resnet_basic` elsewhere.
-    pub layout: Option<Layout>,
+    pub layout: Option<DcdLayout>,
     /// Whether there is Λ. Default true.
     pub channel_attention: bool,
     /// Whether there is Φ, which fuses channels, and at depthwise sites in `style: paper` the taps of the kernel. Default true.
@@ -91,7 +91,7 @@ impl Default for Config {
 /// The sizes of the parts at a site.
 #[derive(Clone, Copy, Debug)]
 struct Sizes {
-    layout: Layout,
+    layout: DcdLayout,
     /// The input is pooled to q x q.
     pool: i64,
     /// B and L.
@@ -113,23 +113,23 @@ impl Config {
         let blocks = if fuses == Fuses::Taps { 1 } else { self.blocks };
         let (inputs, outputs) = (site.in_channels, site.out_channels);
         let layout = self.layout.unwrap_or(match (self.style, site.kernel) {
-            (Style::Paper, _) => Layout::ResnetBottleneck,
-            (Style::Code, [1, 1]) => Layout::MobilenetV2,
-            (Style::Code, _) => Layout::ResnetBasic,
+            (Style::Paper, _) => DcdLayout::ResnetBottleneck,
+            (Style::Code, [1, 1]) => DcdLayout::MobilenetV2,
+            (Style::Code, _) => DcdLayout::ResnetBasic,
         });
         let pool = match layout {
-            Layout::MobilenetV2 if inputs < outputs => 2,
-            Layout::MobilenetV2 | Layout::ResnetBottleneck => 1,
-            Layout::ResnetBasic => 2,
+            DcdLayout::MobilenetV2 if inputs < outputs => 2,
+            DcdLayout::MobilenetV2 | DcdLayout::ResnetBottleneck => 1,
+            DcdLayout::ResnetBasic => 2,
         };
         let pooled = pool * pool * inputs;
         let latent = self.latent.unwrap_or_else(|| match (fuses, layout) {
             (Fuses::Taps, _) => (site.kernel[0] * site.kernel[1] / 2).max(1),
-            (_, Layout::MobilenetV2) => bounded_latent(pooled, outputs, if pool == 2 { 8 } else { 2 }),
-            (_, Layout::ResnetBasic | Layout::ResnetBottleneck) => (pooled / blocks).isqrt(),
+            (_, DcdLayout::MobilenetV2) => bounded_latent(pooled, outputs, if pool == 2 { 8 } else { 2 }),
+            (_, DcdLayout::ResnetBasic | DcdLayout::ResnetBottleneck) => (pooled / blocks).isqrt(),
         });
         // The reference's bottleneck has no least number, and so no units at all below 16 channels.
-        let least = if layout == Layout::ResnetBottleneck { 1 } else { 4 };
+        let least = if layout == DcdLayout::ResnetBottleneck { 1 } else { 4 };
         let hidden = (pooled.max(blocks * latent * latent) / self.squeeze).max(least);
         Sizes { layout, pool, latent: [blocks, latent], hidden }
     }
@@ -194,11 +194,11 @@ impl Recipe for Config {
         Ok(())
     }
 
-    fn expanded(&self, place: &Place, geometry: Geometry) -> Box<dyn Operator> {
+    fn expanded(&self, place: &VariablePaths, geometry: Geometry) -> Box<dyn Operator> {
         Box::new(Dcd::new(place, geometry, self))
     }
 
-    fn compact(&self, place: &Place, geometry: Geometry) -> Compact {
+    fn compact(&self, place: &VariablePaths, geometry: Geometry) -> Compact {
         let path = &place.conv;
         let code = self.style == Style::Code;
         // The code's Q takes up BN1, and so has a bias.
@@ -224,7 +224,7 @@ impl Config {
 
     fn branch(&self, path: &nn::Path, geometry: &Geometry) -> Branch {
         let Sizes { layout, pool, latent: [blocks, latent], hidden } = self.sizes(geometry);
-        let deviation = (layout == Layout::MobilenetV2).then_some(0.01);
+        let deviation = (layout == DcdLayout::MobilenetV2).then_some(0.01);
         let linear = |name: &str, outputs: i64, inputs: i64| {
             let initial = match deviation {
                 Some(stdev) => Init::Randn { mean: 0., stdev },
@@ -262,10 +262,10 @@ pub struct Dcd {
 impl Dcd {
     /// With the reference's names: `conv`, those of the latent path, `fc.0`, `fc.1.fc.0`, `fc_phi` and `fc_scale`; and the batch
     /// norm.
-    pub(crate) fn new(place: &Place, geometry: Geometry, config: &Config) -> Dcd {
+    pub(crate) fn new(place: &VariablePaths, geometry: Geometry, config: &Config) -> Dcd {
         let path = &place.conv;
         let code = config.style == Style::Code;
-        let prefix = if config.sizes(&geometry).layout == Layout::MobilenetV2 { "conv_" } else { "" };
+        let prefix = if config.sizes(&geometry).layout == DcdLayout::MobilenetV2 { "conv_" } else { "" };
         let kernel = |name: &str, geometry: Geometry| {
             let weight = normal_weight(&(path / format!("{prefix}{name}")), &geometry);
             Kernel { weight, bias: None, geometry }
@@ -337,13 +337,17 @@ impl Operator for Dcd {
         self.norm.forward(y, activation, train)
     }
 
-    fn execs(&self) -> &'static [Exec] {
-        if self.geometry.is_matrix() { &[Exec::Branches, Exec::PerSample] } else { &[Exec::Branches] }
+    fn algorithms(&self) -> &'static [TrainAlgorithm] {
+        if self.geometry.is_matrix() {
+            &[TrainAlgorithm::Branches, TrainAlgorithm::PerSample]
+        } else {
+            &[TrainAlgorithm::Branches]
+        }
     }
 
-    fn train_as(&self, exec: Exec, x: &Tensor, activation: Activation) -> Tensor {
-        match exec {
-            Exec::PerSample => self.train_per_sample(x, activation),
+    fn train_with(&self, algorithm: TrainAlgorithm, x: &Tensor, activation: Activation) -> Tensor {
+        match algorithm {
+            TrainAlgorithm::PerSample => self.train_per_sample(x, activation),
             _ => self.forward_activated(x, activation, true),
         }
     }
@@ -369,7 +373,7 @@ impl Operator for Dcd {
 mod tests {
     use super::*;
     use crate::algebra::PaddingMode;
-    use crate::op::compact::per_sample::Execution;
+    use crate::op::compact::per_sample::CompactAlgorithm;
     use crate::op::testing;
 
     #[test]
@@ -411,7 +415,7 @@ mod tests {
         ] {
             let (_store, operator) = testing::expanded(&testing::options(options), site);
             let Ok(Compact::PerSample(kernels)) = operator.fold() else { panic!("{options}") };
-            assert_eq!(kernels.executions(), [Execution::Kernels, Execution::Features], "{options}");
+            assert_eq!(kernels.algorithms(), [CompactAlgorithm::Kernels, CompactAlgorithm::Features], "{options}");
         }
     }
 
@@ -441,13 +445,13 @@ mod tests {
             "style: paper, squeeze: 1",
         ] {
             let yaml = format!("{{name: dcd, {options}}}");
-            testing::trains_alike(&yaml, &points, &[Exec::Branches, Exec::PerSample]);
+            testing::trains_alike(&yaml, &points, &[TrainAlgorithm::Branches, TrainAlgorithm::PerSample]);
         }
         let blocks = "{name: dcd, style: paper, blocks: 2, squeeze: 1}";
-        testing::trains_alike(blocks, &points[..2], &[Exec::Branches, Exec::PerSample]);
-        testing::trains_alike("{name: dcd}", &[Geometry::same(4, 8, 3)], &[Exec::Branches]);
+        testing::trains_alike(blocks, &points[..2], &[TrainAlgorithm::Branches, TrainAlgorithm::PerSample]);
+        testing::trains_alike("{name: dcd}", &[Geometry::same(4, 8, 3)], &[TrainAlgorithm::Branches]);
         let others = [Geometry::same(4, 8, 1).groups(2), Geometry::same(4, 8, 1).padding(1)];
-        testing::trains_alike("{name: dcd, channel_fusion: false}", &others, &[Exec::Branches]);
+        testing::trains_alike("{name: dcd, channel_fusion: false}", &others, &[TrainAlgorithm::Branches]);
     }
 
     /// L, the hidden units and so the parameters of the reference's layers.

@@ -1,7 +1,7 @@
 //! `mdconv`: [`maconv`] with attention in the middle.
 
 use crate::algebra::Geometry;
-use crate::op::contract::operator::{Compact, Operator, Place, Recipe};
+use crate::op::contract::operator::{Compact, Operator, Recipe, VariablePaths};
 use crate::op::dynamic::maconv;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -20,11 +20,11 @@ impl Recipe for Config {
         self.0.fits(geometry)
     }
 
-    fn expanded(&self, place: &Place, geometry: Geometry) -> Box<dyn Operator> {
+    fn expanded(&self, place: &VariablePaths, geometry: Geometry) -> Box<dyn Operator> {
         self.0.expanded(place, geometry)
     }
 
-    fn compact(&self, place: &Place, geometry: Geometry) -> Compact {
+    fn compact(&self, place: &VariablePaths, geometry: Geometry) -> Compact {
         self.0.compact(place, geometry)
     }
 }

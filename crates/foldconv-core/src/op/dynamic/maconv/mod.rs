@@ -12,8 +12,8 @@ use crate::algebra::{self, FoldError, Geometry, Kernel, MiddlePad};
 use crate::op::activation::Activation;
 use crate::op::bounds;
 use crate::op::compact::per_sample::{self, PerSample};
-use crate::op::contract::algorithm::Exec;
-use crate::op::contract::operator::{Compact, Operator, Place, Recipe};
+use crate::op::contract::algorithm::TrainAlgorithm;
+use crate::op::contract::operator::{Compact, Operator, Recipe, VariablePaths};
 use crate::op::dynamic::attention::{Gate, GateKind};
 use crate::op::dynamic::maconv::kernel::{GatedKernel, LowRank};
 use crate::op::layers::temperature::Temperature;
@@ -39,7 +39,7 @@ pub enum Middle {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Bn {
-    /// Behind each convolution.
+    /// BatchNormArgs each convolution.
     Each,
     /// One, behind the sum of the branches.
     Sum,
@@ -50,7 +50,7 @@ pub enum Bn {
 /// What is run in training.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Form {
+pub enum TrainedForm {
     /// The branches.
     #[default]
     Expanded,
@@ -71,7 +71,7 @@ pub struct Config {
     /// Where the batch norms are. Default: `each`, or `sum` where the form is compact.
     pub bn: Option<Bn>,
     /// What is run in training. Default `expanded`.
-    pub form: Form,
+    pub form: TrainedForm,
     /// What makes weights of the attention's scores. Default `sigmoid`.
     pub gate: GateKind,
     /// What the attention's scores are divided by: a number, or `{from, to, epochs}`. Default 1.
@@ -87,7 +87,7 @@ impl Default for Config {
             bypass: true,
             middle: None,
             bn: None,
-            form: Form::Expanded,
+            form: TrainedForm::Expanded,
             gate: GateKind::Sigmoid,
             temperature: Temperature::Constant(1.),
             hidden: 0.25,
@@ -102,7 +102,7 @@ impl Config {
     /// What is wrong, as `key: reason`.
     pub fn resolve(&mut self, middle: Middle) -> Result<(), String> {
         let middle = *self.middle.get_or_insert(middle);
-        let compact = self.form == Form::Compact;
+        let compact = self.form == TrainedForm::Compact;
         let bn = *self.bn.get_or_insert(if compact { Bn::Sum } else { Bn::Each });
         bounds::whole("intermediate", self.intermediate)?;
         self.temperature.check()?;
@@ -172,11 +172,11 @@ impl Recipe for Config {
         Config::fits(self, geometry)
     }
 
-    fn expanded(&self, place: &Place, geometry: Geometry) -> Box<dyn Operator> {
+    fn expanded(&self, place: &VariablePaths, geometry: Geometry) -> Box<dyn Operator> {
         Box::new(MaConv::new(&place.conv, geometry, self))
     }
 
-    fn compact(&self, place: &Place, geometry: Geometry) -> Compact {
+    fn compact(&self, place: &VariablePaths, geometry: Geometry) -> Compact {
         let path = &place.conv;
         match self.gate(path, &geometry) {
             None => Compact::Static(empty_kernel(path, geometry)),
@@ -197,7 +197,7 @@ pub struct MaConv {
     middle: Middle,
     gate: Option<Gate>,
     after: Norm,
-    form: Form,
+    form: TrainedForm,
     geometry: Geometry,
 }
 
@@ -206,7 +206,7 @@ impl MaConv {
     /// `config` must be resolved.
     pub(crate) fn new(path: &nn::Path, geometry: Geometry, config: &Config) -> MaConv {
         let branch_norm = config.bn.unwrap_or(Bn::Each);
-        let compact = config.form == Form::Compact;
+        let compact = config.form == TrainedForm::Compact;
         let branch = |name: &str, geometry: Geometry| {
             let path = path / name;
             let norm = match branch_norm {
@@ -321,21 +321,21 @@ impl nn::ModuleT for MaConv {
 impl Operator for MaConv {
     fn forward_activated(&self, x: &Tensor, activation: Activation, train: bool) -> Tensor {
         match (self.form, &self.after) {
-            (Form::Expanded, Norm::None) => Norm::sum(self.branches(x, train), activation, train),
-            (Form::Expanded, after) => {
+            (TrainedForm::Expanded, Norm::None) => Norm::sum(self.branches(x, train), activation, train),
+            (TrainedForm::Expanded, after) => {
                 after.forward(Norm::sum(self.branches(x, train), Activation::None, train), activation, train)
             }
-            (Form::Compact, after) => after.forward(self.forward_composed(x), activation, train),
+            (TrainedForm::Compact, after) => after.forward(self.forward_composed(x), activation, train),
         }
     }
 
-    fn execs(&self) -> &'static [Exec] {
-        self.train_execs()
+    fn algorithms(&self) -> &'static [TrainAlgorithm] {
+        self.train_algorithms()
     }
 
-    fn train_as(&self, exec: Exec, x: &Tensor, activation: Activation) -> Tensor {
-        match exec {
-            Exec::Branches => self.forward_activated(x, activation, true),
+    fn train_with(&self, algorithm: TrainAlgorithm, x: &Tensor, activation: Activation) -> Tensor {
+        match algorithm {
+            TrainAlgorithm::Branches => self.forward_activated(x, activation, true),
             other => self.train_folded(other, x, activation),
         }
     }
@@ -416,12 +416,12 @@ mod tests {
 
     #[test]
     fn training_is_the_same_however_it_is_computed() {
-        use Exec::*;
+        use TrainAlgorithm::*;
         let points = [Geometry::same(3, 8, 1), Geometry::same(12, 4, 1).stride(2)];
         let windows = [Geometry::same(3, 4, 3), Geometry::same(4, 3, 2).stride(2), Geometry::same(3, 4, 3).dilation(2)];
         for yaml in options() {
             let (gated, expanded) = (yaml.contains("mdconv"), !yaml.contains("form: compact"));
-            let (at_points, at_windows): (&[Exec], &[Exec]) = match (gated, expanded) {
+            let (at_points, at_windows): (&[TrainAlgorithm], &[TrainAlgorithm]) = match (gated, expanded) {
                 (false, true) => (&[Branches, Moments, Features], &[Branches, Features]),
                 (false, false) => (&[Branches, Moments], &[Branches]),
                 (true, true) => (&[Branches, Moments, Features, PerSample], &[Branches, Features, PerSample]),

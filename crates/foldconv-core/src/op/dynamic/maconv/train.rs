@@ -9,37 +9,46 @@
 
 use crate::algebra::{self, Geometry, Kernel};
 use crate::op::activation::Activation;
-use crate::op::contract::algorithm::Exec;
-use crate::op::dynamic::maconv::{Form, MaConv, Middle, Parts, chain, sum};
+use crate::op::contract::algorithm::TrainAlgorithm;
+use crate::op::dynamic::maconv::{MaConv, Middle, Parts, TrainedForm, chain, sum};
 use crate::op::layers::{ConvNorm, Norm};
 use crate::op::statistics::moments::{self, Moments, SampleMoments};
 use tch::{Kind, Tensor};
 
 impl MaConv {
     /// The ways in which it can be trained where it stands.
-    pub(super) fn train_execs(&self) -> &'static [Exec] {
-        let (point, expanded) = (self.geometry.is_matrix(), self.form == Form::Expanded);
+    pub(super) fn train_algorithms(&self) -> &'static [TrainAlgorithm] {
+        let (point, expanded) = (self.geometry.is_matrix(), self.form == TrainedForm::Expanded);
         match self.middle {
-            Middle::Relu => &[Exec::Branches],
-            _ if self.geometry.groups != 1 => &[Exec::Branches],
-            Middle::None if point && expanded => &[Exec::Branches, Exec::Moments, Exec::Features],
-            Middle::None if point => &[Exec::Branches, Exec::Moments],
-            Middle::Attention if point && expanded => &[Exec::Branches, Exec::Moments, Exec::Features, Exec::PerSample],
-            Middle::Attention if expanded => &[Exec::Branches, Exec::Features, Exec::PerSample],
-            Middle::None if expanded => &[Exec::Branches, Exec::Features],
-            _ => &[Exec::Branches],
+            Middle::Relu => &[TrainAlgorithm::Branches],
+            _ if self.geometry.groups != 1 => &[TrainAlgorithm::Branches],
+            Middle::None if point && expanded => {
+                &[TrainAlgorithm::Branches, TrainAlgorithm::Moments, TrainAlgorithm::Features]
+            }
+            Middle::None if point => &[TrainAlgorithm::Branches, TrainAlgorithm::Moments],
+            Middle::Attention if point && expanded => &[
+                TrainAlgorithm::Branches,
+                TrainAlgorithm::Moments,
+                TrainAlgorithm::Features,
+                TrainAlgorithm::PerSample,
+            ],
+            Middle::Attention if expanded => {
+                &[TrainAlgorithm::Branches, TrainAlgorithm::Features, TrainAlgorithm::PerSample]
+            }
+            Middle::None if expanded => &[TrainAlgorithm::Branches, TrainAlgorithm::Features],
+            _ => &[TrainAlgorithm::Branches],
         }
     }
 
     /// The operator in training and the activation, in another way than in branches.
-    pub(super) fn train_folded(&self, exec: Exec, x: &Tensor, activation: Activation) -> Tensor {
-        let on_x = match exec {
-            Exec::Features => false,
-            Exec::PerSample => self.per_sample_on_x(),
+    pub(super) fn train_folded(&self, algorithm: TrainAlgorithm, x: &Tensor, activation: Activation) -> Tensor {
+        let on_x = match algorithm {
+            TrainAlgorithm::Features => false,
+            TrainAlgorithm::PerSample => self.per_sample_on_x(),
             _ => true,
         };
         // GAP(x) is among the moments of each sample, where they are of all of x.
-        let known = exec == Exec::PerSample && on_x && self.geometry.stride == [1, 1];
+        let known = algorithm == TrainAlgorithm::PerSample && on_x && self.geometry.stride == [1, 1];
         let (x, gates) = match &self.gate {
             Some(gate) if !known => {
                 let (x, pooled) = moments::pool(x);
@@ -52,7 +61,7 @@ impl MaConv {
             false => self.features(&x),
         };
         match &self.gate {
-            Some(gate) if exec == Exec::PerSample => {
+            Some(gate) if algorithm == TrainAlgorithm::PerSample => {
                 let samples = SampleMoments::of(&parts.0);
                 let gates = gates.unwrap_or_else(|| gate.weigh(&samples.pooled().to_kind(x.kind())));
                 self.train_per_sample(&samples, parts, &gates, activation)
