@@ -70,6 +70,7 @@ test: setup
 
 lint: setup
 	cargo fmt --check
+	$(PYTHON) .ci/architecture
 	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --workspace
 

@@ -28,6 +28,16 @@ fn table(entry: &Entry) -> String {
     head.into_iter().chain(entry.options.iter().map(row)).collect::<Vec<_>>().join("\n")
 }
 
+/// A section with its table of options, or the line that there are none, replaced.
+fn with_table(section: &str, table: &str) -> String {
+    let is_table = |line: &&str| line.starts_with("| ") || line.starts_with("|---") || *line == "No options.";
+    let lines: Vec<&str> = section.lines().collect();
+    let head = |line: &&str| *line == "| option | values | meaning |" || *line == "No options.";
+    let Some(start) = lines.iter().position(head) else { return format!("{section}\n{table}\n") };
+    let end = start + lines[start..].iter().take_while(|line| is_table(line)).count();
+    [&lines[..start], &[table], &lines[end..]].concat().join("\n") + "\n"
+}
+
 #[test]
 fn the_tables_of_options_are_those_of_the_code() {
     let text = std::fs::read_to_string(doc("operators.md")).unwrap();
@@ -35,6 +45,7 @@ fn the_tables_of_options_are_those_of_the_code() {
     let chapters: Vec<&str> = text.split("\n# ").skip(1).collect();
     let all = [OperatorConfig::entries(), AttentionConfig::entries(), ClassifierConfig::entries()];
     assert_eq!(chapters.len(), all.len());
+    let mut updated = text.clone();
     for (chapter, entry) in
         chapters.iter().zip(&all).flat_map(|(chapter, all)| all.iter().map(move |entry| (chapter, entry)))
     {
@@ -43,7 +54,14 @@ fn the_tables_of_options_are_those_of_the_code() {
         let found = sections.find(|(names, _)| names.split(", ").any(|name| name == entry.name));
         let (_, body) = found.unwrap_or_else(|| panic!("docs/operators.md has no section on {}", entry.name));
         let table = table(entry);
+        if std::env::var_os("UPDATE_DOCS").is_some() {
+            updated = updated.replace(body, &with_table(body, &table));
+            continue;
+        }
         assert!(body.contains(&format!("\n{table}\n")), "{}: docs/operators.md should have\n\n{table}\n", entry.name);
+    }
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        std::fs::write(doc("operators.md"), &updated[1..]).unwrap();
     }
 }
 
