@@ -3,7 +3,7 @@
 //! The floors, from the ground up; a module uses only floors below its own:
 //!
 //! 1. the crate [`foldconv_core`], whose modules are this crate's too: [`algebra`], [`op`], [`net`], [`fold`], [`weights`]
-//! 2. [`panics`], [`text`], [`yaml`], [`progress`], [`device`], [`gpus`], [`precision`]
+//! 2. [`panics`], [`text`], [`yaml`], [`progress`], [`signals`], [`device`], [`gpus`], [`precision`]
 //! 3. [`data`] (data sets and batches)
 //! 4. [`config`] (an experiment file, resolved)
 //! 5. [`model`] (the model file, and PyTorch's weights in it)
@@ -28,6 +28,7 @@ pub mod gpus;
 pub mod panics;
 pub mod precision;
 pub mod progress;
+pub mod signals;
 pub mod text;
 pub mod yaml;
 

@@ -15,11 +15,11 @@ pub mod trainer;
 pub mod trial;
 
 use crate::config::Config;
+use crate::signals;
 use anyhow::Result;
 use result::TrialResult;
+use signal_hook::consts::{SIGINT, SIGTERM};
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use tch::Device;
 use trial::Trial;
 
@@ -40,13 +40,9 @@ pub fn train(config: &Config, folder: &Path, device: Device) -> Result<TrialResu
     if let Some(result) = trial::finished(config, folder)? {
         return Ok(result);
     }
-    let stop = Arc::new(AtomicBool::new(false));
     // The second Ctrl-C ends the process at once. A second SIGTERM does not: a cluster sends it to every process of a job, and so
     // does the sweep that started this one.
-    signal_hook::flag::register_conditional_shutdown(signal_hook::consts::SIGINT, 130, Arc::clone(&stop))?;
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        signal_hook::flag::register(signal, Arc::clone(&stop))?;
-    }
+    let stop = signals::stop_flag(&[SIGINT, SIGTERM], &[SIGINT])?;
     let mut trial = Trial::open(config, folder, device, stop)?;
     loop {
         if let Some(result) = trial.advance()? {

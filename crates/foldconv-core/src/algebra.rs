@@ -46,6 +46,11 @@ pub struct Geometry {
 }
 
 impl Geometry {
+    /// Whether each group has one input and one output channel.
+    pub fn is_depthwise(&self) -> bool {
+        self.groups == self.in_channels && self.groups == self.out_channels
+    }
+
     /// A square kernel of odd size `k` with stride 1 and the padding that keeps the size of the map.
     pub fn same(in_channels: i64, out_channels: i64, k: i64) -> Geometry {
         Geometry {
@@ -460,6 +465,18 @@ pub fn tile(kernel: &Kernel, blocks: i64) -> Kernel {
 
 fn gcd(a: i64, b: i64) -> i64 {
     if b == 0 { a } else { gcd(b, a % b) }
+}
+
+/// Returns the mean over the positions of x (N, C, H, W): (N, C).
+pub fn global_mean(x: &Tensor) -> Tensor {
+    x.mean_dim([2, 3].as_slice(), false, None)
+}
+
+/// Returns x (N, in) times the transpose of `weight` (out, in), plus `bias` (out): (N, out).
+pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
+    let y = x.linear(weight, bias);
+    trace::add_macs(y.numel() as i64 * weight.size()[1]);
+    y
 }
 
 /// The convolution of x (N, C_in, H, W) with a kernel of the given geometry: the one place that calls libtorch's.

@@ -1,6 +1,7 @@
 //! Runs the trials of a sweep on this machine, as many side by side as there are slots.
 
 use crate::data::Watched;
+use crate::signals;
 use crate::sweep::local::child::{Limits, Running};
 use crate::sweep::local::concurrency::ConcurrencyTuner;
 use crate::sweep::local::machine;
@@ -14,7 +15,7 @@ use crate::sweep::state::State;
 use crate::sweep::store::Store;
 use crate::sweep::view::{Progress, View};
 use crate::train::result::TrialResult;
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -98,13 +99,8 @@ impl Outcome {
 /// A flag that SIGINT, SIGTERM and SIGHUP set from now on, in place of ending the process. The second signal ends it at
 /// once, and does not wait for its trials' checkpoints. A signal that is ignored, as nohup has it, stays so.
 pub fn stop_signals() -> Result<Arc<AtomicBool>> {
-    let flag = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|signal| !is_ignored(*signal)) {
-        signal_hook::flag::register_conditional_shutdown(signal, 130, flag.clone())
-            .and_then(|_| signal_hook::flag::register(signal, flag.clone()))
-            .context("cannot listen to signals")?;
-    }
-    Ok(flag)
+    let heard: Vec<libc::c_int> = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|signal| !is_ignored(*signal)).collect();
+    signals::stop_flag(&heard, &heard)
 }
 
 fn is_ignored(signal: libc::c_int) -> bool {

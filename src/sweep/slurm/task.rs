@@ -1,6 +1,7 @@
 //! What a task of an array does: one trial, to its end or until the cluster wants its place.
 
 use super::commands::Slurm;
+use crate::signals;
 use crate::sweep::Options;
 use crate::sweep::local::launcher::Launcher;
 use crate::sweep::local::program::{self, Program};
@@ -9,7 +10,7 @@ use crate::sweep::plan::Plan;
 use crate::sweep::state::State;
 use crate::sweep::store::Store;
 use crate::{bad_request, note};
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use std::path::Path;
 use std::sync::Arc;
@@ -48,11 +49,7 @@ pub fn run(root: &Path, hash: &str, options: &Options) -> Result<()> {
 /// A flag that signals set. None of them ends the process: how its trial ended is still to be written, and Slurm, which may send
 /// several, kills what takes too long.
 fn signals() -> Result<Arc<AtomicBool>> {
-    let flag = Arc::new(AtomicBool::new(false));
-    for signal in [SIGUSR1, SIGTERM, SIGINT] {
-        signal_hook::flag::register(signal, flag.clone()).context("cannot listen to signals")?;
-    }
-    Ok(flag)
+    signals::stop_flag(&[SIGUSR1, SIGTERM, SIGINT], &[])
 }
 
 /// A trial to run, and what with.

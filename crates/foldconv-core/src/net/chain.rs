@@ -1,6 +1,7 @@
 //! Networks that are a chain of parts, then the mean over the map and a classifier. A site and a
 //! residual block are parts.
 
+use crate::algebra;
 use crate::net::builder::BlockExtras;
 use crate::net::network::Network;
 use crate::net::site::Site;
@@ -123,7 +124,7 @@ pub struct Chain {
 
 impl nn::ModuleT for Chain {
     fn forward_t(&self, x: &Tensor, train: bool) -> Tensor {
-        let pooled = self.parts.forward(x, None, train).mean_dim([2, 3].as_slice(), false, None);
+        let pooled = algebra::global_mean(&self.parts.forward(x, None, train));
         self.classifier.forward_t(&pooled.dropout(self.dropout, train), train)
     }
 }

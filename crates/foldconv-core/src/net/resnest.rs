@@ -9,7 +9,7 @@
 //! overrides this. In `tied_resnest50` these are `tbc` with two blocks, and the operator stands
 //! only where `apply_to` puts it. Attention follows each block, before the shortcut is added.
 
-use crate::algebra::Geometry;
+use crate::algebra::{self, Geometry};
 use crate::net::builder::{Block, Builder, DefaultOperator, SitePlan};
 use crate::net::chain::{MaxPool, Part, Parts, Residual};
 use crate::net::family::Family;
@@ -151,7 +151,7 @@ impl Part for SplitAttention {
     fn forward(&self, x: &Tensor, shared: Option<&Tensor>, train: bool) -> Tensor {
         let maps = self.site.forward(x, shared, train).chunk(RADIX, 1);
         let sum: Tensor = maps.iter().sum();
-        let pooled = self.first.forward(&sum.mean_dim([2, 3].as_slice(), false, None));
+        let pooled = self.first.forward(&algebra::global_mean(&sum));
         let hidden = self.norm.forward_features(&pooled, Activation::Relu, train);
         let size = [hidden.size()[0], RADIX, -1, 1, 1];
         let weights = self.second.forward(&hidden).view(size).softmax(1, None).unbind(1);

@@ -6,6 +6,7 @@ use crate::device;
 use crate::native::CudaStream;
 use crate::op::compact::per_sample::{self, Choices};
 use crate::panics::{self, Failure};
+use crate::signals;
 use crate::sweep::local::worker::channel::{Channel, Command, Exited, Received};
 use crate::sweep::store::Store;
 use crate::text;
@@ -28,8 +29,7 @@ const PATIENCE: u32 = 200;
 /// # Errors
 /// The system's; an error of CUDA that leaves the device of no use to this process.
 pub fn serve(store: &Store, mail: &Channel, device: Device) -> Result<()> {
-    let term = Arc::new(AtomicBool::new(false));
-    signal_hook::flag::register(SIGTERM, Arc::clone(&term)).context("cannot listen to signals")?;
+    let term = signals::stop_flag(&[SIGTERM], &[])?;
     let (mut seats, mut is_open) = (Vec::new(), true);
     loop {
         while is_open {

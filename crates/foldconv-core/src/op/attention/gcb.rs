@@ -4,7 +4,7 @@
 //!
 //! Tied (Wang et al., Tied Block Convolution, AAAI 2021): W1 and W2 are tied over B blocks; the layer norm is over all channels.
 
-use crate::algebra::{Geometry, Kernel};
+use crate::algebra::{self, Geometry, Kernel};
 use crate::op::bounds;
 use crate::op::layers::recipe::LayerRecipe;
 use crate::op::layers::tied::{self, MatrixShape, Tied};
@@ -176,7 +176,7 @@ impl Gcb {
 
     /// (N, C) of (N, C, H, W).
     fn pool(&self, x: &Tensor) -> Tensor {
-        let Some(mask) = &self.mask else { return x.mean_dim([2, 3].as_slice(), false, None) };
+        let Some(mask) = &self.mask else { return algebra::global_mean(x) };
         let weights = mask.apply(x).flatten(2, 3).softmax(2, None);
         trace::add_macs(x.numel() as i64);
         x.flatten(2, 3).matmul(&weights.transpose(1, 2)).squeeze_dim(2)

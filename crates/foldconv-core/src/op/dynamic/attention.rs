@@ -3,6 +3,7 @@
 //! Squeeze-and-excitation (Hu et al., CVPR 2018) of the operator's INPUT: pooling anything behind a k x k convolution would
 //! not be a function of GAP(x), and the compact form would have to run that convolution to know its kernel.
 
+use crate::algebra;
 use crate::op::layers::Linear;
 use crate::op::layers::temperature::{Divisor, Temperature};
 use crate::trace;
@@ -58,7 +59,7 @@ impl Gate {
 
     /// Weights (N, channels) from x (N, C_in, H, W).
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        self.weigh(&x.mean_dim([2, 3].as_slice(), false, None))
+        self.weigh(&algebra::global_mean(x))
     }
 
     /// The same from GAP(x) (N, C_in).

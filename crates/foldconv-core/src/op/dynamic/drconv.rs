@@ -10,7 +10,7 @@
 //! convolution of the block's input and serves all of its convolutions, at the nearest position where sizes differ: `shared`.
 //! Neither reference has channel groups; here the kernels may have them, while the guide sees all channels.
 
-use crate::algebra::{FoldError, Geometry, Kernel, double};
+use crate::algebra::{self, FoldError, Geometry, Kernel, double};
 use crate::op::activation::Activation;
 use crate::op::bounds;
 use crate::op::compact::regions::{self, RegionMaker, Regional};
@@ -150,9 +150,9 @@ impl Generator {
             }
             Generator::Mixed { route, bias, experts } => {
                 let count = experts.size()[1];
-                let scores = x.mean_dim([2, 3].as_slice(), false, None).linear(route, Some(bias));
+                let scores = algebra::linear(&algebra::global_mean(x), route, Some(bias));
                 let weights = (scores.sigmoid() * (2. / count as f64)).reshape([-1, m, count]);
-                trace::add_macs((n * route.numel() as i64) + n * m * experts.numel() as i64);
+                trace::add_macs(n * m * experts.numel() as i64);
                 weights.matmul(&experts.transpose(0, 1))
             }
         };

@@ -27,11 +27,6 @@ pub fn fit(experts: i64, geometry: &Geometry) -> Result<(), String> {
     bounds::variable("experts", &[&[experts][..], &geometry.weight_size()].concat())
 }
 
-/// The means (N, C) of the channels of x (N, C, H, W).
-pub fn pool(x: &Tensor) -> Tensor {
-    x.mean_dim([2, 3].as_slice(), false, None)
-}
-
 /// A fully connected layer, or the 1x1 convolution of a pooled map, which is one: weight (out, in) or (out, in, 1, 1).
 #[derive(Debug)]
 pub struct Fc {
@@ -51,9 +46,7 @@ impl Fc {
     /// y (N, out) of x (N, in).
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let weight = self.weight.flatten(1, -1);
-        let y = x.linear(&weight, self.bias.as_ref());
-        trace::add_macs(y.numel() as i64 * weight.size()[1]);
-        y
+        algebra::linear(x, &weight, self.bias.as_ref())
     }
 
     /// Detached, in float64, with a norm behind it.
@@ -163,7 +156,7 @@ pub struct Router {
 impl Router {
     /// Weights (N, K) for x (N, C_in, H, W).
     fn forward(&self, x: &Tensor) -> Tensor {
-        let pooled = pool(x);
+        let pooled = algebra::global_mean(x);
         let inputs = self.hidden.as_ref().map_or(pooled.shallow_clone(), |hidden| hidden.forward(&pooled).relu());
         self.gate.weigh(self.temperature.divide(self.scores.forward(&inputs)))
     }

@@ -9,7 +9,7 @@
 //!
 //! The authors lower the temperature from 30 to 1 over the first ten epochs: `temperature: {from: 30, to: 1, epochs: 10}`.
 
-use crate::algebra::Geometry;
+use crate::algebra::{self, Geometry};
 use crate::op::activation::Activation;
 use crate::op::bounds;
 use crate::op::compact::per_sample::{KernelMaker, PerSample};
@@ -51,14 +51,14 @@ impl Config {
     /// On `path`, with the reference's names: `weight` and, below `attention`, `fc`, `bn`, `channel_fc`, `filter_fc`,
     /// `spatial_fc`, `kernel_fc`. In compact form the batch norm is in `fc`, which has a bias then.
     fn maker(&self, path: &nn::Path, geometry: Geometry, compact: bool) -> Attended {
-        let Geometry { in_channels, out_channels, kernel: [kh, kw], groups, .. } = geometry;
+        let Geometry { in_channels, out_channels, kernel: [kh, kw], .. } = geometry;
         let hidden = self.hidden(in_channels);
         let zero = Init::Const(0.);
         let layer = |name, outputs: i64, inputs: i64, bias| {
             Fc::new(path, name, &[outputs, inputs, 1, 1], experts::kaiming_normal(outputs), bias)
         };
         let head = |name, outputs| layer(name, outputs, hidden, Some(zero));
-        let depthwise = groups == in_channels && groups == out_channels;
+        let depthwise = geometry.is_depthwise();
         let init = experts::kaiming_normal(out_channels * kh * kw);
         Attended {
             experts: Experts::new(path, "", self.experts, &geometry, init, None),
@@ -116,7 +116,7 @@ struct Attention {
 impl Attention {
     /// The hidden units (N, h) for x (N, C_in, H, W).
     fn hidden(&self, x: &Tensor, train: bool) -> Tensor {
-        self.norm.forward_features(&self.squeeze.forward(&experts::pool(x)), Activation::Relu, train)
+        self.norm.forward_features(&self.squeeze.forward(&algebra::global_mean(x)), Activation::Relu, train)
     }
 
     /// Detached, in float64, with the batch norm in `squeeze`.

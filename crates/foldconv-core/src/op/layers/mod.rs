@@ -11,7 +11,6 @@ use crate::native::{self, BatchNormArgs, Term};
 use crate::op::activation::Activation;
 use crate::op::layers::recipe::LayerRecipe;
 use crate::op::statistics::moments::{SampleMoments, Statistics};
-use crate::trace;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::cell::Cell;
@@ -350,9 +349,7 @@ impl Linear {
 
     /// y (N, out) of x (N, in).
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        let y = x.linear(&self.weight, Some(&self.bias));
-        trace::add_macs(y.numel() as i64 * self.weight.size()[1]);
-        y
+        algebra::linear(x, &self.weight, Some(&self.bias))
     }
 
     /// Detached and in another precision.

@@ -8,6 +8,7 @@
 //! Checkpoints come in several layouts, which differ in names, shapes, biases and in how many hidden units there are. The
 //! first reference has none for fewer channels than its reduction, which makes the gate a constant 0.5; here there is at least 1.
 
+use crate::algebra;
 use crate::op::bounds;
 use crate::op::layers::below;
 use crate::op::layers::recipe::LayerRecipe;
@@ -159,7 +160,7 @@ impl Se {
 
 impl nn::ModuleT for Se {
     fn forward_t(&self, x: &Tensor, _train: bool) -> Tensor {
-        let pooled = x.mean_dim([2, 3].as_slice(), false, None);
+        let pooled = algebra::global_mean(x);
         let gate = trace::gates(self.second.forward(&self.first.forward(&pooled).relu()).sigmoid());
         x * gate.unsqueeze(-1).unsqueeze(-1)
     }

@@ -2,10 +2,10 @@
 //! matrix maps each: y = diag(W', ..., W') x + (b', ..., b'). As `classifier: {name: tfc}` it is a network's last layer. The tied
 //! attention modules are made of such layers.
 
+use crate::algebra;
 use crate::op::bounds;
 use crate::op::layers::recipe::LayerRecipe;
 use crate::op::layers::uniform;
-use crate::trace;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, nn, nn::ModuleT};
@@ -67,8 +67,7 @@ impl Tied {
         let size = self.weight.size();
         let (outputs, inputs) = (size[0], size[1]);
         let blocks = x.reshape([-1, inputs]);
-        let y = blocks.linear(&self.weight.reshape([outputs, inputs]), self.bias.as_ref());
-        trace::add_macs(y.numel() as i64 * inputs);
+        let y = algebra::linear(&blocks, &self.weight.reshape([outputs, inputs]), self.bias.as_ref());
         y.reshape([-1, self.blocks * outputs])
     }
 

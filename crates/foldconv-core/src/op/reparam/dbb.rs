@@ -37,13 +37,9 @@ pub struct Config {
 
 impl Config {
     fn middle_channels(&self, site: &Geometry) -> i64 {
-        let default = if is_depthwise(site) { 2 * site.in_channels } else { site.in_channels };
+        let default = if site.is_depthwise() { 2 * site.in_channels } else { site.in_channels };
         self.intermediate.map_or(default, |m| (m + site.groups - 1) / site.groups * site.groups)
     }
-}
-
-fn is_depthwise(site: &Geometry) -> bool {
-    site.groups == site.out_channels && site.in_channels == site.out_channels
 }
 
 impl Recipe for Config {
@@ -85,7 +81,7 @@ impl Dbb {
             bn.set_weight(gamma);
             Norm::Batch(bn)
         };
-        let dense = !is_depthwise(&site);
+        let dense = !site.is_depthwise();
         let (pointwise, average, chain) = (path / "dbb_1x1", path / "dbb_avg", path / "dbb_1x1_kxk");
         let centre = Geometry { kernel: [1; 2], padding: [0; 2], ..site };
         let channels = config.middle_channels(&site);

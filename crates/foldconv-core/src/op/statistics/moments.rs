@@ -6,7 +6,7 @@
 //! The covariance is the difference of two sums that are large where the mean is large against the deviation. So the sums are taken
 //! of x less a few positions' mean, and all small matrices are float64.
 
-use crate::algebra::{Geometry, Kernel};
+use crate::algebra::{self, Geometry, Kernel};
 use crate::native::{self, MomentMap};
 use crate::op::activation::Activation;
 use crate::op::compact::per_sample;
@@ -79,7 +79,7 @@ impl Moments {
 pub fn pool(x: &Tensor) -> (Tensor, Tensor) {
     match native::pool(x) {
         Some([again, pooled]) => (again, pooled.to_kind(x.kind())),
-        None => (x.shallow_clone(), x.mean_dim([2, 3].as_slice(), false, None)),
+        None => (x.shallow_clone(), algebra::global_mean(x)),
     }
 }
 

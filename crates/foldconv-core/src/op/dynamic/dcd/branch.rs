@@ -1,5 +1,6 @@
 //! The branch of `dcd`: the pooled input makes the scales Λ(x) of the channels and the matrices Φ(x) that fuse.
 
+use crate::algebra;
 use crate::trace;
 use tch::{Kind, Tensor};
 
@@ -28,16 +29,16 @@ impl Branch {
 
     /// The same of the pooled input (N, q² C_in).
     pub fn weigh(&self, pooled: &Tensor) -> (Option<Tensor>, Option<Tensor>) {
-        let hidden = linear(pooled, &self.first);
+        let hidden = algebra::linear(pooled, &self.first, None);
         let hidden = match &self.gate {
-            Some(gate) => &hidden * hard_sigmoid(linear(&hidden, gate)),
+            Some(gate) => &hidden * hard_sigmoid(algebra::linear(&hidden, gate, None)),
             None => hidden.relu(),
         };
         let fusion = self.fusion.as_ref().map(|weight| {
             let latent = (weight.size()[0] / self.blocks).isqrt();
-            linear(&hidden, weight).reshape([-1, self.blocks, latent, latent])
+            algebra::linear(&hidden, weight, None).reshape([-1, self.blocks, latent, latent])
         });
-        (self.scale.as_ref().map(|weight| trace::gates(hard_sigmoid(linear(&hidden, weight)))), fusion)
+        (self.scale.as_ref().map(|weight| trace::gates(hard_sigmoid(algebra::linear(&hidden, weight, None)))), fusion)
     }
 
     /// Detached and in another precision.
@@ -64,12 +65,6 @@ impl Branch {
         let named = |(name, layer): (&str, Option<&Tensor>)| Some((format!("{name}.weight"), layer?.shallow_clone()));
         layers.into_iter().filter_map(named).collect()
     }
-}
-
-fn linear(x: &Tensor, weight: &Tensor) -> Tensor {
-    let y = x.linear(weight, None::<&Tensor>);
-    trace::add_macs(y.numel() as i64 * weight.size()[1]);
-    y
 }
 
 /// relu6(x + 3)/3, from 0 to 2: near 1 where the layer before it is near 0.

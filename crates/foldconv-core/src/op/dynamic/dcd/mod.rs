@@ -102,8 +102,7 @@ struct Sizes {
 
 impl Config {
     fn fuses(&self, site: &Geometry) -> Fuses {
-        let channels = site.groups;
-        let depthwise = channels > 1 && channels == site.in_channels && channels == site.out_channels;
+        let depthwise = site.groups > 1 && site.is_depthwise();
         let taps = depthwise && self.style == Style::Paper && self.channel_fusion;
         if taps { Fuses::Taps } else { Fuses::Channels }
     }

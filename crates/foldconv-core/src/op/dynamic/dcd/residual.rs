@@ -268,7 +268,7 @@ mod tests {
             let variables = store.variables();
             let x = Tensor::randn([3, site.in_channels, 7, 6], (Kind::Double, Device::Cpu));
             let layer = |name: &str, x: &Tensor| x.matmul(&variables[&format!("conv.{name}.weight")].detach().tr());
-            let hidden = layer("fc.0", &x.mean_dim([2, 3].as_slice(), false, None)).relu();
+            let hidden = layer("fc.0", &algebra::global_mean(&x)).relu();
             let scale = (layer("fc_scale", &hidden) + 3.).clamp(0., 6.) / 3.;
             let fusion = layer("fc_phi", &hidden);
             Paper { variables, operator, x, scale, fusion }
