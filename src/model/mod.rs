@@ -46,7 +46,7 @@ pub struct About {
     pub normalisation: Normalisation,
     /// Name of each class.
     pub classes: Vec<String>,
-    /// CompactAlgorithm of the compact operators, if it was measured. Default: each makes its kernels per
+    /// Algorithms of the compact operators, if they were measured. Default: each makes its kernels per
     /// sample.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tuned: Option<Tuned>,

@@ -19,7 +19,7 @@ pub struct Tuned {
     pub device: String,
     /// Number of CPU threads.
     pub threads: usize,
-    /// CompactAlgorithm of each site that has more than one.
+    /// Algorithm of each site that has more than one.
     #[serde(rename = "executions")]
     pub algorithms: CompactAlgorithms,
 }

@@ -15,7 +15,7 @@ use std::fmt::Debug;
 use tch::Tensor;
 use tch::nn::{self, ModuleT};
 
-/// CompactAlgorithms of a site: a convolution with its batch norm and activation, as the network declares it.
+/// Plan of a site: a convolution with its batch norm and activation, as the network declares it.
 #[derive(Clone, Copy, Debug)]
 pub struct SitePlan<'a> {
     /// Dotted name of the convolution, relative to the network or block.
@@ -98,7 +98,7 @@ impl<'a> SiteSelector<'a> {
     }
 }
 
-/// CompactAlgorithm of the compact operators of a network, by site name. Sites that are not listed compute
+/// Algorithms of the compact operators of a network, by site name. Sites that are not listed compute
 /// their kernels per sample.
 pub type CompactAlgorithms = BTreeMap<String, CompactAlgorithm>;
 
@@ -117,7 +117,7 @@ pub struct Builder<'a> {
     pub classifier: &'a Resolved<ClassifierConfig>,
     /// The form that is built.
     pub form: Form,
-    /// CompactAlgorithm of the compact operators.
+    /// Algorithms of the compact operators.
     pub plan: &'a CompactAlgorithms,
 }
 
@@ -234,7 +234,7 @@ impl Block<'_, '_> {
         self.site_below(&path, plan)
     }
 
-    /// Builds a site of the block below another path, for networks whose names have no extras
+    /// Builds a site of the block below another path, for networks whose names have no common
     /// prefix for the sites of one block.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! CompactAlgorithm of a pickle's opcodes. The names are those of `Lib/pickletools.py`, which describes
+//! Execution of a pickle's opcodes. The names are those of `Lib/pickletools.py`, which describes
 //! each opcode.
 
 use super::strings::{number, unescape, unescape_unicode, utf8};

@@ -39,7 +39,7 @@ pub enum Middle {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Bn {
-    /// BatchNormArgs each convolution.
+    /// Behind each convolution.
     Each,
     /// One, behind the sum of the branches.
     Sum,
