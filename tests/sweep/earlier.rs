@@ -1,7 +1,7 @@
 //! Files of earlier builds: a sweep that one began goes on, and its models are read.
 //!
 //! `fixtures/earlier` holds a sweep of two trials of 40 epochs, one finished and one stopped in between, as foldconv 0.1.0 left it
-//! when `train.algorithm` was still called `train.exec`; the locks and TensorBoard's files are taken away.
+//! when `train.algorithm` was still called `train.exec`; the locks and TensorBoard's files and links are taken away.
 
 use crate::common::{arg, run, stderr, stdout};
 use serde_json::Value;
