@@ -1,5 +1,6 @@
-# `make demo` sets up and runs the main job, `make test` sets up and passes the tests; `make setup` is what both call.
-# A LIBTORCH in the environment is used as it is; otherwise .venv gets torch and .venv/libtorch is a link to it.
+# `make demo` sets up and runs the demo sweep, and `make test` sets up and runs the tests. Both call `make setup`.
+# If LIBTORCH is set in the environment, that libtorch is used unchanged. Otherwise, torch is installed into .venv, and
+# .venv/libtorch is a link to it.
 
 PYTHON ?= python3
 TORCH := 2.11.0
@@ -16,7 +17,7 @@ tools:
 	@command -v cargo >/dev/null || { echo "cargo is missing: install Rust 1.89 or newer, https://rustup.rs" >&2; exit 2; }
 	@command -v $(or $(CXX),c++) >/dev/null || { echo "a C++ compiler is missing: install g++ or clang (Debian: apt-get install g++)" >&2; exit 2; }
 
-# The stamp names the release, so that an environment with another one is brought up to date.
+# The stamp names the release, so that an environment with another release is updated.
 $(VENV)/.torch-$(TORCH):
 	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 9))' 2>/dev/null || \
 	  { echo "Python 3.9 or newer with venv is missing (Debian: apt-get install python3-venv)" >&2; exit 2; }
@@ -25,7 +26,8 @@ $(VENV)/.torch-$(TORCH):
 	ln -sfn "$$($(VENV)/bin/python -c 'import os, torch; print(os.path.dirname(torch.__file__))')" $(VENV)/libtorch
 	touch $@
 
-# What the tests compare with: torchvision's networks, a program that runs ONNX files, TensorBoard's reader. Users don't need it.
+# Packages that the tests compare with: torchvision's networks, a runtime for ONNX files, TensorBoard's reader. Users
+# don't need them.
 PEER := torchvision==0.26.0 onnxruntime==1.31.1 safetensors==0.8.0 tensorboard==2.21.0
 PEER_STAMP = $(VENV)/.peer-$(subst $() ,-,$(subst ==,-,$(PEER)))
 
@@ -35,7 +37,8 @@ $(PEER_STAMP):
 	$(VENV)/bin/python -m pip install --disable-pip-version-check torch==$(TORCH) $(PEER)
 	touch $@
 
-# What drives Chromium in the tests of the report's page. Chromium itself is the system's (Debian: apt-get install chromium).
+# Driver of Chromium for the tests of the report's page. Chromium itself is installed on the system (Debian: apt-get
+# install chromium).
 PLAYWRIGHT := 1.65.2
 
 setup-browser: $(VENV)/.torch-$(TORCH) $(VENV)/.playwright-$(PLAYWRIGHT)
@@ -44,7 +47,7 @@ $(VENV)/.playwright-$(PLAYWRIGHT):
 	$(VENV)/bin/python -m pip install --disable-pip-version-check playwright==$(PLAYWRIGHT)
 	touch $@
 
-# NVIDIA's headers for the cargo feature cuda-graphs, beside torch's own libraries.
+# NVIDIA's headers for the cargo feature cuda-graphs, in addition to torch's own libraries.
 CUDA_HEADERS := nvidia-cuda-crt==13.0.88
 
 setup-cuda: $(VENV)/.torch-$(TORCH) $(VENV)/.$(CUDA_HEADERS)
@@ -56,12 +59,12 @@ $(VENV)/.$(CUDA_HEADERS):
 build: setup
 	cargo build --release
 
-# Two operators with and without the bypass, and the plain convolution, two seeds each, on images made in memory. Two threads a trial,
-# since the number of threads decides the last bits, so that the table is the README's.
+# Two operators with and without the bypass, and the plain convolution, two seeds each, on images generated in memory.
+# Each trial uses two threads, as in the README's table, because the number of threads affects the last bits.
 demo: build
 	$(BINARY) sweep ablations/quickstart.yaml --out runs/quickstart --jobs 1 --threads 2
 
-# The README's picture, of the demo's report.
+# The screenshot in the README, of the demo's report.
 docs/report.png: demo setup-browser
 	$(VENV)/bin/python tests/browser/picture.py "$$(command -v chromium)" $(CURDIR)/runs/quickstart/report.html $@
 
@@ -71,35 +74,39 @@ test: setup
 lint: setup
 	cargo fmt --check
 	$(PYTHON) .ci/architecture
+	$(PYTHON) .ci/comments
 	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --workspace
 
-# What 2,000 epochs and 300 trials hold at their end, beside what they held at their start: minutes.
+# Compares the memory, open files and threads of 2,000 epochs and of 300 trials at the end with those at the start.
+# Takes minutes.
 soak: setup
 	cargo test --test soak -- --ignored --nocapture --test-threads=1
 
-# Images a second of training, ours over PyTorch's, in one interleaved run; and the time to read ResNet-50's weights.
+# Measures the training images per second of foldconv and of PyTorch, in one interleaved run, and the time to read
+# ResNet-50's weights.
 bench-peer: build setup-peer
 	$(VENV)/bin/python benches/load.py --foldconv $(BINARY)
 	$(VENV)/bin/python benches/peer.py --foldconv $(BINARY)
 
-# Seconds of a report on a thousand finished trials, which are made up.
+# Measures the seconds that a report on a thousand finished trials takes. The trials are made up.
 bench-report: setup
 	cargo bench --bench report
 
-# Seconds to start a sweep of 1,000 trials that are done, to preview it and to report on it.
+# Measures the seconds to start, preview and report a sweep of 1,000 finished trials.
 bench-sweep: build
 	$(PYTHON) benches/sweep.py --foldconv $(BINARY)
 
-# Images a second of the batches alone, ours beside torchvision's and PyTorch's. FOLDCONV_DATA holds
-# CIFAR-10, FOLDCONV_IMAGES the folder imagenet-sample.
+# Measures the images per second of batches alone, of foldconv, torchvision and PyTorch. FOLDCONV_DATA holds CIFAR-10,
+# and FOLDCONV_IMAGES holds the folder imagenet-sample.
 bench-data: build setup-peer
 	$(VENV)/bin/python benches/data.py --foldconv $(BINARY)
 	$(VENV)/bin/python benches/files.py --foldconv $(BINARY)
 
-# Feeds each reader of foreign files with damaged ones, so many seconds each; docs/reliability.md says what must not happen. What is found
-# lies in fuzz/artifacts. Without the address sanitizer, which libtorch was not built for: the readers are safe Rust but for two casts in
-# stored.rs. Checkpoints are also compared with what torch.load makes of them.
+# Feeds damaged files to each reader of foreign files, for FUZZ_SECONDS each; docs/reliability.md lists the failures
+# that it looks for. Findings are written to fuzz/artifacts. It runs without the address sanitizer, because libtorch was
+# not built for it; the readers are safe Rust except for two casts in stored.rs. Checkpoints are also compared with the
+# result of torch.load.
 FUZZ_SECONDS := 60
 FUZZ := checkpoint model cifar svhn mnist config names sweep report
 FUZZ_FLAGS := -timeout=1 -max_len=8192 -rss_limit_mb=2048 -print_final_stats=1

@@ -1,4 +1,4 @@
-//! Sets the run path to libtorch, so that the binaries and the tests start with no LD_LIBRARY_PATH.
+//! Sets the run path to libtorch, so that the binaries and the tests start without LD_LIBRARY_PATH.
 
 use std::path::Path;
 
@@ -14,14 +14,14 @@ fn main() {
     }
 }
 
-/// The git revision of the checkout that is built, if it is one.
+/// Returns the git revision of the checkout that is built; none outside a checkout.
 fn revision() -> Option<String> {
     let git = |args: &[&str]| {
         let output = std::process::Command::new("git").args(args).output().ok()?;
         let text = String::from_utf8(output.stdout).ok()?;
         output.status.success().then(|| text.trim().to_string())
     };
-    // A file that is not there counts as changed, and would run all of this at every build.
+    // Cargo counts a missing file as changed, and would rerun this script at every build.
     let log = git(&["rev-parse", "--git-path", "logs/HEAD"])?;
     if !Path::new(".git").exists() || !Path::new(&log).exists() {
         return None;

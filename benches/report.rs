@@ -1,4 +1,5 @@
-//! How long a report takes on a thousand finished trials of 200 epochs: `make bench-report`. The results are made up, not trained.
+//! Benchmark of a report on a thousand finished trials of 200 epochs: `make bench-report`. The
+//! results are made up, not trained.
 
 use anyhow::Result;
 use foldconv::config::{Document, Mapping};

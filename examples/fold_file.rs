@@ -1,6 +1,7 @@
-//! Folds a model file from code, and compares both forms: `cargo run --example fold_file -- MODEL COMPACT`.
+//! Folds a model file and compares the outputs of both forms: `cargo run --example fold_file --
+//! MODEL COMPACT`.
 //!
-//! Without arguments a small network with initial values stands in for a file.
+//! Without arguments, the example folds a small network with initial values.
 
 use anyhow::Result;
 use foldconv::config::{Config, named};
@@ -11,7 +12,7 @@ use foldconv::net::Form;
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
-/// A model with the values that training begins with.
+/// Returns a small untrained model.
 fn untrained() -> Result<Model> {
     let keys = named("--config", "{data: {name: shapes}, net: {name: smallnet}, operator: {name: mdconv}}")?;
     let config = Config::new(&keys, "fold_file")?;

@@ -1,7 +1,9 @@
-//! A sweep from code: the trials of an experiment, one after the other in this process, and their report. The command
-//! `foldconv sweep` runs them side by side; this is for a program that does something with each trial.
+//! Runs a sweep from code: the trials of an experiment one after the other in this process, then
+//! their report. The command `foldconv sweep` runs trials in parallel; this example is for programs
+//! that process each trial themselves.
 //!
-//! `cargo run --example sweep -- FILE FOLDER`; without arguments a sweep of two small trials in a temporary folder.
+//! `cargo run --example sweep -- FILE FOLDER`. Without arguments, the example runs a sweep of two
+//! small trials in a temporary folder.
 
 use anyhow::Result;
 use foldconv::config::Document;
@@ -33,7 +35,7 @@ fn main() -> Result<()> {
     let (plan, store) = (Plan::new(&document)?, Store::at(&folder)?);
     store.start(&document, &plan)?;
     for (point, trial) in plan.trials() {
-        // A trial that was interrupted goes on from its checkpoint, and a finished one is read.
+        // An interrupted trial resumes from its checkpoint; the result of a finished trial is read.
         let result = train(&trial.config, &store.trial(&trial.hash), Device::Cpu)?;
         println!("{}, seed {}: top-1 {:.2} %", point.title, trial.config.seed, result.expanded.top1);
     }

@@ -1,4 +1,4 @@
-//! Sets the run path to libtorch, as the crate's own build.rs does.
+//! Sets the rpath to libtorch, as build.rs of the foldconv crate does.
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");

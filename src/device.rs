@@ -1,7 +1,8 @@
-//! Where the arithmetic runs: CPU or CUDA, and how many threads.
+//! Selection of the device, CPU or CUDA, and of the number of threads.
 //!
-//! libtorch's CUDA library is not linked, because it triples the start-up time and memory of every command; it is opened
-//! when a CUDA device is asked for, or for `auto` when a driver is present.
+//! libtorch's CUDA library is not linked, because it would triple the start-up time and memory of
+//! every command. The library is opened if a CUDA device is asked for, or for `auto` if a driver is
+//! present.
 
 use crate::bad_request;
 use crate::error::BadRequest;
@@ -10,10 +11,10 @@ use anyhow::Result;
 use std::path::Path;
 use tch::{Cuda, Device};
 
-/// The device that `cpu`, `cuda`, `cuda:1` or `auto` means on this machine.
+/// Returns the device for `cpu`, `cuda`, `cuda:1` or `auto` on this machine.
 ///
 /// # Errors
-/// A [`BadRequest`] where it isn't there, with the reason.
+/// A [`BadRequest`] with the reason if the device is not available.
 pub fn choose(name: &str) -> Result<Device> {
     let index = match name {
         "cpu" => return Ok(Device::Cpu),
@@ -33,13 +34,14 @@ pub fn choose(name: &str) -> Result<Device> {
     Ok(Device::Cuda(index))
 }
 
-/// float32 that is float32, and the fastest of cuDNN's convolutions for each shape, measured when it is first met.
+/// Turns off TF32, so that float32 arithmetic has full precision, and lets cuDNN measure which of
+/// its convolutions is fastest for each shape when the shape first occurs.
 fn prepare_cuda() {
     native::tf32(false);
     Cuda::cudnn_set_benchmark(true);
 }
 
-/// The name that [`choose`] understands.
+/// Returns the name of a device, as [`choose`] reads it.
 pub fn name(device: Device) -> String {
     match device {
         Device::Cuda(index) => format!("cuda:{index}"),
@@ -47,15 +49,19 @@ pub fn name(device: Device) -> String {
     }
 }
 
-/// Whether an NVIDIA driver is loaded.
+/// Returns whether an NVIDIA driver is loaded.
 pub fn driver_present() -> bool {
     Path::new("/proc/driver/nvidia/version").exists() || Path::new("/dev/nvidiactl").exists()
 }
 
-/// Opens libtorch's CUDA library; libtorch then finds the devices.
+/// Opens libtorch's CUDA library, after which libtorch finds the CUDA devices.
+///
+/// # Errors
+/// A [`BadRequest`] if libtorch has no CUDA library, or the machine has no usable device or driver.
 pub fn open_cuda() -> Result<(), BadRequest> {
     use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
-    // SAFETY: libtorch_cuda's initialisers register its kernels with the libtorch that is linked, of the same release.
+    // SAFETY: the initialisers of libtorch_cuda only register its kernels with the linked libtorch,
+    // which is of the same release.
     let library = unsafe { Library::open(Some("libtorch_cuda.so"), RTLD_NOW | RTLD_GLOBAL) };
     match library {
         Ok(library) => std::mem::forget(library),
@@ -72,7 +78,8 @@ pub fn open_cuda() -> Result<(), BadRequest> {
     }
 }
 
-/// Sets the number of threads of one operation; returns the number in force. Default: libtorch's, one a core.
+/// Sets the number of threads of one operation, if given, and returns the number in force. Default:
+/// libtorch's, one thread per core.
 pub fn set_threads(threads: Option<usize>) -> usize {
     if let Some(threads) = threads {
         tch::set_num_threads(threads.clamp(1, 1024) as i32);

@@ -1,40 +1,41 @@
-//! The GPUs of this machine, as NVIDIA's management library tells them: no CUDA context is made, which takes seconds and memory.
+//! GPUs of this machine, as reported by NVIDIA's management library (NVML). No CUDA context is
+//! created, which would take seconds and memory.
 
 use nvml_wrapper::Nvml;
 use nvml_wrapper::error::NvmlError;
 use serde::Serialize;
 
-/// What is there.
+/// Driver and GPUs of a machine.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Gpus {
-    /// The driver's version, as 580.65.06.
+    /// Version of the driver, such as 580.65.06.
     pub driver: String,
-    /// The newest CUDA that the driver runs, as 13.0.
+    /// Newest version of CUDA that the driver supports, such as 13.0.
     pub cuda: String,
-    /// In the order of their places on the bus.
+    /// GPUs, in the order of NVML's indices, which is that of the PCI bus.
     pub devices: Vec<Gpu>,
 }
 
 /// A GPU.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Gpu {
-    /// As `CUDA_VISIBLE_DEVICES` may name it.
+    /// Identifier, which `CUDA_VISIBLE_DEVICES` accepts.
     pub uuid: String,
-    /// As NVIDIA H200.
+    /// Product name, such as NVIDIA H200.
     pub name: String,
-    /// Compute capability, as 9.0.
+    /// Compute capability, such as 9.0.
     pub capability: String,
-    /// Bytes of memory.
+    /// Total memory in bytes.
     pub memory: u64,
-    /// Of which are free.
+    /// Free memory in bytes.
     pub free: u64,
 }
 
 impl Gpus {
-    /// Those that the driver sees, hidden ones too.
+    /// Finds the GPUs that the driver sees, including those that `CUDA_VISIBLE_DEVICES` hides.
     ///
     /// # Errors
-    /// Why there are none.
+    /// The reason why the driver lists no GPUs.
     pub fn find() -> Result<Gpus, String> {
         let find = || -> Result<Gpus, NvmlError> {
             let nvml = Nvml::init()?;
@@ -61,14 +62,16 @@ impl Gpu {
     }
 }
 
-/// [`visible`], as the environment and the driver have it; none where the driver doesn't tell.
+/// Returns [`visible`] for the environment and the driver of this machine. Without the variable,
+/// the result is empty if the driver lists no GPUs.
 pub fn visible_here() -> Vec<String> {
     let variable = std::env::var("CUDA_VISIBLE_DEVICES").ok();
     visible(variable.as_deref(), &Gpus::find().map(|gpus| gpus.devices).unwrap_or_default())
 }
 
-/// The names, for `CUDA_VISIBLE_DEVICES`, of the GPUs that this process may use: those that the variable lists, or else all that there
-/// are. As CUDA does, what stands behind a name of no device, as -1, is not read.
+/// Returns the names, for `CUDA_VISIBLE_DEVICES`, of the GPUs that this process may use: the names
+/// that the variable lists, or all GPUs if the variable is not set. As in CUDA, names after one
+/// that is no device, such as -1, are ignored.
 pub fn visible(variable: Option<&str>, all: &[Gpu]) -> Vec<String> {
     let Some(listed) = variable else { return all.iter().map(|gpu| gpu.uuid.clone()).collect() };
     let names = listed.split(',').map(str::trim);
@@ -95,7 +98,7 @@ mod tests {
         }
     }
 
-    /// Where there is no driver, its library says so and nothing else happens.
+    /// Without a driver, finding GPUs fails with a reason.
     #[test]
     fn a_machine_without_a_driver_says_why() {
         if !crate::device::driver_present() {

@@ -1,18 +1,20 @@
-//! The command `foldconv`: starts the program beside it, which is linked to libtorch, if all its libraries are there. The system's loader
-//! names one that is missing in words of its own and with a status that no command of ours has; this one says where it was looked for,
-//! and what to do. It links nothing but the standard library.
+//! The command `foldconv`, a launcher: starts the program beside it, which is linked to libtorch,
+//! if all libraries of the program are found. If a library is missing, the system's loader would
+//! print its own message and exit with a status that no command of foldconv has; the launcher says
+//! instead where the library was searched for and what to do. The launcher links only the standard
+//! library.
 
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
-/// The program's file, beside this one.
+/// File name of the program, in the folder of the launcher.
 const PROGRAM: &str = "foldconv-libtorch";
 
-/// Where libtorch lay when the program was built: the loader looks there first.
+/// Folder of libtorch when the program was built, which the loader searches first.
 const BUILT_WITH: &str = env!("FOLDCONV_LIBTORCH_FOLDER");
 
-/// The request can't be served as it is: see [`foldconv::error`].
+/// Exit status of a request that can't be served as given; see [`foldconv::error`].
 const BAD_REQUEST: u8 = 2;
 
 fn main() -> ExitCode {
@@ -24,7 +26,7 @@ fn main() -> ExitCode {
     BAD_REQUEST.into()
 }
 
-/// Becomes the program. Returns only where it can't, and then why.
+/// Replaces this process by the program. Returns only on failure, with the reason.
 fn start(program: &Path) -> String {
     let missing = missing(program);
     if !missing.is_empty() {
@@ -45,8 +47,9 @@ fn start(program: &Path) -> String {
     format!("{}: cannot start ({error}); it belongs beside this program", program.display())
 }
 
-/// The libraries that the loader does not find, by its own account: with this variable it lists them, and starts nothing. None on
-/// systems whose loader does not know it.
+/// Returns the libraries that the loader does not find. With `LD_TRACE_LOADED_OBJECTS` set, the
+/// loader lists the libraries instead of starting the program. Empty on systems other than Linux
+/// with glibc, whose loaders may not support this variable.
 fn missing(program: &Path) -> Vec<String> {
     if !cfg!(all(target_os = "linux", target_env = "gnu")) {
         return Vec::new();

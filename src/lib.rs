@@ -1,20 +1,24 @@
-//! foldconv: convolutions that are trained over-parameterised or dynamic, and folded, exactly, into compact kernels.
+//! foldconv: convolutions that are trained over-parameterised or dynamic, and folded exactly into
+//! compact kernels.
 //!
-//! The floors, from the ground up; a module uses only floors below its own:
+//! The modules form layers, listed from the lowest; a module uses only layers below its own:
 //!
-//! 1. the crate [`foldconv_core`], whose modules are this crate's too: [`algebra`], [`op`], [`net`], [`fold`], [`weights`]
-//! 2. [`panics`], [`text`], [`yaml`], [`progress`], [`signals`], [`device`], [`gpus`], [`precision`]
+//! 1. the crate [`foldconv_core`], whose modules are re-exported: [`algebra`], [`op`], [`net`],
+//!    [`fold`], [`weights`]
+//! 2. [`panics`], [`text`], [`yaml`], [`progress`], [`signals`], [`device`], [`gpus`],
+//!    [`precision`]
 //! 3. [`data`] (data sets and batches)
-//! 4. [`config`] (an experiment file, resolved)
-//! 5. [`model`] (the model file, and PyTorch's weights in it)
-//! 6. [`train`] (one trial)
+//! 4. [`config`] (experiment files, resolved)
+//! 5. [`model`] (model files, and import of PyTorch's weights)
+//! 6. [`train`] (training of one trial)
 //! 7. [`export`] (models for other programs), [`mod@bench`] (latency and throughput)
-//! 8. [`sweep`] (the trials of a file)
-//! 9. [`report`] (tables, plots and the page of a sweep)
+//! 8. [`sweep`] (the trials of a sweep)
+//! 9. [`report`] (tables, plots and the web page of a sweep)
 //! 10. [`cli`] (the command line)
 //!
-//! To follow one image: [`data::augment`] cuts and recolours it, [`data::batch`] makes it part of a batch, [`net`] runs it through
-//! sites, [`op`] through an operator, whose fold is [`algebra`].
+//! The path of an image: [`data::augment`] crops the image and changes its colours, [`data::batch`]
+//! adds it to a batch, [`net`] runs the batch through sites, and [`op`] through the operator of
+//! each site, whose fold is in [`algebra`].
 
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::print_stderr))]
 

@@ -1,4 +1,4 @@
-//! Parses, calls, prints one line for an error.
+//! The program: parses the command line, runs the command, and prints one line for an error.
 
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::print_stderr)]
 
@@ -7,7 +7,7 @@ use foldconv::panics;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    // A reader that has seen enough (`| head`) ends the program quietly, as it does any other tool.
+    // If the reader of a pipe ends early (`| head`), the program ends silently, as other tools do.
     // SAFETY: called before any thread is started.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
     keep_memory();
@@ -18,11 +18,13 @@ fn main() -> ExitCode {
     ExitCode::from(status)
 }
 
-/// Keeps memory that was freed for what comes next. glibc gives large blocks back to the system when they are freed, and a training
-/// step, which needs the same maps as the one before, would have them cleared page by page each time: a quarter of its time.
+/// Makes the allocator keep freed memory for the next allocation. By default glibc returns large
+/// blocks to the system when they are freed. A training step needs maps of the same sizes as the
+/// step before it, so the system would clear these blocks page by page at each step, which takes a
+/// quarter of the step's time.
 fn keep_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: called before any thread is started; both set a number.
+    // SAFETY: called before any thread is started; both calls only set a number.
     unsafe {
         libc::mallopt(libc::M_MMAP_MAX, 0);
         libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);

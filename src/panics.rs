@@ -1,8 +1,9 @@
-//! What becomes of a panic, which is a defect of this program: one line that asks for a report and a status of its own, on
-//! whichever thread it is.
+//! Handling of panics. A panic is a defect of this program, and gives one line that asks for a
+//! report and an exit status of its own, on whichever thread it occurs.
 //!
-//! A panic unwinds (Cargo.toml sets no `panic`), since libtorch's operators panic where memory does not suffice, and that has a
-//! status of its own. Threads of this crate are waited for, so that a panic on one of them goes on in the one that waits.
+//! Panics unwind (Cargo.toml does not set `panic`), because libtorch's operators panic when memory
+//! runs out, which has another exit status. Threads of this crate are joined, so that a panic on
+//! one of them continues in the thread that waits.
 
 use crate::{error, note};
 use std::any::Any;
@@ -10,14 +11,16 @@ use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 thread_local! {
-    /// Whether a panic on this thread is expected, and told otherwise.
+    /// True while a panic on this thread is expected and reported by other means.
     static EXPECTED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs the program. Gives the exit status, and the line of an error; that of a panic is on stderr already.
+/// Runs the program. Returns the exit status and the line of an error to print. The line of a panic
+/// is not returned, because it is on stderr already.
 pub fn guarded(program: impl FnOnce() -> anyhow::Result<()>) -> (u8, Option<String>) {
     std::panic::set_hook(Box::new(|panic| {
-        // The thread that waits for others panics too, when they have said why.
+        // A thread that waits for scoped threads panics too, after the scoped thread has reported
+        // its panic.
         let again = message(panic.payload()) == "a scoped thread panicked";
         if !EXPECTED.get() && !again {
             say(&line(&panic.to_string()));
@@ -29,21 +32,21 @@ pub fn guarded(program: impl FnOnce() -> anyhow::Result<()>) -> (u8, Option<Stri
     }
 }
 
-/// How work ended that did not come to its end.
+/// Failure of work that ended by an error or a panic.
 #[derive(Debug)]
 pub struct Failure {
-    /// The exit status that it deserves.
+    /// Exit status for this failure.
     pub status: u8,
-    /// What went wrong, on one line.
+    /// Description of the failure, on one line.
     pub message: String,
-    /// Whether that was said, as the hook of [`guarded`] does of a panic.
+    /// True if the message has been printed, as the hook of [`guarded`] does for a panic.
     pub told: bool,
 }
 
-/// Does work to its end, an error or a panic.
+/// Runs work and catches panics.
 ///
 /// # Errors
-/// The latter two.
+/// A [`Failure`] if the work returned an error or panicked.
 pub fn caught<T>(work: impl FnOnce() -> anyhow::Result<T>) -> Result<T, Failure> {
     let panic = match catch_unwind(AssertUnwindSafe(work)) {
         Ok(Ok(done)) => return Ok(done),
@@ -57,10 +60,10 @@ pub fn caught<T>(work: impl FnOnce() -> anyhow::Result<T>) -> Result<T, Failure>
     Err(Failure { status, message: line(message), told: true })
 }
 
-/// Runs work that may panic, and is to say nothing where it does.
+/// Runs work that may panic, without a message if it does.
 ///
 /// # Errors
-/// What the panic said.
+/// The message of the panic.
 pub fn expected<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     let before = EXPECTED.replace(true);
     let done = catch_unwind(AssertUnwindSafe(work));
@@ -68,12 +71,13 @@ pub fn expected<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     done.map_err(|panic| message(&*panic).to_string())
 }
 
-/// What a panic said; empty where that is no text.
+/// Returns the message of a panic; empty if the payload is not text.
 fn message(panic: &(dyn Any + Send)) -> &str {
     panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied()).unwrap_or_default()
 }
 
-/// The line of a panic. libtorch's messages go on with a C++ stack.
+/// Returns the line to print for a panic. libtorch's messages go on with a C++ stack, so the line
+/// is cut after 400 characters.
 fn line(message: &str) -> String {
     match error::out_of_memory(message) {
         Some(what) => format!("{what}; a smaller train.batch needs less"),
@@ -84,7 +88,8 @@ fn line(message: &str) -> String {
     }
 }
 
-/// Says a line on stderr. A sweep's trial writes it to a file, whose disk may be full: that is no reason to panic.
+/// Prints a line on stderr. The stderr of a trial in a sweep is a file, whose disk may be full; a
+/// failed write causes no panic.
 pub fn say(line: &str) {
     note!("foldconv: {line}");
 }

@@ -1,4 +1,5 @@
-//! What a person sees of work that takes longer than a moment and has no display of its own: nothing here changes a result.
+//! Display of the progress of long work that has no display of its own. Nothing here affects
+//! results.
 
 use crate::note;
 use crate::text::thousands;
@@ -6,13 +7,14 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-/// Work that is done sooner shows nothing.
+/// Time before the first output; work that ends sooner shows nothing.
 const MOMENT: Duration = Duration::from_secs(2);
 
-/// Between two lines, where stderr is no terminal.
+/// Time between two lines if stderr is not a terminal.
 const PAUSE: Duration = Duration::from_secs(30);
 
-/// How far a piece of work is, on stderr: a bar on a terminal, elsewhere a line now and then. It goes away with the value.
+/// Progress of a piece of work on stderr: a bar on a terminal, otherwise occasional lines. The bar
+/// is removed when the value is dropped.
 #[derive(Debug)]
 pub struct Progress {
     what: &'static str,
@@ -22,10 +24,10 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Of work on `total` images, which `what` names: `evaluating`.
+    /// Creates the progress of work on `total` images; `what` names the work, such as `evaluating`.
     pub fn of_images(what: &'static str, total: usize) -> Progress {
         let bar = ProgressBar::with_draw_target(Some(total as u64), ProgressDrawTarget::hidden());
-        // A bar is decoration: where its template were wrong, the default style serves.
+        // The bar is only decoration: if the template were invalid, the default style would do.
         if let Ok(style) =
             ProgressStyle::with_template("{prefix} {bar:24} {human_pos} of {human_len} images, {eta} left")
         {
@@ -35,7 +37,7 @@ impl Progress {
         Progress { what, bar, is_drawn: std::io::stderr().is_terminal(), next: Instant::now() + MOMENT }
     }
 
-    /// So many more are done.
+    /// Adds `images` finished images.
     pub fn add(&mut self, images: usize) {
         self.bar.inc(images as u64);
         if Instant::now() < self.next {
@@ -43,7 +45,7 @@ impl Progress {
         }
         if self.is_drawn {
             self.bar.set_draw_target(ProgressDrawTarget::stderr());
-            // It draws itself from now on.
+            // From now on the bar draws itself.
             self.next += Duration::from_secs(u64::from(u32::MAX));
         } else {
             let [done, all] = [self.bar.position(), self.bar.length().unwrap_or(0)].map(|n| thousands(n as i64));

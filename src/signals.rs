@@ -4,8 +4,8 @@ use anyhow::{Context, Result};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-/// Returns a flag that each of the signals sets from now on. A second signal of those in `end` ends the process at once, with
-/// status 130.
+/// Returns a flag that each of the signals sets from now on. A second signal of those in `end` ends
+/// the process at once, with status 130.
 ///
 /// # Errors
 /// If the system refuses a handler.

@@ -1,5 +1,6 @@
-//! YAML, within bounds. An alias (`*a`) stands for all that its anchor holds, so a page of text can mean more values than memory
-//! holds; what a text means is weighed before it is made.
+//! YAML with bounds. An alias (`*a`) stands for all that its anchor holds, so a page of text can
+//! expand to more values than fit in memory; the size of a text's values is checked before they are
+//! built.
 
 use serde::de::{
     DeserializeOwned, DeserializeSeed, Deserializer, EnumAccess, Error as _, IgnoredAny, MapAccess, SeqAccess,
@@ -8,17 +9,20 @@ use serde::de::{VariantAccess, Visitor};
 use std::cell::Cell;
 use std::fmt;
 
-/// Bytes of a text at most; the longest file beside this crate has 2 KiB. The parser keeps up to 450 for each of them.
+/// Largest size of a text, in bytes; the longest file in this repository has 2 KiB. The parser
+/// keeps up to 450 bytes for each byte of text.
 pub const MOST_BYTES: usize = 1 << 17;
-/// Lists and maps in brackets at most. The parser's time grows with the square of how deep they lie, before it refuses a depth of 128.
+/// Largest number of opening brackets. The parser's time grows with the square of the nesting
+/// depth, before it refuses a depth of 128.
 const MOST_BRACKETS: usize = 8192;
-/// Values in a text at most, those of its aliases counted each time; a string counts once more each 64 bytes.
+/// Largest number of values in a text, with those of an alias counted at each use; a string counts
+/// one more for every 64 bytes.
 const MOST_VALUES: usize = 1 << 17;
 
-/// Reads a text.
+/// Parses a text.
 ///
 /// # Errors
-/// What is wrong, and at which line where that is known.
+/// The fault, with its line if known.
 pub fn parse<T: DeserializeOwned>(text: &str) -> Result<T, serde_yaml::Error> {
     if text.len() > MOST_BYTES {
         return Err(serde_yaml::Error::custom(format_args!("{} bytes, more than {MOST_BYTES}", text.len())));
@@ -28,14 +32,16 @@ pub fn parse<T: DeserializeOwned>(text: &str) -> Result<T, serde_yaml::Error> {
         return Err(serde_yaml::Error::custom(format_args!("{brackets} opening brackets, more than {MOST_BRACKETS}")));
     }
     let left = Cell::new(MOST_VALUES);
-    // What is wrong with the text itself is told by the reader of it, with more of where it is.
+    // Errors of the text itself are left to the actual parse below, which knows more about their
+    // position.
     if Weigh(&left).deserialize(serde_yaml::Deserializer::from_str(text)).is_err() && left.get() == 0 {
         return Err(serde_yaml::Error::custom(format_args!("holds more than {MOST_VALUES} values")));
     }
     serde_yaml::from_str(text)
 }
 
-/// Visits everything, keeps nothing, and ends where the weight that is left is spent.
+/// Visitor that counts all values without keeping them, and stops once the remaining weight is
+/// spent.
 struct Weigh<'c>(&'c Cell<usize>);
 
 impl Weigh<'_> {
@@ -106,20 +112,21 @@ impl<'de> Visitor<'de> for Weigh<'_> {
     }
 }
 
-/// The line and the column, from 1, of a dotted key in a text that has been parsed; none where it has no such key.
+/// Returns the line and the column, from 1, of a dotted key in a valid text; none if the text has
+/// no such key.
 pub fn locate(text: &str, dotted: &str) -> Option<(usize, usize)> {
     let error = Find(dotted).deserialize(serde_yaml::Deserializer::from_str(text)).err()?;
     let place = error.location().filter(|_| error.to_string().contains(FOUND))?;
     Some((place.line(), place.column()))
 }
 
-/// Ends a visit at the key, whose place serde_yaml then adds.
+/// Error message that ends a visit at the key; serde_yaml adds the position to it.
 const FOUND: &str = "the key is here";
 
-/// Goes down to a key.
+/// Visitor that descends to a dotted key.
 struct Find<'p>(&'p str);
 
-/// Reads a key on the way: the rest of the way, if it is on it.
+/// Visitor of one key: returns the rest of the dotted key if the key is a prefix of it.
 struct Key<'p>(&'p str);
 
 impl<'de> DeserializeSeed<'de> for Find<'_> {
@@ -206,7 +213,7 @@ mod tests {
         assert!(refusal("[a, {b: c]").contains("line 1 column"));
     }
 
-    /// 30 KB of text that mean 25 million values, or 400 MB of letters.
+    /// 30 KB of text that expand to 25 million values or 400 MB of letters are refused.
     #[test]
     fn what_means_more_than_memory_holds_is_refused() {
         let many = |item: &str| format!("a: &a [{}]\nb: [{}]", [item; 5000].join(","), ["*a"; 5000].join(","));
@@ -218,7 +225,8 @@ mod tests {
         assert_eq!(refusal(&"#".repeat(MOST_BYTES + 1)), "131073 bytes, more than 131072");
     }
 
-    /// Six seconds for 120 KB, where depth is refused only after all of it was read.
+    /// Deep nesting is refused before parsing: the parser would take six seconds for 120 KB, since
+    /// it refuses depth only after reading all the text.
     #[test]
     fn what_lies_deep_is_refused_before_it_is_parsed() {
         for open in ["[", "{", "a: {", "[? "] {

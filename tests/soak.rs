@@ -1,4 +1,5 @@
-//! Long runs take no more as they go on: memory, descriptors, threads, and what an epoch writes. `make soak` runs the long ones.
+//! Long runs don't grow: memory, descriptors, threads, and the bytes that an epoch writes stay
+//! constant. `make soak` runs the long tests.
 
 #![cfg(target_os = "linux")]
 
@@ -17,18 +18,19 @@ operator: {name: mdconv, intermediate: 4}
 train: {epochs: EPOCHS, batch: 32}
 ";
 
-/// What a process holds at a moment.
+/// Resources that a process holds at a moment.
 #[derive(Clone, Copy, Debug, Default)]
 struct Held {
-    /// Resident memory that no file stands behind, in KiB: what a library touches for the first time is no leak.
+    /// Anonymous resident memory in KiB. File-backed memory is left out, because a library page
+    /// touched for the first time is no leak.
     memory: u64,
-    /// Open files.
+    /// Number of open files.
     descriptors: u64,
     threads: u64,
 }
 
 impl Held {
-    /// Of a running process; none of one that has ended.
+    /// Returns the resources of a running process; none if the process has ended.
     fn of(pid: u32) -> Option<Held> {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
         let number = |key: &str| -> Option<u64> {
@@ -39,7 +41,7 @@ impl Held {
         Some(Held { memory: number("RssAnon:")?, descriptors, threads: number("Threads:")? })
     }
 
-    /// The least of each: what is held between two epochs or trials.
+    /// Returns the minimum of each resource: what is held between two epochs or trials.
     fn least(samples: &[Held]) -> Held {
         let least = |of: fn(&Held) -> u64| samples.iter().map(of).min().unwrap_or(0);
         Held { memory: least(|s| s.memory), descriptors: least(|s| s.descriptors), threads: least(|s| s.threads) }
@@ -52,7 +54,8 @@ impl fmt::Display for Held {
     }
 }
 
-/// What a command holds in the second and in the last quarter of its run; the first is its warm-up.
+/// Runs a command. Returns the resources that it holds in the second and in the last quarter of its
+/// run; the first quarter is warm-up.
 fn watch(mut command: Command, what: &str, pause: u64) -> [Held; 2] {
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let (pid, mut status) = (child.id(), None);
@@ -64,7 +67,8 @@ fn watch(mut command: Command, what: &str, pause: u64) -> [Held; 2] {
     held
 }
 
-/// The same of a process, until there is no more to see; it may have to be waited for.
+/// Samples a process until `pid` returns none. `pid` returns `Some(None)` while the process has yet
+/// to start.
 fn sample(what: &str, pause: u64, mut pid: impl FnMut() -> Option<Option<u32>>) -> [Held; 2] {
     let mut samples = Vec::new();
     while let Some(pid) = pid() {
@@ -79,7 +83,8 @@ fn sample(what: &str, pause: u64, mut pid: impl FnMut() -> Option<Option<u32>>) 
     held
 }
 
-/// No more of anything, and of memory no more than so many percent.
+/// Checks that descriptors and threads don't grow, and that memory grows by less than `percent`
+/// percent.
 fn holds_steady([first, last]: [Held; 2], percent: f64) {
     assert!(last.descriptors <= first.descriptors && last.threads <= first.threads, "{first}; then {last}");
     assert!((last.memory as f64) < first.memory as f64 * (1. + percent / 100.), "{first}; then {last}");
@@ -105,14 +110,14 @@ fn sweep(trials: u64, percent: f64) {
     assert_eq!(finished(&root.join("out/trials")), trials);
 }
 
-/// A process that trains one after the other.
+/// Runs a worker that trains `trials` trials one after the other.
 fn worker(trials: u64, percent: f64) {
     let sweep = Sweep::new(&(TRIAL.replace("EPOCHS", "1") + &format!("seeds: {trials}\n")));
     let (root, launcher) = (sweep.root.join("out/trials"), sweep.launcher(1));
     let held = std::thread::scope(|scope| {
         let seen = scope.spawn(|| {
             sample(&format!("a worker of {trials} trials"), 5, || {
-                // The launcher lets it end once the last has its result.
+                // The launcher lets the worker end once the last trial has its result.
                 let worker = || children_of("worker").first().map(|pid| *pid as u32);
                 (finished(&root) < trials).then(worker)
             })
@@ -123,19 +128,20 @@ fn worker(trials: u64, percent: f64) {
     holds_steady(held, percent);
 }
 
-/// None has finished where the folder is still to be made.
+/// Returns the number of finished trials; 0 if the folder does not exist yet.
 fn finished(trials: &Path) -> u64 {
     let folders = std::fs::read_dir(trials).into_iter().flatten().flatten();
     folders.filter(|folder| folder.path().join("result.json").is_file()).count() as u64
 }
 
-/// So short a run is still growing into its allocator's pools: 5 % is for those, and a descriptor or thread more is one too many.
+/// A short run still grows into its allocator's pools, for which 5 % of memory are allowed;
+/// descriptors and threads may not grow at all.
 #[test]
 fn a_short_trial_holds_no_more_at_its_end() {
     trial(60, 5.);
 }
 
-/// As above.
+/// The same limits hold for a sweep.
 #[test]
 fn a_short_sweep_holds_no_more_at_its_end() {
     sweep(20, 5.);
@@ -147,13 +153,13 @@ fn a_trial_of_two_thousand_epochs_holds_no_more_at_its_end() {
     trial(2000, 1.);
 }
 
-/// As above.
+/// The same limits hold for a worker.
 #[test]
 fn a_short_worker_holds_no_more_at_its_end() {
     worker(20, 5.);
 }
 
-/// A trial that ends leaves nothing behind in the process that goes on with the next.
+/// A trial that ends leaves nothing behind in the worker that continues with the next trial.
 #[test]
 #[ignore = "minutes: make soak"]
 fn a_worker_of_three_hundred_trials_holds_no_more_at_its_end() {
@@ -166,8 +172,8 @@ fn a_sweep_of_three_hundred_trials_holds_no_more_at_its_end() {
     sweep(300, 1.);
 }
 
-/// Two numbers of an epoch may have more digits than those of another; a row more would be a hundred bytes. progress.json is left
-/// out: it is written by the second, not by the epoch.
+/// Some numbers of an epoch may have more digits than those of another; an additional row would be
+/// a hundred bytes. progress.json is left out, because it is written per second and not per epoch.
 #[cfg(target_env = "gnu")]
 #[test]
 fn an_epoch_writes_as_much_as_any_other() {

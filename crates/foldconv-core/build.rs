@@ -1,5 +1,6 @@
-//! Refuses a libtorch of another release before the linker prints a page about it, sets the run path of this package's tests and
-//! examples, and tells dependent build scripts where libtorch lies.
+//! Refuses a libtorch of another release before the linker fails with a page of errors, sets the
+//! run path of this package's tests and examples, and tells dependent build scripts the folder of
+//! libtorch.
 
 use std::path::Path;
 
@@ -25,7 +26,8 @@ fn main() {
     println!("cargo:libtorch_release={}", release.as_deref().unwrap_or("unknown"));
 }
 
-/// The release of a libtorch: `version.py` in the Python wheel, `build-version` in the C++ archive.
+/// Returns the release of the libtorch in `root`, read from `build-version` (C++ archive) or
+/// `version.py` (Python wheel).
 fn release(root: &Path) -> Option<String> {
     if let Ok(text) = std::fs::read_to_string(root.join("build-version")) {
         return Some(text.trim().to_string());

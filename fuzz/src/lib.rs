@@ -1,18 +1,19 @@
-//! What is done with the bytes of a fuzzed file: they are put where a user's file would lie and read by what a command reads it
-//! with. `tests/robustness/corpus.rs` of the crate does the same with the corpus.
+//! Fuzz targets for the readers of files. The bytes of a fuzzed file are written to where a user's
+//! file would be and read by the same code as in a command. `tests/robustness/corpus.rs` of the
+//! foldconv crate does the same with the corpus.
 //!
-//! Whatever the bytes are: no panic; memory of at most four times the input and a fixed sum; and an error is one line, of a
-//! request that was wrong.
+//! Requirements for any bytes: no panic; memory of at most four times the input plus a constant;
+//! every error is a single line with the exit status of a wrong request.
 
 mod heap;
 mod targets;
 
 use foldconv::error::{exit_status, one_line};
 
-/// What reads a file of these bytes.
+/// Function that reads a file with these bytes.
 type Reader = fn(&[u8]);
 
-/// The readers, by the names of their fuzz targets and of the folders of their corpus.
+/// Readers by the name of their fuzz target, which is also the folder name of their corpus.
 pub const TARGETS: [(&str, Reader); 9] = [
     ("checkpoint", targets::checkpoint),
     ("model", targets::model),
@@ -25,15 +26,15 @@ pub const TARGETS: [(&str, Reader); 9] = [
     ("report", targets::report),
 ];
 
-/// Bytes that a reader may have beside four times its input. The parser of YAML keeps 450 a letter of what nests without end, and
-/// a text is at most 128 KiB.
+/// Bytes that a reader may allocate beyond four times its input. The YAML parser keeps 450 bytes
+/// per letter of unbounded nesting, and a YAML text has at most 128 KiB.
 const SLACK: usize = 16 << 20;
 const YAML_SLACK: usize = 64 << 20;
 
 /// Reads the bytes as one of [`TARGETS`].
 ///
 /// # Panics
-/// Where the reader panics, takes too much memory, or says what no user should see.
+/// If the reader panics, allocates too much memory, or returns an error that is not fit for users.
 pub fn check(target: &str, bytes: &[u8]) {
     let (_, read) = TARGETS.iter().find(|(name, _)| *name == target).expect("a name of TARGETS");
     let peak = heap::peak(|| read(bytes));
@@ -41,7 +42,7 @@ pub fn check(target: &str, bytes: &[u8]) {
     assert!(peak <= 4 * bytes.len() + slack, "{target}: {peak} bytes of memory for {} of input", bytes.len());
 }
 
-/// What was read, if it could be; else the error must be one for a person.
+/// Returns the value that was read, or checks that the error is a readable line for users.
 fn judged<T>(result: anyhow::Result<T>) -> Option<T> {
     let error = match result {
         Ok(read) => return Some(read),

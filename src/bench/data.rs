@@ -1,4 +1,4 @@
-//! How fast batches are made.
+//! Throughput of the making of batches.
 
 use crate::config::Config;
 use crate::data::augment::draw::shuffled;
@@ -14,19 +14,20 @@ use tch::Device;
 /// Throughput of the batches of a split.
 #[derive(Debug, Serialize)]
 pub struct DataSpeed {
-    /// Images a second.
+    /// Images per second.
     pub images_per_second: f64,
-    /// Images that were made.
+    /// Number of images made.
     pub images: usize,
-    /// In so many seconds.
+    /// Seconds in which the images were made.
     pub seconds: f64,
-    /// Images a batch.
+    /// Images per batch.
     pub batch: usize,
     /// Number of CPU threads.
     pub threads: usize,
 }
 
-/// Makes training batches, epoch after epoch, for so long, after a tenth of it that doesn't count. No network sees them.
+/// Measures the throughput of making training batches, epoch after epoch, for `at_least`, after an
+/// untimed warm-up of a tenth of `at_least`. No network runs.
 pub fn data_speed(config: &Config, device: Device, at_least: Duration) -> Result<DataSpeed> {
     let dataset = config.data.load()?;
     let normalisation = Normalisation::for_images(&dataset.train)?;

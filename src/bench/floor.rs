@@ -1,23 +1,24 @@
-//! The floor of a training step: how long this machine would take to move the bytes and to do the products that a step
-//! needs at least.
+//! The floor of a training step: the time that this machine needs to move the bytes and compute the
+//! products that a step requires at least.
 //!
-//! Counted is, in float32, for each convolution with its batch norm, whose statistics are the batch's, and what stands
-//! behind it, from its input x to its output y:
+//! For each convolution with its batch norm (with batch statistics) and the operations after it,
+//! from input x to output y, in float32, the floor counts:
 //!
 //! | pass | bytes: maps, each 4 N C H W | FLOPs |
 //! |---|---|---|
 //! | forward | x for the statistics, x again for y, y | 2 MACs |
 //! | backward | dy and x for the kernel's gradient, again for dx (the statistics' gradient first), dx | 4 MACs |
-//! | backward of the first convolution | dy and x: nobody asks for the images' gradient | 2 MACs |
+//! | backward of the first convolution | dy and x: the gradient of the images is not needed | 2 MACs |
 //!
-//! So a layer moves 5x + 3y and does 6 MACs, the first 3x + 2y and 4 MACs. The MACs are those of the form that has
-//! fewer: where the expanded form folds into one kernel, that is all that must be applied, however training is
-//! computed. What stands beside the sites (classifier, attention, what a block shares) counts with its products.
-//! Nothing counts for its maps, for the sums of blocks, for parameters and their update, and for the making of the
-//! batch.
+//! A layer therefore moves 5x + 3y and computes 6 MACs, the first layer 3x + 2y and 4 MACs. The
+//! MACs are those of the form that has fewer: if the expanded form folds into one kernel, applying
+//! this kernel is the necessary work, no matter how training is computed. Modules outside the sites
+//! (classifier, attention, modules that the operators of a block share) count with their products
+//! only. The maps of these modules, the sums of blocks, the parameters and their update, and the
+//! making of the batch are not counted.
 //!
-//! A layer takes at least `max(bytes / bandwidth, FLOPs / rate)`, a step the sum over its layers. The bandwidth is
-//! that of memory: a network whose maps stay in the caches can be faster.
+//! A layer takes at least `max(bytes / bandwidth, FLOPs / rate)`, a step the sum over its layers.
+//! The bandwidth is that of memory: a network whose maps stay in the caches can be faster.
 
 use crate::config::Config;
 use crate::net::Built;
@@ -30,26 +31,26 @@ use serde::Serialize;
 use std::time::{Duration, Instant};
 use tch::{Device, Kind, Tensor};
 
-/// The least that a training step of a network can take, and what it is made of.
+/// Lower bound of the time of a network's training step, with its components.
 #[derive(Debug, Serialize)]
 pub struct Floor {
-    /// Seconds of a step.
+    /// Seconds per step.
     pub seconds: f64,
     /// Bytes that a step reads and writes at least.
     pub bytes: i64,
-    /// Floating-point operations that it does at least.
+    /// Floating-point operations that a step needs at least.
     pub flops: i64,
-    /// The rates of this machine.
+    /// Measured rates of this machine.
     #[serde(flatten)]
     pub rates: Rates,
 }
 
 impl Floor {
-    /// Of a step of so many images, with the rates of the network's device, which are measured here. `network` is in
-    /// expanded form.
+    /// Computes the floor of a training step of `batch` images and measures the rates of the
+    /// network's device. `network` is in expanded form.
     ///
     /// # Errors
-    /// A compact form that can't be built.
+    /// If the compact form can't be built.
     pub fn of(config: &Config, network: &Built, batch: usize) -> Result<Floor> {
         let device = network.store.device();
         let layers = work(network, &config.build(Form::Compact, device)?, config.data.spec(), batch as i64);
@@ -63,18 +64,19 @@ impl Floor {
     }
 }
 
-/// How fast a machine moves and multiplies.
+/// Memory bandwidth and arithmetic rate of a machine.
 #[derive(Debug, Serialize)]
 pub struct Rates {
-    /// Bytes that it reads and writes in a second.
+    /// Bytes read and written per second.
     pub bytes_per_second: f64,
-    /// Floating-point operations of float32 products in a second.
+    /// Floating-point operations per second in float32 products.
     pub flops_per_second: f64,
 }
 
 impl Rates {
-    /// The best of many runs. Memory: `a += b` of 256 MiB each. Products: of matrices of 1536 x 1536, and the same as
-    /// a 1x1 convolution, which other libraries compute (on CUDA by default in TF32).
+    /// Measures the rates, each as the best of many runs. Memory: `a += b` with 256 MiB each.
+    /// Products: matrices of 1536 x 1536, as a matrix product and as a 1x1 convolution, which other
+    /// libraries compute (on CUDA by default in TF32).
     pub fn measure(device: Device) -> Rates {
         const NUMBERS: i64 = 1 << 26;
         const SIDE: i64 = 1536;
@@ -92,7 +94,7 @@ impl Rates {
     }
 }
 
-/// Least seconds of a run over a fifth of a second, after one that doesn't count.
+/// Returns the least seconds of a run, of the runs in a fifth of a second after one untimed run.
 fn best(device: Device, mut run: impl FnMut()) -> f64 {
     run();
     let start = Instant::now();
@@ -103,7 +105,7 @@ fn best(device: Device, mut run: impl FnMut()) -> f64 {
     least.as_secs_f64()
 }
 
-/// What a layer needs at least in a training step.
+/// Minimum work of a layer in a training step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Work {
     bytes: i64,
@@ -111,7 +113,7 @@ struct Work {
 }
 
 impl Work {
-    /// Of a convolution that was traced with one image.
+    /// Computes the work of a convolution that was traced with one image.
     fn of_site(trace: &SiteTrace, macs: i64, first: bool, batch: i64) -> Work {
         let map = |size: &[i64]| 4 * batch * size.iter().product::<i64>();
         let (x, y) = (map(&trace.input), map(&trace.output));
@@ -126,14 +128,14 @@ impl Work {
     }
 }
 
-/// The work of each site, and last that of the products beside them.
+/// Returns the work of each site, followed by the work of the products outside the sites.
 fn work(expanded: &Built, compact: &Built, spec: InputSpec, batch: i64) -> Vec<Work> {
     let ((before, macs), (after, compact_macs)) = (expanded.trace(spec), compact.trace(spec));
     let sum = |traces: &[SiteTrace]| traces.iter().map(|trace| trace.macs).sum::<i64>();
     let beside = (macs - sum(&before)).min(compact_macs - sum(&after));
     let sites = expanded.network.sites();
     let layers = sites.iter().zip(before.iter().zip(&after)).enumerate().map(|(at, (site, (before, after)))| {
-        // The compact form of a site that does not fold is another function.
+        // The compact form of a site that does not fold is a different function.
         let macs = if site.fold().is_ok() { before.macs.min(after.macs) } else { before.macs };
         Work::of_site(before, macs, at == 0, batch)
     });
@@ -145,7 +147,7 @@ mod tests {
     use super::*;
     use crate::config;
 
-    /// The layers of a network for images 3x32x32 in 10 classes.
+    /// Returns the layers' work of a network for images 3x32x32 in 10 classes.
     fn layers(keys: &str, batch: i64) -> Vec<Work> {
         let keys = config::named("--config", &format!("{{data: {{name: shapes}}, {keys}}}")).unwrap();
         let config = Config::new(&keys, "a.yaml").unwrap();
@@ -153,9 +155,9 @@ mod tests {
         work(&built(Form::Expanded), &built(Form::Compact), config.data.spec(), batch)
     }
 
-    /// (bytes, FLOPs) of SmallNet, plain, one image, from the shapes of its layers: 3x3 3->16; then 1x1 16->16,
-    /// 16->32, 32->64, each with a depthwise 3x3 of stride 2 behind it; on maps of 32, 32 -> 16, 16 -> 8, 8 -> 4; a
-    /// linear layer 64->10.
+    /// (bytes, FLOPs) of SmallNet with `plain`, for one image, from the shapes of its layers: 3x3
+    /// 3->16; then 1x1 16->16, 16->32, 32->64, each followed by a depthwise 3x3 of stride 2; on
+    /// maps of 32, 32 -> 16, 16 -> 8, 8 -> 4; a linear layer 64->10.
     const SMALLNET: [(i64, i64); 8] = [
         (4 * (3 * 3072 + 2 * 16384), 4 * 16384 * 27),
         (4 * (5 * 16384 + 3 * 16384), 6 * 16384 * 16),
@@ -175,8 +177,9 @@ mod tests {
         }
     }
 
-    /// MAConv folds into the plain convolution: no more has to be done. With a ReLU in its middle it does not fold,
-    /// and all its products count: W0 x, W1 x, and W2 of that.
+    /// MAConv folds into the plain convolution and counts as the plain convolution. With a ReLU in
+    /// its middle MAConv does not fold, and all its products count: W0 x, W1 x, and the product
+    /// with W2 after the ReLU.
     #[test]
     fn what_folds_counts_as_one_kernel() {
         let of = |options: &str| layers(&format!("net: {{name: smallnet}}, operator: {{name: maconv, {options}}}"), 1);

@@ -1,34 +1,35 @@
-//! The memory of this process that is resident, as Linux tells it; other systems tell nothing.
+//! Resident memory of this process, as reported by Linux. None on other systems.
 
 use std::fs;
 
-/// Bytes that are resident now. What the allocator keeps although nothing uses it is given back first.
+/// Returns the resident bytes. Memory that the allocator keeps unused is first returned to the
+/// system.
 pub fn resident() -> Option<u64> {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: it may be called at any time, from any thread.
+    // SAFETY: malloc_trim may be called at any time, from any thread.
     unsafe {
         libc::malloc_trim(0);
     }
     status("VmRSS")
 }
 
-/// The most that was resident, from its start on.
+/// Peak of resident memory since its start.
 #[derive(Debug)]
 pub struct Peak(());
 
 impl Peak {
-    /// Starts it; nothing where the kernel can't forget the peak before.
+    /// Starts the measurement. None if the kernel can't reset the peak.
     pub fn start() -> Option<Peak> {
         fs::write("/proc/self/clear_refs", "5").ok().map(Peak)
     }
 
-    /// Bytes.
+    /// Returns the peak in bytes.
     pub fn bytes(&self) -> Option<u64> {
         status("VmHWM")
     }
 }
 
-/// Bytes that a line of /proc/self/status says.
+/// Reads a value of /proc/self/status, in bytes.
 fn status(key: &str) -> Option<u64> {
     let text = fs::read_to_string("/proc/self/status").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;

@@ -1,4 +1,5 @@
-//! How fast: latency of a network, throughput of its training and of its data, cost of an operator.
+//! Benchmarks: latency of a network, throughput of its training and of its data, cost of an
+//! operator.
 
 pub mod data;
 pub mod floor;
@@ -12,8 +13,8 @@ use crate::timing::{clock, median};
 use crate::tune::channels_last;
 use std::time::Duration;
 
-/// Median seconds of a forward pass of `batch` images, at evaluation: at least 10 runs and half a second, after 3 that don't
-/// count.
+/// Returns the median seconds of a forward pass of `batch` images in evaluation: at least 10 runs
+/// and half a second, after 3 runs that don't count.
 pub fn latency(network: &Built, spec: InputSpec, batch: i64) -> f64 {
     let device = network.store.device();
     let x = channels_last(&[batch, spec.channels, spec.size, spec.size], device);

@@ -1,4 +1,5 @@
-//! What an operator costs: training, evaluation expanded and evaluation compact, as multiples of the plain convolution.
+//! Benchmark of operators: times of training, of evaluation in expanded form and of evaluation in
+//! compact form, as multiples of the plain convolution's.
 
 use crate::algebra::Geometry;
 use crate::fold::assign;
@@ -12,44 +13,47 @@ use serde::Serialize;
 use std::collections::HashMap;
 use tch::{Device, Kind, Tensor, nn};
 
-/// What is measured.
+/// Geometry and sizes at which an operator is measured.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Shape {
-    /// The convolution in whose place the operator stands.
+    /// Geometry of the convolution that the operator replaces.
     pub geometry: Geometry,
     /// Height and width of the input.
     pub size: i64,
     /// Number of images per batch.
     pub batch: i64,
-    /// Rounds of which the median is taken.
+    /// Number of rounds; a reported time is the median over the rounds.
     pub rounds: usize,
 }
 
-/// What an operator costs at a shape. Multiples are of the plain convolution with its batch norm, measured in turn with it.
+/// Cost of an operator at a shape. The multiples are relative to the plain convolution with its
+/// batch norm, which is measured in the same rounds, in turns with the operator.
 #[derive(Clone, Debug, Serialize)]
 pub struct Cost {
-    /// The operator, as it was asked for.
+    /// The operator, as the caller labelled it.
     pub operator: String,
-    /// How the compact form is computed.
+    /// Algorithm that computes the compact form.
     #[serde(rename = "execution")]
     pub algorithm: CompactAlgorithm,
-    /// At what shape.
+    /// Shape of the measurement.
     pub shape: Shape,
-    /// Milliseconds of forward and backward of the expanded form (gradients of all variables and of the input).
+    /// Milliseconds of a forward and a backward pass of the expanded form in training. The backward
+    /// pass computes the gradients of all variables and of the input.
     pub train_ms: f64,
-    /// Milliseconds of the expanded form in evaluation.
+    /// Milliseconds of a forward pass of the expanded form in evaluation.
     pub expanded_ms: f64,
-    /// Milliseconds of the compact form.
+    /// Milliseconds of a forward pass of the compact form.
     pub compact_ms: f64,
-    /// `train_ms` over that of plain.
+    /// `train_ms` divided by the same time of the plain convolution.
     pub train: f64,
-    /// `expanded_ms` over the compact form of plain: one convolution.
+    /// `expanded_ms` divided by the time of the plain convolution's compact form, which is a single
+    /// convolution.
     pub expanded: f64,
-    /// `compact_ms` over the same.
+    /// `compact_ms` divided by the time of the plain convolution's compact form.
     pub compact: f64,
 }
 
-/// An operator in both forms, its variables, and an input.
+/// An operator in both forms, the variables of the expanded form, and an input.
 struct Bench {
     store: nn::VarStore,
     expanded: Box<dyn Operator>,
@@ -97,11 +101,11 @@ impl Bench {
     }
 }
 
-/// The cost of an operator, called `label`: a row for each way to compute its compact form; none where it does not fit the shape. Options must be
-/// resolved.
+/// Measures the cost of an operator, which the result calls `label`. Returns one row per algorithm
+/// for the compact form, and no row if the operator doesn't fit the shape.
 ///
 /// # Errors
-/// Options with which the operator has no compact form.
+/// An error that begins with `label` if the operator has no compact form with these options.
 pub fn costs(label: &str, operator: &Resolved<OperatorConfig>, shape: Shape, device: Device) -> Result<Vec<Cost>> {
     if operator.fits(&shape.geometry).is_err() {
         return Ok(Vec::new());
@@ -113,7 +117,8 @@ pub fn costs(label: &str, operator: &Resolved<OperatorConfig>, shape: Shape, dev
         let plain_compact = || plain.run_compact(CompactAlgorithm::Kernels);
         let runs: [&dyn Fn(); 5] =
             [&|| plain.train(), &|| bench.train(), &plain_compact, &|| bench.evaluate(), &compact];
-        // The first passes choose how kernels per sample are applied, and fill the caches.
+        // Three rounds that don't count: the first passes choose how per-sample kernels are
+        // applied, and fill the caches.
         timing::interleaved(device, &runs, 3);
         let times = timing::interleaved(device, &runs, shape.rounds);
         let ms: Vec<f64> = times.iter().map(|time| 1e3 * time.as_secs_f64()).collect();

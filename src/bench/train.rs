@@ -1,4 +1,5 @@
-//! How fast training is, where the time of a step goes, and how far it is from the floor.
+//! Benchmark of training: throughput, the time of each phase of a step, and the distance from the
+//! floor, the least time that a step can take.
 
 use crate::bench::floor::Floor;
 use crate::bench::memory::{Peak, resident};
@@ -17,47 +18,48 @@ use tch::Device;
 /// Throughput of training.
 #[derive(Debug, Serialize)]
 pub struct TrainSpeed {
-    /// Training images a second, from the median step.
+    /// Training images per second, computed from the median step.
     pub images_per_second: f64,
-    /// Median seconds of a step: data, forward, backward, update.
+    /// Median seconds of a step: data, forward, backward and update.
     pub step_seconds: f64,
-    /// Where they go.
+    /// Median seconds of each phase of a step.
     pub phases: Phases,
-    /// Steps measured; as many by phase.
+    /// Number of steps measured whole; as many more are measured phase by phase.
     pub steps: u64,
-    /// Images a step.
+    /// Images per batch.
     pub batch: usize,
-    /// How the training of each site that has several ways is computed.
+    /// Training algorithm of each site that has several.
     #[serde(rename = "execs")]
     pub algorithms: TrainAlgorithms,
-    /// The most memory that was resident during the steps above what was before the first (parameters and images are
-    /// that), in bytes. On the CPU of a Linux machine.
+    /// Peak resident memory during the steps, in bytes, less the resident memory before the first
+    /// step (parameters and images). Measured on the CPU under Linux only; None elsewhere.
     pub peak_memory_bytes: Option<u64>,
-    /// Operations of a step that wait for the device, because they want numbers of it; 0 in a foldconv without `native`, which doesn't
-    /// count.
+    /// Number of operations in a step that wait for the device because they read numbers from the
+    /// device. Always 0 in a foldconv built without the feature `native`, which doesn't count.
     pub waits: u64,
-    /// The least that a step can take.
+    /// The least time that a step can take on this machine.
     pub floor: Floor,
-    /// `step_seconds` over those of the floor.
+    /// `step_seconds` divided by the floor's seconds.
     pub over_floor: f64,
 }
 
-/// Median seconds of the phases of a step, measured on steps of their own, which take turns with those that are
-/// measured whole: the device must have done what was asked of it when the clock is read, and waiting for that is no
-/// part of a step.
+/// Median seconds of the phases of a step. They are measured on separate steps, which alternate
+/// with the steps that are measured whole: the device must have finished its work when the clock is
+/// read, and waiting for the device is not part of a normal step.
 #[derive(Debug, Serialize)]
 pub struct Phases {
     /// Waiting for the batch.
     pub data_seconds: f64,
-    /// Images to loss.
+    /// Forward pass, from images to loss.
     pub forward_seconds: f64,
-    /// Loss to gradients.
+    /// Backward pass, from loss to gradients.
     pub backward_seconds: f64,
-    /// Gradients to parameters.
+    /// Update of the parameters.
     pub optimizer_seconds: f64,
 }
 
-/// A training that goes on step by step, in whole batches only, so that all steps do the same work.
+/// A training run that is advanced step by step, with whole batches only, so that all steps do the
+/// same amount of work.
 struct Steps {
     trainer: Trainer,
     batches: Stream,
@@ -71,14 +73,14 @@ impl Steps {
         Steps { batches: trainer.batches(0, 0), trainer, per_epoch, next: 0 }
     }
 
-    /// The next step, as training runs it.
+    /// Runs the next step as training does.
     fn step(&mut self) -> Result<()> {
         let (batch, epoch, at) = self.batch()?;
         let _loss = self.trainer.step(&batch, epoch, at);
         Ok(())
     }
 
-    /// The next step; `done` is called behind each phase.
+    /// Runs the next step and calls `done` after each phase.
     fn step_by_phase(&mut self, done: &mut dyn FnMut()) -> Result<()> {
         let (batch, epoch, at) = self.batch()?;
         let batch = batch.batch();
@@ -87,14 +89,14 @@ impl Steps {
         Ok(())
     }
 
-    /// So many operations of the next step wait for the device.
+    /// Runs the next step and returns the number of operations that waited for the device.
     fn waits(&mut self) -> Result<u64> {
         let counter = Waits::count();
         self.step()?;
         Ok(counter.so_far())
     }
 
-    /// The next batch, its epoch, and its step there.
+    /// Returns the next batch, its epoch, and the index of its step in the epoch.
     fn batch(&mut self) -> Result<(Prepared, u64, u64)> {
         let (epoch, at) = (self.next / self.per_epoch, self.next % self.per_epoch);
         if self.next > 0 && at == 0 {
@@ -106,8 +108,9 @@ impl Steps {
     }
 }
 
-/// Trains `warmup` steps that don't count, and `steps` that do twice: once whole, once by phase, in turns. Then it
-/// measures what the floor is made of.
+/// Trains for `warmup` steps that aren't measured, then for 2 * `steps` steps that are, alternating
+/// between steps timed whole and steps timed phase by phase. Then measures the machine's rates for
+/// the floor.
 pub fn train_speed(config: &Config, device: Device, warmup: u64, steps: u64) -> Result<TrainSpeed> {
     let trainer = Trainer::new(config, config.data.load()?, device)?;
     let algorithms = algorithm::settle(&trainer.network, config.data.spec(), &config.train, &TrainAlgorithms::new());

@@ -1,4 +1,4 @@
-//! `foldconv bench`: speed.
+//! `foldconv bench`: benchmarks of training, of batches, of operators and of imports.
 
 use super::import::classes;
 use super::output::{json, print};
@@ -36,33 +36,35 @@ pub struct Options {
 
 #[derive(Debug, Subcommand)]
 enum What {
-    /// Images a second of training, data included; where the time goes, memory, and the least that a step can take
+    /// Measure training: images per second with data loading, time of each phase, memory, and the
+    /// least time of a step
     Train(TrainOptions),
-    /// Images a second of the training batches alone
+    /// Measure how many images per second the training batches yield by themselves
     Data(DataOptions),
-    /// What each operator costs, as multiples of the plain convolution
+    /// Measure the cost of operators, as multiples of the plain convolution
     Op(OpOptions),
-    /// Seconds to read a file of PyTorch's into a network
+    /// Measure the seconds that reading a PyTorch file into a network takes
     Import(ImportOptions),
 }
 
 #[derive(Debug, Args)]
 struct ImportOptions {
-    /// File of torch.save or safetensors
+    /// PyTorch file, written by torch.save or safetensors
     file: PathBuf,
     /// Network, as resnet50 or '{name: mobilenet_v2, width: 0.35}'
     #[arg(long, value_name = "NAME|YAML")]
     net: String,
-    /// Data set whose images the network takes [default: external, with as many classes as the file]
+    /// Data set whose images the network takes [default: external, with as many classes as the
+    /// file]
     #[arg(long, value_name = "NAME|YAML")]
     data: Option<String>,
-    /// Keys of the state dict in the file, as ema.state_dict [default: the usual ones]
+    /// Keys that lead to the state dict in the file, as ema.state_dict [default: the usual keys]
     #[arg(long, value_name = "KEY.KEY")]
     key: Option<String>,
-    /// YAML list of {from: REGEX, to: TEXT} and {drop: REGEX} for the names of the file
+    /// YAML list of {from: REGEX, to: TEXT} and {drop: REGEX}, applied to the names in the file
     #[arg(long, value_name = "FILE")]
     map: Option<PathBuf>,
-    /// Times that it is read; the median counts
+    /// Number of times that the file is read; the median time is reported
     #[arg(long, default_value_t = 1, value_parser = whole::<u16>(1..=65535))]
     rounds: u16,
 }
@@ -72,22 +74,23 @@ struct OpOptions {
     /// Operators, by name or as YAML like '{name: tbc, blocks: 4}' [default: all]
     #[arg(value_name = "OPERATOR")]
     operators: Vec<String>,
-    /// Channels in and out
+    /// Number of input channels and of output channels
     #[arg(long, default_value_t = 64, value_parser = whole::<i64>(1..=65536))]
     channels: i64,
-    /// Channel groups
+    /// Number of channel groups
     #[arg(long, default_value_t = 1, value_parser = whole::<i64>(1..=65536))]
     groups: i64,
-    /// Sizes of the kernel
+    /// Kernel sizes to measure
     #[arg(long, value_delimiter = ',', default_values_t = [3, 1], value_parser = whole::<i64>(1..=255))]
     kernel: Vec<i64>,
     /// Height and width of the input
     #[arg(long, default_value_t = 16, value_parser = whole::<i64>(1..=4096))]
     size: i64,
-    /// Images a batch
+    /// Batch sizes to measure, in images
     #[arg(long, value_delimiter = ',', default_values_t = [1, 64], value_parser = whole::<i64>(1..=65536))]
     batch: Vec<i64>,
-    /// Rounds of which the median is taken; all runs of an operator and of plain take turns in each
+    /// Number of rounds whose median is reported; in each round the operator and the plain
+    /// convolution take turns
     #[arg(long, default_value_t = 21, value_parser = whole::<u16>(1..=65535))]
     rounds: u16,
 }
@@ -96,7 +99,7 @@ struct OpOptions {
 struct DataOptions {
     #[command(flatten)]
     from: FromConfig,
-    /// Seconds that are measured
+    /// Seconds to measure, after a warm-up of a tenth of that time
     #[arg(long, default_value_t = 3, value_parser = whole::<u64>(1..=86400))]
     seconds: u64,
 }
@@ -105,10 +108,10 @@ struct DataOptions {
 struct TrainOptions {
     #[command(flatten)]
     from: FromConfig,
-    /// Steps that are measured whole, and as many by phase
+    /// Number of steps measured whole; as many more are measured phase by phase
     #[arg(long, default_value_t = 50, value_parser = whole::<u64>(1..=1_000_000))]
     steps: u64,
-    /// Steps before that
+    /// Number of warm-up steps that aren't measured
     #[arg(long, default_value_t = 10, value_parser = whole::<u64>(0..=1_000_000))]
     warmup: u64,
 }
@@ -123,7 +126,8 @@ pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
     }
 }
 
-/// The file is opened, its state dict found, matched and read, each time into the same network, which is built before.
+/// Measures imports: opens the file, finds its state dict, matches its names and reads its tensors,
+/// each time into the same network. The network is built before and not timed.
 fn import(options: &ImportOptions, as_json: bool) -> Result<()> {
     let map = options.map.as_deref().map(read_map).transpose()?.unwrap_or_default();
     let find = |checkpoint: &Checkpoint, built: &Built| {
@@ -265,9 +269,9 @@ fn operators(options: &OpOptions, device: Device, as_json: bool) -> Result<()> {
     Ok(())
 }
 
-/// The operator of a name, or of YAML, and how it is called.
+/// Parses an operator's name or YAML; returns its label and the resolved operator.
 fn operator(text: &str) -> Result<(String, Resolved<OperatorConfig>)> {
-    // By itself RepLK has no kernel larger than the convolution's.
+    // RepLK's default has no kernel larger than the convolution's, so a size is given here.
     let text = if text == "replk" { "{name: replk, kernel: 13}" } else { text };
     let name = label(&Value::Mapping(config::named("operator", text)?));
     let operator = config::operator(text)?;
@@ -277,7 +281,8 @@ fn operator(text: &str) -> Result<(String, Resolved<OperatorConfig>)> {
     Ok((name, operator))
 }
 
-/// A row an operator (and way to compute its compact form), three columns a batch.
+/// Builds a table with one row per operator and algorithm of its compact form, and three columns
+/// per batch size.
 fn cost_table(costs: &[&Cost], batches: &[i64]) -> Table {
     let columns =
         batches.iter().flat_map(|batch| ["train", "expanded", "compact"].map(|what| format!("{what}, {batch}")));

@@ -1,4 +1,4 @@
-//! `foldconv compare MODEL`: the expanded form against the compact one.
+//! `foldconv compare MODEL`: comparison of a model's expanded and compact form.
 
 use super::output::{json, print};
 use super::readings::{self, Tried};
@@ -18,19 +18,20 @@ use serde::Serialize;
 pub struct Options {
     #[command(flatten)]
     from: FromModel,
-    /// Try the other networks that the weights fit: what a state dict does not say, read otherwise
+    /// Also evaluate the other networks that the weights fit, since a state dict does not record
+    /// every option
     #[arg(long = "try")]
     tries: bool,
 }
 
-/// The JSON document.
+/// The comparison, printed as a JSON document.
 #[derive(Serialize)]
 struct Comparison {
     images: usize,
     expanded: Measured,
     compact: Measured,
     fold: FoldResult,
-    /// What `--try` found.
+    /// Result of `--try`.
     #[serde(skip_serializing_if = "Option::is_none")]
     tried: Option<Tried>,
 }
@@ -39,8 +40,9 @@ struct Comparison {
 struct Measured {
     #[serde(flatten)]
     result: FormResult,
-    /// Milliseconds of a batch of 1 and of 128, medians.
+    /// Median latency of a batch of 1 image, in milliseconds.
     latency_ms_1: f64,
+    /// Median latency of a batch of 128 images, in milliseconds.
     latency_ms_128: f64,
 }
 

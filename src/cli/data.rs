@@ -1,4 +1,4 @@
-//! `foldconv data`: which sets there are, whether a copy is whole, and how to get one.
+//! `foldconv data`: lists the data sets, checks a copy, and fetches the official files.
 
 use super::output::{json, print};
 use crate::data::fetch::{self, Event, Outcome, Patience};
@@ -20,23 +20,23 @@ pub struct Options {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// List the sets, where they are to be had, their licences and what to cite
+    /// List the data sets with their sources, licences and citations
     List,
-    /// Read everything of a set and count it
+    /// Read every file of a data set and count its images
     Check(Check),
-    /// Download the official files of a set
+    /// Download the official files of a data set
     Fetch(Fetch),
 }
 
-/// A set and where it lies.
+/// A data set and its folder.
 #[derive(Debug, Args)]
 struct Set {
-    /// The set, as `data list` names it
+    /// Name of the data set, as `data list` prints it
     name: String,
     /// Folder of the data [default: FOLDCONV_DATA]
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
-    /// An option of the set, as extra=true
+    /// Option of the data set, as extra=true
     #[arg(long = "set", value_name = "KEY=VALUE")]
     overrides: Vec<String>,
 }
@@ -45,7 +45,8 @@ struct Set {
 struct Check {
     #[command(flatten)]
     set: Set,
-    /// Decode JPEG files by a second decoder too, and name those in which it sees another image
+    /// Also decode JPEG files with a second decoder, and name the files whose images differ between
+    /// the two
     #[arg(long)]
     decode: bool,
 }
@@ -54,7 +55,8 @@ struct Check {
 struct Fetch {
     #[command(flatten)]
     set: Set,
-    /// Another address: of a folder that holds the official files under their names, or of one of them
+    /// Other address to download from: of a folder that holds the official files under their names,
+    /// or of one such file
     #[arg(long, value_name = "URL")]
     url: Option<String>,
 }
@@ -77,12 +79,13 @@ impl Set {
     }
 }
 
-/// A set of the registry.
+/// A data set of the registry, as `data list` shows it.
 #[derive(Serialize)]
 struct Listed {
     name: String,
     summary: String,
-    /// Shape and home are those of the set's default options.
+    /// Shape and number of classes under the set's default options, as text. `home` too is that of
+    /// the default options.
     images: String,
     home: Option<Provenance>,
 }
@@ -90,7 +93,8 @@ struct Listed {
 fn list(as_json: bool) -> Result<()> {
     let mut sets = Vec::new();
     for entry in SourceConfig::entries() {
-        // A set may have options that must be given; then only its name is known.
+        // A set with mandatory options has no default configuration; only its name and summary are
+        // known.
         let data = config::data_section(&entry.name, &[]).ok();
         let images = data.as_ref().map_or("by its options".into(), |data| {
             let spec = data.spec();
@@ -115,7 +119,7 @@ fn list(as_json: bool) -> Result<()> {
     Ok(())
 }
 
-/// What check tells; the JSON document.
+/// Result of `data check`, printed as a JSON document.
 #[derive(Serialize)]
 struct Checked {
     name: &'static str,
@@ -125,12 +129,12 @@ struct Checked {
     official: Vec<Official>,
 }
 
-/// A file under the name of an official one.
+/// A file that has the name of an official file.
 #[derive(Serialize)]
 struct Official {
     file: String,
     md5: String,
-    /// Whether it is the official one.
+    /// Whether the md5 sum is that of the official file.
     same: bool,
 }
 
@@ -154,7 +158,8 @@ fn check(options: &Check, as_json: bool) -> Result<()> {
     }
 }
 
-/// The files that have the names of official ones, below the folder or in it.
+/// Returns the files that have the names of official files, at the official path below `root` or
+/// directly in `root`.
 fn official(home: &Provenance, root: &Path) -> Result<Vec<Official>> {
     let mut found = Vec::new();
     for download in home.files() {
@@ -192,7 +197,7 @@ fn print_check(Checked { name, root, found, official }: &Checked) -> Result<()> 
     Ok(())
 }
 
-/// A file that fetch was asked for.
+/// A file that `data fetch` downloaded or found present.
 #[derive(Serialize)]
 struct Fetched {
     file: PathBuf,
@@ -235,7 +240,8 @@ fn fetch(options: &Fetch, as_json: bool) -> Result<()> {
     Ok(())
 }
 
-/// The progress of a file, on stderr; where that is no terminal, only what goes wrong.
+/// Progress of a download, shown on stderr. If stderr is no terminal, only retries and their
+/// reasons are printed.
 struct Progress {
     bar: ProgressBar,
     name: &'static str,
@@ -244,7 +250,7 @@ struct Progress {
 impl Progress {
     fn new(name: &'static str) -> Progress {
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-        // A bar is decoration: where its template were wrong, the default style serves.
+        // The bar is decoration: if its template were invalid, the default style would do.
         if let Ok(style) =
             ProgressStyle::with_template("{prefix} {bar:24} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left")
         {

@@ -1,4 +1,5 @@
-//! `foldconv describe`: layers, parameters and MACs in both forms; or what can be written into a config.
+//! `foldconv describe`: layers, parameters and MACs of a model in both forms; or lists of the
+//! options that a config file may contain.
 
 use super::output::{json, print};
 use crate::algebra::Geometry;
@@ -28,7 +29,8 @@ use tch::{Device, nn};
 
 #[derive(Debug, Args)]
 pub struct Options {
-    /// YAML file of a trial or a sweep (then of its base, without the axes), or a model file
+    /// YAML file of a trial or of a sweep (its base is described, without the axes), or a model
+    /// file
     #[arg(required_unless_present = "lists")]
     target: Option<PathBuf>,
     /// Override a key of the YAML file, as train.epochs=3
@@ -38,17 +40,19 @@ pub struct Options {
     lists: Lists,
 }
 
-/// What a config file can hold.
+/// Flags that list the options of a config file.
 #[derive(Debug, Args)]
 #[group(id = "lists", multiple = false, conflicts_with = "target")]
 struct Lists {
-    /// List the operators, attention modules and classifiers, or those of these names, with their options
+    /// List the operators, attention modules and classifiers, or only those named, with their
+    /// options
     #[arg(long, value_name = "NAME", num_args = 0..)]
     operators: Option<Vec<String>>,
-    /// List the networks, or those of these names, with their options
+    /// List the networks, or only those named, with their options
     #[arg(long, value_name = "NAME", num_args = 0..)]
     networks: Option<Vec<String>>,
-    /// List the data sets, or those of these names, with their options, and those that all have
+    /// List the data sets, or only those named, with their options and the options that all sets
+    /// share
     #[arg(long, value_name = "NAME", num_args = 0..)]
     data: Option<Vec<String>>,
     /// List the keys of the section train
@@ -59,18 +63,19 @@ struct Lists {
     sweep: bool,
 }
 
-/// A part of a list.
+/// A part of a list of options.
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Part {
-    /// What stands behind each name.
+    /// Named entries, each with its options.
     Entries(Vec<Entry>),
-    /// The keys of a section.
+    /// Keys of a section.
     Options(Vec<Choice>),
 }
 
 impl Lists {
-    /// The parts of what was asked for.
+    /// Returns the parts of the list that was asked for, each with its section; None if no list
+    /// was.
     fn parts(&self) -> Result<Option<Vec<(&'static str, Part)>>> {
         use Part::{Entries, Options};
         let (mut parts, names) = if let Some(names) = &self.operators {
@@ -98,7 +103,11 @@ impl Lists {
     }
 }
 
-/// Leaves the entries of these names, where there are any.
+/// Removes the entries that aren't in `names`, and the parts that are then empty. Keeps all entries
+/// if `names` is empty.
+///
+/// # Errors
+/// A [`crate::error::BadRequest`] if a name is unknown.
 fn keep(parts: &mut Vec<(&'static str, Part)>, names: &[String]) -> Result<()> {
     let known: Vec<String> = parts
         .iter()
@@ -120,13 +129,13 @@ fn keep(parts: &mut Vec<(&'static str, Part)>, names: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// What describe tells; the JSON document.
+/// Description of a trial or model, printed as a JSON document.
 #[derive(Serialize)]
 struct Description {
-    /// Of a model file: which form it holds.
+    /// Form of the model in a model file; None for a config.
     #[serde(skip_serializing_if = "Option::is_none")]
     form: Option<Form>,
-    /// Of a model file: what its plan was measured for.
+    /// Settings for which the model file's plan was measured; None for a config.
     #[serde(skip_serializing_if = "Option::is_none")]
     tuned: Option<Tuned>,
     config: Config,
@@ -142,7 +151,7 @@ struct Layer {
     operator: &'static str,
     shape: String,
     output: Vec<i64>,
-    /// How the compact form is computed, where there is a choice.
+    /// Algorithm that computes the compact form; None if there is no choice.
     #[serde(rename = "execution", skip_serializing_if = "Option::is_none")]
     algorithm: Option<CompactAlgorithm>,
     expanded: Cost,
@@ -186,7 +195,7 @@ pub fn run(options: &Options, as_json: bool) -> Result<()> {
     Ok(())
 }
 
-/// What can be written, by section.
+/// Prints the options of a config file, section by section.
 fn catalogue(parts: &[(&str, Part)], as_json: bool) -> Result<()> {
     if as_json {
         return json(&parts.iter().map(|(section, part)| (*section, part)).collect::<BTreeMap<_, _>>());
@@ -267,7 +276,7 @@ fn describe(form: Option<Form>, tuned: Option<Tuned>, config: &Config) -> Result
     Ok(Description { form, sites, config, expanded, compact, tuned })
 }
 
-/// A site in both forms, and what it did in each.
+/// Combines a site in both forms with the traces of both.
 fn layer([site, compact]: [&Site; 2], [before, after]: [SiteTrace; 2]) -> Layer {
     let (parameters, folded) = parameters(site);
     let kernels = compact.per_sample().filter(|kernels| kernels.algorithms().len() > 1);
@@ -283,7 +292,8 @@ fn layer([site, compact]: [&Site; 2], [before, after]: [SiteTrace; 2]) -> Layer 
     }
 }
 
-/// Parameters of a site in both forms, counted on a copy of it by itself.
+/// Returns the number of parameters of a site in expanded and in compact form, counted on copies
+/// built for this.
 fn parameters(site: &Site) -> (i64, i64) {
     let count = |build: &dyn Fn(&VariablePaths)| {
         let store = nn::VarStore::new(Device::Cpu);
@@ -295,7 +305,8 @@ fn parameters(site: &Site) -> (i64, i64) {
     (expanded, count(&|place| drop(site.operator.compact(place, site.geometry))))
 }
 
-/// `16->32 3x3 s2 g16`: what differs from the default is said.
+/// Formats a geometry, such as `16->32 3x3 s2 g16`. Stride, dilation and groups appear only if they
+/// aren't 1.
 fn shape(geometry: &Geometry) -> String {
     let Geometry { in_channels, out_channels, kernel, stride, dilation, groups, .. } = geometry;
     let mut text = format!("{in_channels}->{out_channels} {}x{}", kernel[0], kernel[1]);

@@ -1,4 +1,4 @@
-//! `foldconv doctor`: versions, devices, what is missing and how to get it.
+//! `foldconv doctor`: versions, devices, and what is missing with advice on how to get it.
 
 use super::Machine;
 use super::output::json;
@@ -9,9 +9,9 @@ use serde::Serialize;
 
 #[derive(Serialize)]
 struct Cuda {
-    /// As CUDA counts them: cuda:0 and on.
+    /// Number of devices that CUDA can use, numbered from cuda:0.
     usable: i64,
-    /// As 9.10.2.
+    /// Version of cuDNN, such as 9.10.2; None if there is none.
     cudnn: Option<String>,
     #[serde(flatten)]
     gpus: Gpus,
@@ -26,7 +26,7 @@ struct Diagnosis {
     data: Found<String>,
 }
 
-/// What is there, or `{"missing": why}`.
+/// A value that was found, or `{"missing": reason}`.
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Found<T> {

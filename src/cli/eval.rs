@@ -15,17 +15,18 @@ use serde::Serialize;
 pub struct Options {
     #[command(flatten)]
     from: FromModel,
-    /// Try the other networks that the weights fit: what a state dict does not say, read otherwise
+    /// Also evaluate the other networks that the weights fit, since a state dict does not record
+    /// every option
     #[arg(long = "try")]
     tries: bool,
 }
 
-/// The JSON document.
+/// The evaluation, printed as a JSON document.
 #[derive(Serialize)]
 struct Evaluated {
     #[serde(flatten)]
     result: FormResult,
-    /// What `--try` found.
+    /// Result of `--try`.
     #[serde(skip_serializing_if = "Option::is_none")]
     tried: Option<Tried>,
 }

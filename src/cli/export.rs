@@ -1,4 +1,4 @@
-//! `foldconv export MODEL --format …`: a model for other programs.
+//! `foldconv export MODEL --format …`: export of a model to other programs.
 
 use super::output::json;
 use crate::export::{self, Bn, Format};
@@ -13,10 +13,11 @@ use std::path::PathBuf;
 pub struct Options {
     /// Model file, as `train`, `fold` or `import` writes it
     model: PathBuf,
-    /// What to write
+    /// Output format
     #[arg(long)]
     format: Format,
-    /// Of a compact model's state dict: convolutions with biases, or also batch norms that do nothing but add them
+    /// Batch norms in a compact model's state dict: none, but convolutions with biases, or also
+    /// ones that only add the biases
     #[arg(long, default_value = "fused")]
     bn: Bn,
     /// File to write

@@ -1,4 +1,4 @@
-//! `foldconv fold MODEL -o COMPACT`: folds and verifies.
+//! `foldconv fold MODEL -o COMPACT`: folds a model and verifies the result.
 
 use super::Machine;
 use super::output::{json, print};
@@ -19,7 +19,8 @@ use clap::{Args, ValueEnum};
 use std::path::PathBuf;
 use tch::{Device, Kind, Tensor};
 
-/// Images of the random batch on which a fold is verified: 128 of 32x32, and fewer of larger ones.
+/// Returns the number of images in the random batch on which a fold is verified: 128 of 32x32
+/// pixels, fewer of larger images, at least 2.
 fn images(spec: InputSpec) -> i64 {
     (128 * 32 * 32 / (spec.size * spec.size)).clamp(2, 128)
 }
@@ -31,18 +32,19 @@ pub struct Options {
     /// File to write
     #[arg(short, long, value_name = "FILE")]
     out: PathBuf,
-    /// Measure how each operator with a kernel per sample is best computed, and keep that in the file
+    /// Measure the best algorithm for each operator with per-sample kernels, and store the choice
+    /// in the file
     #[arg(long, value_name = "GOAL")]
     plan: Option<Goal>,
-    /// Images a batch that the plan is for
+    /// Batch size for which the plan is measured, in images
     #[arg(long, default_value_t = 1, requires = "plan", value_parser = whole::<i64>(1..=65536))]
     batch: i64,
 }
 
-/// What a plan is the best for.
+/// Goal of a plan.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Goal {
-    /// The time of one batch
+    /// Shortest time of one batch
     Latency,
 }
 
@@ -92,7 +94,7 @@ pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
     Ok(())
 }
 
-/// Measures the ways of the sites and puts the choice into the model.
+/// Measures the algorithms of the sites and stores the choice in the model.
 fn tune(folded: &mut Model, device: Device, batch: i64) -> Result<Vec<Choice>> {
     let spec = folded.about.config.data.spec();
     let choices = tune::by_latency(&folded.build(device)?, spec, batch);
@@ -119,7 +121,7 @@ fn print_plan(choices: &[Choice], batch: i64) -> Result<()> {
     print(&rows)
 }
 
-/// Both forms on a batch of random images.
+/// Compares the logits of both forms on a batch of random images, drawn with seed 0.
 fn verify(model: &Model, expanded: &Built, compact: &Built) -> Result<Agreement> {
     let spec = model.about.config.data.spec();
     tch::manual_seed(0);

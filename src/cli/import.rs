@@ -1,4 +1,4 @@
-//! `foldconv import FILE --net NAME -o MODEL`: PyTorch's weights in.
+//! `foldconv import FILE --net NAME -o MODEL`: import of PyTorch weights.
 
 use super::Machine;
 use super::output::json;
@@ -24,45 +24,50 @@ use tch::Device;
 
 #[derive(Debug, Args)]
 pub struct Options {
-    /// File of torch.save, torch.jit.save or safetensors
+    /// PyTorch file, written by torch.save, torch.jit.save or safetensors
     file: PathBuf,
     /// Network, as mobilenet_v2 or '{name: mobilenet_v2, width: 0.35}'
     #[arg(long, value_name = "NAME|YAML")]
     net: String,
-    /// Operator on its sites, as acb or '{name: dyconv, temperature: 1}' [default: plain]
+    /// Operator on the network's sites, as acb or '{name: dyconv, temperature: 1}' [default: plain]
     #[arg(long, value_name = "NAME|YAML")]
     operator: Option<String>,
-    /// Sites of the operator: kinds, names or all, with commas, behind a - those to leave out [default: those of the papers]
+    /// Sites of the operator, separated by commas: kinds, names or all; a leading - excludes a site
+    /// [default: the sites of the operator's paper]
     #[arg(long, value_name = "SITES", value_delimiter = ',', allow_hyphen_values = true)]
     apply_to: Vec<String>,
-    /// Attention behind each block, as se [default: none]
+    /// Attention module after each block, as se [default: none]
     #[arg(long, value_name = "NAME|YAML")]
     attention: Option<String>,
-    /// Data set that the model is of, as cifar10 or '{name: cifar10, root: data}' [default: the one with as many classes]
+    /// Data set that the model was trained on, as cifar10 or '{name: cifar10, root: data}'
+    /// [default: the only set with as many classes]
     #[arg(long, value_name = "NAME|YAML")]
     data: Option<String>,
     /// Folder that holds the data set [default: FOLDCONV_DATA]
     #[arg(long, value_name = "FOLDER")]
     root: Option<PathBuf>,
-    /// Mean of each channel that its images are normalised with, of pixels in [0, 1] [default: the data's own]
+    /// Mean of each channel in the model's normalisation, for pixels in [0, 1] [default: that
+    /// of the data set]
     #[arg(long, value_name = "M,M,M", value_delimiter = ',', requires = "std", value_parser = number)]
     mean: Vec<f64>,
-    /// Standard deviation of each channel
+    /// Standard deviation of each channel in the model's normalisation, for pixels in [0, 1]
     #[arg(long, value_name = "S,S,S", value_delimiter = ',', requires = "mean", value_parser = number)]
     std: Vec<f64>,
-    /// What its batch norms add to the variance, which a state dict does not say [default: what TorchScript says, else 1e-5]
+    /// eps of the batch norms, which a state dict does not record [default: the value in a
+    /// TorchScript file, else 1e-5]
     #[arg(long, value_name = "EPS", value_parser = number)]
     bn_eps: Option<f64>,
-    /// Keys of the state dict in the file, as ema.state_dict [default: the usual ones]
+    /// Keys that lead to the state dict in the file, as ema.state_dict [default: the usual keys]
     #[arg(long, value_name = "KEY.KEY")]
     key: Option<String>,
-    /// YAML list of {from: REGEX, to: TEXT} and {drop: REGEX} for the names of the file
+    /// YAML list of {from: REGEX, to: TEXT} and {drop: REGEX}, applied to the names in the file
     #[arg(long, value_name = "FILE")]
     map: Option<PathBuf>,
-    /// Write the model even where names or shapes don't fit: what is missing keeps its initial values
+    /// Write the model even if names or shapes don't fit; missing variables keep their initial
+    /// values
     #[arg(long)]
     partial: bool,
-    /// Form of the model [default: expanded, or compact where the file holds deployed operators]
+    /// Form of the model [default: expanded, or compact if the file holds deployed operators]
     #[arg(long, value_parser = form())]
     form: Option<Form>,
     /// Model file to write
@@ -72,7 +77,7 @@ pub struct Options {
 
 pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
     machine.prepare()?;
-    // First, so that a name with a slip in it is named before anything that follows of it.
+    // Done first, so that a misspelt option is reported before errors that follow from it.
     let sample = options.config_on("shapes", options.bn_eps)?;
     let inputs: Vec<&Path> =
         [Some(&options.file), options.map.as_ref()].into_iter().flatten().map(PathBuf::as_path).collect();
@@ -149,7 +154,10 @@ fn say_what_was_done(kinds: &BTreeMap<&str, usize>, plan: &ImportPlan, dropped: 
 }
 
 impl Options {
-    /// Shows all that does not fit, and refuses it unless it may be.
+    /// Prints everything that doesn't fit.
+    ///
+    /// # Errors
+    /// A [`crate::error::BadRequest`] if something doesn't fit and `--partial` isn't given.
     fn accept(&self, pairing: &Pairing, network: &str) -> Result<()> {
         if pairing.problems.is_empty() {
             return Ok(());
@@ -165,7 +173,11 @@ impl Options {
         Ok(())
     }
 
-    /// What the batch norms add to the variance, where that is known.
+    /// Returns the eps of the batch norms: `--bn-eps`, else the value in the file's TorchScript
+    /// code. None if neither gives it.
+    ///
+    /// # Errors
+    /// A [`crate::error::BadRequest`] if the file holds several values and `--bn-eps` isn't given.
     fn bn_eps(&self, checkpoint: &Checkpoint) -> Result<Option<f64>> {
         let file = self.file.display();
         match (self.bn_eps, checkpoint.bn_eps()?.as_slice()) {
@@ -187,7 +199,7 @@ impl Options {
         }
     }
 
-    /// The config of the model, of that data set.
+    /// Builds the config of the model, on the data set `data`, given by name or as YAML.
     fn config_on(&self, data: &str, bn_eps: Option<f64>) -> Result<Config> {
         let mut keys = Mapping::new();
         let mut data = named("--data", data)?;
@@ -211,7 +223,8 @@ impl Options {
         Config::new(&keys, "command line")
     }
 
-    /// How the images of the model are normalised, and the names of their classes.
+    /// Returns the normalisation of the model's images and the names of its classes. Loads the data
+    /// set if `--mean` and `--std` aren't given.
     fn images(&self, config: &Config) -> Result<(Normalisation, Vec<String>)> {
         let spec = config.data.spec();
         if self.mean.is_empty() {
@@ -233,7 +246,8 @@ impl Options {
     }
 }
 
-/// The names of the classes: those that are known of the set, else those of its folder where it is there, else numbers.
+/// Returns the class names: those that the set knows, else those read from its folder if there is
+/// one, else numbers.
 fn class_names(data: &DataConfig) -> Vec<String> {
     let read = || data.root().and_then(|_| Some(data.load().ok()?.classes));
     data.source.recipe().class_names().or_else(read).unwrap_or_else(|| {
@@ -242,14 +256,18 @@ fn class_names(data: &DataConfig) -> Vec<String> {
     })
 }
 
-/// Number of classes of a file: the rows of its last matrix.
+/// Returns the number of classes in a file: the rows of its last matrix. None without a matrix.
 pub(super) fn classes(state: &StateDict) -> Option<i64> {
     let matrices =
         state.tensors.iter().filter_map(|(_, tensor)| tensor.as_ref().ok()).filter(|tensor| tensor.size.len() == 2);
     matrices.max_by_key(|tensor| tensor.position()).map(|tensor| tensor.size[0])
 }
 
-/// The one data set with as many classes as the file.
+/// Returns the only data set with as many classes as the file.
+///
+/// # Errors
+/// A [`crate::error::BadRequest`] if no set or several sets have that number of classes, or if the
+/// file doesn't tell it.
 fn guess_data(state: &StateDict) -> Result<&'static str> {
     let Some(classes) = classes(state) else {
         bad_request!("--data: the file has no classifier that tells the number of classes; name the data set");

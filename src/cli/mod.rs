@@ -1,4 +1,5 @@
-//! The command line: what was typed becomes a command; results go to stdout, progress and logs to stderr.
+//! The command line. Arguments are parsed into a command; results go to stdout, progress and logs
+//! to stderr.
 
 mod bench;
 mod compare;
@@ -30,7 +31,8 @@ use std::path::PathBuf;
 use tch::Device;
 use values::whole;
 
-/// Train convolutions over-parameterised or dynamic, fold them exactly, compare both forms.
+/// Train convolutions in over-parameterised or dynamic form, fold them exactly, and compare both
+/// forms.
 #[derive(Debug, Parser)]
 #[command(name = "foldconv", version, arg_required_else_help = true)]
 pub struct Cli {
@@ -43,42 +45,43 @@ pub struct Cli {
     json: bool,
 }
 
-/// Where it runs.
+/// Device and threads of a command.
 #[derive(Clone, Debug, Args)]
 struct Machine {
-    /// cpu, cuda, cuda:N, or auto: CUDA where there is a driver
+    /// Device: cpu, cuda, cuda:N, or auto for CUDA if there is a driver
     #[arg(long, global = true, default_value = "auto")]
     device: String,
-    /// Threads of the CPU [default: one a core]
+    /// Number of CPU threads [default: one per core]
     #[arg(long, global = true, value_parser = whole::<u16>(1..=1024))]
     threads: Option<u16>,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// List the layers of a trial or model, with parameters and MACs in both forms; or all operators and their options
+    /// List the layers of a trial or model, with parameters and MACs in both forms; or the
+    /// operators and their options
     Describe(describe::Options),
-    /// Train one trial, or go on with the one in --out; fold it and compare
+    /// Train one trial, or resume the one in --out; then fold the model and compare both forms
     Train(train::Options),
-    /// Run all trials of a file; the same command again goes on
+    /// Run all trials of a file; the same command again resumes the sweep
     Sweep(sweep::Options),
-    /// Make the tables, plots and page of a sweep
+    /// Write the tables, plots and page of a sweep
     Report(report::Options),
-    /// Make a model of weights that PyTorch trained
+    /// Import weights trained with PyTorch as a model
     Import(Box<import::Options>),
-    /// Fold a model and verify it
+    /// Fold a model and verify the result
     Fold(fold::Options),
-    /// Write a model for PyTorch or ONNX
+    /// Export a model to PyTorch or ONNX
     Export(export::Options),
     /// Compare a model's expanded and compact form
     Compare(compare::Options),
-    /// Measure a model on the test split
+    /// Evaluate a model on the test split
     Eval(eval::Options),
-    /// Measure speed
+    /// Measure the speed of training, of batches, of operators or of imports
     Bench(bench::Options),
     /// List, check and fetch data sets
     Data(data::Options),
-    /// Say what this machine has and what is missing
+    /// Report versions, devices and data on this machine, and what is missing
     Doctor,
     /// Train the trials that a sweep on this machine sends
     #[command(hide = true)]
@@ -113,16 +116,19 @@ impl FromConfig {
 struct FromModel {
     /// Model file, as `train` writes it
     model: PathBuf,
-    /// Data set to use instead of the one that the model was trained on, as cifar10 or '{name: folder, size: 64}'
+    /// Data set to use instead of the model's own, as cifar10 or '{name: folder, size: 64}'
     #[arg(long, value_name = "NAME|YAML")]
     data: Option<String>,
-    /// Folder that holds the data set [default: where it was in training, or FOLDCONV_DATA]
+    /// Folder that holds the data set [default: the folder used in training, or FOLDCONV_DATA]
     #[arg(long, value_name = "FOLDER")]
     root: Option<PathBuf>,
 }
 
 impl FromModel {
-    /// The model, its config changed to the data that was asked for.
+    /// Loads the model and sets the data in its config to `--data` and `--root`.
+    ///
+    /// # Errors
+    /// A [`crate::error::BadRequest`] if the data set has another number of classes than the model.
     fn load(&self) -> Result<Model> {
         let mut model = load_model(&self.model)?;
         let about = &mut model.about;
@@ -140,7 +146,8 @@ impl FromModel {
         Ok(model)
     }
 
-    /// The test split of the data of the model. Says where its classes are others than those that the model was trained on.
+    /// Loads the test split of the model's data set. Prints a note if its class names differ from
+    /// those that the model was trained on, unless either are mere numbers.
     fn test(&self, model: &Model) -> Result<Images> {
         let Dataset { test, classes, .. } = model.about.config.data.load()?;
         let are_numbers = |names: &[String]| names.iter().all(|name| name.parse::<u32>().is_ok());
@@ -157,7 +164,7 @@ impl FromModel {
 }
 
 impl Machine {
-    /// Sets the threads and chooses the device.
+    /// Sets the number of threads and chooses the device.
     fn prepare(&self) -> Result<Device> {
         device::set_threads(self.threads.map(usize::from));
         device::choose(&self.device)
@@ -165,10 +172,11 @@ impl Machine {
 }
 
 impl Cli {
-    /// Reads the arguments of the program. Where help or the version is asked for, it prints that and ends.
+    /// Parses the arguments of the program. If help or the version is asked for, prints that and
+    /// exits.
     ///
     /// # Errors
-    /// A [`crate::error::BadRequest`] that says on one line what clap says on several.
+    /// A [`crate::error::BadRequest`] with clap's message of several lines joined into one.
     pub fn read(args: impl IntoIterator<Item = OsString>) -> Result<Cli> {
         let error = match Cli::try_parse_from(args) {
             Ok(cli) => return Ok(cli),
@@ -185,7 +193,7 @@ impl Cli {
         bad_request!("{line} (--help says how it is used)")
     }
 
-    /// Carries the command out.
+    /// Runs the command.
     pub fn run(&self) -> Result<()> {
         let (machine, json) = (&self.machine, self.json);
         match &self.command {

@@ -1,4 +1,4 @@
-//! How results are printed.
+//! Printing of results as JSON or as tables.
 
 use crate::{say, text};
 use anyhow::Result;

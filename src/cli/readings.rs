@@ -1,4 +1,5 @@
-//! `--try`: the weights of a model read otherwise, where top-1 says that they were read wrong.
+//! `--try`: evaluation of alternative readings of a model's weights, for models whose low top-1
+//! suggests that the weights were read wrong.
 
 use super::output::print;
 use crate::data::batch::Batches;
@@ -15,25 +16,26 @@ use std::path::Path;
 use std::slice::from_ref;
 use tch::Device;
 
-/// Images on which a reading is tried.
+/// Maximum number of images on which a reading is evaluated.
 const IMAGES: usize = 2000;
 
-/// Points of top-1 by which a reading is better: above the noise of that number of images.
+/// Gain in top-1, in percentage points, above which a reading counts as better. The gain exceeds
+/// the noise of [`IMAGES`] images.
 const GAIN: f64 = 1.;
 
-/// Facts that are changed one upon the other.
+/// Maximum number of facts that are changed together.
 const DEEPEST: usize = 3;
 
-/// What `--try` found.
+/// Result of `--try`.
 #[derive(Serialize)]
 pub struct Tried {
-    /// Images that each reading saw.
+    /// Number of images on which each reading was evaluated.
     images: usize,
-    /// Top-1 as the model was read, percent.
+    /// Top-1 of the model as it was read, in percent.
     top1: f64,
-    /// Each reading that differs in one fact, the best first.
+    /// All readings that differ from the model in one fact, the best first.
     readings: Vec<Row>,
-    /// The best of all, where one is better than the model as it was read.
+    /// The best reading; None if none is better than the model as it was read.
     best: Option<Best>,
 }
 
@@ -47,7 +49,7 @@ struct Row {
 struct Best {
     facts: Vec<String>,
     top1: f64,
-    /// What `import` is told for it.
+    /// Flags of `foldconv import` that give this reading.
     flags: Vec<String>,
 }
 
@@ -57,7 +59,7 @@ fn is_near_chance(top1: f64, classes: i64) -> bool {
     top1 < chance + chance.min(10.)
 }
 
-/// Says to try, where top-1 is near chance.
+/// Prints a note that suggests `--try` if top-1 is near chance.
 pub fn hint(top1: f64, model: &Model, file: &Path) {
     let classes = model.about.config.data.spec().classes;
     if is_near_chance(top1, classes) {
@@ -70,10 +72,11 @@ pub fn hint(top1: f64, model: &Model, file: &Path) {
     }
 }
 
-/// Reads the weights in all other ways that fit: first each fact by itself, then more upon the best.
+/// Evaluates all other readings of the weights that fit: first those that differ in one fact, then
+/// those that differ in further facts from the best so far.
 ///
 /// # Errors
-/// Where an image can't be read.
+/// An error if an image can't be read.
 pub fn try_all(model: &Model, images: &Images, device: Device) -> Result<Tried> {
     let score = |about: &About, network: &Built| {
         let batches = Batches::test(images, &about.config.data.augment(), &about.normalisation, device);
@@ -111,12 +114,12 @@ pub fn try_all(model: &Model, images: &Images, device: Device) -> Result<Tried> 
     Ok(Tried { images: IMAGES.min(images.len() as usize), top1: first.top1, readings, best })
 }
 
-/// Orders scores: by top-1, and where that is equal by the loss.
+/// Returns a key that orders evaluations by top-1 and, if that is equal, by loss.
 fn key(scores: &Evaluation) -> (f64, f64) {
     (scores.top1, -scores.loss)
 }
 
-/// Prints it as text.
+/// Prints the result as text.
 pub fn print_text(tried: &Tried) -> Result<()> {
     let Tried { images, top1, readings, best } = tried;
     let mut rows = table(["read otherwise", "top-1"]);

@@ -14,13 +14,14 @@ use std::path::{Path, PathBuf};
 pub struct Options {
     /// Folder of the sweep
     sweep: PathBuf,
-    /// What to print: tables for the terminal, or for a paper
+    /// Format of the printed tables: for the terminal, or for a paper
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
-    /// Measure how long each point's compact form takes, and keep it in latency.json for later reports
+    /// Measure the latency of each point's compact form, and store it in latency.json for later
+    /// reports
     #[arg(long)]
     latency: bool,
-    /// Images a batch for --latency, as 1,128
+    /// Batch sizes for --latency, in images, as 1,128
     #[arg(long, value_delimiter = ',', default_value = "1", requires = "latency", value_parser = whole::<i64>(1..=65536))]
     batch: Vec<i64>,
 }
@@ -29,7 +30,7 @@ pub struct Options {
 enum Format {
     /// Tables for a terminal
     Text,
-    /// Tables with booktabs
+    /// LaTeX tables that use booktabs
     Latex,
 }
 

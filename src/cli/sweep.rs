@@ -1,4 +1,4 @@
-//! `foldconv sweep FILE --out DIR`: all trials of a file.
+//! `foldconv sweep FILE --out DIR`: runs all trials of a file.
 
 use super::output::json;
 use super::values::whole;
@@ -20,43 +20,50 @@ use std::time::Duration;
 pub struct Options {
     #[command(flatten)]
     from: FromConfig,
-    /// Folder of the sweep; the same one again goes on, and several processes may share it
+    /// Folder of the sweep; an existing one is resumed, and several processes may share it
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// List the trials and how far each is, and do nothing
+    /// List the trials and the progress of each, and run nothing
     #[arg(long)]
     dry_run: bool,
-    /// Trials side by side; they share the cores [default: as many as cores and free memory allow; one on each GPU]
+    /// Number of concurrent trials, which share the cores [default: as many as cores and free
+    /// memory allow; one per GPU]
     #[arg(long, value_name = "N", value_parser = whole::<u16>(1..=1024))]
     jobs: Option<u16>,
-    /// GPUs to use, as 0,2: trials take turns on them [default: all that CUDA_VISIBLE_DEVICES shows]
+    /// GPUs to use, as 0,2; trials take turns on them [default: all in CUDA_VISIBLE_DEVICES]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     gpus: Vec<String>,
-    /// Trials side by side on each GPU; auto: twice as many for as long as that trains more images a second [default: 1]
+    /// Number of concurrent trials per GPU; auto doubles it as long as that trains more images per
+    /// second [default: 1]
     #[arg(long, value_name = "K|auto", value_parser = per_gpu)]
     per_gpu: Option<PerGpu>,
-    /// How they share it [default: worker where steps can be recorded as CUDA graphs, else processes]
+    /// Way in which trials share a GPU [default: worker if steps can be recorded as CUDA graphs,
+    /// else processes]
     #[arg(long, value_enum)]
     share: Option<Share>,
-    /// Longest time for a trial, as 90s, 45m or 2h30m; it then has a checkpoint to go on from
+    /// Time limit of a trial, as 90s, 45m or 2h30m; a trial that reaches it keeps a checkpoint to
+    /// resume from
     #[arg(long, value_name = "TIME", value_parser = duration)]
     time_limit: Option<Duration>,
-    /// Longest time in which a trial shows no progress; it is then ended, and has failed; 0s: for ever
+    /// Maximum time without progress of a trial, after which it is ended and counts as failed; 0s
+    /// for no limit
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = duration_or_none)]
     stall_limit: Duration,
-    /// How often a trial that failed is tried again, after 1, 2, 4 … seconds; a wrong request or spent memory is not
+    /// Number of retries of a failed trial, after 1, 2, 4 … seconds; bad requests and lack of
+    /// memory are not retried
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = whole::<u32>(0..=u32::MAX.into()))]
     retries: u32,
-    /// What a trial that failed does to the others
+    /// Effect of a failed trial on the other trials
     #[arg(long, value_enum, default_value_t = OnError::Continue)]
     on_error: OnError,
-    /// Run again what failed, timed out or was out of memory in earlier runs
+    /// Run trials again that failed, timed out or ran out of memory in earlier runs
     #[arg(long)]
     retry_failed: bool,
-    /// Run this one trial, by the name of its folder, of the sweep that is in --out, and print no report; what a task of a cluster does
+    /// Run only this trial, named by its folder, of the sweep in --out, and print no report;
+    /// cluster tasks use this
     #[arg(long, value_name = "HASH", conflicts_with_all = ["dry_run", "launcher", "jobs", "gpus", "per_gpu", "share", "on_error", "retry_failed"])]
     trial: Option<String>,
-    /// What runs the trials
+    /// Launcher of the trials
     #[arg(long, value_enum, default_value_t = Launch::Local)]
     launcher: Launch,
     #[command(flatten)]
@@ -67,7 +74,7 @@ pub struct Options {
 enum Launch {
     /// Processes on this machine
     Local,
-    /// An array of jobs; a trial has --threads cores, one if that is not given
+    /// A Slurm job array; a trial has --threads cores, or one if that is not given
     Slurm,
 }
 
@@ -78,31 +85,33 @@ struct Cluster {
     /// Partition of the jobs
     #[arg(long, value_name = "NAME")]
     partition: Option<String>,
-    /// Time of a job, as sbatch takes it: 30 (minutes), 12:00:00, 1-00; a trial that needs longer goes on in the next
+    /// Time limit of a job in sbatch's format: 30 (minutes), 12:00:00, 1-00; a longer trial resumes
+    /// in the next job
     #[arg(long, value_name = "TIME")]
     time: Option<String>,
-    /// What else a trial needs, as gpu:1
+    /// Further resources of a trial, as gpu:1
     #[arg(long, value_name = "LIST")]
     gres: Option<String>,
-    /// Trials at a time (of each array, where more than 1,000 make it several)
+    /// Maximum number of concurrent trials (per array, if more than 1,000 trials make several
+    /// arrays)
     #[arg(long, value_name = "N", value_parser = whole::<u32>(1..=u32::MAX.into()))]
     array_limit: Option<u32>,
-    /// Any option of sbatch, as mem=8G or account=lab; may be repeated
+    /// Further sbatch option, as mem=8G or account=lab; may be repeated
     #[arg(long, value_name = "OPTION")]
     sbatch: Vec<String>,
-    /// Submit and return; the same command without it follows
+    /// Submit the jobs and exit; the same command without --detach follows them
     #[arg(long)]
     detach: bool,
-    /// Show the batch script, and submit nothing
+    /// Print the batch script and submit nothing
     #[arg(long)]
     print: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum OnError {
-    /// They run on
+    /// The other trials run on
     Continue,
-    /// They write their checkpoints, and the sweep ends
+    /// The other trials write checkpoints, and the sweep ends
     Stop,
 }
 
@@ -130,7 +139,8 @@ pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
     outcome.check()
 }
 
-/// The report, also where something failed. Of a sweep that was interrupted, how far it is: who ends it for now did not ask for pages.
+/// Prints the report, also if trials failed. An interrupted sweep prints its progress as text
+/// instead: a user who interrupts it didn't ask for the report's pages.
 fn show(outcome: &Outcome, out: &Path, as_json: bool) -> Result<()> {
     if !outcome.interrupted || as_json {
         return super::report::print(out, as_json);
@@ -215,7 +225,7 @@ impl Options {
     }
 }
 
-/// Reads `auto`, or a number.
+/// Parses a number from 1 to 64, or `auto`.
 fn per_gpu(text: &str) -> Result<PerGpu, String> {
     match text.parse() {
         Ok(count) if (1..=64).contains(&count) => Ok(PerGpu::Count(count)),
@@ -224,12 +234,12 @@ fn per_gpu(text: &str) -> Result<PerGpu, String> {
     }
 }
 
-/// The same, and `0s`.
+/// Parses a duration like [`duration`], or `0s`.
 fn duration_or_none(text: &str) -> Result<Duration, String> {
     if text == "0s" { Ok(Duration::ZERO) } else { duration(text) }
 }
 
-/// Reads `90s`, `45m`, `2h30m`, `1d`.
+/// Parses a positive duration: `90s`, `45m`, `2h30m`, `1d`.
 fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("`{text}` is no time; give one as 90s, 45m, 2h30m or 1d");
     let (mut seconds, mut number) = (0u64, String::new());

@@ -1,4 +1,4 @@
-//! `foldconv train CONFIG --out DIR`: one trial.
+//! `foldconv train CONFIG --out DIR`: training of a single trial.
 
 use super::output::json;
 use super::{FromConfig, Machine};
@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 pub struct Options {
     #[command(flatten)]
     from: FromConfig,
-    /// Folder of the trial; one that holds a checkpoint is gone on with
+    /// Folder of the trial; if it holds a checkpoint, the trial is resumed
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
 }
@@ -47,8 +47,12 @@ pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
     Ok(())
 }
 
-/// Keeps others from training in the same folder, and takes away what a process that was killed left half-written. A process that a
-/// sweep started has the lock from it.
+/// Takes the lock of the trial's folder, so that no other process trains in it, and removes the
+/// partial files that a killed process left. Returns None if this process inherited the lock from
+/// the sweep that started it.
+///
+/// # Errors
+/// A [`crate::error::BadRequest`] if another process holds the lock.
 fn lock(folder: &Path) -> Result<Option<Lock>> {
     if Lock::is_inherited(folder) {
         return Ok(None);
@@ -67,7 +71,7 @@ fn lock(folder: &Path) -> Result<Option<Lock>> {
     )
 }
 
-/// The result on one line.
+/// Formats the result of a trial on one line.
 pub fn summary(result: &TrialResult) -> String {
     let expanded = format!("expanded top-1 {:.2} %", result.expanded.top1);
     let compact = match (&result.compact, &result.fold) {

@@ -1,10 +1,10 @@
-//! Values of flags, with errors that say what to give.
+//! Parsers of flag values, with errors that say which values are valid.
 
 use crate::net::Form;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use std::ops::RangeInclusive;
 
-/// Reads a whole number of that range, which the type must hold.
+/// Returns a parser of whole numbers in `range`. Every number of the range must fit into `T`.
 pub fn whole<T: TryFrom<u64>>(range: RangeInclusive<u64>) -> impl Fn(&str) -> Result<T, String> + Clone {
     move |text| {
         let number =
@@ -13,12 +13,12 @@ pub fn whole<T: TryFrom<u64>>(range: RangeInclusive<u64>) -> impl Fn(&str) -> Re
     }
 }
 
-/// Reads a number.
+/// Parses a number.
 pub fn number(text: &str) -> Result<f64, String> {
     text.parse().map_err(|_| "give a number".into())
 }
 
-/// Reads `expanded` or `compact`.
+/// Returns a parser of the forms `expanded` and `compact`.
 pub fn form() -> impl TypedValueParser<Value = Form> {
     let forms = [Form::Expanded, Form::Compact];
     PossibleValuesParser::new(forms.map(Form::name))

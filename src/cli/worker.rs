@@ -1,4 +1,4 @@
-//! `foldconv worker DIR`: what a sweep starts to train several trials in one process.
+//! `foldconv worker DIR`: the process that a sweep starts to train several trials in one process.
 
 use super::Machine;
 use crate::bad_request;

@@ -1,4 +1,4 @@
-//! YAML files and `--set`: what is read of them before it means a trial or a sweep.
+//! Reading of YAML files and `--set` into keys, before these are interpreted as a trial or a sweep.
 
 use super::schema::{self, Wrong};
 use super::{Config, NAMED, anchor, open};
@@ -11,46 +11,48 @@ use serde::de::DeserializeOwned;
 use serde_yaml::{Mapping, Value};
 use std::path::Path;
 
-/// A YAML file with `--set` applied, not yet read as trials.
+/// A YAML file with `--set` applied, not yet interpreted as trials.
 #[derive(Clone, Debug, Default)]
 pub struct Document {
-    /// The keys of one trial.
+    /// Keys of one trial.
     pub trial: Mapping,
-    /// The keys of a sweep that the file has.
+    /// Keys of the file that belong to a sweep (see [`SWEEP_KEYS`]).
     pub sweep: Mapping,
-    /// The file, for errors.
+    /// Name of the file, for errors.
     pub origin: String,
-    /// The file and its `base`, to say where a key stands.
+    /// The file and its `base`, to look up the line and column of a key.
     pub sources: Vec<Source>,
-    /// The keys that `--set` gave.
+    /// Dotted keys that `--set` gave.
     pub overridden: Vec<String>,
 }
 
-/// A file and its text.
+/// A file and its text, for errors.
 #[derive(Clone, Debug)]
 pub struct Source {
     name: String,
     text: String,
 }
 
-/// The keys that make a file a sweep.
+/// Keys that make a file a sweep.
 pub const SWEEP_KEYS: [&str; 6] = ["axes", "vary", "baseline", "seeds", "prune", "paper"];
 
 impl Document {
-    /// Reads a file (and its `base`) and applies `key.key=value` overrides.
+    /// Reads a file and its `base`, and applies `key.key=value` overrides.
     ///
     /// # Errors
-    /// A [`BadRequest`] where a file can't be read, or where what is set would be ignored.
+    /// A [`BadRequest`] if a file can't be read, or if a given key would have no effect: `seed`
+    /// beside `seeds`, or an override of a key that an axis sets.
     pub fn read(path: &Path, overrides: &[String]) -> Result<Document> {
         let document = Document::load(path, overrides)?;
         document.refuse_ignored(overrides)?;
         Ok(document)
     }
 
-    /// The same of the file of a sweep that was started: what is ignored in it was so before.
+    /// Reads the file of a sweep that has been started. Unlike [`Document::read`], keys without
+    /// effect are accepted, because the sweep was started with them.
     ///
     /// # Errors
-    /// A [`BadRequest`] where a file can't be read.
+    /// A [`BadRequest`] if the file can't be read.
     pub fn kept(path: &Path) -> Result<Document> {
         Document::load(path, &[])
     }
@@ -62,7 +64,7 @@ impl Document {
         if let Some(base) = keys.remove("base") {
             let Some(name) = base.as_str() else { bad_request!("{origin}: base: give the name of a file") };
             let base_path = path.with_file_name(name);
-            // A device or a pipe is given by a person, not by a file.
+            // `base` must be a plain file; only the command line may name a device or a pipe.
             if files::plain_file(&base_path).is_err() {
                 bad_request!("{origin}: base: {}: no such file", base_path.display());
             }
@@ -79,7 +81,7 @@ impl Document {
             overrides.iter().filter_map(|text| Some(text.split_once('=')?.0.into())).collect();
         give_way(&mut keys, overridden.iter().any(|key| key == "seeds"));
         set_all(&mut keys, overrides)?;
-        // What is not of a file was given here.
+        // A root that is still relative comes from `--set`, and refers to the current folder.
         anchor_data(&mut keys, Path::new("."));
         let (sweep, trial) =
             keys.into_iter().partition(|(key, _)| key.as_str().is_some_and(|key| SWEEP_KEYS.contains(&key)));
@@ -87,6 +89,9 @@ impl Document {
     }
 
     /// Refuses keys that the keys of the sweep would replace at each point.
+    ///
+    /// # Errors
+    /// A [`BadRequest`] for `seed` beside `seeds`, or an override of a key that an axis sets.
     fn refuse_ignored(&self, overrides: &[String]) -> Result<()> {
         if let (Some(seed), true) = (self.trial.get("seed"), self.sweep.contains_key("seeds")) {
             let seed = yaml(seed);
@@ -109,7 +114,8 @@ impl Document {
         Ok(())
     }
 
-    /// The file for an error at a dotted key, with the line and column of the key where the file has it: `a.yaml:3:5`.
+    /// Returns the place of a dotted key for errors: the file with line and column, such as
+    /// `a.yaml:3:5`, or only the name of the file if the key comes from `--set` or is in no file.
     pub fn place(&self, key: &str) -> String {
         let given =
             |other: &String| key.strip_prefix(&**other).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
@@ -120,7 +126,9 @@ impl Document {
         found.map_or(self.origin.clone(), |(source, (line, column))| format!("{}:{line}:{column}", source.name))
     }
 
-    /// The error for a mistake in a trial of the file, which a sweep may have changed: a point of it.
+    /// Returns the error for a mistake in `trial`, a trial of this file or of a point of its sweep.
+    /// The error names line and column if the wrong value is the one in the file; `point` describes
+    /// the point and precedes the message.
     pub fn refusal(&self, wrong: &Wrong, trial: &Mapping, point: &str) -> anyhow::Error {
         let own = look_up(&self.trial, &wrong.path);
         let place = if own.is_some() && own == look_up(trial, &wrong.path) {
@@ -131,27 +139,30 @@ impl Document {
         BadRequest(format!("{place}: {point}{wrong}")).into()
     }
 
-    /// The file with everything applied.
+    /// Returns the keys of the trial and of the sweep, with overrides applied, as YAML.
     pub fn to_yaml(&self) -> String {
         let mut keys = self.trial.clone();
         keys.extend(self.sweep.clone());
         yaml(&keys)
     }
 
-    /// The one trial of the file: without its axes, where it is a sweep.
+    /// Returns the trial of the file. For a sweep this is the trial without the axes.
+    ///
+    /// # Errors
+    /// A [`BadRequest`] that names the place of the mistake.
     pub fn config(&self) -> Result<Config> {
         Config::read(&self.trial).map_err(|wrong| self.refusal(&wrong, &self.trial, ""))
     }
 }
 
-/// The seed of a file below gives way to the seeds of one above.
+/// Removes the seed of a lower layer (a base, or the file itself) if the layer above gives `seeds`.
 fn give_way(below: &mut Mapping, seeds: bool) {
     if seeds {
         below.remove("seed");
     }
 }
 
-/// What stands at a dotted key.
+/// Returns the value at a dotted key.
 fn look_up<'k>(keys: &'k Mapping, dotted: &str) -> Option<&'k Value> {
     match dotted.split_once('.') {
         None => keys.get(dotted),
@@ -159,15 +170,17 @@ fn look_up<'k>(keys: &'k Mapping, dotted: &str) -> Option<&'k Value> {
     }
 }
 
-/// YAML of keys and values, which can always be written.
+/// Formats keys and values as YAML. Keys and values of a config can always be written; the result
+/// is empty if serialisation fails.
 pub fn yaml(keys: &impl Serialize) -> String {
     serde_yaml::to_string(keys).unwrap_or_default()
 }
 
-/// What a YAML file holds.
+/// Reads a YAML file as a `T`, checked against the schema of `T`.
 ///
 /// # Errors
-/// A [`crate::error::BadRequest`] where it holds something else.
+/// A [`crate::error::BadRequest`] if the file can't be read, is not YAML, or does not fit the
+/// schema.
 pub fn read_yaml<T: DeserializeOwned + JsonSchema>(path: &Path) -> Result<T> {
     let value: Value = match yaml::parse(&files::read_text(path)?) {
         Ok(value) => value,
@@ -187,7 +200,8 @@ fn read_mapping(path: &Path) -> Result<(Source, Mapping)> {
     let (name, text) = (path.display().to_string(), files::read_text(path)?);
     match yaml::parse(&text) {
         Ok(Value::Mapping(mut mapping)) => {
-            // A pipe lies in no folder of its user's.
+            // The folder of a pipe (such as /dev/fd) is not one of the user's, so relative paths
+            // refer to the current folder.
             let folder = path.parent().filter(|_| files::plain_file(path).is_ok()).unwrap_or(Path::new("."));
             anchor_data(&mut mapping, folder);
             Ok((Source { name, text }, mapping))
@@ -197,7 +211,7 @@ fn read_mapping(path: &Path) -> Result<(Source, Mapping)> {
     }
 }
 
-/// Makes `data.root` hold from everywhere: a relative one is below `folder`.
+/// Makes a relative `data.root` absolute, taking it as relative to `folder`.
 fn anchor_data(keys: &mut Mapping, folder: &Path) {
     if let Some(Value::Mapping(data)) = keys.get_mut("data") {
         anchor(data, folder);
@@ -205,6 +219,9 @@ fn anchor_data(keys: &mut Mapping, folder: &Path) {
 }
 
 /// Applies `key.key=value` overrides.
+///
+/// # Errors
+/// A [`BadRequest`] for text without `=`, a value that is not YAML, or a key that can't be set.
 pub(super) fn set_all(keys: &mut Mapping, overrides: &[String]) -> Result<()> {
     for text in overrides {
         let Some((key, value)) = text.split_once('=') else {
@@ -218,10 +235,15 @@ pub(super) fn set_all(keys: &mut Mapping, overrides: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Dots in a key at most; each is a section in the one before it, and a step of a recursion.
+/// Maximum number of dots in a key. Each dot means a nested section and a step of recursion.
 const DEEPEST: usize = 16;
 
-/// Sets a dotted key; the sections on the way are made where they are missing. An axis is one key, with its dots.
+/// Sets the value at a dotted key and creates missing sections. Below `axes` and `vary`, the rest
+/// of the key is one key, dots included.
+///
+/// # Errors
+/// A [`BadRequest`] if the key has too many dots, or if a part of the key holds a value instead of
+/// keys.
 pub fn set(keys: &mut Mapping, dotted: &str, value: Value) -> Result<()> {
     if dotted.matches('.').count() > DEEPEST {
         bad_request!("{dotted:.80}…: is no key of a config");
@@ -267,7 +289,8 @@ mod tests {
         assert_eq!(error("epochs"), "--set epochs: give key.key=value");
         assert!(error("seed.x=1").contains("`seed` holds a value"));
     }
-    /// What a file of that text, with those overrides, is.
+    /// Reads a file with this text and these overrides, beside a `base.yaml`; errors are without
+    /// the folder.
     fn read(text: &str, overrides: &[&str]) -> Result<Document, String> {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("base.yaml"), "{data: shapes, net: smallnet, seed: 4}").unwrap();

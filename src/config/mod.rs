@@ -1,8 +1,10 @@
-//! An experiment: a YAML file, the keys that `--set` overrides, and the resolved trial that is run and saved.
+//! Experiment files: a YAML file, the overrides of `--set`, and the resolved trial that is run and
+//! saved.
 //!
-//! A file holds one trial (`data`, `net`, `operator`, `apply_to`, `bn_eps`, `train`, `seed` …), and for a sweep also `axes` (a grid) or
-//! `vary` (one factor at a time), `baseline`, `seeds`, `prune` and `paper`. `base: other.yaml` takes another file's keys first, one
-//! level deep. serde_yaml stays behind this module, and [`mod@yaml`].
+//! A file holds one trial (`data`, `net`, `operator`, `apply_to`, `bn_eps`, `train`, `seed` …). A
+//! sweep also has `axes` (a grid) or `vary` (one factor at a time), `baseline`, `seeds`, `prune`
+//! and `paper`. `base: other.yaml` reads the keys of another file first, one level deep. Only this
+//! module and [`mod@yaml`] parse YAML that users write.
 
 mod document;
 mod placement;
@@ -37,30 +39,32 @@ use tch::Device;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// The images.
+    /// The data set.
     pub data: DataConfig,
     /// The network.
     pub net: NetConfig,
-    /// What stands on its chosen sites. Default `plain`.
+    /// The operator at the chosen sites. Default `plain`.
     #[serde(default)]
     pub operator: Resolved<OperatorConfig>,
-    /// The chosen sites: kinds (`pointwise`, `spatial` …), site names, or `all`; behind a `-` they are left out, and the last word
-    /// that means a site decides. Default: those of the operator's paper on this network, else of the network's.
+    /// The chosen sites: kinds (`pointwise`, `spatial` …), site names, or `all`. A `-` before a
+    /// word excludes its sites; the last word that matches a site decides. Default: the sites of
+    /// the operator's paper on this network, else the sites of the network's paper.
     #[serde(default)]
     pub apply_to: Vec<String>,
-    /// What stands behind each block of the network. Default: nothing.
+    /// The attention module after each block of the network. Default: nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attention: Option<Resolved<AttentionConfig>>,
-    /// What the batch norms add to the variance, as `eps` of torch.nn.BatchNorm2d. Default 1e-5.
+    /// Number that batch norms add to the variance, as `eps` of torch.nn.BatchNorm2d. Default 1e-5.
     #[serde(default = "pytorch_bn_eps", skip_serializing_if = "is_pytorch_bn_eps")]
     pub bn_eps: f64,
     /// The last layer. Default `linear`.
     #[serde(default, skip_serializing_if = "registry::is_default")]
     pub classifier: Resolved<ClassifierConfig>,
-    /// How it is trained. Default: that of each key.
+    /// Options of the training. Default: that of each key.
     #[serde(default)]
     pub train: TrainConfig,
-    /// Decides the initial values, the order of the images, their augmentation and the dropout. Default 0.
+    /// Seed of the initial values, the order of the images, their augmentation and the dropout.
+    /// Default 0.
     #[serde(default)]
     pub seed: u64,
 }
@@ -74,7 +78,7 @@ fn is_pytorch_bn_eps(eps: &f64) -> bool {
 }
 
 impl Config {
-    /// Reads, resolves and checks a trial. `origin` names the file in errors.
+    /// Reads, resolves and checks a trial. `origin` is the name of the file in errors.
     ///
     /// # Errors
     /// A [`crate::error::BadRequest`]: `file: section.key: reason`.
@@ -85,10 +89,10 @@ impl Config {
         }
     }
 
-    /// The same, for a caller that knows where each key stands.
+    /// Reads, resolves and checks a trial, for a caller that knows the line of each key.
     ///
     /// # Errors
-    /// What is wrong, and at which key.
+    /// The mistake, with its dotted key.
     pub fn read(keys: &Mapping) -> Result<Config, Wrong> {
         let keys = Value::Mapping(placement::filled(with_new_names(with_names(keys.clone()))?));
         schema::check(&SCHEMA, &SCHEMA, &keys, "", &also_known())?;
@@ -105,8 +109,10 @@ impl Config {
         }
     }
 
-    /// The name of the trial: a hash of all that its result depends on, so not of where the data lie, nor of the form that is
-    /// evaluated on the way (both are in the end), nor of how steps are asked for.
+    /// Returns the name of the trial: a hash of everything that its result depends on. The hash
+    /// leaves out the folder of the data (`data.root`), the form that is evaluated after each epoch
+    /// (`train.eval_form`; both forms are evaluated at the end), and whether steps are recorded as
+    /// CUDA graphs (`train.graphs`).
     pub fn hash(&self) -> String {
         let mut identity = self.clone();
         identity.data.common.root = None;
@@ -116,28 +122,30 @@ impl Config {
         Sha256::digest(text).iter().take(6).map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// The resolved file.
+    /// Returns the resolved config as YAML.
     pub fn to_yaml(&self) -> String {
         yaml(self)
     }
 
-    /// The resolved file, as keys.
+    /// Returns the resolved config as keys.
     pub fn to_value(&self) -> Value {
         serde_yaml::to_value(self).unwrap_or_default()
     }
 
-    /// The network of the trial, with initial values drawn from libtorch's generator.
+    /// Builds the network of the trial, with initial values drawn from libtorch's generator.
     ///
     /// # Errors
-    /// A [`crate::error::BadRequest`] where `apply_to` names what the network has not.
+    /// A [`crate::error::BadRequest`] if `apply_to` names kinds or sites that the network lacks, or
+    /// if the operator stands on no site.
     pub fn build(&self, form: Form, device: Device) -> Result<Built> {
         self.build_with(form, &CompactAlgorithms::new(), device)
     }
 
-    /// The same, its compact operators computed as the plan says.
+    /// Builds the network like [`Config::build`], with the compact operators computed by the
+    /// algorithms of `plan`.
     ///
     /// # Errors
-    /// As there.
+    /// The errors of [`Config::build`].
     pub fn build_with(&self, form: Form, plan: &CompactAlgorithms, device: Device) -> Result<Built> {
         let (apply_to, attention, classifier) = (&*self.apply_to, self.attention.as_ref(), &self.classifier);
         let builder = Builder { apply_to, attention, classifier, plan, ..Builder::new(&self.operator, form) };
@@ -147,7 +155,8 @@ impl Config {
         Ok(built)
     }
 
-    /// Refuses names in `apply_to` that are no kind and no site of the network.
+    /// Checks that each word of `apply_to` is a kind or the name of a site, and that the operator
+    /// stands on at least one site if `apply_to` chooses none.
     fn check_sites(&self, sites: &[&Site]) -> Result<()> {
         for wanted in self.apply_to.iter().map(|word| SiteSelector::read(word).sites) {
             if !SiteSelector::general().any(|kind| kind == wanted) && !sites.iter().any(|site| site.name == *wanted) {
@@ -171,18 +180,19 @@ impl Config {
     }
 }
 
-/// The schema of a trial.
+/// JSON schema of a trial.
 static SCHEMA: LazyLock<serde_json::Value> = LazyLock::new(crate::options::schema::<Config>);
 
-/// The keys that a file may have beside those of a trial.
+/// Returns the keys that a file may have in addition to those of a trial.
 fn also_known() -> Vec<&'static str> {
     [&SWEEP_KEYS[..], &["base"]].concat()
 }
 
-/// The sections that are told apart by a `name`; `operator: maconv` stands for `operator: {name: maconv}`.
+/// Sections whose alternatives are distinguished by `name`; `operator: maconv` is short for
+/// `operator: {name: maconv}`.
 const NAMED: [&str; 5] = ["data", "net", "operator", "attention", "classifier"];
 
-/// The keys of a trial, its sections as mappings where they are but a name.
+/// Returns the keys of a trial with sections that are only a name expanded to mappings.
 fn with_names(mut keys: Mapping) -> Mapping {
     for section in NAMED {
         if let Some(value) = keys.get_mut(section) {
@@ -192,11 +202,12 @@ fn with_names(mut keys: Mapping) -> Mapping {
     keys
 }
 
-/// The keys of the section `train` whose names are others than they were, the former first. Files with the former ones are read, and
-/// the name of a trial is made of these, so that the trials of a folder that an earlier build began keep theirs.
+/// Renamed keys of the section `train`, as (former name, current name). Files with the former names
+/// can still be read. The hash of a trial uses the former names, so that trials in folders begun by
+/// an earlier build keep their names.
 const FORMER_NAMES: [(&str, &str); 1] = [("exec", "algorithm")];
 
-/// A config as JSON, with the names that its keys had first, in the same order.
+/// Returns a config in JSON with renamed keys under their former names, in the same order.
 fn with_former_names(mut config: serde_json::Value) -> serde_json::Value {
     if let Some(serde_json::Value::Object(train)) = config.get_mut("train") {
         let former = |name: String| match FORMER_NAMES.iter().find(|(_, now)| *now == name) {
@@ -208,10 +219,10 @@ fn with_former_names(mut config: serde_json::Value) -> serde_json::Value {
     config
 }
 
-/// Gives keys of the section `train` the names that they have now.
+/// Moves renamed keys of the section `train` to their current names.
 ///
 /// # Errors
-/// A key under both of its names.
+/// A mistake if a key is given under both names.
 fn with_new_names(mut keys: Mapping) -> Result<Mapping, Wrong> {
     let Some(Value::Mapping(train)) = keys.get_mut("train") else { return Ok(keys) };
     for (former, now) in FORMER_NAMES {
@@ -226,21 +237,21 @@ fn with_new_names(mut keys: Mapping) -> Result<Mapping, Wrong> {
     Ok(keys)
 }
 
-/// Makes `{name: maconv}` of `maconv`.
+/// Expands the name `maconv` to `{name: maconv}`; other values are left unchanged.
 fn open(value: &mut Value) {
     if let Value::String(name) = value {
         *value = Mapping::from_iter([("name".into(), Value::from(std::mem::take(name)))]).into();
     }
 }
 
-/// Reads a section by itself.
+/// Reads one section, checked against its part of the schema.
 fn section<T: serde::de::DeserializeOwned>(name: &str, keys: Mapping) -> Result<T, Wrong> {
     let keys = Value::Mapping(keys);
     schema::check(&SCHEMA, &SCHEMA["properties"][name], &keys, name, &[])?;
     serde_yaml::from_value(keys).map_err(|error| Wrong::in_section(name, &error.to_string()))
 }
 
-/// The keys that `smallnet` or `{name: smallnet, width: 2}` on the command line stands for.
+/// Parses `smallnet` or `{name: smallnet, width: 2}` from the command line into keys.
 ///
 /// # Errors
 /// A [`crate::error::BadRequest`] that names the flag.
@@ -252,7 +263,7 @@ pub fn named(flag: &str, text: &str) -> Result<Mapping> {
     }
 }
 
-/// An operator by its name or as YAML, such as `{name: tbc, blocks: 4}`, resolved.
+/// Reads and resolves an operator given by its name or as YAML, such as `{name: tbc, blocks: 4}`.
 ///
 /// # Errors
 /// A [`crate::error::BadRequest`]: `operator.key: reason`.
@@ -260,8 +271,10 @@ pub fn operator(text: &str) -> Result<Resolved<OperatorConfig>> {
     section("operator", named("operator", text)?).map_err(|wrong| BadRequest(wrong.to_string()).into())
 }
 
-/// The section `data` that `--data NAME|YAML` stands for, for a model of `own`. Of the model's own set it has the model's options; of another
-/// one those that all sets have, and of a folder the number of classes and the size of the images.
+/// Reads the section `data` from `--data NAME|YAML`, for a model that was trained on `own`. For the
+/// model's own data set, options that are not given are the model's. For another data set, only the
+/// options that all data sets have are the model's; `folder` also takes the model's number of
+/// classes and image size.
 ///
 /// # Errors
 /// A [`crate::error::BadRequest`]: `--data …: data.key: reason`.
@@ -284,7 +297,8 @@ pub fn data_for(own: &DataConfig, text: &str) -> Result<DataConfig> {
     checked_data(keys).map_err(|wrong| BadRequest(format!("--data {text}: {wrong}")).into())
 }
 
-/// Makes the `root` of a section `data` that was given in a folder hold wherever the program is called next.
+/// Makes a relative `root` of a section `data` absolute, taking it as relative to `folder`, so that
+/// the root stays valid when the program is run from another folder.
 pub(crate) fn anchor(data: &mut Mapping, folder: &Path) {
     if let Some(Value::String(root)) = data.get_mut("root")
         && let Ok(absolute) = std::path::absolute(folder.join(&*root))
@@ -293,7 +307,7 @@ pub(crate) fn anchor(data: &mut Mapping, folder: &Path) {
     }
 }
 
-/// The section `data` of the set of that name, with `key=value` overrides of its keys.
+/// Reads the section `data` of the data set `name`, with `key=value` overrides of its keys.
 ///
 /// # Errors
 /// A [`crate::error::BadRequest`]: `data.key: reason`.
@@ -303,7 +317,7 @@ pub fn data_section(name: &str, overrides: &[String]) -> Result<DataConfig> {
     checked_data(keys).map_err(|wrong| BadRequest(wrong.to_string()).into())
 }
 
-/// Reads the section `data`, and refuses options out of their range.
+/// Reads the section `data` and refuses options that are out of range.
 fn checked_data(keys: Mapping) -> Result<DataConfig, Wrong> {
     let data: DataConfig = section("data", keys)?;
     data.check().map_err(|reason| Wrong::in_section("data", &reason))?;
@@ -349,7 +363,8 @@ mod tests {
         assert_ne!(hash(""), hash("train: {algorithm: moments}"), "training takes its sums in another order");
     }
 
-    /// The name is that of a trial which a build with the former key began.
+    /// The former and the current name of a key give the same config. The hash is that of a trial
+    /// which a build with the former key began.
     #[test]
     fn a_key_by_its_former_name_is_the_same_key() {
         let base = "data: {name: shapes}\nnet: {name: smallnet}\n";

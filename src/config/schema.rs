@@ -1,5 +1,5 @@
-//! What a section of a config file may hold, by the JSON schema of its struct: keys and types are checked here, before serde reads
-//! them, so that a mistake is told in the words of the file and not in Rust's.
+//! Checks of config sections against the JSON schema of their structs. Keys and types are checked
+//! here before serde reads them, so that errors use the terms of the file and not those of Rust.
 
 use crate::error::suggest;
 use crate::options::{alternatives, phrase, tag};
@@ -7,21 +7,21 @@ use serde_json::Value as Schema;
 use serde_yaml::{Mapping, Value};
 use std::fmt;
 
-/// A mistake in a config: `train.lr: fast; give a number`.
+/// A mistake in a config, such as `train.lr: fast; give a number`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wrong {
-    /// The dotted key at which it is, which a file that has it knows the line of.
+    /// Dotted key of the mistake, by which the caller can look up the line in a file.
     pub path: String,
     text: String,
 }
 
 impl Wrong {
-    /// A mistake in a section, as its checks tell it: `key: reason`.
+    /// Returns a mistake in a section from a reason of the form `key: reason`.
     pub fn in_section(section: &str, reason: &str) -> Wrong {
         Wrong::new(&join(section, reason))
     }
 
-    /// A mistake that is told as `section.key: reason`.
+    /// Returns a mistake from a text of the form `section.key: reason`.
     pub fn new(text: &str) -> Wrong {
         Wrong { path: text.split(": ").next().unwrap_or_default().into(), text: text.into() }
     }
@@ -42,10 +42,11 @@ fn join(path: &str, key: &str) -> String {
     if path.is_empty() { key.into() } else { format!("{path}.{key}") }
 }
 
-/// Checks a value, which lies at a dotted key, against a part of a schema; `also` are more keys to suggest at the top.
+/// Checks the value at the dotted key `path` against `part` of the schema `root`. `also` are
+/// additional keys to suggest for a misspelt key at the top level.
 ///
 /// # Errors
-/// The first mistake: an unknown key, else a value of the wrong type or a missing one.
+/// The first mistake: an unknown key, else a value of the wrong type or a missing key.
 pub fn check(root: &Schema, part: &Schema, value: &Value, path: &str, also: &[&str]) -> Result<(), Wrong> {
     Checker { root, also }.value(part, value, path)
 }
@@ -55,7 +56,7 @@ struct Checker<'s> {
     also: &'s [&'s str],
 }
 
-/// A value as an error shows it.
+/// Formats a value for an error.
 fn shown(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
@@ -67,7 +68,7 @@ fn shown(value: &Value) -> String {
 impl Checker<'_> {
     fn value(&self, part: &Schema, value: &Value, path: &str) -> Result<(), Wrong> {
         let (parts, takes_null) = alternatives(self.root, part);
-        // A schema of anything is `true`, or holds no type.
+        // A schema that accepts anything is `true`, or has no type.
         if takes_null && value.is_null() || parts.iter().any(|part| is_open(part)) {
             return Ok(());
         }
@@ -85,7 +86,7 @@ impl Checker<'_> {
                 {
                     return Ok(());
                 }
-                // Where nothing but names fits, one that is misspelt.
+                // If only names are valid, the text is taken for a misspelt name.
                 if names.len() == parts.len() {
                     let hint = suggest(text, names.iter().copied());
                     return Err(Wrong::at(path, &format!("unknown value `{text}`{hint}")));
@@ -99,7 +100,7 @@ impl Checker<'_> {
                 _ => refusal(),
             },
             Value::Mapping(keys) => {
-                // The alternative that knows most of the keys is meant.
+                // Of several alternatives, the one that knows most of the keys is meant.
                 let known = |part: &&&Schema| keys.keys().filter(|key| knows(part, key)).count();
                 match parts.iter().filter(|part| is(part, "object")).max_by_key(known) {
                     Some(object) => self.object(object, keys, path),
@@ -110,7 +111,7 @@ impl Checker<'_> {
         }
     }
 
-    /// An alternative that a key of it names: `{name: maconv, …}`.
+    /// Checks a value against alternatives that the key `tag` distinguishes: `{name: maconv, …}`.
     fn tagged(&self, tag: &str, parts: &[&Schema], value: &Value, path: &str) -> Result<(), Wrong> {
         let names: Vec<&str> = parts.iter().filter_map(|part| part["properties"][tag]["const"].as_str()).collect();
         let Value::Mapping(keys) = value else {
@@ -124,7 +125,7 @@ impl Checker<'_> {
                 return Err(Wrong::at(&join(path, tag), &reason));
             }
             None => {
-                // A misspelt key explains why it is missing.
+                // A misspelt key explains why the tag is missing.
                 let near =
                     keys.keys().filter_map(Value::as_str).find(|key| crate::error::nearest(key, [tag]).is_some());
                 return Err(match near {
@@ -144,7 +145,8 @@ impl Checker<'_> {
         }
     }
 
-    /// Unknown keys before all else: a missing key may be a misspelt one.
+    /// Checks a mapping. Unknown keys come before all other mistakes, because a missing key may be
+    /// a misspelt one.
     fn object(&self, part: &Schema, keys: &Mapping, path: &str) -> Result<(), Wrong> {
         let none = serde_json::Map::new();
         let properties = part["properties"].as_object().unwrap_or(&none);
@@ -155,7 +157,8 @@ impl Checker<'_> {
             };
             if closed && !properties.contains_key(key) {
                 let also = if path.is_empty() { self.also } else { &[] };
-                // The key that tells alternatives apart is there.
+                // The key that distinguishes the alternatives is present already, so it is not
+                // suggested.
                 let options = properties.iter().filter(|(_, option)| option["const"].is_null());
                 let known = options.map(|(key, _)| key.as_str()).chain(also.iter().copied());
                 return Err(unknown(path, key, known));
@@ -188,7 +191,7 @@ fn knows(part: &Schema, key: &Value) -> bool {
     key.as_str().is_some_and(|key| !part["properties"][key].is_null())
 }
 
-/// Whether anything fits.
+/// Returns whether the schema accepts anything.
 fn is_open(part: &Schema) -> bool {
     match part {
         Schema::Bool(open) => *open,
@@ -196,14 +199,14 @@ fn is_open(part: &Schema) -> bool {
     }
 }
 
-/// Whether that is the type, or one of `[type, null]`.
+/// Returns whether the schema's type is `kind`, alone or as one of a list such as `[kind, null]`.
 fn is(part: &Schema, kind: &str) -> bool {
     part["type"] == kind || part["type"].as_array().is_some_and(|kinds| kinds.iter().any(|one| one == kind))
 }
 
 fn takes_number(part: &Schema, number: &serde_yaml::Number) -> bool {
     let whole = number.as_i64().map(i128::from).or(number.as_u64().map(i128::from));
-    // Whole numbers are of 64 bits, with a sign or without.
+    // Whole numbers have 64 bits, signed or unsigned.
     let most = if part["minimum"].is_null() { i64::MAX.into() } else { i128::from(u64::MAX) };
     let bound = |key: &str| part[key].as_i64().map(i128::from);
     let range = bound("minimum").unwrap_or(i64::MIN.into())..=bound("maximum").unwrap_or(most);

@@ -1,78 +1,82 @@
-//! The section `train`.
+//! The section `train` of a config.
 
 use crate::op::contract::algorithm::WantedAlgorithm;
 use crate::precision::Precision;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// How a trial is trained: SGD as torch.optim.SGD.
+/// Options of the training. The optimizer is SGD, as in torch.optim.SGD.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrainConfig {
-    /// Passes over the training set. Default 200.
+    /// Number of passes over the training set. Default 200.
     pub epochs: u64,
-    /// Images a step; the last step of an epoch takes what is left. Default 128.
+    /// Number of images per step; the last step of an epoch takes the remaining images. Default
+    /// 128.
     pub batch: usize,
     /// Highest learning rate. Default 0.1.
     pub lr: f64,
-    /// How the learning rate falls. Default `cosine`.
+    /// Schedule of the learning rate. Default `cosine`.
     pub schedule: Schedule,
-    /// Epochs over which the learning rate first rises linearly from 0. Default 0.
+    /// Number of epochs over which the learning rate first rises linearly from 0. Default 0.
     pub warmup: f64,
     /// Momentum. Default 0.9.
     pub momentum: f64,
-    /// Nesterov's momentum. Default false.
+    /// Uses Nesterov momentum. Default false.
     pub nesterov: bool,
     /// L2 penalty added to the gradient. Default 5e-4.
     pub weight_decay: f64,
-    /// Whether the penalty is also on batch norms and biases, as PyTorch's optimizers do. Default true.
+    /// Applies the penalty also to batch norms and biases, as PyTorch's optimizers do. Default
+    /// true.
     pub decay_norm_and_bias: bool,
     /// Label smoothing of the cross-entropy. Default 0.
     pub label_smoothing: f64,
-    /// How the operators' training is computed: `branches`, `moments`, `features` or `per_sample` wherever a site has that way, or
-    /// `auto`, the fastest at each site, measured at the start. The same function in all; the last bits of float32 differ.
-    /// Default `auto`.
+    /// Algorithm of the operators in training: `branches`, `moments`, `features` or `per_sample` at
+    /// each site that supports it, or `auto`, the fastest at each site, measured at the start. All
+    /// compute the same function; the last bits of float32 differ. Default `auto`.
     #[serde(alias = "exec")]
     pub algorithm: WantedAlgorithm,
-    /// The precision of the arithmetic in a step: `fp32`, `tf32` (CUDA) or `bf16`. Default `fp32`.
+    /// Precision of the arithmetic in a step: `fp32`, `tf32` (CUDA) or `bf16`. Default `fp32`.
     pub precision: Precision,
-    /// Which form is evaluated after each epoch. The same function; training does not depend on it, so the trial's name does not
-    /// either. Default `folded`.
+    /// Form of the network that is evaluated after each epoch. Both forms compute the same function
+    /// and training does not depend on the choice, so the trial's name does not either. Default
+    /// `folded`.
     pub eval_form: EvalForm,
-    /// Whether training steps on CUDA are recorded once and replayed: `auto` or `off`. The same operations on the same numbers, so the
-    /// trial's name does not depend on it. Default `auto`.
+    /// Records training steps on CUDA once and replays them: `auto` or `off`. Recorded steps do the
+    /// same operations on the same numbers, so the trial's name does not depend on the choice.
+    /// Default `auto`.
     pub graphs: Graphs,
 }
 
-/// Whether training steps are recorded as CUDA graphs.
+/// Recording of training steps as CUDA graphs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Graphs {
-    /// Where they can be.
+    /// Steps are recorded if possible.
     #[default]
     Auto,
-    /// Never.
+    /// Steps are never recorded.
     Off,
 }
 
-/// Which form of a network is evaluated while it trains.
+/// Form of a network that is evaluated while the network trains.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum EvalForm {
-    /// The compact form where the network folds, which is faster; else the expanded one.
+    /// The compact form, which is faster, if the network folds; else the expanded form.
     #[default]
     Folded,
     /// The expanded form.
     Expanded,
 }
 
-/// How the learning rate falls.
+/// Schedule of the learning rate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Schedule {
-    /// Along half a cosine to 0, a step at a time.
+    /// Falls along half a cosine to 0, with a new value at each step.
     Cosine,
-    /// Not at all.
+    /// Stays constant.
     Constant,
 }
 

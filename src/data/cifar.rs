@@ -1,14 +1,16 @@
 //! CIFAR-10 and CIFAR-100: 60,000 RGB photographs of 32x32 pixels in 10 or 100 classes.
 //!
-//! A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009; to be had from
-//! <https://www.cs.toronto.edu/~kriz/cifar.html>. Both official forms are read, each as a folder or as the archive:
+//! A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009; available from
+//! <https://www.cs.toronto.edu/~kriz/cifar.html>. Both official forms are read, each as a folder or
+//! as the archive:
 //!
 //! | form | folder | archive |
 //! |---|---|---|
 //! | binary | `cifar-10-batches-bin`, `cifar-100-binary` | `cifar-10-binary.tar.gz`, `cifar-100-binary.tar.gz` |
 //! | python | `cifar-10-batches-py`, `cifar-100-python` | `cifar-10-python.tar.gz`, `cifar-100-python.tar.gz` |
 //!
-//! Of CIFAR-100's two labels the fine one is used. Files may hold fewer images than the official ones.
+//! Of CIFAR-100's two labels, the fine label is used. Files may hold fewer images than the official
+//! ones.
 
 mod batch;
 mod container;
@@ -25,7 +27,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
-/// Where CIFAR is to be had.
+/// Web page that offers CIFAR.
 const HOME: &str = "https://www.cs.toronto.edu/~kriz/cifar.html";
 
 /// Bytes of one image: 3 planes of 32x32.
@@ -46,7 +48,7 @@ impl Source for Cifar10Config {
         CIFAR10.spec()
     }
 
-    /// Reads CIFAR-10 from below `root`, from its batches' folder or from its archive.
+    /// Reads CIFAR-10 below `root`, from the folder of its batches or from its archive.
     fn load(&self, root: Option<&Path>) -> Result<Dataset> {
         load(&CIFAR10, root)
     }
@@ -65,7 +67,7 @@ impl Source for Cifar100Config {
         CIFAR100.spec()
     }
 
-    /// Reads CIFAR-100 from below `root`, from its batches' folder or from its archive.
+    /// Reads CIFAR-100 below `root`, from the folder of its batches or from its archive.
     fn load(&self, root: Option<&Path>) -> Result<Dataset> {
         load(&CIFAR100, root)
     }
@@ -83,14 +85,14 @@ impl Source for Cifar100Config {
 struct Variant {
     name: &'static str,
     classes: i64,
-    /// The classes' names, parted by spaces.
+    /// Names of the classes, separated by spaces.
     class_names: &'static str,
-    /// Images in each official file of the training split.
+    /// Number of images in each official file of the training split.
     train_records: usize,
-    /// Images in the official file of the test split.
+    /// Number of images in the official file of the test split.
     test_records: usize,
     forms: [Distribution; 2],
-    /// The official archives of the forms. They are read as they are: nothing is unpacked.
+    /// Official archives of the two forms. They are read without unpacking.
     archives: &'static [Download],
 }
 
@@ -104,12 +106,14 @@ struct Distribution {
     names: &'static str,
 }
 
-/// How a file holds its images, and how the names of the classes are held.
+/// Encoding of the images in a file, and of the names of the classes.
 #[derive(Clone, Copy)]
 enum Encoding {
-    /// Records of this many label bytes, the last of which counts, and 3072 pixels; a name a line.
+    /// Records of this many label bytes, of which the last one is used, and 3072 pixels; names of
+    /// classes one per line.
     Binary { label_bytes: usize },
-    /// A pickled dict with the pixels as `data`; these are the keys of the labels and of the names.
+    /// A pickled dict with the pixels under `data`. The fields are the keys of the labels and of
+    /// the names.
     Python { labels: &'static str, names: &'static str },
 }
 
@@ -220,7 +224,8 @@ impl Variant {
         }
     }
 
-    /// Images in the official file of this name; `None` for a file without images.
+    /// Returns the number of images in the official file of this name; None for a file without
+    /// images.
     fn records(&self, form: &Distribution, file: &str) -> Option<usize> {
         if form.train.contains(&file) {
             Some(self.train_records)
@@ -231,7 +236,8 @@ impl Variant {
 }
 
 impl Distribution {
-    /// The files that hold images: those of the training split in order, then that of the test split.
+    /// Returns the files that hold images: the files of the training split in order, then the file
+    /// of the test split.
     fn batches(&self) -> impl Iterator<Item = &'static str> {
         self.train.iter().copied().chain([self.test])
     }
@@ -262,7 +268,7 @@ fn load(variant: &Variant, root: Option<&Path>) -> Result<Dataset> {
     Ok(Dataset { train: split(variant, "train", whole)?, validation: None, test, classes })
 }
 
-/// One split of several files, in their order.
+/// Joins the images of several files, in their order, into one split.
 fn split(variant: &Variant, which: &str, batches: Vec<Batch>) -> Result<Split> {
     let mut whole = Batch::default();
     for mut batch in batches {

@@ -1,4 +1,5 @@
-//! What every data set is: two splits of 8-bit images, which stay in memory or in their files, and the names of the classes.
+//! Data sets: two splits of 8-bit images, which stay in memory or in their files, and the names of
+//! the classes.
 
 use crate::bad_request;
 use crate::data::augment::Augment;
@@ -10,7 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 use tch::{Device, Tensor};
 
-/// A way to get a data set: reads it or makes it.
+/// A source of a data set, which is read from files or generated.
 pub trait Source {
     /// Checks that the options are in range.
     ///
@@ -20,41 +21,48 @@ pub trait Source {
         Ok(())
     }
 
-    /// Shape of the images and number of classes.
+    /// Returns the shape of the images and the number of classes.
     fn spec(&self) -> InputSpec;
 
-    /// Reads both splits into memory. `root` is the folder that the user gave (`data.root`, else `FOLDCONV_DATA`).
+    /// Reads both splits into memory. `root` is the folder that the user gave (`data.root`, else
+    /// `FOLDCONV_DATA`).
     fn load(&self, root: Option<&Path>) -> Result<Dataset>;
 
-    /// The name of each class, where it is known without reading the set.
+    /// Returns the names of the classes, if they are known without reading the data set.
     fn class_names(&self) -> Option<Vec<String>> {
         None
     }
 
-    /// Where the set is to be had; `None` for one that is made here or is only a shape.
+    /// Returns the provenance of the data set: addresses, licence and official files. None for a
+    /// data set without an official source (generated, without images, or a folder of the user's).
     fn home(&self) -> Option<Provenance> {
         None
     }
 
-    /// Reads everything and says what is there. A set that can do without some of its files lists the damaged ones.
+    /// Reads the whole data set and returns its statistics. A data set that can do without some of
+    /// its files lists the damaged files; `_twice` asks for JPEGs to be decoded by two decoders.
     fn inspect(&self, root: Option<&Path>, _twice: bool) -> Result<Inspection> {
         self.load(root)?.inspect()
     }
 
-    /// Both splits as they are used. Default: in memory.
+    /// Opens both splits for training. Default: reads them into memory.
     fn open(&self, root: Option<&Path>) -> Result<Dataset<Images>> {
         let Dataset { train, validation, test, classes } = self.load(root)?;
         let validation = validation.map(Images::Memory);
         Ok(Dataset { train: Images::Memory(train), validation, test: Images::Memory(test), classes })
     }
 
-    /// The options of augmentation with what they leave open. Default: nothing is left open.
+    /// Fills in the options of augmentation that `given` leaves open. Default: returns `given`.
     fn augment(&self, given: &Augment) -> Augment {
         *given
     }
 }
 
-/// The folder that the user gave, or what to do where none was given. `set` is the set's name for people.
+/// Returns the folder that the user gave. `set` is the display name of the data set, `address` the
+/// web page that offers it.
+///
+/// # Errors
+/// A [`crate::error::BadRequest`] that says what to do if no folder was given.
 pub fn required<'r>(root: Option<&'r Path>, set: &str, address: &str) -> Result<&'r Path> {
     match root {
         Some(root) => Ok(root),
@@ -64,7 +72,8 @@ pub fn required<'r>(root: Option<&'r Path>, set: &str, address: &str) -> Result<
     }
 }
 
-/// Mean and standard deviation of pixels in [0, 1], of which so many have each value of a byte; 0 of no pixels.
+/// Returns mean and standard deviation of pixels in [0, 1]. `histogram` is the number of pixels of
+/// each byte value; both results are 0 if there are no pixels.
 pub fn moments(histogram: &[u64; 256]) -> (f64, f64) {
     let pixels = histogram.iter().sum::<u64>().max(1) as f64;
     let over = |of: &dyn Fn(f64) -> f64| {
@@ -78,18 +87,19 @@ pub fn moments(histogram: &[u64; 256]) -> (f64, f64) {
 /// Images and labels of one split, resident on one device.
 #[derive(Debug)]
 pub struct Split {
-    /// Pixels, uint8 (N, H, W, C): the layout in which a convolution wants the batch, so that gathering makes it.
+    /// Pixels, uint8 (N, H, W, C). This is the memory layout that convolutions use, so gathering
+    /// images gives a batch without a conversion.
     pub images: Tensor,
     /// Classes, int64 (N).
     pub labels: Tensor,
 }
 
-/// The images of a split, wherever they are.
+/// Images of a split, in memory or in files.
 #[derive(Debug)]
 pub enum Images {
-    /// All of one size, in memory.
+    /// Images of one size, in memory.
     Memory(Split),
-    /// RGB of any size, each in its file until it is needed.
+    /// RGB images of any size, each in its file until it is needed.
     Files(Arc<Files>),
 }
 
@@ -98,19 +108,19 @@ pub enum Images {
 pub struct Dataset<S = Split> {
     /// The training split.
     pub train: S,
-    /// Images of it that were held out, where `data.validation` asks for them.
+    /// Images held out of the training split, if `data.validation` asks for them.
     pub validation: Option<S>,
     /// The split on which top-1 is reported.
     pub test: S,
-    /// Name of each class, in the order of the labels.
+    /// Names of the classes, in the order of the labels.
     pub classes: Vec<String>,
 }
 
 impl Dataset {
-    /// Counts, and the statistics of the training split.
+    /// Counts the images of each class, and computes the statistics of the training split.
     ///
     /// # Errors
-    /// libtorch's, where it can't copy the images.
+    /// Errors of libtorch if the images can't be copied.
     pub fn inspect(&self) -> Result<Inspection> {
         let classes = self.classes.len() as i64;
         let (train, test) = (self.train.counts(classes)?, self.test.counts(classes)?);
@@ -132,18 +142,19 @@ impl Dataset {
 }
 
 impl Split {
-    /// Number of images of each class.
+    /// Returns the number of images of each class.
     fn counts(&self, classes: i64) -> Result<Vec<i64>> {
         Ok(Vec::try_from(self.labels.f_bincount(None::<Tensor>, classes)?)?)
     }
 
-    /// Mean and standard deviation of each channel, of pixels in [0, 1]. From histograms, which are exact.
+    /// Returns mean and standard deviation of each channel, for pixels in [0, 1]. They are computed
+    /// from exact histograms.
     ///
     /// # Errors
-    /// libtorch's, where it can't copy the images.
+    /// Errors of libtorch if the images can't be copied.
     pub fn moments(&self) -> Result<(Vec<f64>, Vec<f64>)> {
         let mut histograms = vec![[0_u64; 256]; self.images.size()[3] as usize];
-        // In blocks, so that the copy stays small.
+        // Blocks of images keep the copy small.
         for block in self.images.split(1024, 0) {
             let bytes = Vec::<u8>::try_from(block.reshape([-1]))?;
             for pixel in bytes.chunks_exact(histograms.len()) {
@@ -153,7 +164,11 @@ impl Split {
         Ok(histograms.iter().map(moments).unzip())
     }
 
-    /// A split from raw bytes: `pixels` in the order (N, H, W, C), one label an image. `what` names it in errors.
+    /// Builds a split from raw bytes: `pixels` in the order (N, H, W, C), one label per image.
+    /// `what` names the split in errors.
+    ///
+    /// # Errors
+    /// A [`crate::error::BadRequest`] if there are no images or a label is out of range.
     pub fn new(what: &str, spec: InputSpec, pixels: &[u8], labels: &[u8]) -> Result<Split> {
         if labels.is_empty() {
             bad_request!("{what}: holds no images");
@@ -169,36 +184,36 @@ impl Split {
         })
     }
 
-    /// Number of images.
+    /// Returns the number of images.
     pub fn len(&self) -> i64 {
         self.images.size()[0]
     }
 
-    /// Whether there is no image.
+    /// Returns whether there are no images.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The first `limit` images (all, if there are fewer).
+    /// Returns the first `limit` images, or all if there are fewer.
     pub fn take(self, limit: i64) -> Split {
         let n = limit.min(self.len());
         Split { images: self.images.narrow(0, 0, n), labels: self.labels.narrow(0, 0, n) }
     }
 
-    /// The images in these places.
+    /// Returns the images at the given indices.
     pub fn select(&self, places: &[i64]) -> Split {
         let places = Tensor::from_slice(places).to_device(self.images.device());
         Split { images: self.images.index_select(0, &places), labels: self.labels.index_select(0, &places) }
     }
 
-    /// The same split on a device.
+    /// Moves the split to a device.
     pub fn to_device(self, device: Device) -> Split {
         Split { images: self.images.to_device(device), labels: self.labels.to_device(device) }
     }
 }
 
 impl Images {
-    /// Number of images.
+    /// Returns the number of images.
     pub fn len(&self) -> i64 {
         match self {
             Images::Memory(split) => split.len(),
@@ -206,15 +221,15 @@ impl Images {
         }
     }
 
-    /// Whether there is no image.
+    /// Returns whether there are no images.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The class of each.
+    /// Returns the class of each image.
     ///
     /// # Errors
-    /// libtorch's, where it can't copy them.
+    /// Errors of libtorch if the labels can't be copied.
     pub fn labels(&self) -> Result<Vec<i64>> {
         match self {
             Images::Memory(split) => Ok(Vec::try_from(&split.labels)?),
@@ -222,7 +237,7 @@ impl Images {
         }
     }
 
-    /// The images in these places.
+    /// Returns the images at the given indices.
     pub fn select(&self, places: &[i64]) -> Images {
         match self {
             Images::Memory(split) => Images::Memory(split.select(places)),
@@ -245,7 +260,8 @@ mod tests {
         let counts: Vec<_> = found.classes.iter().map(|class| (&*class.name, class.train, class.test)).collect();
         assert_eq!(counts, [("a", 1, 0), ("b", 0, 1), ("c", 3, 0)]);
         assert_eq!((found.train, found.test, found.channels, found.size), (4, 1, 2, 1));
-        // 0, 0.2, 0.4, 0.2 and a constant; sums of four terms in float64.
+        // Channel 0 is 0, 0.2, 0.4, 0.2, channel 1 is constant; the tolerance covers sums of four
+        // terms in float64.
         let expected = [(found.mean, [0.2, 1.]), (found.std, [0.02_f64.sqrt(), 0.])];
         for (found, expected) in expected {
             assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-15), "{found:?}");

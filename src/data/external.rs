@@ -1,5 +1,5 @@
-//! `external`: images that are somebody else's: only their shape and number of classes are known. For models that are imported to
-//! be folded, exported and measured.
+//! `external`: a data set without images, of which only the shape of the images and the number of
+//! classes are known. For models that are imported to be folded, exported and measured.
 
 use crate::bad_request;
 use crate::data::dataset::{Dataset, Source};
@@ -17,7 +17,7 @@ pub struct Config {
     pub classes: i64,
     /// Height and width of the images. Default 224.
     pub size: i64,
-    /// Channels of the images. Default 3.
+    /// Number of channels of the images. Default 3.
     pub channels: i64,
 }
 

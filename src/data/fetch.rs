@@ -1,7 +1,9 @@
-//! Getting a data set's official files: over HTTP, going on where a connection was cut, and checked by md5 sum.
+//! Downloads of a data set's official files over HTTP. Interrupted downloads are resumed, and files
+//! are checked by MD5 sum.
 //!
-//! A file is written under its name with `.part` behind it and renamed when its sum is right, so a file of the right name is
-//! whole. Where it is put is said by the set's table of files alone: nothing of an address or of an answer becomes a path.
+//! A file is written under its name with the suffix `.part` and renamed when its sum is right, so a
+//! file under its final name is complete. Only the data set's table of files determines where a
+//! file is written: no part of an address or of a response becomes a path.
 
 use crate::data::provenance::{Download, Provenance};
 use crate::{bad_request, files};
@@ -14,17 +16,18 @@ use std::time::Duration;
 use ureq::http::{Response, StatusCode, header};
 use ureq::{Agent, Body};
 
-/// Bytes of a file at most; the largest official one has 1.3 GB. A server must not fill the disk.
+/// Maximum size of a file in bytes, so that a server can't fill the disk. The largest official file
+/// has 1.3 GB.
 const MOST: u64 = 4 << 30;
 
-/// How long a server is waited for, and how often it is asked again.
+/// Timeouts and retries of a download.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
-    /// The longest silence, of the whole answer's start or between two pieces of it. Default 30 s.
+    /// Longest silence, before the response starts or between two pieces of it. Default 30 s.
     pub timeout: Duration,
-    /// Failures in a row, none of which brought new bytes, after which it is given up. Default 5.
+    /// Number of consecutive failures without new bytes after which the download fails. Default 5.
     pub attempts: u32,
-    /// The wait after the first failure; it doubles with each further one. Default 1 s.
+    /// Wait after the first failure; the wait doubles with each further failure. Default 1 s.
     pub pause: Duration,
 }
 
@@ -34,31 +37,32 @@ impl Default for Patience {
     }
 }
 
-/// What happens while a file is fetched.
+/// An event of a download, for the display of progress.
 #[derive(Debug)]
 pub enum Event<'e> {
-    /// So many bytes are there, of so many where the server says it.
+    /// Progress: bytes received, and the total if the server sent Content-Length.
     Bytes(u64, Option<u64>),
-    /// It failed for this reason and is tried again after this time.
+    /// An attempt failed for this reason, and is repeated after this wait.
     Retry(&'e str, Duration),
 }
 
-/// Whether a file had to be fetched.
+/// Outcome of a successful [`fetch`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
-    /// It was there, and its sum is right.
+    /// The file existed already, and its sum is right.
     Present,
-    /// It has been fetched.
+    /// The file was downloaded.
     Fetched,
 }
 
-/// The files to fetch and the address of each. Without `base` the official ones. A `base` that ends in the name of one of the
-/// set's official files (in any of its forms) is that file's address; any other is that of a folder which holds the files
+/// Returns the files to download, each with its address. Without `base`, these are the official
+/// addresses. If `base` ends in the name of one of the data set's official files (in any of its
+/// forms), `base` is the address of this file; otherwise `base` is a folder that holds the files
 /// under their names.
 ///
 /// # Errors
-/// A [`crate::error::BadRequest`] for an address that is not `http://` or `https://`.
+/// A [`crate::error::BadRequest`] for an address that does not begin with `http://` or `https://`.
 pub fn addresses(home: &Provenance, base: Option<&str>) -> Result<Vec<(&'static Download, String)>> {
     let Some(base) = base else {
         return Ok(home.downloads.iter().map(|download| (download, download.url.to_string())).collect());
@@ -76,11 +80,12 @@ pub fn addresses(home: &Provenance, base: Option<&str>) -> Result<Vec<(&'static 
     }
 }
 
-/// Fetches a file below `root` from `url`; goes on with the part that an earlier call left. `watch` is told what happens.
+/// Downloads a file to its place below `root` from `url`, resuming from the part that an earlier
+/// call left. `watch` is called with each event.
 ///
 /// # Errors
-/// One line that names the file, the cause and what to do. What came of a file is kept for the next call, unless its sum is
-/// wrong.
+/// One line that names the file, the cause and what to do. The part that was received is kept for
+/// the next call, unless the complete part has a wrong sum or the part exceeds the maximum size.
 pub fn fetch(
     download: &Download,
     url: &str,
@@ -104,7 +109,8 @@ pub fn fetch(
     let mut part = path.clone().into_os_string();
     part.push(".part");
     let transfer = Transfer { agent: agent(patience), url, path: &path, part: part.into(), patience };
-    // A part that an earlier call left may be whole, or of another file: then it is fetched once more from its start.
+    // A part that an earlier call left may be complete already, or belong to another file. In the
+    // second case the sum is wrong, and the file is downloaded again from its start.
     let mut left_over = transfer.part.exists();
     if !left_over || md5(&transfer.part)? != download.md5 {
         loop {
@@ -131,7 +137,7 @@ pub fn fetch(
     }
 }
 
-/// The md5 sum of a file, in hexadecimal.
+/// Returns the MD5 sum of a file, in hexadecimal.
 pub fn md5(path: &Path) -> Result<String> {
     let mut hash = Md5::new();
     let copied = File::open(path).and_then(|mut file| std::io::copy(&mut file, &mut hash));
@@ -154,7 +160,7 @@ fn agent(patience: &Patience) -> Agent {
         .into()
 }
 
-/// A file on its way.
+/// A download in progress.
 struct Transfer<'t> {
     agent: Agent,
     url: &'t str,
@@ -163,15 +169,15 @@ struct Transfer<'t> {
     patience: &'t Patience,
 }
 
-/// Why an attempt ended without the whole file.
+/// Reason why an attempt ended before the file was complete.
 enum Failure {
-    /// It may succeed when it is tried again.
+    /// A failure that may not recur when the attempt is repeated.
     Passing(String),
     Final(anyhow::Error),
 }
 
 impl Transfer<'_> {
-    /// Attempts until all is there.
+    /// Repeats attempts until the file is complete.
     fn run(&self, watch: &mut dyn FnMut(Event)) -> Result<()> {
         let (mut failures, mut farthest) = (0, self.length());
         loop {
@@ -180,7 +186,8 @@ impl Transfer<'_> {
                 Err(Failure::Passing(reason)) => reason,
                 Err(Failure::Final(error)) => return Err(error),
             };
-            // A server that starts anew each time and is cut at the same place brings nothing new.
+            // A server that starts again from byte 0 each time and is cut at the same place sends
+            // no new bytes, so only a part longer than all before it resets the count of failures.
             if self.length() > farthest {
                 (failures, farthest) = (0, self.length());
             }
@@ -199,7 +206,7 @@ impl Transfer<'_> {
         }
     }
 
-    /// The file and its address, for errors.
+    /// Describes the file and its address, for errors.
     fn what(&self) -> String {
         format!("{}: not fetched from {}", self.path.display(), self.url)
     }
@@ -215,7 +222,7 @@ impl Transfer<'_> {
         }
     }
 
-    /// One request, for what is missing.
+    /// Sends one request, for the missing bytes.
     fn attempt(&self, watch: &mut dyn FnMut(Event)) -> Result<(), Failure> {
         let at = self.length();
         let mut request = self.agent.get(self.url);
@@ -225,7 +232,7 @@ impl Transfer<'_> {
         let response = request.call().map_err(|error| self.judge(error))?;
         let start = match response.status() {
             StatusCode::PARTIAL_CONTENT if range_start(&response) == Some(at) => at,
-            // All of it, whatever was asked for.
+            // The server sends the whole file, even if only a range was requested.
             StatusCode::OK => 0,
             StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE if at > 0 => {
                 self.forget().map_err(Failure::Final)?;
@@ -262,7 +269,7 @@ impl Transfer<'_> {
         format!("the server says nothing for {:?}", self.patience.timeout)
     }
 
-    /// Appends an answer's body, which begins at byte `start` of the file.
+    /// Writes the body of a response, which begins at byte `start` of the file, to the part.
     fn receive(&self, response: Response<Body>, start: u64, watch: &mut dyn FnMut(Event)) -> Result<(), Failure> {
         let mut body = response.into_body();
         let total = body.content_length().map(|rest| start.saturating_add(rest));
@@ -304,7 +311,7 @@ impl Transfer<'_> {
     }
 }
 
-/// The first byte of a partial answer: of `bytes 500-999/1000`, 500.
+/// Returns the first byte of a partial response: 500 for `bytes 500-999/1000`.
 fn range_start(response: &Response<Body>) -> Option<u64> {
     let range = response.headers().get(header::CONTENT_RANGE)?.to_str().ok()?;
     range.strip_prefix("bytes ")?.split('-').next()?.trim().parse().ok()
@@ -321,7 +328,7 @@ mod tests {
         SourceConfig::NAMES.iter().filter_map(named).collect()
     }
 
-    /// Where a file is put is in the tables; nothing in them leaves the folder.
+    /// All paths in the tables of files are below the root, with the file name of their address.
     #[test]
     fn every_file_lies_below_the_root_under_the_name_that_its_address_has() {
         let files: Vec<&Download> = homes().iter().flat_map(|home| home.files().collect::<Vec<_>>()).collect();

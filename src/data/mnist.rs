@@ -1,14 +1,17 @@
-//! MNIST and Fashion-MNIST: 60,000 training and 10,000 test images of 28x28 grey pixels, of handwritten digits and of clothes.
+//! MNIST and Fashion-MNIST: 60,000 training and 10,000 test images of 28x28 grey pixels, of
+//! handwritten digits and of clothes.
 //!
-//! Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, "Gradient-Based Learning Applied to Document Recognition", Proceedings of the
-//! IEEE 86(11), 1998; described at <http://yann.lecun.com/exdb/mnist/>. H. Xiao, K. Rasul, R. Vollgraf, "Fashion-MNIST: a Novel
-//! Image Dataset for Benchmarking Machine Learning Algorithms", arXiv:1708.07747, 2017; to be had from
-//! <https://github.com/zalandoresearch/fashion-mnist>.
+//! Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, "Gradient-Based Learning Applied to Document
+//! Recognition", Proceedings of the IEEE 86(11), 1998; described at
+//! <http://yann.lecun.com/exdb/mnist/>. H. Xiao, K. Rasul, R. Vollgraf, "Fashion-MNIST: a Novel
+//! Image Dataset for Benchmarking Machine Learning Algorithms", arXiv:1708.07747, 2017; available
+//! from <https://github.com/zalandoresearch/fashion-mnist>.
 //!
-//! Both are the four files `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, `t10k-images-idx3-ubyte` and
-//! `t10k-labels-idx1-ubyte`, each also as `….gz` and with `.idx` in place of `-idx`. They lie in a folder of the set's name
-//! (`mnist`, `fashion_mnist`), in torchvision's (`MNIST/raw`, `FashionMNIST/raw`), or in the folder of the data itself. Files
-//! may hold fewer images than the official ones.
+//! Both sets consist of the four files `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`,
+//! `t10k-images-idx3-ubyte` and `t10k-labels-idx1-ubyte`. Each may also be named with `.idx` in
+//! place of `-idx`, and be compressed as `….gz`. The files lie in a folder of the set's name
+//! (`mnist`, `fashion_mnist`), in torchvision's folder (`MNIST/raw`, `FashionMNIST/raw`), or
+//! directly in the folder of the data. Files may hold fewer images than the official ones.
 
 mod idx;
 #[cfg(test)]
@@ -45,7 +48,7 @@ impl Source for MnistConfig {
         SPEC
     }
 
-    /// Reads MNIST from below `root`.
+    /// Reads MNIST below `root`.
     fn load(&self, root: Option<&Path>) -> Result<Dataset> {
         load(&MNIST, root)
     }
@@ -64,7 +67,7 @@ impl Source for FashionMnistConfig {
         SPEC
     }
 
-    /// Reads Fashion-MNIST from below `root`.
+    /// Reads Fashion-MNIST below `root`.
     fn load(&self, root: Option<&Path>) -> Result<Dataset> {
         load(&FASHION_MNIST, root)
     }
@@ -81,13 +84,13 @@ impl Source for FashionMnistConfig {
 /// One of the two data sets.
 struct Variant {
     name: &'static str,
-    /// The folders below that of the data in which its files may lie.
+    /// Folders, below the folder of the data, in which the files may lie.
     folders: [&'static str; 2],
     classes: [&'static str; 10],
     home: Provenance,
 }
 
-/// A split's files and the number of images in the official ones.
+/// Files of a split, and the number of images in the official files.
 struct Part {
     images: &'static str,
     labels: &'static str,
@@ -97,14 +100,16 @@ struct Part {
 const TRAIN: Part = Part { images: "train-images-idx3-ubyte", labels: "train-labels-idx1-ubyte", most: 60_000 };
 const TEST: Part = Part { images: "t10k-images-idx3-ubyte", labels: "t10k-labels-idx1-ubyte", most: 10_000 };
 
-/// An official file: the base address and the folder, its name, its md5 sum. Files are read as they are, not unpacked.
+/// Builds the [`Download`] of an official file from its base address, folder, name and md5 sum. The
+/// files are read without unpacking.
 macro_rules! download {
     ($base:literal, $folder:literal, $name:literal, $md5:literal) => {
         Download { url: concat!($base, $name, "-ubyte.gz"), file: concat!($folder, "/", $name, "-ubyte.gz"), md5: $md5 }
     };
 }
 
-// The page does not give the files out any more; PyTorch keeps the same ones here, of the same md5 sums.
+// MNIST's page no longer offers the files; PyTorch hosts the same files, with the same md5 sums, at
+// this address.
 macro_rules! mnist {
     ($name:literal, $md5:literal) => {
         download!("https://ossci-datasets.s3.amazonaws.com/mnist/", "mnist", $name, $md5)
@@ -168,7 +173,8 @@ fn load(variant: &Variant, root: Option<&Path>) -> Result<Dataset> {
     Ok(Dataset { train, validation: None, test, classes: variant.class_names() })
 }
 
-/// The first folder that holds one of the files: the set's own, torchvision's, `root` itself.
+/// Returns the first folder that holds one of the files: the set's own, torchvision's, then `root`
+/// itself.
 fn locate(variant: &Variant, root: &Path) -> Result<PathBuf> {
     let [own, torchvision] = variant.folders;
     let folders = [root.join(own), root.join(torchvision), root.to_path_buf()];
@@ -188,7 +194,7 @@ fn locate(variant: &Variant, root: &Path) -> Result<PathBuf> {
     }
 }
 
-/// A file under any of its names.
+/// Returns the path of a file under any of its names.
 fn find(folder: &Path, file: &str) -> Option<PathBuf> {
     let dotted = file.replace("-idx", ".idx");
     let names = [file.to_string(), dotted.clone(), format!("{file}.gz"), format!("{dotted}.gz")];
@@ -214,7 +220,7 @@ fn split(variant: &Variant, which: &str, folder: &Path, part: &Part) -> Result<S
     Split::new(&format!("{} {which}", variant.name), SPEC, &pixels, &labels)
 }
 
-/// The bytes of a file, of `most` items of the given shape at most, and its path.
+/// Reads a file of at most `most` items of shape `item`. Returns its path and bytes.
 fn read(variant: &Variant, folder: &Path, file: &str, most: u32, item: &[u32]) -> Result<(PathBuf, Vec<u8>)> {
     let home = variant.home.address;
     let Some(path) = find(folder, file) else {

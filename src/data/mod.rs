@@ -1,4 +1,4 @@
-//! The data sets: names and options in, images out.
+//! Data sets: from a name and options to images.
 
 pub mod augment;
 pub mod batch;
@@ -33,7 +33,7 @@ crate::registry! {
     pub enum SourceConfig: pub Source, "data set" {
         /// Photographs of animals and vehicles.
         "cifar10" => Cifar10(cifar::Cifar10Config),
-        /// The same, in finer classes.
+        /// Photographs as in CIFAR-10, in 100 finer classes.
         "cifar100" => Cifar100(cifar::Cifar100Config),
         /// Photographs of digits.
         "svhn" => Svhn(svhn::Config),
@@ -43,19 +43,19 @@ crate::registry! {
         "fashion_mnist" => FashionMnist(mnist::FashionMnistConfig),
         /// Shapes, drawn in memory.
         "shapes" => Shapes(shapes::Config),
-        /// Images in folders, one a class, as those of ImageNet.
+        /// Images in folders, one for each class, as ImageNet's.
         "folder" => Folder(folder::Config),
         /// No images, only their shape.
         "external" => External(external::Config),
     }
 }
 
-/// The section `data`: the set, and what is common to all sets.
+/// The section `data` of a config: a data set and the options that all data sets share.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DataConfig {
-    /// Which set.
+    /// The data set and its own options.
     pub source: SourceConfig,
-    /// The rest of the section.
+    /// Options that all data sets share.
     pub common: Common,
 }
 
@@ -65,13 +65,13 @@ pub struct DataConfig {
 pub enum Watched {
     /// Training images that were held out.
     Validation,
-    /// The test split: nothing was held out.
+    /// The test split, used if nothing was held out.
     #[default]
     Test,
 }
 
 impl Watched {
-    /// As tags and columns have it.
+    /// Returns the name used in tags and columns.
     pub fn name(self) -> &'static str {
         match self {
             Watched::Validation => "validation",
@@ -80,27 +80,29 @@ impl Watched {
     }
 }
 
-/// The options that every data set has.
+/// Options that all data sets share.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Common {
-    /// The folder that holds the set. Default: the environment variable FOLDCONV_DATA.
+    /// Folder that holds the data set. Default: the environment variable FOLDCONV_DATA.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub root: Option<PathBuf>,
-    /// Use only the first training images; of a folder, so many files spread evenly over it. Default: all.
+    /// Maximum number of training images: the first of the set, or images spread evenly over the
+    /// set if it is read from files. Default: all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<i64>,
-    /// The same of the test images. Default: all.
+    /// Maximum number of test images, chosen like the training images. Default: all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit_test: Option<i64>,
-    /// Hold out this many training images, of each class its share: pruning, the curves and the best epoch go by them, and the
-    /// test images give the final figures alone. Default: none, and the test images serve for all.
+    /// Number of training images to hold out, in proportion from each class. Pruning, the curves
+    /// and the best epoch then use the held-out images, and the test images give only the final
+    /// figures. Default: none, and the test images serve for all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub validation: Option<i64>,
-    /// Seed of the draw of those images, the same for all seeds of a trial. Default 0.
+    /// Seed with which the held-out images are drawn, the same for all seeds of a trial. Default 0.
     #[serde(skip_serializing_if = "is_zero")]
     pub validation_seed: u64,
-    /// What is done to the images. Default: nothing.
+    /// Resizing, cropping and augmentation of the images. Default: nothing.
     pub augment: Augment,
 }
 
@@ -137,7 +139,7 @@ impl<'de> Deserialize<'de> for DataConfig {
     }
 }
 
-/// The options of each set, and those of all.
+/// The schema has the options of each data set, together with those that all share.
 impl JsonSchema for DataConfig {
     fn schema_name() -> Cow<'static, str> {
         "DataConfig".into()
@@ -156,13 +158,14 @@ impl JsonSchema for DataConfig {
 }
 
 impl DataConfig {
-    /// Number of classes and shape of the images that a network gets, known without reading the set.
+    /// Returns the number of classes and the shape of the images that a network gets. They are
+    /// known without reading the data set.
     pub fn spec(&self) -> InputSpec {
         let spec = self.source.recipe().spec();
         InputSpec { size: self.augment().size(spec.size), ..spec }
     }
 
-    /// What is done to the images, with what the set adds to `augment`.
+    /// Returns the augmentation, including the options that the data set fills in.
     pub fn augment(&self) -> Augment {
         self.source.recipe().augment(&self.common.augment)
     }
@@ -189,17 +192,19 @@ impl DataConfig {
         self.augment().check(self.source.recipe().spec())
     }
 
-    /// The folder that holds the set: `root`, else the environment variable FOLDCONV_DATA.
+    /// Returns the folder that holds the data set: `root`, else the environment variable
+    /// FOLDCONV_DATA.
     pub fn root(&self) -> Option<PathBuf> {
         self.common.root.clone().or_else(|| std::env::var_os("FOLDCONV_DATA").map(PathBuf::from))
     }
 
-    /// Which images are looked at while a network is trained.
+    /// Returns which images a network is evaluated on during training.
     pub fn watched(&self) -> Watched {
         if self.common.validation.is_some() { Watched::Validation } else { Watched::Test }
     }
 
-    /// Reads the set, or finds its files; `limit` and `limit_test` applied, and then `validation`.
+    /// Reads the data set, or finds its files, and applies `limit` and `limit_test`, then
+    /// `validation`.
     ///
     /// # Errors
     /// One line that says what is missing or damaged, and where.
@@ -234,7 +239,8 @@ mod tests {
     use super::*;
     use crate::config::data_section;
 
-    /// So that nothing is read for the names; a folder's are those of its folders.
+    /// Built-in data sets know the names of their classes, so nothing is read for them. The names
+    /// for a folder are those of its subfolders.
     #[test]
     fn every_set_but_those_of_the_user_knows_the_names_of_its_classes() {
         for name in SourceConfig::NAMES.iter().filter(|name| !["folder", "external"].contains(name)) {

@@ -1,5 +1,6 @@
-//! The pickles in which CIFAR's python batches come: a dict of numbers, strings and numpy arrays of bytes, from Python 2 or 3.
-//! The only names that they may ask for are numpy's array, its three helpers and `_codecs.encode`.
+//! Reader of the pickles that hold CIFAR's python batches: a dict of numbers, strings and numpy
+//! arrays of bytes, written by Python 2 or 3. The only global names that a pickle may ask for are
+//! numpy's array, its three helpers and `_codecs.encode`.
 
 #[cfg(test)]
 mod tests;
@@ -7,7 +8,7 @@ mod tests;
 use crate::pickle::{self, Node};
 use std::borrow::Cow;
 
-/// A pickle that has been read, whose outermost value should be a dict.
+/// A pickle that has been read; its outermost value should be a dict.
 #[derive(Debug)]
 pub struct Pickle<'a>(pickle::Pickle<'a>);
 
@@ -16,14 +17,14 @@ pub struct Pickle<'a>(pickle::Pickle<'a>);
 pub struct Array<'p> {
     /// Length of each axis.
     pub shape: Vec<usize>,
-    /// Whether the first axis is the fastest (Fortran's order), not the last (C's).
+    /// Whether the first axis is contiguous (Fortran order) and not the last (C order).
     pub fortran: bool,
-    /// The elements; as many as the shape says.
+    /// Elements; their number is the product of `shape`.
     pub bytes: Cow<'p, [u8]>,
 }
 
 const RECONSTRUCT: [&str; 2] = ["numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct"];
-/// What protocol 5 asks for instead.
+/// Function that protocol 5 uses in place of `_reconstruct`.
 const FROM_BUFFER: [&str; 2] = ["numpy.core.numeric._frombuffer", "numpy._core.numeric._frombuffer"];
 const NAMES: [&str; 3] = ["numpy.ndarray", "numpy.dtype", "_codecs.encode"];
 
@@ -35,26 +36,32 @@ fn known(name: &str) -> Result<(), String> {
 }
 
 impl<'a> Pickle<'a> {
-    /// Reads a pickle. An error is part of a sentence: what is wrong, and at which byte.
+    /// Reads a pickle.
+    ///
+    /// # Errors
+    /// Part of a sentence: what is wrong, and at which byte.
     pub fn read(input: &'a [u8]) -> Result<Self, String> {
         pickle::Pickle::read(input, known).map(Pickle)
     }
 
-    /// The list of integers at a key of the outermost dict; `None` if it isn't there or isn't one.
+    /// Returns the list of integers at a key of the outermost dict; None if the key is missing or
+    /// the value is something else.
     pub fn ints(&self, key: &str) -> Option<Vec<i64>> {
         self.0.root().get(key)?.list()?.map(Node::int).collect()
     }
 
-    /// The list of strings at a key of the outermost dict; `None` if it isn't there or isn't one.
+    /// Returns the list of strings at a key of the outermost dict; None if the key is missing or
+    /// the value is something else.
     pub fn strings(&self, key: &str) -> Option<Vec<String>> {
         let string = |node: Node| string(node).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
         self.0.root().get(key)?.list()?.map(string).collect()
     }
 
-    /// The array of uint8 at a key of the outermost dict; `None` if it isn't there or is no array.
+    /// Returns the array of uint8 at a key of the outermost dict; None if the key is missing or the
+    /// value is no array.
     ///
     /// # Errors
-    /// Part of a sentence: the array is of something else, or its shape and its bytes don't agree.
+    /// Part of a sentence if the elements are not uint8, or if shape and bytes don't agree.
     pub fn array(&self, key: &str) -> Result<Option<Array<'_>>, String> {
         let Some(node) = self.0.root().get(key) else { return Ok(None) };
         match node.call() {
@@ -67,14 +74,14 @@ impl<'a> Pickle<'a> {
 
 const UNKNOWN: &str = "has an array in an unknown form";
 
-/// An array from its state: (version, shape, dtype, is Fortran's order, bytes).
+/// Decodes an array from its state: (version, shape, dtype, whether in Fortran order, bytes).
 fn of_state(node: Node) -> Result<Array, String> {
     let state = node.state().and_then(Node::tuple).ok_or(UNKNOWN)?;
     let [_, shape, dtype, fortran, bytes] = state[..] else { return Err(UNKNOWN.into()) };
     array(bytes, dtype, shape, fortran.int() == Some(1))
 }
 
-/// An array from the arguments of `_frombuffer`: (bytes, dtype, shape, `C` or `F`).
+/// Decodes an array from the arguments of `_frombuffer`: (bytes, dtype, shape, `C` or `F`).
 fn of_buffer<'p>(arguments: &[Node<'p>]) -> Result<Array<'p>, String> {
     let [bytes, dtype, shape, order] = *arguments else { return Err(UNKNOWN.into()) };
     match order.text() {
@@ -102,7 +109,7 @@ fn array<'p>(bytes: Node<'p>, dtype: Node<'p>, shape: Node<'p>, fortran: bool) -
     Ok(Array { shape, fortran, bytes })
 }
 
-/// The bytes of a string in any of its forms.
+/// Returns the bytes of a string in any of its encodings.
 fn string(node: Node) -> Option<Cow<[u8]>> {
     match node.latin1() {
         Some(text) => text.chars().map(|c| u8::try_from(c).ok()).collect::<Option<Vec<u8>>>().map(Cow::Owned),

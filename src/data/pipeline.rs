@@ -1,7 +1,9 @@
-//! Work on many items by a few threads, handed over in batches and in order, with bounded memory.
+//! Parallel processing of items by a few threads. The results are handed over in batches and in
+//! order, with bounded memory.
 //!
-//! Item p writes the row p mod batch of its batch's buffer and gives back a small value. What comes out depends on the items alone: not
-//! on the number of threads, nor on which of them was first. At most `ahead` batches are worked on or wait to be taken.
+//! Item p writes row p mod batch of its batch's buffer and returns a small value. The result
+//! depends on the items alone, not on the number of threads or on the order in which they finish.
+//! At most `ahead` batches are in progress or wait to be taken.
 
 use crate::panics;
 use anyhow::{Result, anyhow};
@@ -10,41 +12,43 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use tch::{Device, Kind, Tensor};
 
-/// The name of the threads.
+/// Name of the threads.
 const THREAD: &str = "foldconv-data";
 
-/// What is done to an item. It runs on several threads at once.
+/// Processing of an item. It runs on several threads at once.
 pub trait Work: Send + Sync + 'static {
-    /// What is known of an item beside its row.
+    /// Result of an item besides its row.
     type Output: Send + 'static;
 
-    /// Fills the item's row.
+    /// Fills the row of an item.
     ///
     /// # Errors
-    /// They end the whole; of several the one of the first item is handed over.
+    /// An error ends the pipeline. If several items of a batch fail, the error of the first one is
+    /// handed over.
     fn run(&self, item: usize, row: &mut [f32]) -> Result<Self::Output>;
 
-    /// The item in the error of a panic.
+    /// Returns the name of an item, for the error of a panic.
     fn name(&self, item: usize) -> String;
 }
 
-/// How much at once.
+/// Sizes of a pipeline.
 #[derive(Clone, Copy, Debug)]
 pub struct EpochPlan {
     /// Number of items.
     pub items: usize,
-    /// Items of a batch; the last one takes what is left.
+    /// Items per batch; the last batch has the rest.
     pub batch: usize,
     /// Numbers in the row of an item.
     pub row: usize,
-    /// Threads.
+    /// Number of threads.
     pub workers: usize,
-    /// Batches that are worked on or wait to be taken, at most.
+    /// Maximum number of batches that are in progress or wait to be taken.
     pub ahead: usize,
 }
 
-/// An iterator over the batches: rows (n, row), float32 on the CPU, and what is known of each item. After an error it ends. Dropping
-/// it, at whatever batch, waits for its threads: they finish the item that they work on.
+/// An iterator over batches: the rows (n, row), float32 on the CPU, and the result of each item. An
+/// error ends the iteration. Dropping the pipeline, at whatever batch, waits for its threads, which
+/// finish the item that they work on.
 pub struct Pipeline<W: Work> {
     shared: Arc<Shared<W>>,
     threads: Vec<JoinHandle<()>>,
@@ -54,18 +58,18 @@ struct Shared<W: Work> {
     work: W,
     plan: EpochPlan,
     state: Mutex<State<W::Output>>,
-    /// Signals that there are items to take, or that all shall end.
+    /// Signals that there are items to take, or that all threads shall end.
     items: Condvar,
     /// Signals that a batch is complete.
     complete: Condvar,
 }
 
 struct State<T> {
-    /// The batches that were begun and are not handed over, the oldest first.
+    /// Batches that were begun and are not handed over yet, the oldest first.
     batches: VecDeque<Batch<T>>,
-    /// The number of the oldest of them.
+    /// Number of the oldest of `batches`.
     first: usize,
-    /// The next item to be worked on.
+    /// Next item to be worked on.
     next: usize,
     /// Whether the threads shall end.
     stop: bool,
@@ -73,19 +77,19 @@ struct State<T> {
 
 struct Batch<T> {
     buffer: Tensor,
-    /// The rows that nobody has taken yet.
+    /// Rows that no thread has taken yet.
     rows: Vec<Option<Row>>,
     results: Vec<Option<Result<T>>>,
     left: usize,
 }
 
-/// A row of a batch's buffer; there is one of each.
+/// A row of a batch's buffer. There is exactly one `Row` for each row.
 struct Row(Tensor);
 
 impl Row {
     fn numbers(&mut self) -> &mut [f32] {
-        // SAFETY: the tensor is a contiguous float32 row on the CPU that this owns. No two rows overlap, and nobody looks at the
-        // buffer before all its rows are dropped.
+        // SAFETY: the tensor is a contiguous float32 row on the CPU, owned by this `Row`. No two
+        // rows overlap, and nothing reads the buffer before all of its rows are dropped.
         unsafe { std::slice::from_raw_parts_mut(self.0.data_ptr().cast(), self.0.numel()) }
     }
 }
@@ -101,7 +105,8 @@ impl<W: Work> Pipeline<W> {
             let shared = Arc::clone(&shared);
             std::thread::Builder::new().name(THREAD.into()).spawn(move || shared.serve())
         };
-        // Fewer threads than wanted do the same work; none at all is an error at the first batch.
+        // With fewer threads than wanted, the result is the same; if none starts, the first batch
+        // is an error.
         let threads = (0..plan.workers.clamp(1, plan.items.max(1))).map_while(|at| start(at).ok()).collect();
         Pipeline { shared, threads }
     }
@@ -109,11 +114,11 @@ impl<W: Work> Pipeline<W> {
 
 impl<W: Work> Shared<W> {
     fn lock(&self) -> MutexGuard<'_, State<W::Output>> {
-        // Work runs outside of the lock, so that what a panic leaves in the state is whole.
+        // Work runs outside the lock, so the state is consistent even after a panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes buffers for as many batches as may be worked on.
+    /// Allocates buffers until `ahead` batches are begun.
     fn begin_batches(&self) {
         let EpochPlan { items, batch, row, ahead, .. } = self.plan;
         let mut state = self.lock();
@@ -130,7 +135,7 @@ impl<W: Work> Shared<W> {
         self.items.notify_all();
     }
 
-    /// A thread's life.
+    /// Takes and processes items until none is left or the pipeline stops. Each thread runs this.
     fn serve(&self) {
         let batch = self.plan.batch;
         let mut state = self.lock();
@@ -146,13 +151,14 @@ impl<W: Work> Shared<W> {
             };
             state.next += 1;
             drop(state);
-            // A panic comes out as an error.
+            // A panic becomes an error.
             let run = panics::expected(|| self.work.run(item, row.numbers()));
             let defect = |said| Err(anyhow!("{}: a defect in reading it: {said}", self.work.name(item)));
             let result = run.unwrap_or_else(defect);
             drop(row);
             state = self.lock();
-            // Batches before this one may have been handed over meanwhile; this one waits for the item.
+            // Earlier batches may have been handed over meanwhile, but not this one, which waits
+            // for the item.
             let at = item / batch - state.first;
             let begun = &mut state.batches[at];
             begun.results[item % batch] = Some(result);
@@ -194,7 +200,7 @@ impl<W: Work> Drop for Pipeline<W> {
         self.shared.lock().stop = true;
         self.shared.items.notify_all();
         for thread in self.threads.drain(..) {
-            // It can't have panicked: what may is caught.
+            // A thread can't have panicked: panics of the work are caught.
             let _ = thread.join();
         }
     }
@@ -206,7 +212,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::Duration;
 
-    /// Item p writes p; some fail or panic, and the early ones are the slow ones.
+    /// Work in which item p writes p. Some items fail or panic, and every third item is slow.
     #[derive(Clone, Default)]
     struct Numbers {
         fail: Vec<usize>,
@@ -272,7 +278,7 @@ mod tests {
         let work = Numbers::default();
         let begun = Arc::clone(&work.begun);
         let mut pipeline = Pipeline::new(work, plan(5));
-        // Long enough for all 23, if nothing held them back.
+        // Long enough for all 23 items if nothing held the threads back.
         std::thread::sleep(Duration::from_millis(100));
         assert_eq!(begun.load(Ordering::SeqCst), 10);
         assert!(pipeline.next().unwrap().is_ok());

@@ -1,85 +1,87 @@
-//! Where a data set is to be had, under which terms, and what is found when its copy is read: plain values, for people and
-//! for `foldconv data`.
+//! Provenance of a data set and the result of inspecting a copy: plain values, for people and for
+//! `foldconv data`.
 
 use serde::Serialize;
 
-/// The source of a data set.
+/// Source, terms and citation of a data set.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Provenance {
-    /// The page that describes it.
+    /// Web page that describes the data set.
     pub address: &'static str,
-    /// Under which terms it may be used, as its authors say it.
+    /// Terms of use, as the authors of the data set state them.
     pub licence: &'static str,
-    /// The publication to cite.
+    /// Publication to cite.
     pub citation: &'static str,
-    /// The official files that `foldconv data fetch` gets. Empty: the user brings the images.
+    /// Official files that `foldconv data fetch` downloads. Empty if users bring their own images.
     pub downloads: &'static [Download],
-    /// Official files in other forms, which are read too and are recognised by their md5 sums.
+    /// Official files in other forms, which can be read too and are recognised by their md5 sums.
     pub alternatives: &'static [Download],
 }
 
 /// An official file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Download {
-    /// Where it is to be had.
+    /// Address of the file.
     pub url: &'static str,
-    /// Where it is put below the folder of the data, where the set's reader finds it. Its last part is the file's own name.
+    /// Path below the folder of the data at which the file is stored and the reader of the set
+    /// finds it. The last component is the file's own name.
     pub file: &'static str,
-    /// Its md5 sum as its source publishes it, in hexadecimal.
+    /// md5 sum in hexadecimal, as the source publishes it.
     pub md5: &'static str,
 }
 
 impl Download {
-    /// The file's own name.
+    /// Returns the file's own name.
     pub fn name(&self) -> &'static str {
         self.file.rsplit('/').next().unwrap_or(self.file)
     }
 }
 
 impl Provenance {
-    /// Every official file: those that are fetched, and their other forms.
+    /// Returns all official files: those that are fetched, and their other forms.
     pub fn files(&self) -> impl Iterator<Item = &'static Download> {
         self.downloads.iter().chain(self.alternatives)
     }
 }
 
-/// What is found in a copy of a data set when everything is read.
+/// Statistics of a copy of a data set, obtained by reading all of it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Inspection {
     /// Channels of an image.
     pub channels: i64,
     /// Height and width of an image as a network gets it, in pixels.
     pub size: i64,
-    /// The classes, in the order of the labels.
+    /// Classes, in the order of the labels.
     pub classes: Vec<ClassCount>,
-    /// Training images.
+    /// Number of training images.
     pub train: i64,
-    /// Test images.
+    /// Number of test images.
     pub test: i64,
-    /// Mean of each channel over the training images, of pixels in [0, 1].
+    /// Mean of each channel over the training images, for pixels in [0, 1].
     pub mean: Vec<f64>,
-    /// Standard deviation of each channel over the training images, of pixels in [0, 1].
+    /// Standard deviation of each channel over the training images, for pixels in [0, 1].
     pub std: Vec<f64>,
-    /// Files that can't be read, where a set can do without them; empty for a set that is read whole or not at all.
+    /// Files that can't be read, for a set that can do without them. Empty for a set that is read
+    /// whole or not at all.
     pub damaged: Vec<Damaged>,
 }
 
-/// Images of one class.
+/// Numbers of images of one class.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ClassCount {
-    /// The class.
+    /// Name of the class.
     pub name: String,
-    /// Its training images.
+    /// Number of training images.
     pub train: i64,
-    /// Its test images.
+    /// Number of test images.
     pub test: i64,
 }
 
 /// A file that can't be read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Damaged {
-    /// Its path.
+    /// Path of the file.
     pub file: String,
-    /// What is wrong with it.
+    /// Description of the damage.
     pub reason: String,
 }

@@ -1,13 +1,14 @@
-//! SVHN, cropped digits: 73,257 training and 26,032 test photographs of house numbers' digits, RGB, 32x32 pixels, and 531,131
-//! easier ones for training.
+//! SVHN, cropped digits: 73,257 training and 26,032 test photographs of digits in house numbers,
+//! RGB, 32x32 pixels, and 531,131 easier ones for training.
 //!
-//! Y. Netzer, T. Wang, A. Coates, A. Bissacco, B. Wu, A. Y. Ng, "Reading Digits in Natural Images with Unsupervised Feature
-//! Learning", NIPS Workshop on Deep Learning and Unsupervised Feature Learning 2011; to be had from
-//! <http://ufldl.stanford.edu/housenumbers/>. Read are the official files `train_32x32.mat`, `test_32x32.mat` and, with
-//! `extra: true`, `extra_32x32.mat`, below the folder of the data or below `svhn` in it.
+//! Y. Netzer, T. Wang, A. Coates, A. Bissacco, B. Wu, A. Y. Ng, "Reading Digits in Natural Images
+//! with Unsupervised Feature Learning", NIPS Workshop on Deep Learning and Unsupervised Feature
+//! Learning 2011; available from <http://ufldl.stanford.edu/housenumbers/>. The official files
+//! `train_32x32.mat`, `test_32x32.mat` and, with `extra: true`, `extra_32x32.mat` are read, from
+//! `svhn` below the folder of the data or from that folder itself.
 //!
-//! Each holds the images as `X`, uint8 (32, 32, 3, N), and the digits as `y`, (N, 1), where 10 stands for 0. Files may hold
-//! fewer images than the official ones.
+//! Each file holds the images as `X`, uint8 (32, 32, 3, N), and the digits as `y`, (N, 1), where 10
+//! stands for 0. Files may hold fewer images than the official ones.
 
 mod mat;
 #[cfg(test)]
@@ -25,20 +26,20 @@ use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
-/// Where SVHN is to be had.
+/// Web page that offers SVHN.
 const HOME: &str = "http://ufldl.stanford.edu/housenumbers/";
 
-/// The folder below that of the data.
+/// Name of the folder below the folder of the data.
 const FOLDER: &str = "svhn";
 
-/// A file and the number of images in the official one.
+/// Name of a file, and the number of images in the official file.
 type Part = (&'static str, usize);
 
 const TRAIN: Part = ("train_32x32.mat", 73_257);
 const TEST: Part = ("test_32x32.mat", 26_032);
 const EXTRA: Part = ("extra_32x32.mat", 531_131);
 
-/// The official files, the extra images last. They are read as they are: nothing is unpacked.
+/// Official files, the extra images last. They are read without unpacking.
 const DOWNLOADS: [Download; 3] = [
     Download {
         url: "http://ufldl.stanford.edu/housenumbers/train_32x32.mat",
@@ -61,7 +62,7 @@ const DOWNLOADS: [Download; 3] = [
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Whether the 531,131 easier images are trained on too, behind the others. Default false.
+    /// Whether to train on the 531,131 easier images too, appended to the others. Default false.
     pub extra: bool,
 }
 
@@ -70,7 +71,7 @@ impl Source for Config {
         InputSpec { classes: 10, channels: 3, size: 32 }
     }
 
-    /// Reads SVHN from below `root`.
+    /// Reads SVHN below `root`.
     fn load(&self, root: Option<&Path>) -> Result<Dataset> {
         let folder = locate(dataset::required(root, "SVHN", HOME)?)?;
         let mut train = read(&folder, TRAIN)?;
@@ -105,7 +106,7 @@ fn class_names() -> Vec<String> {
     (0..10).map(|digit| digit.to_string()).collect()
 }
 
-/// The folder with the files: `svhn` below `root`, or `root` itself.
+/// Returns the folder with the files: `svhn` below `root`, or `root` itself.
 fn locate(root: &Path) -> Result<PathBuf> {
     let folders = [root.join(FOLDER), root.to_path_buf()];
     let holds_any = |folder: &&PathBuf| [TRAIN, TEST, EXTRA].iter().any(|(file, _)| folder.join(file).is_file());

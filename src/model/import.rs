@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
-/// Seed of the initial values, which variables that the file lacks keep.
+/// Seed of the initial values. Variables that the file lacks keep their initial values.
 const SEED: i64 = 0;
 
 /// A network whose variables have been matched to the tensors of a file.
@@ -24,19 +24,18 @@ pub struct ImportPlan {
     pub form: Form,
     /// Match of variables to tensors, and the problems found.
     pub pairing: Pairing,
-    /// Running means from which the bias of the preceding convolution is subtracted, with the
-    /// indices of these biases in the state dict. The network's convolutions have no bias, and
-    /// compute the same without it; in training too, where the statistics of the batch contain the
-    /// bias.
+    /// Running means from which the bias of the preceding convolution is subtracted, with the index
+    /// of this bias in the state dict. The network's convolutions have no bias. The result is the
+    /// same without a bias, also in training, where the statistics of the batch contain the bias.
     pub biases: Vec<(String, usize)>,
     /// The network; its variables have their initial values until [`ImportPlan::read`] is called.
     pub built: Built,
 }
 
 impl ImportPlan {
-    /// Matches a network in the given form. Without a form it is the expanded one, unless that
-    /// leaves unmatched names and the compact form finds more of its variables in the file, as in
-    /// files that hold deployed operators.
+    /// Builds a network in the given form and matches its variables to the state dict. Without a
+    /// given form, the network is expanded, unless the expanded form leaves unmatched names and the
+    /// compact form finds more of its variables in the file, as in files with deployed operators.
     ///
     /// # Errors
     /// A [`crate::error::BadRequest`] if the network can't be built.
@@ -46,7 +45,7 @@ impl ImportPlan {
         if form.is_some() || plan.pairing.problems.is_empty() {
             return Ok(plan);
         }
-        // One network at a time is kept, because each is as large as the file.
+        // Only one network is kept at a time, because each is as large as the file.
         drop(plan);
         let compact = ImportPlan::in_form(config, state, Form::Compact)?;
         if compact.pairing.pairs.len() > found {
@@ -64,7 +63,7 @@ impl ImportPlan {
         Ok(ImportPlan::of(built, form, config, state))
     }
 
-    /// Matches a network that is already built.
+    /// Matches the variables of a network that is already built.
     pub fn of(built: Built, form: Form, config: &Config, state: &StateDict) -> ImportPlan {
         let ours: BTreeMap<String, Vec<i64>> =
             built.store.variables().into_iter().map(|(name, variable)| (name, variable.size())).collect();
@@ -74,8 +73,8 @@ impl ImportPlan {
         ImportPlan { form, pairing, biases, built }
     }
 
-    /// Reads the numbers of the file into the network, cast to its precision. Returns the number of
-    /// tensors by their precision in the file.
+    /// Reads the numbers of the file into the network, cast to the precision of the network.
+    /// Returns the number of tensors of each precision in the file.
     ///
     /// # Errors
     /// A [`crate::error::BadRequest`] if the numbers are damaged or not finite.
@@ -83,8 +82,8 @@ impl ImportPlan {
         let (mut buffer, mut kinds) = (Buffer::default(), BTreeMap::new());
         let mut variables = self.built.store.variables();
         let stored = |at: usize| state.tensors[at].1.as_ref().ok();
-        // The check goes by the network's name, which shows whether the variable is a variance; the
-        // name in the file may differ.
+        // The check uses the network's name of the variable, which shows whether it is a variance;
+        // the file may use another name.
         let expect_finite = |name: &str, variable: &Tensor, at: usize| -> Result<()> {
             let Some(fault) = finite::fault(name, variable) else { return Ok(()) };
             let theirs = &state.tensors[at].0;
@@ -116,12 +115,12 @@ impl ImportPlan {
 /// Reads a map of names: a YAML list of `{from: regex, to: replacement}` and `{drop: regex}`.
 ///
 /// # Errors
-/// A [`crate::error::BadRequest`] where it is none.
+/// A [`crate::error::BadRequest`] if the file can't be read or is not such a list.
 pub fn read_map(path: &Path) -> Result<NameMap> {
     NameMap::new(config::read_yaml(path)?, path)
 }
 
-/// What is wrong with a pairing, as a table.
+/// Formats the problems of a pairing as a table.
 pub fn table(pairing: &Pairing) -> String {
     let mut table = text::table(["name", "what is wrong", "nearest name"]);
     for Problem { name, wrong, nearest } in &pairing.problems {

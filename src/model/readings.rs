@@ -118,7 +118,7 @@ fn facts(config: &Config) -> Vec<(String, Value)> {
         for option in &entry.options {
             let key = format!("{section}.{}", option.key);
             facts.extend(option.words.iter().map(|word| (key.clone(), word.clone().into())));
-            // Temperature at the end of the schedule in public code.
+            // Temperature that public code has at the end of its schedule.
             facts.extend((option.key == "temperature").then(|| (key, 1.0.into())));
         }
     }

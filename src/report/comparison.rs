@@ -1,43 +1,45 @@
-//! Which points are compared with which. Each point stands beside the sweep's baseline, where the file has one; and along every
-//! axis beside the first value of it (in `vary`: the file's own), with the other coordinates alike.
+//! Comparisons of points. Each point is compared with the sweep's baseline, if the file has one,
+//! and along every axis with the first value of that axis (in `vary`: the file's own value), with
+//! all other coordinates equal.
 
 use crate::report::statistics::{Difference, holm};
 use crate::report::summary::{PointSummary, Summary};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
-/// Points that are compared in one way.
+/// Comparisons of one kind: with the baseline, or along one axis.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Comparison {
-    /// The axis along which they differ; none where they are compared with the baseline.
+    /// Axis along which the points differ. None for comparisons with the baseline.
     pub axis: Option<String>,
-    /// In the order of the plan.
+    /// Compared points, in the order of the plan.
     pub rows: Vec<Compared>,
 }
 
-/// A point beside the one that it is compared with.
+/// A point with the reference point that it is compared with.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Compared {
-    /// Place of the point.
+    /// Index of the point.
     #[serde(skip)]
     pub point: usize,
-    /// Place of the other.
+    /// Index of the reference point.
     #[serde(skip)]
     pub reference: usize,
-    /// The point's title.
+    /// Title of the point.
     pub title: String,
-    /// The other's.
+    /// Title of the reference point.
     pub against: String,
-    /// Top-1 of the expanded form less that of the other, over the seeds that both have; none where they share none.
+    /// Difference of the expanded form's top-1 to that of the reference, over the seeds that both
+    /// points have. None if they share no seed, or if seeds of either point were pruned.
     pub difference: Option<Difference>,
-    /// What that says.
+    /// Verdict on the difference.
     pub verdict: String,
-    /// The same difference as a paper gives it.
+    /// The same difference as given in a paper.
     pub paper: Option<f64>,
 }
 
 impl Comparison {
-    /// What stands above its table.
+    /// Returns the title of the comparison's table.
     pub fn title(&self) -> String {
         match &self.axis {
             None => "Against the baseline".into(),
@@ -45,13 +47,13 @@ impl Comparison {
         }
     }
 
-    /// Whether a paper gives a difference for any row.
+    /// Returns whether a paper gives a difference for any row.
     pub fn has_paper(&self) -> bool {
         self.rows.iter().any(|row| row.paper.is_some())
     }
 }
 
-/// All comparisons of a sweep that have rows.
+/// Returns all comparisons of a sweep that have rows.
 pub fn all(summary: &Summary) -> Vec<Comparison> {
     let baseline = Comparison { axis: None, rows: against_baseline(summary) };
     let along = summary.axes.iter().enumerate();
@@ -77,7 +79,8 @@ fn against_baseline(summary: &Summary) -> Vec<Compared> {
 fn along_axis(summary: &Summary, axis: usize) -> Vec<Compared> {
     let mut rows: Vec<Compared> = Vec::new();
     for group in groups(summary, axis) {
-        // What stands beside the baseline stands there already.
+        // Points compared with a baseline are in the comparison with the baseline already, so
+        // baselines are left out.
         let is_baseline = |at: usize| group.iter().any(|other| summary.points[*other].compared_with == Some(at));
         let own: Vec<usize> = group.iter().copied().filter(|at| !is_baseline(*at)).collect();
         if let Some((first, others)) = own.split_first() {
@@ -88,7 +91,8 @@ fn along_axis(summary: &Summary, axis: usize) -> Vec<Compared> {
     rows
 }
 
-/// The points that differ along an axis alone, in the order of the plan; those that stand alone are left out.
+/// Returns the groups of points that differ along one axis only, in the order of the plan. Groups
+/// of a single point are left out.
 pub fn groups(summary: &Summary, axis: usize) -> Vec<Vec<usize>> {
     let mut groups: BTreeMap<Vec<&str>, Vec<usize>> = BTreeMap::new();
     for (at, point) in summary.points.iter().enumerate() {
@@ -105,19 +109,20 @@ fn compare(summary: &Summary, point: usize, reference: usize) -> Compared {
     let pruned = one.is_pruned() || other.is_pruned();
     let difference = if pruned { None } else { Difference::of(&pairs(one, other)) };
     let verdict = match difference {
-        // Once it is known how many stand beside it.
+        // Set after Holm's correction, which needs all rows of the comparison.
         Some(_) => String::new(),
         None if pruned => "seeds were pruned, and those left are the better ones".into(),
         None => "no seed is finished in both".into(),
     };
-    // Only a difference to the baseline can be given by itself: there a point has one reference.
+    // A difference that the paper gives directly is relative to the point's baseline, so another
+    // reference does not use it.
     let given = one.paper_difference.filter(|_| one.compared_with.is_none_or(|at| at == reference));
     let paper = given.or_else(|| Some(one.paper_top1? - other.paper_top1?));
     let (title, against) = (one.title.clone(), other.title.clone());
     Compared { point, reference, title, against, difference, verdict, paper }
 }
 
-/// Expanded top-1 of the seeds that both have.
+/// Returns pairs of the expanded top-1 for the seeds that both points have.
 fn pairs(one: &PointSummary, other: &PointSummary) -> Vec<(f64, f64)> {
     let top1 = |point: &PointSummary| -> BTreeMap<u64, f64> {
         point.results().map(|result| (result.seed, result.expanded.top1)).collect()
@@ -131,7 +136,8 @@ mod tests {
     use super::*;
     use crate::sweep::store::tests::{result, started, write_result};
 
-    /// Each point's top-1 is 80, more by its place, and by `noise` of seed and place.
+    /// Returns the comparisons of a sweep in which the top-1 is 80 plus the point's index plus
+    /// `noise` of seed and index.
     fn compared(sweep: &str, noise: impl Fn(u64, usize) -> f64) -> Vec<Comparison> {
         let (_folder, store, plan) = started(sweep);
         for (at, point) in plan.points.iter().enumerate() {
@@ -211,7 +217,7 @@ mod tests {
         }
         let row = |store| all(&Summary::read(store).unwrap())[0].rows[0].clone();
         let of = row(&store).difference.unwrap().of;
-        // 1 and 1.5: that the seeds themselves are 20 points apart is no part of it.
+        // The differences are 1 and 1.5; the 20 percentage points between the seeds don't matter.
         assert_eq!((of.mean, of.n), (1.25, 2));
         assert!((of.std.unwrap() - 0.125f64.sqrt()).abs() < 1e-12);
         for trial in &narrow[..2] {

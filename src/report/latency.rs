@@ -1,4 +1,5 @@
-//! `latency.json`: how long the compact form of each point takes, measured when a report is asked to, and kept for later ones.
+//! Latency of the compact form of each point in `latency.json`. A report measures it on request;
+//! later reports reuse the file.
 
 use crate::bad_request;
 use crate::files;
@@ -9,22 +10,23 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What `latency.json` holds.
+/// Contents of `latency.json`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Latency {
-    /// Device that ran, as `cpu` or `cuda:0`.
+    /// Device of the measurement, such as `cpu` or `cuda:0`.
     pub device: String,
     /// Number of CPU threads.
     pub threads: usize,
-    /// Milliseconds of a forward pass, medians: by the trial whose compact form ran, then by images a batch.
+    /// Median milliseconds of a forward pass, by the hash of the trial whose compact form ran, then
+    /// by batch size.
     pub milliseconds: BTreeMap<String, BTreeMap<i64, f64>>,
 }
 
 impl Latency {
-    /// What an earlier report measured.
+    /// Reads the latencies that an earlier report measured. None if there is no `latency.json`.
     ///
     /// # Errors
-    /// A [`crate::error::BadRequest`]: the file is damaged.
+    /// A [`crate::error::BadRequest`] if the file is damaged.
     pub fn read(store: &Store) -> Result<Option<Latency>> {
         let path = store.root().join("latency.json");
         let Some(bytes) = files::read_if_there(&path)? else { return Ok(None) };
@@ -41,18 +43,18 @@ impl Latency {
         Ok(Some(latency))
     }
 
-    /// Batches that were measured, smallest first.
+    /// Returns the measured batch sizes, smallest first.
     pub fn batches(&self) -> Vec<i64> {
         let all: BTreeSet<i64> = self.milliseconds.values().flat_map(BTreeMap::keys).copied().collect();
         all.into_iter().collect()
     }
 
-    /// Milliseconds of the compact form of a point, of whose trials these are the hashes.
+    /// Returns the milliseconds of a point's compact form, given the hashes of the point's trials.
     pub fn of<'a>(&self, trials: impl IntoIterator<Item = &'a str>, batch: i64) -> Option<f64> {
         trials.into_iter().find_map(|hash| self.milliseconds.get(hash)?.get(&batch).copied())
     }
 
-    /// Where it was measured: `cpu, 2 threads`.
+    /// Describes the device and threads of the measurement: `cpu, 2 threads`.
     pub fn place(&self) -> String {
         let threads = if self.threads == 1 { "thread" } else { "threads" };
         format!("{}, {} {threads}", self.device, text::thousands(self.threads as i64))

@@ -1,11 +1,11 @@
-//! The tables of a report for a paper, in LaTeX with booktabs.
+//! Tables of a report as LaTeX with booktabs, for a paper.
 
 use crate::report::table::Table;
 
-/// What stands above the tables of a document.
+/// Comment above the tables of a document.
 pub const HEADER: &str = "% Needs \\usepackage{booktabs}; UTF-8, as LaTeX reads it since 2018.\n";
 
-/// A table with its caption.
+/// Formats a table with its caption as LaTeX.
 pub fn table(table: &Table, caption: &str) -> String {
     let columns: String =
         (0..table.header.len()).map(|column| if table.is_numeric(column) { 'r' } else { 'l' }).collect();
@@ -23,7 +23,7 @@ pub fn table(table: &Table, caption: &str) -> String {
     )
 }
 
-/// Text as LaTeX shows it.
+/// Escapes text for LaTeX.
 fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
@@ -36,7 +36,7 @@ fn escape(text: &str) -> String {
             '>' => escaped.push_str("\\textgreater{}"),
             '|' => escaped.push_str("\\textbar{}"),
             '"' => escaped.push_str("\\textquotedbl{}"),
-            // A bracket behind `\\` would be taken for its option.
+            // A bracket after `\\` would be read as its optional argument.
             '[' => escaped.push_str("{[}"),
             ']' => escaped.push_str("{]}"),
             '±' => escaped.push_str("$\\pm$"),

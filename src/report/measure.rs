@@ -1,4 +1,4 @@
-//! Measures what `latency.json` holds.
+//! Measurement of the latencies in `latency.json`.
 
 use crate::device;
 use crate::files;
@@ -14,21 +14,23 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tch::Device;
 
-/// Networks that are in memory at a time and run in turn.
+/// Maximum number of networks that are in memory at a time and run in turn.
 const IN_TURN: usize = 24;
-/// Rounds of which the median is taken, at least, and how long they last at least.
+/// Minimum number of rounds of which the median is taken. LEAST_TIME is their minimum duration per
+/// network, up to 200 rounds.
 const LEAST_ROUNDS: usize = 10;
 const LEAST_TIME: Duration = Duration::from_millis(500);
 
-/// Measures the compact form of every point that has one, all in turn, and writes `latency.json`.
+/// Measures the compact form of every point that has one, in turn, and writes `latency.json`.
 ///
 /// # Errors
-/// A trial's `compact.safetensors` that can't be read.
+/// If a trial's `compact.safetensors` can't be read, and the errors of [`Summary::read`]. I/O
+/// errors.
 pub fn measure(store: &Store, batches: &[i64], device: Device) -> Result<()> {
     let summary = Summary::read(store)?;
     let mut latency =
         Latency { device: device::name(device), threads: device::set_threads(None), milliseconds: BTreeMap::new() };
-    // One seed of each point; points that share a trial share its time.
+    // One seed per point is measured; points that share a trial share its time.
     let trials: BTreeSet<&str> = summary.points.iter().filter_map(first_compact).collect();
     let trials: Vec<&str> = trials.into_iter().collect();
     for hashes in trials.chunks(IN_TURN) {
@@ -55,7 +57,7 @@ fn network(store: &Store, hash: &str, device: Device) -> Result<(Built, InputSpe
     Ok((model.build(device).with_context(|| path.display().to_string())?, model.about.config.data.spec()))
 }
 
-/// The median time of each network, all run in turn.
+/// Returns the median time of each network; all networks run in turn.
 fn interleaved(networks: &[(Built, InputSpec)], batch: i64, device: Device) -> Vec<Duration> {
     let image = |spec: &InputSpec| channels_last(&[batch, spec.channels, spec.size, spec.size], device);
     let runs: Vec<Box<dyn Fn() + '_>> = networks
@@ -66,7 +68,7 @@ fn interleaved(networks: &[(Built, InputSpec)], batch: i64, device: Device) -> V
         })
         .collect();
     let runs: Vec<&dyn Fn()> = runs.iter().map(|run| run.as_ref()).collect();
-    // The first passes set up threads and workspaces; they also say how many rounds fill the time.
+    // The first passes set up threads and workspaces, and determine how many rounds fill the time.
     let warm: Duration = timing::interleaved(device, &runs, 2).iter().sum();
     let each = warm.as_secs_f64().max(1e-6) / runs.len() as f64;
     let rounds = (LEAST_TIME.as_secs_f64() / each).ceil() as usize;

@@ -1,22 +1,23 @@
-//! What is said of several seeds: mean, sample standard deviation and how many there are; and how far two points are apart.
+//! Statistics over seeds (mean, sample standard deviation, number) and the difference of two
+//! points.
 
 use serde::Serialize;
 use statrs::distribution::{ContinuousCDF, StudentsT};
 use std::fmt;
 
-/// A sample's statistics. Displays as `81.23 ± 0.45`, a single value as `81.23`.
+/// Statistics of a sample. Displays as `81.23 ± 0.45`, a single value as `81.23`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Statistics {
     /// Mean.
     pub mean: f64,
-    /// Sample standard deviation, of n - 1 degrees of freedom; none for a single value.
+    /// Sample standard deviation, with n - 1 degrees of freedom; none for a single value.
     pub std: Option<f64>,
     /// Number of values.
     pub n: usize,
 }
 
 impl Statistics {
-    /// Of the values; none of no values.
+    /// Computes the statistics of `values`; none if there are no values.
     pub fn of(values: &[f64]) -> Option<Statistics> {
         let n = values.len();
         if n == 0 {
@@ -27,7 +28,8 @@ impl Statistics {
         Some(Statistics { mean, std: (n > 1).then(|| (squares / (n - 1) as f64).sqrt()), n })
     }
 
-    /// The mean less and plus the standard deviation; the mean itself where there is none.
+    /// Returns the mean minus and plus the standard deviation; the mean twice if there is no
+    /// deviation.
     pub fn band(&self) -> (f64, f64) {
         let std = self.std.unwrap_or(0.);
         (self.mean - std, self.mean + std)
@@ -43,29 +45,33 @@ impl fmt::Display for Statistics {
     }
 }
 
-/// Top-1 in percent is a count over a count: what is less than this apart is so by rounding alone.
+/// Largest standard deviation or mean of differences that counts as rounding. Top-1 in percent is a
+/// ratio of counts, so smaller differences come from rounding only.
 const ROUNDING: f64 = 1e-9;
 
-/// The difference of two points, paired by seed, in percentage points.
+/// Difference of two points in percentage points, paired by seed.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Difference {
-    /// Of the differences, one a seed that both have.
+    /// Statistics of the differences, one per seed that both points have.
     #[serde(flatten)]
     pub of: Statistics,
-    /// Ends of the 95 % interval of the mean difference, by Student's t with n - 1 degrees of freedom. None for a single seed, and
-    /// where all seeds differ by the same: there the spread is not known, and an interval without width would say too much.
+    /// Ends of the 95 % interval of the mean difference, by Student's t with n - 1 degrees of
+    /// freedom. None for a single seed, and none if the difference is the same for all seeds: then
+    /// the spread is unknown, and an interval without width would claim too much.
     pub interval: Option<[f64; 2]>,
-    /// The p value of the paired t-test, two-sided; none where there is no interval.
+    /// Two-sided p value of the paired t-test; none if there is no interval.
     pub p: Option<f64>,
-    /// The same after Holm's correction over its table, which [`holm`] makes.
+    /// The p value after Holm's correction over the differences of a table, which [`holm`] makes.
     pub p_holm: Option<f64>,
 }
 
-/// The share of tables without any true difference in which one is told all the same.
+/// Significance level: the share of tables without any true difference in which at least one
+/// difference is called significant.
 const LEVEL: f64 = 0.05;
 
-/// Corrects the p values of some differences for their number (S. Holm, Scandinavian Journal of Statistics 6, 1979): the k-th smallest of m
-/// is multiplied by m + 1 - k, and none is less than the one before it.
+/// Corrects the p values of several differences for their number (S. Holm, Scandinavian Journal of
+/// Statistics 6, 1979): the k-th smallest of m is multiplied by m + 1 - k, and no corrected value
+/// is less than the one before it or more than 1.
 pub fn holm<'a>(differences: impl IntoIterator<Item = &'a mut Difference>) {
     let mut tested: Vec<&mut Difference> =
         differences.into_iter().filter(|difference| difference.p.is_some()).collect();
@@ -79,7 +85,8 @@ pub fn holm<'a>(differences: impl IntoIterator<Item = &'a mut Difference>) {
 }
 
 impl Difference {
-    /// Of pairs (value, value of the reference); none of no pairs.
+    /// Computes the difference from pairs (value, value of the reference); none if there are no
+    /// pairs.
     pub fn of(pairs: &[(f64, f64)]) -> Option<Difference> {
         let differences: Vec<f64> = pairs.iter().map(|(value, reference)| value - reference).collect();
         let of = Statistics::of(&differences)?;
@@ -92,12 +99,12 @@ impl Difference {
         Some(Difference { of, interval: tested.map(|(interval, _)| interval), p: tested.map(|(_, p)| p), p_holm: None })
     }
 
-    /// Whether the interval leaves 0 out; none where there is no interval.
+    /// Whether the interval excludes 0; none if there is no interval.
     pub fn told_apart(&self) -> Option<bool> {
         self.interval.map(|[low, high]| low > 0. || high < 0.)
     }
 
-    /// What it says, for a person.
+    /// Returns the verdict on the difference in words.
     pub fn verdict(&self) -> String {
         let n = self.of.n;
         match self.told_apart() {
@@ -113,13 +120,13 @@ impl Difference {
         }
     }
 
-    /// The ends of the interval, as `-0.09 to 0.93`.
+    /// Returns the ends of the interval, as `−0.09 to +0.93`.
     pub fn interval_text(&self) -> Option<String> {
         self.interval.map(|[low, high]| format!("{} to {}", signed(low), signed(high)))
     }
 }
 
-/// Two digits and a sign: `+0.42`, `−0.10`, `0.00`.
+/// Formats a number with a sign and two digits: `+0.42`, `−0.10`, `0.00`.
 pub fn signed(value: f64) -> String {
     let text = format!("{:.2}", value.abs());
     match value {
@@ -135,7 +142,7 @@ mod tests {
 
     #[test]
     fn mean_and_sample_standard_deviation() {
-        // statistics.stdev([2, 4, 4, 4, 5, 5, 7, 9]) of Python: 2.138089935299395.
+        // Expected from Python, statistics.stdev([2, 4, 4, 4, 5, 5, 7, 9]): 2.138089935299395.
         let of = Statistics::of(&[2., 4., 4., 4., 5., 5., 7., 9.]).unwrap();
         assert_eq!((of.mean, of.n), (5., 8));
         assert!((of.std.unwrap() - 2.138089935299395).abs() < 1e-15);
@@ -158,10 +165,11 @@ mod tests {
 
     #[test]
     fn the_interval_is_that_of_the_paired_t_test() {
-        // scipy.stats.ttest_rel(A, B).confidence_interval(0.95) of scipy 1.17.
+        // Expected from scipy 1.17, scipy.stats.ttest_rel(A, B).confidence_interval(0.95).
         let of = Difference::of(&pairs(0.)).unwrap();
         let [low, high] = of.interval.unwrap();
-        // Twelve digits: the quantile is found to about that, and the values have rounding of 1e-14.
+        // Tolerance 1e-11: the quantile has about twelve digits, and the values have rounding
+        // errors of 1e-14.
         let near = |found: f64, expected: f64| assert!((found - expected).abs() < 1e-11, "{found} {expected}");
         near(of.of.mean, 0.42);
         near(of.of.std.unwrap(), 0.408656334834051);
@@ -169,13 +177,15 @@ mod tests {
         near(high, 0.9274138586013505);
         assert_eq!((of.told_apart(), of.verdict().as_str()), (Some(false), "not told apart with 5 seeds"));
         assert_eq!(of.interval_text().unwrap(), "−0.09 to +0.93");
-        // Half a point more, and the interval leaves 0 out; the other way round, it is lower.
+        // With half a point more the interval excludes 0; with 1.5 points less the difference is
+        // negative.
         let more = Difference::of(&pairs(0.5)).unwrap();
         near(more.interval.unwrap()[0], 0.412586141398653);
         assert_eq!(more.verdict(), "higher with 5 seeds");
         let less = Difference::of(&pairs(-1.5)).unwrap();
         assert_eq!((less.told_apart(), less.verdict().as_str()), (Some(true), "lower with 5 seeds"));
-        // By hand: differences 1 and 3, mean 2, std sqrt 2, t(1) = tan(0.475 pi) = 12.7062047361747, so 2 ± 12.7062047361747.
+        // By hand: differences 1 and 3, mean 2, std sqrt 2, t(1) = tan(0.475 pi) =
+        // 12.7062047361747, so 2 ± 12.7062047361747.
         let two = Difference::of(&[(1., 0.), (3., 0.)]).unwrap();
         near(two.interval.unwrap()[0], 2. - 12.706204736174694);
         near(two.interval.unwrap()[1], 2. + 12.706204736174694);
@@ -189,7 +199,7 @@ mod tests {
         assert_eq!(one.verdict(), "one seed tells nothing about the spread");
         let equal = Difference::of(&[(81., 81.), (80., 80.)]).unwrap();
         assert_eq!((equal.interval, equal.verdict().as_str()), (None, "equal at each of 2 seeds"));
-        // 80.3 - 80.2 and 80.1 - 80 are 1.4e-14 apart in binary, and that is no spread.
+        // 80.3 - 80.2 and 80.1 - 80 differ by 1.4e-14 in binary, which is no spread.
         let same = Difference::of(&[(80.3, 80.2), (80.1, 80.)]).unwrap();
         assert_eq!(same.interval, None);
         assert_eq!(same.verdict(), "the same difference at each of 2 seeds, so no spread to judge by");
@@ -200,7 +210,7 @@ mod tests {
         assert_eq!([0.424, -0.1, 0.001, -0.004, 12.].map(signed), ["+0.42", "−0.10", "0.00", "0.00", "+12.00"]);
     }
 
-    /// Against R's p.adjust(c(0.01, 0.04, 0.03, 0.005), "holm"): 0.03 0.06 0.06 0.02.
+    /// Checks `holm` against R's p.adjust(c(0.01, 0.04, 0.03, 0.005), "holm"): 0.03 0.06 0.06 0.02.
     #[test]
     fn many_differences_are_judged_together() {
         let of = Statistics { mean: 1., std: Some(1.), n: 5 };
@@ -215,7 +225,7 @@ mod tests {
         }
         assert_eq!(all[0].verdict(), "higher with 5 seeds");
         assert_eq!(all[1].verdict(), "higher with 5 seeds, by itself; not among all rows here");
-        // scipy.stats.ttest_1samp([1, 2, 4], 0): t = 2.6457513, p = 0.1180829.
+        // Expected from scipy.stats.ttest_1samp([1, 2, 4], 0): t = 2.6457513, p = 0.1180829.
         let difference = Difference::of(&[(1., 0.), (2., 0.), (4., 0.)]).unwrap();
         assert!((difference.p.unwrap() - 0.118_082_9).abs() < 1e-6, "{difference:?}");
     }

@@ -1,9 +1,11 @@
-//! The lock of a trial: who holds it may run the trial and change its state, and nobody else.
+//! The lock of a trial: only the process that holds the lock may run the trial and change its
+//! state.
 //!
-//! It is flock's, on the file `lock` in the trial's folder. The system takes it off when the last process that has the
-//! file open ends, however it ends. The launcher leaves the open file to the process that trains, so a trial whose
-//! launcher was killed stays locked for as long as it trains. The file is never deleted: a second one beside it would
-//! be a second lock. It says who took it, for a person.
+//! The lock is a flock on the file `lock` in the trial's folder. The system releases it when the
+//! last process that has the file open ends, for whatever reason. The launcher passes the open file
+//! on to the process that trains, so a trial whose launcher was killed stays locked for as long as
+//! it trains. The file is never deleted, because a second file in its place would be a second lock.
+//! The file contains the process that took the lock, for people to read.
 
 use crate::files;
 use crate::sweep::state::{Owner, Record};
@@ -14,17 +16,20 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-/// A lock that is held. Dropping it lets go, except where a child process has it too.
+/// A lock that is held. Dropping it releases the lock, unless a child process also has the file
+/// open.
 #[derive(Debug)]
 pub struct Lock(File);
 
 impl Lock {
-    /// Takes the lock in a folder, which is made where it is missing; none if another process has it. `record` is what
-    /// the folder says of its trial, for file systems that know no locks: there a process of this machine that still
-    /// runs has it.
+    /// Takes the lock in `folder`, which is created if missing. Returns `None` if another process
+    /// holds the lock.
+    ///
+    /// On file systems without locks `record`, the record of the trial, decides: the trial belongs
+    /// to the process that the record names, unless that process is known to have ended.
     ///
     /// # Errors
-    /// The disk's.
+    /// I/O errors from creating the folder, and from opening or locking the file.
     pub fn take(folder: &Path, record: impl Fn() -> Record) -> Result<Option<Lock>> {
         files::create_dir(folder)?;
         let file = open(folder).with_context(|| format!("{}: cannot write", folder.join("lock").display()))?;
@@ -41,7 +46,8 @@ impl Lock {
         })
     }
 
-    /// Whether this process was started with the lock of a folder, as one that a sweep starts is.
+    /// Returns true if this process was started with the lock file of `folder` open, as the
+    /// processes that a sweep starts are.
     pub fn is_inherited(folder: &Path) -> bool {
         let place = |path: &Path| std::fs::metadata(path).ok().map(|about| (about.dev(), about.ino()));
         let Some(lock) = place(&folder.join("lock")) else { return false };
@@ -49,12 +55,13 @@ impl Lock {
         open.map(|entry| entry.path()).any(|descriptor| place(&descriptor) == Some(lock))
     }
 
-    /// Who took the lock of a folder last, as far as the file says it.
+    /// Returns the process that took the lock of `folder` last, if the file names it.
     pub fn holder(folder: &Path) -> Option<Owner> {
         serde_json::from_slice(&std::fs::read(folder.join("lock")).ok()?).ok()
     }
 
-    /// Whether a process has the lock of a folder.
+    /// Returns true if a process holds the lock of `folder`. `record` decides on file systems
+    /// without locks.
     pub fn is_held(folder: &Path, record: &Record) -> bool {
         let Ok(file) = File::open(folder.join("lock")) else { return false };
         match file.try_lock_shared() {
@@ -64,18 +71,19 @@ impl Lock {
         }
     }
 
-    /// The open file, for the process that trains to keep.
+    /// Returns the descriptor of the open file, which the process that trains keeps open.
     pub fn descriptor(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
 }
 
-/// For writing, without which a shared file system gives no exclusive lock.
+/// Opens the lock file for writing, without which a shared file system gives no exclusive lock.
 fn open(folder: &Path) -> std::io::Result<File> {
     OpenOptions::new().create(true).truncate(false).read(true).write(true).open(folder.join("lock"))
 }
 
-/// The file with this process in it. On a disk that is full it stays empty, and is a lock all the same.
+/// Writes this process into the file. On a full disk the file stays empty, and is a lock all the
+/// same.
 fn signed(mut file: File) -> File {
     if let Ok(owner) = serde_json::to_vec(&Owner::this()) {
         let _ = file.set_len(0).and_then(|()| file.write_all(&owner));

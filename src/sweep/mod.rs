@@ -1,7 +1,8 @@
 //! Sweeps: a file of many trials, planned, run side by side, and resumed by the same command.
 //!
-//! [`plan`] says which trials there are, [`store`] what is known of each, [`queue`] which one is next and what became
-//! of it. [`local`] runs them on this machine, [`slurm`] on a cluster; whatever else runs trials needs the first three alone.
+//! [`plan`] determines the trials of a file, [`store`] holds what is known of each trial, and
+//! [`queue`] gives out the next trial and records how it ended. [`local`] runs trials on this
+//! machine, [`slurm`] on a cluster; other ways of running trials need only the first three modules.
 
 pub mod local;
 pub mod lock;
@@ -31,26 +32,27 @@ use std::fmt;
 use std::path::Path;
 use store::Store;
 
-/// How a sweep is run.
+/// Options for running a sweep.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// The device of each trial, as `foldconv train --device` takes it.
+    /// Device of each trial, in the format of `foldconv train --device`.
     pub device: String,
-    /// How many side by side, and on what.
+    /// Number of trials that run side by side, and the hardware that they run on.
     pub parallelism: Parallelism,
-    /// How long each may take.
+    /// Time limits of a trial.
     pub limits: Limits,
-    /// What happens to those that fail.
+    /// Policy for trials that fail.
     pub policy: Policy,
-    /// Whether the first that fails ends the sweep.
+    /// Ends the sweep at the first trial that fails.
     pub stop_on_error: bool,
 }
 
-/// Runs what is not finished of a file's trials, in the folder `out`. Several processes may do so at a time, on one folder.
+/// Runs the trials of a file that are not finished, in the folder `out`. Several processes may run
+/// the same sweep in one folder at the same time.
 ///
 /// # Errors
-/// What keeps the sweep from starting or going on. That trials failed, or that it was interrupted, is told by
-/// [`Outcome::check`], after the report of what is finished.
+/// Errors that keep the sweep from starting or continuing. Failed trials and an interruption are
+/// reported by [`Outcome::check`] instead, after the report of the finished trials.
 pub fn run(document: &Document, out: &Path, options: &Options) -> Result<Outcome> {
     match run_on_disk(document, out, options) {
         Err(error) if exit_status(&error) == DISK_FULL => {
@@ -84,7 +86,9 @@ fn run_on_disk(document: &Document, out: &Path, options: &Options) -> Result<Out
     launcher.run(&plan, &layout.reason)
 }
 
-/// A service for processes that share a GPU, where they do and have none; where it can't be had they take turns.
+/// Starts NVIDIA's Multi-Process Service if several processes share a GPU and no service is
+/// running. Returns `None` if no service is needed, or if it can't be started; the processes then
+/// take turns on their GPU.
 fn service(layout: &SlotLayout) -> Option<mps::Service> {
     let several = layout.slots.iter().any(|slot| slot.gpu.is_some() && slot.before > 0 && !slot.shared);
     if !several || std::env::var_os(mps::PIPES).is_some() {
@@ -96,11 +100,11 @@ fn service(layout: &SlotLayout) -> Option<mps::Service> {
         .ok()
 }
 
-/// This machine, for the trials of a plan.
+/// Returns the resources of this machine for the trials of a plan.
 fn means(plan: &Plan, store: &Store, device: &str) -> Resources {
     let trials = plan.trials();
     let cuda = device != "cpu" && device::driver_present();
-    // One that is named, as cuda:1, is meant alone.
+    // A device with an index, such as cuda:1, is used alone.
     let visible = if cuda && !device.contains(':') { gpus::visible_here() } else { Vec::new() };
     Resources {
         cores: machine::cores(),
@@ -112,10 +116,11 @@ fn means(plan: &Plan, store: &Store, device: &str) -> Resources {
     }
 }
 
-/// What [`run`] would do.
+/// Returns the trials of the sweep that [`run`] would run, with the state of each, without writing
+/// anything.
 ///
 /// # Errors
-/// Those of [`run`].
+/// The file is invalid, or `out` holds something else or the results of another sweep.
 pub fn preview(document: &Document, out: &Path) -> Result<Preview> {
     let plan = Plan::new(document)?;
     let store = Store::at(out)?;
@@ -129,23 +134,23 @@ pub fn preview(document: &Document, out: &Path) -> Result<Preview> {
     Ok(Preview { trials: plan.trials().into_iter().map(row).collect() })
 }
 
-/// The trials of a sweep and how far each is. Displays as a table.
+/// The trials of a sweep and their states. Displays as a table.
 #[derive(Clone, Debug, Serialize)]
 pub struct Preview {
-    /// In the order in which they run.
+    /// The trials, in the order in which they run.
     pub trials: Vec<PlannedTrial>,
 }
 
 /// One trial of a sweep.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct PlannedTrial {
-    /// Name of its folder.
+    /// Name of the trial's folder.
     pub hash: String,
-    /// What is trained.
+    /// Title of the trial's point.
     pub point: String,
-    /// Its seed.
+    /// Seed of the trial.
     pub seed: u64,
-    /// How far it is.
+    /// State of the trial.
     pub state: State,
 }
 

@@ -1,8 +1,10 @@
-//! What is pending of a sweep: which trial is next, whose it is, and what became of it.
+//! The queue of a sweep: gives out the next trial to run, and records which process runs a trial
+//! and how the trial ended.
 //!
-//! Whoever runs trials, on this machine or on others, asks [`Queue::next`] for one, runs it, and hands it back to
-//! [`Queue::settle`] with how it ended. All that several of them on one folder must agree on is in the trials' locks and
-//! records, so none of them need know of another.
+//! A process that runs trials, on this machine or another, takes a trial with [`Queue::next`], runs
+//! it, and hands it back to [`Queue::settle`] with how it ended. Everything that several processes
+//! in one folder must agree on is in the trials' locks and records, so the processes need not know
+//! of each other.
 
 use crate::sweep::lock::Lock;
 use crate::sweep::plan::{Plan, Point, Trial};
@@ -13,19 +15,19 @@ use anyhow::Result;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// How often it is looked whether another process has let go of a trial.
+/// Interval between two checks whether another process has released a trial.
 const LOOK_AGAIN: Duration = Duration::from_millis(300);
-/// The first pause before a trial is tried again; it doubles each time.
+/// Pause before the first retry of a trial. The pause doubles with each retry.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
-/// The longest.
+/// Longest pause before a retry.
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
-/// What happens to a trial that failed.
+/// Policy for trials that fail.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Policy {
-    /// How often it is tried again at once.
+    /// Number of retries of a trial within this run.
     pub retries: u32,
-    /// Whether those that failed in earlier runs are run again.
+    /// Runs trials again that failed in earlier runs.
     pub retry_failed: bool,
 }
 
@@ -40,103 +42,106 @@ pub struct Queue<'a> {
     settled: Tally,
 }
 
-/// A trial that nobody of us runs.
+/// A trial that is not settled and that this process does not run at the moment.
 #[derive(Clone, Debug)]
 struct Waiting {
-    /// Its place in the plan.
+    /// Index of the trial in the plan.
     at: usize,
-    /// Not looked at before.
+    /// Earliest time of the next attempt to take the trial.
     after: Instant,
-    /// Whether another process has it.
+    /// True if another process holds the trial.
     elsewhere: bool,
-    /// How often it is still tried again.
+    /// Number of retries left.
     retries: u32,
-    /// How often it was started before this queue was made.
+    /// Number of times that the trial had been started when this queue was made.
     earlier: u32,
-    /// Whether it is to have a process of its own.
+    /// True if the trial must run in a process of its own.
     alone: bool,
 }
 
-/// How many trials ended how.
+/// Counts of settled trials by outcome.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
-    /// With a result.
+    /// Trials with a result.
     pub done: usize,
-    /// Stopped early.
+    /// Trials that were stopped early.
     pub pruned: usize,
-    /// Those that failed: place in the plan -> state and reason.
+    /// Trials that failed: from index in the plan to state and reason.
     pub failed: BTreeMap<usize, (State, String)>,
 }
 
-/// A trial that is ours to run; its lock is held until this is dropped.
+/// A trial taken from the queue for this process to run. Its lock is held until the claim is
+/// dropped.
 #[derive(Debug)]
 pub struct Claim {
     waiting: Waiting,
-    /// The lock, for a child process to keep.
+    /// The lock, which a child process can keep.
     pub lock: Lock,
-    /// What is written of it.
+    /// Record of the trial, as written to `state.json`.
     pub record: Record,
-    /// Its hash.
+    /// Hash of the trial.
     pub hash: String,
 }
 
 impl Claim {
-    /// Its place in the plan.
+    /// Returns the index of the trial in the plan.
     pub fn at(&self) -> usize {
         self.waiting.at
     }
 
-    /// Whether it is to have a process of its own, since a worker ended that it shared.
+    /// Returns true if the trial must run in a process of its own, because a worker that it shared
+    /// has died.
     pub fn is_alone(&self) -> bool {
         self.waiting.alone
     }
 }
 
-/// How a run of a trial ended, where it left no result.
+/// Outcome of a run that left no result.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
-    /// It was told to stop, and goes on another time.
+    /// The run was told to stop; the trial continues in a later run.
     Stopped,
-    /// It was pruned after so many epochs.
+    /// The trial was pruned after this number of epochs.
     Pruned(u64),
-    /// What it ran on failed: it goes on somewhere else.
+    /// The slot or worker that ran the trial failed; the trial continues on another.
     Evicted {
-        /// Why, on one line.
+        /// Reason, on one line.
         why: String,
-        /// Whether that is to be a process of its own.
+        /// True if the trial must then run in a process of its own.
         alone: bool,
     },
-    /// It failed.
+    /// The run failed.
     Died {
-        /// As what.
+        /// State in which the failure leaves the trial.
         state: State,
-        /// Why, on one line.
+        /// Reason, on one line.
         message: String,
-        /// Whether another try may go better.
+        /// True if a retry may succeed.
         may_heal: bool,
     },
 }
 
-/// What became of a trial that was run.
+/// Outcome of a trial that was run.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Settled {
-    /// It has a result.
+    /// The trial has a result.
     Done(Box<TrialResult>),
-    /// It is to be run again after a pause; why.
+    /// The trial runs again after a pause, for this reason.
     Again(Duration, String),
-    /// It was stopped, and is left as it is.
+    /// The trial was stopped, and is left queued.
     Stopped,
-    /// It was pruned after so many epochs.
+    /// The trial was pruned after this number of epochs.
     Pruned(u64),
-    /// It failed.
+    /// The trial failed, with this state and reason.
     Failed(State, String),
 }
 
 impl<'a> Queue<'a> {
-    /// Of a plan, in its folder.
+    /// Creates the queue of a plan in its folder.
     ///
     /// # Errors
-    /// A damaged result, which is better known now than after the last trial.
+    /// A damaged result, reported here rather than after the last trial; and I/O errors from the
+    /// trials' files.
     pub fn new(store: &'a Store, plan: &'a Plan, policy: Policy) -> Result<Queue<'a>> {
         let trials = plan.trials();
         let mut queue = Queue {
@@ -162,41 +167,45 @@ impl<'a> Queue<'a> {
         Ok(queue)
     }
 
-    /// Leaves all trials but one to others.
+    /// Removes all trials but one from the queue.
     pub fn keep_only(&mut self, hash: &str) {
         self.waiting.retain(|waiting| self.trials[waiting.at].1.hash == hash);
     }
 
-    /// The trials that are not settled, whoever runs them.
+    /// Returns the trials that are not settled and that this queue has not given out, including
+    /// those that another process runs.
     pub fn pending(&self) -> impl Iterator<Item = &'a Trial> + '_ {
         self.waiting.iter().map(|waiting| self.trials[waiting.at].1)
     }
 
-    /// All trials, each with the first point that has it.
+    /// Returns all trials, each with the first point that has it.
     pub fn trials(&self) -> &[(&'a Point, &'a Trial)] {
         &self.trials
     }
 
-    /// What is settled.
+    /// Returns the counts of settled trials.
     pub fn tally(&self) -> &Tally {
         &self.settled
     }
 
-    /// Whether nothing is left that anybody but us runs or could run.
+    /// Returns true if no trial is left that this process could take or that another process runs.
+    /// Trials claimed from this queue don't count.
     pub fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }
 
-    /// How many trials another process has.
+    /// Returns the number of trials that another process holds.
     pub fn elsewhere(&self) -> usize {
         self.waiting.iter().filter(|waiting| waiting.elsewhere).count()
     }
 
-    /// Takes the next trial that can be run now: its record says so and its config is written. `threads` is what it has if
-    /// it is run for the first time. None where the rest is settled, or another process's, or pauses after a failure.
+    /// Takes the next trial that can run now, marks it as running in its record, and writes its
+    /// config. `threads` is the number of threads of a trial that runs for the first time; a
+    /// resumed trial keeps its number. Returns `None` if all other trials are settled, held by
+    /// another process, or pausing after a failure.
     ///
     /// # Errors
-    /// The disk's, and a damaged result.
+    /// I/O errors from the trial's folder, and a damaged result.
     pub fn next(&mut self, threads: usize) -> Result<Option<Claim>> {
         let now = Instant::now();
         let mut place = 0;
@@ -216,7 +225,7 @@ impl<'a> Queue<'a> {
                 place += 1;
                 continue;
             };
-            // Once it is locked, what is read stays true.
+            // The trial is locked now, so what is read from here on stays true.
             if self.store.is_finished(&hash) {
                 drop(lock);
                 continue;
@@ -245,7 +254,8 @@ impl<'a> Queue<'a> {
         Ok(Claim { waiting, lock, record, hash: trial.hash.clone() })
     }
 
-    /// Whether a trial is done; then it is counted, and what its launcher had no time to write is written.
+    /// Returns true if a trial has a result, and counts it as done. Also writes the final state if
+    /// the trial's launcher was killed before it could.
     fn has_result(&mut self, at: usize) -> Result<bool> {
         let trial = self.trials[at].1;
         let hash = &*trial.hash;
@@ -263,12 +273,14 @@ impl<'a> Queue<'a> {
         Ok(true)
     }
 
-    /// Whether a trial without a result is to be left as it is; then it is counted.
+    /// Returns true if a trial without a result is to be left alone, and counts it as pruned or
+    /// failed.
     fn is_settled(&mut self, waiting: &Waiting, record: &Record) -> bool {
         match record.state {
-            // What is no longer pruned by the file is trained after all.
+            // If the file no longer has a rule for pruning, a pruned trial is trained after all.
             State::Pruned if self.prunes => self.settled.pruned += 1,
-            // Where another process has tried again since we looked, once more is no use.
+            // If another process has retried the trial since this queue was made, another retry is
+            // of no use.
             state if state.is_failure() && !(self.policy.retry_failed && record.attempts == waiting.earlier) => {
                 let message = record.message.clone().unwrap_or_default();
                 self.settled.failed.insert(waiting.at, (state, message));
@@ -278,17 +290,17 @@ impl<'a> Queue<'a> {
         true
     }
 
-    /// Writes how a run ended, and lets go of the trial. A result counts, however the run ended. `memory` is the most
-    /// that it had, in bytes.
+    /// Records how a run ended, and releases the trial. A result counts, no matter how the run
+    /// ended. `memory` is the peak memory of the run, in bytes.
     ///
     /// # Errors
-    /// The disk's.
+    /// I/O errors from writing the record.
     pub fn settle(&mut self, claim: Claim, end: End, memory: Option<u64>) -> Result<Settled> {
         let Claim { mut waiting, hash, record, lock } = claim;
         let record = Record { memory: memory.max(record.memory), ..record };
         let (settled, record) = match (self.store.result(self.trials[waiting.at].1), end) {
             (Ok(Some(result)), _) => (Settled::Done(Box::new(result)), record.to(State::Done, None)),
-            // A result that can't be read is not made better by another try.
+            // A retry would not mend a result that can't be read.
             (Err(error), _) => {
                 let message = crate::error::one_line(&error);
                 (Settled::Failed(State::Failed, message.clone()), record.to(State::Failed, Some(message)))
@@ -355,7 +367,7 @@ mod tests {
         assert_eq!((b.elsewhere(), b.is_empty(), a.next(2).unwrap().is_none(), a.elsewhere()), (2, false, true, 2));
         for claim in mine {
             write_result(&store, &result(&claim.hash, plan.trials()[claim.at()].1.config.seed, 80.));
-            // It has its result, so it is done even where its process was killed at the end.
+            // A trial with a result is done, even if its process was killed at the end.
             assert!(matches!(a.settle(claim, died(true), Some(5)).unwrap(), Settled::Done(_)));
         }
         std::thread::sleep(LOOK_AGAIN);
@@ -366,7 +378,7 @@ mod tests {
         assert!(records.iter().all(|record| record.attempts == 1 && record.threads == Some(2)), "{records:?}");
         assert_eq!((records[0].state, records[0].memory, records[2].state), (State::Done, Some(5), State::Running));
         drop(theirs);
-        // Their process is gone, so their trials are ours.
+        // The other process has released its trials, so this queue gets them.
         std::thread::sleep(LOOK_AGAIN);
         assert_eq!(
             all(&mut a).iter().map(|claim| (claim.at(), claim.record.attempts)).collect::<Vec<_>>(),
@@ -385,7 +397,7 @@ mod tests {
         assert_eq!((store.state(&hash), queue.is_empty()), (State::Queued, false));
         assert!(queue.next(1).unwrap().is_none(), "it pauses");
         queue.waiting[0].after = Instant::now();
-        // It goes on with the threads that it had.
+        // The trial continues with the number of threads that it was started with.
         let claim = queue.next(3).unwrap().unwrap();
         assert_eq!((claim.record.attempts, claim.record.threads), (2, Some(1)));
         let failed = queue.settle(claim, died(true), None).unwrap();
@@ -423,7 +435,7 @@ mod tests {
         assert_eq!(again.tally().failed[&1], (State::OutOfMemory, "CUDA out of memory".into()));
         assert!(again.is_empty() && again.next(1).unwrap().is_none());
 
-        // Two that are asked to try again try each trial once between them.
+        // Two queues that retry failures run each trial once between them.
         let retry = Policy { retries: 0, retry_failed: true };
         let [mut a, mut b] = [0, 1].map(|_| Queue::new(&store, &plan, retry).unwrap());
         let claims = all(&mut a);

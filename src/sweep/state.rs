@@ -1,32 +1,33 @@
-//! How far a trial is: `trials/HASH/state.json`, replaced whole at each change by whoever holds the trial's lock.
+//! State of a trial: `trials/HASH/state.json`, replaced as a whole at each change by the process
+//! that holds the trial's lock.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Where a trial stands.
+/// State of a trial.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
-    /// It has not been started, or was stopped and goes on from its checkpoint.
+    /// The trial has not been started, or was stopped and resumes from its checkpoint.
     #[default]
     Queued,
-    /// A process trains it.
+    /// A process trains the trial.
     Running,
-    /// It has a result.
+    /// The trial has a result.
     Done,
-    /// It ended with an error, or was killed.
+    /// The trial ended with an error, or was killed.
     Failed,
-    /// It needed more memory than there was, of the GPU or of the machine.
+    /// The trial needed more memory than the GPU or the machine had.
     OutOfMemory,
-    /// It took longer than a trial may.
+    /// The trial exceeded its time limit.
     TimedOut,
-    /// It was so much worse than the others that it was stopped.
+    /// The trial was stopped because it was much worse than other trials.
     Pruned,
 }
 
 impl State {
-    /// Whether it ended without a result and runs again only when it is asked for.
+    /// Returns whether a trial in this state ended without a result and runs again only on request.
     pub fn is_failure(self) -> bool {
         matches!(self, State::Failed | State::OutOfMemory | State::TimedOut)
     }
@@ -46,59 +47,64 @@ impl fmt::Display for State {
     }
 }
 
-/// What `state.json` holds.
+/// Contents of `state.json`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Record {
-    /// Where the trial stands; [`crate::sweep::store::Store::state`] also looks at its result and its lock.
+    /// Last written state of the trial; [`crate::sweep::store::Store::state`] also considers the
+    /// trial's result and lock.
     pub state: State,
-    /// The process that runs it, or ran it last.
+    /// Process that runs the trial, or ran it last.
     pub owner: Option<Owner>,
-    /// How often it was started.
+    /// Number of times that the trial was started.
     pub attempts: u32,
-    /// When the state was reached, in seconds since 1970.
+    /// Time of the change to this state, in seconds since 1970.
     pub since: u64,
-    /// Why it failed, on one line.
+    /// Reason of the failure, in one line.
     pub message: Option<String>,
-    /// Epochs done when it was pruned.
+    /// Number of completed epochs of a pruned trial.
     pub epoch: Option<u64>,
-    /// Threads that it was started with. It goes on with as many, since they decide the order of its sums.
+    /// Number of threads that the trial was started with. A resumed trial uses the same number,
+    /// since the number decides the order of sums.
     pub threads: Option<usize>,
-    /// The most memory that it had, in bytes.
+    /// Peak memory, in bytes.
     pub memory: Option<u64>,
 }
 
 impl Record {
-    /// The same trial in another state, from now on.
+    /// Returns the record with a new state that begins now.
     pub fn to(self, state: State, message: Option<String>) -> Record {
         Record { state, message, since: now(), epoch: None, ..self }
     }
 }
 
-/// Seconds since 1970.
+/// Returns the seconds since 1970.
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }
 
-/// A process, told apart from a later one with the same number.
+/// A process, distinguishable from a later process with the same number.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owner {
-    /// The machine.
+    /// Name of the machine.
     pub host: String,
-    /// Its number there.
+    /// Process number on the machine.
     pub pid: u32,
-    /// When it was started, in ticks since the machine was; none where the system doesn't tell.
+    /// Start time of the process, in ticks since the machine booted. None if the system doesn't
+    /// report the time.
     pub started: Option<u64>,
 }
 
 impl Owner {
-    /// This process.
+    /// Returns this process.
     pub fn this() -> Owner {
         let pid = std::process::id();
         Owner { host: host(), pid, started: started(pid) }
     }
 
-    /// Whether it is known to have ended: it was on this machine, and here is no such process, or a younger one.
+    /// Returns whether the process is known to have ended: the process was on this machine, and the
+    /// machine has no process with this number or only a later one. Always false on systems other
+    /// than Linux.
     pub fn is_gone(&self) -> bool {
         self.host == host()
             && cfg!(target_os = "linux")
@@ -106,19 +112,20 @@ impl Owner {
     }
 }
 
-/// The name of this machine.
+/// Returns the name of this machine.
 fn host() -> String {
     let mut name = [0u8; 256];
-    // SAFETY: the buffer is as long as is said, and its last byte stays 0.
+    // SAFETY: the buffer is longer than the length passed, and its last byte stays 0.
     let failed = unsafe { libc::gethostname(name.as_mut_ptr().cast(), name.len() - 1) } != 0;
     let end = name.iter().position(|byte| *byte == 0).unwrap_or(0);
     if failed { "unknown".into() } else { String::from_utf8_lossy(&name[..end]).into_owned() }
 }
 
-/// When a process of this machine was started; none if there is none.
+/// Returns the start time of a process on this machine. None if there is no such process.
 fn started(pid: u32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name in parentheses may hold blanks; the start is the 22nd field, the 20th behind it.
+    // The name in parentheses may contain blanks; the start time is field 22, the 20th after the
+    // name.
     stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
 }
 
@@ -134,7 +141,7 @@ mod tests {
         assert!(text.starts_with(r#"{"state":"out_of_memory","owner":{"host":"#), "{text}");
         assert_eq!(serde_json::from_str::<Record>(&text).unwrap(), record);
         assert_eq!(serde_json::from_str::<Record>("{}").unwrap().state, State::Queued);
-        // It was pruned at an epoch, and what follows was not.
+        // The epoch of pruning does not carry over to the next state.
         let again = record.clone().to(State::Running, None);
         assert_eq!((again.epoch, again.message, again.attempts, again.owner), (None, None, 2, record.owner));
         assert!(again.since > 1_700_000_000);

@@ -1,18 +1,19 @@
-//! Names for TensorBoard, which calls a run by its folder: `tensorboard/maconv bypass=true, seed 0` is a link to what that trial
-//! leaves in `trials/HASH/tensorboard`.
+//! Readable names for TensorBoard, which names a run after its folder: `tensorboard/maconv
+//! bypass=true, seed 0` is a link to that trial's `trials/HASH/tensorboard`.
 
 use crate::sweep::plan::{Plan, Point, Trial};
 use crate::sweep::store::Store;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// The folder with the names, in that of the sweep.
+/// Name of the folder with the links, in the folder of the sweep.
 pub const FOLDER: &str = "tensorboard";
 
-/// Letters of a name at most; a file system takes 255 bytes.
+/// Maximum number of characters of a point's title in a name; a file system allows 255 bytes.
 const LONGEST: usize = 120;
 
-/// Links every trial of a plan by its name. Links of an earlier plan go; where the file system has none, TensorBoard shows hashes.
+/// Creates a link with a readable name for every trial of a plan, and deletes the links of an
+/// earlier plan. On a file system without links, TensorBoard shows hashes.
 pub fn link(store: &Store, plan: &Plan) {
     let folder = store.root().join(FOLDER);
     let wanted = names(plan);
@@ -28,7 +29,8 @@ pub fn link(store: &Store, plan: &Plan) {
     for (name, hash) in wanted {
         let target = Path::new("../trials").join(hash).join("tensorboard");
         let link = folder.join(name);
-        // Several processes may start one sweep: a link that is there is right, or is made anew.
+        // Several processes may start the same sweep: a correct link is kept, any other is
+        // replaced.
         if std::fs::read_link(&link).is_ok_and(|there| there == target) {
             continue;
         }
@@ -37,7 +39,7 @@ pub fn link(store: &Store, plan: &Plan) {
     }
 }
 
-/// The name of each trial, and its hash.
+/// Returns the name of each trial with its hash.
 fn names(plan: &Plan) -> BTreeMap<String, &str> {
     let mut names = BTreeMap::new();
     for (point, trial) in plan.trials() {
@@ -48,7 +50,7 @@ fn names(plan: &Plan) -> BTreeMap<String, &str> {
     names
 }
 
-/// `maconv bypass=true, seed 0`, as a file name.
+/// Returns the name of a trial as a file name: `maconv bypass=true, seed 0`.
 fn name(Point { title, .. }: &Point, trial: &Trial) -> String {
     let fit = |c: char| if c == '/' || c.is_control() { '_' } else { c };
     let title: String = title.chars().map(fit).take(LONGEST).collect();
@@ -79,7 +81,7 @@ mod tests {
         std::fs::create_dir_all(&events).unwrap();
         let linked = store.root().join(FOLDER).join("plain, seed 1");
         assert_eq!(linked.canonicalize().unwrap(), events.canonicalize().unwrap());
-        // A plan of fewer trials leaves no stale names, and other files alone.
+        // A smaller plan removes stale names and leaves other files alone.
         std::fs::write(store.root().join(FOLDER).join("mine"), "").unwrap();
         let fewer = Plan { points: plan.points[..1].to_vec(), ..plan.clone() };
         link(&store, &fewer);

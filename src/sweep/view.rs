@@ -1,5 +1,5 @@
-//! What a person sees of a sweep while it runs: at a terminal a bar for the sweep and a line for each trial that runs;
-//! elsewhere a line for what begins and what ends.
+//! Progress of a running sweep on stderr. At a terminal: a bar for the sweep and one for each
+//! running trial. Otherwise: a line when a trial begins and when it ends.
 
 use crate::train::progress::{Status, clock};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
@@ -8,34 +8,35 @@ use std::io::Write;
 use std::path::Path;
 use std::time::Instant;
 
-/// The view of a sweep, on stderr.
+/// Progress display of a sweep, on stderr.
 #[derive(Debug)]
 pub struct View {
     all: MultiProgress,
     sweep: ProgressBar,
     trials: BTreeMap<usize, ProgressBar>,
     started: Instant,
-    /// Trials that were settled before this run.
+    /// Number of trials that were settled before this run.
     before: usize,
 }
 
-/// How far a sweep is.
+/// Progress of a sweep.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Progress {
-    /// Trials that are settled, however.
+    /// Number of settled trials, whatever their outcome.
     pub settled: usize,
-    /// All trials.
+    /// Number of all trials.
     pub trials: usize,
-    /// Those that failed.
+    /// Number of failed trials.
     pub failed: usize,
-    /// Those that were pruned.
+    /// Number of pruned trials.
     pub pruned: usize,
-    /// Those that another process runs.
+    /// Number of trials that another process runs.
     pub elsewhere: usize,
 }
 
 impl View {
-    /// For a sweep of which so much is done.
+    /// Creates the display of a sweep. The trials already settled in `progress` don't count for the
+    /// time that is left.
     pub fn new(progress: Progress) -> View {
         let all = MultiProgress::new();
         let sweep = all.add(ProgressBar::new(progress.trials as u64));
@@ -43,17 +44,17 @@ impl View {
         View { all, sweep, trials: BTreeMap::new(), started: Instant::now(), before: progress.settled }
     }
 
-    /// A line that stays.
+    /// Prints a line that stays on the screen.
     pub fn say(&self, line: &str) {
         if self.all.is_hidden() {
-            // That nobody can read it is no reason to stop.
+            // A failure to write to stderr is no reason to stop.
             let _ = writeln!(std::io::stderr(), "{line}");
         } else {
             let _ = self.all.println(line);
         }
     }
 
-    /// A trial begins.
+    /// Shows that a trial begins. `at` identifies the trial.
     pub fn begin(&mut self, at: usize, title: &str) {
         if self.all.is_hidden() {
             self.say(&format!("{title} …"));
@@ -65,7 +66,7 @@ impl View {
         self.trials.insert(at, bar);
     }
 
-    /// A trial has ended; what is said of it.
+    /// Removes the bar of a trial that has ended, and prints `line`.
     pub fn end(&mut self, at: usize, line: &str) {
         if let Some(bar) = self.trials.remove(&at) {
             bar.finish_and_clear();
@@ -74,7 +75,7 @@ impl View {
         self.say(line);
     }
 
-    /// Shows how far everything is; of each trial that runs its place and its folder.
+    /// Updates the bars. `running` gives the index and the folder of each running trial.
     pub fn show<'a>(&self, progress: Progress, running: impl IntoIterator<Item = (usize, &'a Path)>) {
         if self.all.is_hidden() {
             return;
@@ -92,7 +93,8 @@ impl View {
         self.sweep.set_message(self.message(progress, under_way));
     }
 
-    /// `2 failed  1:20 h left`; `under_way` is how much of the running trials is done, in trials.
+    /// Returns the message of the sweep's bar, such as `2 failed  1:20 h left`. `under_way` is the
+    /// sum of the done fractions of the running trials.
     fn message(&self, progress: Progress, under_way: f64) -> String {
         let count = |n: usize, what: &str| (n > 0).then(|| format!("{n} {what}"));
         let mut parts: Vec<String> = [
@@ -104,7 +106,7 @@ impl View {
         .flatten()
         .collect();
         let done = (progress.settled - self.before.min(progress.settled)) as f64 + under_way;
-        // Of less than that, nothing can be said.
+        // Below 0.05 trials the estimate would be meaningless.
         if done >= 0.05 {
             let left = progress.trials.saturating_sub(progress.settled) as f64 - under_way;
             parts.push(format!("{} left", clock(self.started.elapsed().as_secs_f64() * left / done)));
@@ -112,13 +114,14 @@ impl View {
         parts.join("  ")
     }
 
-    /// Takes the bars away.
+    /// Removes the bars.
     pub fn finish(&self) {
         self.sweep.finish_and_clear();
     }
 }
 
-/// A bar is decoration: where its template were wrong, the default style serves.
+/// Sets the template of a bar. An invalid template leaves the default style, because a bar is only
+/// decoration.
 fn style(bar: &ProgressBar, template: &str) {
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style);
@@ -136,7 +139,7 @@ mod tests {
         let mut view = View::new(progress);
         assert_eq!(view.message(progress, 0.01), "", "nothing is known yet");
         view.started = Instant::now().checked_sub(Duration::from_secs(60)).unwrap();
-        // A minute for half a trial; nine and a half are left.
+        // One minute for half a trial; nine and a half trials are left.
         assert_eq!(view.message(progress, 0.5), "19:00 min left");
         let later = Progress { settled: 12, failed: 1, elsewhere: 3, ..progress };
         assert_eq!(view.message(later, 0.), "1 failed  3 run by another process  4:00 min left");

@@ -1,36 +1,37 @@
-//! The weights of the epoch that did best on the images held out: `best.safetensors` of a finished trial, and until then a file named
-//! after its epoch, so that each of the two checkpoints there are finds the one that it speaks of.
+//! Weights of the epoch with the best result on the held-out images: `best.safetensors` in a
+//! finished trial. Until then the epoch is part of the file's name, so that each of the two
+//! checkpoints of a trial finds the weights that it refers to.
 
 use crate::files;
 use crate::model::Model;
 use anyhow::Result;
 use std::path::{Path, PathBuf};
 
-/// The file of a trial that is done.
+/// Name of the file in a finished trial.
 pub const NAME: &str = "best.safetensors";
 
-/// The file of a trial that is not.
+/// Returns the path of the file in a trial that is not finished.
 pub fn path(folder: &Path, epoch: u64) -> PathBuf {
     folder.join(format!("best.{epoch}.safetensors"))
 }
 
-/// Deletes the files of other epochs than these.
+/// Deletes the files of all epochs except `kept`.
 pub fn forget_others(folder: &Path, kept: &[u64]) {
     let kept: Vec<PathBuf> = kept.iter().map(|epoch| path(folder, *epoch)).collect();
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         let (name, path) = (entry.file_name(), entry.path());
         let epoch = name.to_str().and_then(|name| name.strip_prefix("best.")?.strip_suffix(".safetensors"));
         if epoch.is_some_and(|epoch| epoch.parse::<u64>().is_ok()) && !kept.contains(&path) {
-            // One that stays is a waste of space and no more.
+            // A file that can't be deleted only wastes space.
             let _ = std::fs::remove_file(path);
         }
     }
 }
 
-/// The network of that epoch, also under the name that it keeps.
+/// Returns the model of the given epoch, and also writes it as `best.safetensors`.
 ///
 /// # Errors
-/// The file is missing or damaged, or can't be written.
+/// The file of the epoch is missing or damaged, or `best.safetensors` can't be written.
 pub fn settle(folder: &Path, epoch: u64) -> Result<Model> {
     let model = Model::load(&path(folder, epoch))?;
     files::write_atomic(&folder.join(NAME), &files::read(&path(folder, epoch))?)?;

@@ -1,5 +1,6 @@
-//! The state of a trial between two steps, from which training goes on bit for bit: `checkpoint.safetensors` in its folder, and the
-//! one before it in case that is damaged.
+//! State of a trial between two steps, from which training continues bit for bit:
+//! `checkpoint.safetensors` in the trial's folder, and the checkpoint before it in case that file
+//! is damaged.
 
 use crate::fold;
 use crate::model::{About, Model};
@@ -15,50 +16,52 @@ use std::collections::HashMap;
 use std::path::Path;
 use tch::Tensor;
 
-/// Where training stands.
+/// Progress of the training.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 // If the seal of a file is damaged, its text remains in the document as an unknown key, which must
 // be refused.
 #[serde(deny_unknown_fields)]
 pub struct Progress {
-    /// The trial's hash: a checkpoint of another config is refused.
+    /// Hash of the trial. A checkpoint of another config is refused.
     pub hash: String,
-    /// Epochs that are done.
+    /// Number of epochs done.
     pub epoch: u64,
-    /// Steps of the next epoch that are done.
+    /// Number of steps done of the next epoch.
     pub step: u64,
-    /// Seconds spent.
+    /// Seconds spent on the trial, including earlier runs.
     pub seconds: f64,
-    /// How convolutions with a kernel per sample are computed, which decides the order of their sums.
+    /// Algorithms of the convolutions with per-sample kernels, which decide the order of their
+    /// sums.
     #[serde(default)]
     pub choices: Choices,
-    /// How the training of the sites is computed, which decides the same.
+    /// Training algorithms of the sites, which decide the order of their sums.
     #[serde(default, rename = "execs")]
     pub algorithms: TrainAlgorithms,
-    /// The row of the last epoch done.
+    /// Row of the last epoch done.
     #[serde(default)]
     pub last: Option<Row>,
-    /// The epoch that did best on the images held out, where some are.
+    /// The epoch with the best result on the held-out images, if any are held out.
     #[serde(default)]
     pub best: Option<Best>,
-    /// What a model file of these weights says beside them; earlier builds left it out.
+    /// Description of the network that a model file of these weights has. Earlier builds left it
+    /// out.
     #[serde(default)]
     pub about: Option<About>,
 }
 
-/// An epoch, counted from 1, and how it did on the images held out.
+/// An epoch, counted from 1, and its result on the held-out images.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Best {
-    /// Epochs done.
+    /// Number of epochs done.
     pub epoch: u64,
-    /// Percent.
+    /// Top-1 in percent.
     pub top1: f64,
-    /// Mean cross-entropy, which decides between epochs of one top-1.
+    /// Mean cross-entropy, which decides between epochs with the same top-1.
     pub loss: f64,
 }
 
 impl Best {
-    /// Whether the epoch of the row did better.
+    /// Returns true if the epoch of `row` did better.
     pub fn is_below(&self, row: &Row) -> bool {
         row.top1 > self.top1 || row.top1 == self.top1 && row.loss < self.loss
     }
@@ -70,39 +73,40 @@ impl From<&Row> for Best {
     }
 }
 
-/// One row of metrics.csv, where the loss is named after the images that it is of.
+/// One row of metrics.csv. In the file, the column of `loss` is named after the images that the
+/// loss is of: `test_loss` or `validation_loss`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Row {
-    /// Epochs done.
+    /// Number of epochs done.
     pub epoch: u64,
     /// Learning rate of the epoch's last step.
     pub lr: f64,
     /// Mean loss over the epoch's steps.
     pub train_loss: f64,
-    /// On the images that are watched ([`crate::data::Watched`]).
+    /// Loss on the images that are watched ([`crate::data::Watched`]).
     #[serde(rename = "test_loss", alias = "validation_loss")]
     pub loss: f64,
-    /// On the same, in percent.
+    /// Top-1 on the images that are watched, in percent.
     pub top1: f64,
-    /// On the same, in percent.
+    /// Top-5 on the images that are watched, in percent.
     pub top5: f64,
-    /// Training images a second, evaluation not counted.
+    /// Training images per second, without the time of evaluation.
     pub images_per_second: f64,
-    /// Seconds since the start, earlier runs included.
+    /// Seconds since the start, including earlier runs.
     pub seconds: f64,
 }
 
-/// Names that no variable has, since variables' names have no blank.
+/// Names that can't be those of variables, because a variable's name has no blank.
 const VELOCITY: &str = "optimizer velocity";
 const LOSSES: &str = "losses of the epoch";
 
-/// The last checkpoint of a trial.
+/// Name of the last checkpoint of a trial.
 pub const LAST: &str = "checkpoint.safetensors";
-/// The one before it, for as long as the trial is not done.
+/// Name of the checkpoint before the last, which is kept until the trial is done.
 pub const BEFORE: &str = "checkpoint.before.safetensors";
 
-/// Writes a checkpoint of the trial in `folder`: `losses` are those of the steps of the running epoch. The one that was there before is
-/// kept as [`BEFORE`].
+/// Writes a checkpoint of the trial in `folder`. `losses` are the losses of the steps of the
+/// running epoch. The previous checkpoint is kept as [`BEFORE`].
 pub fn save(folder: &Path, progress: &Progress, network: &Built, sgd: &Sgd, losses: &Tensor) -> Result<()> {
     let mut all = network.store.variables();
     all.insert(VELOCITY.into(), sgd.velocity());
@@ -111,10 +115,11 @@ pub fn save(folder: &Path, progress: &Progress, network: &Built, sgd: &Sgd, loss
     tensors::write_keeping(&folder.join(LAST), Some(&folder.join(BEFORE)), &progress, &all)
 }
 
-/// Takes up the checkpoint of the trial in `folder`; returns where training stands, or nothing where it has not begun.
+/// Loads the checkpoint of the trial in `folder` and returns the progress, or `None` if there is no
+/// checkpoint.
 ///
 /// # Errors
-/// No checkpoint that is there can be read; or it does not fit the network.
+/// There are checkpoints but none can be read, or the checkpoint does not fit the network.
 pub fn load(folder: &Path, network: &Built, sgd: &mut Sgd, losses: &mut Tensor) -> Result<Option<Progress>> {
     let Some((progress, all)) = newest(folder)? else { return Ok(None) };
     let path = folder.join(LAST);
@@ -126,10 +131,12 @@ pub fn load(folder: &Path, network: &Built, sgd: &mut Sgd, losses: &mut Tensor) 
     Ok(Some(progress))
 }
 
-/// The network of a checkpoint, or of a model file, by what the file says of itself.
+/// Loads the network of a checkpoint or of a model file. The content of the file tells which of the
+/// two it is.
 ///
 /// # Errors
-/// As [`Model::load`]; and a checkpoint that does not say of what data it is.
+/// As [`Model::load`]; also a checkpoint of an earlier build, which has no description of the
+/// network.
 pub fn load_model(path: &Path) -> Result<Model> {
     let (document, mut tensors): (serde_json::Value, _) = tensors::read(path)?;
     if document.get("epoch").is_none() {
@@ -146,15 +153,16 @@ pub fn load_model(path: &Path) -> Result<Model> {
     Model { about, tensors }.expect_finite(path)
 }
 
-/// Deletes the checkpoint before the last, which a trial that is done has no use for.
+/// Deletes the checkpoint before the last, which a finished trial does not need.
 pub fn forget_before(folder: &Path) {
-    // Left where it can't be deleted: it takes room and does no harm.
+    // A file that can't be deleted only takes up space.
     let _ = std::fs::remove_file(folder.join(BEFORE));
 }
 
 type Content = (Progress, HashMap<String, Tensor>);
 
-/// What the last checkpoint holds that can be read.
+/// Reads the last checkpoint, or the one before it if the last is damaged or missing. Returns
+/// `None` if there is neither.
 fn newest(folder: &Path) -> Result<Option<Content>> {
     let (last, before) = (folder.join(LAST), folder.join(BEFORE));
     let error = match tensors::read(&last) {
@@ -167,7 +175,8 @@ fn newest(folder: &Path) -> Result<Option<Content>> {
             if is_damaged {
                 note!("{}; going on from the one before it", crate::error::one_line(&error));
             }
-            // In its place at once: the next one that is written keeps what lies there, and that must not be the damaged one.
+            // Moved into the place of the damaged checkpoint at once: the next save keeps the file
+            // in that place, which must not be the damaged one.
             files::rename(&before, &last)?;
             Ok(Some(content))
         }
@@ -187,7 +196,7 @@ mod tests {
     use crate::op::compact::per_sample::ConvAlgorithm;
     use tch::{Device, Kind};
 
-    /// A trial's folder, and what is saved there.
+    /// A trial's folder, and the state that is saved there.
     struct Saved {
         folder: tempfile::TempDir,
         network: Built,
@@ -209,13 +218,13 @@ mod tests {
             save(self.folder.path(), &progress, &self.network, &self.sgd, &self.losses).unwrap();
         }
 
-        /// The epoch that is taken up.
+        /// Returns the epoch that is restored.
         fn load(&mut self) -> Result<Option<u64>> {
             let progress = load(self.folder.path(), &self.network, &mut self.sgd, &mut self.losses)?;
             Ok(progress.map(|progress| progress.epoch))
         }
 
-        /// Flips a bit of a number.
+        /// Flips one bit of the last byte of a file, which belongs to a tensor.
         fn damage(&self, name: &str) {
             let path = self.folder.path().join(name);
             let mut bytes = std::fs::read(&path).unwrap();
@@ -224,7 +233,8 @@ mod tests {
         }
     }
 
-    /// A process that goes on convolves as the one before it did, whatever it would have chosen itself.
+    /// A resumed process uses the convolution algorithms of the process before it, not its own
+    /// choices.
     #[test]
     fn the_choices_of_the_earlier_process_are_taken_up() {
         let mut saved = Saved::new();
@@ -248,12 +258,12 @@ mod tests {
         assert_eq!(saved.load().unwrap(), Some(3));
         saved.damage(LAST);
         assert_eq!(saved.load().unwrap(), Some(2));
-        // The next one keeps the good one, not the damaged one.
+        // The next save keeps the good checkpoint, not the damaged one.
         saved.save(3);
         std::fs::write(saved.folder.path().join(LAST), "").unwrap();
         assert_eq!(saved.load().unwrap(), Some(2));
         saved.save(3);
-        // As a kill between the two names leaves it.
+        // The state after a kill between the two renames.
         std::fs::remove_file(saved.folder.path().join(LAST)).unwrap();
         assert_eq!(saved.load().unwrap(), Some(2));
     }

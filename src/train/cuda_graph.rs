@@ -1,9 +1,12 @@
-//! Steps of training and evaluation that are recorded once, as a CUDA graph, and replayed with one call: a small network's step is
-//! hundreds of operations, and asking for them takes longer than doing them.
+//! Steps of training and evaluation that are recorded once, as a CUDA graph, and replayed with one
+//! call. A step of a small network is hundreds of operations, and launching them takes longer than
+//! running them.
 //!
-//! What changes from step to step is in tensors that stay where they are: what was drawn for a batch, or its images and labels, are
-//! copied into those of the recording, and the learning rate and temperatures are filled in. The batch is gathered, and what comes
-//! out is written or added to, inside of the recording. The state of the random generator is read at each replay.
+//! Everything that changes from step to step is in tensors that keep their addresses: the values
+//! drawn for a batch, or its images and labels, are copied into the tensors of the recording, and
+//! the learning rate and the temperatures are filled in. The recording includes gathering the
+//! batch, and writing or adding to the outputs. The state of the random generator is read at each
+//! replay.
 
 use crate::config::Graphs;
 use crate::data::batch::{Batch, Prepared};
@@ -12,27 +15,29 @@ use crate::note;
 use crate::panics;
 use tch::Device;
 
-/// Steps before one is recorded: cuDNN measures its convolutions, and libtorch sets up what it needs.
+/// Number of steps that run before a step is recorded: cuDNN measures its convolutions, and
+/// libtorch sets up what it needs.
 const WARM_UP: u32 = 3;
 
-/// Records work and does it again.
+/// A recorder of work that can be replayed.
 pub trait Recorder {
-    /// Records the work, and does none of it.
+    /// Records `work` without running it.
     ///
     /// # Errors
-    /// Why it can't, on one line.
+    /// The reason, on one line, why `work` can't be recorded.
     fn record(&mut self, work: &mut dyn FnMut()) -> Result<(), String>;
 
-    /// Does what was recorded, which is this work.
+    /// Runs the recorded work. `work` is the same work as in [`Recorder::record`].
     ///
     /// # Errors
-    /// What went wrong, on one line.
+    /// The failure of the replay, on one line.
     fn replay(&mut self, work: &mut dyn FnMut()) -> Result<(), String>;
 }
 
 impl Recorder for CudaGraph {
     fn record(&mut self, work: &mut dyn FnMut()) -> Result<(), String> {
-        // What libtorch refuses to record is no defect: it is told, and training goes on.
+        // If libtorch refuses to record the work, that is no defect: the log says so, and training
+        // continues.
         panics::expected(|| CudaGraph::record(self, work)).unwrap_or_else(Err)
     }
 
@@ -41,20 +46,20 @@ impl Recorder for CudaGraph {
     }
 }
 
-/// How steps are asked for, each of which does the same work on a batch of the same split.
+/// Runner of steps that all do the same work, each on a batch of the same split.
 pub struct Steps {
-    /// What the log calls them.
+    /// Name of the steps in the log.
     what: &'static str,
     state: State,
 }
 
 enum State {
-    /// Operation by operation.
+    /// Runs each operation by itself.
     Plain,
-    /// So until `steps` are enough that were run on batches of that size, the largest so far: the last batch of an epoch may be
-    /// smaller.
+    /// Runs each operation by itself until [`WARM_UP`] steps have run on batches of `size`, the
+    /// largest size so far. (The last batch of an epoch may be smaller.)
     Warm { recorder: Box<dyn Recorder>, size: usize, steps: u32 },
-    /// Recorded, for batches of the size of `own`, which the recording reads.
+    /// Replays the recording for batches of the size of `own`, from which the recording reads.
     Recorded { recorder: Box<dyn Recorder>, own: Prepared },
 }
 
@@ -69,7 +74,8 @@ impl std::fmt::Debug for Steps {
 }
 
 impl Steps {
-    /// Recorded where that is wanted and can be; on CUDA the log says why not. It calls them `what`.
+    /// Creates a runner that records its steps if `wanted` and possible. On CUDA the log gives the
+    /// reason if recording is not possible, and calls the steps `what`.
     pub fn new(what: &'static str, wanted: Graphs, device: Device) -> Steps {
         let Device::Cuda(index) = device else { return Steps::plain() };
         if wanted == Graphs::Off {
@@ -81,17 +87,21 @@ impl Steps {
         }
     }
 
-    /// Never recorded.
+    /// Creates a runner that never records.
     pub fn plain() -> Steps {
         Steps { what: "steps", state: State::Plain }
     }
 
-    /// Recorded by this.
+    /// Creates a runner that records its steps with `recorder`.
     pub fn recorded(what: &'static str, recorder: Box<dyn Recorder>) -> Steps {
         Steps { what, state: State::Warm { recorder, size: 0, steps: 0 } }
     }
 
-    /// A step on a batch. `compute` is the step, and leaves what comes out in tensors that stay where they are.
+    /// Runs a step on a batch. `compute` does the step, and leaves its outputs in tensors that keep
+    /// their addresses.
+    ///
+    /// # Panics
+    /// A replay fails, which leaves the device unusable.
     pub fn run(&mut self, batch: &Prepared, compute: &mut dyn FnMut(&Batch)) {
         self.state = match std::mem::replace(&mut self.state, State::Plain) {
             State::Warm { mut recorder, size, steps } if batch.len() == size && steps == WARM_UP => {
@@ -114,7 +124,7 @@ impl Steps {
 }
 
 impl State {
-    /// After a step that was not replayed, on a batch of that size.
+    /// Returns the state after a step on a batch of size `len` that was not replayed.
     fn after(self, len: usize) -> State {
         match self {
             State::Warm { recorder, size, .. } if len > size => State::Warm { recorder, size: len, steps: 1 },
@@ -131,12 +141,12 @@ fn replay(
     compute: &mut dyn FnMut(&Batch),
 ) -> State {
     own.set(batch);
-    // A replay that fails leaves a device that nothing more can be asked of.
+    // After a failed replay the device is unusable.
     recorder.replay(&mut || compute(&own.batch())).unwrap_or_else(|why| panic!("CUDA graph: {why}"));
     State::Recorded { recorder, own }
 }
 
-/// Without recording, which the log tells.
+/// Returns the state without recording, and writes the reason to the log.
 fn plain(what: &str, why: &str) -> State {
     note!("{what} are not recorded as CUDA graphs: {why}");
     State::Plain
@@ -146,8 +156,8 @@ fn plain(what: &str, why: &str) -> State {
 mod tests {
     use super::*;
 
-    /// With libtorch's CUDA part open, every name that the library of the graphs needs is found; then a machine without a GPU says what
-    /// CUDA says.
+    /// With libtorch's CUDA part open, the library of the graphs finds every symbol that it needs.
+    /// On a machine without a GPU the error is then that of CUDA.
     #[cfg(feature = "cuda-graphs")]
     #[test]
     fn the_library_of_the_graphs_opens_without_a_gpu() {
@@ -159,7 +169,7 @@ mod tests {
         assert!(why.to_lowercase().contains("driver"), "{why}");
     }
 
-    /// Without a GPU a graph can't be made, with the cargo feature or without.
+    /// Without a GPU no graph can be made, with the cargo feature or without.
     #[test]
     fn without_a_gpu_steps_run_plainly() {
         let plain = |wanted, device| matches!(Steps::new("steps", wanted, device).state, State::Plain);

@@ -1,4 +1,4 @@
-//! Top-1, top-5 and loss on the test split, and the comparison of two networks on it.
+//! Top-1, top-5 and loss on a split, and the comparison of the two forms of a network.
 
 use crate::data::batch::{Batch, Batches};
 use crate::fold::Agreement;
@@ -10,34 +10,36 @@ use crate::train::result::{FoldResult, FormResult};
 use anyhow::{Result, ensure};
 use tch::{Device, Kind, Tensor};
 
-/// Images a step of an evaluation; only memory and speed depend on it.
+/// Images per step of an evaluation. Affects only memory and speed.
 const BATCH: usize = 256;
 
-/// Sums over images, kept on the device until they are asked for, in a tensor that stays where it is.
+/// Sums over images. They stay on the device until they are read, in a tensor that keeps its
+/// address.
 #[derive(Debug)]
 pub struct Scores {
-    /// Images, those whose class is predicted first, those whose class is among the first five, and the loss; float64 (4).
+    /// Number of images, of images whose class is predicted first, of images whose class is among
+    /// the first five, and sum of the loss; float64 (4).
     sums: Tensor,
 }
 
-/// What [`Scores`] come to.
+/// Means of the sums in [`Scores`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Evaluation {
-    /// Percent of images whose class is predicted first.
+    /// Percentage of images whose class is predicted first.
     pub top1: f64,
-    /// Percent of images whose class is among the first five.
+    /// Percentage of images whose class is among the first five.
     pub top5: f64,
     /// Mean cross-entropy.
     pub loss: f64,
 }
 
 impl Scores {
-    /// Of nothing yet.
+    /// Creates the scores of no images.
     pub fn new(device: Device) -> Scores {
         Scores { sums: Tensor::zeros([4], (Kind::Double, device)) }
     }
 
-    /// Takes a batch into account: logits (N, classes), labels (N).
+    /// Adds a batch: logits (N, classes), labels (N).
     pub fn add(&mut self, logits: &Tensor, labels: &Tensor) {
         let (n, classes) = (logits.size()[0], logits.size()[1]);
         let (_, best) = logits.topk(classes.min(5), 1, true, true);
@@ -54,7 +56,7 @@ impl Scores {
         );
     }
 
-    /// The means over all images.
+    /// Returns the means over all images.
     pub fn finish(&self) -> Result<Evaluation> {
         let sums: Vec<f64> = (&self.sums).try_into()?;
         let mean = |at: usize| sums[at] / sums[0].max(1.);
@@ -62,7 +64,7 @@ impl Scores {
     }
 }
 
-/// Evaluates one network again and again; its steps may be recorded.
+/// Evaluator of one network that is evaluated repeatedly. Its steps may be recorded.
 #[derive(Debug)]
 pub struct Evaluator {
     steps: Steps,
@@ -70,12 +72,13 @@ pub struct Evaluator {
 }
 
 impl Evaluator {
-    /// On a device.
+    /// Creates an evaluator on a device.
     pub fn new(steps: Steps, device: Device) -> Evaluator {
         Evaluator { steps, scores: Scores::new(device) }
     }
 
-    /// The network on a split: always the same, of which only the variables' numbers change.
+    /// Evaluates the network on a split. Every call must be for the same network and split; only
+    /// the values of the variables may change, because the steps may be recorded.
     pub fn evaluate(&mut self, network: &Built, batches: &Batches) -> Result<Evaluation> {
         self.evaluate_some(network, batches, batches.len(), None)
     }
@@ -102,38 +105,38 @@ impl Evaluator {
     }
 }
 
-/// One network on a split, once.
+/// Evaluates a network once on a split.
 ///
 /// # Errors
-/// Where logits are NaN or infinite.
+/// The loss is NaN or infinite, or an image can't be read.
 pub fn evaluate(network: &Built, batches: &Batches) -> Result<Evaluation> {
     evaluate_some(network, batches, batches.len())?.expect_finite()
 }
 
-/// One network on at most `count` images spread over a split, once. Its scores may be NaN.
+/// Evaluates a network once on at most `count` images, spread over a split. The scores may be NaN.
 ///
 /// # Errors
-/// Where an image can't be read.
+/// An image can't be read.
 pub fn evaluate_some(network: &Built, batches: &Batches, count: usize) -> Result<Evaluation> {
     let progress = Progress::of_images("evaluating", count.min(batches.len()));
     Evaluator::new(Steps::plain(), network.store.device()).evaluate_some(network, batches, count, Some(progress))
 }
 
-/// Both forms of a network on a split, batch by batch side by side.
+/// Comparison of both forms of a network on a split, batch by batch.
 #[derive(Debug)]
 pub struct Comparison {
-    /// The expanded form.
+    /// Scores of the expanded form.
     pub expanded: Evaluation,
-    /// The compact form.
+    /// Scores of the compact form.
     pub compact: Evaluation,
-    /// How far their logits are apart.
+    /// Agreement of the logits of both forms.
     pub agreement: Agreement,
 }
 
-/// Evaluates and compares the two forms.
+/// Evaluates and compares the two forms of a network.
 ///
 /// # Errors
-/// Where logits of either are NaN or infinite.
+/// The loss of either form is NaN or infinite, or an image can't be read.
 pub fn compare(expanded: &Built, compact: &Built, batches: &Batches) -> Result<Comparison> {
     let device = expanded.store.device();
     let (mut a, mut b, mut agreement) = (Scores::new(device), Scores::new(device), Agreement::default());
@@ -153,7 +156,8 @@ pub fn compare(expanded: &Built, compact: &Built, batches: &Batches) -> Result<C
 }
 
 impl Evaluation {
-    /// Refuses scores of logits that are NaN or infinite: the largest of them is no prediction.
+    /// Returns an error if the loss is not finite: the largest of logits that are NaN or infinite
+    /// is no prediction.
     fn expect_finite(self) -> Result<Evaluation> {
         let loss = self.loss;
         ensure!(
@@ -163,7 +167,7 @@ impl Evaluation {
         Ok(self)
     }
 
-    /// With the size and the cost of the network.
+    /// Returns the scores with the parameters and multiply-accumulates of the network.
     pub fn with_cost(self, network: &Built, spec: InputSpec) -> FormResult {
         let Evaluation { top1, top5, loss } = self;
         FormResult { top1, top5, loss, parameters: network.parameters(), macs: network.macs(spec) }
@@ -184,7 +188,8 @@ impl From<Agreement> for FoldResult {
 mod tests {
     use super::*;
 
-    /// PyTorch's argmax and topk take a NaN for the largest, and two networks of nothing but NaN would agree on every image.
+    /// PyTorch's argmax and topk take NaN for the largest value, so two networks that give only NaN
+    /// would agree on every image.
     #[test]
     fn logits_that_are_not_finite_are_no_predictions() {
         let labels = Tensor::from_slice(&[0i64, 1]);
@@ -213,7 +218,7 @@ mod tests {
         parts.add(&logits.narrow(0, 0, 2), &labels.narrow(0, 0, 2));
         parts.add(&logits.narrow(0, 2, 1), &labels.narrow(0, 2, 1));
         let (all, parts) = (all.finish().unwrap(), parts.finish().unwrap());
-        // Image 0 is right, image 1 has its class last of six, image 2 is right.
+        // Image 0 is right, the class of image 1 comes last of six, image 2 is right.
         assert!((all.top1 - 200. / 3.).abs() < 1e-12 && (all.top5 - 200. / 3.).abs() < 1e-12, "{all:?}");
         let log_sum: f64 = (0..6).map(|i| f64::from(i).exp()).sum::<f64>().ln();
         let expected = ((log_sum - 5.) + log_sum + ((9f64.exp() + 4. + 1f64.exp()).ln() - 9.)) / 3.;

@@ -23,7 +23,7 @@ use std::path::Path;
 use tch::Device;
 use trial::Trial;
 
-/// The version of this crate and, where it was built from a checkout, its git revision.
+/// Returns the version of this crate and, if it was built from a checkout, the git revision.
 pub fn version() -> String {
     match option_env!("FOLDCONV_REVISION") {
         Some(revision) => format!("{} ({revision})", env!("CARGO_PKG_VERSION")),
@@ -31,17 +31,17 @@ pub fn version() -> String {
     }
 }
 
-/// Trains a trial in `folder`, or goes on with the one that is there, to its end: see [`Trial`]. A signal to end makes it write its
-/// checkpoint first.
+/// Trains a trial in `folder` to its end, or continues the trial that is there; see [`Trial`]. On a
+/// signal to end, the trial writes its checkpoint first.
 ///
 /// # Errors
-/// Those of [`Trial::open`] and [`Trial::advance`].
+/// As [`Trial::open`] and [`Trial::advance`].
 pub fn train(config: &Config, folder: &Path, device: Device) -> Result<TrialResult> {
     if let Some(result) = trial::finished(config, folder)? {
         return Ok(result);
     }
-    // The second Ctrl-C ends the process at once. A second SIGTERM does not: a cluster sends it to every process of a job, and so
-    // does the sweep that started this one.
+    // The second Ctrl-C ends the process at once. A second SIGTERM does not, because a cluster
+    // sends SIGTERM to every process of a job, and so does the sweep that started this process.
     let stop = signals::stop_flag(&[SIGINT, SIGTERM], &[SIGINT])?;
     let mut trial = Trial::open(config, folder, device, stop)?;
     loop {

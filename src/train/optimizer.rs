@@ -1,14 +1,17 @@
 //! Stochastic gradient descent with momentum, as torch.optim.SGD, on one flat buffer.
 //!
-//! Every parameter is a view of the buffer, so a step is a handful of operations however many parameters there are, and the
-//! optimizer's state is one tensor that a checkpoint can hold (libtorch's optimizer can't save its own). Each view begins where
-//! libtorch would let a tensor of its own begin: kernels of cuDNN read 16 bytes at once and end the process elsewhere.
+//! Every parameter is a view of the buffer, so a step is a handful of operations for any number of
+//! parameters, and the state of the optimizer is one tensor that a checkpoint can hold (libtorch's
+//! optimizer can't save its own state). Each view begins at an address at which libtorch would
+//! place a separate tensor: kernels of cuDNN read 16 bytes at once, and end the process at other
+//! addresses.
 
 use crate::config::TrainConfig;
 use crate::data::batch::{Batch, Mixed};
 use tch::{Kind, Tensor, nn};
 
-/// Bytes of which an address is a multiple: libtorch's own on a CPU, and a multiple of those that CUDA's libraries ask for.
+/// Alignment of each parameter, in bytes: that of libtorch on a CPU, and a multiple of the
+/// alignment that CUDA's libraries need.
 const ALIGNMENT: usize = 64;
 
 /// SGD over the trainable variables of a store.
@@ -17,23 +20,26 @@ pub struct Sgd {
     parameters: Vec<Tensor>,
     flat: Tensor,
     velocity: Tensor,
-    /// Zeros that fill the buffer up to where the next parameter may begin.
+    /// Zeros that fill the buffer up to the next address at which a parameter may begin.
     zeros: Tensor,
-    /// Numbers at the front of the buffer that get weight decay.
+    /// Number of elements at the front of the buffer that get weight decay.
     decayed: i64,
     momentum: f64,
     nesterov: bool,
     weight_decay: f64,
-    /// The learning rate in force, a scalar where the parameters are: recorded steps read it anew.
+    /// Current learning rate, a scalar on the device of the parameters, which recorded steps read
+    /// at each replay.
     lr: Tensor,
 }
 
 impl Sgd {
-    /// Moves the store's trainable variables into one buffer; modules that hold them follow.
+    /// Moves the trainable variables of a store into one buffer. The modules that hold the
+    /// variables see the move.
     pub fn new(store: &nn::VarStore, config: &TrainConfig) -> Sgd {
         let mut named: Vec<(String, Tensor)> =
             store.variables().into_iter().filter(|(_, v)| v.requires_grad()).collect();
-        // Decayed parameters first, so that they are one slice; names make the order the same in every process.
+        // Decayed parameters come first, so that they are one slice. Sorting by name makes the
+        // order the same in every process.
         let decays = |tensor: &Tensor| config.decay_norm_and_bias || tensor.dim() > 1;
         named.sort_by(|(a, x), (b, y)| (!decays(x), a).cmp(&(!decays(y), b)));
         let first = named.partition_point(|(_, tensor)| decays(tensor));
@@ -61,17 +67,17 @@ impl Sgd {
         }
     }
 
-    /// The gradient of `loss` in each parameter.
+    /// Returns the gradient of `loss` for each parameter.
     pub fn gradients(&self, loss: &Tensor) -> Vec<Tensor> {
         Tensor::run_backward(&[loss], &self.parameters, false, false)
     }
 
-    /// Sets the learning rate of the updates that follow.
+    /// Sets the learning rate of the following updates.
     pub fn set_lr(&mut self, lr: f64) {
         let _ = self.lr.fill_(lr);
     }
 
-    /// One step down the gradient.
+    /// Updates the parameters with their gradients.
     pub fn update(&mut self, gradients: &[Tensor]) {
         tch::no_grad(|| {
             let gradient = flatten(gradients, &self.zeros);
@@ -87,12 +93,16 @@ impl Sgd {
         });
     }
 
-    /// The running sum of gradients, one parameter's behind the other: all that a checkpoint needs beside the parameters.
+    /// Returns the velocity (the running sum of gradients) of all parameters, concatenated without
+    /// gaps. A checkpoint needs it in addition to the parameters.
     pub fn velocity(&self) -> Tensor {
         Tensor::cat(&self.velocities().collect::<Vec<_>>(), 0)
     }
 
-    /// Takes up the running sum of a checkpoint.
+    /// Restores the velocity from a checkpoint.
+    ///
+    /// # Errors
+    /// The velocity has the size of another network's.
     pub fn set_velocity(&mut self, velocity: &Tensor) -> anyhow::Result<()> {
         let sizes: Vec<i64> = self.parameters.iter().map(|parameter| parameter.numel() as i64).collect();
         anyhow::ensure!(velocity.size() == [sizes.iter().sum::<i64>()], "the optimizer's state is of another network");
@@ -102,20 +112,21 @@ impl Sgd {
         Ok(())
     }
 
-    /// The running sum of each parameter: views.
+    /// Returns the velocity of each parameter, as views.
     fn velocities(&self) -> impl Iterator<Item = Tensor> {
         let places = places(&self.parameters, &self.zeros).into_iter();
         places.zip(&self.parameters).map(|(place, parameter)| self.velocity.narrow(0, place, parameter.numel() as i64))
     }
 }
 
-/// Numbers between a tensor and the next in a buffer in which each begins at a multiple of `zeros`.
+/// Returns the number of zeros between a tensor and the next in a buffer in which each tensor
+/// begins at a multiple of the length of `zeros`.
 fn gap(tensor: &Tensor, zeros: &Tensor) -> i64 {
     let unit = zeros.size()[0];
     (unit - tensor.numel() as i64 % unit) % unit
 }
 
-/// Where each tensor begins in the buffer.
+/// Returns the offset of each tensor in the buffer.
 fn places(tensors: &[Tensor], zeros: &Tensor) -> Vec<i64> {
     let begin = |next: &mut i64, tensor: &Tensor| {
         let place = *next;
@@ -125,14 +136,15 @@ fn places(tensors: &[Tensor], zeros: &Tensor) -> Vec<i64> {
     tensors.iter().scan(0, begin).collect()
 }
 
-/// The buffer.
+/// Concatenates the tensors and the gaps between them into one buffer.
 fn flatten(tensors: &[Tensor], zeros: &Tensor) -> Tensor {
     let rows = |tensor: &Tensor| [tensor.reshape([-1]), zeros.narrow(0, 0, gap(tensor, zeros))];
     let rows: Vec<Tensor> = tensors.iter().flat_map(rows).filter(|row| row.numel() > 0).collect();
     Tensor::cat(&rows, 0)
 }
 
-/// The loss of logits (N, classes) for a batch; for a mixed one `share CE(y) + (1 - share) CE(y')`.
+/// Returns the loss of logits (N, classes) for a batch; `share CE(y) + (1 - share) CE(y')` for a
+/// mixed batch.
 pub fn batch_loss(logits: &Tensor, batch: &Batch, label_smoothing: f64) -> Tensor {
     let loss = cross_entropy(logits, &batch.labels, label_smoothing);
     match &batch.mixed {
@@ -143,7 +155,7 @@ pub fn batch_loss(logits: &Tensor, batch: &Batch, label_smoothing: f64) -> Tenso
     }
 }
 
-/// The loss of logits (N, classes) for labels (N): mean cross-entropy with label smoothing.
+/// Returns the loss of logits (N, classes) for labels (N): mean cross-entropy with label smoothing.
 fn cross_entropy(logits: &Tensor, labels: &Tensor, label_smoothing: f64) -> Tensor {
     logits.cross_entropy_loss(labels, None::<Tensor>, tch::Reduction::Mean, -100, label_smoothing).to_kind(Kind::Float)
 }
@@ -153,7 +165,8 @@ mod tests {
     use super::*;
     use tch::Device;
 
-    /// torch.optim.SGD written out for each parameter by itself (its documentation's pseudocode, dampening 0).
+    /// One step of torch.optim.SGD for a single parameter, after the pseudocode in its
+    /// documentation, with dampening 0.
     fn reference(
         p: &Tensor,
         velocity: &mut Option<Tensor>,
@@ -182,17 +195,18 @@ mod tests {
             let mixed = Mixed { labels: Tensor::from_slice(&others), shares };
             let batch = Batch { images: Tensor::new(), labels: Tensor::from_slice(&own), mixed: Some(mixed) };
             let found = batch_loss(&logits, &batch, smoothing);
-            // The target is a mixture of both classes, smoothed: -sum target log p.
+            // The target is a smoothed mixture of both classes: -sum target log p.
             let one_hot = |labels: &[i64]| Tensor::from_slice(labels).onehot(classes).to_kind(Kind::Double);
             let target = one_hot(&own) * share + one_hot(&others) * (1. - share);
             let target = target * (1. - smoothing) + smoothing / classes as f64;
             let expected = -(target * logits.log_softmax(1, Kind::Double)).sum(Kind::Double) / 6.;
-            // The loss is float32: relative 2^-24, of numbers up to 4.
+            // The loss is float32: a relative error of 2^-24, for numbers up to 4.
             assert!((found - expected).abs().double_value(&[]) < 1e-6, "{share} {smoothing}");
         }
     }
 
-    /// cuDNN's batch norm of channels_last maps reads 16 bytes of its parameters at once.
+    /// Every parameter is aligned: cuDNN's batch norm of channels_last maps reads 16 bytes of its
+    /// parameters at once.
     #[test]
     fn each_parameter_begins_where_libraries_can_read_it() {
         let mut store = nn::VarStore::new(Device::Cpu);
@@ -209,12 +223,12 @@ mod tests {
                     variable.eq_tensor(&variable.full_like(name.parse::<f64>().unwrap())).all().int64_value(&[]) == 1
                 );
             }
-            // As a checkpoint has it: nothing between them.
+            // A checkpoint has the velocity without gaps.
             let numbers = Tensor::arange(15 + 7 + 1 + 16 + 54, (kind, Device::Cpu));
             sgd.set_velocity(&numbers).unwrap();
             assert_eq!(sgd.velocity(), numbers);
             assert!(sgd.set_velocity(&numbers.narrow(0, 1, 92)).is_err());
-            // The buffer holds (3, 5) and (2, 3, 3, 3), which decay, and what fills it up behind them.
+            // The decayed part of the buffer holds (3, 5) and (2, 3, 3, 3), each with its gap.
             let filled = |numbers: usize| numbers.next_multiple_of(ALIGNMENT / kind.elt_size_in_bytes()) as i64;
             assert_eq!(sgd.decayed, filled(15) + filled(54));
         }

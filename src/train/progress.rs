@@ -1,4 +1,4 @@
-//! What a person sees of a trial while it runs: nothing here changes a result.
+//! Progress display of a running trial. Nothing in this module changes a result.
 
 use crate::data::Watched;
 use crate::note;
@@ -9,37 +9,38 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// How far a trial is: `progress.json` in its folder, for whoever watches it from outside.
+/// Progress of a trial: `progress.json` in its folder, for programs that watch the trial.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Status {
-    /// The running epoch, from 1.
+    /// Running epoch, counted from 1.
     pub epoch: u64,
-    /// Epochs in all.
+    /// Number of all epochs.
     pub epochs: u64,
-    /// Steps done, of all epochs.
+    /// Number of steps done, over all epochs.
     pub step: u64,
-    /// Steps in all.
+    /// Number of steps of all epochs.
     pub steps: u64,
-    /// Of the last step.
+    /// Loss of the last step.
     pub loss: f64,
-    /// After the last epoch, in percent.
+    /// Top-1 after the last epoch, in percent.
     pub top1: Option<f64>,
-    /// On which images.
+    /// Images that the top-1 is of.
     #[serde(default)]
     pub watched: Watched,
-    /// Training images a second.
+    /// Training images per second.
     pub images_per_second: f64,
-    /// Seconds that the rest will take.
+    /// Estimated seconds until training ends.
     pub seconds_left: f64,
 }
 
 impl Status {
-    /// What a trial last wrote.
+    /// Reads the status that a trial wrote last, if there is one.
     pub fn read(trial: &Path) -> Option<Status> {
         serde_json::from_slice(&std::fs::read(trial.join("progress.json")).ok()?).ok()
     }
 
-    /// Whole, but not synced: after a crash it is worth nothing.
+    /// Replaces `progress.json` as a whole, but does not sync it: after a crash the file is
+    /// worthless.
     fn write(&self, trial: &Path) -> std::io::Result<()> {
         let temporary = trial.join(".partial-progress");
         std::fs::write(&temporary, serde_json::to_vec(self)?)?;
@@ -57,7 +58,7 @@ impl fmt::Display for Status {
     }
 }
 
-/// What a top-1 on these images is called.
+/// Returns the name of a top-1 on these images.
 fn title(watched: Watched) -> &'static str {
     match watched {
         Watched::Validation => "validation top-1",
@@ -65,8 +66,8 @@ fn title(watched: Watched) -> &'static str {
     }
 }
 
-/// The progress bar of a trial, on stderr; plain lines where stderr is no terminal. Once a second at most it also writes
-/// progress.json.
+/// Progress bar of a trial on stderr; plain lines if stderr is no terminal. Also writes
+/// `progress.json`, at most once per second.
 pub struct Bar {
     bar: ProgressBar,
     trial: PathBuf,
@@ -79,10 +80,10 @@ pub struct Bar {
 }
 
 impl Bar {
-    /// For `total` steps of which `done` are done, of the trial in that folder.
+    /// Creates the bar of the trial in folder `trial`, with `total` steps of which `done` are done.
     pub fn new(trial: &Path, total: u64, done: u64, epochs: u64, watched: Watched) -> Bar {
         let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
-        // A bar is decoration: where its template were wrong, the default style serves.
+        // An invalid template leaves the default style, because a bar is only decoration.
         if let Ok(style) = ProgressStyle::with_template("{prefix} {bar:24} {percent:>3}%  {msg}") {
             bar.set_style(style);
         }
@@ -91,13 +92,14 @@ impl Bar {
         Bar { bar, trial, epochs, watched, started, first: done, last_shown: None, last_written: None }
     }
 
-    /// Whether it is time to show something new; reading a loss waits for the device, so not at every step.
+    /// Returns true if it is time to update the display. Not every step does, because reading a
+    /// loss waits for the device.
     pub fn is_due(&self) -> bool {
         let pause = Duration::from_millis(if self.bar.is_hidden() { 1000 } else { 250 });
         self.last_shown.is_none_or(|last| last.elapsed() > pause)
     }
 
-    /// Shows the state after `step` steps in all.
+    /// Shows the state after `step` steps of all epochs.
     pub fn show(&mut self, epoch: u64, step: u64, loss: f64, top1: Option<f64>, images_per_second: f64) {
         self.last_shown = Some(Instant::now());
         let done = step.saturating_sub(self.first).max(1) as f64;
@@ -110,12 +112,12 @@ impl Bar {
         self.bar.set_message(status.to_string());
         if self.last_written.is_none_or(|last| last.elapsed() > Duration::from_secs(1)) {
             self.last_written = Some(Instant::now());
-            // It is decoration too: where the disk is full, the checkpoint will say so.
+            // The file is only decoration: if the disk is full, writing the checkpoint reports it.
             let _ = status.write(&self.trial);
         }
     }
 
-    /// An epoch is over: a line, where there is no terminal to draw on.
+    /// Prints a line for a finished epoch if stderr is no terminal.
     pub fn epoch(&self, row: &Row) {
         if self.bar.is_hidden() {
             note!(
@@ -130,13 +132,13 @@ impl Bar {
         }
     }
 
-    /// Takes the bar away.
+    /// Removes the bar.
     pub fn finish(&self) {
         self.bar.finish_and_clear();
     }
 }
 
-/// Seconds as a person says them.
+/// Formats seconds for people: `59 s`, `1:00 min` or `2:03 h`.
 pub fn clock(seconds: f64) -> String {
     let seconds = seconds.round().max(0.) as u64;
     match (seconds / 3600, seconds / 60 % 60, seconds % 60) {

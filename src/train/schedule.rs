@@ -1,10 +1,12 @@
-//! The learning rate, a step at a time.
+//! Learning rate schedule, per step.
 
 use crate::config::{Schedule, TrainConfig};
 
-/// The learning rate of a step (from 0) out of `epochs * steps_per_epoch`: a linear rise over the warm-up, then the schedule.
+/// Returns the learning rate of a step (from 0) out of `epochs * steps_per_epoch`: a linear rise
+/// over the warm-up, then the schedule.
 ///
-/// Cosine ends at 0 one step after the last, as PyTorch's CosineAnnealingLR stepped once a batch.
+/// The cosine reaches 0 one step after the last, as PyTorch's CosineAnnealingLR does if stepped
+/// once per batch.
 pub fn learning_rate(config: &TrainConfig, steps_per_epoch: u64, step: u64) -> f64 {
     let warmup = config.warmup * steps_per_epoch as f64;
     let total = (config.epochs * steps_per_epoch) as f64;

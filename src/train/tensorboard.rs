@@ -1,5 +1,5 @@
-//! What TensorBoard shows of a trial: scalars and histograms of each epoch, and the options in the HParams tab, in the folder
-//! `tensorboard`. Nothing here changes a result.
+//! TensorBoard events of a trial, in its folder `tensorboard`: scalars and histograms per epoch,
+//! and the options in the HParams tab. Writing events never changes a result.
 
 use crate::config::{Config, Value};
 use crate::data::Watched;
@@ -17,21 +17,22 @@ use tensorboard_proto::plugin_hparams::{HParamsPluginData, SessionEndInfo, Sessi
 use tensorboard_proto::summary::{HistogramProto, Summary, Summary_Value, SummaryMetadata, SummaryMetadata_PluginData};
 use tensorboard_rs::record_writer::RecordWriter;
 
-/// What the HParams tab shows of a trial beside its options.
+/// Returns the tags of the metrics that the HParams tab shows beside the options.
 fn metrics(watched: Watched) -> [String; 4] {
     let of = |name: &str| format!("{}/{name}", watched.name());
     [of("top1"), of("top5"), of("loss"), "train/loss".into()]
 }
 
-/// Buckets of a histogram.
+/// Number of buckets of a histogram.
 const BUCKETS: i64 = 30;
 
-/// The events of a trial, written by the crate's own record writer: its `FileWriter` panics, in a thread of its own, where the disk is
-/// full. This one is silent from then on: the checkpoint says so.
+/// Writer of a trial's event file. Uses the crate's record writer, since its `FileWriter` panics,
+/// in a thread of its own, on a full disk. After a failed write nothing more is written; the error
+/// is left to the checkpoint, whose write reports it.
 pub struct Events(Option<RecordWriter<BufWriter<File>>>);
 
 impl Events {
-    /// A file beside those of earlier runs of the trial.
+    /// Creates a new event file beside those of earlier runs of the trial.
     pub fn new(trial: &Path) -> Events {
         let folder = trial.join("tensorboard");
         let name = format!("events.out.tfevents.{:010}.foldconv.{}", now() as u64, std::process::id());
@@ -43,7 +44,7 @@ impl Events {
         events
     }
 
-    /// The options of the trial.
+    /// Writes the options of the trial.
     pub fn start(&mut self, config: &Config) {
         let options = options(config);
         let mut experiment = Experiment::new();
@@ -57,7 +58,7 @@ impl Events {
         self.summarise(0, vec![hparams("experiment", &first), hparams("session_start_info", &second)]);
     }
 
-    /// The trial is done.
+    /// Writes the end of the trial.
     pub fn end(&mut self) {
         let (mut session, mut data) = (SessionEndInfo::new(), HParamsPluginData::new());
         session.set_status(Status::STATUS_SUCCESS);
@@ -65,7 +66,7 @@ impl Events {
         self.summarise(0, vec![hparams("session_end_info", &data)]);
     }
 
-    /// One point an epoch, and the distribution of each of these tensors.
+    /// Writes the scalars of an epoch, and a histogram of each tensor.
     pub fn epoch<'t>(&mut self, row: &Row, watched: Watched, tensors: impl IntoIterator<Item = (String, &'t Tensor)>) {
         let [top1, top5, loss, train_loss] = metrics(watched);
         let scalars = [
@@ -106,7 +107,7 @@ impl Events {
     }
 }
 
-/// Seconds since 1970.
+/// Returns the seconds since 1970.
 fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0., |time| time.as_secs_f64())
 }
@@ -117,7 +118,7 @@ fn tagged(tag: &str) -> Summary_Value {
     value
 }
 
-/// A message of the HParams plugin, which travels as the metadata of an empty summary.
+/// Returns a message of the HParams plugin, as the metadata of an empty summary.
 fn hparams(name: &str, data: &HParamsPluginData) -> Summary_Value {
     let mut plugin = SummaryMetadata_PluginData::new();
     plugin.set_plugin_name("hparams".into());
@@ -147,7 +148,7 @@ fn info(name: &str, value: &Field) -> HParamInfo {
     info
 }
 
-/// The resolved options by their dotted keys; lists as text, what is null left out, and so where the data lie.
+/// Returns the resolved options by dotted keys, lists as text. Leaves out nulls and `data.root`.
 fn options(config: &Config) -> Vec<(String, Field)> {
     let mut found = Vec::new();
     collect("", &config.to_value(), &mut found);
@@ -178,7 +179,8 @@ fn collect(key: &str, value: &Value, found: &mut Vec<(String, Field)>) {
     found.push((key.to_string(), option));
 }
 
-/// Buckets of one width between the least and the largest number; none of a tensor that has no finite ones.
+/// Returns a histogram with equally wide buckets between the smallest and the largest value; none
+/// if the tensor is empty or holds a value that is not finite.
 fn histogram(tensor: &Tensor) -> Option<HistogramProto> {
     let values = tensor.detach().to_kind(Kind::Double).flatten(0, -1);
     if values.numel() == 0 {
@@ -188,7 +190,7 @@ fn histogram(tensor: &Tensor) -> Option<HistogramProto> {
     if !(least.is_finite() && most.is_finite()) {
         return None;
     }
-    // All in one bucket where they are equal.
+    // Equal values all fall into one bucket: the width is kept above 0.
     let width = ((most - least) / BUCKETS as f64).max(least.abs().max(most.abs()) * 1e-12 + f64::MIN_POSITIVE);
     let places = ((&values - least) / width).floor().clamp(0, BUCKETS - 1).to_kind(Kind::Int64);
     let counts = Vec::<i64>::try_from(places.bincount(None::<Tensor>, BUCKETS)).ok()?;

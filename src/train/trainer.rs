@@ -1,4 +1,4 @@
-//! One step of training, and all that it needs.
+//! A network in training: its state, and one training step.
 
 use crate::config::{Config, TrainConfig};
 use crate::data::augment::draw;
@@ -17,33 +17,34 @@ use tch::{Device, Kind, Tensor};
 /// A network in training.
 #[derive(Debug)]
 pub struct Trainer {
-    /// The trial.
+    /// Config of the trial.
     pub config: Config,
-    /// The expanded network.
+    /// Expanded network.
     pub network: Built,
-    /// Its optimizer.
+    /// Optimizer of the network.
     pub sgd: Sgd,
-    /// How its steps are asked for.
+    /// Runner of the training steps, which may record and replay them.
     pub steps: Steps,
-    /// How its evaluations are: those of one network, in the form that the config asks for.
+    /// Evaluator, for one network in the form that the config asks for.
     pub evaluator: Evaluator,
-    /// The loss of the last step, where a recorded step leaves it.
+    /// Loss of the last step; a recorded step writes its loss here.
     loss: Tensor,
-    /// The training split.
+    /// Training split.
     pub train: Batches,
-    /// The training images that are held out, where some are.
+    /// Held-out training images, if any.
     pub validation: Option<Batches>,
-    /// The test split.
+    /// Test split.
     pub test: Batches,
-    /// How the images are normalised.
+    /// Normalisation of the images.
     pub normalisation: Normalisation,
     /// Name of each class.
     pub classes: Vec<String>,
 }
 
 impl Trainer {
-    /// Builds the network from the seed and puts the images on the device. libtorch draws for all threads of a process from one generator:
-    /// where others draw meanwhile, the same seed gives other values.
+    /// Builds the network from the seed and puts the images on the device. libtorch has one random
+    /// generator for all threads of a process: if another thread draws numbers meanwhile, the same
+    /// seed gives other initial values.
     pub fn new(config: &Config, dataset: Dataset<Images>, device: Device) -> Result<Trainer> {
         config.train.precision.check(device)?;
         tch::manual_seed(config.seed as i64);
@@ -66,23 +67,24 @@ impl Trainer {
         })
     }
 
-    /// What each epoch is evaluated on: the images held out, else the test split.
+    /// Returns the images that each epoch is evaluated on: the held-out images if any, else the
+    /// test split.
     pub fn watched(&self) -> &Batches {
         self.validation.as_ref().unwrap_or(&self.test)
     }
 
-    /// Steps of an epoch.
+    /// Returns the number of steps of an epoch.
     pub fn steps_per_epoch(&self) -> u64 {
         self.train.len().div_ceil(self.config.train.batch) as u64
     }
 
-    /// The learning rate of a step of an epoch (both from 0).
+    /// Returns the learning rate of a step of an epoch (both from 0).
     pub fn learning_rate(&self, epoch: u64, step: u64) -> f64 {
         let steps = self.steps_per_epoch();
         learning_rate(&self.config.train, steps, epoch * steps + step)
     }
 
-    /// The batches of an epoch, from a step on.
+    /// Returns the batches of an epoch, from `step` on.
     pub fn batches(&self, epoch: u64, step: u64) -> Stream {
         let (seed, batch) = (self.config.seed, self.config.train.batch);
         let mut order = draw::shuffled(self.train.len(), seed, epoch);
@@ -90,8 +92,8 @@ impl Trainer {
         self.train.epoch(order, batch, seed, epoch)
     }
 
-    /// One step: batch, forward, backward, update. What is drawn depends on (seed, epoch, step) alone. The loss comes back as a
-    /// tensor on the device, detached: nothing waits for it.
+    /// Runs one step: batch, forward, backward, update. All random numbers depend only on (seed,
+    /// epoch, step). Returns the loss as a detached tensor on the device, without waiting for it.
     pub fn step(&mut self, batch: &Prepared, epoch: u64, step: u64) -> Tensor {
         self.prepare(epoch, step);
         let Trainer { network, sgd, config, steps, loss, .. } = self;
@@ -99,14 +101,15 @@ impl Trainer {
         loss.copy()
     }
 
-    /// As [`Trainer::step`] with a batch that is made, never recorded; `done` is called behind the forward pass, behind the backward
-    /// pass and behind the update.
+    /// Runs one step as [`Trainer::step`] does, on a batch already built and never recorded; `done`
+    /// is called after the forward pass, after the backward pass and after the update.
     pub fn step_by_phase(&mut self, batch: &Batch, epoch: u64, step: u64, done: &mut dyn FnMut()) -> Tensor {
         self.prepare(epoch, step);
         compute(&self.network, &mut self.sgd, &self.config.train, batch, done)
     }
 
-    /// What changes from step to step beside the batch.
+    /// Sets all that changes between steps apart from the batch: the seed, annealed values such as
+    /// temperatures, and the learning rate.
     fn prepare(&mut self, epoch: u64, step: u64) {
         tch::manual_seed(draw::step_seed(self.config.seed, epoch, step));
         self.network.network.anneal(epoch as f64 + step as f64 / self.steps_per_epoch() as f64);
@@ -114,7 +117,8 @@ impl Trainer {
     }
 }
 
-/// Forward, backward, update. All that it reads is in tensors that stay where they are, but for the batch.
+/// Runs forward, backward and update. All tensors that it reads, apart from the batch, stay at
+/// their addresses, as recording requires.
 fn compute(network: &Built, sgd: &mut Sgd, train: &TrainConfig, batch: &Batch, done: &mut dyn FnMut()) -> Tensor {
     let precision = train.precision;
     precision.step(|| {

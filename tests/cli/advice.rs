@@ -1,4 +1,5 @@
-//! What an error advises can be done: flags that a message names are flags of the commands that print it.
+//! Advice in error messages can be followed: each flag that a message names is a flag of the
+//! commands that print the message.
 
 use crate::common::{arg, error, folder, run, stdout};
 use clap::{Command, CommandFactory};
@@ -6,8 +7,8 @@ use foldconv::cli::Cli;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-/// The commands that a part of the sources works for, each of which must have the flags that it names; elsewhere one that has it is
-/// enough.
+/// The commands that use a part of the sources: each of them must have every flag that this part
+/// names. For all other files one command with the flag suffices.
 const WORKS_FOR: [(&str, &[&str]); 10] = [
     ("src/cli/readings.rs", &["eval", "compare"]),
     ("src/config/document.rs", &["train", "sweep", "describe", "bench train", "bench data", "data check"]),
@@ -28,7 +29,7 @@ const READERS: &[&str] =
 /// Files that write command lines of other programs.
 const OF_OTHERS: [&str; 2] = ["src/sweep/slurm/commands.rs", "src/sweep/slurm/script.rs"];
 
-/// Every command with the flags that it takes.
+/// Collects every command with the flags that it takes.
 fn flags(command: &Command, way: &str, found: &mut Vec<(String, BTreeSet<String>)>) {
     for inner in command.get_subcommands().filter(|inner| inner.get_name() != "help") {
         flags(inner, format!("{way} {}", inner.get_name()).trim(), found);
@@ -49,9 +50,10 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// What looks like a flag in the texts of a source, its tests and comments left out.
+/// Returns everything that looks like a flag in the texts of a source, without its tests and
+/// comments.
 ///
-/// Those of a whole command line between backticks come with its command.
+/// A flag of a whole command line between backticks is returned with its command.
 fn named(source: &str) -> BTreeSet<(Option<String>, String)> {
     let source = source.split("#[cfg(test)]\nmod tests {").next().unwrap();
     let code = source.lines().filter(|line| !line.trim_start().starts_with("//"));
@@ -98,7 +100,7 @@ fn every_flag_that_a_message_names_is_one_of_its_commands() {
     assert!(tried > 30, "{tried}");
 }
 
-/// CIFAR-10 in binary form, one record a file.
+/// Writes CIFAR-10 in binary form, one record per file.
 fn cifar() -> (tempfile::TempDir, PathBuf) {
     let record = |label: u8| [vec![label], vec![label * 20; 3072]].concat();
     let names = ["data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch"];
@@ -122,7 +124,7 @@ fn where_no_data_are_named_the_advice_works() {
         assert!(line.contains("name the folder that holds CIFAR-10 with --root or FOLDCONV_DATA"), "{line}");
         stdout(&run([command, &["--root", &arg(&root)]].concat()));
     }
-    // A root on the command line is kept as it is from everywhere.
+    // A root given on the command line is saved as an absolute path.
     let kept = std::fs::read_to_string(folder.join("out/config.yaml")).unwrap();
     assert!(kept.contains(&format!("root: {}", root.display())), "{kept}");
 }

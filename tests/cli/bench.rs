@@ -1,4 +1,5 @@
-//! `foldconv bench train`: that its numbers are there and fit together. How fast this machine is, no test asserts.
+//! `foldconv bench train`: its numbers are present and consistent. No test asserts how fast this
+//! machine is.
 
 use crate::common::{arg, error, folder, run, stdout};
 use foldconv::config::{self, Config};
@@ -27,7 +28,8 @@ fn number(document: &Value, path: &str) -> f64 {
     document.pointer(path).and_then(Value::as_f64).unwrap_or_else(|| panic!("no number {path} in {document:#}"))
 }
 
-/// Of ten classes, which no data set by itself is known by.
+/// Weights of ten classes load without --data: bench import takes the number of classes from the
+/// weights.
 #[test]
 fn weights_are_read_into_a_network_of_as_many_classes_as_they_have() {
     let keys = config::named("", "{data: shapes, net: smallnet}").unwrap();
@@ -53,19 +55,22 @@ fn the_numbers_of_training_fit_together() {
     assert_eq!((of("/steps"), of("/batch")), (10., 64.));
     let near = |a: f64, b: f64| (a / b - 1.).abs() < 1e-9;
     assert!(near(of("/images_per_second"), 64. / step));
-    // Medians of other steps than those that are measured whole: about the step.
+    // Medians of the phases come from other steps than those timed as a whole, so their sum only
+    // approximates the step.
     let phases = ["data", "forward", "backward", "optimizer"].map(|name| of(&format!("/phases/{name}_seconds")));
     let share = phases.iter().sum::<f64>() / step;
     assert!((0.5..2.).contains(&share) && phases.iter().all(|time| *time > 0.), "{phases:?} of {step}");
     assert_eq!(speed["execs"].as_object().unwrap().len(), 3, "the 1x1 convolutions of SmallNet");
     assert_eq!(speed["execs"]["blocks.0.pointwise.conv"], "moments");
 
-    // SmallNet's plain convolutions, of which the test beside the counting has each by itself.
+    // SmallNet's plain convolutions; the test beside the counting code lists each of them
+    // separately.
     let macs = 16384 * 16 + 4096 * 9 + 8192 * 16 + 2048 * 9 + 4096 * 32 + 1024 * 9 + 640;
     let (x, y) = (16384 + 16384 + 4096 + 8192 + 2048 + 4096, 16384 + 4096 + 8192 + 2048 + 4096 + 1024);
     assert_eq!(of("/floor/flops"), f64::from(64 * (4 * 16384 * 27 + 6 * macs)));
     assert_eq!(of("/floor/bytes"), f64::from(64 * 4 * (3 * 3072 + 2 * 16384 + 5 * x + 3 * y)));
-    // No layer is faster than its bytes and its products; all layers are no slower than both one after another.
+    // No layer is faster than its bytes and its products; all layers together are no slower than
+    // bytes and products one after the other.
     let (bytes, products) =
         (of("/floor/bytes") / of("/floor/bytes_per_second"), of("/floor/flops") / of("/floor/flops_per_second"));
     let floor = of("/floor/seconds");
@@ -73,7 +78,8 @@ fn the_numbers_of_training_fit_together() {
     assert!(near(of("/over_floor"), step / floor));
 }
 
-/// The first map is kept for the backward pass, and more. What was there before, libtorch and the images, is not the steps'.
+/// Peak memory grows with the batch by at least the first map, which is kept for the backward pass.
+/// Memory used before the steps, by libtorch and the images, isn't counted.
 #[test]
 #[cfg(target_os = "linux")]
 fn memory_is_that_of_the_steps() {

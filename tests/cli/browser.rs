@@ -1,6 +1,7 @@
-//! The page of a report in a real browser: it asks for nothing on the network, says nothing on the console, sorts, runs no script
-//! that a name holds, and is legible in both colour schemes and on a telephone. Needs Chromium and `make setup-browser`; without
-//! them the test says so and passes, unless FOLDCONV_BROWSER is set.
+//! The page of a report in a real browser: it makes no network requests, writes nothing to the
+//! console, sorts, runs no script from a name, and is legible in both colour schemes and on a
+//! phone. Needs Chromium and `make setup-browser`; without them the test says so and passes, unless
+//! FOLDCONV_BROWSER is set.
 
 use crate::common::browser::{browser, script};
 use crate::common::{arg, folder, python, run, stderr, stdout};
@@ -11,7 +12,8 @@ use std::process::Command;
 
 const NAME: &str = "<script>window.run=1;alert(1)</script>";
 
-/// A sweep whose trials are finished without training: results and curves are written here.
+/// Writes a sweep whose trials are finished without training: the results and curves are made up
+/// here.
 fn finished(root: &Path) {
     let sweep = "data: {name: cifar10}
 net: {name: smallnet}
@@ -37,7 +39,7 @@ paper: {source: 'NAME', table: 11, top1: {'plain root=NAME': 79.5, 'mdconv inter
             std::fs::write(folder.join("state.json"), json!({"state": "pruned", "message": NAME}).to_string()).unwrap();
             continue;
         }
-        // 9.5 and 10.25 stand the other way round as text than as numbers.
+        // 9.5 and 10.25 sort differently as text than as numbers.
         let top1 = 9.5 + 0.75 * (at / 3) as f64 + 0.2 * ((at * 7) % 5) as f64;
         let form = |top1: f64| json!({"top1": top1, "top5": 90.0, "loss": 0.5, "parameters": 5000 + 400 * (at / 3), "macs": 1e6 as i64});
         let result = json!({
@@ -59,13 +61,13 @@ paper: {source: 'NAME', table: 11, top1: {'plain root=NAME': 79.5, 'mdconv inter
     }
 }
 
-/// The means of a column of cells, none where a point has none.
+/// Returns the means in a column of cells, none for a point without a mean.
 fn means(column: &Value) -> Vec<Option<f64>> {
     let number = |cell: &Value| cell.as_str().unwrap().split(' ').next().unwrap().parse().ok();
     column.as_array().unwrap().iter().map(number).collect()
 }
 
-/// The share of pixels unlike the one in the corner.
+/// Returns the share of pixels that differ from the pixel in the corner.
 fn drawn(path: &str) -> f64 {
     let picture = Pixmap::decode_png(&std::fs::read(path).unwrap()).unwrap();
     let corner = picture.pixels()[0];
@@ -93,13 +95,13 @@ fn the_page_sorts_runs_nothing_foreign_and_is_legible() {
         let requests: Vec<&str> =
             page["requests"].as_array().unwrap().iter().map(|url| url.as_str().unwrap()).collect();
         assert!(requests.iter().all(|url| url.starts_with("data:") || url.ends_with("/report.html")), "{requests:?}");
-        // The name is on the page, letter by letter, and did nothing: the title, the header of a column's values in each of seven
-        // rows, and who published the figures.
+        // The name appears on the page as text and runs nothing: in the title, in the header of a
+        // column's values in each of seven rows, and as the source of the published figures.
         let shown = page["text"].as_str().unwrap().matches(NAME).count();
         assert!(shown >= 9, "{place}: {shown}");
         assert_eq!((&page["title"], &page["scripts"], &page["run"]), (&json!(NAME), &json!(1), &json!("undefined")));
         assert_eq!(page["figures"], 9, "{place}");
-        // The name is longer than the title of a figure has room for.
+        // The name doesn't fit in the title of a figure.
         let covered = page["covered"].as_array().unwrap().iter().filter(|text| !text.as_str().unwrap().contains(NAME));
         assert_eq!(covered.collect::<Vec<_>>(), [&json!(null); 0], "{place}: texts that overlap, or are cut off");
         assert!(page["overflow"].as_i64().unwrap() <= 0, "{place}: the page is wider than the window");
@@ -113,7 +115,7 @@ fn the_page_sorts_runs_nothing_foreign_and_is_legible() {
         assert_eq!(order[2], shown(&sorted), "{place}: down, the pruned point last");
         assert_eq!(page["sorts"], json!(["ascending", "descending"]));
 
-        // Text and lines are a few percent of a page; a blank one has none.
+        // Text and lines cover a few percent of a page; a blank page has none.
         let drawn = drawn(page["screenshot"].as_str().unwrap());
         assert!((0.01..0.9).contains(&drawn), "{place}: {drawn} of the page is drawn");
     }

@@ -1,10 +1,11 @@
-//! Compact models: how they are computed is measured, kept in the file, and shown; what operators cost.
+//! Compact models: the way in which they are computed is measured, kept in the file and shown; and
+//! the cost of operators is measured.
 
 use crate::common::{TINY, arg, error, folder, run, stdout};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
-/// A trained model in a folder.
+/// Trains a model in a new folder.
 fn trained(yaml: &str) -> (tempfile::TempDir, PathBuf) {
     let (guard, root) = folder(&[("a.yaml", yaml.as_bytes())]);
     stdout(&run(["train", &arg(&root.join("a.yaml")), "--out", &arg(&root.join("out")), "--threads", "2"]));
@@ -31,7 +32,8 @@ fn a_plan_is_measured_kept_and_shown() {
     }
     assert!(text.contains("kernels, ms") && text.contains("features, ms"), "{text}");
 
-    // The file says what was chosen and for what; one without a plan makes kernels.
+    // The file records the chosen executions and the batch size they were measured for. Sites of a
+    // file without a plan use kernels.
     let (before, after) = (document(&["describe", &arg(&plain)]), document(&["describe", &arg(&planned)]));
     assert_eq!((&after["form"], &after["tuned"]["batch"]), (&"compact".into(), &16.into()));
     assert_eq!(before.get("tuned"), None);
@@ -48,7 +50,7 @@ fn a_plan_is_measured_kept_and_shown() {
     }
     assert!(stdout(&run(["describe", &arg(&planned)])).contains("fastest for batch 16 on cpu"));
 
-    // Whatever was chosen, it is the same function. An edited choice shows that the file decides.
+    // Every choice computes the same function. An edited choice shows that the file decides.
     let loss = logits_loss(&model);
     assert!((logits_loss(&planned) - loss).abs() < 1e-5);
     let bytes = std::fs::read(&planned).unwrap();
@@ -63,14 +65,14 @@ fn a_plan_is_measured_kept_and_shown() {
     }
 }
 
-/// A model file whose plan gives every site that algorithm.
+/// Returns a model file whose plan gives every site `algorithm`.
 fn with_executions(bytes: &[u8], algorithm: &str) -> Vec<u8> {
     let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     let header = std::str::from_utf8(&bytes[8..8 + length]).unwrap();
     let edited = ["kernels", "features"].iter().fold(header.to_string(), |text, old| {
         text.replace(&format!(":\\\"{old}\\\""), &format!(":\\\"{algorithm}\\\""))
     });
-    // What is changed on purpose has no seal.
+    // The seal is removed, since a file that was changed on purpose doesn't match it.
     let seal = edited.find("\\\"sha256").unwrap();
     let (start, rest) = edited.split_at(seal);
     let edited = format!("{start}{}", rest.split_once(',').unwrap().1);
@@ -88,7 +90,7 @@ fn a_static_network_has_nothing_to_choose() {
     assert_eq!(batch.status.code(), Some(2), "a batch without a plan means nothing");
 }
 
-/// The temperature in force at the end is the model's, and the checkpoint's.
+/// The model and the checkpoint hold the temperature in force at the end of training.
 #[test]
 fn a_temperature_moves_and_is_kept() {
     let yaml = TINY.replace("{name: mdconv}", "{name: dyconv, temperature: {from: 30, to: 2, epochs: 1}}");
@@ -146,7 +148,7 @@ fn operators_are_measured_beside_the_plain_convolution() {
         assert!(text.contains(part), "{part}:\n{text}");
     }
     let rows = document(&args);
-    // acb fits 3x3 alone; mdconv has two ways; two batches each.
+    // acb fits 3x3 kernels only; mdconv has two executions; two batch sizes each.
     assert_eq!(rows.as_array().unwrap().len(), 2 + 2 * 4 + 2 * 2);
     for row in rows.as_array().unwrap() {
         assert!(["train", "expanded", "compact"].iter().all(|key| row[key].as_f64().unwrap() > 0.), "{row}");

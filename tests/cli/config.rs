@@ -1,4 +1,4 @@
-//! Every key of a config file, as its schema has them: misspelt, and with values of the wrong kind.
+//! Every key of a config file, taken from its schema: misspelt, and with values of the wrong kind.
 
 use foldconv::config::{Config, Document, Mapping, SWEEP_KEYS};
 use foldconv::error::{exit_status, one_line};
@@ -7,15 +7,15 @@ use foldconv::sweep::plan::Plan;
 use foldconv::sweep::plan::section::SweepSection;
 use serde_json::{Map, Value, json};
 
-/// A section of a config that holds what leads to it.
+/// A section of a config, in a config that contains it.
 struct VariablePaths {
     config: Value,
     path: Vec<String>,
-    /// Its keys, but for the one that tells alternatives apart.
+    /// Keys of the section, without the key that distinguishes alternatives.
     keys: Vec<String>,
 }
 
-/// The schemas of which a value must fit one.
+/// Returns the schemas of which a value must match one.
 fn alternatives<'a>(root: &'a Value, part: &'a Value) -> Vec<&'a Value> {
     if let Some(name) = part["$ref"].as_str() {
         return alternatives(root, &root["$defs"][name.rsplit('/').next().unwrap()]);
@@ -26,7 +26,7 @@ fn alternatives<'a>(root: &'a Value, part: &'a Value) -> Vec<&'a Value> {
     }
 }
 
-/// Every section below a part of a schema, which lies at a path of a config.
+/// Collects every section below a part of a schema, which lies at `path` of a config.
 fn walk(root: &Value, part: &Value, config: &Value, path: &[String], found: &mut Vec<VariablePaths>) {
     for part in alternatives(root, part) {
         let Some(properties) = part["properties"].as_object() else { continue };
@@ -57,7 +57,7 @@ fn places() -> Vec<VariablePaths> {
     found
 }
 
-/// The error of a config, if it has one, which is that of a wrong request on one line.
+/// Returns the error of a config, if any, which must be the one-line error of a bad request.
 fn refusal(place: &VariablePaths, key: &str, value: &Value) -> Option<String> {
     let mut config = place.config.clone();
     place.path.iter().fold(&mut config, |section, key| &mut section[key])[key] = value.clone();
@@ -70,7 +70,7 @@ fn refusal(place: &VariablePaths, key: &str, value: &Value) -> Option<String> {
     Some(line)
 }
 
-/// A slip of one letter: left out, twice, or changed with the next one.
+/// Returns all slips of one letter: a letter left out, doubled, or swapped with the next one.
 fn slips(key: &str) -> Vec<String> {
     let letters: Vec<char> = key.chars().collect();
     let word = |letters: &[char]| letters.iter().collect::<String>();
@@ -86,7 +86,7 @@ fn slips(key: &str) -> Vec<String> {
     all
 }
 
-/// Whether a slip may be one of that key too.
+/// Whether `slip` may also be a slip of `key`.
 fn near(key: &str, slip: &str) -> bool {
     let changed = key.chars().zip(slip.chars()).filter(|(one, other)| one != other).count();
     [(key, slip), (slip, key)].iter().any(|(one, other)| slips(one).iter().any(|near| near == other))
@@ -98,7 +98,7 @@ fn every_misspelt_key_gets_its_name_back() {
     let places = places();
     let mut tried = 0;
     for place in &places {
-        // At the top stand the keys of a trial and those of a sweep.
+        // The top level has the keys of a trial and the keys of a sweep.
         let top =
             ["data", "net", "operator", "train", "seed", "base"].iter().chain(&SWEEP_KEYS).map(|key| key.to_string());
         let keys: Vec<String> = match place.path.is_empty() {
@@ -107,7 +107,7 @@ fn every_misspelt_key_gets_its_name_back() {
         };
         for key in &place.keys {
             for slip in slips(key) {
-                // What is as near to another key may be that one.
+                // A slip that is as near to another key may be corrected to that key.
                 let unclear = |other: &String| other != key && (*other == slip || near(other, &slip));
                 if keys.iter().any(unclear) {
                     continue;
@@ -160,7 +160,7 @@ fn no_value_of_the_wrong_kind_is_told_in_the_words_of_rust() {
                 let Some(line) = refusal(&place, key, value) else { continue };
                 let said = words.iter().chain(&numbers).find(|word| line.contains(**word));
                 assert!(said.is_none(), "{dotted}: {value}: {line}");
-                // What is missing, or does not fit others, is told of the section.
+                // A missing key, or a value that contradicts others, is reported for the section.
                 let section = format!("{}: ", place.path.join("."));
                 assert!(line.contains(&dotted) || line.contains(&section), "{dotted}: {value}: {line}");
                 refused += 1;

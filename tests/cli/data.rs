@@ -1,4 +1,5 @@
-//! `foldconv data`: sets listed and checked, and files fetched from a server on the loopback that misbehaves in every way.
+//! `foldconv data`: sets are listed and checked, and files are fetched from a local server that
+//! misbehaves in every way.
 
 use crate::common::{arg, error, foldconv, folder, run, stdout};
 use foldconv::data::fetch::{self, Event, Outcome, Patience};
@@ -12,15 +13,16 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// A request as a server sees it.
+/// A request as seen by the server.
 #[derive(Clone, Debug, PartialEq)]
 struct Request {
     path: String,
-    /// The first byte that is asked for.
+    /// First byte requested.
     from: Option<usize>,
 }
 
-/// A server that hands each request to a function, with its number; a connection is closed behind each answer.
+/// A server that passes each request, with its number, to a function; it closes the connection
+/// after each answer.
 struct Server {
     address: String,
     requests: Arc<Mutex<Vec<Request>>>,
@@ -41,14 +43,14 @@ impl Server {
                     seen.push(request.clone());
                     seen.len() - 1
                 };
-                // A client that has gone is no matter of the server's.
+                // An error means that the client has gone, which is fine.
                 let _ = answer(number, &request, &mut stream);
             }
         });
         Server { address, requests }
     }
 
-    /// The first byte that each request asked for.
+    /// Returns the first byte of each request.
     fn froms(&self) -> Vec<Option<usize>> {
         self.requests.lock().unwrap().iter().map(|request| request.from).collect()
     }
@@ -73,7 +75,7 @@ fn head(stream: &mut TcpStream, status: &str, length: usize, more: &str) -> std:
     write!(stream, "HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n{more}\r\n")
 }
 
-/// What is asked for, of which at most `most` bytes are sent though all are promised.
+/// Sends the requested bytes, at most `most` of them, although the header promises all.
 fn send(stream: &mut TcpStream, request: &Request, content: &[u8], most: usize) -> std::io::Result<()> {
     let from = request.from.unwrap_or(0);
     if from >= content.len() {
@@ -88,21 +90,21 @@ fn send(stream: &mut TcpStream, request: &Request, content: &[u8], most: usize) 
     stream.write_all(&rest[..most.min(rest.len())])
 }
 
-/// Bytes without a pattern that a shift would keep.
+/// Returns bytes without a pattern that would survive a shift.
 fn content() -> Vec<u8> {
     (0..300_000_u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect()
 }
 
-/// The file of [`content`], put into a folder of its set.
+/// Describes the file [`content`], to be saved in the folder of its set.
 fn download() -> Download {
     let md5 = format!("{:x}", Md5::digest(content()));
     Download { url: "", file: "set/file.bin", md5: md5.leak() }
 }
 
-/// Short waits; a machine that is busy must still answer within them.
+/// Retry settings with short pauses; even a busy machine must answer within the timeout.
 const PATIENCE: Patience = Patience { timeout: Duration::from_secs(20), attempts: 3, pause: Duration::from_millis(5) };
 
-/// Fetches the file; what was retried, and why.
+/// Fetches the file. Returns the outcome, and the reasons of retries.
 fn fetch(root: &Path, url: &str, patience: &Patience) -> (anyhow::Result<Outcome>, Vec<String>) {
     let mut retries = Vec::new();
     let outcome = fetch::fetch(&download(), url, root, patience, &mut |event| {
@@ -113,7 +115,8 @@ fn fetch(root: &Path, url: &str, patience: &Patience) -> (anyhow::Result<Outcome
     (outcome, retries)
 }
 
-/// The one line of a failure, and that nothing or only a part is left.
+/// Returns the one-line error of a fetch that must fail, and checks that at most a partial file is
+/// left.
 fn failure(root: &Path, server: &Server, status: u8) -> String {
     let error = fetch(root, &format!("{}/file.bin", server.address), &PATIENCE).0.unwrap_err();
     assert_eq!(exit_status(&error), status, "{error:#}");
@@ -123,7 +126,7 @@ fn failure(root: &Path, server: &Server, status: u8) -> String {
     line
 }
 
-/// Fetches the file, which must be right in the end; the reasons of its retries.
+/// Fetches the file, which must be correct in the end. Returns the reasons of retries.
 fn fetched(root: &Path, server: &Server) -> Vec<String> {
     let (outcome, retries) = fetch(root, &format!("{}/file.bin", server.address), &PATIENCE);
     assert_eq!(outcome.unwrap(), Outcome::Fetched);
@@ -132,7 +135,7 @@ fn fetched(root: &Path, server: &Server) -> Vec<String> {
     retries
 }
 
-/// A folder with what an earlier call left.
+/// Creates a folder with the partial file of an earlier call.
 fn with_part(part: &[u8]) -> (tempfile::TempDir, std::path::PathBuf) {
     folder(&[("set/file.bin.part", part)])
 }
@@ -150,7 +153,7 @@ fn a_file_is_fetched_once() {
 #[test]
 fn a_connection_that_is_cut_is_gone_on_with_where_it_stopped() {
     let (_guard, root) = folder(&[]);
-    // More cuts than attempts: each brought something new.
+    // There are more cuts than attempts, but each attempt brings new bytes.
     let server = Server::start(|_, request, stream| send(stream, request, &content(), 50_000));
     let retries = fetched(&root, &server);
     let expected: Vec<Option<usize>> = (0..6).map(|at| (at > 0).then_some(at * 50_000)).collect();
@@ -167,7 +170,7 @@ fn a_server_that_ignores_the_range_is_read_from_the_start() {
     });
     assert_eq!(fetched(&root, &server).len(), 1);
     assert_eq!(server.froms(), [None, Some(100_000)]);
-    // Nothing is left of a part that is longer than the file.
+    // A partial file longer than the file is discarded.
     let (_guard, root) = with_part(&[0; 300_001]);
     assert!(fetched(&root, &server).is_empty());
     assert_eq!(server.froms().len(), 3);
@@ -232,7 +235,7 @@ fn a_redirect_is_followed_with_the_range() {
     assert!(line.contains("too many redirects"), "{line}");
 }
 
-/// Neither an answer nor its body may be waited for without end.
+/// The client waits neither for an answer nor for its body without limit.
 #[test]
 fn a_server_that_hangs_is_given_up() {
     for sends_a_head in [false, true] {
@@ -243,7 +246,7 @@ fn a_server_that_hangs_is_given_up() {
                 head(stream, "200 OK", 1000, "")?;
                 stream.write_all(b"some")?;
             }
-            // Kept open.
+            // Keeps the connection open.
             held.lock().unwrap().push(stream.try_clone()?);
             Ok(())
         });
@@ -271,7 +274,7 @@ fn what_an_earlier_call_left_is_used_where_it_is_of_this_file() {
     let cases: [(&[u8], &[Option<usize>]); 4] = [
         (&content()[..1234], &[Some(1234)]),
         (&content(), &[]),
-        // Of another file, and shorter or longer than this one.
+        // Parts of another file: one shorter, one longer than the file.
         (b"other bytes", &[Some(11), None]),
         (&[0; 300_001], &[Some(300_001), None]),
     ];
@@ -302,7 +305,8 @@ fn a_file_that_claims_to_be_huge_is_refused() {
     assert!(line.contains("larger than 4294967296 bytes"), "{line}");
 }
 
-/// The folder holds the file at its place and nothing else, whatever addresses and answers say.
+/// The folder holds the file at its place and nothing else, whatever the address and the answers
+/// say.
 #[test]
 fn nothing_that_a_server_says_becomes_a_path() {
     let (_guard, outer) = folder(&[]);
@@ -338,7 +342,7 @@ fn a_folder_that_cannot_be_written_is_said() {
     assert!(one_line(&error).contains("cannot make this folder") && exit_status(&error) == 2, "{error:#}");
 }
 
-/// `data fetch` through the binary, with no proxy of the environment's.
+/// Runs `data fetch` through the binary, without the proxies of the environment.
 fn fetch_command(args: &[&str]) -> std::process::Output {
     let mut command = foldconv();
     for name in ["http_proxy", "https_proxy", "all_proxy"] {
@@ -389,7 +393,8 @@ fn list_has_every_set_of_the_registry() {
     assert_eq!(svhn["home"]["downloads"][1]["md5"], "eb5a983be6a315427106f1b164d9cef3");
 }
 
-/// MNIST with `train` and `test` images: of class 3 (white) and, every third, 7 (black).
+/// Writes MNIST with `train` and `test` images: class 3 (white), and every third image class 7
+/// (black).
 fn mnist(train: u8, test: u8) -> (tempfile::TempDir, std::path::PathBuf) {
     let label = |at: u8| if at % 3 == 2 { 7 } else { 3 };
     let labels = |n: u8| [vec![0, 0, 8, 1, 0, 0, 0, n], (0..n).map(label).collect()].concat();
@@ -422,7 +427,7 @@ fn check_counts_a_set() {
         serde_json::from_str(&stdout(&run(["data", "check", "mnist", "--root", &root, "--json"]))).unwrap();
     assert_eq!((&found["train"], &found["classes"][7]["train"]), (&6.into(), &2.into()));
     assert_eq!((&found["official"][0]["same"], &found["damaged"]), (&false.into(), &Value::Array(vec![])));
-    // The environment's folder serves as well, and a set that needs none.
+    // The folder of FOLDCONV_DATA is used as well, and a set that needs no folder can be checked.
     let output = foldconv().env("FOLDCONV_DATA", &root).args(["data", "check", "mnist"]).output().unwrap();
     assert_eq!(stdout(&output), text);
     assert!(
@@ -444,7 +449,7 @@ fn check_says_what_is_wrong() {
     assert!(cut.contains("mnist/train-images-idx3-ubyte: is cut short; get it again from"), "{cut}");
 }
 
-/// One channel and 28 pixels, through training, folding and comparing.
+/// A set with one channel and 28x28 pixels is trained on, folded and compared.
 #[test]
 fn a_grey_set_is_trained_on() {
     let (_guard, root) = mnist(60, 30);

@@ -1,10 +1,11 @@
-//! Every mistake that a user can make ends in one line that says what, where and what to do, and in exit status 2.
+//! Every mistake that a user can make ends in one line that says what is wrong, where, and what to
+//! do, and in exit status 2.
 
 use crate::common::{TINY, arg, error, foldconv, folder, run, stderr, stdout};
 use std::path::Path;
 use std::process::Command;
 
-/// `train` on a config, with overrides.
+/// Runs `train` on a config, with overrides.
 fn train(config: &str, overrides: &[&str]) -> std::process::Output {
     let (_guard, root) = folder(&[("a.yaml", config.as_bytes())]);
     let mut args = vec!["train".to_string(), arg(&root.join("a.yaml")), "--out".into(), arg(&root.join("out"))];
@@ -16,7 +17,7 @@ fn refused(overrides: &[&str]) -> String {
     error(&train(TINY, overrides), 2)
 }
 
-/// CIFAR-10 in binary form, one record a file, changed by `change`.
+/// Trains on CIFAR-10 in binary form, one record per file, changed by `change`. Returns the error.
 fn cifar(change: impl Fn(&Path)) -> String {
     let record = |label: u8| [vec![label], vec![7; 3072]].concat();
     let names = ["data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch"];
@@ -217,7 +218,8 @@ fn a_missing_tool_is_one_line_that_says_what_to_install() {
     assert!(!ok && first(&text).contains("Python 3.9 or newer with venv is missing"), "{text}");
 }
 
-/// Where stdout or stderr is a file on a full disk.
+/// A full disk behind stdout is an error with status 74, and behind stderr changes no exit status;
+/// neither is a panic.
 #[test]
 fn what_can_not_be_printed_is_no_panic() {
     let (_guard, root) = folder(&[("a.yaml", TINY.as_bytes())]);
@@ -255,7 +257,7 @@ fn a_refused_request_leaves_nothing_behind() {
     let there = before();
     let (config, out) = (arg(&root.join("a.yaml")), arg(&root.join("new/out")));
     error(&run(["train", &config, "--out", &out, "--set", "data.root=/no/such/folder"]), 2);
-    // Nothing listens there.
+    // No server listens at this address.
     let address = "http://127.0.0.1:9/";
     let fetch = run(["data", "fetch", "cifar10", "--root", &arg(&root.join("data")), "--url", address]);
     assert!(!fetch.status.success(), "{}", stderr(&fetch));
@@ -284,7 +286,8 @@ fn no_command_writes_over_the_file_that_it_reads() {
     assert_eq!(std::fs::read(&model).unwrap(), content);
 }
 
-/// A trial that was interrupted has a checkpoint and no model file.
+/// A trial that was interrupted has a checkpoint and no model file, so a checkpoint can be given in
+/// place of a model.
 #[test]
 fn a_checkpoint_is_taken_as_the_model_of_its_epoch() {
     let (_guard, root) = folder(&[("a.yaml", TINY.as_bytes())]);

@@ -1,5 +1,6 @@
-//! Every command with each of its flags at its worst, one at a time. The commands and flags are those that clap knows, so a new one
-//! is tried without a line here, unless it must be given, or needs another beside it.
+//! Every command with each of its flags at its worst values, one flag at a time. The commands and
+//! flags are taken from clap, so a new flag is tested without a line here, unless the flag is
+//! required or needs another flag.
 
 use clap::{Arg, ArgAction, Command, CommandFactory};
 use foldconv::cli::Cli;
@@ -14,7 +15,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 use tch::Device;
 
-/// A command and the way to it: `data check`.
+/// Collects all commands without subcommands, each with its path, such as `data check`.
 fn leaves(command: &Command, way: &[String], found: &mut Vec<(Vec<String>, Command)>) {
     let inner: Vec<&Command> = command.get_subcommands().filter(|inner| inner.get_name() != "help").collect();
     if inner.is_empty() {
@@ -25,7 +26,7 @@ fn leaves(command: &Command, way: &[String], found: &mut Vec<(Vec<String>, Comma
     }
 }
 
-/// Files and folders that are as they should be, in a folder for what is written.
+/// A folder with valid input files, and for everything that is written.
 struct VariablePaths {
     root: PathBuf,
     _guard: tempfile::TempDir,
@@ -49,7 +50,7 @@ impl VariablePaths {
         self.root.join(name).into()
     }
 
-    /// What a flag that must be given is given, and what makes the command quick.
+    /// Returns a valid value for a required flag, or for a flag that makes the command quick.
     fn good(&self, way: &str, flag: &Arg, tried: &str) -> Option<OsString> {
         if let Some(name) = flag.get_possible_values().first().filter(|_| flag.is_required_set()) {
             return Some(name.get_name().into());
@@ -65,7 +66,7 @@ impl VariablePaths {
             ("report", "sweep") => self.path("sweep"),
             ("data check", "name") => if tried == "root" { "cifar10" } else { "shapes" }.into(),
             ("data check", "overrides") if tried != "root" => "train=10".into(),
-            // Refused before anything is asked of the network.
+            // Refused before any network request.
             ("data fetch", "name") => "cifar10".into(),
             ("data fetch", "url") => "file:///".into(),
             ("bench op", "operators") => "mdconv".into(),
@@ -79,22 +80,23 @@ impl VariablePaths {
         })
     }
 
-    /// The arguments of a command, with one flag at a value.
+    /// Returns the arguments of a command, with one flag set to `value`.
     fn arguments(&self, way: &[String], command: &Command, tried: &Arg, value: Option<&OsStr>) -> Vec<OsString> {
         let mut all: Vec<OsString> = vec!["foldconv".into()];
         all.extend(way.iter().map(OsString::from));
         let name = way.join(" ");
-        // A flag without which the one that is tried says nothing.
+        // Adds flags without which the tested flag has no effect.
         match (&*name, tried.get_id().as_str()) {
             ("fold", "batch") => all.extend(["--plan", "latency"].map(OsString::from)),
-            // `shapes`, the set of the model, is in no folder.
+            // `shapes`, the data set of the model, has no folder.
             ("compare" | "eval", "root") => all.extend(["--data", "cifar10"].map(OsString::from)),
             ("report", "batch") => all.push("--latency".into()),
             ("sweep", "partition" | "time" | "gres" | "array_limit" | "sbatch" | "detach") => {
                 all.extend(["--launcher", "slurm", "--print"].map(OsString::from));
             }
             ("sweep", "print") => all.extend(["--launcher", "slurm"].map(OsString::from)),
-            // What would start processes of this program, which a test is not.
+            // Without --dry-run these would start processes of this program, which under test is
+            // not foldconv.
             ("sweep", "config" | "overrides" | "out") => all.push("--dry-run".into()),
             _ => {}
         }
@@ -113,7 +115,7 @@ impl VariablePaths {
         all
     }
 
-    /// What is bad about a value, whatever it is of.
+    /// Returns values that are bad for most kinds of flags.
     fn worst(&self) -> Vec<OsString> {
         let mut worst: Vec<OsString> = ["", "0", "-1", "NaN", "inf", "1e308", "18446744073709551615", "4294967295"]
             .iter()
@@ -130,8 +132,8 @@ impl VariablePaths {
 
 const TRIAL: &str = "{data: {name: shapes, train: 8, test: 4}, net: {name: smallnet}, train: {epochs: 1, batch: 4, algorithm: branches}";
 
-/// A model of the smallest network, weights of it, and a sweep whose one trial is done, so that no process is started for it; with the
-/// trial's name.
+/// Returns a folder with a model of the smallest network, its weights, and a sweep whose only trial
+/// is done, so that no process is started for it; and the name of the trial.
 fn made() -> &'static (String, tempfile::TempDir) {
     static MADE: OnceLock<(String, tempfile::TempDir)> = OnceLock::new();
     MADE.get_or_init(|| {
@@ -160,7 +162,7 @@ fn made() -> &'static (String, tempfile::TempDir) {
     })
 }
 
-/// Every command with every flag, in this process.
+/// Runs every command with every flag, in this process.
 #[test]
 #[ignore = "in a process of its own, by the test below"]
 fn every_flag() {
@@ -187,7 +189,8 @@ fn every_flag() {
     println!("{tried} calls, {refused} of them refused");
 }
 
-/// The exit status, which must be that of what was done or refused.
+/// Runs a command and returns its exit status, which must be that of success or of a refused
+/// request.
 fn tried_once(all: &[OsString]) -> u8 {
     let shown = format!("{:.300}", format!("{all:?}"));
     println!("{shown}");
@@ -200,10 +203,11 @@ fn tried_once(all: &[OsString]) -> u8 {
     status
 }
 
-/// The calls print what they print, stand in a folder of their own, and one that goes wrong may end the process.
+/// The calls print to stdout and stderr, run in a folder of their own, and may end the process on a
+/// fault; so they run in a process of their own.
 #[test]
 fn no_value_of_a_flag_ends_in_anything_but_a_line_and_status_2() {
-    // A name that is no path from the root is one in there, or two folders above.
+    // Relative names resolve in `inner`, or up to two folders above it, but stay inside `here`.
     let here = tempfile::tempdir().unwrap();
     let inner = here.path().join("a/b/c");
     std::fs::create_dir_all(&inner).unwrap();

@@ -1,6 +1,8 @@
-//! Image folders through the binary: what is trained, what is refused and what is left out; and the pixels beside torchvision's.
+//! Image folders through the binary: training, refusals and files left out; and the decoded pixels
+//! compared with torchvision's.
 //!
-//! Real images lie in FOLDCONV_IMAGES (`tiny10`, `imagenet-sample`); without it the tests that want them say so and pass.
+//! Real images are read from the folder in FOLDCONV_IMAGES (`tiny10`, `imagenet-sample`). Without
+//! it, the tests that need them print a note and pass.
 
 use crate::common::peer::{peer, script};
 use crate::common::{arg, error, foldconv, run, start, stderr, stdout, wait_for_checkpoint};
@@ -19,7 +21,8 @@ operator: {name: mdconv}
 train: {epochs: 2, batch: 8}
 ";
 
-/// 12 training and 4 test images of each of 3 classes, in JPEG and PNG, and the config, which is returned.
+/// Creates 12 training and 4 test images of each of 3 classes, in JPEG and PNG, and the config, and
+/// returns the path of the config.
 fn small(root: &Path) -> PathBuf {
     for (split, count) in [("train", 12), ("val", 4)] {
         for at in 0..3 * count {
@@ -79,7 +82,8 @@ fn a_model_is_measured_on_folders_of_its_classes_from_everywhere() {
     let rooted = CONFIG.replace("folder: small", "folder: small, root: .").replace("epochs: 2", "epochs: 1");
     std::fs::write(&config, rooted).unwrap();
     let out = root.join("out");
-    // The root of a file is below the folder of that file, wherever the program is called.
+    // A root given in a config file is relative to the folder of that file, wherever the program is
+    // called.
     stdout(&run(["train", &arg(&config), "--out", &arg(&out), "--threads", "2"]));
     let model = arg(&out.join("model.safetensors"));
     let measured = |args: &[&str]| {
@@ -94,7 +98,7 @@ fn a_model_is_measured_on_folders_of_its_classes_from_everywhere() {
     {
         assert_eq!(measured(args).0, own, "{args:?}");
     }
-    // An imported model knows no folder, and has its classes and size from there.
+    // An imported model knows no folder; its classes and size come from the data given to `import`.
     let (shape, weights) = ("{name: external, classes: 3, size: 16}", arg(&root.join("weights.pth")));
     stdout(&run(["export", &model, "--format", "pytorch", "-o", &weights]));
     let taken = arg(&root.join("taken.safetensors"));
@@ -157,7 +161,7 @@ fn a_damaged_image_ends_the_trial_by_name_or_is_left_out() {
         cut(whole.len() - 2),
         cut(100),
         flipped(1),
-        // No frame is left.
+        // No frame header is left.
         flipped(frame + 1),
     ];
     for damaged in &forms {
@@ -168,12 +172,13 @@ fn a_damaged_image_ends_the_trial_by_name_or_is_left_out() {
     }
     let left_out = train(root, &config, &root.join("skipped"), &["--set", "data.on_corrupt=skip"]);
     stdout(&left_out);
-    // Once, though there are two epochs.
+    // The file is reported once, though there are two epochs.
     assert_eq!(stderr(&left_out).matches("bee/10.JPEG").count(), 1, "{}", stderr(&left_out));
     assert!(stderr(&left_out).contains("left out, with 0 before it"));
 }
 
-/// Between the look at the folder and the reading of its images, one is made another, and then there is none.
+/// Between the scan of the folder and the reading of its images, an image is replaced by another,
+/// and then removed.
 #[test]
 fn an_image_that_changes_or_vanishes_once_the_folder_is_known() {
     let folder = tempfile::tempdir().unwrap();
@@ -191,7 +196,8 @@ fn an_image_that_changes_or_vanishes_once_the_folder_is_known() {
     assert!(refused.to_string().starts_with(&format!("{}: cannot read: No such file", file.display())), "{refused}");
 }
 
-/// An EXIF segment that says that the image lies on its side.
+/// Returns the JPEG `file` with an EXIF segment whose orientation says that the image lies on its
+/// side.
 fn on_its_side(file: &[u8]) -> Vec<u8> {
     let tiff = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
     let body = [b"Exif\0\0".as_slice(), tiff].concat();
@@ -199,13 +205,15 @@ fn on_its_side(file: &[u8]) -> Vec<u8> {
     [&file[..2], &[0xff, 0xe1], &length, &body, &file[2..]].concat()
 }
 
-/// JFIF's colours, which Adobe's marker behind it calls RGB.
+/// Returns the JPEG `file`, whose JFIF marker implies YCbCr, with an Adobe marker behind it that
+/// says RGB.
 fn with_adobe(file: &[u8]) -> Vec<u8> {
     let at = 4 + usize::from(u16::from_be_bytes([file[4], file[5]]));
     [&file[..at], b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\0", &file[at..]].concat()
 }
 
-/// The colours under other names, in the frame and in each scan, and with or without JFIF's marker.
+/// Returns the JPEG `file` with its colour components renamed in the frame and in each scan, with
+/// or without the JFIF marker.
 fn with_names(file: &[u8], names: &[u8; 3], jfif: bool) -> Vec<u8> {
     let mut file = file.to_vec();
     let mut at = 2;
@@ -221,7 +229,7 @@ fn with_names(file: &[u8], names: &[u8; 3], jfif: bool) -> Vec<u8> {
             _ => {}
         }
         at += 2 + usize::from(u16::from_be_bytes([file[at + 2], file[at + 3]]));
-        // To the next marker, over a scan's data.
+        // Skips the scan's data up to the next marker.
         while at + 1 < file.len() && (file[at] != 0xff || matches!(file[at + 1], 0 | 0xd0..=0xd7)) {
             at += 1;
         }
@@ -233,12 +241,12 @@ fn with_names(file: &[u8], names: &[u8; 3], jfif: bool) -> Vec<u8> {
     file
 }
 
-/// Files of every kind, and the real ones.
+/// Returns files of every kind, including the real images if there are any.
 fn files_to_compare(folder: &Path) -> Vec<PathBuf> {
     let fixture = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/images").join(name);
     let cmyk = std::fs::read(fixture("cmyk.jpg")).unwrap();
     let adobe = cmyk.windows(5).position(|part| part == b"Adobe").unwrap();
-    // The same numbers read as YCCK: wild colours, but the same ones everywhere.
+    // The same bytes read as YCCK: wrong colours, but the same in every decoder.
     let mut ycck = cmyk.clone();
     ycck[adobe + 11] = 2;
     let progressive = std::fs::read(fixture("progressive.jpg")).unwrap();
@@ -266,7 +274,7 @@ fn files_to_compare(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// 16-bit grey: the kind in which Pillow does what one might not expect.
+/// Returns a 16-bit grey PNG, a kind that Pillow converts in an unexpected way.
 fn png_by_another_name() -> Vec<u8> {
     let values: Vec<u8> = (0..60u16).flat_map(|at| (at * 1000).to_ne_bytes()).collect();
     let mut file = Vec::new();
@@ -294,8 +302,9 @@ fn pixels_are_those_of_torchvisions_loader() {
         let differences = found.pixels.iter().zip(expected).map(|(a, b)| u64::from(a.abs_diff(*b)));
         let (sum, most) = differences.fold((0, 0), |(sum, most), d| (sum + d, most.max(d)));
         let mean = sum as f64 / expected.len() as f64;
-        // Both decoders round in the inverse cosine transform, between the chroma's samples and in the change of colours: a level
-        // or two each. A mean of half a level is twice what the worst of the real images has.
+        // Both decoders round in the inverse cosine transform, in the interpolation of chroma and
+        // in the conversion of colours: a level or two each. A mean of half a level is twice that
+        // of the worst real image.
         assert!(mean < 0.5 && most <= 8, "{}: mean {mean}, most {most} of 255", file.display());
     }
     assert_eq!(start, pixels.len());
@@ -310,7 +319,7 @@ fn ten_classes_of_tiny_imagenet_are_trained_folded_and_resumed_bit_for_bit() {
     let config = folder.path().join("trial.yaml");
     std::fs::write(&config, trial.to_yaml()).unwrap();
     let root = format!("data.root={}", images.display());
-    // One way to compute the training: the fastest of two runs need not be the same.
+    // The training algorithm is fixed: the fastest of two runs need not be the same.
     let more = ["--set", "train.epochs=2", "--set", "train.warmup=0", "--set", "train.algorithm=moments"];
     let undisturbed = folder.path().join("undisturbed");
     let said = stdout(&train(&images, &config, &undisturbed, &more));
@@ -319,7 +328,7 @@ fn ten_classes_of_tiny_imagenet_are_trained_folded_and_resumed_bit_for_bit() {
     let out = folder.path().join("terminated");
     let mut child = start(&config, &out, &[more.as_slice(), &["--set", &root]].concat());
     wait_for_checkpoint(&mut child, &out);
-    // Into the second epoch's steps.
+    // Waits into the second epoch's steps.
     std::thread::sleep(Duration::from_millis(300));
     // SAFETY: the child has not been waited for.
     unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGTERM) };
@@ -332,7 +341,7 @@ fn ten_classes_of_tiny_imagenet_are_trained_folded_and_resumed_bit_for_bit() {
     assert!(model(&out) == model(&undisturbed));
 }
 
-/// Counts of each class, and every damaged file by name, of both splits.
+/// The check prints the counts of each class and the name of every damaged file, for both splits.
 #[test]
 fn a_folder_is_checked() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,18 +1,19 @@
-//! The command says which library is missing, where it was looked for and what to do; and passes everything on where none is.
+//! The launcher names a missing library, the places searched and the remedy; if no library is
+//! missing, it passes everything on to the program.
 
 use crate::common;
 use crate::common::{arg, error, run, stdout};
 use std::path::Path;
 use std::process::Command;
 
-/// The launcher in a folder of its own.
+/// Copies the launcher into `folder` and returns the path of the copy.
 fn launcher(folder: &Path) -> std::path::PathBuf {
     let copy = folder.join("foldconv");
     std::fs::copy(env!("CARGO_BIN_EXE_foldconv"), &copy).unwrap();
     copy
 }
 
-/// Compiles C.
+/// Compiles the C program `source` to `out`.
 fn compile(source: &str, out: &Path, flags: &[&str]) {
     let file = out.with_extension("c");
     std::fs::write(&file, source).unwrap();

@@ -1,4 +1,4 @@
-//! The command line: every command as a user calls it, its documentation, and what it says of mistakes.
+//! The command line: every command as a user calls it, its documentation, and its error messages.
 
 #[path = "../common/mod.rs"]
 mod common;

@@ -1,4 +1,5 @@
-//! One trial through the binary: what it leaves, and that an interrupted one ends bit for bit like an undisturbed one.
+//! One trial through the binary: the files it leaves, and that an interrupted trial, resumed,
+//! writes the same bytes as one never interrupted.
 
 use crate::common::{TINY, arg, error, folder, run, start, stderr, stdout, wait_for_checkpoint};
 use foldconv::config::Config;
@@ -10,7 +11,8 @@ use serde_json::Value;
 use std::path::Path;
 use tch::Device;
 
-/// Long enough to be interrupted, and with dropout, so that the generator's state matters too.
+/// A config that trains long enough to be interrupted, with dropout, so that the state of the
+/// random generator matters too.
 const LONG: &str = "data: {name: shapes, train: 352, test: 50, validation: 32, augment: {pad: 2, flip: true}}
 net: {name: mobilenet_v2, width: 0.1, stem: cifar, dropout: 0.5}
 operator: {name: maconv, intermediate: 4}
@@ -22,7 +24,7 @@ fn train(config: &Path, out: &Path) -> std::process::Output {
     run(["train", &arg(config), "--out", &arg(out), "--threads", "2"])
 }
 
-/// metrics.csv without the columns that hold times.
+/// Returns the rows of metrics.csv without the columns that hold times.
 fn metrics(out: &Path) -> Vec<Vec<String>> {
     let mut reader = csv::Reader::from_path(out.join("metrics.csv")).unwrap();
     reader.records().map(|row| row.unwrap().iter().take(6).map(String::from).collect()).collect()
@@ -55,15 +57,15 @@ fn a_trial_leaves_everything_that_others_need() {
     let config = std::fs::read_to_string(out.join("config.yaml")).unwrap();
     assert!(config.starts_with("# foldconv 0.1.0"), "{config}");
 
-    // The saved config is the trial; a finished one is not run again.
+    // The saved config is the same trial, and a finished trial is not run again.
     let again = train(&out.join("config.yaml"), &out);
     assert!(stderr(&again).contains("is done already"));
     assert_eq!(stdout(&again), first);
-    // Another trial does not overwrite it.
+    // A different trial does not overwrite the finished one.
     let other = run(["train", &arg(&root.join("a.yaml")), "--set", "seed=1", "--out", &arg(&out)]);
     assert!(error(&other, 2).contains("holds another trial"));
 
-    // The files need nothing but themselves.
+    // The model files are self-contained.
     let model = arg(&out.join("model.safetensors"));
     let compact = arg(&root.join("compact.safetensors"));
     assert!(stdout(&run(["fold", &model, "-o", &compact])).contains("9,506 parameters, 10,030 before"));
@@ -79,7 +81,8 @@ fn a_trial_leaves_everything_that_others_need() {
     assert!(error(&run(["fold", &compact, "-o", &model]), 2).contains("is in compact form already"));
 }
 
-/// The curves and the best epoch are of images that are not trained on; what is reported is of the test split.
+/// With a validation split, the curves and the best epoch come from images that are not trained on,
+/// and the reported figures from the test split.
 #[test]
 fn images_held_out_decide_and_the_test_split_gives_the_figures() {
     let held_out =
@@ -92,7 +95,7 @@ fn images_held_out_decide_and_the_test_split_gives_the_figures() {
     let validation = &result["validation"];
     assert_eq!(result["steps"], 5 * 4, "196 images are left to train on");
 
-    // The best epoch is that of metrics.csv, which says what its columns are of.
+    // The best epoch is that of metrics.csv, whose header names the split of its columns.
     let header = std::fs::read_to_string(out.join("metrics.csv")).unwrap();
     assert!(header.starts_with("epoch,lr,train_loss,validation_loss,top1,"), "{header}");
     let number = |row: &[String], column: usize| row[column].parse::<f64>().unwrap();
@@ -108,7 +111,8 @@ fn images_held_out_decide_and_the_test_split_gives_the_figures() {
     assert_eq!(validation["top1"], number(&rows[4], 4));
     assert!(told.contains(&format!("best on the validation split after epoch {}", best[0])), "{told}");
 
-    // The model of the last epoch has that top-1 on those images, and the files have theirs on the test split.
+    // The model of the last epoch has the recorded top-1 on the validation images; the files have
+    // the reported top-1 on the test split.
     let config = Config::new(&serde_yaml::from_str(&held_out).unwrap(), "a.yaml").unwrap();
     let model = Model::load(&out.join("model.safetensors")).unwrap();
     let images = config.data.load().unwrap();
@@ -118,7 +122,8 @@ fn images_held_out_decide_and_the_test_split_gives_the_figures() {
     let network = model.build(Device::Cpu).unwrap();
     let [evaluated, elsewhere] = [held_out, &images.test].map(|images| evaluate(&network, &of(images)).unwrap());
     assert_eq!(validation["top1"], evaluated.top1);
-    // Few images may be right equally often on either split; their losses differ by 7e-3, and those of the two forms by rounding, 1e-4.
+    // With few images, top-1 may be equal on both splits. The losses on them differ by 7e-3, and
+    // the losses of the two forms by rounding, 1e-4.
     let validation_loss = number(&rows[4], 3);
     assert!((validation_loss - evaluated.loss).abs() < 1e-4, "{validation_loss}, {}", evaluated.loss);
     assert!((validation_loss - elsewhere.loss).abs() > 1e-3, "{validation_loss}, {}", elsewhere.loss);
@@ -132,7 +137,7 @@ fn images_held_out_decide_and_the_test_split_gives_the_figures() {
         std::fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     assert_eq!(left.iter().filter(|name| name.starts_with("best.")).count(), 1, "{left:?}");
 
-    // A result that says something else of it than its config does is damaged.
+    // A result that lacks the validation of its config is damaged.
     let mut other = result.clone();
     other.as_object_mut().unwrap().remove("validation");
     std::fs::write(out.join("result.json"), other.to_string()).unwrap();
@@ -162,9 +167,10 @@ fn the_same_config_and_seed_give_the_same_bytes() {
     assert!(model("a", &[]) != model("c", &["--set", "seed=1"]));
 }
 
-/// Both are one function, so all that is trained is the same, to the last byte, and what is measured on the way is but for rounding: a
-/// loss to 1e-4, and of 100 images at most one on the edge. The histograms are of the kernels of the form that was evaluated, and W0 is a
-/// kernel of its own in one of them alone.
+/// The expanded and the folded form are one function. The trained tensors are the same to the last
+/// byte, and the values measured during training are the same except for rounding: the loss to
+/// 1e-4, and top-1 to one of 100 images. The histograms show the kernels of the evaluated form;
+/// only the expanded form has W0 (`bypass`) as a kernel of its own.
 #[test]
 fn the_form_that_is_evaluated_on_the_way_changes_nothing_but_rounding() {
     let (_guard, root) = folder(&[("a.yaml", TINY.as_bytes())]);
@@ -189,7 +195,7 @@ fn the_form_that_is_evaluated_on_the_way_changes_nothing_but_rounding() {
     }
 }
 
-/// The numbers of a model file, without what it says about itself.
+/// Returns the tensors of a model file, without its metadata.
 fn tensors(file: &[u8]) -> &[u8] {
     let header = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
     &file[8 + header..]
@@ -207,7 +213,8 @@ fn an_interrupted_trial_ends_bit_for_bit_like_an_undisturbed_one() {
         // SAFETY: the child has not been waited for.
         unsafe { libc::kill(child.id() as libc::pid_t, signal) };
         if signal == libc::SIGTERM {
-            // A cluster sends it, and the sweep that runs the trial passes it on: only SIGINT ends it at its second.
+            // A cluster sends SIGTERM, and the sweep that runs the trial passes it on: a second
+            // SIGTERM must not end the trial at once, as a second SIGINT does.
             std::thread::sleep(std::time::Duration::from_millis(1));
             // SAFETY: as above.
             unsafe { libc::kill(child.id() as libc::pid_t, signal) };

@@ -1,10 +1,13 @@
-//! Chromium, and the Python package that drives it.
+//! Chromium and playwright, the Python package that drives it.
 
 use super::python;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Chromium, where it and playwright are there. With FOLDCONV_BROWSER set they must be.
+/// Returns the path of Chromium if Chromium and playwright are installed.
+///
+/// # Panics
+/// If FOLDCONV_BROWSER is set and one of them is missing.
 pub fn browser() -> Option<PathBuf> {
     let names = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"];
     let folders: Vec<PathBuf> =
@@ -23,7 +26,7 @@ pub fn browser() -> Option<PathBuf> {
     there
 }
 
-/// A script of tests/browser.
+/// Returns the path of a script in tests/browser.
 pub fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/browser").join(name)
 }

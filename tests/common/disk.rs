@@ -1,17 +1,19 @@
-//! A small disk of a test's own.
+//! A small disk for a single test.
 
 use std::path::PathBuf;
 use std::process::Command;
 
-/// A tmpfs on a folder, until it is dropped.
+/// A tmpfs mounted on a folder until the value is dropped.
 pub struct Disk(pub PathBuf);
 
-/// Set where a test runs in a namespace of its own.
+/// Environment variable that is set if the test runs in a namespace of its own.
 const INSIDE: &str = "FOLDCONV_TEST_NAMESPACE";
 
 impl Disk {
-    /// A disk of that size, as `700k`. Where this user may not mount one, the test of that name runs again in a namespace in which
-    /// they may, and here there is none: nothing is left to be done but to return. Left out where that can't be either.
+    /// Mounts a disk of the given size, such as `700k`, on `folder`. If this user may not mount a
+    /// disk, runs the test called `test` again in a namespace that allows mounting and returns
+    /// `None`: the caller has nothing left to do but return. Also returns `None`, with a note, if
+    /// such a namespace is not available.
     pub fn new(test: &str, folder: PathBuf, size: &str) -> Option<Disk> {
         std::fs::create_dir_all(&folder).unwrap();
         let mount =
@@ -33,7 +35,7 @@ impl Disk {
         None
     }
 
-    /// With other options, such as `ro` or `size=1m`.
+    /// Remounts the disk with other options, such as `ro` or `size=1m`.
     pub fn remount(&self, options: &str) {
         let options = format!("remount,{options}");
         assert!(Command::new("mount").args(["-o", &options]).arg(&self.0).status().unwrap().success());

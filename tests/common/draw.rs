@@ -1,4 +1,5 @@
-//! Options and geometries drawn at random: the options from what the catalogue says can be given, so that a new one is drawn too.
+//! Random options and geometries. Options are drawn from the values that the catalogue allows, so
+//! that a new option is drawn too.
 
 use foldconv::algebra::{Geometry, PaddingMode};
 use foldconv::options::{Choice, Entry};
@@ -6,10 +7,10 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use std::collections::BTreeSet;
 
-/// An operator's options as a config file gives them: key and value of those that are not left out.
+/// Options of an operator as in a config file: key and value of each option that is given.
 pub type Given = Vec<(String, String)>;
 
-/// Any options of an operator: each is left out half of the time.
+/// Draws any options of an operator. Each option is left out half of the time.
 pub fn options(entry: &Entry) -> BoxedStrategy<Given> {
     let one = |option: &Choice| {
         let key = option.key.clone();
@@ -19,13 +20,13 @@ pub fn options(entry: &Entry) -> BoxedStrategy<Given> {
     all.prop_map(|options| options.into_iter().flatten().collect()).boxed()
 }
 
-/// The YAML of an operator.
+/// Returns the YAML of an operator.
 pub fn yaml(name: &str, given: &Given) -> String {
     let options: String = given.iter().map(|(key, value)| format!(", {key}: {value}")).collect();
     format!("{{name: {name}{options}}}")
 }
 
-/// A value of what `values` says.
+/// Draws a value of the type that `values` describes.
 fn value(values: &str) -> BoxedStrategy<String> {
     let kinds: Vec<BoxedStrategy<String>> = values.split(" | ").map(kind).collect();
     proptest::strategy::Union::new(kinds).boxed()
@@ -47,7 +48,8 @@ fn kind(name: &str) -> BoxedStrategy<String> {
     }
 }
 
-/// What must have been drawn of an operator: every option, and each of the names that it can be.
+/// Returns the labels of everything that must be drawn for an operator: every option, and each name
+/// that is a value of an option.
 pub fn wanted(entry: &Entry) -> BTreeSet<String> {
     let of = |option: &Choice| {
         let names = option.values.split(" | ").filter(|name| is_name(name));
@@ -57,7 +59,7 @@ pub fn wanted(entry: &Entry) -> BTreeSet<String> {
     entry.options.iter().flat_map(of).collect()
 }
 
-/// What has been drawn, in the same words.
+/// Returns the labels of the drawn options, in the same words as [`wanted`].
 pub fn drawn(given: &Given) -> impl Iterator<Item = String> + '_ {
     given.iter().flat_map(|(key, value)| [key.clone(), format!("{key}: {value}")])
 }
@@ -66,7 +68,9 @@ fn is_name(value: &str) -> bool {
     value != "integer" && value != "number" && value.chars().all(|c| c.is_alphanumeric() || c == '_')
 }
 
-/// Any convolution, and an image (H, W) that its window fits into. Half are those of networks: odd square kernels that keep the map.
+/// Draws any convolution, and an image size (H, W) that its window fits into. Half of the
+/// convolutions are those of networks: odd square kernels with the padding that keeps the size of
+/// the map.
 pub fn geometry() -> impl Strategy<Value = (Geometry, [i64; 2])> {
     let channels = (1..4i64, 1..5i64, 1..5i64, any::<bool>()).prop_map(|(groups, a, b, depthwise)| match depthwise {
         true => (a * b, a * b, a * b),
@@ -85,7 +89,8 @@ pub fn geometry() -> impl Strategy<Value = (Geometry, [i64; 2])> {
             let [in_channels, out_channels] = [inputs, outputs];
             let geometry =
                 Geometry { in_channels, out_channels, kernel, stride, padding, dilation, groups, padding_mode };
-            // Padding that is no zeros is made of the image: it must be smaller.
+            // Padding other than zeros is taken from the image, so it must be smaller than the
+            // image.
             let least = |axis: usize| (dilation[axis] * (kernel[axis] - 1) + 1).max(padding[axis] + 1);
             (geometry, [least(0) + room[0], least(1) + room[1]])
         },

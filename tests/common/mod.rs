@@ -1,4 +1,4 @@
-//! Runs the binary as a user does. Each test file uses a part of it.
+//! Helpers that run the binary as a user does. Each test file uses a part of them.
 #![allow(dead_code)]
 
 pub mod browser;
@@ -15,53 +15,58 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// A trial that takes a second: 256 made images, SmallNet. In one way of computing the training, so that two runs are the same bytes.
+/// Config of a trial that takes a second: 256 generated images and SmallNet. The training algorithm
+/// is fixed, so that two runs write the same bytes.
 pub const TINY: &str = "data: {name: shapes, train: 256, test: 100}
 net: {name: smallnet}
 operator: {name: mdconv}
 train: {epochs: 2, batch: 64, algorithm: moments}
 ";
 
-/// The turn of a test that draws random numbers in its own process and needs the same ones again: libtorch's generator is one for all
-/// threads, so every test of the file that draws takes its turn.
+/// Returns the lock of tests that draw random numbers in their own process and need the same
+/// numbers again. libtorch's generator is shared by all threads, so every test of the file that
+/// draws random numbers takes the lock.
 pub fn turn() -> MutexGuard<'static, ()> {
     static DRAWING: Mutex<()> = Mutex::new(());
     DRAWING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A command on the binary, with no data folder in its environment.
+/// Returns a command that runs the binary, without a data folder in its environment.
 pub fn foldconv() -> Command {
     quiet(Command::new(env!("CARGO_BIN_EXE_foldconv")))
 }
 
-/// The same without the launcher in front of it, for who counts its system calls.
+/// Returns a command that runs the program without the launcher, for tests that count its system
+/// calls.
 pub fn program() -> Command {
     quiet(Command::new(env!("CARGO_BIN_EXE_foldconv-libtorch")))
 }
 
 fn quiet(mut command: Command) -> Command {
-    // Tests run side by side on few cores; threads that spin while they wait would take them from each other.
+    // Tests run in parallel on few cores; threads that spin while they wait would take the cores
+    // from each other.
     command.env_remove("FOLDCONV_DATA").env("RUST_BACKTRACE", "0").env("OMP_WAIT_POLICY", "PASSIVE");
     command
 }
 
-/// Runs it to its end.
+/// Runs the binary to its end.
 pub fn run<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Output {
     foldconv().args(args).output().unwrap()
 }
 
-/// What it printed, where it must succeed.
+/// Returns the standard output. Panics if the program failed.
 pub fn stdout(output: &Output) -> String {
     assert!(output.status.success(), "{:?}\n{}", output.status, stderr(output));
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
-/// What it said on stderr.
+/// Returns the standard error.
 pub fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
-/// The one line of an error, where it must end with that status: nothing else on stderr, no stack.
+/// Returns the error message without the prefix `foldconv: `. Panics unless the program ended with
+/// `status` and the error is a single line, the last one on stderr, without a stack trace.
 pub fn error(output: &Output, status: i32) -> String {
     let text = stderr(output);
     assert_eq!(output.status.code(), Some(status), "{text}");
@@ -72,13 +77,13 @@ pub fn error(output: &Output, status: i32) -> String {
     errors[0].trim_start_matches("foldconv: ").to_string()
 }
 
-/// Starts a trial that is to be interrupted, with more options.
+/// Starts a trial that is to be interrupted, with `more` options.
 pub fn start(config: &Path, out: &Path, more: &[&str]) -> Child {
     let args = ["train", &arg(config), "--out", &arg(out), "--threads", "2"].map(String::from);
     foldconv().args(args).args(more).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap()
 }
 
-/// Waits for the first checkpoint, then a little: into the next epoch.
+/// Waits for the first checkpoint and then a little longer, into the next epoch.
 pub fn wait_for_checkpoint(child: &mut Child, out: &Path) {
     let clock = Instant::now();
     while !out.join("checkpoint.safetensors").exists() {
@@ -88,7 +93,7 @@ pub fn wait_for_checkpoint(child: &mut Child, out: &Path) {
     std::thread::sleep(Duration::from_millis(60));
 }
 
-/// A folder with files in it.
+/// Creates a temporary folder that contains `files`, and returns its guard and path.
 pub fn folder(files: &[(&str, &[u8])]) -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     for (name, bytes) in files {
@@ -100,12 +105,12 @@ pub fn folder(files: &[(&str, &[u8])]) -> (tempfile::TempDir, PathBuf) {
     (folder, path)
 }
 
-/// A path as an argument.
+/// Returns a path as an argument.
 pub fn arg(path: &Path) -> String {
     path.to_str().unwrap().to_string()
 }
 
-/// The Python in which the libtorch of these tests lies.
+/// Returns the Python interpreter of the environment that holds the libtorch of these tests.
 pub fn python() -> PathBuf {
     let own = Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/bin/python");
     let beside = || std::env::var_os("LIBTORCH").map(|libtorch| Path::new(&libtorch).join("../bin/python"));
@@ -116,7 +121,8 @@ pub fn python() -> PathBuf {
     }
 }
 
-/// A folder of checkpoints, made by tests/fixtures/import/make.py once a test file and left to the next run's cleaning.
+/// Returns a folder of checkpoints, made by tests/fixtures/import/make.py once per test file. The
+/// next run removes the folder.
 pub fn checkpoints() -> &'static Path {
     static FOLDER: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();
     FOLDER.get_or_init(|| {
@@ -131,7 +137,7 @@ pub fn checkpoints() -> &'static Path {
     })
 }
 
-/// The processes that another has started.
+/// Returns the processes that `parent` has started.
 pub fn children(parent: u32) -> Vec<libc::pid_t> {
     let is_child = |pid: &libc::pid_t| {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
@@ -142,7 +148,7 @@ pub fn children(parent: u32) -> Vec<libc::pid_t> {
     all.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(is_child).collect()
 }
 
-/// The processes that this one has started and that were started with that word.
+/// Returns the child processes of this process that have `word` among their arguments.
 pub fn children_of(word: &str) -> Vec<libc::pid_t> {
     let command = |pid: &libc::pid_t| std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let all = children(std::process::id()).into_iter();

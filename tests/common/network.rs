@@ -1,4 +1,4 @@
-//! Networks by their YAML, and what tests of networks measure.
+//! Networks built from YAML, and the quantities that tests of networks measure.
 
 use foldconv::config::Config;
 use foldconv::data::batch::Batches;
@@ -12,12 +12,13 @@ use foldconv::op::{OperatorConfig, Resolved};
 use foldconv::train::trainer::Trainer;
 use tch::{Device, Kind, Tensor, nn};
 
-/// The operator of its YAML, resolved.
+/// Returns the resolved operator of a YAML text.
 pub fn operator(yaml: &str) -> Resolved<OperatorConfig> {
     serde_yaml::from_str(yaml).unwrap()
 }
 
-/// A trial of its YAML, on the CPU; its batches are made there, or gathered as on a GPU.
+/// Returns the trainer of a YAML config, on the CPU. Its batches are made on the CPU or, if
+/// `gathered` is set, gathered as on a GPU.
 pub fn trainer(yaml: &str, gathered: bool) -> Trainer {
     let config = Config::new(&serde_yaml::from_str(yaml).unwrap(), "a.yaml").unwrap();
     let mut trainer = Trainer::new(&config, config.data.load().unwrap(), Device::Cpu).unwrap();
@@ -29,14 +30,15 @@ pub fn trainer(yaml: &str, gathered: bool) -> Trainer {
     trainer
 }
 
-/// How far a is from b, over b.
+/// Returns |a - b| / |b|.
 pub fn relative(a: &Tensor, b: &Tensor) -> f64 {
     assert_eq!(a.size(), b.size());
-    // Both may be 0: the gradient behind a ReLU that no sample opens.
+    // Both may be 0, as the gradient behind a ReLU that no sample opens.
     f64::try_from((a - b).norm() / b.norm().clamp_min(1e-300)).unwrap()
 }
 
-/// Running statistics and affine values as training leaves them: nowhere 0 or 1.
+/// Converts the store to float64 and sets running statistics and affine values to random ones as
+/// training leaves them: nowhere 0 or 1.
 pub fn randomise(store: &mut nn::VarStore) {
     store.double();
     tch::no_grad(|| {
@@ -50,7 +52,7 @@ pub fn randomise(store: &mut nn::VarStore) {
     });
 }
 
-/// The network of its YAML on 32x32 images, the operator on its default sites.
+/// Builds the network of a YAML text for 32x32 images, with the operator on its default sites.
 pub fn network(
     net: &str,
     operator: &Resolved<OperatorConfig>,
@@ -60,7 +62,8 @@ pub fn network(
     network_on(&[], net, operator, form, classes)
 }
 
-/// The same, on the sites that `apply_to` names.
+/// Builds the network of a YAML text for 32x32 images, with the operator on the sites that
+/// `apply_to` names.
 pub fn network_on(
     apply_to: &[String],
     net: &str,
@@ -71,7 +74,8 @@ pub fn network_on(
     try_network_on(apply_to, net, operator, form, classes).unwrap()
 }
 
-/// The same, or why the operator can't stand there.
+/// Builds the network as [`network_on`] does, or returns the reason that the operator can't stand
+/// on a site.
 pub fn try_network_on(
     apply_to: &[String],
     net: &str,
@@ -89,17 +93,18 @@ pub fn try_network_on(
     Ok((store, network))
 }
 
-/// Parameters that training sets.
+/// Returns the number of trainable parameters.
 pub fn parameters(store: &nn::VarStore) -> i64 {
     store.trainable_variables().iter().map(|variable| variable.numel() as i64).sum()
 }
 
-/// Kernels and attention matrices alone: no batch norms, no biases.
+/// Returns the number of weights in kernels and attention matrices, without batch norms and biases.
 pub fn weights(store: &nn::VarStore) -> i64 {
     store.trainable_variables().iter().filter(|v| v.dim() > 1).map(|v| v.numel() as i64).sum()
 }
 
-/// How far the logits of the two forms of a network are apart, for images of that size, in float64.
+/// Returns the relative difference between the logits of the expanded and the compact form of a
+/// network, for images of size `size`, in float64.
 pub fn fold_error(apply_to: &[String], net: &str, options: &str, size: i64) -> f64 {
     let config = operator(options);
     let (mut store, expanded) = network_on(apply_to, net, &config, Form::Expanded, 10);
@@ -111,7 +116,8 @@ pub fn fold_error(apply_to: &[String], net: &str, options: &str, size: i64) -> f
     tch::no_grad(|| relative(&compact.forward_t(&x, false), &expanded.forward_t(&x, false)))
 }
 
-/// A model as a trial leaves it: the network with running statistics and affine values that are nowhere 0 or 1.
+/// Returns a model as a trial leaves it, with running statistics and biases that are nowhere 0 or
+/// 1.
 pub fn model(built: &Built, config: &Config) -> Model {
     tch::no_grad(|| {
         for (name, mut variable) in built.store.variables() {

@@ -4,7 +4,10 @@ use super::{python, stderr};
 use std::path::Path;
 use std::process::Command;
 
-/// Whether the packages are there. With FOLDCONV_PEER set they must be.
+/// Returns whether the packages are installed.
+///
+/// # Panics
+/// If FOLDCONV_PEER is set and a package is missing.
 pub fn peer() -> bool {
     let imports = "import onnxruntime, safetensors, tensorboard, torchvision";
     let there = Command::new(python()).args(["-c", imports]).output().is_ok_and(|output| output.status.success());
@@ -15,7 +18,7 @@ pub fn peer() -> bool {
     there
 }
 
-/// What a script of tests/peer prints.
+/// Runs a script of tests/peer and returns its output.
 pub fn script(name: &str, args: &[String]) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peer").join(name);
     let output = Command::new(python()).arg(path).args(args).env("OMP_WAIT_POLICY", "PASSIVE").output().unwrap();

@@ -1,6 +1,8 @@
-//! A program whose calls of the system are watched, and which is killed before one of them: what a crash leaves at any moment.
+//! Programs whose system calls are watched and which are killed before one of the calls, to test
+//! the state that a crash leaves at any moment.
 //!
-//! Its first thread is traced, as a debugger does it. A trial writes all that counts from that thread.
+//! The program's first thread is traced, as by a debugger. A trial does all its relevant writing
+//! from that thread.
 
 use std::ffi::c_long;
 use std::io::Read;
@@ -8,33 +10,34 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
-/// A call that changes files, or that makes sure of a change.
+/// A system call that changes files, or that makes a change durable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Call {
-    /// Its name.
+    /// Name of the call.
     pub name: &'static str,
-    /// The path that it is about, where it is given one: of a new name, that.
+    /// Path of the file, if the call takes one. For a rename or a link, the new path.
     pub path: String,
-    /// Of a new name: the old one.
+    /// Old path of a rename or a link.
     pub from: String,
-    /// Bytes that it is to write.
+    /// Number of bytes to write.
     pub bytes: u64,
 }
 
-/// How a traced program ended.
+/// The end of a traced program.
 #[derive(Debug)]
 pub struct Traced {
-    /// The calls before which it was not killed.
+    /// Calls at which the program was not killed, in order.
     pub calls: Vec<Call>,
-    /// The call before which it was.
+    /// Call before which the program was killed, if it was.
     pub killed_at: Option<Call>,
-    /// Its exit status, where it was not killed.
+    /// Exit status, if the program was not killed.
     pub status: Option<i32>,
-    /// What it said on stderr.
+    /// Standard error of the program.
     pub stderr: String,
 }
 
-/// The calls that change files, with the places of paths among their arguments: from, and to.
+/// System calls that change files, with the positions of the paths among their arguments: old path,
+/// then new path.
 const CHANGES: &[(c_long, &str, &[usize])] = &[
     (libc::SYS_openat, "open", &[1]),
     (libc::SYS_write, "write", &[]),
@@ -52,8 +55,8 @@ const CHANGES: &[(c_long, &str, &[usize])] = &[
     (libc::SYS_unlink, "unlink", &[0]),
 ];
 
-/// Runs a command, and kills it before the first call for which `kill` says so of the calls until then and it. None where this user
-/// may not trace their own programs.
+/// Runs a command, and kills it before the first call for which `kill` returns true, given the
+/// calls until then and the call itself. Returns `None` if this user may not trace programs.
 pub fn run(command: &mut Command, mut kill: impl FnMut(&[Call], &Call) -> bool) -> Option<Traced> {
     // SAFETY: a bare system call between fork and exec.
     unsafe { command.pre_exec(|| ptrace(libc::PTRACE_TRACEME, 0, 0, 0)) };
@@ -92,7 +95,8 @@ pub fn run(command: &mut Command, mut kill: impl FnMut(&[Call], &Call) -> bool) 
 }
 
 fn ptrace(request: libc::c_uint, pid: libc::pid_t, address: usize, data: usize) -> std::io::Result<()> {
-    // SAFETY: the requests made here read and write nothing of ours but what `entered` gives.
+    // SAFETY: the requests made here read and write no memory of this process, except the structure
+    // that `entered` passes.
     let done = unsafe { libc::ptrace(request, pid, address, data) };
     if done < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
 }
@@ -104,16 +108,17 @@ fn wait(pid: libc::pid_t) -> i32 {
     status
 }
 
-/// The call that a stopped program is about to make, if it changes files; none where it comes out of one.
+/// Returns the call that a stopped program is about to make, if it changes files. Returns `None` if
+/// the program is leaving a call.
 fn entered(pid: libc::pid_t) -> Option<Call> {
-    // SAFETY: all zeros is a valid structure, and the request fills it as far as it is said to be large.
+    // SAFETY: all zeros is a valid structure; the request below writes at most `size` bytes to it.
     let info: libc::ptrace_syscall_info = unsafe { std::mem::zeroed() };
     let size = size_of_val(&info);
     ptrace(libc::PTRACE_GET_SYSCALL_INFO, pid, size, &raw const info as usize).unwrap();
     if info.op != libc::PTRACE_SYSCALL_INFO_ENTRY {
         return None;
     }
-    // SAFETY: it is an entry.
+    // SAFETY: `op` says that the union holds an entry.
     let entry = unsafe { info.u.entry };
     let (number, name, places) = CHANGES.iter().find(|(number, ..)| *number as u64 == entry.nr)?;
     if *number == libc::SYS_openat && entry.args[2] as i32 & (libc::O_WRONLY | libc::O_RDWR | libc::O_CREAT) == 0 {
@@ -126,11 +131,11 @@ fn entered(pid: libc::pid_t) -> Option<Call> {
     Some(Call { name, path, from, bytes })
 }
 
-/// The text that ends with a zero at an address of the program.
+/// Returns the zero-terminated text at an address of the program.
 fn text_at(pid: libc::pid_t, address: u64) -> String {
     let memory = std::fs::File::open(format!("/proc/{pid}/mem")).unwrap();
     let mut bytes = [0; 4096];
-    // As much as there is before a page that is not the program's.
+    // The read ends before a page that the program does not have.
     let length = memory.read_at(&mut bytes, address).unwrap();
     let end = bytes[..length].iter().position(|byte| *byte == 0).unwrap_or(length);
     String::from_utf8_lossy(&bytes[..end]).into_owned()

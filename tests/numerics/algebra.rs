@@ -1,8 +1,9 @@
-//! Every lemma of the kernel algebra, as a property in float64 on random shapes: H != W and small sizes, so that the border
-//! ring is most of the map; stride, dilation and groups up to depthwise. The inexact cases are refused with a typed error.
+//! Every lemma of the kernel algebra as a property in float64 on random shapes. Sizes are small
+//! with H != W, so that the border ring is most of the map; stride, dilation and groups vary, up to
+//! depthwise. Inexact cases are refused with a typed error.
 //!
-//! Tolerance: both sides sum the same few hundred products of N(0,1) numbers in another order, so they differ by
-//! rounding alone, about 1e-15 relative; 1e-12 leaves room for cancellation.
+//! Tolerance: both sides sum the same few hundred products of N(0,1) numbers in another order, so
+//! they differ by rounding alone, about 1e-15 relative; 1e-12 leaves room for cancellation.
 
 use foldconv::algebra::{
     Affine, FoldError, Geometry, Kernel, MiddlePad, PaddingMode, add, compose, embed, fold_bn, scale_rows, tile,
@@ -34,7 +35,7 @@ fn relative(a: &Tensor, b: &Tensor) -> f64 {
     f64::try_from((a - b).norm() / b.norm().clamp_min(1e-300)).unwrap()
 }
 
-/// Sizes along one axis that fit the kernel.
+/// Returns two random images (2, channels, h, w).
 fn image(channels: i64, h: i64, w: i64) -> Tensor {
     randn(&[2, channels, h, w])
 }
@@ -49,7 +50,7 @@ fn mode() -> impl Strategy<Value = PaddingMode> {
 }
 
 prop_compose! {
-    /// Channels (in, out) and groups, from dense to depthwise.
+    /// Draws channels (in, out) and groups, from dense to depthwise.
     fn channels()(groups in 1..4i64, a in 1..4i64, b in 1..4i64) -> (i64, i64, i64) {
         (groups * a, groups * b, groups)
     }
@@ -83,10 +84,11 @@ proptest! {
         extra in 0..2i64, dense: bool, mode in mode(), h in 7..10i64, w in 8..11i64,
     ) {
         let (large, small) = (2 * half + 1, 2 * half.min(smaller) + 1);
-        // The short axes of the cross-shaped branches need padding P - d (K//2) + d (k//2). The axes are dilated apart.
+        // The short axes of the cross-shaped branches need padding P - d (K//2) + d (k//2). The
+        // dilations of the two axes are drawn separately.
         let around = |size: i64| [d, e].map(|dilation| dilation * (size / 2) + extra);
         let (far, near) = (around(large), around(small));
-        // The dilation of a single tap says nothing.
+        // The dilation of a single tap has no effect.
         let of = |dilation: i64| if small == 1 { 3 } else { dilation };
         let wide = Geometry { padding_mode: mode, padding: far, dilation: [d, e], ..Geometry::same(cin, cout, large).stride(s).groups(groups) };
         let narrow = Geometry { kernel: [small, large], padding: [near[0], far[1]], dilation: [of(d), e], ..wide }.groups(if dense { 1 } else { groups });
@@ -129,7 +131,8 @@ proptest! {
         let x = image(g.in_channels, h, w);
         let (plain, biased) = (kernel(before, false), kernel(before, true));
 
-        // No bias: any padding. Padding that is not a constant: any bias.
+        // Without a bias, any padding is exact. With padding that is not a constant, any bias is
+        // exact.
         let one = compose(&plain, &second, MiddlePad::Zeros).unwrap();
         prop_assert!(relative(&one.apply(&x), &second.apply(&plain.apply(&x))) < TOLERANCE);
         let zero_padded = mode == PaddingMode::Zeros && g.padding != [0, 0];
@@ -140,14 +143,14 @@ proptest! {
             prop_assert!(relative(&with_bias.unwrap().apply(&x), &second.apply(&biased.apply(&x))) < TOLERANCE);
         }
 
-        // The padding moved to the 1x1.
+        // The padding moved to the 1x1 is exact.
         let early = Kernel { weight: biased.weight.shallow_clone(), bias: biased.bias.as_ref().map(Tensor::shallow_clone),
             geometry: Geometry { padding: g.padding, padding_mode: mode, ..before } };
         let unpadded = Kernel { geometry: second.geometry.padding(0), weight: second.weight.shallow_clone(), bias: second.bias.as_ref().map(Tensor::shallow_clone) };
         let one = compose(&early, &unpadded, MiddlePad::Zeros).unwrap();
         prop_assert!(relative(&one.apply(&x), &unpadded.apply(&early.apply(&x))) < TOLERANCE);
 
-        // The map between padded with the bias of the 1x1.
+        // The map between, padded with the bias of the 1x1, is exact.
         if mode == PaddingMode::Zeros {
             let bias = biased.bias.as_ref().unwrap().reshape([1, -1, 1, 1]);
             let sides = [g.padding[1], g.padding[1], g.padding[0], g.padding[0]];
@@ -166,7 +169,7 @@ proptest! {
         prop_assert_eq!(one.geometry.kernel, [k1 + g.kernel[0] - 1, k2 + g.kernel[1] - 1]);
         prop_assert!(relative(&one.apply(&x), &second.apply(&first.apply(&x))) < TOLERANCE);
 
-        // Padding split between the two is wrong on the border, with or without a bias.
+        // Padding split between the two kernels is wrong on the border, with or without a bias.
         let split = Kernel { geometry: Geometry { padding: [1, 1], ..second.geometry }, ..second };
         prop_assert!(matches!(compose(&first, &split, MiddlePad::Zeros).unwrap_err(), FoldError::BorderInexact(_)));
         prop_assert!(matches!(compose(&first, &split, MiddlePad::Bias).unwrap_err(), FoldError::BorderInexact(_)));
@@ -181,7 +184,8 @@ proptest! {
         let expanded = batch_norm(&Kernel { weight: mixed(&weights), bias: None, geometry: g }.apply(&x), &bn);
         let folded = Kernel { weight: mixed(&scale_rows(&weights, &bn.scale)), bias: Some(bn.shift.shallow_clone()), geometry: g };
         prop_assert!(relative(&folded.apply(&x), &expanded) < TOLERANCE);
-        // The shift kept in every expert is multiplied by the sum of the mixing weights: only right where that is 1.
+        // A shift kept in every expert is multiplied by the sum of the mixing weights, which is
+        // right only if the sum is 1.
         let wrong = Kernel { bias: Some(&bn.shift * mix.sum(Kind::Double)), ..folded };
         prop_assert!(relative(&wrong.apply(&x), &expanded) > 1e-6);
     }
@@ -205,7 +209,8 @@ proptest! {
         let first = kernel(Geometry { kernel: [3, 3], stride: [2, 1], ..g }, false);
         let next = Geometry { in_channels: g.out_channels, kernel: [3, 3], padding: [0, 0], ..g };
         prop_assert_eq!(compose(&first, &kernel(next, false), MiddlePad::Zeros).unwrap_err(), FoldError::Stride(2));
-        // The pixels of the map between lie as far apart as the first one's stride: its padding isn't that of the input.
+        // The pixels of the map between are as far apart as the first stride, so the padding of
+        // that map isn't padding of the input.
         let strided = kernel(Geometry { kernel: [1, 1], stride: [2, 1], padding: [0, 0], ..g }, false);
         let padded = kernel(Geometry { kernel: [1, 1], padding: [1, 1], ..next }, false);
         prop_assert!(matches!(compose(&strided, &padded, MiddlePad::Zeros).unwrap_err(), FoldError::BorderInexact(_)));

@@ -1,7 +1,9 @@
-//! What runs in the space of kernels natively equals libtorch's operations as they are defined: values and every gradient, in each build of
-//! the loops, for odd channel counts, one channel, one position, NCHW input and gradients in another order.
+//! The native operations in kernel space equal their definitions in libtorch's operations: values
+//! and every gradient, in each build of the loops, for odd channel counts, one channel, one
+//! position, NCHW input, and gradients in another memory order.
 //!
-//! Tolerance: float64 on both sides, which differ in the order of sums over a few thousand positions alone, about 1e-13; 1e-10.
+//! Tolerance 1e-10: both sides are float64 and differ only in the order of sums over a few thousand
+//! positions, about 1e-13.
 
 use foldconv::native::{BatchNormArgs, MomentMap, convolve, fold_norm, gated, newest_processor, pool, weigh};
 use std::sync::{Mutex, PoisonError};
@@ -9,14 +11,14 @@ use tch::{Device, Kind, Tensor};
 
 const DOUBLE: (Kind, Device) = (Kind::Double, Device::Cpu);
 
-/// The processor is one for all threads.
+/// Lock of the processor generation, which is set for all threads at once.
 static PROCESSOR: Mutex<()> = Mutex::new(());
 
 fn leaf(size: &[i64]) -> Tensor {
     Tensor::randn(size, DOUBLE).set_requires_grad(true)
 }
 
-/// A map around another mean in each channel.
+/// Returns a map with a different mean in each channel.
 fn map(size: [i64; 4], channels_last: bool) -> Tensor {
     let [n, c, h, w] = size;
     let x = match channels_last {
@@ -26,14 +28,15 @@ fn map(size: [i64; 4], channels_last: bool) -> Tensor {
     (x + Tensor::randn([1, c, 1, 1], DOUBLE)).set_requires_grad(true)
 }
 
-/// Random numbers of a size, last dimension first: a gradient that is contiguous in no order of maps.
+/// Returns random numbers of a size, stored last dimension first: a gradient that is contiguous in
+/// none of the memory orders of maps.
 fn probe(size: &[i64]) -> Tensor {
     let reversed: Vec<i64> = size.iter().rev().copied().collect();
     let order: Vec<i64> = (0..size.len() as i64).rev().collect();
     Tensor::randn(reversed, DOUBLE).permute(order)
 }
 
-/// The outputs and the gradients of their sum with probes.
+/// Returns the outputs, and the gradients of the sum of the outputs times the probes.
 fn finish(outputs: &[Tensor], inputs: &[&Tensor], probes: &[Tensor]) -> Vec<Tensor> {
     let losses = outputs.iter().zip(probes).map(|(output, probe)| (output * probe).sum(Kind::Double));
     let loss = losses.reduce(|a, b| a + b).unwrap();
@@ -41,7 +44,7 @@ fn finish(outputs: &[Tensor], inputs: &[&Tensor], probes: &[Tensor]) -> Vec<Tens
     outputs.iter().map(Tensor::detach).chain(gradients).collect()
 }
 
-/// Both ways give the same in each build of the loops.
+/// Checks that the native and the composed functions agree in each build of the loops.
 fn same(what: &str, inputs: &[&Tensor], native: &dyn Fn() -> Vec<Tensor>, composed: &dyn Fn() -> Vec<Tensor>) {
     let _one = PROCESSOR.lock().unwrap_or_else(PoisonError::into_inner);
     let outputs = composed();
@@ -58,7 +61,8 @@ fn same(what: &str, inputs: &[&Tensor], native: &dyn Fn() -> Vec<Tensor>, compos
     }
 }
 
-/// Channels of 16, 8, 4, 2 and 1 at a time and all together, more rows than a tile, more than a chunk, few positions, and one.
+/// Sizes for channels 16, 8, 4, 2 and 1 at a time and all together, more rows than a tile, more
+/// rows than a chunk, few positions, and one position.
 const SIZES: [[i64; 4]; 8] = [
     [3, 1, 5, 7],
     [2, 3, 4, 4],
@@ -72,13 +76,13 @@ const SIZES: [[i64; 4]; 8] = [
 
 const CLAMPS: [(f64, f64); 3] = [(f64::NEG_INFINITY, f64::INFINITY), (0., f64::INFINITY), (0., 6.)];
 
-/// (N, H W, C).
+/// Returns the rows (N, H W, C) of a map.
 fn rows(x: &Tensor) -> Tensor {
     let size = x.size();
     x.permute([0, 2, 3, 1]).reshape([size[0], -1, size[1]])
 }
 
-/// Mean and biased covariance of rows (N, P, C), in each of N.
+/// Returns the mean and the biased covariance of rows (N, P, C), for each of the N.
 fn moments(rows: &Tensor) -> [Tensor; 2] {
     let mean = rows.mean_dim(1, true, None);
     let around = rows - &mean;
@@ -91,7 +95,7 @@ fn moments_and_convolutions_are_those_of_the_whole_map() {
         for channels_last in [true, false] {
             for (low, high) in CLAMPS {
                 let [n, c, h, w] = size;
-                // Two uses of x, one of them together with another map.
+                // The map x is used twice, once together with another map.
                 let (x, other) = (map(size, channels_last), map([n, 6, h, w], channels_last));
                 let (w1, b1) = (leaf(&[5, c]), leaf(&[5]));
                 let (w2, w3, b2) = (leaf(&[18, c]), leaf(&[18, 6]), leaf(&[18]));
@@ -195,7 +199,7 @@ fn a_gated_map_has_the_moments_of_its_samples() {
     }
 }
 
-/// The batch norm is libtorch's, on the map that the kernel makes.
+/// A folded batch norm equals libtorch's batch norm on the map that the kernel computes.
 #[test]
 fn a_folded_batch_norm_is_the_one_behind_the_kernel() {
     for [p, c, out] in [[9, 3, 5], [50, 1, 1], [200, 33, 17], [2, 4, 6]] {
@@ -227,7 +231,7 @@ fn a_folded_batch_norm_is_the_one_behind_the_kernel() {
                     var,
                 ]
             };
-            // The kernel's own bias goes with the mean: its gradient is 0, and there is one.
+            // The mean absorbs the kernel's own bias: its gradient is 0, but it must exist.
             let mut inputs = vec![&x, &kernel, &weight, &bias];
             if biased {
                 inputs.push(&kernel_bias);

@@ -1,4 +1,4 @@
-//! The arithmetic: the kernel algebra, every operator and every network, in float64.
+//! The arithmetic of the kernel algebra, of every operator and of every network, in float64.
 
 #[path = "../common/mod.rs"]
 mod common;

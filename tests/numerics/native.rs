@@ -1,12 +1,14 @@
-//! The sum of batch norms and its activation, fused, equals libtorch's operations: output, every gradient and the running
-//! statistics, for odd channel counts, one channel, few positions, NCHW input and gradients in another order.
+//! The fused sum of batch norms and its activation equals libtorch's operations: output, every
+//! gradient and the running statistics, for odd channel counts, one channel, few positions, NCHW
+//! input, and gradients in another memory order.
 //!
-//! Tolerance: float64 on both sides, which differ in the order of sums over a few thousand positions alone, about 1e-13; 1e-10.
+//! Tolerance 1e-10: both sides are float64 and differ only in the order of sums over a few thousand
+//! positions, about 1e-13.
 
 use foldconv::native::{Term, newest_processor, norm_sum};
 use tch::{Device, Kind, Tensor};
 
-/// One batch norm's tensors.
+/// Tensors of one batch norm.
 struct Case {
     x: Tensor,
     weight: Tensor,
@@ -36,7 +38,7 @@ fn copies(case: &Case) -> (Tensor, Tensor) {
     (case.mean.copy(), case.var.copy())
 }
 
-/// Output, gradients (x, weight, bias of each term) and running statistics.
+/// Returns the output, the gradients (x, weight and bias of each term) and the running statistics.
 fn fused(cases: &[Case], low: f64, high: f64, probe: &Tensor) -> Vec<Tensor> {
     let running: Vec<(Tensor, Tensor)> = cases.iter().map(copies).collect();
     let terms: Vec<Term> = cases
@@ -79,7 +81,8 @@ const ACTIVATIONS: [(f64, f64); 3] = [(f64::NEG_INFINITY, f64::INFINITY), (0., f
 
 #[test]
 fn equals_libtorch_in_float64() {
-    // 16, 8, 4 and 1 channels at a time, and all of them together; more rows than a chunk; few positions.
+    // Channels 16, 8, 4 and 1 at a time and all together, more rows than a chunk, and few
+    // positions.
     let sizes =
         [[3, 1, 5, 7], [2, 3, 4, 4], [2, 20, 9, 5], [4, 29, 3, 3], [2, 64, 1, 1], [5, 16, 40, 41], [2, 7, 1, 1]];
     for size in sizes {
@@ -87,7 +90,7 @@ fn equals_libtorch_in_float64() {
             for channels_last in [true, false] {
                 for terms in 1..=4 {
                     let cases: Vec<Case> = (0..terms).map(|_| case(size, channels_last, 0.3, Kind::Double)).collect();
-                    // A gradient in another order than the map's.
+                    // The gradient has another memory order than the map.
                     let probe = Tensor::randn([size[2], size[3], size[1], size[0]], (Kind::Double, Device::Cpu))
                         .permute([3, 2, 0, 1]);
                     let expected = composed(&cases, low, high, &probe);
@@ -106,7 +109,8 @@ fn equals_libtorch_in_float64() {
 
 #[test]
 fn one_position_has_no_spread() {
-    // libtorch's output is the bias; its running variance is not a number (0 / 0), and so is ours.
+    // libtorch's output is the bias and its running variance is NaN (0 / 0); the fused form must
+    // give the same.
     let cases = [case([1, 5, 1, 1], true, 0., Kind::Double)];
     let probe = Tensor::ones([1, 5, 1, 1], (Kind::Double, Device::Cpu));
     let (ours, theirs) = (fused(&cases, 0., 6., &probe), composed(&cases, 0., 6., &probe));
@@ -114,7 +118,7 @@ fn one_position_has_no_spread() {
     assert!(ours[5].isnan().all().int64_value(&[]) == 1 && theirs[5].isnan().all().int64_value(&[]) == 1);
 }
 
-/// The same numbers.
+/// Returns the same values in float64.
 fn in_double(single: &Case) -> Case {
     let leaf = |t: &Tensor| t.detach().to_kind(Kind::Double).set_requires_grad(true);
     Case {
@@ -128,8 +132,9 @@ fn in_double(single: &Case) -> Case {
 
 #[test]
 fn the_gradient_of_gamma_is_around_the_mean_and_not_what_float32_makes_of_it() {
-    // At 1000 deviations float32 knows the mean to 3e-5 of one. Where all gradients have one sign, 2048 of 1/2 to 3/2, sums around that are
-    // off by up to 0.06 of about 13; otherwise they have the error of sums of 128 in float32, 1e-6.
+    // At a mean of 1000 deviations, float32 knows the mean to 3e-5 of a deviation. If all 2048
+    // gradients have one sign, from 1/2 to 3/2, sums around the float32 mean are off by up to 0.06
+    // of about 13; sums around the exact mean have the error of sums of 128 terms in float32, 1e-6.
     let single = case([8, 24, 16, 16], true, 1000., Kind::Float);
     let probe = Tensor::rand([8, 24, 16, 16], (Kind::Float, Device::Cpu)) + 0.5;
     let none = (f64::NEG_INFINITY, f64::INFINITY);
@@ -141,13 +146,15 @@ fn the_gradient_of_gamma_is_around_the_mean_and_not_what_float32_makes_of_it() {
 
 #[test]
 fn float32_with_a_mean_far_from_zero_keeps_its_variance() {
-    // Mean 100 times the deviation: sums around 0 would lose four of seven digits. The reference is float64 on the same numbers.
+    // The mean is 100 times the deviation: sums around 0 would lose four of seven digits. The
+    // reference is float64 on the same values.
     let single = case([8, 24, 16, 16], true, 100., Kind::Float);
     let same = in_double(&single);
     let probe = Tensor::randn([8, 24, 16, 16], (Kind::Float, Device::Cpu));
     let ours = fused(&[single], 0., f64::INFINITY, &probe);
     let exact = composed(&[same], 0., f64::INFINITY, &probe.to_kind(Kind::Double));
-    // Float32 inputs of 100 carry an error of 4e-6 each in the normalised value; outputs near the clamp's edge flip their mask.
+    // Float32 inputs near 100 carry an error of 4e-6 each in the normalised value; outputs near the
+    // edge of the clamp flip their mask.
     let errors: Vec<f64> = ours
         .iter()
         .zip(&exact)

@@ -1,7 +1,8 @@
-//! The networks: names, shapes and logits are torchvision's, parameters and multiply-accumulates the published ones, and folded
-//! they are the same function.
+//! The networks: names, shapes and logits equal torchvision's, parameters and multiply-accumulates
+//! equal the published ones, and folded networks are the same function.
 //!
-//! `fixtures/names` was made with torch 2.11 and torchvision 0.26, for every NAME that has a file there:
+//! `fixtures/names` was made with torch 2.11 and torchvision 0.26, for every NAME that has a file
+//! there:
 //!
 //! ```python
 //! net = getattr(torchvision.models, NAME)().double().eval()
@@ -17,13 +18,17 @@
 //! print(NAME, *map(repr, net(image)[1, :4].tolist()))  # a line of logits.txt
 //! ```
 //!
-//! `resnet20.txt` has the names of akamaster's checkpoint resnet20-12fca82f.th without their `module.`, and the logits of
-//! resnet20 are those of a module with these names, which loads that checkpoint, for such an image of 32x32. Those of the RepVGGs,
-//! MobileOnes and the ResNeSt are timm 1.0's, its names replaced by the references' before they are sorted; those of the VGG are
-//! torchvision's `features`, the biases of the convolutions taken away, the mean over the map and `classifier = Linear(512, 10)`;
-//! those of the TiedResNet a module that was written from the description in `src/net/tied_resnet.rs`. `resnet50_strides` has the
-//! strides of `conv1` and `conv2` of each bottleneck exchanged, `resnet50_ceil` has `maxpool = MaxPool2d(3, 2, ceil_mode=True)`,
-//! `mobilenet_v2_relu` has `ReLU` for each `ReLU6`, and `resnet20_a_end` pads its shortcuts behind alone.
+//! `resnet20.txt` has the names of akamaster's checkpoint resnet20-12fca82f.th without the prefix
+//! `module.`. The logits of resnet20 are those of a module with these names, which loads that
+//! checkpoint, for an image of 32x32 made in the same way. The logits of the RepVGGs, MobileOnes
+//! and the ResNeSt are timm 1.0's, with its names replaced by the references' names before sorting.
+//! The logits of the VGG are those of torchvision's `features` without the biases of the
+//! convolutions, the mean over the map, and `classifier = Linear(512, 10)`. The logits of the
+//! TiedResNet are those of a module written from the description in
+//! `crates/foldconv-core/src/net/tied_resnet.rs`. `resnet50_strides` has the strides of `conv1` and
+//! `conv2` of each bottleneck exchanged, `resnet50_ceil` has `maxpool = MaxPool2d(3, 2,
+//! ceil_mode=True)`, `mobilenet_v2_relu` has `ReLU` for each `ReLU6`, and `resnet20_a_end` pads the
+//! channels of its shortcuts only at the end.
 
 use crate::common;
 use crate::common::network::{fold_error, network, network_on, operator, parameters, relative, weights};
@@ -36,7 +41,7 @@ use foldconv::trace;
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor, nn};
 
-/// Networks that torchvision has, by its name and ours.
+/// Networks of torchvision: torchvision's name, and the network here.
 const TORCHVISION: [(&str, &str); 10] = [
     ("mobilenet_v2", "{name: mobilenet_v2}"),
     ("resnet18", "{name: resnet18}"),
@@ -50,7 +55,8 @@ const TORCHVISION: [(&str, &str); 10] = [
     ("shufflenet_v2_x2_0", "{name: shufflenet_v2, width: 2}"),
 ];
 
-/// The others of `logits.txt`: by its name, ours, the operator, classes and size of the image.
+/// The other networks of `logits.txt`: name there, network here, operator, number of classes, and
+/// image size.
 const OTHERS: [(&str, &str, &str, i64, i64); 13] = [
     ("resnet20_a", "{name: resnet20}", PLAIN, 10, 32),
     ("resnet20_a_end", "{name: resnet20, shortcut: a_end}", PLAIN, 10, 32),
@@ -77,13 +83,14 @@ fn plain(net: &str, classes: i64) -> (nn::VarStore, Box<dyn Network>) {
     network(net, &operator(PLAIN), Form::Expanded, classes)
 }
 
-/// `name shape` of each variable.
+/// Returns the shape of each variable by name.
 fn shapes(store: &nn::VarStore) -> BTreeMap<String, String> {
     let shape = |v: &Tensor| v.size().iter().map(i64::to_string).collect::<Vec<_>>().join("x");
     store.variables().iter().map(|(name, v)| (name.clone(), shape(v))).collect()
 }
 
-/// Numbers that PyTorch makes alike, by the order of the names: see the top of this file.
+/// Sets the variables to the values of the script at the top of this file, in the order of their
+/// names.
 fn fill(store: &mut nn::VarStore) {
     store.double();
     let variables: BTreeMap<String, Tensor> = store.variables().into_iter().collect();
@@ -101,7 +108,8 @@ fn fill(store: &mut nn::VarStore) {
     });
 }
 
-/// How far the logits of a network on the image of the fixture are from those that are expected, over the largest.
+/// Returns the largest difference between a network's logits on the image of the fixture and the
+/// expected logits, relative to the largest expected logit.
 fn logit_error(net: &str, options: &str, classes: i64, size: i64, expected: &[f64]) -> f64 {
     let (mut store, network) = network(net, &operator(options), Form::Expanded, classes);
     fill(&mut store);
@@ -141,8 +149,9 @@ fn vgg_for_cifar_has_torchvisions_names_but_no_biases_before_batch_norms() {
     assert_eq!(ours, expected);
 }
 
-/// Strides, paddings, pools, activations and the order of all are PyTorch's. Float64, so what is left is the rounding of some
-/// hundred sums a layer over at most 101 layers: 1e-10 is ample, and nothing else that a network could do is that near.
+/// Logits depend on strides, paddings, pools, activations and their order, all of which must be
+/// PyTorch's. In float64 only the rounding of some hundred sums per layer over at most 101 layers
+/// is left: 1e-10 is ample, and no other network would come that close.
 #[test]
 fn logits_are_pytorchs() {
     let all = fixture("logits");
@@ -180,7 +189,8 @@ fn parameter_counts_are_the_published_ones() {
     }
 }
 
-/// Folded, in millions, as their papers print them; and the operators of other papers don't change that.
+/// Folded networks have the published sizes, in millions as their papers print them, and operators
+/// of other papers don't change the sizes.
 #[test]
 fn deployed_networks_have_the_published_sizes() {
     let repvgg = [("a0", 8.30), ("a1", 12.78), ("a2", 25.49), ("b0", 14.33), ("b1", 51.82), ("b1g2", 41.36)];
@@ -199,7 +209,8 @@ fn deployed_networks_have_the_published_sizes() {
     }
 }
 
-/// Kernels and attention matrices that maconv and mdconv add on the sites of the paper.
+/// On the sites of the paper, `maconv` and `mdconv` add the published numbers of kernel and
+/// attention weights.
 #[test]
 fn extra_weights_are_those_of_the_paper() {
     let rows = [
@@ -218,15 +229,15 @@ fn extra_weights_are_those_of_the_paper() {
     }
 }
 
-/// Multiply-accumulates of one image of 224x224, folded.
+/// Returns the multiply-accumulates of one image of 224x224, in compact form.
 fn macs(net: &str) -> i64 {
     let (_store, network) = network(net, &operator(PLAIN), Form::Compact, 1000);
     let image = Tensor::zeros([1, 3, 224, 224], (Kind::Float, Device::Cpu));
     trace::record(|| tch::no_grad(|| network.forward_t(&image, false))).1.macs
 }
 
-/// Multiply-accumulates in millions of one image. Published figures are rounded, and those of ShuffleNetV2 and ResNeSt count more
-/// than their convolutions and products.
+/// Multiply-accumulates of one image equal the published ones, in millions. Published figures are
+/// rounded, and those of ShuffleNetV2 and ResNeSt count more than convolutions and products.
 #[test]
 fn multiply_accumulates_are_the_published_ones() {
     let rows = [
@@ -251,7 +262,7 @@ fn multiply_accumulates_are_the_published_ones() {
     }
 }
 
-/// TiedResNet50-S against ResNet-50: 54 % of the parameters, 60 % of the multiply-accumulates.
+/// TiedResNet50-S has 54 % of the parameters and 60 % of the multiply-accumulates of ResNet-50.
 #[test]
 fn tied_networks_are_as_small_as_published() {
     let cost = |net: &str| (parameters(&plain(net, 1000).0) as f64, macs(net) as f64);
@@ -259,7 +270,7 @@ fn tied_networks_are_as_small_as_published() {
     let (tied_parameters, tied_macs) = cost("{name: tied_resnet50_s}");
     assert!((tied_parameters / parameters - 0.54).abs() < 0.01);
     assert!((tied_macs / macs - 0.60).abs() < 0.01);
-    // The 3x3 kernels of ResNeSt's blocks have (1/2)^2 of their weights.
+    // In the tied ResNeSt, the 3x3 kernels of the blocks have (1/2)^2 of their weights.
     let [resnest, tied] =
         ["{name: resnest50}", "{name: tied_resnest50}"].map(|net| self::parameters(&plain(net, 1000).0));
     let spatial: i64 =
@@ -274,7 +285,7 @@ fn attention(yaml: &str) -> Resolved<AttentionConfig> {
     serde_yaml::from_str(yaml).unwrap()
 }
 
-/// An expanded network for 32x32 images with more than an operator on its default sites.
+/// Builds an expanded network for 32x32 images with the settings of `builder`.
 fn built(net: &str, builder: &Builder, classes: i64) -> (nn::VarStore, Box<dyn Network>) {
     let store = nn::VarStore::new(Device::Cpu);
     let config: NetConfig = serde_yaml::from_str(net).unwrap();
@@ -287,7 +298,8 @@ fn attended(net: &str, attention: &Resolved<AttentionConfig>, classes: i64) -> (
     built(net, &Builder { attention: Some(attention), ..Builder::new(&plain, Form::Expanded) }, classes)
 }
 
-/// The networks of the authors of DCD with nothing said but the names. Their last layer is dynamic too.
+/// Networks of the authors of DCD, with all options at their defaults, have the parameters of the
+/// authors' code. Their last layer is dynamic too.
 #[test]
 fn dcd_networks_have_the_parameters_of_the_authors_code() {
     let count = |keys: &str| {
@@ -301,7 +313,8 @@ fn dcd_networks_have_the_parameters_of_the_authors_code() {
     assert_eq!(count("net: {name: mobilenet_v2}"), 4_259_188 + 1280 * 1000 + 1000, "a linear last layer");
 }
 
-/// The last word of `apply_to` that means a site decides; words that only leave out keep the rest of the network's own choice.
+/// The last word of `apply_to` that matches a site decides. Words that only leave sites out keep
+/// the network's own choice for the rest.
 #[test]
 fn words_of_apply_to_choose_and_leave_out() {
     let chosen = |words: &[&str]| {
@@ -320,7 +333,8 @@ fn words_of_apply_to_choose_and_leave_out() {
     assert_eq!(chosen(&["-stem", "pointwise", "-all"]), "");
 }
 
-/// SE-ResNet-50 as published has biases in its linear layers: timm's layout. The default is the first reference's, without them.
+/// SE-ResNet-50 as published has biases in its linear layers, which is timm's layout. The default
+/// is the layout of the first reference, without biases.
 #[test]
 fn se_resnets_are_the_published_ones() {
     let count = |yaml: &str| parameters(&attended("{name: resnet50}", &attention(yaml), 1000).0);
@@ -328,8 +342,9 @@ fn se_resnets_are_the_published_ones() {
     assert_eq!(count("{name: se}"), 28_071_976);
 }
 
-/// An attention whose weights are 0 halves each main branch, as halving the last batch norm in it does: it stands there, before
-/// the shortcut is added. Exactly, because a half is.
+/// An attention whose weights are 0 halves each main branch, just as halving the last batch norm of
+/// the branch does: the attention stands there, before the shortcut is added. Halving is exact in
+/// floating point.
 #[test]
 fn an_attention_stands_behind_each_main_branch() {
     type Last = fn(&str) -> bool;
@@ -382,7 +397,8 @@ fn an_attention_stands_behind_each_main_branch() {
     }
 }
 
-/// Deep networks in float64: 1e-11 leaves a hundred times the rounding of their sums, and is far below any wrong fold.
+/// Deep networks fold exactly. In float64, 1e-11 leaves a hundred times the rounding of their sums,
+/// and is far below the error of any wrong fold.
 #[test]
 fn folded_networks_are_the_same_function() {
     let nets = [
@@ -404,7 +420,7 @@ fn folded_networks_are_the_same_function() {
     }
 }
 
-/// What a block's operators share goes to all of its sites, in both forms.
+/// The tensor that a block's operators share reaches all sites of the block, in both forms.
 #[test]
 fn operators_that_share_fold_in_every_family() {
     let nets = [
@@ -424,7 +440,7 @@ fn operators_that_share_fold_in_every_family() {
     assert!(error < 1e-11, "{error:e}");
 }
 
-/// The operators that a network brings stay unless `apply_to` names their sites.
+/// Operators that a network brings along stay unless `apply_to` names their sites.
 #[test]
 fn a_networks_own_operators_are_replaced_where_apply_to_says() {
     let operators = |apply_to: &[&str]| -> BTreeMap<String, &'static str> {
@@ -449,7 +465,8 @@ fn a_networks_own_operators_are_replaced_where_apply_to_says() {
     }
 }
 
-/// `describe` counts each site as the operator that stands on it, whoever brought it.
+/// `describe` counts each site as the operator that stands there, whether the config or the network
+/// chose the operator.
 #[test]
 fn described_sites_and_the_classifier_are_the_whole_network() {
     for (net, classifier) in
@@ -470,7 +487,8 @@ fn described_sites_and_the_classifier_are_the_whole_network() {
     }
 }
 
-/// A batch of one image whose last maps have one pixel: no variance, and no NaN in the running one.
+/// A batch of one image whose last maps have one pixel, and hence no variance, leaves no NaN in the
+/// running variance.
 #[test]
 fn a_batch_of_one_small_image_trains() {
     for net in ["{name: resnet18, width: 0.25}", "{name: resnest50, width: 0.25}"] {
@@ -485,7 +503,7 @@ fn a_batch_of_one_small_image_trains() {
     }
 }
 
-/// Of the default sites, the kinds of the first convolutions, and where `apply_to` says otherwise.
+/// By default, an operator replaces the 3x3 convolutions in the blocks of ResNets, as in the paper.
 #[test]
 fn an_operator_stands_where_the_paper_puts_it() {
     let sites = |net: &str| {

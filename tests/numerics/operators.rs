@@ -1,7 +1,8 @@
-//! The operators: folded they are the same function, and a network of them has the published number of parameters.
+//! The operators: folded operators are the same function, and networks of operators have the
+//! published number of parameters.
 //!
-//! Tolerance: float64 throughout, so the two forms differ by the rounding of a few hundred sums, about 1e-15 relative;
-//! 1e-12 is three digits of room and ten below the error of any wrong fold.
+//! Tolerance: float64 throughout, so the two forms differ by the rounding of a few hundred sums,
+//! about 1e-15 relative; 1e-12 is three digits of room and ten below the error of any wrong fold.
 
 use crate::common::network::{fold_error, network, network_on, operator, parameters, randomise, relative, weights};
 use foldconv::algebra::{FoldError, Geometry};
@@ -32,7 +33,8 @@ fn the_fold_is_of_the_evaluation_statistics() {
     let (_store, module) = expanded(&operator("{name: maconv}"), Geometry::same(8, 16, 3));
     let x = Tensor::randn([4, 8, 9, 12], (Kind::Double, Device::Cpu));
     let folded = module.fold().unwrap().apply(&x);
-    // Batch statistics are another function; and the training step moves the running ones, which a new fold follows.
+    // Batch statistics give another function, and the training step moves the running statistics,
+    // which a new fold follows.
     assert!(relative(&folded, &module.forward_t(&x, true)) > 1e-3);
     let y = module.forward_t(&x, false);
     assert!(relative(&folded, &y) > 1e-3);
@@ -61,7 +63,8 @@ fn options_that_contradict_are_refused_by_key() {
 
 #[test]
 fn compact_training_is_the_expanded_form_without_its_inner_norms() {
-    // The same weights by name: with one norm behind the sum, composing first or last is the same function.
+    // Both forms have the same weights by name. With one norm behind the sum, composing the kernels
+    // first or convolving with them in turn is the same function.
     for name in ["maconv", "mdconv"] {
         let geometry = Geometry::same(8, 16, 3).stride(2);
         let (store, branches) = expanded(&operator(&format!("{{name: {name}, bn: sum}}")), geometry);
@@ -109,7 +112,7 @@ fn parameter_counts_are_the_published_ones() {
         let base = weights(&store);
         assert_eq!(weights(&network(net, &maconv, Form::Expanded, classes).0) - base, ma_extra, "{net}");
         assert_eq!(weights(&network(net, &mdconv, Form::Expanded, classes).0) - base, md_extra, "{net}");
-        // Folded, maconv costs nothing, and mdconv keeps its low-rank part.
+        // Folded, `maconv` adds no weights, and `mdconv` keeps its low-rank part.
         assert_eq!(weights(&network(net, &maconv, Form::Compact, classes).0), base, "{net}");
         assert_eq!(weights(&network(net, &mdconv, Form::Compact, classes).0) - base, md_extra, "{net}");
     }
@@ -137,7 +140,7 @@ fn an_operator_goes_where_apply_to_says() {
     assert_eq!(operators(&["depthwise".into()]), [p, p, m, p, m, p, m]);
     assert_eq!(operators(&["stem".into(), "blocks.1.pointwise.conv".into()]), [m, p, p, m, p, p, p]);
 
-    // Everywhere, strided depthwise convolutions included, it folds.
+    // The operator folds on all sites, including strided depthwise convolutions.
     let error = fold_error(&["all".to_string()], "{name: smallnet}", "{name: mdconv, intermediate: 3}", 32);
     assert!(error < 1e-11, "{error:e}");
 }

@@ -1,9 +1,11 @@
-//! Every operator against what the public PyTorch implementations compute: tests/fixtures/parity, or the folder in
-//! FOLDCONV_PARITY. One safetensors file a case, float64: the module's state under its own names, an input, outputs in
-//! evaluation and in training, gradients, and the running statistics after the training step.
+//! Every operator compared with the public PyTorch implementations, on the cases in
+//! tests/fixtures/parity or in the folder FOLDCONV_PARITY. A case is one safetensors file in
+//! float64: the module's state under its own names, an input, outputs in evaluation and in
+//! training, gradients, and the running statistics after the training step.
 //!
-//! Tolerance: both sides compute in float64 and differ in the order of sums alone, about 1e-14 relative; 1e-10 is far below
-//! the error of any wrong term. A case that is not understood is a failure.
+//! Tolerance: both sides compute in float64 and differ in the order of sums alone, about 1e-14
+//! relative; 1e-10 is far below the error of any wrong term. A case that is not understood is a
+//! failure.
 
 use foldconv::algebra::Geometry;
 use foldconv::op::contract::naming::Naming;
@@ -20,7 +22,7 @@ use tch::{Device, Kind, Tensor, nn};
 
 const TOLERANCE: f64 = 1e-10;
 
-/// A case file.
+/// Content of a case file.
 struct Case {
     name: String,
     about: Value,
@@ -55,12 +57,13 @@ impl Case {
         let geometry = Geometry::same(of("c_in")?, of("c_out")?, of("kernel")?).stride(of("stride")?);
         let groups = if self.about["depthwise"] == true { of("c_in") } else { of("groups") };
         let geometry = geometry.dilation(of("dilation").unwrap_or(1)).groups(groups.unwrap_or(1));
-        // WeightNet's convolutions have no choice of padding.
+        // WeightNet's convolutions always have the padding k / 2.
         let padding = of("padding").or_else(|| of("kernel").filter(|_| self.about["op"] == "weightnet").map(|k| k / 2));
         Some(geometry.padding(padding?))
     }
 
-    /// The operator that the case is of, as a config file gives it. None: not understood.
+    /// Returns the operator of the case, as in a config file, and its geometry. Returns `None` if
+    /// the case is not understood.
     fn operator(&self) -> Option<(String, Geometry)> {
         let se = self.about["se"].as_bool().unwrap_or(false);
         let options = match self.about["op"].as_str()? {
@@ -84,7 +87,8 @@ impl Case {
         Some((options, self.geometry()?))
     }
 
-    /// Its chain cases say no channels or padding: those are the tensors'.
+    /// Returns the operator and the geometry of an ExpandNet case. Chain cases don't record
+    /// channels or padding; both follow from the tensors.
     fn expandnet(&self) -> Option<(String, Geometry)> {
         let (variant, rate, k) = (self.about["variant"].as_str()?, self.number("rate")?, self.number("kernel")?);
         let (x, y) = (self.tensors["x"].size(), self.tensors["y_eval"].size());
@@ -95,7 +99,8 @@ impl Case {
         Some((format!("{{name: expandnet, variant: {variant}, rate: {rate}, bias: {bias}}}"), geometry))
     }
 
-    /// The block of a network that the case is of: a module that stands on no site. None: an operator, or not understood.
+    /// Returns the module of a case that stands on no site, such as an attention or a last layer.
+    /// Returns `None` if the case is an operator or not understood.
     fn module(&self, path: &nn::Path) -> Option<Box<dyn nn::ModuleT>> {
         let of = |key| self.number(key);
         let gate = |config: se::Config| {
@@ -120,7 +125,8 @@ impl Case {
         Some(format!("{{name: drconv, layout: {layout}, regions: {regions}, experts: {experts}}}"))
     }
 
-    /// Operators with experts. Whether those have biases only their variables tell. (JSON is YAML.)
+    /// Returns the options of an operator with experts. Only the variables tell whether the experts
+    /// have biases. (JSON is YAML.)
     fn experts(&self, op: &str) -> Option<String> {
         let mut options = json!({"name": op, "experts": self.number("experts")?});
         if let Some(temperature) = self.about.get("temperature") {
@@ -132,7 +138,7 @@ impl Case {
         Some(options.to_string())
     }
 
-    /// Tensors whose names begin with `prefix`, without it.
+    /// Returns the tensors whose names begin with `prefix`, named without the prefix.
     fn below(&self, prefix: &str) -> impl Iterator<Item = (&str, &Tensor)> {
         self.tensors.iter().filter_map(move |(name, tensor)| Some((name.strip_prefix(prefix)?, tensor)))
     }
@@ -144,7 +150,8 @@ fn relative(a: &Tensor, b: &Tensor) -> f64 {
     (a - b).norm().double_value(&[]) / if scale > 0. { scale } else { 1. }
 }
 
-/// Our variable of each of their names; every one of ours is set, and every one of theirs is used.
+/// Copies the state of the case into the store, and returns the variables by the reference's names.
+/// Every variable must be set, and every tensor of the state used.
 fn load(case: &Case, store: &nn::VarStore, namings: &'static [Naming]) -> BTreeMap<String, Tensor> {
     let variables = store.variables();
     let ours = variables.iter().map(|(name, variable)| (name.clone(), variable.size())).collect();
@@ -214,7 +221,7 @@ fn check_training(
     }
 }
 
-/// Every case of the folder.
+/// Reads every case of the folder.
 fn cases() -> Vec<Case> {
     let folder = std::env::var_os("FOLDCONV_PARITY")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/parity"), PathBuf::from);
@@ -231,7 +238,7 @@ fn every_case_agrees_with_the_public_implementation() {
     cases.iter().for_each(check);
 }
 
-/// The same cases as timm and MegEngine would have written them.
+/// The cases also load as timm and MegEngine would have written them.
 #[test]
 fn other_layouts_of_the_same_numbers_load() {
     for case in cases() {

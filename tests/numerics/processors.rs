@@ -1,7 +1,9 @@
-//! Training under each instruction set that libtorch's oneDNN chooses its kernels by, whatever the processor is.
+//! Training under each instruction set by which libtorch's oneDNN chooses its kernels, whatever the
+//! processor is.
 //!
-//! oneDNN takes the kernels of the newest instruction set that a processor has, so that one machine never runs those of another.
-//! `DNNL_MAX_CPU_ISA`, which it reads once a process, makes it take older ones. VNNI, BF16 and AMX add none for float32.
+//! oneDNN uses the kernels of the newest instruction set that a processor has, so one machine never
+//! runs the kernels of another. `DNNL_MAX_CPU_ISA`, which oneDNN reads once per process, makes it
+//! use those of an older instruction set. VNNI, BF16 and AMX add no kernels for float32.
 
 use crate::common::network::{operator, try_network_on};
 use foldconv::net::{Form, Network, Site};
@@ -13,8 +15,9 @@ use std::process::{Command, Stdio};
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 
-/// One network of each family, as narrow as it can be made, and where the operator goes. In those that stay wide that is the stem, whose
-/// input has 3 channels: the kernels for many channels are those that everybody runs.
+/// One network of each family, as narrow as possible, and the sites of the operator. In networks
+/// that stay wide the operator stands on the stem, whose input has 3 channels: the kernels for many
+/// channels are well tested, because everybody runs them.
 const NETWORKS: [(&str, &str); 12] = [
     ("{name: smallnet, width: 0.1}", "all"),
     ("{name: mobilenet_v2, width: 0.1}", "all"),
@@ -50,8 +53,9 @@ fn every_operator_trains_on_every_network_under_every_instruction_set() {
     }
 }
 
-/// Two steps of each operator on each network, on those sites where it can stand there, else on those of its paper; then each shape of
-/// a site by itself, whose gradients can be told exactly.
+/// Takes two training steps of each operator on each network: on the given sites if the operator
+/// fits them, otherwise on the sites of its paper. Then checks each shape of a site by itself,
+/// whose gradients can be compared closely.
 #[test]
 #[ignore = "a part of every_operator_trains_on_every_network_under_every_instruction_set"]
 fn under_this_instruction_set() {
@@ -86,19 +90,21 @@ fn take_two_steps(what: &str, store: &VarStore, network: &dyn Network) {
     }
 }
 
-/// The gradients of channels_last float32 maps are those of contiguous float64 ones, with each algorithm of the training. Sums of
-/// some thousand products round to 1e-5. One value in a million lies on the other side of a ReLU, which in a small map is worth a
-/// quarter of the gradient of a shift: a site that is less than 1 off is drawn anew, at most three times. Memory that was overwritten
-/// holds any numbers.
+/// Checks that the gradients on channels_last float32 maps equal those on contiguous float64 maps,
+/// with each training algorithm. Sums of some thousand products round to 1e-5. One value in a
+/// million lies on the other side of a ReLU, which in a small map is worth a quarter of the
+/// gradient of a shift: a site whose relative error is below 1 is drawn again, at most three times.
+/// Overwritten memory would hold arbitrary numbers.
 fn check_sites(store: &mut VarStore, network: &dyn Network, seen: &mut HashSet<String>) {
     let images = channels_last(&random(&[2, 3, 32, 32]));
     let (_, trace) = tch::no_grad(|| trace::record(|| network.forward_t(&images, false)));
-    // A step moves the running statistics, on which the next one of some operators depends.
+    // A step changes the running statistics, on which the next step of some operators depends.
     let copy = |(name, variable): (String, Tensor)| (name, variable.to_kind(Kind::Double).copy());
     let before: HashMap<String, Tensor> = store.variables().into_iter().map(copy).collect();
     let mut left = Vec::new();
     for (site, trace) in network.sites().into_iter().zip(trace.sites) {
-        // Wide sites take most of the time, and their kernels of oneDNN are the narrow ones' in more rounds.
+        // Wide sites take most of the time, and oneDNN's kernels for them are those of the narrow
+        // sites in more rounds.
         let fits = site.geometry.weight_size().iter().product::<i64>() <= 1 << 14;
         if fits && seen.insert(format!("{:?} {:?} {}", site.geometry, trace.input, site.operator.name())) {
             let algorithms = [&[TrainAlgorithm::Branches], site.algorithms()].concat();
@@ -125,7 +131,7 @@ fn check_sites(store: &mut VarStore, network: &dyn Network, seen: &mut HashSet<S
             .into_iter()
             .filter_map(|(place, x, probe, found)| {
                 let (name, error) = largest_error(&found, &gradients(place.0, store, &before, &x, &probe));
-                // A NaN is no small error.
+                // The comparison is false for NaN.
                 let agrees = error < 0.05;
                 assert!(agrees || error < 1. && draw < 3, "{:?} in {:?}, {name}: {error:e}", place.0, place.1);
                 (!agrees).then_some(place)
@@ -134,18 +140,20 @@ fn check_sites(store: &mut VarStore, network: &dyn Network, seen: &mut HashSet<S
     }
 }
 
-/// The largest error of a gradient, relative to its length or a tenth of that of all, with its name.
+/// Returns the largest error of a gradient and the gradient's name. The error is relative to the
+/// gradient's norm or a tenth of the norm of all gradients, whichever is larger.
 fn largest_error(found: &[(String, Tensor)], expected: &[(String, Tensor)]) -> (String, f64) {
     let norm = |tensor: &Tensor| tensor.norm().double_value(&[]);
     let whole = expected.iter().map(|(_, gradient)| norm(gradient)).fold(0., f64::hypot);
     let errors = found.iter().zip(expected).map(|((name, found), (_, expected))| {
         (name.clone(), norm(&(found.to_kind(Kind::Double) - expected)) / norm(expected).max(0.1 * whole))
     });
-    // A NaN is the largest of all.
+    // `total_cmp` orders NaN above every number.
     errors.max_by(|a, b| a.1.total_cmp(&b.1)).unwrap()
 }
 
-/// The gradients of x and of the variables of a site, by name, with the variables as they were before.
+/// Returns the gradients of x and of the variables of a site, by name. The variables are first
+/// reset to their values in `before`.
 fn gradients(
     site: &Site,
     store: &VarStore,

@@ -1,8 +1,10 @@
-//! Properties of every operator, on options and convolutions drawn at random: folded it is the same function, with the same gradient;
-//! its file reads back as the same bytes; its counts are those of its tensors, and of PyTorch.
+//! Properties of every operator, on randomly drawn options and convolutions: the folded operator is
+//! the same function with the same gradient; a model file reads back as the same bytes; the
+//! described counts equal those of the tensors and of PyTorch.
 //!
-//! Tolerance: float64, so two forms differ by the rounding of a few hundred sums, about 1e-15 relative; 1e-10 leaves room for running
-//! variances and gains that draw the sums apart, and is far below any wrong term.
+//! Tolerance: in float64 two forms differ by the rounding of a few hundred sums, about 1e-15
+//! relative; 1e-10 leaves room for running variances and gains that amplify this rounding, and is
+//! far below the error of any wrong term.
 
 use crate::common::draw::{Given, drawn, geometry, options, wanted, yaml};
 use crate::common::network::{self, relative};
@@ -28,12 +30,14 @@ use tch::{Device, Kind, Tensor, nn};
 
 const TOLERANCE: f64 = 1e-10;
 
-/// Cases of each operator that are checked, beside those whose options contradict each other or don't fit the convolution.
+/// Number of checked cases per operator. Cases whose options contradict each other or don't fit the
+/// convolution are not counted.
 const CASES: u32 = 64;
 
 const DOUBLE: (Kind, Device) = (Kind::Double, Device::Cpu);
 
-/// The same cases each time; PROPTEST_RNG_SEED and PROPTEST_CASES are for who wants others, and more.
+/// Returns a runner that draws the same cases each time. PROPTEST_RNG_SEED sets another seed and
+/// PROPTEST_CASES another number of cases.
 fn runner() -> TestRunner {
     let cases = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(CASES);
     let seed = std::env::var("PROPTEST_RNG_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0u64);
@@ -42,7 +46,8 @@ fn runner() -> TestRunner {
     TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes))
 }
 
-/// The operator by itself, in the form in which it is trained; its block's input is its own, where it shares.
+/// An operator by itself, in expanded form. If the operator shares computations within a block, the
+/// block's input is the operator's own input.
 struct Expanded {
     operator: Box<dyn Operator>,
     shared: Option<Box<dyn Shared>>,
@@ -57,7 +62,7 @@ impl Expanded {
         let place = VariablePaths { conv: &root / "conv", bn: Some(&root / "bn"), block };
         let operator = config.expanded(&place, geometry);
         store.double();
-        // Running statistics and affine values as training leaves them: nowhere 0 or 1.
+        // Running statistics and affine values as training leaves them: none is 0 or 1.
         tch::no_grad(|| {
             for (name, mut variable) in store.variables() {
                 if name.ends_with("running_var") {
@@ -82,7 +87,7 @@ impl Expanded {
     }
 }
 
-/// The compact form that the recipe makes, with the folded numbers in it.
+/// Returns the compact form that the recipe builds, with the folded tensors loaded.
 fn loaded(config: &Resolved<OperatorConfig>, geometry: Geometry, folded: &Compact) -> Compact {
     let mut store = nn::VarStore::new(Device::Cpu);
     let block = config.shares().then_some(geometry.in_channels);
@@ -94,7 +99,7 @@ fn loaded(config: &Resolved<OperatorConfig>, geometry: Geometry, folded: &Compac
     compact
 }
 
-/// y and its gradient of x, along a direction that both forms get.
+/// Returns y and the gradient of x for a direction of y that both forms share.
 fn value_and_gradient(forward: impl Fn(&Tensor) -> Tensor, x: &Tensor, probe: &mut Option<Tensor>) -> [Tensor; 2] {
     let x = x.copy().set_requires_grad(true);
     let y = forward(&x);
@@ -103,7 +108,7 @@ fn value_and_gradient(forward: impl Fn(&Tensor) -> Tensor, x: &Tensor, probe: &m
     [y.detach(), gradient]
 }
 
-/// Whether an operator may refuse to fold with these options.
+/// Returns whether an operator may refuse to fold with these options.
 fn may_refuse(given: &Given, error: &FoldError) -> bool {
     let has = |key: &str, value: &str| given.iter().any(|(k, v)| k == key && v == value);
     match error {
@@ -140,7 +145,8 @@ fn check(name: &str, given: &Given, geometry: Geometry, size: [i64; 2], seed: u3
     Ok(())
 }
 
-/// Runs the cases of an operator; returns what of its options never occurred in one that was checked.
+/// Runs the cases of an operator. Returns the option values that occurred in none of the checked
+/// cases.
 fn cases(entry: &Entry) -> Vec<String> {
     let occurred = RefCell::new(BTreeSet::new());
     let result = runner().run(&(options(entry), geometry(), any::<u32>()), |(given, (geometry, size), seed)| {
@@ -159,7 +165,8 @@ fn every_operator_folds_exactly_with_any_options_on_any_convolution_that_it_fits
     assert!(missing.values().all(Vec::is_empty), "never drawn: {missing:?}");
 }
 
-/// The operator on the first of these kinds of sites of SmallNet that it fits, with random numbers; none where it fits none.
+/// Builds a SmallNet with random numbers and the operator on the first of `places`, kinds of sites,
+/// that it fits; none if it fits none of them.
 fn model(name: &str, given: &Given, places: &[&str]) -> Option<Model> {
     let built = places.iter().find_map(|place| {
         let rows = format!("operator: {}\napply_to: {place}", yaml(name, given));
@@ -171,7 +178,8 @@ fn model(name: &str, given: &Given, places: &[&str]) -> Option<Model> {
     Some(network::model(&built, &config))
 }
 
-/// The first options drawn that fit on such sites and fold, `count` of them for each operator: expanded and compact.
+/// Draws options of each operator until `count` of them fit one of `places` and fold. Returns their
+/// expanded and compact models.
 fn models(count: usize, places: &[&str]) -> Vec<(String, Given, [Model; 2])> {
     tch::manual_seed(5);
     let mut all = Vec::new();
@@ -192,7 +200,8 @@ fn models(count: usize, places: &[&str]) -> Vec<(String, Given, [Model; 2])> {
     all
 }
 
-/// Both forms are written, read and written again: the same bytes. The compact one has nothing left to fold, and says so.
+/// Both forms are written, read and written again with the same bytes. Folding the compact form
+/// again is refused, and the refusal says that it is folded already.
 #[test]
 fn a_model_file_reads_back_as_the_same_bytes_and_a_compact_one_is_not_folded_again() {
     let folder = tempfile::tempdir().unwrap();
@@ -202,7 +211,7 @@ fn a_model_file_reads_back_as_the_same_bytes_and_a_compact_one_is_not_folded_aga
             model.save(&first).unwrap();
             Model::load(&first).unwrap().save(&second).unwrap();
             assert!(std::fs::read(&first).unwrap() == std::fs::read(&second).unwrap(), "{name} {given:?}");
-            // Taken up by a network and given back, it is the same too.
+            // Loading the tensors into a network and taking them back keeps the bytes too.
             let tensors = Model::load(&second).unwrap().build(Device::Cpu).unwrap().store.variables();
             Model { about: model.about.clone(), tensors }.save(&second).unwrap();
             assert!(std::fs::read(&first).unwrap() == std::fs::read(&second).unwrap(), "{name} {given:?}, built");
@@ -212,8 +221,9 @@ fn a_model_file_reads_back_as_the_same_bytes_and_a_compact_one_is_not_folded_aga
     }
 }
 
-/// The parameters that `describe` tells of a model file are the numbers in it but for buffers, and its multiply-accumulates are those
-/// that PyTorch counts as it runs the exported network.
+/// The parameters that `describe` reports for a model file are the numbers in the file without
+/// buffers, and its multiply-accumulates are those that PyTorch counts while running the exported
+/// network.
 #[test]
 fn described_counts_are_those_of_the_tensors_and_of_pytorch() {
     let with_pytorch = peer();
@@ -243,15 +253,18 @@ fn described_counts_are_those_of_the_tensors_and_of_pytorch() {
     }
 }
 
-/// Whether the exported network has the products of the network itself. Kernels per sample that are not 1x1 gather what they read by
-/// products with ones and zeros there, so that it serves any batch; and of region kernels all answer everywhere.
+/// Returns whether the exported network computes exactly the products of the network itself. An
+/// export with per-sample kernels that are not 1x1 gathers its inputs by products with ones and
+/// zeros, so that it serves any batch size; an export with region kernels applies all kernels
+/// everywhere.
 fn is_exported_as_it_is(model: &Model) -> bool {
     let built = model.build(Device::Cpu).unwrap();
     let gathers = |site: &&Site| site.per_sample().is_some() && !site.geometry.is_pointwise();
     !built.network.sites().iter().any(|site| gathers(site) || site.operator.name() == "drconv")
 }
 
-/// The numbers that training sets: all but running statistics, temperatures, and what OREPA keeps as it is.
+/// Returns the count of the numbers that training sets: all but running statistics, temperatures,
+/// and OREPA's constants.
 fn learned(model: &Model) -> i64 {
     let buffers = ["running_mean", "running_var", "temperature", "_orepa_avg_avg", "_orepa_prior", ".id_tensor"];
     let is_buffer = |name: &str| buffers.iter().any(|end| name.ends_with(end));

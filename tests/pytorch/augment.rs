@@ -1,5 +1,6 @@
-//! Resizing and changes of colour against PIL and torchvision. Needs `make setup-peer`; without it the test says so and passes,
-//! unless FOLDCONV_PEER is set. FOLDCONV_IMAGES may name a folder of JPEG files, some of which are then compared too.
+//! Resizing and colour changes compared with PIL and torchvision. Needs `make setup-peer`; without
+//! it the test says so and passes, unless FOLDCONV_PEER is set. FOLDCONV_IMAGES may name a folder
+//! of JPEG files, some of which are then compared too.
 
 use crate::common::arg;
 use crate::common::peer::{peer, script};
@@ -13,7 +14,7 @@ use foldconv::data::augment::transform::Transform;
 use serde::Deserialize;
 use std::path::Path;
 
-/// One image, what torchvision did to it, and what came out.
+/// An input image, torchvision's operation on it, and torchvision's output image.
 #[derive(Debug, Deserialize)]
 struct Case {
     input: String,
@@ -41,7 +42,7 @@ impl Case {
         Image { width: self.out_width, height: self.out_height, channels: self.channels, pixels }
     }
 
-    /// Ours.
+    /// Applies foldconv's version of the operation.
     fn run(&self, mut image: Image) -> Image {
         let factor = self.factor.unwrap_or_default();
         let change = match self.what.as_str() {
@@ -90,7 +91,8 @@ fn images_come_out_as_torchvision_makes_them_of_pil_images() {
     println!("{} cases, levels at most and in the mean: {worst:?}", cases.len());
     assert_eq!(worst.len(), 6);
     for (what, (most, mean)) in worst {
-        // Filters in fixed point of 14 bits, where PIL has 22: one level in a pixel of a few. Colours are PIL's arithmetic.
+        // Resizing filters have 14 bits of fixed point, PIL's have 22: one level of difference in a
+        // few pixels. Colour changes use PIL's arithmetic exactly.
         let (levels, in_the_mean) = if matches!(what, "resized_crop" | "test") { (1, 0.3) } else { (0, 0.) };
         assert!(most <= levels && mean <= in_the_mean, "{what}: {most} levels at most, {mean} in the mean");
     }

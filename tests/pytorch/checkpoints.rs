@@ -1,10 +1,11 @@
-//! Networks that others trained with PyTorch on CIFAR-10: imported they reach the top-1 that PyTorch gives them, before and after
-//! folding. The checkpoints lie in FOLDCONV_CHECKPOINTS and CIFAR-10 in FOLDCONV_DATA; without both the test says so and passes.
+//! Public networks trained with PyTorch on CIFAR-10: the imported model reaches the top-1 of
+//! PyTorch, before and after folding. The checkpoints lie in FOLDCONV_CHECKPOINTS and CIFAR-10 in
+//! FOLDCONV_DATA; without both the test says so and passes.
 
 use crate::common::{arg, foldconv, stdout};
 use std::path::{Path, PathBuf};
 
-/// The file, what `import` is told of it, and its top-1 of the 10,000 test images in PyTorch, percent.
+/// File, options of `import`, and top-1 in PyTorch on the 10,000 test images, in percent.
 const CHECKPOINTS: [(&str, &str, f64); 3] = [
     ("resnet20-12fca82f.th", "--net resnet20 --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225", 91.73),
     ("resnet56-4bfd9763.th", "--net resnet56 --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225", 93.39),
@@ -30,7 +31,7 @@ fn checkpoints_of_others_reach_their_top_1_before_and_after_folding() {
             stdout(&command.output().unwrap())
         };
         let (source, model) = (arg(&checkpoints.join(file)), arg(&model));
-        // YAML wants a blank behind a colon.
+        // YAML needs a blank behind a colon.
         let options: Vec<String> = options
             .split(' ')
             .map(|option| if option.starts_with('{') { option.replace(':', ": ") } else { option.into() })

@@ -1,7 +1,9 @@
-//! Exports of every kind of compact form run in PyTorch and in onnxruntime, for any batch; and what can't be exported says why.
-//! The first needs `make setup-peer`, as tests/pytorch/torchvision.rs.
+//! Exports of every kind of compact form run in PyTorch and in onnxruntime, for any batch size; a
+//! refused export says why. The tests that run exports need `make setup-peer`, as
+//! tests/pytorch/torchvision.rs does.
 //!
-//! Tolerance: float32 in another order of sums, 1e-6 of the largest logit; 1e-4 is far below the error of a wrong operation.
+//! Tolerance: float32 sums in another order differ by 1e-6 of the largest logit; 1e-4 is far below
+//! the error of a wrong operation.
 
 use crate::common::network;
 use crate::common::peer::{peer, script};
@@ -13,7 +15,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
-/// A config and a name for its files.
+/// Name of the files of each case, and the rows of its config.
 const ROWS: [(&str, &str); 18] = [
     ("maconv", "operator: {name: maconv}"),
     ("mdconv", "operator: {name: mdconv, gate: softmax}"),
@@ -35,7 +37,7 @@ const ROWS: [(&str, &str); 18] = [
     ("dcd_classifier", "classifier: {name: dcd, latent: 4, hidden: 8}"),
 ];
 
-/// A model with random weights and running statistics, in both forms.
+/// Builds a model with random weights and running statistics, in expanded and in compact form.
 fn models(rows: &str) -> (Model, Model) {
     let keys: Mapping =
         serde_yaml::from_str(&format!("data: {{name: shapes}}\nnet: {{name: smallnet}}\n{rows}")).unwrap();
@@ -46,7 +48,7 @@ fn models(rows: &str) -> (Model, Model) {
     (expanded, compact)
 }
 
-/// The compact form, and in a file of that folder.
+/// Builds the compact form, and saves it as `model.safetensors` in `folder`.
 fn compact(rows: &str, folder: &Path) -> Model {
     let (_, compact) = models(rows);
     compact.save(&folder.join("model.safetensors")).unwrap();
@@ -85,7 +87,8 @@ fn every_compact_form_runs_elsewhere() {
     assert!(errors.values().all(|error| *error < 1e-4), "{errors:?}");
 }
 
-/// Its tensors are attributes: they have the state dict's names, move with the module, train, and come back by `import`.
+/// The tensors of a TorchScript export are attributes of the module: they have the names of the
+/// state dict, move with the module, can be trained, and are read back by `import`.
 #[test]
 fn a_torchscript_file_is_a_module_like_any_other() {
     if !peer() {
@@ -122,22 +125,22 @@ fn a_torchscript_file_is_a_module_like_any_other() {
         let facts = &facts[&file];
         assert_eq!(facts["state_dict"], serde_json::json!(names), "{file}");
         assert_eq!(facts["parameters"], serde_json::json!(parameters), "{file}");
-        // Which region is largest has none.
+        // The choice of the largest region has no gradient.
         let mut without = facts["without_gradient"].as_array().unwrap().iter().filter_map(serde_json::Value::as_str);
         assert!(without.all(|name| name.contains("conv_guide") || name.contains("masknet")), "{file}: {facts}");
         assert_eq!(facts["stays_behind"], serde_json::json!([]), "{file}");
         let error = |kind: &str| facts[kind].as_f64().unwrap_or_else(|| panic!("{file}: {facts}"));
-        // float16 has 11 bits; layers of them in a row, and a gate between, some hundred of its steps. Pixels go to another region
-        // where two are about as large.
+        // float16 has 11 bits; several layers and a gate add up to some hundred of its rounding
+        // steps. With regions, a pixel moves to another region if two regions score about the same.
         let most = if file.starts_with("drconv") || file.starts_with("regions") { 1. } else { 0.1 };
         assert!(error("torch.float64") < 1e-5 && error("torch.float16") < most, "{file}: {facts}");
     }
 }
 
-/// Whether `import` takes the model's tensors out of the script.
+/// Returns whether `import` reads the model's tensors back from the script.
 fn reads_back(rows: &str, form: &str, model: &Model, script: &str, taken: &str) -> bool {
     let rows: Mapping = serde_yaml::from_str(rows).unwrap();
-    // No flag of `import` says it.
+    // `import` has no flag for a classifier.
     if rows.contains_key("classifier") {
         return true;
     }
@@ -173,7 +176,7 @@ fn what_can_not_be_exported_says_why() {
     assert_eq!(export(&compact, &["--format", "caffe"]).status.code(), Some(2));
     assert!(!Path::new(&out).exists(), "nothing is left of what was refused");
 
-    // A state dict is all numbers under their names, and counters of batch norms.
+    // A state dict holds all tensors under their names, and the counters of batch norms.
     stdout(&export(&model, &["--format", "safetensors"]));
     let bytes = std::fs::read(&out).unwrap();
     let names: Vec<String> =

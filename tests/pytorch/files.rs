@@ -1,5 +1,6 @@
-//! Reading PyTorch's files: every value is the one that torch.load gives, and what is damaged or hostile is refused in one line,
-//! with no memory taken and nothing run. The files are made by tests/fixtures/import/make.py.
+//! Reading PyTorch's files: every value equals that of torch.load, and a damaged or hostile file is
+//! refused in one line, without taking memory or running code. The files are made by
+//! tests/fixtures/import/make.py.
 
 use crate::common;
 use crate::common::checkpoints;
@@ -10,10 +11,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use tch::{Kind, Tensor};
 
-/// Precision, shape and bytes of tensors, by name.
+/// Kind, shape and bytes of tensors, by name.
 type Values = BTreeMap<String, (Kind, Vec<i64>, Vec<u8>)>;
 
-/// Names and tensors, dicts in dicts with dots.
+/// Collects the tensors of nested dicts, with dots between the keys.
 fn flat(entry: &Entry, prefix: &str, into: &mut BTreeMap<String, Stored>) {
     match entry {
         Entry::Tensor(tensor) => drop(into.insert(prefix.to_string(), tensor.clone())),
@@ -27,7 +28,7 @@ fn flat(entry: &Entry, prefix: &str, into: &mut BTreeMap<String, Stored>) {
     }
 }
 
-/// Precision, shape and bytes of every tensor of a file.
+/// Reads kind, shape and bytes of every tensor of a file.
 fn read(path: &Path) -> anyhow::Result<Values> {
     let checkpoint = Checkpoint::open(path)?;
     let mut tensors = BTreeMap::new();
@@ -46,7 +47,7 @@ fn bytes(tensor: &Tensor) -> Vec<u8> {
     bytes
 }
 
-/// What torch.load made of the file.
+/// Returns the values that torch.load read from the file.
 fn expected(path: &Path) -> Values {
     let name = format!("{}.safetensors", path.file_name().unwrap().to_string_lossy());
     let file = std::fs::read(path.parent().unwrap().join("expected").join(name)).unwrap();
@@ -98,7 +99,7 @@ fn every_value_is_the_one_of_torch_load() {
     }
 }
 
-/// The one line of a refusal.
+/// Returns the one-line message of a refusal.
 fn refusal(path: &Path) -> String {
     let error = read(path).expect_err(&path.display().to_string());
     assert_eq!(exit_status(&error), 2, "{error:#}");
@@ -135,14 +136,15 @@ fn what_is_no_checkpoint_is_refused_and_nothing_is_run() {
     assert!(refusal(&bad).contains("cannot read: not a file"));
 }
 
-/// The highest resident memory that this process has had, in KiB.
+/// Returns the peak resident memory of this process, in KiB.
 fn peak() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
-/// Truncated anywhere, or with any byte changed: an error of one line or other values, never a panic, never much memory.
+/// A file truncated anywhere, or with any byte changed, gives a one-line error or other values,
+/// never a panic and never much memory.
 #[test]
 fn no_damage_panics_or_takes_memory() {
     let folder = checkpoints();
@@ -166,7 +168,7 @@ fn no_damage_panics_or_takes_memory() {
             }
         };
         for step in 0..200 {
-            // Two thirds of so small a tar archive are the zeros at its end, which no reader needs.
+            // Two thirds of this small tar archive are the zeros at its end, which no reader needs.
             let length = whole.len() * step / 200;
             attempt(&whole[..length], name != "old.pth" || length < whole.len() / 3);
         }
@@ -180,12 +182,13 @@ fn no_damage_panics_or_takes_memory() {
         }
     }
     assert!(refused > 1400, "{refused}");
-    // The largest of the files has 70 KiB; libtorch's and the allocator's own needs are a few MiB.
+    // The largest of the files has 70 KiB; libtorch and the allocator need a few MiB themselves.
     let grown = peak() - before;
     assert!(grown < 64 << 10, "{grown} KiB more");
 }
 
-/// A byte that is changed in the numbers themselves is found by the archive's checksums, where it has some.
+/// A changed byte within the numbers of a tensor is found by the archive's checksums, if it has
+/// any.
 #[test]
 fn checksums_are_checked() {
     let folder = checkpoints();
@@ -207,7 +210,7 @@ fn checksums_are_checked() {
     }
 }
 
-/// The rest of a file can be read.
+/// A tensor of an unreadable kind is reported; the rest of the file can be read.
 #[test]
 fn a_tensor_of_a_kind_that_is_not_read_is_told() {
     let checkpoint = Checkpoint::open(&checkpoints().join("narrow.pth")).unwrap();
@@ -217,7 +220,7 @@ fn a_tensor_of_a_kind_that_is_not_read_is_told() {
     assert!(matches!(entries.iter().find(|(name, _)| name == "w").unwrap().1, Entry::Tensor(_)));
 }
 
-/// A stride of 0: the file is sound, and opening it takes nothing.
+/// A tensor with stride 0 repeats one number: the file is valid, and opening it takes no memory.
 #[test]
 fn a_number_that_is_repeated_is_not_written_out() {
     let checkpoint = Checkpoint::open(&checkpoints().join("repeated.pth")).unwrap();
@@ -229,8 +232,9 @@ fn a_number_that_is_repeated_is_not_written_out() {
     assert_eq!(first, b"abcd");
 }
 
-/// Damaged files that torch.load(weights_only=True) reads give its numbers here or are refused: no archive has two readings. As many as
-/// FOLDCONV_MUTANTS says, drawn with FOLDCONV_SEED.
+/// A damaged file that torch.load(weights_only=True) reads gives the same numbers here or is
+/// refused: no archive has two readings. FOLDCONV_MUTANTS sets the number of files, and
+/// FOLDCONV_SEED the seed.
 #[test]
 fn what_torch_load_takes_has_its_numbers_or_is_refused() {
     let draw = |name: &str, default: &str| std::env::var(name).unwrap_or_else(|_| default.into());
@@ -249,7 +253,7 @@ fn what_torch_load_takes_has_its_numbers_or_is_refused() {
         let expected = expected(&path);
         let differs = |(tensor, (kind, size, bytes)): &(&String, &(Kind, Vec<i64>, Vec<u8>))| {
             found.get(*tensor).is_none_or(|(our_kind, our_size, ours)| {
-                // Any byte but 0 is true.
+                // In a bool tensor, any byte but 0 is true.
                 let same = match kind {
                     Kind::Bool => ours.iter().map(|byte| *byte != 0).eq(bytes.iter().map(|byte| *byte != 0)),
                     _ => ours == bytes,
@@ -266,6 +270,6 @@ fn what_torch_load_takes_has_its_numbers_or_is_refused() {
         let kept = folder.keep();
         panic!("{} of {both}, kept in {}: {}", wrong.len(), kept.display(), wrong.join("\n"));
     }
-    // A tenth of the files are sound where it matters.
+    // At least a tenth of the damaged files are readable by both.
     assert!(both * 10 > count.parse::<usize>().unwrap(), "{both} of {count}");
 }

@@ -1,5 +1,6 @@
-//! `foldconv import`: PyTorch's weights become a model that computes what PyTorch computes, by its own names, by those of a public
-//! implementation, or by a map; and everything that does not fit is listed, with nothing written. The files are made by
+//! `foldconv import`: a model made of PyTorch's weights computes what PyTorch computes, whether the
+//! tensors have foldconv's names, those of a public implementation, or are renamed by a map.
+//! Everything that does not fit is listed, and nothing is written. The files are made by
 //! tests/fixtures/import/make.py.
 
 use crate::common;
@@ -13,7 +14,8 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 use tch::{Device, Kind, Tensor};
 
-/// The network is SmallNet, and the images are made ones whose statistics are given, unless the arguments say otherwise.
+/// Runs `import`. Unless `more` says otherwise, the network is SmallNet, and the images are
+/// synthetic with given statistics.
 fn import(file: &Path, out: &Path, more: &[&str]) -> Output {
     let mut args = vec!["import".to_string(), arg(file), "-o".into(), arg(out)];
     for (flag, value) in
@@ -26,7 +28,7 @@ fn import(file: &Path, out: &Path, more: &[&str]) -> Output {
     run(args.into_iter().chain(more.iter().map(|text| text.to_string())))
 }
 
-/// A folder to write into, and the model's path in it.
+/// Returns a temporary folder, and the path of a model in it.
 fn out() -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model");
@@ -43,29 +45,31 @@ fn read(path: &Path) -> BTreeMap<String, Tensor> {
     tensors.iter().map(|(name, view)| (name.clone(), tensor(view))).collect()
 }
 
-/// A state dict, written as safetensors.
+/// Writes a state dict as safetensors.
 fn write(path: &Path, tensors: &HashMap<String, Tensor>) {
     foldconv::weights::tensors::write(path, &(), tensors).unwrap();
 }
 
-/// The largest difference between the model's logits and those that PyTorch computed for the same images.
+/// Returns the largest difference between the model's logits and those of PyTorch for the same
+/// images.
 fn difference(model: &Model) -> f64 {
     difference_on(model, "images.safetensors")
 }
 
-/// The same for the images and logits of another file.
+/// Returns the same difference for the images and logits of another file.
 fn difference_on(model: &Model, file: &str) -> f64 {
     let _turn = common::turn();
     let images = read(&checkpoints().join(file));
     let logits = tch::no_grad(|| model.build(Device::Cpu).unwrap().network.forward_t(&images["x"], false));
-    // Over their largest where that is above 1.
+    // Relative to the largest logit if that is above 1.
     let size = images["y"].abs().max().double_value(&[]).max(1.);
     (logits - &images["y"]).abs().max().double_value(&[]) / size
 }
 
 #[test]
 fn the_model_computes_what_pytorch_computes() {
-    // Logits are of size 1. float32 rounds to 1e-7, float16 to 5e-4 and bfloat16 to 4e-3, over seven layers.
+    // Logits are of size 1. float32 rounds to 1e-7, float16 to 5e-4 and bfloat16 to 4e-3, over
+    // seven layers.
     for (name, said, tolerance) in [
         ("smallnet.pth", "ignored: 7 counters", 1e-5),
         ("smallnet.pt", "ignored: 7 counters", 1e-5),
@@ -86,7 +90,7 @@ fn the_model_computes_what_pytorch_computes() {
         let model = Model::load(&out).unwrap();
         let error = difference(&model);
         assert!(error < tolerance, "{name}: {error:e}");
-        // PyTorch's casts to float32 are exact, and so are ours.
+        // The casts to float32 are exact, in PyTorch and here.
         let same = checkpoints().join("expected").join(format!("{name}.safetensors"));
         if same.exists() {
             let same = read(&same);
@@ -110,7 +114,7 @@ fn an_imported_model_is_like_one_that_was_trained_here() {
     assert!(stdout(&run(["eval", &arg(&out)])).contains("on 100 images of shapes"));
     let compact = out.with_extension("compact");
     stdout(&run(["fold", &arg(&out), "-o", &arg(&compact)]));
-    // And its compact form is a state dict, too.
+    // The compact form is a state dict that can be imported too.
     let again = out.with_extension("again");
     assert!(stdout(&import(&compact, &again, &[])).contains("compact form"));
     let (first, second) = (Model::load(&compact).unwrap().tensors, Model::load(&again).unwrap().tensors);
@@ -160,7 +164,7 @@ fn what_does_not_fit_is_listed_and_nothing_is_written() {
     let misshapen = import(&checkpoints().join("hundred.pth"), &out, &[]);
     assert!(error(&misshapen, 2).contains("does not fit smallnet: 2 misshapen"));
     assert!(stderr(&misshapen).contains("is [100, 64], expected [10, 64]"));
-    // A tensor that is one number 2^58 times fits nothing, and is not written out.
+    // A tensor that repeats one number 2^58 times fits nothing, and is not expanded in memory.
     assert!(error(&import(&checkpoints().join("repeated.pth"), &out, &[]), 2).contains("37 missing, 1 unused"));
     assert!(!out.exists());
 }
@@ -203,7 +207,8 @@ fn a_map_renames_and_drops_in_its_order() {
     assert!(refused("a: [").contains("map.yaml: "));
 }
 
-/// The operator's reference calls its deployed kernel by a name of its own: the model is the compact one.
+/// A checkpoint in which the kernels have the names of the operator's deployed reference becomes a
+/// compact model.
 #[test]
 fn deployed_operators_make_a_compact_model() {
     for (operator, deployed) in [
@@ -217,7 +222,7 @@ fn deployed_operators_make_a_compact_model() {
         let (guard, out) = out();
         let file = guard.path().join("deployed");
         let on = ["--operator", operator, "--apply-to", "spatial,stem"];
-        // A fresh network of that operator, and what its fold is.
+        // A fresh network of the operator, and its fold.
         let some: HashMap<String, Tensor> =
             HashMap::from([("a".to_string(), Tensor::zeros([10, 64], (Kind::Float, Device::Cpu)))]);
         write(&file, &some);
@@ -241,7 +246,8 @@ fn deployed_operators_make_a_compact_model() {
     }
 }
 
-/// timm's CondConv: flattened weights, and a routing of the block; elsewhere the same shapes are refused.
+/// timm's CondConv has flattened weights and one routing per block; plain convolutions of such
+/// shapes are refused.
 #[test]
 fn an_operators_layouts_are_its_own() {
     let (guard, out) = out();
@@ -263,14 +269,14 @@ fn an_operators_layouts_are_its_own() {
     assert!(stderr(&output).contains("taken from the operator's options: 3 temperatures"));
     let read = Model::load(&out).unwrap().tensors;
     assert!(ours.iter().all(|(name, tensor)| read[name].equal(tensor)));
-    // The convolutions that stay plain may not be flattened.
+    // Flattened weights are refused at convolutions that stay plain.
     let depthwise = state.get_mut("blocks.0.depthwise.conv.weight").unwrap();
     *depthwise = depthwise.flatten(1, -1);
     write(&file, &state);
     assert!(error(&import(&file, &out, &on), 2).contains("does not fit smallnet: 1 misshapen"));
 }
 
-/// A temperature that falls in training has fallen when the weights are trained.
+/// An annealed temperature is imported at the end of its schedule, because the weights are trained.
 #[test]
 fn a_schedule_is_at_its_end() {
     let (guard, out) = out();
@@ -334,7 +340,7 @@ fn requests_that_are_wrong() {
     assert!(error(&unwritable, 2).contains("cannot write: No such file"));
 }
 
-/// A tensor of the fixture with another first number.
+/// Reads the fixture's tensors, and sets the first number of the tensor `name`.
 fn with_number(name: &str, kind: Kind, number: f64) -> HashMap<String, Tensor> {
     let mut tensors = read_model(&checkpoints().join("smallnet.pth"));
     let mut tensor = tensors[name].to_kind(kind).copy();
@@ -361,7 +367,8 @@ fn numbers_that_no_network_can_compute_with_are_refused_by_name() {
     }
 }
 
-/// A comparison that leaves NaN out would call two networks of nothing else equal.
+/// Weights or logits that are not finite are an error: a comparison that skips NaN would call two
+/// networks that compute only NaN equal.
 #[test]
 fn a_network_that_computes_no_numbers_has_no_results() {
     let (guard, model) = out();
@@ -373,7 +380,7 @@ fn a_network_that_computes_no_numbers_has_no_results() {
         assert!(!folded.exists());
         line
     };
-    // A file whose numbers are those that were written, one of them NaN.
+    // The file holds the numbers as they were written, one of them NaN.
     let nan = guard.path().join("nan");
     let Model { about, .. } = Model::load(&model).unwrap();
     Model { about: about.clone(), tensors: with_number("stem.conv.weight", Kind::Float, f64::NAN) }.save(&nan).unwrap();
@@ -385,7 +392,7 @@ fn a_network_that_computes_no_numbers_has_no_results() {
     ] {
         assert!(line.contains("nan: stem.conv.weight: 1 of its 432 numbers are NaN or infinite"), "{line}");
     }
-    // Finite numbers whose products are not.
+    // All numbers are finite, but their products are not.
     let large = guard.path().join("large");
     let tensors = with_number("classifier.bias", Kind::Float, 0.);
     let scaled =
@@ -398,7 +405,7 @@ fn a_network_that_computes_no_numbers_has_no_results() {
     }
 }
 
-/// Wherever a byte of the seal is another, the file is not taken for one that never had a seal.
+/// A file with any changed byte in its seal is refused, and is not taken for a file without a seal.
 #[test]
 fn a_model_whose_seal_is_damaged_is_refused() {
     let (guard, model) = out();
@@ -418,7 +425,8 @@ fn a_model_whose_seal_is_damaged_is_refused() {
     }
 }
 
-/// BN(x + b) with the running mean m + b is BN(x) with m: every VGG with batch norms keeps such biases.
+/// BN(x + b) with the running mean m + b is BN(x) with m. Every VGG with batch norms has such
+/// biases.
 #[test]
 fn a_bias_in_front_of_a_batch_norm_goes_into_its_running_mean() {
     let (guard, out) = out();
@@ -440,13 +448,14 @@ fn a_bias_in_front_of_a_batch_norm_goes_into_its_running_mean() {
         // A sum and a difference of numbers of size 1, in float32.
         assert!((&found[name] - tensor).abs().max().double_value(&[]) < 1e-6, "{name}");
     }
-    // One of another shape is none.
+    // A bias of another shape does not belong to the convolution.
     tensors.insert("stem.conv.bias".into(), Tensor::zeros([3], (Kind::Float, Device::Cpu)));
     write(&file, &tensors);
     assert!(error(&import(&file, &out, &[]), 2).contains("does not fit smallnet: 1 unused"));
 }
 
-/// A tensor beside the state dict does not hide it; of several dicts that might be one, the one with the network's names is.
+/// A tensor beside the state dict does not hide the state dict; of several candidate dicts, the one
+/// with the network's names is read.
 #[test]
 fn the_state_dict_is_found_among_other_tensors() {
     let folder = checkpoints();
@@ -476,7 +485,7 @@ fn a_misspelt_network_is_named_before_anything_else() {
     assert!(line.contains("no network `resnt20`") && line.contains("resnet20"), "{line}");
 }
 
-/// Batch norms add an eps to the variance that only TorchScript's code tells.
+/// Batch norms add an eps to the variance, which only TorchScript's code states.
 #[test]
 fn the_eps_of_batch_norms_is_read_given_and_kept() {
     let (guard, out) = out();
@@ -485,11 +494,12 @@ fn the_eps_of_batch_norms_is_read_given_and_kept() {
         stdout(&import(&folder.join(file), &out, more));
         difference_on(&Model::load(&out).unwrap(), "eps_images.safetensors")
     };
-    // Logits of size 1, in float32; with 1e-5 they are off by as much as they are.
+    // Logits are of size 1, in float32; with the default eps of 1e-5 the error is as large as the
+    // logits.
     assert!(error_of("eps_traced.pt", &[]) < 1e-5 && error_of("eps_scripted.pt", &[]) < 1e-5);
     assert!(error_of("eps.pth", &[]) > 0.1);
     assert!(error_of("eps.pth", &["--bn-eps", "0.001"]) < 1e-5);
-    // It is kept in the model, and folded and exported with it.
+    // The eps is kept in the model, and used by fold and export.
     let shown = stdout(&run(["describe", &arg(&out), "--json"]));
     assert!(shown.contains("0.001"), "{shown}");
     let compact = guard.path().join("compact.safetensors");
@@ -499,7 +509,7 @@ fn the_eps_of_batch_norms_is_read_given_and_kept() {
     stdout(&run(["export", &arg(&out), "--format", "torchscript", "-o", &arg(&script)]));
     let dict = guard.path().join("identity.safetensors");
     stdout(&run(["export", &arg(&compact), "--format", "safetensors", "--bn", "identity", "-o", &arg(&dict)]));
-    // Batch norms that do nothing, by their own eps.
+    // The batch norms that do nothing compensate their own eps in the variance.
     let variances = read(&dict).into_iter().filter(|(name, _)| name.ends_with("running_var"));
     assert!(variances.map(|(_, v)| (v - 0.999).abs().max().double_value(&[])).all(|error| error < 1e-7));
     let output = import(&folder.join("eps_traced.pt"), &out, &["--bn-eps", "1e-4"]);
@@ -507,7 +517,8 @@ fn the_eps_of_batch_norms_is_read_given_and_kept() {
     assert!(error(&import(&folder.join("eps.pth"), &out, &["--bn-eps", "0"]), 2).contains("bn_eps: 0"));
 }
 
-/// Weights whose names and shapes fit a network that they were not trained in.
+/// Weights whose names and shapes fit a network in which they were not trained: `eval` and
+/// `compare` notice, and `--try` finds the right options.
 #[test]
 fn weights_that_are_read_wrong_are_noticed_and_read_otherwise() {
     let folder = tempfile::tempdir().unwrap();
@@ -536,12 +547,12 @@ fn weights_that_are_read_wrong_are_noticed_and_read_otherwise() {
     let best = evaluated(&model, &["--try"])["tried"]["best"].clone();
     let expected = ["net.shortcut: a_end", "mean 0.485,0.456,0.406, std 0.229,0.224,0.225", "bn_eps: 0.001"];
     let found: Vec<&str> = best["facts"].as_array().unwrap().iter().map(|fact| fact.as_str().unwrap()).collect();
-    // The normalisation of the trained model is that of its own images, which ImageNet's is near; eps may come last, or make no
-    // difference of a point.
+    // The normalisation of the trained model is that of its own images, to which ImageNet's is
+    // near. The eps may come last, or change top-1 by less than a point.
     assert_eq!(found[..2], expected[..2], "{best}");
     let better = best["top1"].as_f64().unwrap();
     assert!((better - top1).abs() < 15., "{better}, trained {top1}");
-    // The flags are those that import takes.
+    // The reported flags are accepted by `import`.
     let flags = best["flags"].as_array().unwrap().iter().flat_map(|flag| flag.as_str().unwrap().split_once(' '));
     let flags = flags.flat_map(|(flag, value)| match value.split_once(" --std ") {
         Some((mean, std)) => vec![flag, mean, "--std", std],
@@ -555,7 +566,7 @@ fn weights_that_are_read_wrong_are_noticed_and_read_otherwise() {
     assert_eq!(compared["tried"]["top1"].as_f64().unwrap(), again);
 }
 
-/// Objects of classes that are not known are never made, so they may lie beside the weights.
+/// Objects of unknown classes are never created, so a file may hold them beside the weights.
 #[test]
 fn objects_beside_the_weights_are_left_out() {
     let (_guard, out) = out();

@@ -1,4 +1,5 @@
-//! Beside PyTorch: its files, its networks, its images, and what other programs make of ours.
+//! Comparisons with PyTorch: its files, networks and images, and other programs that read
+//! foldconv's files.
 
 #[path = "../common/mod.rs"]
 mod common;

@@ -1,5 +1,5 @@
-//! What a trial leaves for TensorBoard, read by TensorBoard's own reader. Needs `make setup-peer`; without it the test says so and
-//! passes, unless FOLDCONV_PEER is set.
+//! TensorBoard files of a trial, read by TensorBoard's own reader. Needs `make setup-peer`; without
+//! it the test says so and passes, unless FOLDCONV_PEER is set.
 
 use crate::common::peer::{peer, script};
 use crate::common::{arg, run, stdout};
@@ -29,13 +29,14 @@ fn scalars_histograms_and_options_are_what_its_reader_finds() {
     for (tag, column) in
         [("train/loss", "train_loss"), ("test/loss", "test_loss"), ("test/top1", "top1"), ("train/lr", "lr")]
     {
-        // The reader has float32 of the numbers of metrics.csv.
+        // The reader has the numbers of metrics.csv in float32.
         let expected: Vec<Value> = rows.iter().map(|row| json!([row["epoch"] as i64, row[column] as f32])).collect();
         assert_eq!(found["scalars"][tag], Value::Array(expected), "{tag}");
     }
 
     let histograms = &found["histograms"];
-    // Without the bypass the compact form of a site is W1 (20 x 8) and W2 (8 x 20), and the gates are 20 of 64 images.
+    // Without the bypass the compact form of a site is W1 (20 x 8) and W2 (8 x 20), and the gates
+    // are 20 numbers for each of 64 images.
     let gates = &histograms["gates/blocks.0.pointwise.conv"];
     assert_eq!((&gates["steps"], &gates["num"], &gates["counted"]), (&json!([1, 2]), &json!(1280.), &json!(1280.)));
     assert!(gates["min"].as_f64() > Some(0.) && gates["max"].as_f64() < Some(1.), "a sigmoid: {gates}");

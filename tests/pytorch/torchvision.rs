@@ -1,8 +1,9 @@
-//! Against PyTorch itself: torchvision's networks come in, fold, and go out again in every format, and compute the same in PyTorch
-//! and in onnxruntime. Needs `make setup-peer`; without it the tests say so and pass, unless FOLDCONV_PEER is set.
+//! Comparison with PyTorch itself: torchvision's networks are imported, folded and exported in
+//! every format, and compute the same in PyTorch and in onnxruntime. Needs `make setup-peer`;
+//! without it the tests say so and pass, unless FOLDCONV_PEER is set.
 //!
-//! Tolerance: float32 through fifty layers in another order of sums, about 1e-6 of the largest logit; 1e-5 for the forms that hold
-//! the same numbers, 1e-4 where kernels were composed.
+//! Tolerance: float32 sums in another order, through fifty layers, differ by about 1e-6 of the
+//! largest logit; 1e-5 is far below the error of a wrong operation.
 
 use crate::common::peer::{peer, script};
 use crate::common::{arg, run, stdout};
@@ -19,7 +20,7 @@ fn raw(path: &Path, size: &[i64]) -> Tensor {
     Tensor::from_data_size(&bytes, size, Kind::Float)
 }
 
-/// The largest difference from the expected logits, over the largest of them.
+/// Returns the largest difference from the expected logits, relative to the largest logit.
 fn error(model: &Path, x: &Tensor, y: &Tensor) -> f64 {
     let built = Model::load(model).unwrap().build(Device::Cpu).unwrap();
     let found = tch::no_grad(|| built.network.forward_t(x, false));
@@ -73,7 +74,8 @@ fn torchvisions_networks_come_in_fold_and_go_out() {
     }
 }
 
-/// `shufflenet_v2_x0_5` is ours with a width.
+/// Returns foldconv's name of a ShuffleNet: `shufflenet_v2_x0_5` is `shufflenet_v2` with a width of
+/// 0.5.
 fn shufflenet(name: &str) -> String {
     format!("{{name: shufflenet_v2, width: {}}}", name.trim_start_matches("shufflenet_v2_x").replace('_', "."))
 }

@@ -1,4 +1,4 @@
-//! The corpus of the fuzz targets, read once more: on stable Rust, without a fuzzer, by the same code.
+//! Replay of the fuzz targets' corpus by the same code, on stable Rust and without a fuzzer.
 
 #[path = "../../fuzz/src/lib.rs"]
 mod fuzz;
@@ -22,13 +22,13 @@ fn no_file_of_the_corpus_panics_or_takes_memory() {
     }
 }
 
-/// A loss or an accuracy of 2^63 in `metrics.csv`.
+/// A loss or an accuracy of 2^63 in `metrics.csv` overflows no pixel of a chart.
 #[test]
 fn a_point_far_beyond_its_chart_overflows_no_pixel() {
     fuzz::check("report", include_bytes!("../../fuzz/corpus/report/far-beyond-its-chart"));
 }
 
-/// Every target has its file, and every file a target.
+/// The fuzzer's manifest and the list of targets name the same targets.
 #[test]
 fn the_targets_are_those_of_the_fuzzer() {
     let manifest = include_str!("../../fuzz/Cargo.toml");
@@ -36,20 +36,22 @@ fn the_targets_are_those_of_the_fuzzer() {
     assert_eq!(names, fuzz::TARGETS.map(|(name, _)| name));
 }
 
-/// A pickle behind the head of an old checkpoint.
+/// Returns a legacy checkpoint with a pickle behind its header.
 fn old_checkpoint(value: &[u8]) -> Vec<u8> {
     let head = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.\x80\x02}.";
     [head, value, b"\x80\x02]."].concat()
 }
 
-/// What means much more than it says: dicts and lists that are held many times, opcodes of a byte that each make a value, names of
-/// thousands of letters, claims.
+/// Inputs that expand to much more than their size are read within bounds: dicts and lists that are
+/// referenced many times, one-byte opcodes that each make a value, names of thousands of letters,
+/// false claims of sizes.
 #[test]
 fn what_grows_is_bounded() {
     const SIZE: usize = 100_000;
     let memo = |key: u32| [&[b'j'][..], &key.to_le_bytes()].concat();
     let put = |key: u32| [&[b'r'][..], &key.to_le_bytes()].concat();
-    // A dict of 2,000 empty ones, and one of 2,000 of it, by a name of 200 letters: 4 million.
+    // A dict of 2,000 empty dicts, and a dict of 2,000 references to that one, by a name of 200
+    // letters: 4 million entries.
     let name = [&[b'X'][..], &200u32.to_le_bytes(), &[b'a'; 200]].concat();
     let begin = [b"\x80\x02", &name[..], &put(0), b"0}", &put(1), b"0}", &put(2)].concat();
     let fill = |of: u32| [b"(", &[memo(0), memo(of)].concat().repeat(2000)[..], b"u"].concat();

@@ -1,5 +1,6 @@
-//! A disk that fills up or can't be written, a process that is killed before any of its calls, files that are damaged: a trial loses at
-//! most what it had not said yet, goes on, and ends bit for bit like one that nothing happened to.
+//! Full or unwritable disks, a process killed before any of its calls, damaged files: a trial loses
+//! at most the work that it had not reported yet, resumes, and ends bit for bit like an undisturbed
+//! trial.
 #![cfg(all(target_os = "linux", target_env = "gnu"))]
 
 use crate::common::disk::Disk;
@@ -11,7 +12,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-/// Epochs of a few milliseconds, of which each writes a row and a checkpoint.
+/// A trial with epochs of a few milliseconds, each of which writes a row and a checkpoint.
 const TRIAL: &str = "data: {name: shapes, train: 64, test: 32}
 net: {name: smallnet, width: 0.5}
 operator: {name: maconv, intermediate: 4}
@@ -22,7 +23,8 @@ fn started() -> (tempfile::TempDir, PathBuf) {
     folder(&[("a.yaml", TRIAL.as_bytes())])
 }
 
-/// One thread: the number of threads decides the order of sums.
+/// Returns a training command with one thread, because the number of threads decides the order of
+/// sums.
 fn train(root: &Path, out: &Path) -> Command {
     let mut command = program();
     command.arg("train").arg(root.join("a.yaml")).arg("--out").arg(out).args(["--device", "cpu", "--threads", "1"]);
@@ -33,7 +35,8 @@ fn output(mut command: Command) -> Output {
     command.output().unwrap()
 }
 
-/// All that a finished trial leaves which is not a time.
+/// Returns the results of a finished trial without times: both models and the first six columns of
+/// `metrics.csv`.
 fn left(out: &Path) -> (Vec<u8>, Vec<u8>, Vec<String>) {
     let read = |name: &str| std::fs::read(out.join(name)).unwrap();
     let metrics = String::from_utf8(read("metrics.csv")).unwrap();
@@ -41,23 +44,24 @@ fn left(out: &Path) -> (Vec<u8>, Vec<u8>, Vec<String>) {
     (read("model.safetensors"), read("compact.safetensors"), rows)
 }
 
-/// The epoch of a checkpoint that can be read; none of one that is not there.
+/// Returns the epoch of a checkpoint, which must be readable; none if there is no checkpoint.
 fn epoch_of(path: &Path) -> Option<u64> {
     path.exists().then(|| tensors::read::<Progress>(path).unwrap().0.epoch)
 }
 
-/// The last epoch that is said to be over.
+/// Returns the last epoch that was reported as finished.
 fn said(stderr: &str) -> Option<u64> {
     stderr.lines().filter_map(|line| line.strip_prefix("epoch ")?.split_once('/')?.0.parse().ok()).next_back()
 }
 
-/// Whether a new checkpoint gets its name.
+/// Returns whether a call gives a new checkpoint its name.
 fn is_checkpoint(call: &Call) -> bool {
     call.path.ends_with(&format!("/{LAST}")) && call.from.contains("/.partial-")
 }
 
-/// Every run is killed before another call than the last run was, counted from its first checkpoint: so it takes up what the last one left,
-/// gets an epoch further, and dies somewhere in the epoch behind that.
+/// Each run is killed one call later than the run before it, counted from its first checkpoint:
+/// each run resumes from the files of the run before, gets one epoch further, and dies somewhere in
+/// the epoch after that.
 #[test]
 fn a_kill_before_any_call_loses_no_epoch_that_was_said() {
     let (_guard, root) = started();
@@ -96,11 +100,12 @@ fn a_kill_before_any_call_loses_no_epoch_that_was_said() {
     assert!(!names.into_iter().any(|name| name == BEFORE), "a trial that is done needs no second checkpoint");
 }
 
-/// An epoch's calls: the row is on the disk before the checkpoint that counts on it, the checkpoint's bytes before its name.
+/// Checks the calls of an epoch: the row is on the disk before the checkpoint that relies on it,
+/// and the checkpoint's bytes are on the disk before its name.
 fn in_the_order_that_outlives_a_power_cut(epoch: &[Call]) {
     let names: Vec<&str> = epoch.iter().map(|call| call.name).collect();
     let checkpoint = names.iter().rposition(|name| *name == "open").unwrap();
-    // The names of the checkpoint before, and the line that says it.
+    // The names of the checkpoint before, and the line that reports it.
     assert_eq!(names[..2], ["sync", "write"], "{epoch:?}");
     assert_eq!(names[checkpoint - 3..checkpoint - 1], ["write", "sync"], "the row: {epoch:?}");
     assert_eq!(names[epoch.len() - 3..], ["sync", "rename", "rename"], "{epoch:?}");
@@ -113,7 +118,7 @@ fn a_damaged_checkpoint_falls_back_to_the_one_before_it_and_says_so() {
     let [calm, flipped, cut] = ["calm", "flipped", "cut"].map(|name| root.join(name));
     stdout(&output(train(&root, &calm)));
     for out in [&flipped, &cut] {
-        // As a trial that is stopped leaves it: the last two checkpoints.
+        // A stopped trial leaves its last two checkpoints.
         if !stop_after_two_checkpoints(&root, out) {
             return;
         }
@@ -137,7 +142,7 @@ fn a_damaged_checkpoint_falls_back_to_the_one_before_it_and_says_so() {
     }
 }
 
-/// Kills a trial once it has two checkpoints; false where this user may not.
+/// Kills a trial once it has two checkpoints. Returns false if this user may not trace processes.
 fn stop_after_two_checkpoints(root: &Path, out: &Path) -> bool {
     let is_second = |calls: &[Call], _: &Call| calls.iter().filter(|call| is_checkpoint(call)).count() == 2;
     trace::run(&mut train(root, out), is_second).inspect(|traced| assert!(traced.killed_at.is_some())).is_some()
@@ -170,7 +175,7 @@ fn a_disk_that_fills_up_at_any_moment_is_one_line_and_the_trial_goes_on_from_its
         assert_eq!(stderr(&rest).contains(&format!("going on after epoch {epoch}, ")), epoch > 0, "{kilobytes}k");
         assert!(left(&out) == left(&calm), "{kilobytes}k");
     }
-    // And in the midst of what it leaves at its end.
+    // The disk also filled up while the trial wrote its final files.
     assert!(at.contains("metrics.csv") && at.contains(LAST) && at.len() > 2, "{at:?}");
 }
 
@@ -208,7 +213,7 @@ fn a_disk_that_became_read_only_or_full_is_one_line_of_a_trial_and_of_a_report()
     stdout(&output(train(&root, &alone)));
 }
 
-/// Takes all the room that is left.
+/// Fills the disk.
 fn fill(path: &Path) {
     let mut file = std::fs::File::create(path).unwrap();
     let block = [0; 4096];

@@ -1,12 +1,14 @@
-//! A panic, which is a defect, ends the program with one line that asks for a report and exit status 70, on whichever thread it is.
+//! A panic, which is a defect, ends the program with one line that asks for a report and exit
+//! status 70, on any thread.
 
 use foldconv::panics;
 use std::process::{Command, Output};
 
-/// Says in which way `defect` panics.
+/// Environment variable that names the way in which `defect` panics.
 const WAY: &str = "FOLDCONV_TEST_WAY";
 
-/// What the other test starts in a process of its own: it does not come back.
+/// Panics on purpose. The other test starts this test in a process of its own, because it ends its
+/// process.
 #[test]
 #[ignore = "ends its process"]
 fn defect() {

@@ -1,4 +1,5 @@
-//! Files from strangers: none runs anything, leaves its folder, names a path, or speaks to the terminal.
+//! Files from untrusted sources: none runs code, leaves its folder, names a path, or sends commands
+//! to the terminal.
 
 use crate::common::{arg, error, folder, run, stderr};
 use foldconv::config::Document;
@@ -14,14 +15,14 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use tch::Tensor;
 
-/// The one line of a refusal.
+/// Returns the one-line message of a refusal.
 fn refusal<T>(result: anyhow::Result<T>) -> String {
     let error = result.err().expect("it must be refused");
     assert_eq!(exit_status(&error), 2, "{error:#}");
     one_line(&error)
 }
 
-/// Everything below a folder.
+/// Returns all paths below a folder.
 fn all(root: &Path) -> BTreeSet<PathBuf> {
     let mut found = BTreeSet::new();
     for entry in std::fs::read_dir(root).unwrap() {
@@ -34,7 +35,7 @@ fn all(root: &Path) -> BTreeSet<PathBuf> {
     found
 }
 
-/// A pickle, as Python's own programs would run it: `os.system` by each opcode that calls.
+/// A pickle that would run `os.system` in Python, by each opcode that calls, is refused.
 #[test]
 fn a_pickle_that_calls_something_is_refused_and_nothing_is_called() {
     let (_guard, root) = folder(&[]);
@@ -48,7 +49,7 @@ fn a_pickle_that_calls_something_is_refused_and_nothing_is_called() {
         format!("c__builtin__\neval\n(S'__import__(\"os\").system(\"{command}\")'\ntR."),
         format!("cbuiltins\ngetattr\n(cos\nS'system'\ntR(S'{command}'\ntR."),
         format!("ctorch.serialization\nload\n(S'{command}'\ntR."),
-        // A name that is known, with attributes behind it.
+        // A known name with attributes behind it.
         format!("ccollections\nOrderedDict.__class__.__base__\n(S'{command}'\ntR."),
     ];
     for call in calls {
@@ -58,7 +59,7 @@ fn a_pickle_that_calls_something_is_refused_and_nothing_is_called() {
         }
         let line = refusal(Cifar10Config {}.load(Some(&root)));
         assert!(line.starts_with(&cifar.display().to_string()) && line.contains("not a pickle of CIFAR's"), "{line}");
-        // The same as the value of an old checkpoint.
+        // The same pickle as the value of a legacy checkpoint.
         let magic = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.\x80\x02}.";
         let path = root.join("old.pth");
         std::fs::write(&path, [&magic[..], call.as_bytes(), b"\x80\x02]."].concat()).unwrap();
@@ -68,14 +69,15 @@ fn a_pickle_that_calls_something_is_refused_and_nothing_is_called() {
     }
 }
 
-/// A tar archive with these entries, and a link where there is a target.
+/// Returns a tar archive of these entries, each (name, content, target). An entry with a target is
+/// a symbolic link.
 fn archive(entries: &[(&str, &[u8], Option<&str>)]) -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());
     for (name, content, target) in entries {
         let mut header = tar::Header::new_ustar();
         header.set_size(if target.is_some() { 0 } else { content.len() as u64 });
         header.set_mode(0o644);
-        // By hand: the builder itself refuses such names.
+        // The name is written by hand because the builder refuses such names.
         header.as_mut_bytes()[..name.len()].copy_from_slice(name.as_bytes());
         if let Some(target) = target {
             header.set_entry_type(tar::EntryType::Symlink);
@@ -87,7 +89,7 @@ fn archive(entries: &[(&str, &[u8], Option<&str>)]) -> Vec<u8> {
     tar.into_inner().unwrap()
 }
 
-/// Names and target of a link, in turn.
+/// Names of archive entries, with the target if the entry is a link.
 const LEAVING: [(&str, Option<&str>); 5] = [
     ("../../data_batch_1.bin", None),
     ("/data_batch_1.bin", None),
@@ -125,7 +127,7 @@ fn an_archive_that_leaves_its_folder_is_refused_and_nothing_is_written() {
     }
 }
 
-/// The name of a tensor is shown, but not to the terminal as a command, and is no path.
+/// The name of a tensor is shown without terminal escape sequences, and is not used as a path.
 #[test]
 fn the_name_of_a_tensor_is_text() {
     let (_guard, root) = folder(&[]);
@@ -144,12 +146,13 @@ fn the_name_of_a_tensor_is_text() {
     assert!(shown.contains("../../../etc/passwd") && shown.contains("\\u{1b}[2J"), "{shown}");
     assert!(!shown.contains(|c: char| c.is_control() && c != '\n'), "{shown:?}");
     assert_eq!(all(&root), before);
-    // Taken in part, the model has none of them.
+    // With --partial, the model has none of these tensors.
     assert!(run(import.iter().chain(&given).chain(&["--partial"])).status.success());
     assert_eq!(all(&root).len(), before.len() + 1);
 }
 
-/// A trial is named by its config; what a file calls one is compared with that, and never a path.
+/// A trial is named by the hash of its config; the name in a file is only compared with the hash,
+/// and never used as a path.
 #[test]
 fn the_name_of_a_trial_in_a_state_file_is_no_path() {
     let (_guard, root) = folder(&[("trials/x/state.json", b"{}")]);
@@ -175,7 +178,7 @@ fn the_name_of_a_trial_in_a_state_file_is_no_path() {
     assert_eq!(all(&root), before);
 }
 
-/// A file may be based on another; a device is not read for that, and neither is a file without end.
+/// A config may be based on another file, but never on a device or a file without end.
 #[test]
 fn a_config_is_read_within_bounds() {
     let (_guard, root) =

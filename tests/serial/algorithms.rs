@@ -1,5 +1,6 @@
-//! Training in the space of kernels is training in branches: every gradient of a whole network in float64; in float32 two hundred steps
-//! that follow to a thousandth where training doesn't amplify rounding, stray as far as other orders of sums do where it does, and end alike
+//! Training in the space of kernels equals training in branches: in float64 every gradient of a
+//! whole network; in float32 two hundred steps, which agree to a thousandth if training does not
+//! amplify rounding, and otherwise stray as far as other orders of sums do, and which end alike
 //! over seeds.
 
 use crate::common;
@@ -31,7 +32,7 @@ fn compute_in(network: &dyn Network, algorithm: TrainAlgorithm) -> usize {
     several.map(|site| site.set_algorithm(algorithm)).count()
 }
 
-/// Loss and gradients of one batch, and the running statistics that it leaves.
+/// Returns the loss and gradients of one batch, and the running statistics after it.
 fn step(store: &nn::VarStore, network: &dyn Network, x: &Tensor, labels: &Tensor) -> BTreeMap<String, Tensor> {
     let loss = network.forward_t(x, true).cross_entropy_for_logits(labels);
     let (learned, running): (Vec<_>, Vec<_>) = store.variables().into_iter().partition(|(_, v)| v.requires_grad());
@@ -42,7 +43,8 @@ fn step(store: &nn::VarStore, network: &dyn Network, x: &Tensor, labels: &Tensor
     names.zip(gradients).chain(running).chain([("loss".to_string(), loss.detach())]).collect()
 }
 
-/// Float64, so that the ways differ by rounding alone: about 1e-12 through twenty layers; 1e-10.
+/// Float64, so that the algorithms differ only by rounding: about 1e-12 through twenty layers; the
+/// tolerance is 1e-10.
 #[test]
 fn a_whole_network_has_the_same_gradients_however_it_is_computed() {
     use TrainAlgorithm::*;
@@ -85,7 +87,8 @@ fn a_whole_network_has_the_same_gradients_however_it_is_computed() {
     }
 }
 
-/// Maps in half precision and maps of one position go through the branches, to the last bit, whatever way was asked for.
+/// Maps in half precision and maps of one position are trained in branches, bit for bit, whatever
+/// algorithm was requested.
 #[test]
 fn what_has_no_moments_is_trained_in_branches() {
     let _turn = common::turn();
@@ -109,15 +112,17 @@ fn what_has_no_moments_is_trained_in_branches() {
     }
 }
 
-/// Ten classes that differ in the mean of their channels: images (128, 3, 8, 8) and labels.
+/// Returns images (128, 3, 8, 8) of ten classes that differ in the mean of their channels, and
+/// labels.
 fn blobs() -> (Tensor, Tensor) {
     let labels = Tensor::arange(128, (Kind::Int64, Device::Cpu)).remainder(10);
     let means = Tensor::randn([10, 3, 1, 1], (Kind::Float, Device::Cpu)).index_select(0, &labels);
     (Tensor::randn([128, 3, 8, 8], (Kind::Float, Device::Cpu)) + means, labels)
 }
 
-/// The losses of two hundred steps in float32 on batches of 32. `turned` turns the order of the images of each batch by so many: sums are
-/// taken in another order, and nothing else changes.
+/// Returns the losses of two hundred steps in float32 on batches of 32. `turned` rotates the order
+/// of the images in each batch by that many places: sums are taken in another order, and nothing
+/// else changes.
 fn losses(options: &str, algorithm: TrainAlgorithm, lr: f64, turned: i64) -> Vec<f64> {
     let (store, network) = built("{name: smallnet}", options);
     compute_in(&*network, algorithm);
@@ -132,12 +137,13 @@ fn losses(options: &str, algorithm: TrainAlgorithm, lr: f64, turned: i64) -> Vec
     (0..200).map(step).collect()
 }
 
-/// The largest difference of two curves, over the loss at the start.
+/// Returns the largest difference of two curves, relative to the first loss.
 fn apart(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0., f64::max) / a[0]
 }
 
-/// Float32 rounds differently. At a small learning rate the steps don't amplify that.
+/// The algorithms round differently in float32. At a small learning rate the steps don't amplify
+/// the difference.
 #[test]
 fn two_hundred_slow_steps_in_float32_are_the_same_to_a_thousandth() {
     let _turn = common::turn();
@@ -157,9 +163,11 @@ fn two_hundred_slow_steps_in_float32_are_the_same_to_a_thousandth() {
     }
 }
 
-/// At a learning rate that learns fast, steps amplify rounding: a ReLU opens for one run and not for the other. How far two runs stray is
-/// chance, and differs by a factor of a hundred between one order of the images in a batch and another. A run in another way strays as
-/// far from the branches as the branches from themselves with other orders: not ten times further than the furthest of three.
+/// At a fast learning rate, steps amplify rounding: a ReLU opens in one run and not in the other.
+/// The distance between two runs is chance, and differs by a factor of a hundred between one order
+/// of the images in a batch and another. A run with another algorithm strays as far from the
+/// branches as the branches with other orders of sums: not ten times further than the furthest of
+/// three.
 #[test]
 fn two_hundred_fast_steps_stray_no_further_than_the_branches_with_other_sums() {
     let _turn = common::turn();
@@ -176,7 +184,7 @@ fn two_hundred_fast_steps_stray_no_further_than_the_branches_with_other_sums() {
     }
 }
 
-/// The mean loss of the last eight steps of a trial on `shapes`.
+/// Returns the mean loss of the last eight steps of a trial on `shapes`.
 fn end(seed: u64, algorithm: &str) -> f64 {
     let yaml = format!(
         "{{data: {{name: shapes, train: 512, test: 10}}, net: {{name: smallnet}}, operator: {{name: maconv}},
@@ -194,8 +202,9 @@ fn end(seed: u64, algorithm: &str) -> f64 {
     losses[losses.len() - 8..].iter().sum::<f64>() / 8.
 }
 
-/// Trials of six seeds end alike: the mean of the differences between the ways is within what chance makes of it (Student's t with 5
-/// degrees of freedom is beyond 6.87 once in a thousand), and small against the differences between seeds.
+/// Trials of six seeds end alike: the mean difference between the algorithms is within chance
+/// (Student's t with 5 degrees of freedom is beyond 6.87 once in a thousand), and small against the
+/// differences between seeds.
 #[test]
 fn trials_end_within_the_spread_over_seeds() {
     let _turn = common::turn();

@@ -1,4 +1,4 @@
-//! Steps that are recorded and replayed are the steps that they were recorded of.
+//! Recorded and replayed steps equal plain steps.
 
 use crate::common;
 use foldconv::config::EvalForm;
@@ -11,7 +11,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use tch::{Device, Tensor};
 
-/// Does the work itself, as a device that plays back what it has recorded; keeps what it was asked for.
+/// A recorder that runs the work itself in place of a replay, and logs the requests.
 struct Pretended {
     asked: Rc<RefCell<Vec<&'static str>>>,
     refuses: bool,
@@ -30,7 +30,8 @@ impl Recorder for Pretended {
     }
 }
 
-/// Six steps an epoch, the last of four images; the batches are made by the CPU, or gathered as on a GPU.
+/// Returns a trainer with six steps per epoch, the last of four images. The batches are made by the
+/// CPU, or gathered as on a GPU.
 fn trainer(operator: &str, more: &str, gathered: bool) -> Trainer {
     let yaml = format!(
         "{{data: {{name: shapes, train: 84, test: 1300, augment: {{pad: 2, crop: 32, flip: true{more}}}}}, net: {{name: smallnet}},
@@ -39,13 +40,14 @@ fn trainer(operator: &str, more: &str, gathered: bool) -> Trainer {
     common::network::trainer(&yaml, gathered)
 }
 
-/// The losses of an epoch from a step on.
+/// Returns the losses of an epoch from the step `first` on.
 fn epoch(trainer: &mut Trainer, epoch: u64, first: u64) -> Vec<Tensor> {
     let batches = trainer.batches(epoch, first);
     (first..).zip(batches).map(|(step, batch)| trainer.step(&batch.unwrap(), epoch, step)).collect()
 }
 
-/// Losses of two epochs, the first from a step on, and the parameters behind them.
+/// Returns the losses of two epochs, the first epoch from the step `first` on, and the parameters
+/// afterwards.
 fn trained(more: &str, gathered: bool, first: u64, steps: Option<Steps>) -> Vec<Tensor> {
     let operator = "{name: dyconv, temperature: {from: 30, to: 1, epochs: 2}}";
     let mut trainer = trainer(operator, more, gathered);
@@ -71,7 +73,8 @@ fn same(a: &[Tensor], b: &[Tensor]) -> bool {
     a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.equal(b))
 }
 
-/// Each replay has what was drawn for its batch, or its images and labels, copied to where those of the recording lie.
+/// Each replay reads what was drawn for its batch, or its images and labels, copied into the
+/// tensors of the recording.
 #[test]
 fn recorded_steps_are_the_same_to_the_bit() {
     let _turn = common::turn();
@@ -80,13 +83,14 @@ fn recorded_steps_are_the_same_to_the_bit() {
         for gathered in [false, true] {
             let (steps, asked) = pretended(false);
             assert!(same(&expected, &trained(more, gathered, 0, Some(steps))), "{more} {gathered}");
-            // Three steps to warm up, and the last batch of each epoch is of another size.
+            // Three steps are warm-up, and the last batch of each epoch has another size.
             assert_eq!(*asked.borrow(), once_and(12 - 3 - 2));
         }
     }
 }
 
-/// Also where the first batch, of a resumed epoch, is its last, or the one behind those to warm up.
+/// The largest batch is recorded even if a resumed epoch begins with its last, smaller batch, or if
+/// that batch directly follows the warm-up.
 #[test]
 fn the_largest_batch_is_recorded() {
     let _turn = common::turn();
@@ -105,7 +109,7 @@ fn what_cannot_be_recorded_runs_plainly() {
     assert_eq!(asked.borrow()[..], ["record"], "asked once");
 }
 
-/// Two epochs of a trial, each evaluated; expected are evaluations that are not recorded.
+/// Returns the evaluations after each of three epochs of a trial: not recorded, and recorded.
 fn evaluations(operator: &str, form: EvalForm, steps: Steps) -> Vec<[Evaluation; 2]> {
     let mut trainer = trainer(operator, "", true);
     let compact = trainer.config.build(Form::Compact, Device::Cpu).unwrap();
@@ -138,7 +142,8 @@ fn recorded_evaluations_are_the_same_to_the_bit_and_recorded_once() {
             let found = evaluations(operator, form, steps);
             assert!(found.iter().all(|[expected, found]| expected == found), "{operator} {form:?}: {found:?}");
             assert!(found[0] != found[1] && found[1] != found[2], "the weights change: {found:?}");
-            // Of five whole batches and one of 20 images, three times.
+            // Three evaluations of five whole batches and one of 20 images: all whole batches but
+            // the three of the warm-up are replayed.
             let expected = if refuses { vec!["record"] } else { once_and(3 * 5 - 3) };
             assert_eq!(*asked.borrow(), expected);
         }

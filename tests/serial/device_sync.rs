@@ -1,5 +1,6 @@
-//! Between the start and the end of an epoch, and of an evaluation, nothing asks a device for a number: on CUDA that would empty its
-//! queue, and what waits can't be recorded.
+//! Between the start and the end of an epoch, and of an evaluation, no operation reads a number
+//! from a device: on CUDA a read would empty the queue, and an operation that waits can't be
+//! recorded.
 use crate::common;
 use foldconv::native::Waits;
 use foldconv::net::Form;
@@ -8,7 +9,7 @@ use foldconv::train::evaluate::evaluate;
 use foldconv::train::trainer::Trainer;
 use tch::Device;
 
-/// Of batches that are gathered as on a GPU, or made by the CPU.
+/// Returns a trainer whose batches are gathered as on a GPU, or made by the CPU.
 fn trainer(operator: &str, algorithm: &str, augment: &str, gathered: bool) -> Trainer {
     let yaml = format!(
         "{{data: {{name: shapes, train: 96, test: 300, augment: {{pad: 2, crop: 32, flip: true{augment}}}}}, net: {{name: smallnet}}, \
@@ -33,7 +34,7 @@ fn no_step_waits_for_the_device() {
         ("condconv", "branches", ", cutout: 8, mixup: 0.2", true),
     ] {
         let mut trainer = trainer(operator, algorithm, augment, gathered);
-        // What is measured when a shape is first met is over.
+        // The first step makes the measurements that each new shape needs.
         let first = trainer.batches(0, 0).next().unwrap().unwrap();
         let _loss = trainer.step(&first, 0, 0);
 
@@ -47,7 +48,8 @@ fn no_step_waits_for_the_device() {
     }
 }
 
-/// Its sums are read by a copy to the CPU, which doesn't count there.
+/// No batch of an evaluation waits for the device. The final sums are read by a copy to the CPU,
+/// which is not counted if the device is the CPU.
 #[test]
 fn no_batch_of_an_evaluation_waits_for_the_device() {
     let _turn = common::turn();

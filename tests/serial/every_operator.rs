@@ -1,5 +1,6 @@
-//! Every operator, attention module and classifier: two epochs of training in SmallNet, the fold, and both forms on every test
-//! image. And what a wrong option says, before anything is trained.
+//! Every operator, attention module and classifier: two epochs of training in SmallNet, the fold,
+//! and the agreement of both forms on every test image. Also the refusals of wrong options before
+//! training.
 
 use crate::common;
 use anyhow::Result;
@@ -18,7 +19,8 @@ net: {name: smallnet}
 train: {epochs: 2, batch: 64, lr: 0.05}
 ";
 
-/// What stands where: an operator fits some sites of SmallNet, which are 1x1 and depthwise 3x3 with stride 2.
+/// Tested rows of a config. An operator stands on the sites of SmallNet that it fits; SmallNet's
+/// sites are 1x1 and depthwise 3x3 with stride 2.
 const ROWS: [&str; 41] = [
     "operator: {name: plain}",
     "operator: {name: maconv}",
@@ -77,15 +79,16 @@ fn every_row_trains_folds_and_agrees_on_every_test_image() {
         let FoldResult::Verified { agreement, relative_difference, .. } = result.fold else {
             panic!("{row}: {:?}", result.fold);
         };
-        // float32: rounding of a few layers is 1e-6; a wrong fold is off by 1e-1.
+        // In float32 the rounding of a few layers is 1e-6; a wrong fold is off by 1e-1.
         assert_eq!(agreement, 100., "{row}");
         assert!(relative_difference < 1e-4, "{row}: {relative_difference:e}");
-        // Better than the one of ten classes that chance gets right: the gradients go somewhere.
+        // Chance among ten classes has a loss of 2.3: training does not diverge.
         assert!(result.expanded.loss < 2.5, "{row}: {}", result.expanded.loss);
     }
 }
 
-/// The loss of a step in bfloat16 is that in float32 to a hundredth: 8 bits a factor, a dozen layers. All that is kept stays float32.
+/// The loss of a step in bfloat16 equals the loss in float32 to a hundredth: 8 bits per factor, and
+/// a dozen layers. All variables stay float32.
 #[test]
 fn every_row_trains_in_bfloat16_and_keeps_float32() {
     let _turn = common::turn();
@@ -109,7 +112,7 @@ fn every_row_trains_in_bfloat16_and_keeps_float32() {
         let [exact, rounded] = losses;
         assert!(exact != rounded, "{row}: nothing was rounded");
         assert!((exact[0] - rounded[0]).abs() < 0.01 * exact[0], "{row}: {exact:?} {rounded:?}");
-        // One step on, behind gradients that were rounded too.
+        // The second step follows gradients that were rounded too.
         assert!((exact[1] - rounded[1]).abs() < 0.1 * exact[1], "{row}: {exact:?} {rounded:?}");
     }
 }
@@ -130,7 +133,7 @@ fn every_name_has_a_row() {
     }
 }
 
-/// One line with the site, where it is a site's, and the key.
+/// A refusal is one line with the key, and the site if the option depends on the site.
 #[test]
 fn what_does_not_fit_is_refused_before_training() {
     let _turn = common::turn();
@@ -168,7 +171,7 @@ fn what_does_not_fit_is_refused_before_training() {
     }
 }
 
-/// What a user reads of an option is all that there is to know: its meaning and its default.
+/// The documentation of each option is all that a user reads: it has a meaning and a default.
 #[test]
 fn every_option_is_documented_with_its_default() {
     let all = [OperatorConfig::entries(), AttentionConfig::entries(), ClassifierConfig::entries()];
@@ -182,7 +185,7 @@ fn every_option_is_documented_with_its_default() {
     }
 }
 
-/// Wherever a temperature lies, of a site or of what a block shares, it moves with training.
+/// Every temperature is annealed in training, whether it belongs to a site or is shared by a block.
 #[test]
 fn every_temperature_anneals() {
     let _turn = common::turn();
@@ -208,7 +211,8 @@ fn every_temperature_anneals() {
     assert_eq!(tried, 6, "mdconv, odconv, and dyconv and condconv by site and by block");
 }
 
-/// What the operators of a block share is made of the block's input: SmallNet, run by hand.
+/// The value that the operators of a block share is computed from the block's input. Expected:
+/// SmallNet, run by hand.
 #[test]
 fn a_block_shares_what_its_input_makes() {
     let _turn = common::turn();
@@ -229,8 +233,8 @@ fn a_block_shares_what_its_input_makes() {
     }
 }
 
-/// Every option of every row, with what no one would give: it is refused in one line that names the key, or it can be built. Not one panics,
-/// overflows or takes the machine's memory.
+/// Every option of every row, with extreme values: the value is refused in one line that names the
+/// key, or the network can be built. None panics, overflows or exhausts the machine's memory.
 #[test]
 fn extreme_options_are_refused_by_key() {
     let _turn = common::turn();
@@ -258,7 +262,8 @@ fn extreme_options_are_refused_by_key() {
     assert!(tried > 1000, "{tried}");
 }
 
-/// Numbers at and beyond every bound, and what is no number. `2^62` and `2^63 - 1` are where sums and products overflow.
+/// Numbers at and beyond every bound, and values that are no numbers. Sums and products overflow at
+/// `2^62` and `2^63 - 1`.
 const EXTREMES: [&str; 17] = [
     "0",
     "-1",
@@ -289,7 +294,8 @@ fn extreme(section: &str, option: &Choice, text: &str, row: &str) {
     let case = format!("{section}.{key}: {text} ({values}), in {row}");
     match built {
         Ok(built) => {
-            // Left out it is the default; what is given is a number, and not one that can't be.
+            // `~` means the default; any other accepted value is a finite number for a numeric
+            // option.
             let number = text.parse::<f64>().is_ok_and(f64::is_finite)
                 && ["integer", "number"].iter().any(|kind| values.contains(kind));
             assert!(text == "~" || number, "built: {case}");

@@ -1,5 +1,5 @@
-//! Tests that seed, count or watch what a process has once (the random generator, the synchronisations of a device, the child
-//! processes). Each takes its turn.
+//! Tests that seed, count or watch state of the whole process (the random generator, the
+//! synchronisations of a device, the child processes). The tests take turns.
 
 #[path = "../common/mod.rs"]
 mod common;

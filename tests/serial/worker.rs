@@ -1,5 +1,6 @@
-//! Several trials in one process: each is the trial that it would be alone, and what befalls one befalls no other. On the CPU, where the
-//! same is done in turns that a GPU does side by side.
+//! Several trials in one process: each equals the same trial alone, and a trial's failure affects
+//! no other trial. Runs on the CPU, where the trials take turns; on a GPU their steps run side by
+//! side.
 
 use crate::common::sweep::Sweep;
 use crate::common::{arg, children_of, run, stdout, turn};
@@ -13,7 +14,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// Operators of all kinds: folded, with a kernel a sample (whose convolutions are timed), with a temperature.
+/// Operators of all kinds: folded to one kernel, with a kernel per sample (whose convolutions are
+/// timed), with a temperature.
 const FOUR: &str = "data: {name: shapes, train: 96, test: 32}
 net: {name: smallnet, width: 0.5}
 train: {epochs: 3, batch: 32, algorithm: branches}
@@ -25,8 +27,8 @@ axes:
     - {name: mdconv, intermediate: 4}
 ";
 
-/// Each trial's bytes are those of the same trial in a process of its own, where what was timed came out the same; that is
-/// nothing for two of the four.
+/// Checks that each trial's models equal those of the same trial in a process of its own, if both
+/// trials made the same timed choices. Two of the four trials make no such choices.
 fn check_against_processes(sweep: &Sweep) {
     let alone = sweep.root.join("alone");
     let args = ["sweep", &arg(&sweep.root.join("a.yaml")), "--out", &arg(&alone), "--jobs", "2", "--threads", "1"];
@@ -42,7 +44,8 @@ fn check_against_processes(sweep: &Sweep) {
     }
 }
 
-/// How a trial computes convolutions with a kernel a sample. It is timed, and decides the last bits.
+/// Returns the algorithms of a trial's per-sample convolutions. They are chosen by timing, and
+/// affect the last bits of the results.
 fn choices(folder: &Path) -> serde_json::Value {
     let bytes = std::fs::read(folder.join("checkpoint.safetensors")).unwrap();
     let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
@@ -50,7 +53,7 @@ fn choices(folder: &Path) -> serde_json::Value {
     serde_json::from_str::<serde_json::Value>(about).unwrap()["choices"].clone()
 }
 
-/// How many trials wrote a line that holds this in their logs.
+/// Returns the number of trials whose logs contain `text`.
 fn logged(folders: &[PathBuf], text: &str) -> usize {
     let log = |folder: &PathBuf| std::fs::read_to_string(folder.join("log.txt")).unwrap_or_default();
     folders.iter().filter(|folder| log(folder).contains(text)).count()
@@ -61,7 +64,7 @@ fn kill(pid: libc::pid_t, signal: libc::c_int) {
     unsafe { libc::kill(pid, signal) };
 }
 
-/// Waits until a trial has ended an epoch.
+/// Waits until a trial has finished an epoch.
 fn wait_for_an_epoch(folders: &[PathBuf]) {
     let until = Instant::now() + Duration::from_secs(60);
     while !folders.iter().any(|folder| folder.join("checkpoint.safetensors").exists()) {
@@ -70,7 +73,7 @@ fn wait_for_an_epoch(folders: &[PathBuf]) {
     }
 }
 
-/// One test, since workers are told apart by whose children they are.
+/// One test runs all cases, because workers are found as child processes of this process.
 #[test]
 fn trials_in_a_worker_are_those_in_processes() {
     let _turn = turn();
@@ -147,7 +150,8 @@ fn told_to_stop_all_write_checkpoints() {
     check_against_processes(&sweep);
 }
 
-/// As where the launcher is killed: the worker has SIGTERM then, and its mail is closed.
+/// A worker that receives SIGTERM, as when its launcher is killed, lets its trials write their
+/// checkpoints.
 fn a_lost_launcher_is_the_same() {
     let sweep = Sweep::new(&FOUR.replace("epochs: 3", "epochs: 8"));
     let folders = sweep.folders();
@@ -160,13 +164,14 @@ fn a_lost_launcher_is_the_same() {
     launcher.policy = Policy { retries: 0, retry_failed: false };
     let outcome = launcher.run(&sweep.plan, "").unwrap();
     killer.join().unwrap();
-    // To this launcher, which is not lost, they have failed.
+    // To this launcher, which still runs, the trials have failed.
     assert_eq!((outcome.failed.len(), outcome.finished), (4, 0));
     assert_eq!(logged(&sweep.folders(), "the same command goes on from here"), 4);
     assert!(first.join("checkpoint.safetensors").exists() && sweep.store.claim(&hash).unwrap().is_some());
 }
 
-/// Were its launcher gone, nobody else might take the trial until the worker lets go of it.
+/// The worker holds the lock of a trial without the launcher, so that no other process can take the
+/// trial until the worker releases it.
 fn the_lock_is_held_for_as_long_as_it_trains() {
     let sweep = Sweep::new(&FOUR.replace("epochs: 3", "epochs: 100000"));
     let launcher = sweep.launcher(1);
@@ -201,7 +206,7 @@ fn as_many_as_are_worth_it() {
     assert_eq!(launcher.run(&sweep.plan, "").unwrap().finished, 8);
 }
 
-/// The worker says so and ends; no trial has failed of it.
+/// Without a driver the worker reports the GPU as unusable and ends, and no trial fails.
 fn a_gpu_without_a_driver_is_taken_out() {
     if foldconv::device::driver_present() {
         return;

@@ -1,10 +1,11 @@
-//! The files in `ablations/`: each can be planned, and asks for what its table compares.
+//! The files in `ablations/`: each can be planned, and its points are those that its table
+//! compares.
 
 use foldconv::config::Document;
 use foldconv::sweep::plan::{Plan, Point};
 use std::path::{Path, PathBuf};
 
-/// Points, trials, and the first and last point of each file.
+/// Name, number of points, number of trials, first point and last point of each file.
 const FILES: [(&str, usize, usize, &str, &str); 7] = [
     ("bypass", 14, 70, "smallnet plain", "mobilenet_v2 width=0.35 stem=cifar maconv middle=relu bypass=false"),
     ("expanding", 14, 70, "plain smallnet", "mdconv form=compact mobilenet_v2 width=0.35 stem=cifar"),
@@ -50,7 +51,8 @@ fn every_file_is_planned_as_its_header_says() {
 
 #[test]
 fn a_trial_is_found_in_every_table_that_compares_with_it() {
-    // MAConv at its defaults on SmallNet is a point of four tables; it has one name, so one result serves them all.
+    // MAConv with its defaults on SmallNet is a point of four tables; it has one hash, so that one
+    // result serves all four.
     let hash = |name: &str, title: &str| {
         let plan = plan(name);
         let point: &Point = plan.points.iter().find(|point| point.title == title).unwrap();

@@ -1,7 +1,8 @@
-//! Files of earlier builds: a sweep that one began goes on, and its models are read.
+//! Files of earlier builds: an earlier build's sweep is resumed, and its models are read.
 //!
-//! `fixtures/earlier` holds a sweep of two trials of 40 epochs, one finished and one stopped in between, as foldconv 0.1.0 left it
-//! when `train.algorithm` was still called `train.exec`; the locks and TensorBoard's files and links are taken away.
+//! `fixtures/earlier` holds a sweep of two trials of 40 epochs, one finished and one stopped
+//! midway, as foldconv 0.1.0 left it when `train.algorithm` was still called `train.exec`; the
+//! locks and TensorBoard's files and links were removed.
 
 use crate::common::{arg, run, stderr, stdout};
 use serde_json::Value;
@@ -41,7 +42,7 @@ fn a_sweep_that_an_earlier_build_began_goes_on() {
     assert!(stdout(&swept).contains("2 of 2 trials are finished"), "{}", stderr(&swept));
     let log = std::fs::read_to_string(file(STOPPED, "log.txt")).unwrap();
     assert!(log.contains("going on after epoch"), "{log}");
-    // Its epochs before are those that the earlier build trained; the other trial is left as it is.
+    // The earlier build's epochs of the stopped trial are kept; the finished trial is unchanged.
     assert!(rows(STOPPED).starts_with(&begun) && rows(STOPPED).lines().count() == 41);
     assert_eq!(std::fs::read(file(FINISHED, "result.json")).unwrap(), done);
 }

@@ -1,5 +1,5 @@
-//! The files in `experiments/`: each can be planned, its networks can be built in both forms, and its published numbers stand at points
-//! that it has.
+//! The files in `experiments/`: each can be planned, its networks can be built in both forms, and
+//! its published numbers belong to points of the sweep.
 
 use foldconv::config::Document;
 use foldconv::net::Form;
@@ -7,7 +7,7 @@ use foldconv::sweep::plan::Plan;
 use std::path::{Path, PathBuf};
 use tch::Device;
 
-/// Points, trials, and how many points have a published number.
+/// Name, number of points, number of trials, and number of published numbers of each file.
 const FILES: [(&str, usize, usize, usize); 15] = [
     ("acnet-cifar10", 4, 20, 4),
     ("acnet-cifar100", 3, 15, 3),

@@ -1,4 +1,5 @@
-//! Sweeps that are killed, shared and starved of disk: the report is that of an undisturbed one, and no trial is run twice.
+//! Sweeps that are killed, shared or short of disk space: the report equals that of an undisturbed
+//! sweep, and no trial is run twice.
 
 use crate::common::disk::Disk;
 use crate::common::{arg, children, error, foldconv, folder, run, stderr, stdout};
@@ -21,7 +22,8 @@ fn started(config: &str) -> (tempfile::TempDir, PathBuf) {
     folder(&[("a.yaml", config.as_bytes())])
 }
 
-/// A sweep of `a.yaml`, two trials at a time with a thread each: the number of threads decides the order of sums.
+/// Returns the command of a sweep of `a.yaml`, two trials at a time with one thread each: the
+/// number of threads decides the order of sums.
 fn sweep(root: &Path, out: &str) -> Command {
     let mut command = foldconv();
     command.arg("sweep").arg(root.join("a.yaml")).arg("--out").arg(root.join(out));
@@ -29,7 +31,8 @@ fn sweep(root: &Path, out: &str) -> Command {
     command
 }
 
-/// report.md and report.csv without the times that training took, which no two sweeps share.
+/// Returns report.md and report.csv without the training times, which differ between any two
+/// sweeps.
 fn report(out: &Path) -> [String; 2] {
     let read = |name| std::fs::read_to_string(out.join(name)).unwrap();
     let times = regex::Regex::new(r"(?m)^(\| .*)\| +[0-9.]+ +\| +[0-9,]+ +\|$").unwrap();
@@ -38,7 +41,7 @@ fn report(out: &Path) -> [String; 2] {
     [format!("{before}{}", times.replace_all(training, "$1")), read("report.csv")]
 }
 
-/// How often each trial was started, by its folder.
+/// Returns the number of starts of each trial, by its folder.
 fn attempts(out: &Path) -> BTreeMap<String, u64> {
     let attempts = |folder: PathBuf| {
         let state = std::fs::read(folder.join("state.json")).unwrap_or(b"{}".to_vec());
@@ -49,11 +52,11 @@ fn attempts(out: &Path) -> BTreeMap<String, u64> {
 }
 
 fn kill(pid: libc::pid_t) {
-    // SAFETY: a bare system call, on a child of this test, or on a child of that.
+    // SAFETY: only a system call, on a child or grandchild of this test.
     unsafe { libc::kill(pid, libc::SIGKILL) };
 }
 
-/// Waits so long, or until the process ends; says whether it did.
+/// Waits for `time` or until the process ends. Returns whether the process ended.
 fn ends_within(child: &mut Child, time: Duration) -> bool {
     let clock = Instant::now();
     while clock.elapsed() < time {
@@ -72,13 +75,14 @@ fn twenty_kills_leave_the_report_of_an_undisturbed_sweep() {
     let (calm, killed) = (root.join("calm"), root.join("killed"));
     let clock = Instant::now();
     assert!(sweep(&root, "calm").output().unwrap().status.success());
-    // So that twenty kills fall into the sweep, and not all into its first trials.
+    // Spreads twenty kills over the whole sweep, rather than over its first trials only.
     let pause = clock.elapsed() / 16;
 
     let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(7);
     let (mut kills, mut runner) = ([0; 3], None::<Child>);
     while kills.iter().sum::<usize>() < 20 {
-        // Nothing that a kill leaves is a failure of the trial, but for one that has been killed too often.
+        // A killed trial is not a failed trial, except for one that was killed too often, hence the
+        // flags.
         let mut child = runner.take().unwrap_or_else(|| {
             let mut command = sweep(&root, "killed");
             command
@@ -158,7 +162,7 @@ fn an_edited_file_adds_trials_and_keeps_those_that_it_no_longer_has() {
     assert_eq!((attempts.len(), attempts.values().sum::<u64>()), (6, 6));
 }
 
-/// Kept from its start, as nohup does it.
+/// The signal is ignored from the start of the process, as under nohup.
 #[test]
 fn a_signal_that_is_ignored_does_not_stop_a_sweep() {
     let (_guard, root) = started(&TWELVE.replace("seeds: 3", "seeds: 1"));
@@ -194,7 +198,8 @@ fn a_trial_that_failed_runs_again_only_when_it_is_asked_for() {
 
 #[test]
 fn a_trial_that_lags_behind_is_pruned() {
-    // The first learning rate learns nothing, and is far below the median of the others after an epoch.
+    // With the learning rate 1.0e-9 the network learns nothing, and after an epoch is far below the
+    // median of the other trials.
     let config = "data: {name: shapes, train: 512, test: 128}
 net: {name: smallnet}
 train: {epochs: 8, batch: 32}
@@ -202,7 +207,7 @@ vary: {train.lr: [0.2, 0.05, 1.0e-9]}
 prune: {rule: median, warmup: 1, min_trials: 3}
 ";
     let (_guard, root) = started(config);
-    // One after the other: only the last has three others to be compared with.
+    // With one trial at a time, only the last trial has three others to be compared with.
     let (file, out) = (arg(&root.join("a.yaml")), arg(&root.join("out")));
     let output = run(["sweep", &file, "--out", &out, "--jobs", "1", "--threads", "1"]);
     let text = stderr(&output);
@@ -214,7 +219,7 @@ prune: {rule: median, warmup: 1, min_trials: 3}
 #[cfg(target_os = "linux")]
 #[test]
 fn a_trial_that_needs_too_much_memory_is_known_for_it() {
-    // Steps of 3 GB and more, in 2 GB of addresses.
+    // A step needs 3 GB and more, and the address space is limited to 2 GB.
     let config = "data: {name: shapes, train: 4096, test: 32}\nnet: {name: smallnet, width: 4}\ntrain: {epochs: 1, batch: 4096}\n";
     let (_guard, root) = started(config);
     let (file, out) = (arg(&root.join("a.yaml")), arg(&root.join("out")));

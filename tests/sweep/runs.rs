@@ -1,4 +1,4 @@
-//! A sweep through the binary: all trials, the tables, and that the same command again goes on.
+//! A sweep run through the binary: all its trials, its tables, and resumption by the same command.
 
 use crate::common::{TINY, arg, error, foldconv, folder, run, stderr, stdout};
 use serde_json::Value;
@@ -61,13 +61,14 @@ fn a_sweep_runs_reports_and_goes_on() {
     assert_eq!(rows, 6);
     latency_and_latex(&root.join("out"));
 
-    // A seed more adds trials and keeps the others.
+    // One more seed adds trials and keeps the others.
     let more = sweep(&root, &["--set", "seeds=3"]);
     assert!(stderr(&more).contains("6 of 9 trials are finished already"));
     assert!(stdout(&more).contains("9 of 9 trials are finished"));
 }
 
-/// What is measured is kept for the reports behind it, and changes no other number.
+/// Checks that the measured latency is kept for later reports and changes no other number; and the
+/// LaTeX tables.
 fn latency_and_latex(out: &Path) {
     let report = |more: &[&str]| run(["report", &arg(out)].into_iter().chain(more.iter().copied()));
     let measured = stdout(&report(&["--latency", "--batch", "1,2", "--threads", "1"]));
@@ -98,8 +99,9 @@ fn an_interrupted_sweep_goes_on_where_it_was() {
     let (_guard, root) = started();
     let args = ["sweep", &arg(&root.join("a.yaml")), "--out", &arg(&root.join("out"))].map(String::from);
     let mut command = foldconv();
-    // A shell in the background has its children ignore the signal, and a sweep leaves an ignored one so.
-    // SAFETY: a bare system call.
+    // A shell in the background makes its children ignore the signal, and a sweep keeps an ignored
+    // signal ignored.
+    // SAFETY: only a system call.
     unsafe {
         command.pre_exec(|| {
             libc::signal(libc::SIGINT, libc::SIG_DFL);
@@ -119,7 +121,7 @@ fn an_interrupted_sweep_goes_on_where_it_was() {
     unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGINT) };
     let stopped = child.wait_with_output().unwrap();
     assert!(error(&stopped, 1).starts_with("interrupted"), "{}", stderr(&stopped));
-    // How far it is, and not half a report.
+    // The interrupted sweep prints its progress, not an incomplete report.
     let state = String::from_utf8_lossy(&stopped.stdout);
     assert!(state.lines().count() == 1 && state.contains("trials are finished; `foldconv report "), "{state}");
     let done = finished();

@@ -1,7 +1,9 @@
-//! A sweep on a real Slurm, that loses its node and is preempted: each trial is run to its end, and once.
+//! A sweep on a real Slurm cluster that loses its node and preempts jobs: each trial is trained to
+//! its end, exactly once.
 //!
-//! The cluster is one node with two CPUs on the loopback: Debian's slurm-wlm and munge, started by tests/sweep/slurm/start.sh in a
-//! folder of its own. It is left out where they are missing, or this is not root; with FOLDCONV_SLURM set they must be there.
+//! The cluster is one node with two CPUs on the loopback interface: Debian's slurm-wlm and munge,
+//! started by tests/sweep/slurm/start.sh in a folder of its own. The test is skipped if Slurm or
+//! munge is missing or the user isn't root; with FOLDCONV_SLURM set it fails instead.
 
 #![cfg(target_os = "linux")]
 
@@ -13,7 +15,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Eight trials of a few seconds each, so that what happens to the cluster happens to some that run.
+/// Eight trials of a few seconds each, so that some trials are running at each event of the
+/// cluster.
 const EIGHT: &str = "data: {name: shapes, train: 512, test: 64}
 net: {name: smallnet, width: 0.5}
 operator: {name: maconv, intermediate: 4}
@@ -22,20 +25,20 @@ axes: {operator.bypass: [true, false], train.lr: [0.1, 0.05]}
 seeds: 2
 ";
 
-/// Longest wait for anything; on an idle machine all of it takes less than a minute.
+/// Longest wait for any event; on an idle machine the whole test takes less than a minute.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// A cluster, which ends when this is dropped.
+/// A Slurm cluster, which is stopped on drop.
 struct Cluster {
     folder: tempfile::TempDir,
     starter: Child,
 }
 
 impl Cluster {
-    /// Starts one and waits for its node; none where the machine has no Slurm.
+    /// Starts a cluster and waits for its node. Returns none if the machine has no Slurm.
     fn start() -> Option<Cluster> {
         let has = |name: &str| Path::new("/usr/sbin").join(name).exists();
-        // SAFETY: a bare system call.
+        // SAFETY: only a system call.
         let there = ["munged", "slurmctld", "slurmd"].into_iter().all(has) && unsafe { libc::getuid() } == 0;
         let wanted = std::env::var_os("FOLDCONV_SLURM").is_some();
         assert!(there || !wanted, "as root, apt-get install slurm-wlm munge installs what is missing");
@@ -45,7 +48,7 @@ impl Cluster {
         }
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sweep/slurm/start.sh");
         let folder = tempfile::tempdir().unwrap();
-        // One that is free now, and the next.
+        // Asks for a free port; the cluster also uses the next one.
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().min(65000);
         let mut command = Command::new("/bin/sh");
         command.arg(script).arg(folder.path()).arg(port.to_string()).stdin(Stdio::null());
@@ -65,7 +68,7 @@ impl Cluster {
         command
     }
 
-    /// What a command of Slurm's prints.
+    /// Returns the output of a Slurm command.
     fn says(&self, name: &str, args: &[&str]) -> String {
         let output = self.command(Command::new(name)).args(args).output().unwrap();
         String::from_utf8(output.stdout).unwrap()
@@ -80,20 +83,22 @@ impl Cluster {
         }
     }
 
-    /// Does what Slurm does when the time of a job is nearly over, to one that runs.
+    /// Sends the signal that Slurm sends shortly before the time limit of a job, to a running task.
     fn end_time_of_a_task(&self) {
         let is_batch = |pid: &libc::pid_t| {
             is_task(*pid) && read(Path::new(&format!("/proc/{pid}/cmdline"))).contains("\0--trial\0")
         };
         let pid = self.processes().into_iter().find(is_batch).expect("a task runs");
-        // SAFETY: a bare system call, on a process that this test has started.
+        // SAFETY: only a system call, on a process that this test has started.
         unsafe { libc::kill(pid, libc::SIGUSR1) };
     }
 
-    /// Kills the node as a power failure does: its daemon, and whatever it started.
+    /// Kills the node as a power failure does: its daemon, and all processes that the daemon
+    /// started.
     fn lose_node(&self) {
         let node = self.node();
-        // A step's daemon lets go of its parent; it and its task name the cluster's configuration in their environment.
+        // The daemon of a step detaches from its parent; the step's daemon and its task have the
+        // cluster's configuration in their environment.
         let ours = self.processes().into_iter().filter(|pid| {
             let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
             *pid == node || name.starts_with("slurmstepd") || is_task(*pid)
@@ -125,7 +130,8 @@ impl Cluster {
         self.says("hostname", &["-s"]).trim().into()
     }
 
-    /// The processes that were started with this cluster's configuration in their environment, or name its folder in their arguments.
+    /// Returns the processes that have this cluster's folder in their environment or in their
+    /// arguments.
     fn processes(&self) -> Vec<libc::pid_t> {
         let folder = arg(self.folder.path());
         let is_ours = |pid: &libc::pid_t| {
@@ -146,7 +152,7 @@ impl Drop for Cluster {
     fn drop(&mut self) {
         kill(self.starter.id() as libc::pid_t);
         let _ = self.starter.wait();
-        // Twice: one that was just being started may have been missed.
+        // Twice, since the first pass may miss a process that is just being started.
         for _ in 0..2 {
             self.processes().into_iter().for_each(kill);
             std::thread::sleep(Duration::from_millis(100));
@@ -154,18 +160,18 @@ impl Drop for Cluster {
     }
 }
 
-/// Whether it runs a task of an array, or a trial of that.
+/// Whether the process is a task of a job array, or a trial of such a task.
 fn is_task(pid: libc::pid_t) -> bool {
     let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
     environment.split(|byte| *byte == 0).any(|variable| variable.starts_with(b"SLURM_ARRAY_TASK_ID="))
 }
 
 fn kill(pid: libc::pid_t) {
-    // SAFETY: a bare system call, on a process that this test has started.
+    // SAFETY: only a system call, on a process that this test has started.
     unsafe { libc::kill(pid, libc::SIGKILL) };
 }
 
-/// What each trial's folder says: finished, and how often it was started.
+/// Returns for each trial whether it is finished, and the number of its starts.
 fn trials(out: &Path) -> Vec<(bool, u64)> {
     let folders = std::fs::read_dir(out.join("trials")).into_iter().flatten().flatten().map(|entry| entry.path());
     let attempts = |folder: &Path| {
@@ -175,12 +181,12 @@ fn trials(out: &Path) -> Vec<(bool, u64)> {
     folders.map(|folder| (folder.join("result.json").exists(), attempts(&folder))).collect()
 }
 
-/// How often any trial was started.
+/// Returns the number of starts of all trials together.
 fn starts(out: &Path) -> u64 {
     trials(out).iter().map(|(_, attempts)| attempts).sum()
 }
 
-/// What the tasks have said.
+/// Returns the logs of all tasks.
 fn logs(out: &Path) -> String {
     let files = std::fs::read_dir(out.join("slurm")).unwrap().flatten().map(|entry| entry.path());
     files.filter(|path| path.extension().is_some_and(|end| end == "log")).map(|path| read(&path)).collect()
@@ -190,14 +196,14 @@ fn read(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap_or_default()
 }
 
-/// Trials that run, and have done an epoch.
+/// Returns the number of running trials that have done an epoch.
 fn under_way(out: &Path) -> usize {
     let folders = std::fs::read_dir(out.join("trials")).into_iter().flatten().flatten().map(|entry| entry.path());
     let runs = |folder: &PathBuf| read(&folder.join("state.json")).contains("\"running\"");
     folders.filter(runs).filter(|folder| folder.join("metrics.csv").exists()).count()
 }
 
-/// The tasks in the queue, one a word: JOB_INDEX.
+/// Returns the tasks in the queue, as JOB_INDEX.
 fn queued(cluster: &Cluster) -> Vec<String> {
     let said = cluster.says("squeue", &["--noheader", "--array", "--format=%F_%K", "--partition", "low"]);
     said.split_whitespace().map(String::from).collect()
@@ -249,8 +255,8 @@ fn a_sweep_outlives_its_node_and_is_preempted_and_runs_each_trial_once() {
     assert!(stdout(&followed).contains("8 of 8 trials are finished"), "{}", stderr(&followed));
     let trials = trials(&out);
     assert!(trials.len() == 8 && trials.iter().all(|(finished, _)| *finished), "{trials:?}");
-    // A start for each; one more for the one that was told to end, for two that lost their node or one, and for up to two that
-    // were preempted.
+    // One start per trial; one more for the trial that was told to end, for the one or two that
+    // lost their node, and for up to two that were preempted.
     assert!((11..=13).contains(&starts(&out)), "{trials:?}");
     let mut trained = 0;
     for entry in std::fs::read_dir(out.join("trials")).unwrap().flatten() {
@@ -259,7 +265,8 @@ fn a_sweep_outlives_its_node_and_is_preempted_and_runs_each_trial_once() {
         assert_eq!(epochs, (1..=12).map(|epoch| epoch.to_string()).collect::<Vec<_>>());
         trained += read(&entry.path().join("log.txt")).lines().filter(|line| line.starts_with("epoch ")).count();
     }
-    // The two that were killed may have said an epoch that they had no time to write down, or written one that they had no time to say.
+    // Each of the two killed trials may have printed an epoch that it had no time to save, or saved
+    // an epoch that it had no time to print.
     assert!((94..=98).contains(&trained), "{trained} epochs were trained");
     assert!(queued(&cluster).is_empty(), "no job is left");
 }

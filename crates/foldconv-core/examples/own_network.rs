@@ -1,4 +1,5 @@
-//! An operator in a network of one's own: trained for a step, folded, saved, and loaded in its compact form.
+//! An operator in a custom network: trained for one step, folded, saved, and loaded in its compact
+//! form.
 
 use foldconv_core::algebra::Geometry;
 use foldconv_core::fold;
@@ -18,7 +19,7 @@ struct Net {
 }
 
 impl Net {
-    /// The same struct is the network in both forms.
+    /// Builds the network in either form; the struct is the same for both.
     fn new(path: &nn::Path, operator: &Resolved<OperatorConfig>, form: Form) -> anyhow::Result<Net> {
         let (plain, chosen) = (Builder::new(Resolved::plain(), form), Builder::new(operator, form));
         Ok(Net {
@@ -43,19 +44,19 @@ impl Network for Net {
 }
 
 fn main() -> anyhow::Result<()> {
-    // MDConv of 8 intermediate channels, with a softmax attention; it stands on the second convolution.
+    // MDConv with 8 intermediate channels and softmax attention, on the second convolution.
     let options = maconv::Config { intermediate: 8, gate: GateKind::Softmax, ..Default::default() };
     let operator = Resolved::new(OperatorConfig::MdConv(mdconv::Config(options)))?;
     let store = nn::VarStore::new(Device::Cpu);
     let net = Net::new(&store.root(), &operator, Form::Expanded)?;
 
-    // A step of training, as of any network of tch.
+    // One training step, as with any network of tch.
     let images = Tensor::randn([8, 3, 32, 32], (Kind::Float, Device::Cpu));
     let labels = Tensor::randint(10, [8], (Kind::Int64, Device::Cpu));
     let mut sgd = nn::Sgd::default().build(&store, 0.1)?;
     sgd.backward_step(&net.forward_t(&images, true).cross_entropy_for_logits(&labels));
 
-    // The fold makes new variables; the compact network takes them up.
+    // The fold makes new variables, which are assigned to the compact network.
     let mut compact_store = nn::VarStore::new(Device::Cpu);
     let compact = Net::new(&compact_store.root(), &operator, Form::Compact)?;
     fold::assign(&compact_store, &fold::fold(&net, &store)?)?;
@@ -64,7 +65,7 @@ fn main() -> anyhow::Result<()> {
     assert!(difference < 1e-5);
     println!("largest difference of a logit after folding: {difference:.1e}");
 
-    // Its file is tch's own.
+    // The compact network is saved in tch's own format.
     let file = std::env::temp_dir().join(format!("compact-{}.safetensors", std::process::id()));
     compact_store.save(&file)?;
     compact_store.load(&file)?;

@@ -1,15 +1,17 @@
-//! The algebra of kernels: pure functions from which every fold is made.
+//! The algebra of kernels: the pure functions from which every fold is made.
 //!
-//! Tensors are x (N, C_in, H, W) and kernels W (C_out, C_in/groups, kh, kw), cross-correlation as in PyTorch. Every function
-//! here is exact, borders included, or refuses with a [`FoldError`]; none approximates. Folds run in float64.
+//! Tensors are x (N, C_in, H, W) and kernels W (C_out, C_in/groups, kh, kw), cross-correlation as
+//! in PyTorch. Every function here is exact, borders included, or refuses with a [`FoldError`];
+//! none approximates. Folds run in float64.
 //!
-//! The window rule on which all of it rests: tap `a` of output `i` reads the input at `stride*i - padding + dilation*a`.
+//! All folds rest on the window rule: tap `a` of output `i` reads the input at `stride*i - padding
+//! + dilation*a`.
 
 use crate::trace;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-/// What stands beyond the edge of the input of a convolution.
+/// Values beyond the edge of a convolution's input.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PaddingMode {
@@ -24,34 +26,37 @@ pub enum PaddingMode {
     Circular,
 }
 
-/// The shape of a convolution: channels, kernel and how its window moves. Pairs are (height, width).
+/// Shape of a convolution: channels, kernel size and movement of the window. Pairs are (height,
+/// width).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Geometry {
-    /// Channels of the input.
+    /// Number of input channels.
     pub in_channels: i64,
-    /// Channels of the output.
+    /// Number of output channels.
     pub out_channels: i64,
     /// Size of the kernel.
     pub kernel: [i64; 2],
-    /// Step of the window.
+    /// Stride: step of the window.
     pub stride: [i64; 2],
-    /// Rows and columns added on each side of the input; of a negative number, so many are taken away.
+    /// Rows and columns added on each side of the input; a negative number removes rows and
+    /// columns.
     pub padding: [i64; 2],
-    /// Distance between taps.
+    /// Dilation: distance between taps.
     pub dilation: [i64; 2],
-    /// Channel groups.
+    /// Number of channel groups.
     pub groups: i64,
-    /// What the padding is made of.
+    /// Values that the padding consists of.
     pub padding_mode: PaddingMode,
 }
 
 impl Geometry {
-    /// Whether each group has one input and one output channel.
+    /// Returns whether each group has one input and one output channel.
     pub fn is_depthwise(&self) -> bool {
         self.groups == self.in_channels && self.groups == self.out_channels
     }
 
-    /// A square kernel of odd size `k` with stride 1 and the padding that keeps the size of the map.
+    /// Returns the geometry of a square kernel of odd size `k` with stride 1 and the padding that
+    /// keeps the size of the map.
     pub fn same(in_channels: i64, out_channels: i64, k: i64) -> Geometry {
         Geometry {
             in_channels,
@@ -65,37 +70,37 @@ impl Geometry {
         }
     }
 
-    /// With another stride, the same on both axes.
+    /// Sets the stride, the same on both axes.
     pub fn stride(self, stride: i64) -> Geometry {
         Geometry { stride: [stride; 2], ..self }
     }
 
-    /// With another padding, the same on both axes.
+    /// Sets the padding, the same on both axes.
     pub fn padding(self, padding: i64) -> Geometry {
         Geometry { padding: [padding; 2], ..self }
     }
 
-    /// With another dilation, the same on both axes.
+    /// Sets the dilation, the same on both axes.
     pub fn dilation(self, dilation: i64) -> Geometry {
         Geometry { dilation: [dilation; 2], ..self }
     }
 
-    /// With channel groups.
+    /// Sets the number of channel groups.
     pub fn groups(self, groups: i64) -> Geometry {
         Geometry { groups, ..self }
     }
 
-    /// Shape of the kernel: (C_out, C_in/groups, kh, kw).
+    /// Returns the shape of the kernel: (C_out, C_in/groups, kh, kw).
     pub fn weight_size(&self) -> [i64; 4] {
         [self.out_channels, self.in_channels / self.groups, self.kernel[0], self.kernel[1]]
     }
 
-    /// Inputs that one output sums over: C_in/groups * kh * kw.
+    /// Returns the number of inputs that one output sums over: C_in/groups * kh * kw.
     pub fn fan_in(&self) -> i64 {
         self.in_channels / self.groups * self.kernel[0] * self.kernel[1]
     }
 
-    /// Size (H', W') of the output for an input of that size.
+    /// Returns the size (H', W') of the output for an input of size (H, W).
     pub fn output_size(&self, input: [i64; 2]) -> [i64; 2] {
         [0, 1].map(|axis| {
             let window = self.dilation[axis] * (self.kernel[axis] - 1) + 1;
@@ -103,17 +108,20 @@ impl Geometry {
         })
     }
 
-    /// A 1x1 convolution that neither strides nor pads: a matrix product over channels.
+    /// Returns whether this is a 1x1 convolution without stride or padding: a matrix product over
+    /// channels, within each group.
     pub fn is_pointwise(&self) -> bool {
         self.kernel == [1; 2] && self.stride == [1; 2] && self.padding == [0; 2]
     }
 
-    /// A 1x1 convolution without padding or channel groups: one matrix for every position that it reads.
+    /// Returns whether this is a 1x1 convolution without padding or channel groups, of any stride:
+    /// one matrix for every position that the convolution reads.
     pub fn is_matrix(&self) -> bool {
         self.kernel == [1; 2] && self.padding == [0; 2] && self.groups == 1
     }
 
-    /// The positions of x (N, C, H, W) that a 1x1 convolution without padding reads.
+    /// Returns the positions of x (N, C, H, W) that a 1x1 convolution of this stride reads if it
+    /// has no padding.
     pub fn positions(&self, x: &Tensor) -> Tensor {
         match self.stride {
             [1, 1] => x.shallow_clone(),
@@ -122,20 +130,21 @@ impl Geometry {
     }
 }
 
-/// Why a fold would not be the same function. The text says what to change.
+/// Reasons why a fold would not compute the same function. The message says what to change.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FoldError {
-    /// A non-linearity stands between convolutions.
+    /// A non-linearity stands between two convolutions.
     #[error(
         "{0} stands between two convolutions, and no kernel does what it does; train with `middle: none` or `middle: attention` to fold"
     )]
     NonLinear(&'static str),
-    /// A map between two convolutions is padded with what the composed kernel would not compute there.
+    /// The map between two convolutions is padded with values that the composed kernel would not
+    /// compute there.
     #[error(
         "{0} is wrong on the border; put the padding on the first convolution, or pad the map between with its bias"
     )]
     BorderInexact(&'static str),
-    /// No tap of the larger kernel sits where the smaller kernel's window is centred.
+    /// No tap of the larger kernel lies at the centre of the smaller kernel's window.
     #[error(
         "a {small}-tap kernel has no centred place in a {large}-tap one; use kernel sizes that are both odd or both even"
     )]
@@ -145,7 +154,7 @@ pub enum FoldError {
         /// Taps of the larger kernel along the axis.
         large: i64,
     },
-    /// Windows that don't coincide because of the padding.
+    /// Because of the padding, the windows of two branches don't coincide.
     #[error(
         "padding {found} puts the windows of the branches apart; it must be {expected} (the other branch's padding and the kernel sizes decide)"
     )]
@@ -155,58 +164,59 @@ pub enum FoldError {
         /// The padding at which the windows coincide.
         expected: i64,
     },
-    /// Taps that fall between those of the other kernel.
+    /// Taps of one kernel fall between the taps of the other.
     #[error("dilations {0} and {1} put taps between taps; use the same dilation")]
     Dilation(i64, i64),
-    /// A stride in the first of two spatial convolutions.
+    /// The first of two spatial convolutions has a stride.
     #[error("the first of two spatial convolutions has stride {0}; put the stride on the second")]
     Stride(i64),
-    /// Things that can't be added or chained at all.
+    /// The convolutions can't be added or chained at all, for example because their channels
+    /// differ.
     #[error("the convolutions don't fit together: {0}")]
     Shape(String),
 }
 
-/// A convolution with its numbers.
+/// A convolution: weight, bias and geometry.
 #[derive(Debug)]
 pub struct Kernel {
-    /// (C_out, C_in/groups, kh, kw).
+    /// Weight (C_out, C_in/groups, kh, kw).
     pub weight: Tensor,
-    /// (C_out), if any.
+    /// Bias (C_out), if the convolution has one.
     pub bias: Option<Tensor>,
-    /// How it is applied.
+    /// Shape, stride, padding, dilation and groups of the convolution.
     pub geometry: Geometry,
 }
 
-/// What batch norm is at evaluation statistics, per channel: y = scale * x + shift.
+/// Batch norm with its running statistics, as an affine map per channel: y = scale * x + shift.
 #[derive(Debug)]
 pub struct Affine {
-    /// gamma / sqrt(running_var + eps), (C).
+    /// gamma / sqrt(running_var + eps), of shape (C).
     pub scale: Tensor,
-    /// beta - running_mean * scale, (C).
+    /// beta - running_mean * scale, of shape (C).
     pub shift: Tensor,
 }
 
-/// What pads the map between two convolutions, where the second one pads with a constant.
+/// Padding of the map between two convolutions, if the second convolution pads with a constant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MiddlePad {
-    /// Zeros, as a convolution does by itself.
+    /// Zeros, as a plain convolution pads.
     Zeros,
-    /// The first convolution's bias: what it would have computed from a zero input (BNAndPad of DBB).
+    /// The first convolution's bias, which is its output for a zero input (BNAndPad of DBB).
     Bias,
 }
 
 impl Kernel {
-    /// The convolution of x (N, C_in, H, W).
+    /// Returns the convolution of x (N, C_in, H, W).
     pub fn apply(&self, x: &Tensor) -> Tensor {
         conv2d(x, &self.weight, self.bias.as_ref(), &self.geometry)
     }
 
-    /// Detached and in float64, in which folds compute.
+    /// Returns the kernel detached and in float64, the precision of folds.
     pub fn double(&self) -> Kernel {
         Kernel { weight: double(&self.weight), bias: self.bias.as_ref().map(double), geometry: self.geometry }
     }
 
-    /// The same numbers in another precision.
+    /// Returns the kernel in another precision.
     pub fn to_kind(&self, kind: Kind) -> Kernel {
         Kernel {
             weight: self.weight.to_kind(kind),
@@ -215,12 +225,13 @@ impl Kernel {
         }
     }
 
-    /// A 1x1 kernel as it stands on the positions that it reads ([`Geometry::positions`]).
+    /// Sets the stride of a 1x1 kernel to 1, for use on the positions that the strided kernel reads
+    /// ([`Geometry::positions`]).
     pub fn unstrided(self) -> Kernel {
         Kernel { geometry: self.geometry.stride(1), ..self }
     }
 
-    /// The bias, zeros where there is none.
+    /// Returns the bias, or zeros if there is none.
     pub fn bias_or_zeros(&self) -> Tensor {
         match &self.bias {
             Some(bias) => bias.shallow_clone(),
@@ -232,13 +243,15 @@ impl Kernel {
         self.bias.as_ref().is_none_or(|bias| bool::try_from(bias.eq(0.).all()).unwrap_or(false))
     }
 
-    /// The same convolution written with fewer channel groups (`groups` divides the present number): zeros between blocks.
+    /// Writes the convolution with fewer channel groups, zeros between the blocks. `groups` divides
+    /// the present number of groups.
     fn regroup(&self, groups: i64) -> Kernel {
         let old = self.geometry;
         if groups == old.groups {
             return Kernel { weight: self.weight.shallow_clone(), bias: self.clone_bias(), geometry: old };
         }
-        // Block (j, j) of each new group's (old/new x old/new) grid of blocks is old group j; the others are zero.
+        // Block (j, j) of each new group's (old/new x old/new) grid of blocks is old group j; the
+        // other blocks are zero.
         let per_group = old.groups / groups;
         let [out, inner, kh, kw] = old.weight_size();
         let blocks = self.weight.reshape([groups, per_group, out / old.groups, 1, inner, kh, kw]);
@@ -253,12 +266,13 @@ impl Kernel {
     }
 }
 
-/// Detached and in float64, in which folds compute.
+/// Returns a tensor detached and in float64, the precision of folds.
 pub fn double(tensor: &Tensor) -> Tensor {
     tensor.detach().to_kind(Kind::Double)
 }
 
-/// L1. Batch norm after a convolution: W' = S W per output channel, b' = t + S b.
+/// L1. Folds a batch norm into the convolution before it: W' = S W per output channel, b' = t + S
+/// b.
 pub fn fold_bn(kernel: &Kernel, bn: &Affine) -> Kernel {
     let shift = match &kernel.bias {
         Some(bias) => &bn.shift + &bn.scale * bias,
@@ -267,20 +281,24 @@ pub fn fold_bn(kernel: &Kernel, bn: &Affine) -> Kernel {
     Kernel { weight: scale_rows(&kernel.weight, &bn.scale), bias: Some(shift), geometry: kernel.geometry }
 }
 
-/// L6. Scales each output channel of a kernel (C_out, ...), or of one kernel per expert or sample (..., C_out, C_in/g, kh, kw).
+/// L6. Scales each output channel of a kernel (C_out, ...), or of one kernel per expert or sample
+/// (..., C_out, C_in/g, kh, kw).
 ///
-/// A batch norm after a mixture of experts scales every expert so; its shift stays one constant bias. (Folding the shift
-/// into the experts' biases is right only where the mixing weights sum to 1.)
+/// A batch norm after a mixture of experts folds with this scale into every expert; its shift stays
+/// one constant bias. (Folding the shift into the experts' biases is right only if the mixing
+/// weights sum to 1.)
 pub fn scale_rows(weight: &Tensor, scale: &Tensor) -> Tensor {
     weight * scale.reshape([-1, 1, 1, 1])
 }
 
-/// L2. A smaller kernel written as one of `into`'s size, padding and dilation: its taps land on those that read the same pixels.
+/// L2. Embeds a smaller kernel in one of `into`'s size, padding and dilation: each tap moves to the
+/// tap that reads the same pixels.
 ///
-/// The groups of `into` are not looked at. Exact for every padding mode.
+/// The groups of `into` are ignored. Exact for every padding mode.
 ///
 /// # Errors
-/// [`FoldError::EvenKernel`], [`FoldError::Padding`] or [`FoldError::Dilation`] where no such taps exist.
+/// [`FoldError::EvenKernel`], [`FoldError::Padding`] or [`FoldError::Dilation`] if no such taps
+/// exist, [`FoldError::Shape`] if the strides or the padding modes differ.
 pub fn embed(kernel: &Kernel, into: &Geometry) -> Result<Kernel, FoldError> {
     let from = kernel.geometry;
     if from.stride != into.stride || from.padding_mode != into.padding_mode && from.padding != [0; 2] {
@@ -307,11 +325,12 @@ pub fn embed(kernel: &Kernel, into: &Geometry) -> Result<Kernel, FoldError> {
     Ok(Kernel { weight, bias: kernel.clone_bias(), geometry })
 }
 
-/// Where each tap of `from` stands among the taps of `into`, along one axis.
+/// Returns the index in `into` of each tap of `from`, along one axis.
 fn axis_taps(from: &Geometry, into: &Geometry, axis: usize) -> Result<Vec<i64>, FoldError> {
     let (small, large) = (from.kernel[axis], into.kernel[axis]);
     let (d, dilation) = (from.dilation[axis], into.dilation[axis]);
-    // The maps have one size, and the windows one centre, iff 2(P - p) is the difference of their extents.
+    // The maps have the same size, and the windows the same centre, iff 2(P - p) is the difference
+    // of their extents.
     let span = dilation * (large - 1) - d * (small - 1);
     let offset = into.padding[axis] - from.padding[axis];
     if span % 2 != 0 {
@@ -335,10 +354,11 @@ fn axis_taps(from: &Geometry, into: &Geometry, axis: usize) -> Result<Vec<i64>, 
         .collect()
 }
 
-/// L2. The sum of two convolutions of the same input, as one. The smaller kernel is embedded in the larger.
+/// L2. Adds two convolutions of the same input into one. The smaller kernel is embedded in the
+/// larger.
 ///
 /// # Errors
-/// Those of [`embed`], and [`FoldError::Shape`] where the channels differ.
+/// The errors of [`embed`], and [`FoldError::Shape`] if the channels differ.
 pub fn add(a: &Kernel, b: &Kernel) -> Result<Kernel, FoldError> {
     let (ga, gb) = (a.geometry, b.geometry);
     if (ga.in_channels, ga.out_channels) != (gb.in_channels, gb.out_channels) {
@@ -347,7 +367,8 @@ pub fn add(a: &Kernel, b: &Kernel) -> Result<Kernel, FoldError> {
             ga.in_channels, ga.out_channels, gb.in_channels, gb.out_channels
         )));
     }
-    // The axes may disagree on which kernel is larger (1x3 beside 3x1), so the sum takes the larger of each.
+    // The axes may disagree on which kernel is larger (1x3 beside 3x1), so the sum takes the larger
+    // size of each axis.
     let along = |axis: usize| if ga.kernel[axis] >= gb.kernel[axis] { ga } else { gb };
     let (rows, columns) = (along(0), along(1));
     let into = Geometry {
@@ -366,15 +387,19 @@ pub fn add(a: &Kernel, b: &Kernel) -> Result<Kernel, FoldError> {
     Ok(Kernel { weight: &a.weight + &b.weight, bias, geometry: a.geometry })
 }
 
-/// L3, L4, L5. One convolution after another, as one: the kernel is the true convolution of the two (the second one flipped),
-/// of size k1 + k2 - 1, and the bias is b2 + the second kernel's response to b1.
+/// L3, L4, L5. Composes two convolutions, `second` after `first`, into one: the kernel is the true
+/// convolution of the two (the second kernel flipped), of size k1 + k2 - 1, and the bias is b2 +
+/// the second kernel's response to b1.
 ///
-/// Exact where the second does not pad (so: k x k then 1x1, and all padding on the first). Where it does, exact only if the
-/// first is an unpadded 1x1 of stride 1 and the padding of the map between is what the 1x1 would have made of the padded input: it has no
-/// bias, or the padding is that bias ([`MiddlePad::Bias`]), or the padding is not a constant.
+/// Exact if the second convolution does not pad (k x k then 1x1, or all padding on the first). If
+/// the second convolution pads, the composition is exact only if the first is an unpadded 1x1 of
+/// stride 1 and the map between is padded with what the 1x1 would have made of the padded input:
+/// the 1x1 has no bias, or the padding is that bias ([`MiddlePad::Bias`]), or the padding is not a
+/// constant.
 ///
 /// # Errors
-/// [`FoldError::BorderInexact`], [`FoldError::Dilation`], [`FoldError::Stride`] or [`FoldError::Shape`].
+/// [`FoldError::BorderInexact`], [`FoldError::Dilation`], [`FoldError::Stride`] or
+/// [`FoldError::Shape`].
 pub fn compose(first: &Kernel, second: &Kernel, middle: MiddlePad) -> Result<Kernel, FoldError> {
     let (g1, g2) = (first.geometry, second.geometry);
     if g1.out_channels != g2.in_channels {
@@ -408,7 +433,7 @@ pub fn compose(first: &Kernel, second: &Kernel, middle: MiddlePad) -> Result<Ker
     Ok(Kernel { weight, bias, geometry })
 }
 
-/// The common dilation of two chained kernels along an axis.
+/// Returns the common dilation of two chained kernels along an axis.
 fn composed_dilation(first: &Geometry, second: &Geometry, axis: usize) -> Result<i64, FoldError> {
     let (d1, d2) = (first.dilation[axis], second.dilation[axis]);
     if second.kernel[axis] == 1 {
@@ -423,8 +448,9 @@ fn composed_dilation(first: &Geometry, second: &Geometry, axis: usize) -> Result
     Ok(d2)
 }
 
-/// W[o, i, u] = sum over m and a + b = u of W2[o, m, b] W1[m, i, a], within each group. A transposed convolution is just that
-/// sum, with the output channels of W2 as its batch; where W2 is 1x1 it is a product of matrices.
+/// Computes W[o, i, u] = sum over m and a + b = u of W2[o, m, b] W1[m, i, a], within each group. A
+/// transposed convolution computes exactly this sum, with the output channels of W2 as its batch;
+/// if W2 is 1x1, the sum is a product of matrices.
 fn convolve(w1: &Tensor, w2: &Tensor, groups: i64) -> Tensor {
     let (s1, s2) = (w1.size(), w2.size());
     let (out, inner) = (s2[0] / groups, s2[1]);
@@ -439,16 +465,19 @@ fn convolve(w1: &Tensor, w2: &Tensor, groups: i64) -> Tensor {
     composed.reshape([out, groups, s[1] / groups, s[2], s[3]]).transpose(0, 1).contiguous()
 }
 
-/// What a kernel (C_out, C_in/groups, kh, kw) answers, away from borders, to an input that is the constant `value` (C_in).
+/// Returns the output (C_out), away from borders, of a kernel (C_out, C_in/groups, kh, kw) for an
+/// input that is the constant `value` (C_in).
 pub fn respond(weight: &Tensor, value: &Tensor, groups: i64) -> Tensor {
     let size = weight.size();
     let taps = weight.sum_dim_intlist([2, 3].as_slice(), false, None).reshape([groups, size[0] / groups, size[1]]);
     taps.matmul(&value.reshape([groups, size[1], 1])).reshape([-1])
 }
 
-/// L7. A tied block convolution: one thin kernel for each of `blocks` equal blocks of channels, as a grouped convolution.
+/// L7. Expands a tied block convolution into a grouped convolution: the thin kernel, repeated for
+/// each of `blocks` equal blocks of channels.
 ///
-/// Bit-exact. A batch norm folded into the result unties it: the blocks then differ, because batch norm has one scale a channel.
+/// Bit-exact. A batch norm folded into the result unties the blocks, because batch norm has one
+/// scale per channel.
 pub fn tile(kernel: &Kernel, blocks: i64) -> Kernel {
     let thin = kernel.geometry;
     Kernel {
@@ -467,23 +496,26 @@ fn gcd(a: i64, b: i64) -> i64 {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
-/// Returns the mean over the positions of x (N, C, H, W): (N, C).
+/// Returns the mean over the positions of x (N, C, H, W), of shape (N, C).
 pub fn global_mean(x: &Tensor) -> Tensor {
     x.mean_dim([2, 3].as_slice(), false, None)
 }
 
-/// Returns x (N, in) times the transpose of `weight` (out, in), plus `bias` (out): (N, out).
+/// Returns x (N, in) times the transpose of `weight` (out, in), plus `bias` (out), of shape (N,
+/// out).
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
     let y = x.linear(weight, bias);
     trace::add_macs(y.numel() as i64 * weight.size()[1]);
     y
 }
 
-/// The convolution of x (N, C_in, H, W) with a kernel of the given geometry: the one place that calls libtorch's.
+/// Convolves x (N, C_in, H, W) with a kernel of the given geometry. The only place that calls
+/// libtorch's convolution.
 ///
-/// Where gradients are taken on a CPU, a strided 1x1 kernel is applied without stride to the positions that it reads. It is the same
-/// function, and libtorch 2.11's oneDNN must not be asked for the other: on channels_last maps with fewer than 8 channels its
-/// `jit_avx2_1x1_convolution_bwd_weights` writes behind the end of a buffer.
+/// If gradients are taken on a CPU, a strided 1x1 kernel is applied without stride to the positions
+/// that it reads. The function is the same, but libtorch 2.11's oneDNN must not compute the strided
+/// form: on channels_last maps with fewer than 8 channels its
+/// `jit_avx2_1x1_convolution_bwd_weights` writes past the end of a buffer.
 pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, geometry: &Geometry) -> Tensor {
     let trains = x.requires_grad() || weight.requires_grad();
     if trains && x.device() == Device::Cpu && geometry.kernel == [1; 2] && geometry.stride != [1; 2] {
@@ -498,12 +530,12 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, geometry: &Geo
     } else {
         pad(x, geometry).conv2d(weight, bias, stride, [0, 0], dilation, groups)
     };
-    // One product for each tap and input channel, at each output.
+    // One product per tap and input channel, at each output.
     trace::add_macs(y.numel() as i64 * geometry.fan_in());
     y
 }
 
-/// x (N, C, H, W) with its padding around it, or without what a negative padding takes away.
+/// Returns x (N, C, H, W) with its padding around it; a negative padding removes rows and columns.
 pub fn pad(x: &Tensor, geometry: &Geometry) -> Tensor {
     let mode = match geometry.padding_mode {
         PaddingMode::Reflect => "reflect",
@@ -515,7 +547,7 @@ pub fn pad(x: &Tensor, geometry: &Geometry) -> Tensor {
     crop(x, &geometry.padding).pad([columns, columns, rows, rows], mode, None)
 }
 
-/// x (N, C, H, W) without the rows and columns that a negative padding takes away on each side.
+/// Removes from x (N, C, H, W) the rows and columns of a negative padding, on each side.
 fn crop(x: &Tensor, padding: &[i64; 2]) -> Tensor {
     let along = |x: Tensor, axis: i64, padding: i64| match -padding {
         cut if cut > 0 => x.narrow(axis, cut, x.size()[axis as usize] - 2 * cut),

@@ -1,7 +1,7 @@
-//! What can go wrong, in the two kinds that a script tells apart: the request was wrong (exit status 2),
-//! or the work failed (exit status 1). Every message is one line: what, where, what to do.
+//! Errors in the two kinds that a script tells apart: the request was wrong (exit status 2), or the
+//! work failed (exit status 1). Every message is one line: what, where, what to do.
 
-/// A request that can't be carried out as it was made: a usage, config or input-file error. Exit status 2.
+/// A request that can't be carried out as made: a usage, config or input-file error. Exit status 2.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct BadRequest(pub String);
@@ -14,15 +14,16 @@ macro_rules! bad_request {
     };
 }
 
-/// Exit status where the disk is full, or became read-only: the same command goes on once there is room.
+/// Exit status if the disk is full or became read-only. The same command continues once there is
+/// room.
 pub const DISK_FULL: u8 = 74;
-/// Exit status where the memory of the GPU or of the machine did not suffice.
+/// Exit status if the memory of the GPU or of the machine did not suffice.
 pub const OUT_OF_MEMORY: u8 = 75;
 /// Exit status of a panic.
 pub const INTERNAL: u8 = 70;
 
-/// The exit status that an error deserves: 2 if any cause of it is a [`BadRequest`], [`DISK_FULL`], [`OUT_OF_MEMORY`],
-/// 1 otherwise.
+/// Returns the exit status of an error: 2 if any cause is a [`BadRequest`], otherwise [`DISK_FULL`]
+/// or [`OUT_OF_MEMORY`] if that is the cause, otherwise 1.
 pub fn exit_status(error: &anyhow::Error) -> u8 {
     use std::io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
     let full = |error: &std::io::Error| matches!(error.kind(), StorageFull | QuotaExceeded | ReadOnlyFilesystem);
@@ -37,8 +38,8 @@ pub fn exit_status(error: &anyhow::Error) -> u8 {
     }
 }
 
-/// What a message says of memory that did not suffice, if it says so: of libtorch's allocators, of cuDNN and cuBLAS, of
-/// C++ and of Rust.
+/// Finds the part of a message that reports insufficient memory, if any. Knows the messages of
+/// libtorch's allocators, cuDNN, cuBLAS, C++ and Rust.
 pub fn out_of_memory(message: &str) -> Option<&str> {
     const SIGNS: [&str; 7] = [
         "CUDA out of memory",
@@ -50,13 +51,14 @@ pub fn out_of_memory(message: &str) -> Option<&str> {
         "memory allocation of",
     ];
     let start = SIGNS.iter().find_map(|sign| message.find(sign))?;
-    // A panic shows libtorch's message with its line ends written out.
+    // A panic message shows the line ends of libtorch's message escaped, as `\n`.
     let end = message[start..].find(['\n', '\\']).unwrap_or(message.len() - start);
     Some(message[start..start + end].trim_end_matches(['"', ')']))
 }
 
-/// What a message says of a GPU that is not fit for any work, if it says so: in the words of CUDA's runtime. Errors that a program can
-/// cause (an illegal address, an assertion) are not among them.
+/// Finds the part of a message that reports a GPU unfit for any work, if any, in the wording of the
+/// CUDA runtime. Errors that a program can cause (an illegal address, an assertion) are not
+/// matched.
 pub fn gpu_lost(message: &str) -> Option<&str> {
     const SIGNS: [&str; 10] = [
         "CUDA: no usable device or driver",
@@ -73,13 +75,15 @@ pub fn gpu_lost(message: &str) -> Option<&str> {
     SIGNS.iter().find_map(|sign| message.find(sign).map(|start| &message[start..start + sign.len()]))
 }
 
-/// The error and its causes on one line. libtorch appends a C++ stack to its messages; only their first line is kept.
+/// Returns the error and its causes on one line. libtorch appends a C++ stack to its messages; only
+/// the first line of each is kept.
 pub fn one_line(error: &anyhow::Error) -> String {
     let causes: Vec<String> = error.chain().map(|cause| first_line(&cause.to_string())).collect();
     shortened(causes.join(": "))
 }
 
-/// A line without its middle, where that is longer than a person reads: a value of 70,000 letters is in it.
+/// Cuts the middle out of a line of more than 1,200 letters, and keeps 500 at each end: a message
+/// may quote a value of 70,000 letters.
 fn shortened(line: String) -> String {
     let (most, kept) = (1200, 500);
     let letters: Vec<char> = if line.len() > most { line.chars().collect() } else { return line };
@@ -90,21 +94,22 @@ fn shortened(line: String) -> String {
     start.iter().chain(&[' ', '…', ' ']).chain(end).collect()
 }
 
-/// The first line that is not blank: libtorch's messages begin with an empty one. A name out of a file may hold what a terminal
-/// takes for a command.
+/// Returns the first line that is not blank (libtorch's messages begin with an empty line), made
+/// printable: a name read from a file may hold terminal escape sequences.
 fn first_line(text: &str) -> String {
     printable(text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default())
 }
 
-/// A text with its control characters written out.
+/// Escapes the control characters of a text.
 pub fn printable(text: &str) -> String {
     let shown = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
     text.chars().map(shown).collect()
 }
 
-/// The known name closest to a mistyped one, if any is close enough to be what was meant.
+/// Returns the known name closest to a mistyped name, if one is close enough to be meant.
 pub fn nearest<'a>(typed: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    // Names whose lengths differ by more are farther apart than that; a file may have very long ones.
+    // Names whose lengths differ by more than the limit can't be near. A file may have very long
+    // names, and this check is cheap.
     let near = |name: &&str| typed.chars().count().abs_diff(name.chars().count()) <= 1 + name.len() / 3;
     known
         .into_iter()
@@ -115,7 +120,7 @@ pub fn nearest<'a>(typed: &str, known: impl IntoIterator<Item = &'a str>) -> Opt
         .map(|(_, name)| name)
 }
 
-/// `, did you mean `x`?` where a near name exists, else the whole list of names.
+/// Returns ", did you mean `x`?" if a near name exists, otherwise the list of all known names.
 pub fn suggest<'a>(typed: &str, known: impl IntoIterator<Item = &'a str> + Clone) -> String {
     match nearest(typed, known.clone()) {
         Some(name) => format!(", did you mean `{name}`?"),

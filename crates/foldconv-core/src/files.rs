@@ -1,4 +1,4 @@
-//! Files that are there whole or not at all.
+//! File access: atomic writes (a file is there whole or not at all) and checked reads.
 
 use crate::bad_request;
 use anyhow::{Context, Result};
@@ -7,30 +7,33 @@ use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// Bytes of a text at most; ImageNet's lists have 2 MB.
+/// Largest text that is read, in bytes: 16 MiB. ImageNet's lists have 2 MB.
 const MOST_TEXT: u64 = 16 << 20;
 
-/// How the names of files begin that are not finished.
+/// Prefix of the names of unfinished files.
 pub const PARTIAL: &str = ".partial-";
 
-/// Writes a file so that a reader, or a crash at any moment, sees the old content or the new and nothing between:
-/// a temporary name in the same folder, synced, renamed, and the folder synced.
+/// Writes a file so that a reader, or a crash at any moment, sees either the old content or the
+/// new: the bytes go to a temporary name in the same folder, are synced, the file is renamed, and
+/// the folder synced.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     fill_atomic(path, |temporary| std::fs::write(temporary, bytes))
 }
 
-/// The same for what is written piece by piece: `fill` writes the file at the temporary name.
+/// Writes a file piece by piece, as atomically as [`write_atomic`]. `fill` writes the file at the
+/// temporary name.
 pub fn fill_atomic(path: &Path, fill: impl FnOnce(&Path) -> std::io::Result<()>) -> Result<()> {
     fill_keeping(path, None, fill)
 }
 
-/// The same, and what was there before is kept under the name `before`, in the same folder: at any moment one of the two is there,
-/// whole.
+/// Writes a file as [`fill_atomic`] does, and keeps the previous file under the name `before`, in
+/// the same folder. At any moment one of the two files is there, whole.
 pub fn fill_keeping(path: &Path, before: Option<&Path>, fill: impl FnOnce(&Path) -> std::io::Result<()>) -> Result<()> {
     let write = || -> std::io::Result<()> {
         let file = tempfile::Builder::new()
             .prefix(PARTIAL)
-            // Readable by whom the umask lets, as any file; temporary ones are private by default.
+            // Readable by everyone whom the umask lets, like any file; temporary files are private
+            // by default.
             .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666))
             .tempfile_in(folder(path))?;
         fill(file.path())?;
@@ -47,23 +50,24 @@ pub fn fill_keeping(path: &Path, before: Option<&Path>, fill: impl FnOnce(&Path)
     write().with_context(|| format!("{}: cannot write", path.display()))
 }
 
-/// Gives a file of ours another name in its folder, for good.
+/// Renames a file within its folder, and syncs the folder.
 pub fn rename(from: &Path, to: &Path) -> Result<()> {
     let rename = || std::fs::rename(from, to).and_then(|()| sync_folder(to));
     rename().with_context(|| format!("{}: cannot write", to.display()))
 }
 
-/// Takes away what processes that were killed have left half-written; only for who has the folder's lock.
+/// Deletes the unfinished files that killed processes left in a folder. Only the holder of the
+/// folder's lock may call this.
 pub fn remove_partial(folder: &Path) {
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         if entry.file_name().to_string_lossy().starts_with(PARTIAL) {
-            // Left where it can't be deleted: it takes room and does no harm.
+            // A file that can't be deleted stays: it takes room and does no harm.
             let _ = std::fs::remove_file(entry.path());
         }
     }
 }
 
-/// Makes sure that the names in the folder of a file outlive a power cut.
+/// Syncs the folder of a file, so that the names in it outlive a power cut.
 fn sync_folder(path: &Path) -> std::io::Result<()> {
     File::open(folder(path))?.sync_all()
 }
@@ -75,7 +79,7 @@ fn folder(path: &Path) -> &Path {
     }
 }
 
-/// Reads a file that the user named; that it can't be read is the request's fault.
+/// Reads a file that the user named. A file that can't be read is a [`crate::error::BadRequest`].
 pub fn read(path: &Path) -> Result<Vec<u8>> {
     match read_plain(path) {
         Ok(bytes) => Ok(bytes),
@@ -83,7 +87,8 @@ pub fn read(path: &Path) -> Result<Vec<u8>> {
     }
 }
 
-/// The same of a file that need not be there. One look at the file: what is looked for and then read may vanish in between.
+/// Reads a file that the user named; none if it is not there. Existence is not checked first,
+/// because the file could vanish between the check and the read.
 pub fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>> {
     match read_plain(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
@@ -97,7 +102,8 @@ fn read_plain(path: &Path) -> std::io::Result<Vec<u8>> {
     std::fs::read(path)
 }
 
-/// The length of a file. Asked before it is opened: a pipe would wait for a writer, a device might never end.
+/// Returns the length of a regular file. Called before the file is opened: a pipe would wait for a
+/// writer, and a device might never end.
 pub fn plain_file(path: &Path) -> std::io::Result<u64> {
     let about = std::fs::metadata(path)?;
     if about.is_file() { Ok(about.len()) } else { Err(std::io::Error::other("not a file")) }
@@ -106,7 +112,8 @@ pub fn plain_file(path: &Path) -> std::io::Result<u64> {
 /// The byte order mark that some editors put in front of UTF-8.
 const BOM: &str = "\u{feff}";
 
-/// Reads text, without a byte order mark; it may come from a pipe. What never ends, as /dev/zero, is not read for ever.
+/// Reads text without its byte order mark, also from a pipe. Refuses more than 16 MiB, because
+/// a source such as /dev/zero never ends.
 pub fn read_text(path: &Path) -> Result<String> {
     let mut bytes = Vec::new();
     let read = File::open(path).and_then(|file| file.take(MOST_TEXT + 1).read_to_end(&mut bytes));
@@ -122,11 +129,12 @@ pub fn read_text(path: &Path) -> Result<String> {
     }
 }
 
-/// Refuses a file that the user wants written and that can't be, before the work is done, or that is one of the `inputs`, by whatever
-/// name. What is there already must be a file: /dev/null would be replaced.
+/// Checks, before the work is done, that an output which the user named can be written and is none
+/// of the `inputs` under any name. An existing output must be a regular file, because /dev/null
+/// would be replaced.
 ///
 /// # Errors
-/// A [`crate::error::BadRequest`] that names it.
+/// A [`crate::error::BadRequest`] that names the output, or an I/O error if the disk is full.
 pub fn expect_writable(path: &Path, inputs: &[&Path]) -> Result<()> {
     let place = |path: &Path| std::fs::metadata(path).ok().map(|about| (about.dev(), about.ino()));
     if let Some(input) = inputs.iter().find(|input| place(path).is_some_and(|own| place(input) == Some(own))) {
@@ -143,26 +151,28 @@ pub fn expect_writable(path: &Path, inputs: &[&Path]) -> Result<()> {
     check().or_else(|error| refuse(error, path, "cannot write"))
 }
 
-/// Whether a name in an archive means a place outside of the folder that the archive stands for.
+/// Returns whether a name in an archive denotes a place outside the folder that the archive stands
+/// for.
 pub fn leaves_folder(name: &[u8]) -> bool {
     let parted = |byte: &u8| matches!(byte, b'/' | b'\\');
     name.first().is_some_and(parted) || name.split(parted).any(|part| part == b"..")
 }
 
-/// Makes a folder that the user named; that it can't be made is the request's fault, unless the disk is full.
+/// Makes a folder that the user named. A folder that can't be made is a
+/// [`crate::error::BadRequest`], unless the disk is full.
 pub fn create_dir(path: &Path) -> Result<()> {
     std::fs::create_dir_all(path).or_else(|error| refuse(error, path, "cannot make this folder"))
 }
 
-/// Folders that are made for a piece of work. Those that it leaves empty go again.
+/// Folders made for a piece of work. Folders still empty on drop are removed.
 #[derive(Debug)]
 pub struct Made(Vec<PathBuf>);
 
 impl Made {
-    /// Makes a folder and those around it, as [`create_dir`].
+    /// Makes a folder and its missing parents, as [`create_dir`] does.
     ///
     /// # Errors
-    /// As there.
+    /// The errors of [`create_dir`].
     pub fn folders(path: &Path) -> Result<Made> {
         let missing = path.ancestors().take_while(|folder| !folder.as_os_str().is_empty() && !folder.exists());
         let made = Made(missing.map(Path::to_path_buf).collect());
@@ -170,11 +180,12 @@ impl Made {
         Ok(made)
     }
 
-    /// The work was refused: deletes these files too, where the folder is new.
+    /// Undoes the folders after the work was refused: deletes `files` from the folder too if the
+    /// folder is new.
     pub fn undo(self, files: &[&str]) {
         if let Some(folder) = self.0.first() {
             for file in files {
-                // What can't be deleted does no harm.
+                // A file that can't be deleted does no harm.
                 let _ = std::fs::remove_file(folder.join(file));
             }
         }
@@ -184,7 +195,7 @@ impl Made {
 impl Drop for Made {
     fn drop(&mut self) {
         for folder in &self.0 {
-            // Only empty folders can be removed so.
+            // `remove_dir` removes only empty folders.
             if std::fs::remove_dir(folder).is_err() {
                 return;
             }
@@ -285,7 +296,7 @@ mod tests {
         std::fs::write(folder.path().join("a/result"), "").unwrap();
         drop(made);
         assert!(inner.join("lock").exists(), "nothing that holds something is taken away");
-        // It was there before.
+        // The folder was there before.
         Made::folders(&inner).unwrap().undo(&["lock"]);
         assert!(inner.join("lock").exists());
         std::fs::remove_dir_all(inner.parent().unwrap()).unwrap();

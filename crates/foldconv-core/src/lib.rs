@@ -2,12 +2,14 @@
 //!
 //! # Modules
 //!
-//! The floors, from the ground up; a module uses only floors below its own:
+//! The modules form floors, from the ground up; a module uses only floors below its own:
 //!
-//! 1. [`error`], [`files`], [`options`], [`mod@registry`], [`mod@pickle`], [`native`], [`timing`], [`finite`], [`trace`], [`algebra`] (pure functions on kernels)
+//! 1. [`error`], [`files`], [`options`], [`mod@registry`], [`mod@pickle`], [`native`], [`timing`],
+//!    [`finite`], [`trace`], [`algebra`] (pure functions on kernels)
 //! 2. [`op`] (operators: expanded form and fold)
 //! 3. [`net`] (networks: sites on which operators stand)
-//! 4. [`fold`] (a network to its compact form), [`tune`] (how it is computed), [`weights`] (tensors in files, and PyTorch's checkpoints)
+//! 4. [`fold`] (a network to its compact form), [`tune`] (choice of the fastest algorithm of each
+//!    compact operator), [`weights`] (tensors in files, and PyTorch's checkpoints)
 
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::print_stderr))]
 

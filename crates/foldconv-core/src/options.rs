@@ -282,7 +282,7 @@ mod tests {
 
     #[derive(Serialize, Deserialize, JsonSchema)]
     struct Options {
-        /// How many,
+        /// Number of windows,
         /// in all. Default 2.
         count: i64,
         /// Which way. Default: none.

@@ -1,16 +1,17 @@
-//! A record of what a forward pass does: multiply-accumulates, the gates of attention, and the passes through sites.
+//! Record of a forward pass: its multiply-accumulates, its attention gates, and its passes through
+//! sites.
 
 use std::cell::RefCell;
 use tch::Tensor;
 
-/// What was recorded during a forward pass.
+/// Record made by [`record`] during a forward pass.
 #[derive(Debug, Default)]
 pub struct Trace {
     /// Multiply-accumulates of every convolution and product of this crate.
     pub macs: i64,
-    /// Gates of attention that were computed outside of sites, detached.
+    /// Attention gates that were computed outside of sites, detached.
     pub gates: Vec<Tensor>,
-    /// The passes through sites, in the order in which they ran.
+    /// Passes through sites, in execution order.
     pub sites: Vec<SiteTrace>,
 }
 
@@ -23,7 +24,7 @@ pub struct SiteTrace {
     pub input: Vec<i64>,
     /// Shape of the output.
     pub output: Vec<i64>,
-    /// Gates: the weights that attention computed in the pass.
+    /// Attention gates that were computed in the pass, detached.
     pub gates: Vec<Tensor>,
 }
 
@@ -31,7 +32,7 @@ thread_local! {
     static TRACE: RefCell<Option<Trace>> = const { RefCell::new(None) };
 }
 
-/// Runs a forward pass and records it. The multiply-accumulates also count in a record around this one.
+/// Runs a forward pass and records it. The multiply-accumulates also count in an enclosing record.
 pub fn record<T>(pass: impl FnOnce() -> T) -> (T, Trace) {
     let outer = TRACE.replace(Some(Trace::default()));
     let result = pass();
@@ -40,7 +41,7 @@ pub fn record<T>(pass: impl FnOnce() -> T) -> (T, Trace) {
     (result, trace)
 }
 
-/// Runs work, such as a measurement, that no record around it shows.
+/// Runs work, such as a measurement, without adding it to any enclosing record.
 pub fn unrecorded<T>(work: impl FnOnce() -> T) -> T {
     let outer = TRACE.take();
     let result = work();
@@ -53,13 +54,13 @@ pub fn add_macs(macs: i64) {
     add(|trace| trace.macs += macs);
 }
 
-/// Adds the gates of an attention to the record, if there is one, and returns them.
+/// Adds attention gates to the record, if there is one, and returns the gates.
 pub fn gates(gates: Tensor) -> Tensor {
     add(|trace| trace.gates.push(gates.detach()));
     gates
 }
 
-/// Runs the pass of x through a site, and adds it to the record, if there is one.
+/// Runs the pass of x through a site and adds the pass to the record, if there is one.
 pub fn site(x: &Tensor, pass: impl FnOnce() -> Tensor) -> Tensor {
     if TRACE.with_borrow(Option::is_none) {
         return pass();

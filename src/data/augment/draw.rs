@@ -1,51 +1,52 @@
-//! What is drawn: numbers that depend on (seed, epoch, index) alone, from a counter that SplitMix64 mixes (Steele, Lea and Flood,
-//! "Fast Splittable Pseudorandom Number Generators", 2014).
+//! Random numbers of the augmentation, which depend only on (seed, epoch, index): a counter mixed
+//! by SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", 2014).
 
 use rand::Rng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
-/// The numbers of one image in one epoch.
+/// Random numbers of one image (or one batch) in one epoch.
 #[derive(Clone, Debug)]
 pub struct Draws {
     state: u64,
 }
 
 impl Draws {
-    /// Those of the image `index` in an epoch.
+    /// Returns the random numbers of the image `index` in an epoch.
     pub fn new(seed: u64, epoch: u64, index: i64) -> Draws {
         Draws { state: mix(mix(seed) ^ epoch) ^ index as u64 }
     }
 
-    /// Those of the batch whose first image is `first`: others than the image's own.
+    /// Returns the random numbers of the batch whose first image is `first`. They differ from the
+    /// random numbers of that image.
     pub fn of_batch(seed: u64, epoch: u64, first: i64) -> Draws {
         Draws { state: !mix(Draws::new(seed, epoch, first).state) }
     }
 
-    /// 64 bits.
+    /// Draws 64 random bits.
     pub fn bits(&mut self) -> u64 {
         let bits = mix(self.state);
         self.state = self.state.wrapping_add(STEP);
         bits
     }
 
-    /// A number from 0 to less than 1, a multiple of 2^-53.
+    /// Draws a number from 0 to less than 1, a multiple of 2^-53.
     pub fn uniform(&mut self) -> f64 {
         (self.bits() >> 11) as f64 / (1u64 << 53) as f64
     }
 
-    /// A number between two bounds.
+    /// Draws a number between two bounds.
     pub fn between(&mut self, least: f64, most: f64) -> f64 {
         least + (most - least) * self.uniform()
     }
 
-    /// A whole number from 0 to less than `n`; its chances differ by n / 2^64 at most.
+    /// Draws a whole number from 0 to less than `n`. The probabilities differ by at most n / 2^64.
     pub fn below(&mut self, n: u64) -> u64 {
         ((u128::from(self.bits()) * u128::from(n)) >> 64) as u64
     }
 
-    /// Numbers 0 to less than `n` in random order.
+    /// Returns the numbers 0 to `n` - 1 in random order.
     pub fn order(&mut self, n: usize) -> Vec<i64> {
         let mut order: Vec<i64> = (0..n as i64).collect();
         for last in (1..n).rev() {
@@ -54,16 +55,18 @@ impl Draws {
         order
     }
 
-    /// A share from Beta(alpha, alpha).
+    /// Draws a number from Beta(alpha, alpha).
     pub fn beta(&mut self, alpha: f64) -> f64 {
-        // X / (X + Y) of two numbers from Gamma(alpha); by their logarithms, because a small alpha makes both vanish.
+        // X / (X + Y) for X and Y from Gamma(alpha), computed from their logarithms, because both X
+        // and Y underflow for a small alpha.
         let (x, y) = (self.log_gamma(alpha), self.log_gamma(alpha));
         1. / (1. + (y - x).exp())
     }
 
-    /// The logarithm of a number from Gamma(alpha): Marsaglia and Tsang, "A Simple Method for Generating Gamma Variables", 2000.
+    /// Draws the logarithm of a number from Gamma(alpha), by Marsaglia and Tsang, "A Simple Method
+    /// for Generating Gamma Variables", 2000.
     fn log_gamma(&mut self, alpha: f64) -> f64 {
-        // Gamma(alpha) is Gamma(alpha + 1) U^(1 / alpha), and the method wants 1 or more.
+        // Gamma(alpha) is Gamma(alpha + 1) U^(1 / alpha); the method needs a shape of at least 1.
         let boost = self.log_uniform() / alpha;
         let d = alpha + 1. - 1. / 3.;
         loop {
@@ -79,13 +82,14 @@ impl Draws {
         (1. - self.uniform()).ln()
     }
 
-    /// Box and Muller's; the second number of the pair is not used.
+    /// Draws a standard normal number by the Box-Muller transform; the second number of the pair is
+    /// not used.
     fn normal(&mut self) -> f64 {
         (-2. * self.log_uniform()).sqrt() * (std::f64::consts::TAU * self.uniform()).cos()
     }
 }
 
-/// The order in which an epoch visits `n` images.
+/// Returns the order in which an epoch visits `n` images.
 pub fn shuffled(n: usize, seed: u64, epoch: u64) -> Vec<i64> {
     let mut order: Vec<i64> = (0..n as i64).collect();
     order.shuffle(&mut generator(seed, epoch));
@@ -96,7 +100,7 @@ fn generator(seed: u64, epoch: u64) -> ChaCha8Rng {
     ChaCha8Rng::seed_from_u64(mix(mix(seed) ^ epoch))
 }
 
-/// The seed of libtorch's generator (dropout) in a step.
+/// Returns the seed of libtorch's generator (used by dropout) in a step.
 pub fn step_seed(seed: u64, epoch: u64, step: u64) -> i64 {
     (generator(seed, epoch).random::<u64>() ^ mix(step)) as i64 & i64::MAX
 }
@@ -104,7 +108,7 @@ pub fn step_seed(seed: u64, epoch: u64, step: u64) -> i64 {
 /// The odd number nearest to 2^64 over the golden ratio.
 const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// The finaliser of SplitMix64: each bit of the result depends on each bit of the input.
+/// Finaliser of SplitMix64: each bit of the result depends on each bit of the input.
 fn mix(x: u64) -> u64 {
     let x = x.wrapping_add(STEP);
     let x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -151,7 +155,8 @@ mod tests {
             sum += x;
             counts[draws.below(7) as usize] += 1;
         }
-        // Five standard errors of the mean (sqrt(1/12/n)) and of a count (sqrt(n 1/7 6/7)).
+        // Tolerances: five standard errors of the mean (sqrt(1/12/n)) and of a count (sqrt(n 1/7
+        // 6/7)).
         assert!((sum / f64::from(n) - 0.5).abs() < 0.0046);
         assert!(counts.iter().all(|count| (f64::from(*count) - 100_000. / 7.).abs() < 553.), "{counts:?}");
         let mut order = draws.order(50);
@@ -168,8 +173,9 @@ mod tests {
             assert!(shares.iter().all(|share| (0. ..=1.).contains(share)));
             let mean = shares.iter().sum::<f64>() / n as f64;
             let variance = shares.iter().map(|share| (share - 0.5).powi(2)).sum::<f64>() / n as f64;
-            // Beta(a, a) has variance 1 / (4 (2a + 1)); a mean of n has that over n. Five standard errors; that of the variance is
-            // at most 1/8 / sqrt(n), since (share - 1/2)^2 lies between 0 and 1/4.
+            // Beta(a, a) has variance 1 / (4 (2a + 1)), and the mean of n numbers has this variance
+            // over n. The tolerances are five standard errors; the standard error of the variance
+            // is at most 1/8 / sqrt(n), since (share - 1/2)^2 lies between 0 and 1/4.
             let expected = 1. / (4. * (2. * alpha + 1.));
             assert!((mean - 0.5).abs() < 5. * (expected / n as f64).sqrt(), "{alpha}: mean {mean}");
             assert!((variance - expected).abs() < 0.0032, "{alpha}: variance {variance}, {expected}");

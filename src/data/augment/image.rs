@@ -1,35 +1,35 @@
-//! An 8-bit image, and the windows that are cut from it.
+//! 8-bit images, and the windows that are cut from them.
 
 use super::region::Window;
 
 /// An 8-bit image that owns its pixels.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Image {
-    /// Columns.
+    /// Number of columns.
     pub width: usize,
-    /// Rows.
+    /// Number of rows.
     pub height: usize,
-    /// Channels of a pixel: 3 are red, green, blue.
+    /// Number of channels of a pixel; 3 channels are red, green, blue.
     pub channels: usize,
-    /// Rows from the top, pixels from the left, the channels of a pixel side by side.
+    /// Rows from top to bottom, pixels from left to right, the channels of a pixel adjacent.
     pub pixels: Vec<u8>,
 }
 
-/// An [`Image`] whose pixels lie elsewhere.
+/// An 8-bit image that borrows its pixels.
 #[derive(Clone, Copy, Debug)]
 pub struct View<'a> {
-    /// Columns.
+    /// Number of columns.
     pub width: usize,
-    /// Rows.
+    /// Number of rows.
     pub height: usize,
-    /// Channels of a pixel.
+    /// Number of channels of a pixel.
     pub channels: usize,
-    /// As those of an image.
+    /// Pixels in the order of [`Image::pixels`].
     pub pixels: &'a [u8],
 }
 
 impl Image {
-    /// Its pixels, not copied.
+    /// Returns a view of the image, without copying the pixels.
     pub fn view(&self) -> View<'_> {
         let Image { width, height, channels, ref pixels } = *self;
         View { width, height, channels, pixels }
@@ -41,7 +41,7 @@ impl View<'_> {
         [self.width, self.height]
     }
 
-    /// The pixels under a window, black where it stands out of the image.
+    /// Copies the pixels under a window. Pixels of the window outside the image are black.
     pub fn cut(&self, window: &Window) -> Image {
         let Window { size, .. } = *window;
         let stride = size * self.channels;
@@ -52,7 +52,7 @@ impl View<'_> {
         Image { width: size, height: size, channels: self.channels, pixels }
     }
 
-    /// Copies row `y` of a window over `out`, which is black.
+    /// Copies row `y` of a window to `out`, which must be black before the call.
     pub(super) fn row(&self, window: &Window, y: usize, out: &mut [u8]) {
         let Some(part) = self.part(window, y) else { return };
         let channels = self.channels;
@@ -65,7 +65,8 @@ impl View<'_> {
         }
     }
 
-    /// The pixels of the image that row `y` of a window takes; none outside of it.
+    /// Returns the pixels of the image that row `y` of a window covers; None if the row is outside
+    /// the image.
     pub(super) fn part(&self, window: &Window, y: usize) -> Option<&[u8]> {
         let row = usize::try_from(window.top + y as i64).ok().filter(|row| *row < self.height)?;
         let inside = |column: i64| column.clamp(0, self.width as i64) as usize;
@@ -75,7 +76,7 @@ impl View<'_> {
     }
 }
 
-/// Copies pixels in reverse order.
+/// Copies pixels in reverse order, keeping the order of the channels in each pixel.
 fn mirror(pixels: &[u8], out: &mut [u8], channels: usize) {
     match channels {
         1 => mirror_pixels::<1>(pixels.as_chunks().0, out.as_chunks_mut().0),
@@ -88,7 +89,7 @@ fn mirror(pixels: &[u8], out: &mut [u8], channels: usize) {
     }
 }
 
-/// Four at a time, which halves the time.
+/// Copies pixels in reverse order, four at a time, which halves the time.
 fn mirror_pixels<const CHANNELS: usize>(pixels: &[[u8; CHANNELS]], out: &mut [[u8; CHANNELS]]) {
     let ((fours, last), (first, fours_out)) = (pixels.as_chunks::<4>(), out.as_rchunks_mut::<4>());
     for (four, out) in fours.iter().zip(fours_out.iter_mut().rev()) {

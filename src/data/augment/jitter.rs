@@ -1,4 +1,5 @@
-//! Random changes of colour, in the 8-bit arithmetic of PIL, which torchvision's ColorJitter uses: every step is rounded to bytes.
+//! Random changes of colour in the 8-bit arithmetic of PIL, as torchvision's ColorJitter does them
+//! on PIL images: the result of every step is stored in bytes.
 
 use super::Jitter;
 use super::draw::Draws;
@@ -7,17 +8,17 @@ use super::image::Image;
 /// A change of colour.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Change {
-    /// x f
+    /// Brightness: x becomes f x.
     Brightness(f64),
-    /// m + f (x - m), where m is the mean grey of the image
+    /// Contrast: x becomes m + f (x - m), where m is the mean grey of the image.
     Contrast(f64),
-    /// g + f (x - g), where g is the grey of the pixel
+    /// Saturation: x becomes g + f (x - g), where g is the grey of the pixel.
     Saturation(f64),
-    /// The hue is turned by so much of the circle.
+    /// Hue: rotates the hue by this fraction of the colour circle.
     Hue(f64),
 }
 
-/// The changes that are drawn for an image, in their order.
+/// Draws the changes of an image, in the order in which they are applied.
 pub fn draw(options: &Jitter, draws: &mut Draws) -> Vec<Change> {
     let order = draws.order(4);
     let mut factor = |width: f64| draws.between((1. - width).max(0.), 1. + width);
@@ -32,7 +33,7 @@ pub fn draw(options: &Jitter, draws: &mut Draws) -> Vec<Change> {
     order.into_iter().map(|at| all[at as usize]).filter(|(width, _)| *width > 0.).map(|(_, change)| change).collect()
 }
 
-/// Changes an image of 1 or 3 channels. Grey images have no saturation and no hue.
+/// Changes an image of 1 or 3 channels. Saturation and hue leave grey images unchanged.
 pub fn apply(image: &mut Image, change: Change) {
     let rgb = image.channels == 3;
     match change {
@@ -44,13 +45,13 @@ pub fn apply(image: &mut Image, change: Change) {
     }
 }
 
-/// from + f (x - from) in float32, cut to a byte.
+/// Returns from + f (x - from), computed in float32 and truncated to a byte.
 fn blend(from: u8, x: u8, factor: f32) -> u8 {
-    // `as` cuts off what is behind the point, and what is beyond 0 and 255.
+    // `as` truncates the fraction and saturates at 0 and 255.
     (f32::from(from) + factor * (f32::from(x) - f32::from(from))) as u8
 }
 
-/// That of each byte.
+/// Returns [`blend`] of each byte, as a table.
 fn blended(from: u8, factor: f64) -> [u8; 256] {
     std::array::from_fn(|x| blend(from, x as u8, factor as f32))
 }
@@ -59,7 +60,7 @@ fn map(image: &mut Image, table: &[u8; 256]) {
     image.pixels.iter_mut().for_each(|pixel| *pixel = table[usize::from(*pixel)]);
 }
 
-/// ITU-R 601's luma, in 16 bits behind the point.
+/// Returns ITU-R 601's luma, computed in fixed point with 16 fractional bits.
 fn grey([r, g, b]: [u8; 3]) -> u8 {
     ((u32::from(r) * 19595 + u32::from(g) * 38470 + u32::from(b) * 7471 + 0x8000) >> 16) as u8
 }
@@ -81,7 +82,7 @@ fn saturate(image: &mut Image, factor: f32) {
 }
 
 fn turn_hue(image: &mut Image, turn: f64) {
-    // A hue is a byte here; it goes round by itself.
+    // Hues are bytes, so that addition wraps around the colour circle.
     let turn = (turn * 255.) as i32 as u8;
     for pixel in image.pixels.as_chunks_mut::<3>().0 {
         let [h, s, v] = to_hsv(*pixel);
@@ -89,7 +90,7 @@ fn turn_hue(image: &mut Image, turn: f64) {
     }
 }
 
-/// Hue, saturation and value, a byte each.
+/// Converts RGB to hue, saturation and value, one byte each.
 fn to_hsv(pixel: [u8; 3]) -> [u8; 3] {
     let [r, g, b] = pixel.map(f32::from);
     let (most, least) = (r.max(g).max(b), r.min(g).min(b));
@@ -109,7 +110,8 @@ fn to_hsv(pixel: [u8; 3]) -> [u8; 3] {
     [(hue * 255.) as u8, (f64::from(range / most) * 255.) as u8, most as u8]
 }
 
-/// Rounded to float32, in which PIL keeps what lies between its steps: a hue near a whole byte depends on it.
+/// Rounds to float32, the precision of PIL's intermediate results. The byte of a hue near a whole
+/// number depends on this rounding.
 fn single(x: f64) -> f64 {
     f64::from(x as f32)
 }
@@ -159,7 +161,8 @@ mod tests {
         assert_eq!(orders.len(), 24);
         let bounds = [(0.6, 1.4), (0., 2.5), (0.8, 1.2), (-0.1, 0.1)];
         for (kind, (low, high)) in bounds.into_iter().enumerate() {
-            // Of 2000 numbers the least and the most lie within a hundredth of the bounds, but for chances of e^-20.
+            // The minimum and the maximum of 2000 numbers lie within a hundredth of the bounds,
+            // except with a probability of about e^-20.
             let near = 0.01 * (high - low);
             assert!((low..low + near).contains(&least[kind]) && (high - near..=high).contains(&most[kind]));
         }
@@ -172,7 +175,7 @@ mod tests {
         let grey = Image { width: 2, height: 1, channels: 1, pixels: vec![10, 201] };
         for (change, expected) in [
             (Change::Brightness(1.5), vec![15, 255]),
-            // The mean is 105.5, in bytes 106.
+            // The mean grey is 105.5, which rounds to 106.
             (Change::Contrast(0.5), vec![58, 153]),
             (Change::Saturation(0.), vec![10, 201]),
             (Change::Hue(0.5), vec![10, 201]),

@@ -1,8 +1,10 @@
-//! What is done to an image before a network sees it: the options, and their checks.
+//! Augmentation and preparation of images: the options and their checks.
 //!
-//! A training image goes through `random_resized_crop`, or through `resize`, `pad` and `crop`; then `flip`, `jitter`,
-//! normalisation, `cutout` and, with its batch, `mixup`. A test image is resized, cut to its centre and normalised. What is drawn
-//! for an image depends on (seed, epoch, index) alone, so that batch size, threads, resume and device don't change it.
+//! A training image goes through `random_resized_crop`, or through `resize`, `pad` and `crop`; then
+//! through `flip`, `jitter`, normalisation, `cutout` and, with its batch, `mixup`. A test image is
+//! resized, cropped at its centre and normalised. The random numbers of an image depend on (seed,
+//! epoch, index) alone, so that batch size, threads, resuming and the device don't change the
+//! result.
 
 pub mod draw;
 pub mod image;
@@ -16,59 +18,63 @@ use crate::net::InputSpec;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// What is done to images. All of it is off by default.
+/// Options of augmentation. All are off by default.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Augment {
     /// Black pixels added on each side of a training image before the crop. Default 0.
     pub pad: i64,
-    /// Side of the random crop (test images: of the centre crop). Default: the size of the image.
+    /// Side of the random crop of training images and of the centre crop of test images. Default:
+    /// the size of the image.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub crop: Option<i64>,
-    /// Whether half of the training images are mirrored. Default false.
+    /// Whether to mirror each training image with probability 1/2. Default false.
     pub flip: bool,
-    /// A part of random area and shape, resized to a square: its size alone, or with the bounds of the part. Default: none.
+    /// Random crop of training images: a rectangle of random area and shape, resized to a square.
+    /// Given as the side of the square, or with the bounds of the rectangle. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub random_resized_crop: Option<RandomResizedCrop>,
-    /// Pixels of the shorter side, to which test images are resized before the crop, and training images where there is no
-    /// `random_resized_crop`. Default: as they are, or with `random_resized_crop` its size.
+    /// Pixels of the shorter side to which test images are resized before the crop. Training images
+    /// are resized too, unless `random_resized_crop` is given. Default: not resized, or the size of
+    /// `random_resized_crop` if it is given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resize: Option<i64>,
-    /// Random changes of colour. Default: none.
+    /// Random changes of colour of training images. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub jitter: Option<Jitter>,
-    /// Side of a square of each training image that is set to the mean, its centre anywhere in the image (DeVries and Taylor,
-    /// "Improved Regularization of Convolutional Neural Networks with Cutout", arXiv:1708.04552). Default: none.
+    /// Side of a square of each training image that is set to the mean. The centre of the square
+    /// may lie anywhere in the image (DeVries and Taylor, "Improved Regularization of Convolutional
+    /// Neural Networks with Cutout", arXiv:1708.04552). Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cutout: Option<i64>,
-    /// The alpha of mixup: a batch becomes `share x + (1 - share) x'`, where `x'` is the batch in another order and the share is
-    /// drawn from Beta(alpha, alpha) (Zhang et al., "mixup: Beyond Empirical Risk Minimization", arXiv:1710.09412).
-    /// Default: none.
+    /// Parameter alpha of mixup: a training batch x becomes `share x + (1 - share) x'`, where `x'`
+    /// is the batch in another order and the share is drawn from Beta(alpha, alpha) (Zhang et al.,
+    /// "mixup: Beyond Empirical Risk Minimization", arXiv:1710.09412). Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mixup: Option<f64>,
 }
 
-/// A rectangle of random area and shape, resized to a square: torchvision's RandomResizedCrop, and Szegedy et al., "Going Deeper
-/// with Convolutions", arXiv:1409.4842.
+/// Options of a rectangle of random area and shape that is resized to a square: torchvision's
+/// RandomResizedCrop, and Szegedy et al., "Going Deeper with Convolutions", arXiv:1409.4842.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(from = "Written")]
 pub struct RandomResizedCrop {
-    /// Side of the square. It can be given alone: `random_resized_crop: 224`.
+    /// Side of the square, in pixels. The side may be given alone: `random_resized_crop: 224`.
     pub size: i64,
-    /// Bounds of the rectangle's area over that of the image. Default [0.08, 1].
+    /// Bounds of the rectangle's area as a fraction of the image's. Default [0.08, 1].
     pub scale: [f64; 2],
-    /// Bounds of its width over its height. Default [3/4, 4/3].
+    /// Bounds of the rectangle's width divided by its height. Default [3/4, 4/3].
     pub ratio: [f64; 2],
 }
 
 impl RandomResizedCrop {
-    /// The defaults, for a size.
+    /// Returns the options with default bounds for a side.
     pub fn new(size: i64) -> RandomResizedCrop {
         RandomResizedCrop { size, scale: [0.08, 1.], ratio: [3. / 4., 4. / 3.] }
     }
 }
 
-/// As a file gives it: `224`, or `{size: 224, scale: [0.2, 1]}`.
+/// The options as a config file gives them: `224`, or `{size: 224, scale: [0.2, 1]}`.
 #[derive(Deserialize, JsonSchema)]
 #[serde(untagged)]
 enum Written {
@@ -81,9 +87,9 @@ enum Written {
 struct Options {
     /// Side of the square, in pixels.
     size: i64,
-    /// Bounds of the rectangle's area over that of the image. Default [0.08, 1].
+    /// Bounds of the rectangle's area as a fraction of the image's. Default [0.08, 1].
     scale: Option<[f64; 2]>,
-    /// Bounds of its width over its height. Default [3/4, 4/3].
+    /// Bounds of the rectangle's width divided by its height. Default [3/4, 4/3].
     ratio: Option<[f64; 2]>,
 }
 
@@ -99,39 +105,43 @@ impl From<Written> for RandomResizedCrop {
     }
 }
 
-/// Random changes of colour, in an order drawn for each image: torchvision's ColorJitter.
+/// Options of random changes of colour, whose order is drawn for each image: torchvision's
+/// ColorJitter.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Jitter {
-    /// The brightness is multiplied by 1 - b to 1 + b (by 0 at least). Default 0: not at all.
+    /// Half-width b of the range of brightness factors, 1 - b to 1 + b (at least 0). Default 0: no
+    /// change.
     pub brightness: f64,
-    /// So is the contrast, about the mean grey of the image. Default 0.
+    /// Half-width c of the range of contrast factors, 1 - c to 1 + c (at least 0), about the mean
+    /// grey of the image. Default 0.
     pub contrast: f64,
-    /// So is the saturation. Default 0.
+    /// Half-width s of the range of saturation factors, 1 - s to 1 + s (at least 0). Default 0.
     pub saturation: f64,
-    /// The hue is turned by -h to h of the circle; 0.5 at most. Default 0.
+    /// Maximum rotation h of the hue, as a fraction of the colour circle: the hue is rotated by
+    /// -h to h. At most 0.5. Default 0.
     pub hue: f64,
 }
 
 impl Augment {
-    /// Height and width of what a network gets from images of that size.
+    /// Returns height and width of the images that a network gets from images of size `of_images`.
     pub fn size(&self, of_images: i64) -> i64 {
         let random = self.random_resized_crop.map(|crop| crop.size);
         random.or(self.crop).or(self.resize).unwrap_or(of_images)
     }
 
-    /// Refuses options that are out of their range, or don't go together, for images of that shape.
+    /// Checks that the options are in range and go together, for images of the given shape.
     ///
     /// # Errors
-    /// What is wrong, as `augment.key: reason`.
+    /// The reason, as `augment.key: reason`.
     pub fn check(&self, images: InputSpec) -> Result<(), String> {
         self.check_place(images).map_err(|reason| format!("augment.{reason}"))?;
         self.check_look(images).map_err(|reason| format!("augment.{reason}"))
     }
 
-    /// What decides which pixels are taken.
+    /// Checks the options that decide which pixels are taken.
     fn check_place(&self, images: InputSpec) -> Result<(), String> {
-        // A set may make `resize` of the others, so they are looked at first.
+        // A data set may derive `resize` from the other options, so these are checked first.
         if let Some(random) = &self.random_resized_crop {
             random.check().map_err(|reason| format!("random_resized_crop.{reason}"))?;
         }
@@ -158,7 +168,7 @@ impl Augment {
         }
     }
 
-    /// What changes the pixels that were taken.
+    /// Checks the options that change pixel values.
     fn check_look(&self, images: InputSpec) -> Result<(), String> {
         if let Some(jitter) = &self.jitter {
             jitter.check().map_err(|reason| format!("jitter.{reason}"))?;
@@ -178,7 +188,7 @@ impl Augment {
     }
 }
 
-/// Sides of an image that are taken for a mistake.
+/// Largest side of an image that is accepted; a larger value is taken for a mistake.
 const MOST_PIXELS: i64 = 1 << 13;
 
 fn within(key: &str, value: i64, least: i64, most: i64) -> Result<(), String> {
@@ -277,7 +287,7 @@ mod tests {
         let again: Augment =
             read(&serde_yaml::to_string(&read("random_resized_crop: {size: 24, ratio: [1, 2]}")).unwrap());
         assert_eq!(again.random_resized_crop.unwrap().ratio, [1., 2.]);
-        // The hash of a config is of its text: what is left out leaves no trace.
+        // A config's hash is the hash of its text, so an option that is left out must not appear.
         assert_eq!(serde_yaml::to_string(&Augment::default()).unwrap(), "pad: 0\nflip: false\n");
         let root = crate::options::schema::<Augment>();
         for (yaml, key) in [("random_resized_crop: {size: 3, sale: 1}", "scale"), ("jitter: {hew: 1}", "hue")] {

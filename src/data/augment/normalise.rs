@@ -1,10 +1,10 @@
-//! Pixels to floats: y = x / (255 std) - mean / std, channel by channel.
+//! Conversion of pixels to normalised floats: y = x / (255 std) - mean / std, channel by channel.
 
 use crate::data::dataset::{Images, Split};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-/// Mean and standard deviation of each channel, of pixels in [0, 1].
+/// Mean and standard deviation of each channel, for pixels in [0, 1].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Normalisation {
     /// Mean of each channel.
@@ -14,20 +14,21 @@ pub struct Normalisation {
 }
 
 impl Normalisation {
-    /// Over all pixels of a split.
+    /// Computes mean and standard deviation over all pixels of a split.
     ///
     /// # Errors
-    /// libtorch's, where it can't copy the images.
+    /// Errors of libtorch if the images can't be copied.
     pub fn of(split: &Split) -> Result<Normalisation> {
         let (mean, std) = split.moments()?;
         Ok(Normalisation { mean, std })
     }
 
-    /// For a training split: over all pixels of what is in memory. Files are not read for it: theirs are ImageNet's, which the world's
-    /// pretrained networks expect.
+    /// Returns the normalisation for a training split: computed over all pixels if the images are
+    /// in memory. Images in files are not read for this; their normalisation is ImageNet's, which
+    /// public pretrained networks expect.
     ///
     /// # Errors
-    /// As [`Self::of`].
+    /// Those of [`Self::of`].
     pub fn for_images(images: &Images) -> Result<Normalisation> {
         match images {
             Images::Memory(split) => Normalisation::of(split),
@@ -35,9 +36,9 @@ impl Normalisation {
         }
     }
 
-    /// What a pixel is multiplied by, and what is added then, of each channel.
+    /// Returns factor and summand of each channel: a pixel x becomes `x * scale + shift`.
     pub fn scale_and_shift(&self) -> (Vec<f32>, Vec<f32>) {
-        // A channel that is constant in the training set stays as it is.
+        // A channel that is constant in the training set is not scaled.
         let std: Vec<f64> = self.std.iter().map(|s| if *s > 1e-8 { *s } else { 1. }).collect();
         let scale = std.iter().map(|std| (1. / (255. * std)) as f32).collect();
         let shift = self.mean.iter().zip(&std).map(|(mean, std)| (-mean / std) as f32).collect();
@@ -45,44 +46,45 @@ impl Normalisation {
     }
 }
 
-/// Numbers that are computed in one go: as many as all vector registers of a kind divide.
+/// Pixels per block of the vectorised loop: a multiple of the number of floats in every vector
+/// register, so that registers divide a block evenly.
 const LANES: usize = 16;
 
-/// Normalises rows of pixels.
+/// Normaliser of rows of pixels.
 #[derive(Clone, Debug)]
 pub struct Normaliser {
-    /// Channels of a pixel.
+    /// Channels per pixel.
     channels: usize,
-    /// The factor of each byte of a row, repeated for `LANES` pixels.
+    /// Factor of each byte of a row, repeated for `LANES` pixels.
     scale: Vec<f32>,
-    /// What is added, in the same way.
+    /// Summand of each byte of a row, repeated for `LANES` pixels.
     shift: Vec<f32>,
 }
 
 impl Normaliser {
-    /// With the numbers of a training set.
+    /// Returns the normaliser for a normalisation.
     pub fn new(normalisation: &Normalisation) -> Normaliser {
         let (scale, shift) = normalisation.scale_and_shift();
         Normaliser { channels: scale.len(), scale: scale.repeat(LANES), shift: shift.repeat(LANES) }
     }
 
-    /// Channels of a pixel.
+    /// Returns the number of channels per pixel.
     pub fn channels(&self) -> usize {
         self.channels
     }
 
-    /// Writes a row of pixels, or several, as floats.
+    /// Normalises the pixels of one or several rows into `out`.
     pub fn row(&self, pixels: &[u8], out: &mut [f32]) {
         #[cfg(target_arch = "x86_64")]
         if std::arch::is_x86_feature_detected!("avx2") {
-            // SAFETY: the CPU has AVX2, as was asked in the line before.
+            // SAFETY: the CPU has AVX2, as the condition above ensures.
             return unsafe { row_avx2(self, pixels, out) };
         }
         row(self, pixels, out);
     }
 }
 
-/// The loops, compiled for vectors of 8 floats.
+/// Runs [`row`], compiled for vectors of 8 floats.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
 fn row_avx2(normaliser: &Normaliser, pixels: &[u8], out: &mut [f32]) {
@@ -103,7 +105,8 @@ fn row(normaliser: &Normaliser, pixels: &[u8], out: &mut [f32]) {
     }
 }
 
-/// A block has a length that the compiler knows, which makes it vectors without a rest.
+/// Normalises in blocks of a length that is known to the compiler, so that it emits vector code
+/// without a remainder loop.
 #[inline(always)]
 fn blocks<const N: usize>(scale: &[f32], shift: &[f32], pixels: &[u8], out: &mut [f32]) {
     let ((pixels, last), (out, last_out)) = (pixels.as_chunks::<N>(), out.as_chunks_mut::<N>());
@@ -116,7 +119,8 @@ fn blocks<const N: usize>(scale: &[f32], shift: &[f32], pixels: &[u8], out: &mut
 #[inline(always)]
 fn each(scale: &[f32], shift: &[f32], pixels: &[u8], out: &mut [f32]) {
     for (((pixel, out), scale), shift) in pixels.iter().zip(out).zip(scale).zip(shift) {
-        // Multiplied and added in two steps, as the operations on whole batches do it.
+        // Multiplied and added in two steps, as the operations on whole batches do, for the same
+        // result.
         *out = f32::from(*pixel) * scale + shift;
     }
 }

@@ -1,39 +1,40 @@
-//! Which pixels of an image are taken, and which are erased.
+//! Selection of the pixels of an image that are taken or erased.
 
 use super::draw::Draws;
 use super::{Augment, RandomResizedCrop};
 
-/// A rectangle of pixels inside of an image.
+/// A rectangle of pixels inside an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Region {
-    /// The first column.
+    /// First column.
     pub left: usize,
-    /// The first row.
+    /// First row.
     pub top: usize,
-    /// Columns.
+    /// Number of columns.
     pub width: usize,
-    /// Rows.
+    /// Number of rows.
     pub height: usize,
 }
 
-/// A square that is cut out of an image; what lies outside of the image is black.
+/// A square that is cut out of an image. Pixels outside the image are black.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Window {
-    /// Its first row, which may lie above the image.
+    /// First row, which may lie above the image.
     pub top: i64,
-    /// Its first column, which may lie left of the image.
+    /// First column, which may lie left of the image.
     pub left: i64,
-    /// Its side.
+    /// Side of the square, in pixels.
     pub size: usize,
-    /// Whether its columns are mirrored.
+    /// Whether the columns are mirrored.
     pub flip: bool,
 }
 
 impl Window {
-    /// For training: anywhere in the padded image of that width and height; about its centre, where it is too small.
+    /// Draws a window for training: anywhere in the padded image of the given width and height.
+    /// Along an axis on which the padded image is too small, the window is centred.
     pub fn random(augment: &Augment, [width, height]: [usize; 2], size: usize, draws: &mut Draws) -> Window {
         let bits = draws.bits();
-        // 31 bits for each place, one for the flip.
+        // 31 bits for each of top and left, one bit for the flip.
         let place = |bits: u64, length: usize| match u64::try_from(length as i64 + 2 * augment.pad - size as i64) {
             Ok(margin) => (((bits & 0x7fff_ffff) * (margin + 1)) >> 31) as i64 - augment.pad,
             Err(_) => centred(length, size),
@@ -41,21 +42,24 @@ impl Window {
         Window { top: place(bits, height), left: place(bits >> 31, width), size, flip: augment.flip && bits >> 63 == 1 }
     }
 
-    /// For evaluation: the centre. Where it can't be exact it lies as torchvision's CenterCrop puts it.
+    /// Returns the centre window, for evaluation. If the margin is odd, the window lies as
+    /// torchvision's CenterCrop puts it.
     pub fn centre([width, height]: [usize; 2], size: usize) -> Window {
         Window { top: centred(height, size), left: centred(width, size), size, flip: false }
     }
 }
 
-/// Half of what is left over, rounded to an even number.
+/// Returns half of the margin; a half-integer is rounded to the even neighbour, as Python's `round`
+/// does.
 fn centred(length: usize, size: usize) -> i64 {
     let margin = length as i64 - size as i64;
     (margin + (margin >> 1 & 1)) >> 1
 }
 
 impl RandomResizedCrop {
-    /// A rectangle drawn as torchvision's RandomResizedCrop does: its area uniform, its shape uniform in the logarithm; after ten
-    /// tries that don't fit, the largest one in the centre that keeps to the bounds of the shape.
+    /// Draws a rectangle as torchvision's RandomResizedCrop does: the area is uniform, the
+    /// logarithm of the aspect ratio is uniform. After ten draws that don't fit, returns the
+    /// largest rectangle in the centre that keeps to the bounds of the ratio.
     pub fn draw(&self, [width, height]: [usize; 2], draws: &mut Draws) -> Region {
         let area = (width * height) as f64;
         for _ in 0..10 {
@@ -70,14 +74,15 @@ impl RandomResizedCrop {
             }
         }
         let ratio = (width as f64 / height as f64).clamp(self.ratio[0], self.ratio[1]);
-        // One of the two is the image's, and the clamp keeps the other from being more.
+        // One side is the image's; the clamp keeps the other from exceeding the image's.
         let w = width.min((height as f64 * ratio).round_ties_even() as usize).max(1);
         let h = height.min((width as f64 / ratio).round_ties_even() as usize).max(1);
         Region { left: (width - w) / 2, top: (height - h) / 2, width: w, height: h }
     }
 }
 
-/// The part inside an image of a square of that side, its centre drawn anywhere in the image.
+/// Draws the part inside the image of a square with the given side whose centre may be any pixel of
+/// the image.
 pub fn cutout(side: usize, size: usize, draws: &mut Draws) -> Region {
     let mut span = || {
         let start = draws.below(size as u64) as i64 - side as i64 / 2;
@@ -111,19 +116,22 @@ mod tests {
             ratios.push((region.width as f64 / region.height as f64).ln());
             tops += region.top as f64 / (401 - region.height) as f64;
         }
-        // Sides are rounded to whole pixels: at most half a pixel of the shortest, sqrt(200000 / 4 / 2) = 158.
+        // Sides are rounded to whole pixels: at most half a pixel of the shortest, sqrt(200000 / 4
+        // / 2) = 158.
         let slack = 2. * 0.5 / 158.;
         for (values, least, most) in [(&areas, 0.25, 0.5), (&ratios, 0.5f64.ln(), 2f64.ln())] {
             assert!(values.iter().all(|value| (least - slack..=most + slack).contains(value)));
-            // Nearly all first tries fit here (width up to sqrt(100000 * 2) = 447, height too, which 400 cuts a little), so
-            // tenths of the range are filled alike: a tenth at each end holds some 2000, and not under 1000.
+            // Nearly all first draws fit here (width and height are up to sqrt(100000 * 2) = 447;
+            // the image's height of 400 rejects few), so the tenths of the range are filled
+            // equally: each end tenth holds about 2000, and not under 1000.
             let tenth = (most - least) / 10.;
             let near = |bound: f64| values.iter().filter(|value| (*value - bound).abs() < tenth).count();
             assert!(near(least) > 1000 && near(most) > 1000, "{} {}", near(least), near(most));
         }
         let mean = areas.iter().sum::<f64>() / n as f64;
         assert!((mean - 0.375).abs() < 0.005, "the area is uniform: {mean}");
-        // Uniform over the places: mean 1/2 less half a place of some 150, five standard errors of sqrt(1/12/n) = 0.01.
+        // Tops are uniform: mean 1/2 less half a place of some 150, five standard errors of
+        // sqrt(1/12/n) = 0.01.
         assert!((tops / n as f64 - 0.5).abs() < 0.0135, "{}", tops / n as f64);
     }
 
@@ -131,7 +139,7 @@ mod tests {
     fn where_nothing_fits_the_centre_is_taken() {
         let crop = RandomResizedCrop { size: 8, scale: [1., 1.], ratio: [0.75, 4. / 3.] };
         let mut draws = Draws::new(0, 0, 0);
-        // torchvision: w = h * 4 / 3 of a wide image, h = w / 0.75 of a high one.
+        // torchvision: w = h * 4 / 3 for a wide image, h = w / 0.75 for a high one.
         assert_eq!(crop.draw([300, 30], &mut draws), Region { left: 130, top: 0, width: 40, height: 30 });
         assert_eq!(crop.draw([30, 300], &mut draws), Region { left: 0, top: 130, width: 30, height: 40 });
     }
@@ -144,7 +152,8 @@ mod tests {
             *places.entry((left, width)).or_insert(0) += 1;
             *places.entry((top, height)).or_insert(0) += 1;
         }
-        // Centres 0 to 4, alike often: 2000 each, within five standard errors of sqrt(10000 1/5 4/5) = 40.
+        // Centres 0 to 4 are equally frequent: 2000 each, within five standard errors of sqrt(10000
+        // 1/5 4/5) = 40.
         let expected = [(0, 2), (0, 3), (1, 3), (2, 3), (3, 2)];
         assert_eq!(places.keys().copied().collect::<Vec<_>>(), expected);
         assert!(places.values().all(|count: &i32| (count - 2000).abs() < 200), "{places:?}");

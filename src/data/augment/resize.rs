@@ -1,4 +1,5 @@
-//! Bilinear resizing with a filter as wide as the pixels shrink, as PIL and torchvision (antialias=True) do it.
+//! Bilinear resizing. When shrinking, the filter widens with the scale, as in PIL and in
+//! torchvision with antialias=True.
 
 use super::image::{Image, View};
 use super::region::Region;
@@ -8,14 +9,14 @@ use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer
 use std::cell::RefCell;
 
 thread_local! {
-    /// Keeps its buffers from one image to the next.
+    /// The resizer of this thread, which keeps its buffers from one image to the next.
     static RESIZER: RefCell<Resizer> = RefCell::new(Resizer::new());
 }
 
-/// A part of an image, resized to [width, height]. Pixels outside of the part have no influence.
+/// Resizes a part of an image to [width, height]. Pixels outside the part have no influence.
 ///
 /// # Errors
-/// More than 4 channels.
+/// An error if the image has more than 4 channels.
 pub fn resize(image: View, part: Region, [width, height]: [usize; 2]) -> Result<Image> {
     let kind = match image.channels {
         1 => PixelType::U8,
@@ -33,10 +34,11 @@ pub fn resize(image: View, part: Region, [width, height]: [usize; 2]) -> Result<
     Ok(Image { width, height, channels: image.channels, pixels })
 }
 
-/// An image, resized so that its shorter side has so many pixels; the longer one is rounded down, as torchvision does.
+/// Resizes an image so that its shorter side has `side` pixels. The longer side is rounded down, as
+/// in torchvision.
 ///
 /// # Errors
-/// As [`resize`].
+/// Those of [`resize`].
 pub fn shorter_side(image: View, side: usize) -> Result<Image> {
     let View { width, height, .. } = image;
     let longer = |long: usize, short: usize| (side as f64 * long as f64 / short as f64) as usize;

@@ -1,4 +1,4 @@
-//! What is done to an image before it becomes a row of a batch.
+//! Transform of an image into a row of a batch.
 
 use super::draw::Draws;
 use super::image::{Image, View};
@@ -7,7 +7,8 @@ use super::region::{Region, Window, cutout};
 use super::{Augment, jitter, resize};
 use anyhow::Result;
 
-/// What is done to every image of a split, up to the floats that a network gets. What is drawn comes from [`Draws`].
+/// Transform of the images of a split into the floats that a network gets. Random numbers come from
+/// [`Draws`].
 #[derive(Clone, Debug)]
 pub struct Transform {
     augment: Augment,
@@ -16,31 +17,33 @@ pub struct Transform {
 }
 
 impl Transform {
-    /// For training, to images of that height and width.
+    /// Returns the training transform to images of height and width `size`.
     pub fn train(augment: &Augment, size: i64) -> Transform {
         Transform { augment: *augment, size: size as usize, training: true }
     }
 
-    /// For evaluation: nothing is drawn.
+    /// Returns the evaluation transform to images of height and width `size`. The evaluation
+    /// transform draws no random numbers.
     pub fn test(augment: &Augment, size: i64) -> Transform {
         Transform { augment: *augment, size: size as usize, training: false }
     }
 
-    /// Height and width of what comes out.
+    /// Returns height and width of the resulting images.
     pub fn size(&self) -> usize {
         self.size
     }
 
-    /// Whether pixels stay what they are, only that some are taken and mirrored: then whole batches can be gathered.
+    /// Whether the transform only selects and mirrors pixels and doesn't change their values before
+    /// normalisation. Whole batches can then be gathered on the device.
     pub fn only_takes(&self) -> bool {
         let Augment { random_resized_crop, resize, jitter, .. } = &self.augment;
         random_resized_crop.is_none() && resize.is_none() && (jitter.is_none() || !self.training)
     }
 
-    /// The image as the network sees it, before it is normalised.
+    /// Returns the image as the network sees it, before normalisation.
     ///
     /// # Errors
-    /// Channels that can't be resized.
+    /// An error if images with this number of channels can't be resized.
     pub fn apply(&self, image: View, draws: &mut Draws) -> Result<Image> {
         let random = self.augment.random_resized_crop.filter(|_| self.training);
         let mut image = match random {
@@ -65,10 +68,10 @@ impl Transform {
         Ok(image)
     }
 
-    /// The same, normalised, into a batch: `out` is one image, float32 (H, W, C).
+    /// Transforms and normalises an image into `out`, one image of a batch, float32 (H, W, C).
     ///
     /// # Errors
-    /// As there.
+    /// Those of [`Self::apply`].
     pub fn write(&self, image: View, draws: &mut Draws, normaliser: &Normaliser, out: &mut [f32]) -> Result<()> {
         if self.only_takes() {
             let window = self.window(image.size(), draws);
@@ -82,7 +85,7 @@ impl Transform {
         Ok(())
     }
 
-    /// Which square is taken.
+    /// Returns the square to take from an image of size [width, height].
     pub fn window(&self, image: [usize; 2], draws: &mut Draws) -> Window {
         if self.training {
             Window::random(&self.augment, image, self.size, draws)
@@ -91,20 +94,20 @@ impl Transform {
         }
     }
 
-    /// Which part becomes 0 after normalisation.
+    /// Returns the region to set to 0 after normalisation, if there is cutout.
     pub fn erased(&self, draws: &mut Draws) -> Option<Region> {
         let side = self.augment.cutout.filter(|_| self.training)?;
         Some(cutout(side as usize, self.size, draws))
     }
 
-    /// To how many pixels the shorter side is resized.
+    /// Returns the length of the shorter side after resizing; None if images are not resized.
     fn resize(&self) -> Option<usize> {
         let Augment { resize, random_resized_crop, .. } = &self.augment;
         resize.or(random_resized_crop.map(|random| random.size)).map(|side| side as usize)
     }
 }
 
-/// Cuts and normalises in one pass.
+/// Cuts a window out of an image and normalises the pixels, in one pass.
 fn write_window(image: View, window: &Window, normaliser: &Normaliser, out: &mut [f32]) {
     let stride = window.size * image.channels;
     let mut buffer = vec![0; stride];

@@ -1,5 +1,5 @@
-//! Batches from images in files. Threads read, decode and transform them, each into its row of a batch, some batches ahead of the
-//! one that is asked for.
+//! Batches of images in files. Threads read, decode and transform the images, each into its row of
+//! a batch, a few batches ahead of the one that is requested.
 
 use super::Stream;
 use super::prepared::Prepared;
@@ -13,14 +13,14 @@ use anyhow::{Result, bail};
 use std::sync::Arc;
 use tch::{Device, Tensor};
 
-/// Batches that are read before they are asked for. Two let the threads go on while the trainer takes one; a third covers a batch of
-/// large files.
+/// Number of batches that are read before they are requested. Two keep the threads busy while the
+/// trainer takes one; a third covers a batch of large files.
 const AHEAD: usize = 3;
 
-/// Channels of every image.
+/// Number of channels of every image.
 const CHANNELS: usize = 3;
 
-/// The images of a split and how batches of them are made.
+/// Images of a split in files, and the settings to make batches of them.
 #[derive(Clone, Debug)]
 pub struct Reader {
     files: Arc<Files>,
@@ -30,17 +30,18 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Takes up a split.
+    /// Returns a reader of a split.
     pub fn new(files: &Arc<Files>, transform: Transform, normalisation: &Normalisation, device: Device) -> Reader {
         Reader { files: Arc::clone(files), transform, normaliser: Normaliser::new(normalisation), device }
     }
 
-    /// Number of images.
+    /// Returns the number of images.
     pub fn len(&self) -> usize {
         self.files.len()
     }
 
-    /// The images of `order`, `size` at a time, as drawn for (seed, epoch).
+    /// Returns the batches of the images of `order`, `size` images each, with the random numbers of
+    /// (seed, epoch).
     pub fn batches(&self, order: Vec<i64>, size: usize, seed: u64, epoch: u64) -> Stream {
         let plan = EpochPlan {
             items: order.len(),
@@ -58,7 +59,7 @@ impl Reader {
     }
 }
 
-/// The images of an epoch in their order.
+/// Work of the pipeline: the images of an epoch in their order.
 struct Drawn {
     reader: Reader,
     order: Vec<i64>,
@@ -67,7 +68,7 @@ struct Drawn {
 }
 
 impl Work for Drawn {
-    /// The class; none where the file is left out.
+    /// Class of the image; None if the file is damaged and left out.
     type Output = Option<i64>;
 
     fn run(&self, item: usize, row: &mut [f32]) -> Result<Option<i64>> {
@@ -84,7 +85,10 @@ impl Work for Drawn {
     }
 }
 
-/// The batch of the rows that have a label.
+/// Builds the batch of the rows that have a label.
+///
+/// # Errors
+/// An error if no row has one.
 fn assemble(rows: Tensor, labels: &[Option<i64>], side: i64, device: Device) -> Result<Prepared> {
     let kept: Vec<i64> = (0..).zip(labels).filter(|(_, label)| label.is_some()).map(|(at, _)| at).collect();
     if kept.is_empty() {

@@ -1,5 +1,6 @@
-//! Batches from images on a GPU: gathered, padded, cropped, flipped and normalised with a few operations on the whole batch. What is
-//! drawn for a batch is one small tensor that is sent there; the operations read it, and nothing else that changes.
+//! Batches of images on a GPU. The images are gathered, padded, cropped, flipped and normalised
+//! with a few operations on the whole batch. The random numbers of a batch are one small tensor,
+//! which is sent to the device; the operations read nothing else that changes from batch to batch.
 
 use super::send;
 use crate::data::augment::draw::Draws;
@@ -8,13 +9,13 @@ use crate::data::augment::transform::Transform;
 use crate::data::dataset::Split;
 use tch::{Device, Kind, Tensor};
 
-/// A split on the device.
+/// Images and labels of a split on the device.
 #[derive(Debug)]
 pub struct Gathered {
-    /// Pixels of all images, padded, one a row: uint8 (N * side * side, C).
+    /// Pixels of all padded images, one pixel per row: uint8 (N * side * side, C).
     pixels: Tensor,
     labels: Tensor,
-    /// Height and width of a padded image, and of an image.
+    /// Height and width of a padded image; `size` is that of an image without padding.
     side: i64,
     size: i64,
     pad: i64,
@@ -24,7 +25,7 @@ pub struct Gathered {
 }
 
 impl Gathered {
-    /// Pads a split on the device. The transform only takes pixels.
+    /// Pads a split on the device. `transform` must only select pixels ([`Transform::only_takes`]).
     pub(super) fn new(
         split: &Split,
         transform: Transform,
@@ -48,12 +49,13 @@ impl Gathered {
         }
     }
 
-    /// Number of images.
+    /// Returns the number of images.
     pub(super) fn len(&self) -> usize {
         self.labels.size()[0] as usize
     }
 
-    /// Draws for the images at `indices`: on the device, a row of numbers for each.
+    /// Draws windows and erased regions for the images at `indices`. Returns them as a tensor on
+    /// the device with one row per image.
     pub(super) fn draw(&self, indices: &[i64], draws: &dyn Fn(i64) -> Draws) -> Tensor {
         let mut rows = Vec::new();
         for index in indices {
@@ -68,7 +70,8 @@ impl Gathered {
         send(Tensor::from_slice(&rows).view([indices.len() as i64, -1]), self.pixels.device())
     }
 
-    /// Images, float32 (n, C, H, W), and labels (n) of what was drawn: int64 (n, 4), or (n, 8) with an erased part.
+    /// Makes images, float32 (n, C, H, W), and labels (n) from the rows of [`Self::draw`]: int64
+    /// (n, 4), or (n, 8) with an erased region.
     pub(super) fn make(&self, drawn: &Tensor) -> (Tensor, Tensor) {
         let columns = drawn.unsqueeze(2).unbind(1);
         let (place, edges) = columns.split_at(4);
@@ -79,11 +82,12 @@ impl Gathered {
         (images.permute([0, 3, 1, 2]), self.labels.index_select(0, &drawn.select(1, 0)))
     }
 
-    /// The images, normalised, (n, H, W, C). `place` is index, top, left and flip, int64 (n, 1) each.
+    /// Returns the normalised images (n, H, W, C). `place` is index, top, left and flip, each
+    /// int64 (n, 1).
     fn gather(&self, place: &[Tensor]) -> Tensor {
         let [indices, top, left, flip] = place else { unreachable!("four columns") };
         let across = self.across();
-        // Mirrored, column j of the crop is its column crop - 1 - j.
+        // In a mirrored image, column j of the crop is its column crop - 1 - j.
         let columns = left + &across + flip * ((self.crop() - 1) - &across * 2);
         let rows = (indices * self.side + top + &across) * self.side;
         let places = (rows.unsqueeze(2) + columns.unsqueeze(1)).view([-1]);
@@ -91,7 +95,8 @@ impl Gathered {
         pixels.view([indices.size()[0], self.crop(), self.crop(), self.scale.size()[0]])
     }
 
-    /// 0 in the erased part of each image and 1 elsewhere, (n, H, W, 1). `edges` is top, bottom, left and right.
+    /// Returns a mask (n, H, W, 1): 0 in the erased region of each image and 1 elsewhere. `edges`
+    /// is top, bottom, left and right.
     fn kept(&self, edges: &[Tensor]) -> Tensor {
         let [top, bottom, left, right] = edges else { unreachable!("four columns") };
         let across = self.across();

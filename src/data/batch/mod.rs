@@ -1,4 +1,4 @@
-//! Batches: a split in, one after another out.
+//! Batches of images, made one after another from a split.
 
 mod files;
 mod gathered;
@@ -18,43 +18,44 @@ use rows::Rows;
 use std::rc::Rc;
 use tch::{Device, Tensor};
 
-/// What a step trains or evaluates on.
+/// A batch that a step trains or evaluates on.
 #[derive(Debug)]
 pub struct Batch {
-    /// Float32 (n, C, H, W), channels_last, on the device.
+    /// Images, float32 (n, C, H, W), channels_last, on the device.
     pub images: Tensor,
     /// Classes, int64 (n), on the device.
     pub labels: Tensor,
-    /// The second label of each image, where two were mixed.
+    /// Second label of each image, if mixup mixed two images.
     pub mixed: Option<Mixed>,
 }
 
-/// What mixup added to a batch.
+/// Labels and shares that mixup added to a batch.
 #[derive(Debug)]
 pub struct Mixed {
-    /// The class of the other image, int64 (n).
+    /// Class of the second image, int64 (n).
     pub labels: Tensor,
-    /// How much of an image is its own and how much the other's, float32 (2); they sum to 1, and the loss is shared alike.
+    /// Share of the first and of the second image, float32 (2). The shares sum to 1; the loss is
+    /// weighted in the same way.
     pub shares: Tensor,
 }
 
-/// Batches as they are taken. An error ends it: one line that says what is damaged.
+/// Iterator over batches. An error ends it; the error is one line that says what is damaged.
 pub type Stream = Box<dyn Iterator<Item = Result<Prepared>>>;
 
-/// A split, ready to be cut into batches.
+/// A split that can be cut into batches.
 #[derive(Debug)]
 pub struct Batches {
     maker: Maker,
-    /// The alpha of mixup, in training.
+    /// Parameter alpha of mixup, in training only.
     mixup: Option<f64>,
 }
 
-/// What makes the batches: it depends on where the images are.
+/// Maker of the batches, depending on the place of the images.
 #[derive(Debug)]
 enum Maker {
-    /// Images in memory, each by itself on the CPU.
+    /// Images in memory, transformed one by one on the CPU.
     Rows(Rc<Rows>),
-    /// Images on the device, a whole batch at a time.
+    /// Images on the device, gathered a whole batch at a time.
     Gathered(Rc<Gathered>),
     /// Images in files.
     Reader(Box<Reader>),
@@ -77,25 +78,26 @@ impl Maker {
     }
 }
 
-/// An order, `size` images at a time.
+/// Cuts an order into pieces of `size` images and prepares a batch of each.
 fn cut(order: Vec<i64>, size: usize, prepare: impl Fn(&[i64]) -> Result<Prepared> + 'static) -> Stream {
     let starts = (0..order.len()).step_by(size);
     Box::new(starts.map(move |start| prepare(&order[start..(start + size).min(order.len())])))
 }
 
 impl Batches {
-    /// For training; the batches come to lie on the device.
+    /// Returns the training batches of `images`; they are made for `device`.
     pub fn train(images: &Images, augment: &Augment, normalisation: &Normalisation, device: Device) -> Batches {
         Batches::new(images, augment, normalisation, device, true, device != Device::Cpu)
     }
 
-    /// For evaluation, in the same way: nothing is drawn.
+    /// Returns the evaluation batches of `images`; they are made for `device`, and nothing is
+    /// drawn.
     pub fn test(images: &Images, augment: &Augment, normalisation: &Normalisation, device: Device) -> Batches {
         Batches::new(images, augment, normalisation, device, false, device != Device::Cpu)
     }
 
-    /// As a GPU makes them, on any device: images in memory are gathered a whole batch at a time. On the CPU that is slower, and
-    /// there to be tested.
+    /// Returns batches made as on a GPU, on any device: images in memory are gathered a whole batch
+    /// at a time. On the CPU this is slower and serves for tests.
     pub fn gathered(
         images: &Images,
         augment: &Augment,
@@ -120,7 +122,7 @@ impl Batches {
         });
         let transform = if training { Transform::train(augment, size) } else { Transform::test(augment, size) };
         let maker = match images {
-            // What is resized or recoloured only the CPU makes.
+            // Only the CPU resizes images and changes colours.
             Images::Memory(split) if gather && transform.only_takes() => {
                 Maker::Gathered(Rc::new(Gathered::new(split, transform, augment.pad, normalisation, device)))
             }
@@ -130,7 +132,7 @@ impl Batches {
         Batches { maker, mixup: augment.mixup.filter(|_| training) }
     }
 
-    /// Number of images.
+    /// Returns the number of images.
     pub fn len(&self) -> usize {
         match &self.maker {
             Maker::Rows(rows) => rows.len(),
@@ -139,14 +141,15 @@ impl Batches {
         }
     }
 
-    /// Whether there is no image.
+    /// Whether there are no images.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The batches of the images of `order`, `size` at a time (the last takes what is left), as drawn for an epoch. What is drawn
-    /// for an image depends on (seed, epoch, its index) alone; mixup's share and partners on (seed, epoch, index of the batch's
-    /// first image). So a resumed epoch is that of the rest of its order.
+    /// Returns the batches of the images of `order`, `size` images each (the last has the rest),
+    /// with the random numbers of an epoch. The random numbers of an image depend on (seed, epoch,
+    /// its index) alone; mixup's share and pairs depend on (seed, epoch, index of the batch's first
+    /// image). A resumed epoch therefore gives the same batches for the rest of its order.
     pub fn epoch(&self, order: Vec<i64>, size: usize, seed: u64, epoch: u64) -> Stream {
         let firsts: Vec<i64> = order.iter().copied().step_by(size).collect();
         let batches = self.maker.batches(order, size, seed, epoch);
@@ -160,22 +163,23 @@ impl Batches {
         }
     }
 
-    /// All images in their order, `size` at a time.
+    /// Returns the batches of all images in their order, `size` images each.
     pub fn in_order(&self, size: usize) -> Stream {
         self.spread(self.len(), size)
     }
 
-    /// At most `count` images, in their order and spread evenly over all, `size` at a time.
+    /// Returns the batches of at most `count` images, in their order and spread evenly over all
+    /// images, `size` images each.
     pub fn spread(&self, count: usize, size: usize) -> Stream {
         let (all, count) = (self.len(), count.min(self.len()));
         let order = (0..count).map(|at| (at * all / count) as i64).collect();
-        // Nothing is drawn for evaluation.
+        // Evaluation draws no random numbers, so seed and epoch don't matter.
         self.maker.batches(order, size, 0, 0)
     }
 }
 
-/// To a GPU from pinned memory, so that nothing waits for the copy. The memory is fresh each time: libtorch hands it out again only
-/// once the copy is done.
+/// Sends a tensor to a device; to a GPU from pinned memory, so that nothing waits for the copy. The
+/// pinned memory is freshly allocated each time: libtorch reuses it only once the copy is done.
 fn send(tensor: Tensor, device: Device) -> Tensor {
     match device {
         Device::Cpu => tensor,

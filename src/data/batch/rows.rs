@@ -1,5 +1,6 @@
-//! Batches from images in memory, made on the CPU: each image is cut, mirrored and normalised in one pass, straight into the batch, by
-//! as many threads as libtorch has; the padding is never made.
+//! Batches of images in memory, made on the CPU. Each image is cut, mirrored and normalised in one
+//! pass, directly into the batch, on as many threads as libtorch has. Padding is never
+//! materialised.
 
 use super::prepared::Prepared;
 use crate::data::augment::draw::Draws;
@@ -12,20 +13,20 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::sync::{Mutex, PoisonError};
 use tch::{Device, Kind, Tensor};
 
-/// Makes batches on the CPU, image by image.
+/// Maker of batches on the CPU, image by image.
 #[derive(Debug)]
 pub struct Rows {
-    /// uint8 (N, H, W, C), contiguous, on the CPU.
+    /// Images, uint8 (N, H, W, C), contiguous, on the CPU.
     images: Tensor,
     labels: Vec<i64>,
     transform: Transform,
     normaliser: Normaliser,
     device: Device,
-    /// The threads beside the one that asks for a batch.
+    /// Threads besides the one that requests a batch.
     helpers: Option<ThreadPool>,
 }
 
-/// Images that a thread takes at a time.
+/// Number of images that a thread takes at a time.
 const GRAIN: usize = 8;
 
 impl Rows {
@@ -42,29 +43,33 @@ impl Rows {
         }
     }
 
-    /// The pixels of all images.
+    /// Returns the pixels of all images.
     fn pixels(&self) -> &[u8] {
-        // SAFETY: the tensor is uint8, contiguous and on the CPU, and nothing writes to it; it lives as long as the slice.
+        // SAFETY: the tensor is uint8, contiguous and on the CPU, nothing writes to it, and it
+        // lives as long as the slice.
         unsafe { std::slice::from_raw_parts(self.images.data_ptr().cast(), self.images.numel()) }
     }
 
-    /// Number of images.
+    /// Returns the number of images.
     pub(super) fn len(&self) -> usize {
         self.labels.len()
     }
 
-    /// The images at `indices`, as drawn.
+    /// Prepares a batch of the images at `indices`, with the random numbers that `draws` gives for
+    /// each index.
     pub(super) fn prepare(&self, indices: &[i64], draws: &(dyn Fn(i64) -> Draws + Sync)) -> Result<Prepared> {
         let (n, size, channels) = (indices.len() as i64, self.transform.size() as i64, self.images.size()[3]);
         let images = Tensor::empty([n, size, size, channels], (Kind::Float, Device::Cpu));
-        // SAFETY: the tensor is float32, contiguous, on the CPU and nobody else's yet.
+        // SAFETY: the tensor is float32, contiguous and on the CPU, and nothing else refers to it
+        // yet.
         let floats = unsafe { std::slice::from_raw_parts_mut(images.data_ptr().cast(), images.numel()) };
         self.fill(indices, draws, floats)?;
         let labels: Vec<i64> = indices.iter().map(|index| self.labels[*index as usize]).collect();
         Ok(Prepared::made(images, &labels, self.device))
     }
 
-    /// Writes the images into a batch; the helpers and this thread take them a few at a time.
+    /// Writes the images at `indices` into a batch. The helpers and this thread take [`GRAIN`]
+    /// images at a time.
     fn fill(&self, indices: &[i64], draws: &(dyn Fn(i64) -> Draws + Sync), floats: &mut [f32]) -> Result<()> {
         let [height, width, channels] = [1, 2, 3].map(|dim| self.images.size()[dim] as usize);
         let (input, output) = (height * width * channels, self.transform.size().pow(2) * channels);

@@ -1,4 +1,4 @@
-//! What the batches hold, and that both ways to make them agree.
+//! Tests of the content of batches, and of the agreement between the ways to make them.
 
 use super::*;
 use crate::data::augment::image::Image;
@@ -10,13 +10,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use tch::Kind;
 
-/// Random images whose labels are their indices.
+/// Returns random images whose labels are their indices.
 fn split(n: i64, channels: i64) -> Split {
     let images = Tensor::randint(256, [n, 8, 8, channels], (Kind::Uint8, Device::Cpu));
     Split { images, labels: Tensor::arange(n, (Kind::Int64, Device::Cpu)) }
 }
 
-/// Pixels stay what they are.
+/// Returns a normalisation that leaves pixel values unchanged.
 fn identity() -> Normalisation {
     Normalisation { mean: vec![0.; 3], std: vec![1. / 255.; 3] }
 }
@@ -29,7 +29,7 @@ fn training(split: &Split, augment: &Augment, normalisation: &Normalisation) -> 
     Batches::train(&in_memory(split), augment, normalisation, Device::Cpu)
 }
 
-/// Made as they come.
+/// Makes the batches of a stream.
 fn made(stream: Stream) -> impl Iterator<Item = Batch> {
     stream.map(|batch| batch.unwrap().batch())
 }
@@ -147,8 +147,8 @@ fn a_batch_gathered_whole_is_that_of_single_rows_bit_for_bit() {
     }
 }
 
-/// What a recorded step copies of a batch, when the images are on the device, is a few numbers an image; made of a copy that was set to
-/// another batch, the batch is the other.
+/// With images on the device, a recorded step copies a few numbers per image. A copy of a prepared
+/// batch that is set to another one gives the other one's batch.
 #[test]
 fn a_gathered_batch_is_made_of_a_few_numbers_an_image_wherever_they_lie() {
     let split = split(12, 3);
@@ -212,7 +212,7 @@ fn a_mixed_batch_is_the_two_images_weighted_and_keeps_their_labels() {
     sorted.sort();
     assert_eq!(sorted, order, "everyone is somebody's partner once");
     let expected = &x * share + x.index_select(0, &others) * (1. - share);
-    // Float32 of numbers up to 255, rounded thrice.
+    // Float32 numbers up to 255, rounded three times.
     assert!((&batch.images - expected).abs().max().double_value(&[]) < 5e-5);
     assert_eq!(batch.images.stride(), [192, 1, 24, 3], "channels_last");
     assert_ne!(one(&mixing, &order, 3, 1).mixed.unwrap().shares, shares);
@@ -230,13 +230,14 @@ fn images_are_erased_where_the_square_lies_and_nowhere_else() {
     let kept = cut.eq_tensor(&whole).all_dim(1, false);
     assert!(bool::try_from(zero.logical_or(&kept).all()).unwrap());
     let sizes: Vec<i64> = (0..30).map(|at| zero.get(at).sum(Kind::Int64).int64_value(&[])).collect();
-    // A square of 4 whose centre is in the image keeps 2 to 4 rows and columns.
+    // A square of side 4 whose centre is in the image has 2 to 4 rows and columns inside.
     assert!(sizes.iter().all(|size| [4, 6, 8, 9, 12, 16].contains(size)), "{sizes:?}");
     assert!(sizes.contains(&16));
     assert_eq!(zero.any_dim(0, false).sum(Kind::Int64).int64_value(&[]), 64, "no place is spared");
 }
 
-/// 23 PNG files of 3 classes, each of another size, its pixels its number; at the end the labels in their order.
+/// Writes 23 PNG files of 3 classes, each of another size, whose pixels are the file's number.
+/// Returns the images and their labels in order.
 fn in_files(root: &std::path::Path, on_corrupt: OnCorrupt) -> (Images, Vec<i64>) {
     let labels: Vec<i64> = (0..23).map(|at| at / 8).collect();
     let write = |(at, label): (usize, &i64)| {
@@ -292,7 +293,7 @@ fn a_test_batch_from_files_is_their_centres() {
     for (at, label) in labels.iter().enumerate() {
         let batch = &all[at / 10];
         let (image, found) = (batch.images.get(at as i64 % 10), batch.labels.int64_value(&[at as i64 % 10]));
-        // The normalisation by 1 / 255 takes a pixel to itself, but for a rounding.
+        // Normalisation with 1 / 255 maps a pixel to itself, except for rounding.
         assert!((image - at as f64).abs().max().double_value(&[]) < 1e-5);
         assert_eq!(found, *label);
     }

@@ -1,4 +1,4 @@
-//! One file of CIFAR: images and labels in either encoding, or the names of the classes.
+//! Parsing of one CIFAR file: images and labels in either encoding, or the names of the classes.
 
 use super::{Distribution, Encoding, PIXELS, Variant};
 use crate::bad_request;
@@ -6,26 +6,28 @@ use crate::data::pickle::{Array, Pickle};
 use anyhow::Result;
 use std::borrow::Cow;
 
-/// Bytes of a file of names at most; the official ones have less than 2 KiB.
+/// Maximum size of a file of names, in bytes; the official files have less than 2 KiB.
 const MOST_NAMES: usize = 64 << 10;
 
 /// Images of one file.
 #[derive(Default)]
 pub struct Batch {
-    /// One class an image, each within the data set's classes.
+    /// Class of each image, within the classes of the data set.
     pub labels: Vec<u8>,
-    /// (N, 32, 32, 3).
+    /// Pixels, (N, 32, 32, 3).
     pub pixels: Vec<u8>,
 }
 
-/// Refuses a file that is larger than the official one can be, before it is read. `path` names it in errors.
+/// Checks, before a file is read, that it isn't larger than the official file can be. `path` names
+/// the file in errors.
 pub fn check_size(variant: &Variant, form: &Distribution, file: &str, path: &str, size: u64) -> Result<()> {
     let (most, what) = match (variant.records(form, file), form.encoding) {
         (None, _) => (MOST_NAMES, "of a file with names".to_string()),
         (Some(records), Encoding::Binary { label_bytes }) => {
             (records * (label_bytes + PIXELS), format!("of the {records} records in the official file"))
         }
-        // Protocol 0 writes a byte with up to four (`\xff`); the rest of a record is its labels and a file name.
+        // Protocol 0 writes a byte with up to four characters (`\xff`); the rest of a record is its
+        // labels and a file name.
         (Some(records), Encoding::Python { .. }) => {
             (records * (4 * PIXELS + 256) + MOST_NAMES, format!("that {records} images can take"))
         }
@@ -36,7 +38,7 @@ pub fn check_size(variant: &Variant, form: &Distribution, file: &str, path: &str
     Ok(())
 }
 
-/// Reads the images of a file.
+/// Parses the images of a file.
 pub fn read(variant: &Variant, form: &Distribution, file: &str, path: &str, bytes: &[u8]) -> Result<Batch> {
     let most = variant.records(form, file).unwrap_or(0);
     let (classes, pixels) = match form.encoding {
@@ -53,7 +55,7 @@ pub fn read(variant: &Variant, form: &Distribution, file: &str, path: &str, byte
     Ok(Batch { labels, pixels })
 }
 
-/// The label of each image, whatever it may be, and the pixels (N, 32, 32, 3).
+/// Label of each image, which may be out of range, and the pixels (N, 32, 32, 3).
 type Records = (Vec<i64>, Vec<u8>);
 
 fn read_binary(label_bytes: usize, path: &str, bytes: &[u8], most: usize) -> Result<Records> {
@@ -106,7 +108,7 @@ fn read_python(labels_key: &str, path: &str, bytes: &[u8], most: usize) -> Resul
     Ok((labels, pixels))
 }
 
-/// The elements of a matrix row by row.
+/// Returns the elements of a matrix row by row.
 fn rows<'a>(array: &'a Array, rows: usize) -> Cow<'a, [u8]> {
     if !array.fortran {
         return Cow::Borrowed(&array.bytes);
@@ -115,7 +117,7 @@ fn rows<'a>(array: &'a Array, rows: usize) -> Cow<'a, [u8]> {
     Cow::Owned((0..array.bytes.len()).map(element).collect())
 }
 
-/// Appends one image that is given as planes (3, 32, 32) in the order (32, 32, 3).
+/// Appends one image, given as planes (3, 32, 32), in the order (32, 32, 3).
 fn interleave(planes: &[u8], pixels: &mut Vec<u8>) {
     let (red, rest) = planes.split_at(PIXELS / 3);
     let (green, blue) = rest.split_at(PIXELS / 3);
@@ -124,7 +126,7 @@ fn interleave(planes: &[u8], pixels: &mut Vec<u8>) {
     }
 }
 
-/// Reads the names of the classes.
+/// Parses the names of the classes.
 pub fn read_names(variant: &Variant, form: &Distribution, path: &str, bytes: &[u8]) -> Result<Vec<String>> {
     let names: Vec<String> = match form.encoding {
         Encoding::Binary { .. } => String::from_utf8_lossy(bytes)

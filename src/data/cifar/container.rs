@@ -1,4 +1,4 @@
-//! Finding CIFAR under the folder that the user gave, and reading its files from a folder or an archive.
+//! Locates CIFAR in the folder that the user gave, and reads its files from a folder or an archive.
 
 use super::{Distribution, HOME, Variant, batch};
 use crate::{bad_request, files};
@@ -8,20 +8,25 @@ use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
-/// Bytes that an archive may unpack to: the official ones make 186 MB.
+/// Maximum size of an unpacked archive, in bytes; the official archives unpack to 186 MB.
 const MOST_UNPACKED: u64 = 1 << 30;
 
-/// What holds the files of one form.
+/// A folder or an archive with the files of one form of the data set.
 #[derive(Debug)]
 pub enum Container {
     Folder(PathBuf),
     Archive(PathBuf),
 }
 
-/// Is given a file's name, the same with what holds it for use in errors, and its content.
+/// A function that takes the name of a file, its path with the container for errors, and its
+/// content.
 type Visitor<'v> = &'v mut dyn FnMut(&str, &str, &[u8]) -> Result<()>;
 
-/// The first of: a folder below `root`, `root` itself, an archive below `root`; `root` may also be an archive.
+/// Locates a form of the data set. Searched in this order: a folder below `root`, `root` itself, an
+/// archive below `root`. `root` may also be an archive.
+///
+/// # Errors
+/// A [`crate::error::BadRequest`] that lists the names searched for.
 pub fn locate<'v>(variant: &'v Variant, root: &Path) -> Result<(&'v Distribution, Container)> {
     let forms = &variant.forms;
     let [binary, python] = forms;
@@ -63,7 +68,8 @@ pub fn locate<'v>(variant: &'v Variant, root: &Path) -> Result<(&'v Distribution
 }
 
 impl Container {
-    /// A file's name, for use in errors.
+    /// Returns the path of a file for errors: the path in a folder, or the archive with the name of
+    /// the file.
     pub fn path_of(&self, file: &str) -> String {
         match self {
             Container::Folder(folder) => folder.join(file).display().to_string(),
@@ -71,7 +77,12 @@ impl Container {
         }
     }
 
-    /// Hands over every file of the form that is there, one at a time; a file that is too large isn't read.
+    /// Calls `visitor` with each file of the form that exists, one file at a time. A file that is
+    /// too large is refused without being read.
+    ///
+    /// # Errors
+    /// A [`crate::error::BadRequest`] for a file that is too large or can't be read, or an archive
+    /// that is damaged. Errors of `visitor` are passed on.
     pub fn visit(&self, variant: &Variant, form: &Distribution, visitor: Visitor) -> Result<()> {
         match self {
             Container::Folder(folder) => self.visit_folder(folder, variant, form, visitor),
@@ -82,7 +93,7 @@ impl Container {
     fn visit_folder(&self, folder: &Path, variant: &Variant, form: &Distribution, visitor: Visitor) -> Result<()> {
         for file in form.batches().chain([form.names]) {
             let path = self.path_of(file);
-            // A file that isn't there is for the caller to judge: the names are optional.
+            // The caller decides about missing files, because the file of class names is optional.
             let Ok(metadata) = std::fs::metadata(folder.join(file)) else { continue };
             batch::check_size(variant, form, file, &path, metadata.len())?;
             visitor(file, &path, &files::read(&folder.join(file))?)?;
@@ -96,7 +107,8 @@ impl Container {
             Err(error) => bad_request!("{}: cannot read: {error}", archive.display()),
         };
         let mut tar = tar::Archive::new(stream);
-        // Raw entries: a long name would otherwise be read into memory, whatever its length, and CIFAR has none.
+        // Raw entries: the tar reader would otherwise read a long name into memory, whatever its
+        // length. CIFAR's archives have no long names.
         let entries = match tar.entries() {
             Ok(entries) => entries.raw(true),
             Err(error) => return damaged(archive, error),
@@ -107,7 +119,8 @@ impl Container {
                 Err(error) => return damaged(archive, error),
             };
             let (kind, name) = (entry.header().entry_type(), entry.path_bytes());
-            // Nothing is unpacked, so neither could do harm; but CIFAR's archives have none.
+            // Nothing is written to disk, so these entries could do no harm, but CIFAR's archives
+            // have none.
             if files::leaves_folder(&name) || kind.is_symlink() || kind.is_hard_link() {
                 bad_request!("{}: has a link, or a name that leaves it; get it again from {HOME}", archive.display());
             }
@@ -126,7 +139,7 @@ impl Container {
             }
             visitor(file, &path, &bytes)?;
         }
-        // gzip's checksum comes last; it is only compared when everything has been read.
+        // gzip compares its checksum, which is at the end, only after all data have been read.
         match std::io::copy(&mut tar.into_inner(), &mut std::io::sink()) {
             Ok(_) => Ok(()),
             Err(error) => damaged(archive, error),

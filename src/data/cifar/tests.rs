@@ -1,4 +1,5 @@
-//! Small CIFARs, written in every form and read again, whole and damaged.
+//! Tests on small CIFAR data sets, which are written in every form and read back, intact and
+//! damaged.
 
 use super::*;
 use crate::error::{exit_status, one_line};
@@ -6,10 +7,11 @@ use flate2::{Compression, write::GzEncoder};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-/// Content by file name.
+/// Content of each file, by name.
 type Files = BTreeMap<&'static str, Vec<u8>>;
 
-/// Byte of an image, counted over the whole set: differs between neighbours in every direction.
+/// Returns a byte of an image; `image` counts over the whole data set. Neighbours differ in every
+/// direction.
 fn pixel(image: usize, channel: usize, y: usize, x: usize) -> u8 {
     (image * 151 + channel * 89 + y * 37 + x * 5) as u8
 }
@@ -23,7 +25,7 @@ fn planes(image: usize) -> Vec<u8> {
     (0..PIXELS).map(at).collect()
 }
 
-/// A set of two images a training file and three in the test file.
+/// Returns the files of a data set with two images per training file and three in the test file.
 fn files(variant: &Variant, form: &Distribution) -> Files {
     let mut files = Files::new();
     let mut next = 0;
@@ -53,14 +55,16 @@ fn files(variant: &Variant, form: &Distribution) -> Files {
 fn binary(label_bytes: usize, labels: &[u8], pixels: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for (label, planes) in labels.iter().zip(pixels.chunks(PIXELS)) {
-        bytes.extend(vec![77; label_bytes - 1]); // the coarse label, which must not be taken for the fine one
+        // The coarse label, which must not be read as the fine label.
+        bytes.extend(vec![77; label_bytes - 1]);
         bytes.push(*label);
         bytes.extend(planes);
     }
     bytes
 }
 
-/// A batch in the form in which Python 2 wrote the official ones: protocol 2, byte strings.
+/// Returns a batch in the format in which Python 2 wrote the official batches: pickle protocol 2
+/// with byte strings.
 fn python2(labels_key: &str, labels: &[u8], pixels: &[u8]) -> Vec<u8> {
     let mut bytes = b"\x80\x02}q\x01(U\x0bbatch_labelq\x02U\x15training batch 1 of 5q\x03U".to_vec();
     bytes.push(labels_key.len() as u8);
@@ -99,7 +103,7 @@ fn write_archive(root: &Path, form: &Distribution, files: &Files) -> PathBuf {
     };
     append("readme.html", b"not CIFAR's");
     append("._test_batch.bin", b"a file that macOS adds");
-    // In reverse, as the order in an archive says nothing.
+    // Reverse order, because readers may not depend on the order of an archive.
     files.iter().rev().for_each(|(file, content)| append(file, content));
     tar.into_inner().unwrap().finish().unwrap();
     path
@@ -109,7 +113,7 @@ fn each_form() -> impl Iterator<Item = (&'static Variant, &'static Distribution)
     [&CIFAR10, &CIFAR100].into_iter().flat_map(|variant| variant.forms.iter().map(move |form| (variant, form)))
 }
 
-/// Every pixel and label of a set that [`files`] made.
+/// Checks every pixel and label of a data set made by [`files`].
 fn check(variant: &Variant, form: &Distribution, data: &Dataset) {
     let in_train = 2 * form.train.len();
     for (split, images) in [(&data.train, 0..in_train), (&data.test, in_train..in_train + 3)] {
@@ -126,7 +130,8 @@ fn check(variant: &Variant, form: &Distribution, data: &Dataset) {
     }
 }
 
-/// Checks that a set is refused in one line with status 2; `ROOT` stands for the folder.
+/// Checks that loading fails with status 2 and a one-line message that contains all of `parts`, in
+/// which `ROOT` stands for the folder.
 fn refused(variant: &Variant, root: &Path, parts: &[&str]) {
     let error = load(variant, Some(root)).unwrap_err();
     assert_eq!(exit_status(&error), 2);
@@ -233,7 +238,7 @@ fn a_missing_file_is_named() {
     }
 }
 
-/// Replaces one file and checks the refusal, from a folder and from an archive.
+/// Replaces one file and checks the refusal, in a folder and in an archive.
 fn refused_with(variant: &Variant, form: &Distribution, file: &'static str, content: &[u8], part: &str) {
     let (folders, archives) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let mut files = files(variant, form);
@@ -300,7 +305,8 @@ fn a_damaged_pickle_is_refused() {
     );
 }
 
-/// Every size to which an archive may be cut, coarsely, and a byte changed where only the checksum tells.
+/// An archive is refused when cut to any of about 20 sizes, and when a byte is changed that only
+/// the checksum reveals.
 #[test]
 fn a_cut_or_damaged_archive_is_refused() {
     for form in &CIFAR10.forms {
@@ -319,7 +325,8 @@ fn a_cut_or_damaged_archive_is_refused() {
     }
 }
 
-/// A tar that ends within a file, well compressed: gzip finds nothing wrong with it.
+/// A tar that ends within a file is refused. The tar is compressed completely, so that gzip finds
+/// no fault.
 #[test]
 fn an_archive_of_a_cut_tar_is_refused() {
     use std::io::{Read, Write};
@@ -328,7 +335,8 @@ fn an_archive_of_a_cut_tar_is_refused() {
     let path = write_archive(root.path(), form, &files(&CIFAR10, form));
     let mut tar = Vec::new();
     flate2::read::GzDecoder::new(std::fs::File::open(&path).unwrap()).read_to_end(&mut tar).unwrap();
-    // Past three headers and two small files: within a record of test_batch.bin, and after one.
+    // Cut positions, behind three headers and two small files: within a record of test_batch.bin,
+    // and after one record.
     for kept in [3000, 3073] {
         let mut cut = GzEncoder::new(std::fs::File::create(&path).unwrap(), Compression::fast());
         cut.write_all(&tar[..5 * 512 + kept]).unwrap();

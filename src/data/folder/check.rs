@@ -1,4 +1,5 @@
-//! Reads every file of a split: which ones are damaged, and the statistics of the others.
+//! Check of all files of a split: finds the damaged files and computes the statistics of the
+//! others.
 
 use super::files::Files;
 use crate::data::dataset::moments;
@@ -7,23 +8,23 @@ use crate::data::provenance::Damaged;
 use anyhow::Result;
 use std::sync::Arc;
 
-/// Pixels of each value, of each channel.
+/// Number of pixels with each byte value, for each of the three channels.
 type Histogram = [[u64; 256]; 3];
 
-/// What was found.
+/// Result of [`check`].
 #[derive(Debug, PartialEq)]
 pub struct Checked {
-    /// The files that can't be decoded, and why.
+    /// Files that can't be decoded, with the reasons.
     pub damaged: Vec<Damaged>,
-    /// Mean of each channel over all pixels of the other files, of pixels in [0, 1].
+    /// Mean of each channel over all pixels of the undamaged files, for pixels in [0, 1].
     pub mean: Vec<f64>,
-    /// Standard deviation of each channel, in the same way.
+    /// Standard deviation of each channel over the same pixels.
     pub std: Vec<f64>,
 }
 
 struct Decoded {
     files: Arc<Files>,
-    /// Whether JPEGs are decoded by a second decoder too.
+    /// True if JPEGs are also decoded by a second decoder.
     twice: bool,
 }
 
@@ -48,13 +49,15 @@ impl Work for Decoded {
     }
 }
 
-/// Decodes all files, by as many threads as libtorch has; with `twice` JPEGs by two decoders, which must see the same image.
+/// Decodes all files, with as many threads as libtorch uses. If `twice`, JPEGs are decoded by two
+/// decoders, and a file is damaged if the decoders give different images.
 ///
 /// # Errors
-/// A file that can't be read at all.
+/// An error if a file can't be read from disk.
 pub fn check(files: &Arc<Files>, twice: bool) -> Result<Checked> {
     let workers = crate::device::set_threads(None);
-    // Nothing is written to the rows; a batch is a few images a thread, so that none waits long.
+    // The rows of the batches are not used. A batch has a few images per thread, so that no thread
+    // waits long for the others.
     let plan = EpochPlan { items: files.len(), batch: 8 * workers, row: 1, workers, ahead: 2 };
     let (mut damaged, mut total) = (Vec::new(), [[0; 256]; 3]);
     let mut item = 0;
@@ -88,7 +91,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = |at: usize| folder.path().join(format!("{at}.png"));
         for at in 0..40 {
-            // 10 pixels of (0, 51, 255) in even files, 30 of (102, 51, 255) in odd ones.
+            // Even files have 10 pixels of (0, 51, 255), odd files 30 pixels of (102, 51, 255).
             let (width, red) = if at % 2 == 0 { (10, 0) } else { (30, 102) };
             RgbImage::from_pixel(width, 1, Rgb([red, 51, 255])).save(path(at)).unwrap();
         }
@@ -102,7 +105,8 @@ mod tests {
             found.damaged,
             expected.map(|(at, why)| Damaged { file: path(at).display().to_string(), reason: why.to_string() })
         );
-        // 19 files of 10 pixels at 0 and 19 of 30 at 0.4: three quarters are 0.4. Sums of 256 terms in float64.
+        // Of the undamaged files, 19 have 10 pixels at 0 and 19 have 30 pixels at 0.4, so three
+        // quarters of the pixels are 0.4. The tolerance covers sums of 256 terms in float64.
         let near = |a: f64, b: f64| assert!((a - b).abs() < 1e-12, "{a} {b}");
         near(found.mean[0], 0.3);
         near(found.std[0], 0.4 * 0.1875_f64.sqrt());

@@ -1,9 +1,12 @@
-//! A JPEG or PNG file's bytes as RGB pixels, the same as Pillow's `Image.open(file).convert("RGB")`, which torchvision trains on.
+//! Decoding of JPEG and PNG files to the RGB pixels of Pillow's `Image.open(file).convert("RGB")`,
+//! on which torchvision trains.
 //!
-//! What a file is, its first bytes say, whatever its name. Grey becomes RGB by repetition, palettes are looked up, alpha is dropped;
-//! of 16 bits the upper 8 are kept, but in 16-bit grey without alpha, values above 255 become 255, as Pillow does. CMYK is taken
-//! for inverted, as Adobe writes it. The orientation that EXIF names is not applied: Pillow doesn't either. A JPEG whose end is missing
-//! is refused, also where Pillow takes what follows it for pixels.
+//! The format is recognised by the first bytes of a file, not by its name. Grey values are repeated
+//! to RGB, palettes are looked up, and alpha is dropped. Of 16-bit values the upper 8 bits are
+//! kept, except that in 16-bit grey without alpha values above 255 become 255, as in Pillow. CMYK
+//! is read as inverted, as Adobe writes it. The orientation in EXIF is not applied, nor is it by
+//! Pillow. A JPEG whose end is missing is refused, even if Pillow would decode the bytes that
+//! follow as pixels.
 
 mod jpeg;
 
@@ -12,35 +15,36 @@ use image::{ColorType, ImageDecoder};
 use std::borrow::Cow;
 use std::io::Cursor;
 
-/// Pixels of an image at most; a header that claims more is refused before memory is taken.
+/// Maximum number of pixels of an image. A header that claims more is refused before memory is
+/// allocated.
 const MOST_PIXELS: u64 = 1 << 27;
 
-/// The last chunk of a PNG.
+/// The last chunk of every PNG.
 const PNG_END: &[u8] = b"\0\0\0\0IEND\xae\x42\x60\x82";
 
-/// An image in memory.
+/// An RGB image in memory.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rgb {
-    /// Pixels across.
+    /// Width in pixels.
     pub width: usize,
-    /// Pixels down.
+    /// Height in pixels.
     pub height: usize,
     /// Red, green and blue of each pixel, row by row.
     pub pixels: Vec<u8>,
 }
 
-/// Decodes a whole file.
+/// Decodes the bytes of a whole file.
 ///
 /// # Errors
-/// What is wrong with it: it is neither JPEG nor PNG, or too large, or cut off, or damaged.
+/// The reason: neither JPEG nor PNG, too large, cut off, or damaged.
 pub fn decode(bytes: &[u8]) -> Result<Rgb, String> {
     decode_by(jpeg::decode, bytes)
 }
 
-/// Decodes a whole file, JPEG by two decoders.
+/// Decodes the bytes of a whole file; JPEGs are decoded by two decoders.
 ///
 /// # Errors
-/// As [`decode`], and where the decoders see different images.
+/// As [`decode`], and if the two decoders give different images.
 pub fn decode_twice(bytes: &[u8]) -> Result<Rgb, String> {
     decode_by(jpeg::decode_twice, bytes)
 }
@@ -65,7 +69,7 @@ fn check_size(width: u64, height: u64) -> Result<(), String> {
 }
 
 fn png(bytes: &[u8]) -> Result<Rgb, String> {
-    // Its end is not missed where the pixels are whole, as Pillow does not.
+    // Like Pillow, accepts a PNG without its last chunk if the pixels are complete.
     let with_end = if bytes.ends_with(PNG_END) { Cow::Borrowed(bytes) } else { Cow::Owned([bytes, PNG_END].concat()) };
     let decoder = PngDecoder::new(Cursor::new(with_end)).map_err(|error| error.to_string())?;
     let (width, height) = decoder.dimensions();
@@ -81,7 +85,8 @@ fn png(bytes: &[u8]) -> Result<Rgb, String> {
         ColorType::Rgba16 => (4, true),
         other => return Err(format!("colours of the kind {other:?}")),
     };
-    // A transparent colour makes an alpha of it, which plain grey has not: the kind is byte 25 of every PNG.
+    // A transparent colour makes the decoder report grey with alpha, so grey without alpha is
+    // recognised by the colour type in the file, byte 25 of every PNG.
     let plain_grey = bytes.get(25) == Some(&0);
     let mut raw = vec![0; decoder.total_bytes() as usize];
     decoder.read_image(&mut raw).map_err(|error| error.to_string())?;

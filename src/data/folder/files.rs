@@ -1,4 +1,4 @@
-//! The images of a split that stay in their files until they are needed.
+//! Images of a split that stay in their files until they are needed.
 
 use super::decode::{Rgb, decode, decode_twice};
 use super::scan::Listing;
@@ -10,14 +10,14 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
-/// What is done with a file that can't be decoded.
+/// Policy for files that can't be decoded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OnCorrupt {
-    /// It ends the work, and is named.
+    /// The run ends with an error that names the file.
     #[default]
     Error,
-    /// Its batch goes without it; it is named on stderr once.
+    /// The file is left out of its batch, and named on stderr once.
     Skip,
 }
 
@@ -27,75 +27,79 @@ pub struct Files {
     listing: Listing,
     size: i64,
     on_corrupt: OnCorrupt,
-    /// Those that were left out.
+    /// Indices of the damaged files that have been left out.
     damaged: Mutex<BTreeSet<usize>>,
 }
 
 impl Files {
-    /// The files of a listing, of which a network gets squares of that side.
+    /// Creates the files of a listing. `size` is the default side of the squares that a network
+    /// takes.
     pub fn new(listing: Listing, size: i64, on_corrupt: OnCorrupt) -> Files {
         Files { listing, size, on_corrupt, damaged: Mutex::default() }
     }
 
-    /// Number of files.
+    /// Returns the number of files.
     pub fn len(&self) -> usize {
         self.listing.files.len()
     }
 
-    /// Whether there is no file.
+    /// Returns whether there are no files.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// So many of them (all, if there are fewer), evenly spread: they are sorted by class, and each class keeps its share.
+    /// Returns `limit` files, or all if there are fewer, evenly spaced in the listing. Since the
+    /// listing is sorted by class, each class keeps its share.
     pub fn spread(&self, limit: usize) -> Files {
         let limit = limit.min(self.len());
         let places: Vec<i64> = (0..limit).map(|at| (at * self.len() / limit) as i64).collect();
         self.select(&places)
     }
 
-    /// The files in these places.
+    /// Returns the files at the given indices.
     pub fn select(&self, places: &[i64]) -> Files {
         let Listing { folder, files, ignored } = &self.listing;
         let files = places.iter().map(|at| files[*at as usize].clone()).collect();
         Files::new(Listing { folder: folder.clone(), files, ignored: *ignored }, self.size, self.on_corrupt)
     }
 
-    /// The side of what a network gets, unless it is cut otherwise.
+    /// Returns the side of the squares that a network takes, unless the augmentation sets another.
     pub fn size(&self) -> i64 {
         self.size
     }
 
-    /// The class of a file.
+    /// Returns the class of a file.
     pub fn label(&self, index: usize) -> i64 {
         self.listing.files[index].1
     }
 
-    /// Where a file lies.
+    /// Returns the path of a file.
     pub fn path(&self, index: usize) -> PathBuf {
         self.listing.folder.join(&self.listing.files[index].0)
     }
 
-    /// The pixels of a file, or what is wrong with it.
+    /// Decodes a file; the inner error is the reason if the file is damaged.
     ///
     /// # Errors
-    /// One line: the file can't be read at all.
+    /// One line that names the file if it can't be read from disk.
     pub fn decode(&self, index: usize) -> Result<Result<Rgb, String>> {
         Ok(decode(&crate::files::read(&self.path(index))?))
     }
 
-    /// The same, JPEG by two decoders.
+    /// Decodes a file like [`Files::decode`], a JPEG by two decoders.
     ///
     /// # Errors
-    /// As [`Files::decode`].
+    /// The errors of [`Files::decode`].
     pub fn decode_twice(&self, index: usize) -> Result<Result<Rgb, String>> {
         Ok(decode_twice(&crate::files::read(&self.path(index))?))
     }
 
-    /// The pixels of a file; none of a damaged one that is to be left out.
+    /// Reads the pixels of a file. Returns None for a damaged file that is to be left out
+    /// ([`OnCorrupt::Skip`]).
     ///
     /// # Errors
-    /// One line that names the file: it can't be read, or is damaged.
+    /// One line that names the file if it can't be read from disk, or is damaged under
+    /// [`OnCorrupt::Error`].
     pub fn read(&self, index: usize) -> Result<Option<Rgb>> {
         let reason = match self.decode(index)? {
             Ok(image) => return Ok(Some(image)),

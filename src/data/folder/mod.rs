@@ -1,11 +1,12 @@
-//! `folder`: photographs in files, a folder a class, as ImageNet's users have them.
+//! `folder`: photographs in files, one folder per class, in the layout common for ImageNet.
 //!
-//! | what | where |
-//! |---|---|
-//! | training images | `train/CLASS/…/*.jpg` (also `.jpeg` and `.png`, in any case), at any depth, so Tiny-ImageNet's `train/CLASS/images/` too |
-//! | test images | the same below `val`, or else `valid`, `validation`, `test`; or Tiny-ImageNet's `val/images/` with `val/val_annotations.txt` |
+//! - Training images: `train/CLASS/…/*.jpg` (also `.jpeg` and `.png`, in upper or lower case), at
+//!   any depth, which includes Tiny-ImageNet's `train/CLASS/images/`.
+//! - Test images: the same layout below `val`, or else `valid`, `validation` or `test`; or
+//!   Tiny-ImageNet's `val/images/` with `val/val_annotations.txt`.
 //!
-//! Images may have any size. They stay in their files: threads read and decode those of the next batches while the network trains.
+//! Images may have any size. They stay in their files: threads read and decode the images of the
+//! next batches while the network trains.
 
 pub mod check;
 pub mod decode;
@@ -30,16 +31,17 @@ use std::sync::Arc;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// The folder that holds `train`, below `data.root`. Default: `data.root` itself.
+    /// Folder that holds `train`, below `data.root`. Default: `data.root` itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub folder: Option<PathBuf>,
-    /// Height and width of what a network gets. `augment.crop` and `augment.random_resized_crop` have their own, which count.
-    /// Default 224.
+    /// Height and width of the images that a network takes. `augment.crop` and
+    /// `augment.random_resized_crop` have sizes of their own, which override this one. Default 224.
     pub size: i64,
-    /// Number of classes; it must be that of the folders in `train`. Default 1000, ImageNet's.
+    /// Number of classes, which must equal the number of folders in `train`. Default 1000,
+    /// ImageNet's.
     pub classes: i64,
-    /// What is done with a file that can't be decoded: `error` ends the work and names it, `skip` leaves it out of its batch.
-    /// Default `error`.
+    /// Policy for files that can't be decoded: `error` ends the run and names the file, `skip`
+    /// leaves the file out of its batch. Default `error`.
     pub on_corrupt: OnCorrupt,
 }
 
@@ -68,19 +70,19 @@ impl Source for Config {
         InputSpec { classes: self.classes, channels: 3, size: self.size }
     }
 
-    /// Refuses: the images may be more than memory holds.
+    /// Returns an error, because the images may not fit into memory.
     fn load(&self, _root: Option<&Path>) -> Result<Dataset> {
         bad_request!("data: the images of a folder stay in their files; open the set instead")
     }
 
-    /// Lists the files of both splits.
+    /// Lists the files of both splits without reading them.
     fn open(&self, root: Option<&Path>) -> Result<Dataset<Images>> {
         let Scan { classes, train, test } = self.scan(root)?;
         let files = |listing: Listing| Images::Files(Arc::new(Files::new(listing, self.size, self.on_corrupt)));
         Ok(Dataset { train: files(train), validation: None, test: files(test), classes })
     }
 
-    /// Decodes every file of both splits, and lists those that can't be.
+    /// Decodes every file of both splits, and lists the files that can't be decoded.
     fn inspect(&self, root: Option<&Path>, twice: bool) -> Result<Inspection> {
         let Scan { classes, train, test } = self.scan(root)?;
         let files = |listing: Listing| Arc::new(Files::new(listing, self.size, self.on_corrupt));
@@ -101,8 +103,9 @@ impl Source for Config {
         })
     }
 
-    /// Images of all sizes become squares: without another crop, one of `size`, cut from the image whose shorter side is resized to
-    /// 256/224 of it, as ImageNet's networks are evaluated.
+    /// Fills in options that turn images of all sizes into squares, as ImageNet's networks are
+    /// evaluated: without another crop, the crop is `size`, and the image is resized so that its
+    /// shorter side is 256/224 of the side of the crop.
     fn augment(&self, given: &Augment) -> Augment {
         let crop = if given.random_resized_crop.is_none() { given.crop.or(Some(self.size)) } else { given.crop };
         let filled = Augment { crop, ..*given };
@@ -111,7 +114,7 @@ impl Source for Config {
     }
 }
 
-/// Number of files of each class.
+/// Returns the number of files of each class.
 fn counts(files: &Files, classes: usize) -> Vec<i64> {
     let mut counts = vec![0; classes];
     (0..files.len()).for_each(|at| counts[files.label(at) as usize] += 1);

@@ -1,7 +1,9 @@
-//! What an image folder holds: its classes and the files of both splits, listed without opening a file.
+//! Listing of an image folder: the classes and the files of both splits, found without opening an
+//! image.
 //!
-//! Classes and files are in the order of torchvision's `ImageFolder`: classes by name, the files of a class folder by folder, each by
-//! name, so that a label and a position mean the same there and here.
+//! Classes and files are in the order of torchvision's `ImageFolder`: classes by name, the files of
+//! a class folder by folder, each folder by name. Labels and indices therefore agree with
+//! torchvision's.
 
 use crate::bad_request;
 use crate::error::BadRequest;
@@ -12,27 +14,28 @@ use std::fs::{self, DirEntry, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// Names of the folder of the second split; the first that is there counts.
+/// Names of the folder of the test split; the first that exists is used.
 pub const TEST_FOLDERS: [&str; 4] = ["val", "valid", "validation", "test"];
 
-/// Tiny-ImageNet's list of the classes of `val/images`.
+/// Tiny-ImageNet's list of the classes of the images in `val/images`.
 const ANNOTATIONS: &str = "val_annotations.txt";
 
 /// The files of one split.
 #[derive(Debug, Default, PartialEq)]
 pub struct Listing {
-    /// The folder of the split.
+    /// Folder of the split.
     pub folder: PathBuf,
-    /// Each file, below the folder, and its class.
+    /// Path of each file relative to the folder, and its class.
     pub files: Vec<(PathBuf, i64)>,
-    /// Files that are no images by their names, and images that no class is known of. Hidden files don't count.
+    /// Number of ignored files: files whose names are not those of images, and images of unknown
+    /// class. Hidden files are not counted.
     pub ignored: usize,
 }
 
-/// What was found.
+/// Result of [`scan`].
 #[derive(Debug, PartialEq)]
 pub struct Scan {
-    /// The classes, by name: the folders of the training split.
+    /// Classes in order of name: the folders of the training split.
     pub classes: Vec<String>,
     /// The training split.
     pub train: Listing,
@@ -43,7 +46,8 @@ pub struct Scan {
 /// Lists `root/train` and `root/val` (or another of [`TEST_FOLDERS`]).
 ///
 /// # Errors
-/// One line: a folder that is missing, empty or can't be read, or a class that only the second split has.
+/// One line that names a folder that is missing, empty or can't be read, or a class that only the
+/// test split has.
 pub fn scan(root: &Path) -> Result<Scan> {
     let folder = root.join("train");
     if !folder.is_dir() {
@@ -75,7 +79,7 @@ pub fn scan(root: &Path) -> Result<Scan> {
     Ok(Scan { train, test, classes: names })
 }
 
-/// The files of `val/CLASS`.
+/// Lists the files of `val/CLASS`.
 fn second_split(folder: &Path, classes: &BTreeMap<&str, i64>) -> Result<Listing> {
     let (names, mut listing) = class_folders(folder)?;
     if names.is_empty() {
@@ -90,7 +94,8 @@ fn second_split(folder: &Path, classes: &BTreeMap<&str, i64>) -> Result<Listing>
     Ok(listing)
 }
 
-/// The files of `val/images`, whose classes Tiny-ImageNet lists in a file: name, class and a box a line, parted by tabs.
+/// Lists the files of `val/images`. Their classes are in a file of Tiny-ImageNet with one line per
+/// image: name, class and a box, separated by tabs.
 fn annotated(folder: &Path, classes: &BTreeMap<&str, i64>) -> Result<Listing> {
     let path = folder.join(ANNOTATIONS);
     let text = crate::files::read_text(&path)?;
@@ -119,12 +124,13 @@ fn annotated(folder: &Path, classes: &BTreeMap<&str, i64>) -> Result<Listing> {
     Ok(listing)
 }
 
-/// The error for a split whose images, if any, lie in no folder of a class.
+/// Returns the error for a split that has no class folders.
 fn no_classes(folder: &Path) -> BadRequest {
     BadRequest(format!("{0}: the folders of the classes are missing; images go into {0}/CLASS", folder.display()))
 }
 
-/// The names of the class folders of a split, sorted, and a listing that counts what lies beside them.
+/// Returns the sorted names of the class folders of a split, and an empty listing that counts the
+/// files beside these folders as ignored.
 fn class_folders(folder: &Path) -> Result<(Vec<String>, Listing)> {
     let mut listing = Listing { folder: folder.to_path_buf(), ..Listing::default() };
     let mut names = Vec::new();
@@ -148,12 +154,14 @@ impl Listing {
         self.walk(Path::new(name), class, &mut vec![identity(&start)])
     }
 
-    /// `above` are the folders on the way down: a link back to one of them is not followed.
+    /// Adds the images of a folder, recursively. `above` are the identities of the folders on the
+    /// way down; a link back to one of these folders is not followed.
     fn walk(&mut self, folder: &Path, class: i64, above: &mut Vec<(u64, u64)>) -> Result<()> {
         let mut folders = Vec::new();
         for entry in entries(&self.folder.join(folder))? {
             let path = folder.join(entry.file_name());
-            // Only a link is asked where it leads to: a call to the system for each of a million files takes time.
+            // Only links are resolved, because a system call for each of a million files takes
+            // time.
             let kind = entry.file_type().map_err(|error| unreadable(&entry.path(), &error))?;
             let target = if kind.is_symlink() { Some(metadata(&entry)?) } else { None };
             if target.as_ref().map_or(kind.is_dir(), Metadata::is_dir) {
@@ -176,7 +184,7 @@ impl Listing {
     }
 }
 
-/// What a folder holds but for hidden files, sorted by name.
+/// Returns the entries of a folder except hidden ones, sorted by name.
 fn entries(folder: &Path) -> Result<Vec<DirEntry>> {
     let read = fs::read_dir(folder).and_then(Iterator::collect::<std::io::Result<Vec<DirEntry>>>);
     let mut entries = read.map_err(|error| unreadable(folder, &error))?;
@@ -185,17 +193,17 @@ fn entries(folder: &Path) -> Result<Vec<DirEntry>> {
     Ok(entries)
 }
 
-/// Whether the name ends like that of a JPEG or PNG file.
+/// Returns whether the extension is that of a JPEG or PNG file.
 fn is_image(path: &Path) -> bool {
     path.extension().is_some_and(|end| ["jpg", "jpeg", "png"].iter().any(|known| end.eq_ignore_ascii_case(known)))
 }
 
-/// What a folder is by, whatever the links that lead to it.
+/// Returns device and inode, which identify a folder whatever links lead to it.
 fn identity(metadata: &Metadata) -> (u64, u64) {
     (metadata.dev(), metadata.ino())
 }
 
-/// Of what an entry, or the link that it is, leads to.
+/// Returns the metadata of an entry, or of its target if the entry is a link.
 fn metadata(entry: &DirEntry) -> Result<Metadata, BadRequest> {
     metadata_of(&entry.path())
 }
@@ -213,7 +221,7 @@ mod tests {
     use super::*;
     use std::os::unix::fs::symlink;
 
-    /// A folder with these empty files.
+    /// Creates a folder with these empty files.
     fn tree(files: &[&str]) -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
         for file in files {

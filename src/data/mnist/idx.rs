@@ -1,10 +1,12 @@
-//! The idx format of MNIST's page: two bytes 0, the type of the data (8: uint8), the number of dimensions, each dimension as a
-//! big-endian word, the data. Plain or compressed by gzip, which is told by the first bytes.
+//! The idx format of MNIST's page: two bytes 0, the type of the data (8: uint8), the number of
+//! dimensions, each dimension as a big-endian 32-bit word, then the data. Plain or gzip-compressed,
+//! which is told from the first bytes.
 
 use flate2::bufread::GzDecoder;
 use std::io::{BufRead, Read};
 
-/// Reads (N, `item`…) bytes, 1 to `most` items. Nothing is allocated by a size that the file claims.
+/// Reads the bytes of (N, `item`…), where N is 1 to `most`. Nothing is allocated based on a size
+/// that the file claims.
 pub fn read(mut source: impl BufRead, most: u32, item: &[u32]) -> Result<Vec<u8>, String> {
     let start = source.fill_buf().map_err(|error| unreadable(&error))?;
     if start.starts_with(b"\x1f\x8b") { data(GzDecoder::new(source), most, item) } else { data(source, most, item) }
@@ -33,7 +35,7 @@ fn data(mut source: impl Read, most: u32, item: &[u32]) -> Result<Vec<u8>, Strin
         return Err(format!("claims {items} items, expected 1 to {most}"));
     }
     let size = u64::from(items) * item.iter().map(|side| u64::from(*side)).product::<u64>();
-    // One byte more tells a file that is too long, and has gzip compare its checksum.
+    // Reading one byte more detects a file that is too long, and makes gzip verify its checksum.
     let mut bytes = Vec::new();
     let read = source.take(size + 1).read_to_end(&mut bytes).map_err(|error| unreadable(&error))? as u64;
     match read.cmp(&size) {

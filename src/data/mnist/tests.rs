@@ -1,4 +1,4 @@
-//! Small sets in every spelling, whole and damaged.
+//! Tests of reading small data sets under all file names, intact and damaged.
 
 use super::*;
 use crate::error::exit_status;
@@ -7,7 +7,7 @@ use std::io::Write;
 
 const IMAGES: usize = 3;
 
-/// Differs between neighbours in every direction.
+/// Returns a pixel that differs from its neighbours in every direction.
 fn pixel(image: usize, y: usize, x: usize) -> u8 {
     (image * 151 + y * 37 + x * 5) as u8
 }
@@ -27,7 +27,7 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// The four files, by their usual names.
+/// Returns the four files under their usual names.
 fn files() -> [(&'static str, Vec<u8>); 4] {
     [(TRAIN.images, images(0)), (TRAIN.labels, labels(0)), (TEST.images, images(10)), (TEST.labels, labels(4))]
 }
@@ -48,7 +48,7 @@ fn check(data: &Dataset) {
     }
 }
 
-/// The one line in which a set is refused.
+/// Returns the one-line error with which a data set is refused.
 fn refusal(root: &Path) -> String {
     let error = load(&MNIST, Some(root)).unwrap_err();
     assert_eq!(exit_status(&error), 2);
@@ -102,7 +102,7 @@ fn what_is_not_there_is_said() {
     }
 }
 
-/// Puts one file in the place of the official one.
+/// Replaces one file of a data set and returns the error.
 fn refused_with(file: &str, content: &[u8]) -> String {
     let root = tempfile::tempdir().unwrap();
     write(root.path(), str::to_string, <[u8]>::to_vec);
@@ -133,7 +133,7 @@ fn sizes_that_lie_and_other_formats_are_refused() {
     assert!(message.ends_with("t10k-labels-idx1-ubyte: label 1 is 10, expected 0 to 9"), "{message}");
 }
 
-/// Every size to which a file may be cut, plain and compressed.
+/// A file that is cut at any byte is refused, plain and compressed.
 #[test]
 fn a_cut_file_is_refused() {
     for whole in [images(0), gzip(&images(0))] {
@@ -144,8 +144,9 @@ fn a_cut_file_is_refused() {
     }
 }
 
-/// Every byte of the header of a plain file, and of a compressed one. gzip's checksum and the sizes tell of all changes but
-/// those of bits that say nothing about the data: of its header, and between the last block and the next byte.
+/// A plain file with any changed byte of the header is refused, and so is a compressed file with
+/// any changed byte. The exceptions are bits that carry no data, in gzip's header and between the
+/// last block and the next byte; changing them changes nothing.
 #[test]
 fn a_changed_byte_is_refused_or_changes_nothing() {
     let whole = images(0);

@@ -1,8 +1,8 @@
-//! Pickles from both Pythons, whole, damaged and hostile.
+//! Tests with pickles from Python 2 and 3, intact, damaged and hostile.
 
 use super::*;
 
-/// One dict as CPython 3.11 and numpy 2.4 write it with protocols 0 to 4:
+/// A dict as CPython 3.11 and numpy 2.4 write it with protocols 0 to 4:
 /// ```text
 /// data = (np.arange(6, dtype=np.uint8) * 9 + 90).reshape(2, 3)
 /// d = {b"data": data, "labels": [1, 300, -2], "names": ["a\\b", "\u00e9\u20ac"], "more": (None, True)}
@@ -43,7 +43,7 @@ const PYTHON3: [&[u8]; 5] = [
         \xc3\xa9\xe2\x82\xac\x94e\x8c\x04more\x94N\x88\x86\x94u.",
 ];
 
-/// `data` in Fortran's order: `pickle.dumps({"data": np.asfortranarray(data)}, 4)`.
+/// `data` in Fortran order: `pickle.dumps({"data": np.asfortranarray(data)}, 4)`.
 const FORTRAN: &[u8] =
     b"\x80\x04\x95\x9b\x00\x00\x00\x00\x00\x00\x00}\x94\x8c\x04data\x94\x8c\x16numpy._core.multiarray\x94\
     \x8c\x0c_reconstruct\x94\x93\x94\x8c\x05numpy\x94\x8c\x07ndarray\x94\x93\x94K\x00\x85\x94C\x01b\x94\
@@ -59,14 +59,16 @@ const FLOATS: &[u8] =
     \x03\x8c\x01<\x94NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00t\x94b\x89C\x08\x00\x00\x00\x00\x00\x00\
     \x80?\x94t\x94bs.";
 
-/// The same `data` and lists as Python 2.7 and numpy 1 would write them with protocol 2, as in the official files ...
+/// The same `data` and lists as Python 2.7 and numpy 1 would write them with protocol 2, as in the
+/// official files.
 const PYTHON2: &[u8] =
     b"\x80\x02}q\x01(U\x04dataq\x02cnumpy.core.multiarray\n_reconstruct\nq\x03cnumpy\nndarray\nq\x04\
     K\x00\x85U\x01b\x87Rq\x05(K\x01K\x02K\x03\x86cnumpy\ndtype\nq\x06U\x02u1K\x00K\x01\x87Rq\x07(K\x03U\x01|NNN\
     J\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89U\x06Zclu~\x87tbU\x06labelsq\x08]q\t(K\x01M,\x01\x8a\x01\xfee\
     U\x05namesq\n]q\x0b(U\x03a\\bq\x0cU\x05\xc3\xa9\xe2\x82\xacq\reu.";
 
-/// ... and with protocol 0, in which the official files hold the names of CIFAR-10's classes.
+/// The same `data` and lists as Python 2.7 would write them with protocol 0, in which the official
+/// files hold the names of CIFAR-10's classes.
 const PYTHON2_TEXT: &[u8] = b"(dp1\nS'data'\np2\ncnumpy.core.multiarray\n_reconstruct\np3\n(cnumpy\nndarray\np4\n\
     (I0\ntS'b'\ntRp5\n(I1\n(I2\nI3\ntcnumpy\ndtype\np6\n(S'u1'\nI0\nI1\ntRp7\n(I3\nS'|'\nNNNI-1\nI-1\nI0\n\
     tbI00\nS'Zclu~\\x87'\ntb\
@@ -100,8 +102,9 @@ fn fortrans_order_is_told() {
     assert_eq!(*array.bytes, [90, 117, 99, 126, 108, 135]);
 }
 
-/// `pickle.dumps({"data": a}, 5)` of numpy 2.4, for `a = np.arange(1, 7, dtype=np.uint8).reshape(2, 3)`, the same when it can't be written
-/// to, and `np.asfortranarray(a)`.
+/// Arrays in `pickle.dumps({"data": a}, 5)` of numpy 2.4 are read, for `a = np.arange(1, 7,
+/// dtype=np.uint8).reshape(2, 3)`, for the same array made read-only, and for
+/// `np.asfortranarray(a)`.
 #[test]
 fn arrays_of_protocol_5_are_read() {
     let pickle = |frame: u8, buffer: &[u8], order: &[u8]| {
@@ -190,7 +193,7 @@ fn an_array_must_hold_as_many_bytes_as_its_shape_says() {
     assert!(error.contains("an array of shape [200, 3] with 6 bytes"), "{error}");
 }
 
-/// Every prefix, and every single changed byte: an error or other values, never a panic.
+/// Every prefix is an error, and every change of a byte an error or other values, never a panic.
 #[test]
 fn no_damage_panics() {
     for bytes in all() {
@@ -209,7 +212,8 @@ fn no_damage_panics() {
     }
 }
 
-/// Sharing and nesting that would be exponential, or overflow the call stack, if values were copied or walked.
+/// Sharing and nesting that would be exponential or overflow the call stack, if values were copied
+/// or walked recursively, are read in time proportional to the bytes.
 #[test]
 fn nested_and_shared_values_cost_what_their_bytes_cost() {
     let mut deep = b"(".repeat(100_000);

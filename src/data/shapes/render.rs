@@ -1,4 +1,5 @@
-//! Drawing one image of the `shapes` set: a shape given by its signed distance, amid what makes it hard to see.
+//! Rendering of one image of the data set `shapes`: a shape, given by its signed distance, amid
+//! distractors and noise.
 
 use rand::{Rng, RngCore};
 use rand_chacha::ChaCha8Rng;
@@ -7,29 +8,31 @@ use std::f32::consts::{FRAC_1_SQRT_2, TAU};
 /// Height and width of an image, in pixels.
 pub const SIZE: usize = 32;
 
-/// The shape of each class, in the order of the labels.
+/// Shape of each class, in the order of the labels.
 pub const CLASSES: [&str; 10] =
     ["disk", "ring", "square", "triangle", "star", "cross", "heart", "crescent", "stripes", "hourglass"];
 
 type Colour = [f32; 3];
 
-/// What makes the set hard: lengths in pixels, colours from 0 to 1. Chosen by measurement; see `shapes.rs`.
+/// Settings that determine the difficulty of the set, chosen by measurement; see `shapes.rs`.
+/// Lengths are in pixels, colours from 0 to 1.
 pub struct Look {
-    /// Smallest and largest circumscribed radius of the shape.
+    /// Minimum and maximum of the shape's circumscribed radius.
     pub radius: (f32, f32),
-    /// How far the shape's centre may lie from the image's, along each axis.
+    /// Maximum offset of the shape's centre from the image's, along each axis.
     pub shift: f32,
-    /// The shape is stretched along one of its axes by up to this factor.
+    /// Maximum factor by which the shape is stretched along one of its axes.
     pub stretch: f32,
-    /// How much brighter, on the mean of the channels, the shape is than the background's middle, at least.
+    /// Minimum by which the shape is brighter than the middle of the background, on the mean of the
+    /// channels.
     pub brighter: f32,
-    /// How much a background may change from one side to the other, in each channel.
+    /// Maximum change of the background from one side to the other, in each channel.
     pub gradient: f32,
-    /// Most distractors behind the shape.
+    /// Maximum number of distractors behind the shape.
     pub distractors: usize,
-    /// Largest width of the bar that lies across the shape.
+    /// Maximum width of the bar that lies across the shape.
     pub occlusion: f32,
-    /// The noise of each pixel and channel is uniform between minus and plus this.
+    /// Amplitude of the noise, which is uniform in [-noise, noise] for each pixel and channel.
     pub noise: f32,
 }
 
@@ -58,7 +61,8 @@ pub fn draw(class: usize, look: &Look, rng: &mut ChaCha8Rng, pixels: &mut Vec<u8
     }
 }
 
-/// Covers a colour as far as the pixel lies within a form whose edge is `distance` pixels away (negative: inside).
+/// Blends `with` into a colour as far as the pixel is covered by a form whose edge is `distance`
+/// pixels away (negative: inside).
 fn paint(colour: &mut Colour, with: Colour, distance: f32) {
     let cover = (0.5 - distance).clamp(0.0, 1.0);
     for (value, with) in colour.iter_mut().zip(with) {
@@ -70,7 +74,8 @@ fn random_colour(rng: &mut ChaCha8Rng) -> Colour {
     [rng.random(), rng.random(), rng.random()]
 }
 
-/// Colours of the background and the shape, independent of the class, the shape's brighter.
+/// Draws the colours of background and shape, independent of the class. The shape is brighter by at
+/// least `least`.
 fn colours(least: f32, rng: &mut ChaCha8Rng) -> (Colour, Colour) {
     loop {
         let (back, front) = (random_colour(rng), random_colour(rng));
@@ -81,7 +86,7 @@ fn colours(least: f32, rng: &mut ChaCha8Rng) -> (Colour, Colour) {
     }
 }
 
-/// A background that changes linearly in one direction.
+/// A background whose colour changes linearly along one direction.
 struct Gradient {
     middle: Colour,
     slope: Colour,
@@ -111,7 +116,7 @@ struct Bar {
 }
 
 impl Bar {
-    /// Somewhere in the image, and as small as not to pass for a shape.
+    /// Draws a bar anywhere in the image, small enough not to pass for a shape.
     fn distractor(rng: &mut ChaCha8Rng) -> Self {
         let (sin, cos) = rng.random_range(0.0..TAU).sin_cos();
         Bar {
@@ -123,7 +128,7 @@ impl Bar {
         }
     }
 
-    /// Across the shape, off its centre.
+    /// Draws a bar that crosses the shape off its centre.
     fn occluder(shape: &Pose, width: f32, rng: &mut ChaCha8Rng) -> Self {
         let (sin, cos) = rng.random_range(0.0..TAU).sin_cos();
         let off = rng.random_range(0.0..shape.radius);
@@ -145,7 +150,7 @@ impl Bar {
     }
 }
 
-/// Where the shape lies.
+/// Position, rotation and size of a shape.
 struct Pose {
     centre: (f32, f32),
     direction: (f32, f32),
@@ -164,7 +169,8 @@ impl Pose {
         }
     }
 
-    /// Distance of a pixel from the shape's edge, in pixels (nearly, where the shape is stretched); negative inside.
+    /// Returns the distance of a pixel from the shape's edge, in pixels; negative inside. If the
+    /// shape is stretched, the distance is approximate.
     fn distance(&self, class: usize, x: f32, y: f32) -> f32 {
         let (dx, dy) = ((x - self.centre.0) / self.radius, (y - self.centre.1) / self.radius);
         let along = dx * self.direction.0 + dy * self.direction.1;
@@ -173,8 +179,9 @@ impl Pose {
     }
 }
 
-/// Distance of a point from the edge of the shape of a class, which fits a circle of radius 1; negative inside.
-/// Beyond a corner it may be too small, which rounds nothing: only the half pixel about an edge is drawn by it.
+/// Returns the distance of a point from the edge of the shape of a class, which fits a circle of
+/// radius 1; negative inside. Beyond a corner, the distance may be too small. This doesn't round
+/// the corners: the distance only matters within half a pixel of an edge.
 fn distance(class: usize, x: f32, y: f32) -> f32 {
     let radius = x.hypot(y);
     match class {
@@ -191,7 +198,8 @@ fn distance(class: usize, x: f32, y: f32) -> f32 {
     }
 }
 
-/// A star of five points: folded onto half of one point, where it is a straight edge.
+/// Returns the distance from a star of five points. By symmetry, a point is folded onto one half of
+/// a star's point, whose edge is straight.
 fn star(x: f32, y: f32) -> f32 {
     const OUTER: f32 = 1.05;
     const INNER: f32 = 0.45;
@@ -205,13 +213,14 @@ fn star(x: f32, y: f32) -> f32 {
     (x * edge_y - y * edge_x) / edge_x.hypot(edge_y)
 }
 
-/// Two bars at right angles.
+/// Returns the distance from two bars at right angles.
 fn cross(x: f32, y: f32) -> f32 {
     let (long, short) = (x.max(y), x.min(y));
     (long - 0.95).max(short - 0.3)
 }
 
-/// I. Quilez, "2D distance functions": a heart with its tip at the origin, 1 high or so.
+/// Returns the distance from a heart, about 1 high, with its tip at the origin (I. Quilez, "2D
+/// distance functions").
 fn heart(x: f32, y: f32) -> f32 {
     if x + y > 1.0 {
         return (x - 0.25).hypot(y - 0.75) - 0.125f32.sqrt();

@@ -1,4 +1,5 @@
-//! What the made-up set promises: the same images whatever is asked for beside them, balance, no colour cue.
+//! Tests of the properties of the synthetic set: reproducible images, balanced classes, no colour
+//! cue.
 
 use super::*;
 use crate::error::{exit_status, one_line};
@@ -62,8 +63,9 @@ fn the_spec_is_that_of_the_images() {
     assert_eq!(data.classes.len() as i64, spec.classes);
 }
 
-/// Colour must not give the class away: no class prefers a channel. Two channels of an image differ by a standard
-/// deviation of 0.25, their means over 200 images by 0.018: 0.05 is nearly three times that.
+/// The colour does not reveal the class: no class prefers a channel. Two channels of an image
+/// differ by a standard deviation of 0.25, their means over 200 images by 0.018; the bound 0.05 is
+/// nearly three times that.
 #[test]
 fn no_class_has_a_colour_of_its_own() {
     let data = load(2000, 1, 0);

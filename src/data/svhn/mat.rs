@@ -1,55 +1,60 @@
-//! SVHN's variables in a MATLAB file of level 5 (MathWorks, "MAT-File Format"): a header of 128 bytes, then elements, each a tag of
-//! 8 bytes (type, size) and its data; a matrix is an element of elements, and may lie in an element that zlib compressed.
-//! Either byte order.
+//! Reader of SVHN's variables in MATLAB files of level 5 (MathWorks, "MAT-File Format"). A file is
+//! a header of 128 bytes, followed by elements. An element is a tag of 8 bytes (type, size) and its
+//! data; a matrix is an element that contains elements, and may lie in an element compressed by
+//! zlib. Both byte orders are read.
 //!
-//! The file is read once, from its start. Nothing is allocated by a size that it claims: an element may only claim bytes
-//! that lie in the one around it, compressed data grow what is read as they come, and a file may not hold more images than
-//! the official one.
+//! The file is read once, from its start. No memory is allocated by a size that the file claims: an
+//! element may only claim bytes within the element around it, buffers grow as compressed data
+//! arrive, and a file may not hold more images than the official file.
 
 use flate2::bufread::ZlibDecoder;
 use std::io::{BufRead, Read, Take};
 
-/// Bytes of one image: 3 planes of 32x32.
+/// Number of bytes of one image: 3 planes of 32x32.
 pub const PIXELS: usize = 3072;
 
 const SIDE: usize = 32;
 
-/// Types of data.
+/// Types of the data of an element.
 const UINT8: u32 = 2;
 const INT32: u32 = 5;
 const UINT32: u32 = 6;
 const MATRIX: u32 = 14;
 const COMPRESSED: u32 = 15;
 
-/// Classes of a matrix: those of uint8, and from double to uint64 all that are numbers.
+/// Classes of a matrix: uint8, and the range of all numeric classes, from double to uint64.
 const CLASS_UINT8: u32 = 9;
 const NUMBERS: std::ops::RangeInclusive<u32> = 6..=15;
 
-/// The flag of a matrix with imaginary parts.
+/// Flag of a matrix with imaginary parts.
 const COMPLEX: u32 = 0x800;
 
-/// Images and their digits.
+/// Images and their labels.
 #[derive(Debug, Default, PartialEq)]
 pub struct Digits {
-    /// (N, 32, 32, 3).
+    /// Pixels, (N, 32, 32, 3).
     pub pixels: Vec<u8>,
-    /// The digit of each image, 0 to 9.
+    /// Digit of each image, 0 to 9.
     pub labels: Vec<u8>,
 }
 
-/// What is wrong with a file.
+/// A result whose error is a description of the fault in the file.
 type Result<T> = std::result::Result<T, String>;
 
-/// The variables as they are found.
+/// Variables that have been found so far.
 #[derive(Default)]
 struct Found {
     pixels: Option<Vec<u8>>,
     labels: Option<Vec<u8>>,
 }
 
-/// Reads the images and digits of a file of `length` bytes that holds `most` images at most.
+/// Reads the images and labels of a file of `length` bytes that may hold at most `most` images.
+///
+/// # Errors
+/// The fault in the file.
 pub fn read(mut source: impl BufRead, length: u64, most: usize) -> Result<Digits> {
-    // As many images without compression, their labels as float64, and the names of things.
+    // The size of `most` images without compression, their labels as float64, and 64 KiB for
+    // header, tags and names.
     let bound = most as u64 * (PIXELS as u64 + 8) + (1 << 16);
     if length > bound {
         return Err(format!("has {length} bytes, more than {most} images take"));
@@ -65,7 +70,8 @@ pub fn read(mut source: impl BufRead, length: u64, most: usize) -> Result<Digits
                 let mut inner = Elements { source: inflated.take(bound), order };
                 let tag = inner.tag()?;
                 if tag.kind == MATRIX && read_matrix(&mut inner.within(tag)?, most, &mut found)? {
-                    // zlib's checksum comes last; it is only compared when everything has been read.
+                    // zlib compares its checksum, which is at the end, only after all data have
+                    // been read.
                     inner.skip_rest()?;
                 }
                 let mut rest = inner.source.into_inner().into_inner();
@@ -92,7 +98,7 @@ pub fn read(mut source: impl BufRead, length: u64, most: usize) -> Result<Digits
     Ok(Digits { pixels, labels })
 }
 
-/// The byte order of a file.
+/// Byte order of a file.
 #[derive(Clone, Copy, PartialEq)]
 enum Order {
     Little,
@@ -123,16 +129,16 @@ fn read_header(source: &mut impl Read, length: u64) -> Result<Order> {
     }
 }
 
-/// The start of an element.
+/// Tag of an element.
 #[derive(Clone, Copy)]
 struct Tag {
     kind: u32,
     size: u64,
-    /// The data of an element of 4 bytes at most, which stand in the tag itself.
+    /// Data of a small element, of at most 4 bytes, which are in the tag itself.
     small: Option<[u8; 4]>,
 }
 
-/// Elements one behind the other, in what is left of the element around them.
+/// Consecutive elements, within the bytes that are left of the element around them.
 struct Elements<R> {
     source: Take<R>,
     order: Order,
@@ -154,7 +160,7 @@ impl<R: Read> Elements<R> {
         }
     }
 
-    /// The next tag; its size is within what the elements may take.
+    /// Reads the next tag and checks that its size is within the bytes that are left.
     fn tag(&mut self) -> Result<Tag> {
         let first = self.order.u32(self.bytes()?);
         let second = self.bytes()?;
@@ -174,7 +180,7 @@ impl<R: Read> Elements<R> {
         Ok(tag)
     }
 
-    /// The elements of an element.
+    /// Returns the elements inside an element.
     fn within(&mut self, tag: Tag) -> Result<Elements<&mut Take<R>>> {
         if tag.small.is_some() {
             return Err("is damaged: a small element where a matrix should be".into());
@@ -182,7 +188,7 @@ impl<R: Read> Elements<R> {
         Ok(Elements { source: self.source.by_ref().take(tag.size), order: self.order })
     }
 
-    /// The content of a short element of the given type, which a matrix describes itself with.
+    /// Reads a short element of the given type, one of those that describe a matrix.
     fn short(&mut self, kind: u32, what: &str) -> Result<Vec<u8>> {
         let tag = self.tag()?;
         if tag.kind != kind || tag.size > 64 {
@@ -206,7 +212,7 @@ impl<R: Read> Elements<R> {
         Ok(content)
     }
 
-    /// Elements start at multiples of 8 bytes.
+    /// Skips the padding after an element: elements start at multiples of 8 bytes.
     fn skip_padding(&mut self, tag: Tag) -> Result<()> {
         if tag.small.is_none() {
             skip(&mut self.source.by_ref().take(tag.size.wrapping_neg() % 8))?;
@@ -219,7 +225,7 @@ impl<R: Read> Elements<R> {
     }
 }
 
-/// Reads to the end.
+/// Reads and discards everything up to the end.
 fn skip(source: &mut impl Read) -> Result<()> {
     std::io::copy(source, &mut std::io::sink()).map(drop).map_err(|error| unreadable(&error))
 }
@@ -231,14 +237,15 @@ fn unreadable(error: &std::io::Error) -> String {
     }
 }
 
-/// What a matrix is, ahead of its data.
+/// Description of a matrix, which precedes its data.
 struct Matrix {
     class: u32,
     complex: bool,
     dims: Vec<usize>,
 }
 
-/// Reads a variable that is asked for; of another the rest is left. Whether it was asked for.
+/// Reads a matrix if it is the variable `X` or `y`, and returns true. Returns false for any other
+/// variable, and leaves its rest unread.
 fn read_matrix<R: Read>(elements: &mut Elements<R>, most: usize, found: &mut Found) -> Result<bool> {
     let order = elements.order;
     let flags = elements.short(UINT32, "flags")?;
@@ -246,7 +253,8 @@ fn read_matrix<R: Read>(elements: &mut Elements<R>, most: usize, found: &mut Fou
         return Err("is damaged: a variable's flags are no two words".into());
     };
     let dims = elements.tag()?;
-    // More than 8 dimensions: none of SVHN's; its name comes behind them and does not matter.
+    // A variable with more than 8 dimensions is none of SVHN's. Its name follows the dimensions and
+    // is left unread.
     if dims.kind != INT32 || dims.size > 32 {
         return Ok(false);
     }
@@ -279,10 +287,11 @@ fn words(bytes: &[u8], order: Order) -> Vec<u32> {
     bytes.as_chunks().0.iter().map(|bytes| order.u32(*bytes)).collect()
 }
 
-/// `X`: MATLAB stores the first dimension densest, so an image is its planes, each column by column.
+/// Reads `X`. In MATLAB's memory order the first dimension varies fastest, so an image is stored
+/// plane by plane, and a plane column by column.
 fn read_images<R: Read>(elements: &mut Elements<R>, matrix: &Matrix, most: usize) -> Result<Vec<u8>> {
     let images = match matrix.dims[..] {
-        // MATLAB leaves a last dimension of 1 out.
+        // MATLAB drops a last dimension of 1.
         [SIDE, SIDE, 3] => 1,
         [SIDE, SIDE, 3, images] => images,
         ref dims => return Err(format!("holds `X` of shape {dims:?}, expected [32, 32, 3, N]")),
@@ -315,7 +324,8 @@ fn read_images<R: Read>(elements: &mut Elements<R>, matrix: &Matrix, most: usize
     Ok(pixels)
 }
 
-/// `y`: numbers 1 to 10, stored as any type that holds them, whatever the matrix's class.
+/// Reads `y`: numbers from 1 to 10, stored in any numeric type, whatever the class of the matrix.
+/// The label 10 means the digit 0.
 fn read_labels<R: Read>(elements: &mut Elements<R>, matrix: &Matrix, most: usize) -> Result<Vec<u8>> {
     let count = match matrix.dims[..] {
         [count, 1] | [1, count] => count,
@@ -343,7 +353,7 @@ fn read_labels<R: Read>(elements: &mut Elements<R>, matrix: &Matrix, most: usize
     content.chunks_exact(number.bytes).enumerate().map(label).collect()
 }
 
-/// How a number is stored.
+/// Storage of a number.
 #[derive(Clone, Copy)]
 struct Number {
     bytes: usize,
@@ -358,7 +368,7 @@ enum NumberKind {
 }
 
 impl Number {
-    /// Of a type of data; `None` for one that is no number.
+    /// Returns the storage of a type of data; None if the type is not numeric.
     fn of(kind: u32) -> Option<Number> {
         use NumberKind::{Float, Signed, Unsigned};
         let (bytes, kind) = match kind {

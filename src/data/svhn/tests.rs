@@ -1,4 +1,5 @@
-//! Small SVHNs, written as MATLAB and its likes write them, whole and damaged.
+//! Tests on small SVHN data sets, intact and damaged, written as MATLAB and other programs write
+//! them.
 
 use super::mat::PIXELS;
 use super::*;
@@ -10,14 +11,14 @@ use std::io::Write;
 const UINT8: u32 = 2;
 const DOUBLE: u32 = 9;
 
-/// How a file is written.
+/// Variants of writing a file.
 #[derive(Clone, Copy, Debug)]
 struct Way {
     big: bool,
     compressed: bool,
-    /// `y` as double, or as uint8: then in a small element where it fits.
+    /// Writes `y` as double; otherwise as uint8, in a small element if the labels fit.
     doubles: bool,
-    /// The names of variables in small elements, as MATLAB writes short ones.
+    /// Writes the names of variables in small elements, as MATLAB does with short names.
     small_names: bool,
 }
 
@@ -32,12 +33,12 @@ fn ways() -> impl Iterator<Item = Way> {
     })
 }
 
-/// Differs between neighbours in every direction.
+/// Returns a byte of an image. Neighbours differ in every direction.
 fn pixel(image: usize, channel: usize, y: usize, x: usize) -> u8 {
     (image * 151 + channel * 89 + y * 37 + x * 5) as u8
 }
 
-/// As MATLAB stores them: rows densest, then columns, channels, images.
+/// Returns pixels in MATLAB's order: rows vary fastest, then columns, channels and images.
 fn matlab_pixels(start: usize, images: usize) -> Vec<u8> {
     (0..images * PIXELS).map(|at| pixel(start + at / PIXELS, at / 1024 % 3, at % 32, at / 32 % 32)).collect()
 }
@@ -69,7 +70,7 @@ impl Way {
         bytes
     }
 
-    /// An element of 4 bytes at most, within its tag.
+    /// Returns a small element, of at most 4 bytes, with the data in its tag.
     fn small(self, kind: u32, data: &[u8]) -> Vec<u8> {
         let mut bytes = self.word((data.len() as u32) << 16 | kind).to_vec();
         bytes.extend(data);
@@ -92,7 +93,7 @@ impl Way {
         let mut encoder = ZlibEncoder::new(Vec::new(), Compression::fast());
         encoder.write_all(&matrix).unwrap();
         let packed = encoder.finish().unwrap();
-        // Compressed elements, alone of all, are not padded.
+        // Only compressed elements are not padded.
         [self.words(&[15, packed.len() as u32]), packed].concat()
     }
 
@@ -133,7 +134,7 @@ fn check(digits: &Digits, start: usize, images: usize) {
 
 #[test]
 fn every_way_of_writing_is_read() {
-    // 11 images have every digit; 3 labels of a byte each stand in a small element.
+    // 11 images have every digit; 3 labels of one byte each fit into a small element.
     for (way, images) in ways().flat_map(|way| [(way, 11), (way, 3), (way, 1)]) {
         check(&read_bytes(&way.file(5, images)).unwrap(), 5, images);
     }
@@ -153,11 +154,11 @@ fn other_variables_and_any_order_are_read() {
 #[test]
 fn what_numpy_and_matlab_do_to_shapes_and_types_is_read() {
     let way = PLAIN;
-    // One image, its last dimension left out; labels as a row, in a wider type than theirs.
+    // One image, whose last dimension is dropped; labels as a row, in a wider type than necessary.
     let one = way.matrix("X", 9, &[32, 32, 3], &way.element(UINT8, &matlab_pixels(0, 1)));
     check(&read_bytes(&[way.header(), one, way.labels(0, 1)].concat()).unwrap(), 0, 1);
     let labels = |kind, data: &[u8]| way.matrix("y", 6, &[1, 3], &way.element(kind, data));
-    /// A label as a number of some type.
+    /// Encodes a label as a number of some type.
     type Encode = fn(u8) -> Vec<u8>;
     let encodings: [(u32, Encode); 8] = [
         (1, |n| vec![n]),
@@ -175,7 +176,7 @@ fn what_numpy_and_matlab_do_to_shapes_and_types_is_read() {
     }
 }
 
-/// Writes the files of a set into a folder.
+/// Writes the files of a data set into a folder.
 fn write(folder: &Path, files: &[(&str, usize, usize)]) {
     std::fs::create_dir_all(folder).unwrap();
     for (file, start, images) in files {
@@ -274,7 +275,8 @@ fn other_formats_and_contents_are_refused() {
     refused(&[text], "is not a MATLAB file of level 5");
 }
 
-/// Sizes in tags that go beyond the file, the element around them, or 4 bytes.
+/// Sizes in tags are refused if they exceed the file, the element around them, or the 4 bytes of a
+/// small element.
 #[test]
 fn elements_that_claim_too_much_are_refused() {
     let way = PLAIN;
@@ -286,7 +288,8 @@ fn elements_that_claim_too_much_are_refused() {
     refused(&[way.header(), way.element(14, &inner)], "claims 16777216 bytes where 0 are left");
     let flags = way.element(14, &way.element(6, &[0; 72]));
     refused(&[way.header(), flags], "the flags of a variable have type 6 and 72 bytes");
-    // In a compressed element there is no end to compare a size with: what is read must end.
+    // The size of decompressed data is not known, so a claimed size is compared with the maximum
+    // number of bytes that are decompressed.
     let mut encoder = ZlibEncoder::new(Vec::new(), Compression::fast());
     encoder.write_all(&way.words(&[14, 0xffff_ffff, 6, 8, 9, 0, 5, 16, 32, 32, 3, 20, 0x1_0001, 0x58])).unwrap();
     encoder.write_all(&way.words(&[2, 20 * 3072])).unwrap();
@@ -294,7 +297,8 @@ fn elements_that_claim_too_much_are_refused() {
     refused(&[way.header(), way.element(15, &packed)], "an element claims 4294967295 bytes where 127128 are left");
 }
 
-/// A sparse file of 60 GB, and a few KB of zlib that go on for 60 GB.
+/// A sparse file of 60 GiB and a compressed element of 64 MiB are refused, because the images can't
+/// take as many bytes.
 #[test]
 fn a_file_of_more_bytes_than_its_images_take_is_not_read() {
     let folder = tempfile::tempdir().unwrap();
@@ -311,27 +315,29 @@ fn a_file_of_more_bytes_than_its_images_take_is_not_read() {
         encoder.write_all(&vec![0; 1 << 20]).unwrap();
     }
     let packed = encoder.finish().unwrap();
-    // The stream has 64 MiB where 20 images take 127 KB.
+    // The stream unpacks to 64 MiB, more than the limit of 127 KB for 20 images.
     let file = [way.header(), way.element(15, &packed)].concat();
     assert!(read_bytes(&file).is_err());
 }
 
-/// At every byte: in the header, in tags, names and data, in zlib's streams.
+/// A file that is cut at any byte is refused: in the header, in tags, names and data, and in zlib's
+/// streams.
 #[test]
 fn a_cut_file_is_refused() {
     for way in ways().filter(|way| !way.big) {
         let whole = way.file(0, 1);
-        // A last element's padding is not missed.
+        // The padding of the last element may be missing.
         let padding = if way.compressed { 0 } else { 7 };
         for size in 0..whole.len() - padding {
             assert!(read_bytes(&whole[..size]).is_err(), "{way:?}: {size} of {}", whole.len());
-            // What the file system says of the size may differ from what there is.
+            // The actual size may be smaller than the size that the file system reports.
             assert!(mat::read(&whole[..size], whole.len() as u64, 20).is_err(), "{way:?}: {size} of {}", whole.len());
         }
     }
 }
 
-/// Every byte outside of the pixels, to a few values: an error or the same images, and no panic.
+/// A change of any byte after the header's text, of 116 bytes, gives an error or images, but no
+/// panic. Compressed files, which have checksums, give an error or the same images.
 #[test]
 fn a_changed_byte_never_panics() {
     for way in ways() {
@@ -342,7 +348,8 @@ fn a_changed_byte_never_panics() {
                 let mut changed = whole.clone();
                 changed[at] ^= flip;
                 match read_bytes(&changed) {
-                    // zlib's checksum covers all that is compressed; plain files have none.
+                    // zlib's checksum covers all compressed data; files without compression have no
+                    // checksum.
                     Ok(digits) if way.compressed => assert!(digits == expected, "{way:?}: byte {at} ^ {flip:#x}"),
                     Ok(digits) => assert_eq!(digits.pixels.len(), PIXELS),
                     Err(error) => assert!(!error.contains('\n')),
@@ -363,7 +370,7 @@ proptest! {
     ) {
         let way = ways().nth(bits).unwrap();
         let mut file = way.file(0, 2);
-        // Most of a file is pixels; what is interesting lies ahead of and behind them.
+        // Most of a file is pixels, so only bytes before and after the pixels are changed.
         for (at, byte) in changes {
             let at = at.index(400);
             let at = if at < 200 { 124 + at } else { file.len() - (at - 199) };

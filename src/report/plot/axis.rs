@@ -1,4 +1,5 @@
-//! Top-1 along one axis of the sweep: a row a value, or a line where the values are numbers.
+//! Figures of top-1 along one axis of the sweep: one row per value, or a line if the values are
+//! numbers.
 
 use super::draw::{self, Axes, LEFT, Plane, RIGHT, RowLabels, Scale, Sign};
 use super::figure::{Area, FAINT, Figure, INK, UNIT};
@@ -10,36 +11,38 @@ use anyhow::Result;
 use plotters::style::RGBColor;
 use std::collections::BTreeSet;
 
-/// Half the length in units of the line of a baseline that is one of a single number's.
+/// Half the length, in units, of the line of a baseline that belongs to a single value of a numeric
+/// axis.
 const BESIDE: i32 = 14 * UNIT;
 
-/// What a figure shows.
+/// Contents of a figure.
 struct Shown<'a> {
-    /// Points that differ along the axis alone, and their common name.
+    /// Series of points that differ along the axis only, each with its name.
     series: Vec<(Vec<&'a PointSummary>, String)>,
-    /// The axis.
+    /// Index of the axis.
     axis: usize,
-    /// Its values, as tables show them beside others.
+    /// Values of the axis, in the short form of tables.
     values: Vec<String>,
-    /// The same as numbers, where they all are.
+    /// Values as numbers, if all values are numbers and there are more than two.
     numbers: Option<Vec<f64>>,
-    /// The finished baselines that are no point of a series.
+    /// Finished baselines that are not points of a series.
     baselines: Vec<Baseline<'a>>,
 }
 
-/// A baseline, and where its line stands.
+/// A baseline with the position and style of its line.
 struct Baseline<'a> {
     point: &'a PointSummary,
-    /// That of the series, where it is of one.
+    /// Colour of the line: the series' colour for the baseline of a single series.
     color: RGBColor,
-    /// Whether it is of several.
+    /// Whether the baseline belongs to several series.
     shared: bool,
-    /// The one value that it is the baseline of, where it is none of all.
+    /// Index of the axis value that the baseline belongs to. None if the baseline's own value is
+    /// not among the axis values, so that its line spans all of them.
     value: Option<usize>,
     name: String,
 }
 
-/// One for each axis along which anything is finished.
+/// Returns a figure for each axis along which any point is finished.
 pub fn figures(summary: &Summary) -> Result<Vec<Figure>> {
     (0..summary.axes.len()).filter_map(|axis| figure(summary, axis).transpose()).collect()
 }
@@ -73,7 +76,8 @@ fn figure(summary: &Summary, axis: usize) -> Result<Option<Figure>> {
     .map(Some)
 }
 
-/// More series than there are colours: those with the highest mean of their means, still in the order of the plan.
+/// Keeps at most MOST_SERIES series, the number of colours: those with the highest mean of their
+/// points' means, in the order of the plan.
 fn keep_best(summary: &Summary, groups: &mut Vec<Vec<usize>>) {
     let mean = |group: &[usize]| {
         let means: Vec<f64> = group.iter().filter_map(|at| Some(summary.points[*at].expanded_top1()?.mean)).collect();
@@ -119,20 +123,20 @@ impl<'a> Shown<'a> {
                 }
             }
         }
-        // One of several series has a colour of its own, so that no two lines look alike.
+        // A baseline of several series has its own colour, so that no two lines look alike.
         for (at, baseline) in baselines.iter_mut().filter(|baseline| baseline.shared).enumerate() {
             baseline.color = if at == 0 { FAINT } else { draw::color(groups.len() + at - 1) };
         }
         Shown { series, axis, values, numbers: numbers.filter(|numbers| numbers.len() > 2), baselines }
     }
 
-    /// All that is shown.
+    /// Returns all points in the figure.
     fn points(&self) -> impl Iterator<Item = &'a PointSummary> {
         let series = self.series.iter().flat_map(|(points, _)| points.iter().copied());
         series.chain(self.baselines.iter().map(|baseline| baseline.point))
     }
 
-    /// The place of a point on the axis, among its values.
+    /// Returns the index of a point's value among the axis values.
     fn place(&self, point: &PointSummary) -> usize {
         let short = &point.coordinates[self.axis].short;
         self.values.iter().position(|value| value == short).unwrap_or(0)
@@ -146,7 +150,7 @@ impl<'a> Shown<'a> {
         (13 * self.series.len() as i32 + 9).max(28) + self.labels().above
     }
 
-    /// The share of a row that its label takes above its marks.
+    /// Returns the fraction of a row's height that the label above the marks takes.
     fn label_share(&self) -> f64 {
         f64::from(self.labels().above) / f64::from(self.row_height())
     }
@@ -256,21 +260,22 @@ impl<'a> Shown<'a> {
         Ok(())
     }
 
-    /// Where a top-1 of a point stands, in units.
+    /// Returns the position of a point's top-1, in units.
     fn at(&self, plane: &Plane, series: usize, point: &PointSummary, top1: f64) -> (i32, i32) {
         let place = self.place(point);
         match &self.numbers {
             Some(numbers) => plane(numbers[place], top1),
             None => {
                 let inside = (series as f64 + 0.5) / self.series.len() as f64;
-                // Rows have some air between them.
+                // Rows have a gap between them.
                 let (above, marks) = (self.label_share(), 0.12 + 0.76 * inside);
                 plane(top1, -(place as f64 + above + (1. - above) * marks))
             }
         }
     }
 
-    /// The ends of a line at one top-1 through all values, or along one of them alone; in units.
+    /// Returns the ends of a line at the given top-1, through all values of the axis or at a single
+    /// value, in units.
     fn across(&self, plane: &Plane, top1: f64, value: Option<usize>) -> [(i32, i32); 2] {
         match &self.numbers {
             Some(numbers) => {
@@ -289,7 +294,7 @@ impl<'a> Shown<'a> {
     }
 }
 
-/// What a figure must have room for.
+/// Returns the values of a point that must fit into the figure.
 fn values(point: &PointSummary) -> Vec<f64> {
     let band = point.expanded_top1().map(|top1| top1.band());
     band.into_iter().flat_map(|(low, high)| [low, high]).chain(point.paper_top1).collect()

@@ -1,6 +1,7 @@
-//! Top-1 against what a point costs: the compact form in parameters, multiply-accumulates, and latency where it was measured; its training
-//! in multiply-accumulates of the expanded form and in seconds an epoch. Points stand where their numbers are: those of one cost stand
-//! above each other.
+//! Figures of top-1 against the cost of a point. Costs of the compact form: parameters,
+//! multiply-accumulates, and latency if it was measured. Costs of training: multiply-accumulates of
+//! the expanded form, and seconds per epoch. Points are drawn at their exact costs, so points of
+//! equal cost stand above each other.
 
 use super::draw::{self, Axes, LEFT, RIGHT, Scale, Sign};
 use super::figure::{Area, Figure};
@@ -11,17 +12,17 @@ use std::collections::BTreeSet;
 
 const HEIGHT: i32 = 240;
 
-/// A finished point: its cost and its series.
+/// A finished point with its cost and series.
 struct Shown<'a> {
     point: &'a PointSummary,
     cost: f64,
     series: usize,
 }
 
-/// A cost of a point, where it is known.
+/// Function that returns a cost of a point, if the cost is known.
 type Cost<'a> = &'a dyn Fn(&PointSummary) -> Option<f64>;
 
-/// One for each cost that is known.
+/// Returns a figure for each cost that is known for at least two finished points.
 pub fn figures(summary: &Summary) -> Result<Vec<Figure>> {
     let latency = summary.latency.as_ref();
     let latency_title = latency.map_or(String::new(), |latency| {
@@ -80,7 +81,9 @@ fn figure(summary: &Summary, (name, against, x_title): (&str, &str, &str), cost:
     .map(Some)
 }
 
-/// The series of each point and their names: the points themselves, where there are few; else the values of an axis.
+/// Returns the series of each point and the names of the series. Each point is a series if there
+/// are at most MOST_SERIES points; otherwise the series are the values of the first axis with 2 to
+/// MOST_SERIES values, or a single unnamed series if there is no such axis.
 fn series(points: &[&PointSummary]) -> (Vec<usize>, Vec<String>) {
     if points.len() <= MOST_SERIES {
         return ((0..points.len()).collect(), names(points, None).0);

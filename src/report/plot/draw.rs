@@ -1,4 +1,5 @@
-//! What plots share: axes, marks with error bars, lines with bands, legends. Places are in pixels of the page unless said.
+//! Drawing shared by the plots: axes, marks with error bars, lines with bands, legends. Positions
+//! and lengths are in pixels of the page unless stated otherwise.
 
 use super::figure::{Area, FAINT, GRID, INK, PAPER, SERIES, UNIT, WIDTH, shorten};
 use anyhow::Result;
@@ -10,43 +11,45 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 /// Height of a line of a legend.
 const LINE: i32 = 19;
-/// Above the axes, for the title.
+/// Space above the axes, for the title.
 pub const TOP: i32 = 30;
-/// Below them, for numbers and what they are.
+/// Space below the axes, for numbers and the axis title.
 const FOOT: i32 = 44;
-/// Right of them, where nothing stands there.
+/// Space to the right of axes with nothing there.
 pub const RIGHT: i32 = 26;
-/// Left of them, where numbers stand there.
+/// Space to the left of axes with numbers there.
 pub const LEFT: i32 = 48;
-/// Of numbers and labels, and of titles.
+/// Font size of numbers and labels (SMALL), and of titles (LARGE).
 const SMALL: i32 = 13;
 const LARGE: i32 = 15;
-/// Width of a character of a label, as a multiple of its size: on average, in a wide font.
+/// Average width of a character of a label in a wide font, as a multiple of the font size.
 const CHARACTER: f64 = 0.62;
 
-/// The values that an axis shows.
+/// Range of values that an axis shows.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Scale {
-    /// The least.
+    /// Lowest value.
     pub low: f64,
-    /// The most.
+    /// Highest value.
     pub high: f64,
-    /// Whether equal steps are equal factors.
+    /// Whether the axis is logarithmic.
     pub log: bool,
 }
 
 impl Scale {
-    /// That shows all values with some air around them, and at least `least` of range.
+    /// Returns a linear scale for all values with a margin around them, and a range of at least
+    /// `least`.
     pub fn around(values: impl IntoIterator<Item = f64>, least: f64) -> Scale {
         let (low, high) = ends(values);
         let air = ((high - low) * 0.08).max((least - (high - low)) / 2.).max(rounding(low, high));
         Scale { low: low - air, high: high + air, log: false }
     }
 
-    /// The same for positive numbers, logarithmic where they span more than that factor.
+    /// Returns a scale for sizes, which are not negative, with a margin around them: logarithmic if
+    /// they are positive and span more than a factor of `factor`.
     pub fn of_sizes(values: impl IntoIterator<Item = f64>, factor: f64) -> Scale {
         let (low, high) = ends(values);
-        // A size that is all but 0 would have the axis go down to it.
+        // Without a limit, a size of almost 0 would stretch the axis down to that size.
         let low = if low > 0. { low.max(high * 1e-12) } else { low };
         if low > 0. && high > factor * low {
             let air = (high / low).powf(0.06);
@@ -58,7 +61,8 @@ impl Scale {
 }
 
 impl Scale {
-    /// Where numbers stand on a logarithmic axis: at 1, 2 and 5 times the powers of ten, or at these alone where there would be many.
+    /// Returns the positions of numbers on a logarithmic axis: 1, 2 and 5 times the powers of ten,
+    /// or the powers of ten alone if these are more than 7 numbers.
     fn round_numbers(&self) -> Vec<f64> {
         let powers = (self.low.log10().floor() as i32)..=(self.high.log10().ceil() as i32);
         let of = |factors: &[f64]| -> Vec<f64> {
@@ -69,7 +73,7 @@ impl Scale {
         if fine.len() <= 7 { fine } else { of(&[1.]) }
     }
 
-    /// How far along the axis a value stands, from 0 to 1.
+    /// Returns the position of a value along the axis, from 0 to 1.
     pub fn fraction(&self, value: f64) -> f64 {
         if self.log {
             (value / self.low).ln() / (self.high / self.low).ln()
@@ -79,12 +83,12 @@ impl Scale {
     }
 }
 
-/// A range that is not lost when it is added to such numbers.
+/// Returns a range that does not vanish by rounding when it is added to numbers of this size.
 fn rounding(low: f64, high: f64) -> f64 {
     1e-6 * low.abs().max(high.abs()).max(1e-6)
 }
 
-/// The least and the most; 0 and 1 of none.
+/// Returns the minimum and maximum, or 0 and 1 if there are no values.
 fn ends(values: impl IntoIterator<Item = f64>) -> (f64, f64) {
     values
         .into_iter()
@@ -95,43 +99,43 @@ fn ends(values: impl IntoIterator<Item = f64>) -> (f64, f64) {
         .unwrap_or((0., 1.))
 }
 
-/// Where and how axes are drawn.
+/// Layout and formatting of axes.
 pub struct Axes<'a> {
-    /// Across.
+    /// Horizontal scale.
     pub x: Scale,
-    /// Upwards.
+    /// Vertical scale, upwards.
     pub y: Scale,
-    /// What `x` is.
+    /// Title of the x axis.
     pub x_title: &'a str,
-    /// How numbers at `x` are written.
+    /// Formats the numbers of the x axis.
     pub x_number: &'a dyn Fn(f64) -> String,
-    /// Whether there are numbers at `y`.
+    /// Whether the y axis has numbers.
     pub y_numbers: bool,
     /// Space at the left.
     pub left: i32,
     /// Space at the right.
     pub right: i32,
-    /// Height of what is between title and numbers.
+    /// Height between the title and the numbers of the x axis.
     pub height: i32,
-    /// Numbers wanted at `x`.
+    /// Desired count of numbers at the x axis.
     pub x_labels: usize,
 }
 
-/// What labels at the left take, within reason: at most so many pixels.
+/// Returns the space that labels at the left take: at least 60 pixels, at most `most`.
 pub fn left_of<'a>(labels: impl IntoIterator<Item = &'a String>, most: i32) -> i32 {
     let longest = labels.into_iter().map(|label| label.chars().count()).max().unwrap_or(0);
     ((longest as f64 * f64::from(SMALL) * CHARACTER).ceil() as i32 + 16).clamp(60, most)
 }
 
-/// The height of a figure that has a legend of so many lines.
+/// Returns the height of a figure with axes of height `axes` and a legend of `legend` lines.
 pub fn height(axes: i32, legend: i32) -> i32 {
     TOP + axes + FOOT + legend * LINE + if legend > 0 { 6 } else { 0 }
 }
 
-/// From values to the units of a drawing.
+/// Mapping from values (x, y) to units of a drawing.
 pub type Plane = Box<dyn Fn(f64, f64) -> (i32, i32)>;
 
-/// Draws axes and grid, and tells where values stand.
+/// Draws axes and grid, and returns the mapping from values to units.
 pub fn axes(area: &Area, title: &str, axes: &Axes) -> Result<Plane> {
     text(area, title, (8, 5), LARGE, INK, HPos::Left, VPos::Top)?;
     let (x, y) = (axes.x.low..axes.x.high, axes.y.low..axes.y.high);
@@ -176,12 +180,13 @@ where
     mesh.draw()?;
     let middle = (axes.left + WIDTH - axes.right) / 2;
     text(area, axes.x_title, (middle, TOP + axes.height + FOOT - 6), SMALL, FAINT, HPos::Center, VPos::Bottom)?;
-    // As plotters' own coordinates, one of which can't be kept beyond its chart.
+    // This mapping equals that of plotters' coordinates, which can't outlive their chart.
     let (across, down) = chart.plotting_area().get_pixel_range();
     let (x, y) = (axes.x, axes.y);
     Ok(Box::new(move |at_x, at_y| {
         let (width, height) = (f64::from(across.end - across.start), f64::from(down.end - down.start));
-        // What lies far beyond the chart stays beyond it, where its place is no number of pixels any more.
+        // A value far beyond the chart stays beyond it, even if its position does not fit a pixel
+        // number.
         let pixels = |place: f64| place.round().clamp(-1e5, 1e5) as i32;
         let (right, below) = (x.fraction(at_x) * width, (1. - y.fraction(at_y)) * height);
         (across.start + pixels(right), down.start + pixels(below))
@@ -192,14 +197,14 @@ fn area_height(area: &Area) -> i32 {
     area.dim_in_pixel().1 as i32 / UNIT
 }
 
-/// A number without needless digits: `70`, `71.5`.
+/// Formats a number without unnecessary digits: `70`, `71.5`.
 pub fn plain_number(value: f64) -> String {
     let text = format!("{value:.3}");
     let text = text.trim_end_matches('0').trim_end_matches('.');
     if text == "-0" { "0".into() } else { text.replace('-', "−") }
 }
 
-/// 1234567 as 1.23 M.
+/// Formats a size with at most three decimals and a unit: 1234567 as `1.235 M`.
 pub fn size_number(value: f64) -> String {
     let (value, unit) = match value.abs() {
         magnitude if magnitude >= 1e9 => (value / 1e9, " G"),
@@ -210,17 +215,17 @@ pub fn size_number(value: f64) -> String {
     format!("{}{unit}", plain_number(value))
 }
 
-/// A line of that colour, so many pixels wide.
+/// Returns the style of a line, `width` pixels wide.
 pub fn stroke(color: RGBColor, width: f64) -> ShapeStyle {
     color.stroke_width((width * f64::from(UNIT)).round() as u32)
 }
 
 fn font(size: i32, color: RGBColor) -> TextStyle<'static> {
-    // plotters' sizes are 1.24 times what it writes.
+    // plotters divides a font size by 1.24 when it writes the SVG.
     ("sans-serif", f64::from(size * UNIT) * 1.24).into_font().color(&color)
 }
 
-/// Text at a place, on one line.
+/// Draws text on one line.
 pub fn text(
     area: &Area,
     text: &str,
@@ -234,17 +239,17 @@ pub fn text(
     Ok(area.draw(&Text::new(text.replace(char::is_control, " "), (x * UNIT, y * UNIT), style))?)
 }
 
-/// Characters of a label that a width in pixels has room for.
+/// Returns the number of label characters that fit into a width.
 fn room(width: i32) -> usize {
     ((f64::from(width) / (f64::from(SMALL) * CHARACTER)) as usize).max(4)
 }
 
-/// Whether a width in pixels has room for each of some labels.
+/// Returns whether every label fits into a width.
 pub fn fit(labels: &[String], width: i32) -> bool {
     labels.iter().all(|label| label.chars().count() <= room(width))
 }
 
-/// Labels shortened to a width in pixels; where two would read the same, each has its number.
+/// Shortens labels to a width. If two different labels become equal, all labels are numbered.
 pub fn distinct(labels: &[String], width: i32) -> Vec<String> {
     let most = room(width);
     let short: Vec<String> = labels.iter().map(|label| shorten(label, most)).collect();
@@ -259,22 +264,22 @@ pub fn distinct(labels: &[String], width: i32) -> Vec<String> {
     numbered.collect()
 }
 
-/// A label, shortened to a width in pixels, its middle at a height.
+/// Draws a label, shortened to a width and vertically centred at the given position.
 pub fn label(area: &Area, words: &str, place: (i32, i32), width: i32, color: RGBColor, across: HPos) -> Result<()> {
     text(area, &shorten(words, room(width)), place, SMALL, color, across, VPos::Center)
 }
 
-/// The labels of rows, and where they stand: to the left of a row where all fit, else above it.
+/// Labels of rows: to the left of each row if all labels fit there, otherwise above the rows.
 pub struct RowLabels {
     words: Vec<String>,
     /// Space at the left of the axes.
     pub left: i32,
-    /// Height that they take of each row.
+    /// Height that a label takes above its row.
     pub above: i32,
 }
 
 impl RowLabels {
-    /// With at most so many pixels at the left.
+    /// Lays out the labels, with at most `most` pixels at the left.
     pub fn new(labels: &[String], most: i32) -> RowLabels {
         if fit(labels, most - 14) {
             return RowLabels { words: labels.to_vec(), left: left_of(labels, most), above: 0 };
@@ -282,7 +287,7 @@ impl RowLabels {
         RowLabels { words: distinct(labels, WIDTH - RIGHT - 14), left: 20, above: LINE }
     }
 
-    /// Writes the label of a row that begins at a height and is so many pixels high.
+    /// Draws the label of a row with its top at `top` and the given height.
     pub fn draw(&self, area: &Area, row: usize, (top, height): (i32, i32), color: RGBColor) -> Result<()> {
         let words = &self.words[row];
         if self.above == 0 {
@@ -292,12 +297,12 @@ impl RowLabels {
     }
 }
 
-/// The colour of a series.
+/// Returns the colour of a series.
 pub fn color(series: usize) -> RGBColor {
     SERIES[series % SERIES.len()]
 }
 
-/// The shape of a series at a place in units: a circle, a square, a triangle or a diamond.
+/// Draws the mark of a series at a position in units: a circle, a square, a triangle or a diamond.
 pub fn mark(area: &Area, (x, y): (i32, i32), series: usize) -> Result<()> {
     let r = 9 * UNIT / 2;
     let fill = color(series).filled();
@@ -310,29 +315,29 @@ pub fn mark(area: &Area, (x, y): (i32, i32), series: usize) -> Result<()> {
     Ok(area.draw(&Polygon::new(shape, fill))?)
 }
 
-/// A ring: the same function in its other form.
+/// Draws a ring at a position in units, which marks the compact form.
 pub fn ring(area: &Area, (x, y): (i32, i32), color: RGBColor) -> Result<()> {
     area.draw(&Circle::new((x, y), 6 * UNIT, stroke(color, 2.)))?;
     Ok(())
 }
 
-/// A cross: what a paper gives.
+/// Draws a cross at a position in units, which marks a paper's value.
 pub fn cross(area: &Area, (x, y): (i32, i32), color: RGBColor) -> Result<()> {
     let r = 5 * UNIT;
     for line in [[(x - r, y - r), (x + r, y + r)], [(x - r, y + r), (x + r, y - r)]] {
-        // A rim, so that it is seen on a mark of its own colour.
+        // A rim in the background colour keeps the cross visible on a mark of its own colour.
         area.draw(&PathElement::new(line, stroke(PAPER, 4.)))?;
         area.draw(&PathElement::new(line, stroke(color, 2.)))?;
     }
     Ok(())
 }
 
-/// A line between two places in units.
+/// Draws a line between two positions in units.
 pub fn line(area: &Area, from: (i32, i32), to: (i32, i32), style: ShapeStyle) -> Result<()> {
     Ok(area.draw(&PathElement::new([from, to], style))?)
 }
 
-/// An error bar between two places in units, with caps across it.
+/// Draws an error bar between two positions in units, with caps.
 pub fn bar(area: &Area, from: (i32, i32), to: (i32, i32), color: RGBColor) -> Result<()> {
     let cap = 3 * UNIT;
     let (dx, dy) = if from.0 == to.0 { (cap, 0) } else { (0, cap) };
@@ -343,22 +348,22 @@ pub fn bar(area: &Area, from: (i32, i32), to: (i32, i32), color: RGBColor) -> Re
     Ok(())
 }
 
-/// What stands before a line of a legend.
+/// Symbol before an entry of a legend.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Sign {
-    /// A series.
+    /// Mark of a series.
     Mark(usize),
-    /// A series, as a line.
+    /// Line of a series.
     Line(usize),
-    /// The other form.
+    /// Ring of the compact form.
     Ring,
-    /// What a paper gives.
+    /// Cross of a paper's value.
     Cross,
-    /// A dashed line of that colour.
+    /// Dashed line of the given colour.
     Dashes(RGBColor),
 }
 
-/// Draws a legend below the axes: one entry a line, or two where all are short.
+/// Draws a legend below the axes: one entry per line, or two if all entries are short.
 pub fn legend(area: &Area, entries: &[(Sign, String)], axes: i32) -> Result<()> {
     let columns = columns(entries);
     let width = (WIDTH - 16) / columns;
@@ -380,7 +385,7 @@ pub fn legend(area: &Area, entries: &[(Sign, String)], axes: i32) -> Result<()> 
     Ok(())
 }
 
-/// Lines that a legend takes.
+/// Returns the number of lines of a legend.
 pub fn legend_lines(entries: &[(Sign, String)]) -> i32 {
     (entries.len() as i32 + columns(entries) - 1) / columns(entries)
 }
@@ -390,7 +395,7 @@ fn columns(entries: &[(Sign, String)]) -> i32 {
     if longest <= 24 { 2 } else { 1 }
 }
 
-/// A dashed line between two places in units.
+/// Draws a dashed line between two positions in units.
 pub fn dashes(area: &Area, from: (i32, i32), to: (i32, i32), color: RGBColor) -> Result<()> {
     let (dx, dy) = (f64::from(to.0 - from.0), f64::from(to.1 - from.1));
     let step = f64::from(5 * UNIT) / dx.hypot(dy).max(1.);

@@ -1,4 +1,5 @@
-//! A figure: SVG that is drawn once, and shown in a page with the page's colours, as a file, and as a picture.
+//! Figures: a plot is drawn once as SVG, and rendered inline in a page with the page's colours, as
+//! an SVG file, and as a PNG picture.
 
 use anyhow::{Context, Result, anyhow};
 use plotters::coord::Shift;
@@ -6,23 +7,25 @@ use plotters::prelude::{DrawingArea, IntoDrawingArea, RGBColor, SVGBackend};
 use resvg::{tiny_skia, usvg};
 use std::sync::Arc;
 
-/// Units of a drawing to a pixel of the page: plotters places things at whole units.
+/// Units of a drawing per pixel of the page. plotters uses whole units, so units finer than a pixel
+/// make positions finer.
 pub const UNIT: i32 = 4;
-/// Width in pixels; on a telephone it is shown a little smaller, on a screen two stand side by side.
+/// Width of a figure in pixels. A phone shows a figure slightly smaller; a screen shows two side by
+/// side.
 pub const WIDTH: i32 = 460;
-/// Pixels of a picture to one of the page.
+/// Pixels of the PNG picture per pixel of the page.
 const PICTURE_SCALE: f32 = 2.;
 
-/// Text and axes.
+/// Colour of text and axes.
 pub const INK: RGBColor = RGBColor(0x22, 0x2B, 0x36);
-/// Numbers at axes.
+/// Colour of numbers at axes.
 pub const FAINT: RGBColor = RGBColor(0x5B, 0x66, 0x75);
-/// Lines of the grid.
+/// Colour of grid lines.
 pub const GRID: RGBColor = RGBColor(0xE3, 0xE7, 0xEC);
-/// Behind everything.
+/// Background colour.
 pub const PAPER: RGBColor = RGBColor(0xFF, 0xFF, 0xFF);
-/// Series, told apart by people of any colour vision (after Okabe & Ito, darker where they are faint on white); shapes tell them apart
-/// once more.
+/// Colours of the series, distinguishable with any colour vision (after Okabe & Ito, with colours
+/// that are faint on white made darker). The marks of the series also differ in shape.
 pub const SERIES: [RGBColor; 8] = [
     RGBColor(0x00, 0x72, 0xB2),
     RGBColor(0xD5, 0x5E, 0x00),
@@ -34,26 +37,26 @@ pub const SERIES: [RGBColor; 8] = [
     RGBColor(0x6D, 0x75, 0x80),
 ];
 
-/// What is drawn on.
+/// Drawing area of a figure.
 pub type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
 /// A plot.
 #[derive(Clone, Debug)]
 pub struct Figure {
-    /// Of its files, without an extension.
+    /// Name of the figure's files, without extension.
     pub name: String,
-    /// What it shows, on one line.
+    /// Title, on one line.
     pub title: String,
-    /// What else there is to say, below it.
+    /// Further explanation, shown below the figure.
     pub note: String,
     /// Height in pixels.
     height: i32,
-    /// What plotters drew, without the outer element.
+    /// SVG drawn by plotters, without the outer element.
     drawing: String,
 }
 
 impl Figure {
-    /// Draws a figure of that height in pixels.
+    /// Draws a figure of the given height in pixels.
     pub fn draw(
         name: String,
         title: String,
@@ -73,12 +76,13 @@ impl Figure {
         Ok(Figure { name, title, note, height, drawing })
     }
 
-    /// For a page: as wide as its place, in the page's colours (`--ink`, `--faint`, `--grid`, `--paper`, `--s0` to `--s7`).
+    /// Returns the SVG for a page: as wide as its container, in the page's colours (`--ink`,
+    /// `--faint`, `--grid`, `--paper`, `--s0` to `--s7`).
     pub fn inline(&self) -> String {
         let named = [("ink", INK), ("faint", FAINT), ("grid", GRID), ("paper", PAPER)];
         let series = SERIES.iter().enumerate().map(|(at, color)| (format!("s{at}"), *color));
         let all = named.into_iter().map(|(name, color)| (name.to_string(), color)).chain(series);
-        // Quotes inside of text are escaped, so a quoted colour is an attribute.
+        // Quotes in text are escaped, so a quoted colour is an attribute.
         let drawing = all.fold(self.drawing.clone(), |drawing, (name, RGBColor(r, g, b))| {
             drawing.replace(&format!("\"#{r:02X}{g:02X}{b:02X}\""), &format!("\"var(--{name})\""))
         });
@@ -89,7 +93,7 @@ impl Figure {
         )
     }
 
-    /// The content of an SVG file.
+    /// Returns the content of the SVG file.
     pub fn file(&self) -> String {
         let (width, height) = (WIDTH, self.height);
         let (inner_width, inner_height) = (width * UNIT, height * UNIT);
@@ -102,7 +106,7 @@ impl Figure {
         )
     }
 
-    /// The content of a PNG file: the same, its text in the font that the crate brings.
+    /// Renders the PNG file: the same figure, with text in the font bundled with the crate.
     pub fn picture(&self, fonts: &Fonts) -> Result<Vec<u8>> {
         let options = usvg::Options { fontdb: fonts.0.clone(), font_family: FONT.into(), ..usvg::Options::default() };
         let tree = usvg::Tree::from_str(&self.file(), &options).with_context(|| format!("{}.svg", self.name))?;
@@ -116,12 +120,12 @@ impl Figure {
 
 const FONT: &str = "Open Sans";
 
-/// The font of pictures. No font of the system is looked for, so that every machine makes the same picture.
+/// Font of pictures. System fonts are ignored, so that every machine renders the same picture.
 #[derive(Clone, Debug)]
 pub struct Fonts(Arc<usvg::fontdb::Database>);
 
 impl Fonts {
-    /// Reads the font that the crate brings.
+    /// Reads the font bundled with the crate.
     pub fn new() -> Fonts {
         let mut fonts = usvg::fontdb::Database::new();
         fonts.load_font_data(include_bytes!("OpenSans.ttf").to_vec());
@@ -140,7 +144,8 @@ fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
-/// A label of at most that many characters: the middle of a longer one becomes an ellipsis, since points often differ at their ends.
+/// Shortens a label to at most `most` characters. An ellipsis replaces the middle, since points
+/// often differ at their ends.
 pub fn shorten(label: &str, most: usize) -> String {
     let n = label.chars().count();
     if n <= most {

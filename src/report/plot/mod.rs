@@ -1,4 +1,4 @@
-//! The plots of a sweep, as SVG and as pictures of it. `plots/` in the sweep's folder has each as NAME.svg and NAME.png.
+//! Plots of a sweep. Each is written as NAME.svg and NAME.png to `plots/` in the sweep's folder.
 
 mod axis;
 mod cost;
@@ -17,19 +17,19 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Series that a figure tells apart by colour.
+/// Largest number of series in a figure: each has a colour of its own.
 const MOST_SERIES: usize = figure::SERIES.len();
 
-/// Figures on one question.
+/// Figures that answer one question.
 #[derive(Clone, Debug)]
 pub struct Section {
-    /// The question.
+    /// Title, which names the question.
     pub title: &'static str,
-    /// What is drawn.
+    /// Figures of the section.
     pub figures: Vec<Figure>,
 }
 
-/// All plots of a sweep that have something to show.
+/// Draws all plots of a sweep; sections without figures are left out.
 pub fn sections(summary: &Summary) -> Result<Vec<Section>> {
     let all = [
         Section { title: "Accuracy along each axis", figures: axis::figures(summary)? },
@@ -40,7 +40,8 @@ pub fn sections(summary: &Summary) -> Result<Vec<Section>> {
     Ok(all.into_iter().filter(|section| !section.figures.is_empty()).collect())
 }
 
-/// Writes every figure as SVG and as a picture, and removes those of an earlier report that are no more.
+/// Writes every figure as SVG and PNG, and removes the SVG and PNG files of an earlier report that
+/// are not among the figures.
 pub fn write(folder: &Path, figures: &[&Figure]) -> Result<()> {
     files::create_dir(folder)?;
     let names: BTreeSet<String> =
@@ -58,7 +59,8 @@ pub fn write(folder: &Path, figures: &[&Figure]) -> Result<()> {
     })
 }
 
-/// Most reports find their plots as the last one left them; to sync each costs more than to draw it.
+/// Writes a file unless it holds these bytes already. Most reports leave most plots unchanged, and
+/// syncing a plot takes longer than drawing it.
 fn write_if_new(path: &Path, bytes: &[u8]) -> Result<()> {
     if std::fs::read(path).is_ok_and(|old| old == bytes) {
         return Ok(());
@@ -66,7 +68,7 @@ fn write_if_new(path: &Path, bytes: &[u8]) -> Result<()> {
     files::write_atomic(path, bytes)
 }
 
-/// Does all of it on as many threads as there are cores.
+/// Does `work` for each figure, on as many threads as the machine has cores.
 fn in_parallel(figures: &[&Figure], work: impl Fn(&Figure) -> Result<()> + Sync) -> Result<()> {
     let (next, failed) = (AtomicUsize::new(0), Mutex::new(Ok(())));
     std::thread::scope(|scope| {
@@ -83,7 +85,8 @@ fn in_parallel(figures: &[&Figure], work: impl Fn(&Figure) -> Result<()> + Sync)
     failed.into_inner().unwrap_or(Ok(()))
 }
 
-/// A name for each of some points that tells them apart, and what they have in common; the coordinate on `without` is no part of it.
+/// Returns a name for each point that distinguishes it from the other points, and the part that all
+/// names have in common. The axis `without` is left out of both.
 fn names(points: &[&PointSummary], without: Option<usize>) -> (Vec<String>, String) {
     let axes = points.first().map_or(0, |point| point.coordinates.len());
     let kept = (0..axes).filter(|axis| Some(*axis) != without);
@@ -98,12 +101,12 @@ fn names(points: &[&PointSummary], without: Option<usize>) -> (Vec<String>, Stri
     (all, points.first().map_or(String::new(), |point| name(point, &same)))
 }
 
-/// A title, and what all of the figure have in common.
+/// Returns the title, followed by what all points of the figure have in common.
 fn titled(title: &str, common: &str) -> String {
     if common.is_empty() { title.into() } else { format!("{title}: {common}") }
 }
 
-/// `_` for everything in a key that a file's name should not have.
+/// Returns `key` with `_` for every character other than ASCII letters and digits.
 fn file_name(key: &str) -> String {
     key.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect()
 }
@@ -115,7 +118,7 @@ pub(crate) mod tests {
     use crate::sweep::store::tests::{result, started, write_result};
     use crate::train::checkpoint::Row;
 
-    /// A sweep whose trials are all finished, with curves of two epochs.
+    /// Creates a sweep whose trials are all finished, with curves of two epochs.
     pub(crate) fn finished(sweep: &str) -> (tempfile::TempDir, Store) {
         let (folder, store, plan) = started(sweep);
         for (at, point) in plan.points.iter().enumerate() {
@@ -158,7 +161,8 @@ pub(crate) mod tests {
         let summary = Summary::read(&store).unwrap();
         let figures = figures(sweep);
         let named = |name: &str| figures.iter().find(|figure| figure.name == name).unwrap().file();
-        // Every trial of the fixture has the same cost: one place across for all marks and bars, whatever the series.
+        // All trials of the fixture have the same cost, so all marks and bars of all series have
+        // one x coordinate.
         let across = |drawing: &str| -> BTreeSet<String> {
             let bars = drawing.split("<polyline ").filter(|line| line.contains("stroke-width=\"6\""));
             let places = bars.filter_map(|line| line.split_once("points=\"")?.1.split_once('"'));
@@ -194,12 +198,13 @@ pub(crate) mod tests {
             ]
         );
         let by_name = |name: &str| figures.iter().find(|figure| figure.name == name).unwrap();
-        // Two series of two points with a bar each and their signs; the baseline is a dashed line.
+        // Two series of two points, each with an error bar, and the marks of the published values;
+        // the baseline is a dashed line.
         let axis = by_name("axis-operator_bypass").file();
         for words in ["bypass=true", "bypass=false", "maconv", "mdconv", "plain", "published"] {
             assert!(axis.contains(&format!(">\n{words}")), "{words}: {axis}");
         }
-        // Five points in five colours, the band of each, and its line.
+        // Five points in five colours, each with a line and a band.
         let training = by_name("training-1-top1");
         assert_eq!(count(training, "<polygon"), 5);
         assert!(training.file().contains("mdconv bypass=false"));

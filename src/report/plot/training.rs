@@ -1,4 +1,5 @@
-//! Training curves: top-1 and loss an epoch, each point's mean over its seeds with a band of one standard deviation.
+//! Training curves: top-1 and loss per epoch, the mean of each point over its seeds with a band of
+//! one standard deviation.
 
 use super::draw::{self, Axes, LEFT, Plane, RIGHT, Scale, Sign};
 use super::figure::{Area, Figure};
@@ -11,16 +12,18 @@ use plotters::style::Color;
 use std::collections::BTreeSet;
 
 const HEIGHT: i32 = 220;
-/// Figures of one kind, at most; further points are in their trials' metrics.csv.
+/// Largest number of figures of one kind; the curves of further points are in their trials'
+/// metrics.csv.
 const MOST_FIGURES: usize = 12;
 
-/// Two for every few points that have curves.
+/// Draws a figure of top-1 and a figure of the loss for each chunk of at most `MOST_SERIES` points
+/// that have curves.
 pub fn figures(summary: &Summary) -> Result<Vec<Figure>> {
     let points: Vec<&PointSummary> = summary.points.iter().filter(|point| !point.curves.top1.is_empty()).collect();
     if points.is_empty() {
         return Ok(Vec::new());
     }
-    // As many figures as it takes, with as many points each.
+    // The fewest figures that can hold all points, with equally many points in each.
     let each = points.len().div_ceil(points.len().div_ceil(MOST_SERIES));
     let mut figures = Vec::new();
     let of_all = points.len().div_ceil(each).min(MOST_FIGURES);
@@ -36,7 +39,8 @@ pub fn figures(summary: &Summary) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-/// The figures of some points; their axes show the values of `all`, so that figures can be compared.
+/// Draws the two figures of some points; the axes cover the values of `all`, so that figures can be
+/// compared.
 fn pair(
     [number, of_all]: [usize; 2],
     points: &[&PointSummary],
@@ -76,7 +80,8 @@ fn pair(
     ])
 }
 
-/// What is drawn of a point: a line with its band, and a dashed line without.
+/// Function from a point's curves to the solid line, which has a band, and the dashed line, which
+/// has none.
 type Lines<'a> = &'a dyn Fn(&Curves) -> (Vec<Epoch>, Vec<Epoch>);
 
 fn figure(
@@ -106,7 +111,7 @@ fn figure(
     })
 }
 
-/// A loss falls fast at first and slowly then, so its axis may be logarithmic.
+/// Draws the axes. The loss falls fast at first and slowly later, so its axis may be logarithmic.
 fn axes(area: &Area, title: &str, curves: &[(Vec<Epoch>, Vec<Epoch>)], log: bool) -> Result<Plane> {
     let all = || curves.iter().flat_map(|(solid, dashed)| solid.iter().chain(dashed));
     let last = all().map(|(epoch, _)| *epoch).max().unwrap_or(1);
@@ -141,7 +146,8 @@ fn band(area: &Area, plane: &Plane, line: &[Epoch], series: usize) -> Result<()>
     Ok(())
 }
 
-/// Every second piece of a line; dashes of one length would take long to place on short pieces.
+/// Draws a dashed line: every second piece of a long line. Dashes of equal length would be slow to
+/// place on short pieces.
 fn dashed_line(area: &Area, places: &[(i32, i32)], series: usize) -> Result<()> {
     if places.len() < 8 {
         for ends in places.windows(2) {

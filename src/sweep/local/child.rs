@@ -1,4 +1,5 @@
-//! A trial as a process of its own, or a seat in a worker's: a trial that dies takes nothing with it. And what its death means.
+//! A trial that runs in its own process, or among the trials of a worker process, so that a trial
+//! that dies doesn't take the launcher with it; and the interpretation of its exit status.
 
 use crate::error::{DISK_FULL, OUT_OF_MEMORY, gpu_lost, out_of_memory};
 use crate::sweep::local::machine;
@@ -19,47 +20,49 @@ use std::process::{Child, ExitStatus};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-/// How long a trial may take.
+/// Time limits of a trial.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Limits {
-    /// In all. Then it keeps its checkpoint.
+    /// Longest time that the trial may run. A trial that is stopped at the limit keeps its
+    /// checkpoint.
     pub time: Option<Duration>,
-    /// Without a sign of life: a change of one of its files. Then it has failed, as one that crashed.
+    /// Longest time without a change of any of the trial's files. At the limit the trial fails as a
+    /// crashed trial does.
     pub stall: Option<Duration>,
 }
 
-/// The files of a trial that change while it works.
+/// Files of a trial that change while the trial works.
 const SIGNS: [&str; 4] = ["progress.json", "metrics.csv", checkpoint::LAST, "log.txt"];
 
-/// A trial that runs.
+/// A running trial.
 #[derive(Debug)]
 pub struct Running {
-    /// What is held of it.
+    /// The claim on the trial.
     pub claim: Claim,
-    /// Where it runs.
+    /// Index of the slot that the trial runs in.
     pub slot: usize,
-    /// Its folder.
+    /// Folder of the trial.
     pub folder: PathBuf,
-    /// When it was started.
+    /// Start of this run.
     pub started: Instant,
     host: Host,
-    /// Whether its slot has a GPU of its own.
+    /// Whether the slot has a GPU of its own.
     on_gpu: bool,
     told: Option<(StopReason, Instant)>,
     killed: bool,
-    /// Where in log.txt this run begins.
+    /// Length of log.txt at the start of this run.
     log: u64,
     out_of_memory_kills: Option<u64>,
 }
 
-/// What a trial runs in.
+/// Process that a trial runs in.
 #[derive(Debug)]
 enum Host {
     Process(Child),
     Worker(Rc<RefCell<Worker>>),
 }
 
-/// Why a trial was told to end.
+/// Reason why a trial was told to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum StopReason {
     Stop,
@@ -69,11 +72,11 @@ enum StopReason {
 }
 
 impl Running {
-    /// Starts a trial in a slot: in that worker, or else in a process. That has the trial's lock too, and appends what it says to
-    /// log.txt.
+    /// Starts a trial in a slot: in `worker` if given, else in a process of its own. The process
+    /// holds the trial's lock too, and its output is appended to log.txt.
     ///
     /// # Errors
-    /// The disk's, or that the program can't be started at all.
+    /// If log.txt can't be written, or the program can't be started.
     pub fn start(
         program: &Program,
         claim: Claim,
@@ -98,17 +101,18 @@ impl Running {
         Ok(Running { claim, slot, folder, started, host, on_gpu, told, killed, log, out_of_memory_kills })
     }
 
-    /// Tells it to write its checkpoint and end; it goes on another time.
+    /// Tells the trial to write its checkpoint and end; the trial can be resumed later.
     pub fn stop(&mut self) {
         self.tell(StopReason::Stop);
     }
 
-    /// Ends it at once, after so many epochs: what it had is not needed any more.
+    /// Ends the trial at once, after `epoch` epochs: its progress is not needed any more.
     pub fn prune(&mut self, epoch: u64) {
         self.tell(StopReason::Prune(epoch));
     }
 
-    /// Tells it to end where it runs or is silent longer than it may, and kills it where it has not listened for as long as `grace`.
+    /// Tells the trial to end if it has run or been silent for longer than its limits, and kills it
+    /// if it still runs `grace` after it was told.
     pub fn limit(&mut self, Limits { time, stall }: Limits, grace: Duration) {
         if let Some(limit) = time.filter(|limit| self.started.elapsed() > *limit) {
             self.tell(StopReason::TimeIsUp(limit));
@@ -128,13 +132,13 @@ impl Running {
         }
     }
 
-    /// How long it has shown no sign of life.
+    /// Returns the time since the trial last changed one of its files.
     fn silence(&self) -> Duration {
         let age = |name: &&str| std::fs::metadata(self.folder.join(name)).ok()?.modified().ok()?.elapsed().ok();
         SIGNS.iter().filter_map(age).fold(self.started.elapsed(), Duration::min)
     }
 
-    /// The first reason counts.
+    /// Tells the trial to end. Only the first reason counts.
     fn tell(&mut self, told: StopReason) {
         if self.told.is_some() {
             return;
@@ -148,10 +152,10 @@ impl Running {
         }
     }
 
-    /// How it ended; none while it runs.
+    /// Returns the end of the trial; none while it runs.
     ///
     /// # Errors
-    /// The system's.
+    /// I/O errors from waiting for the process.
     pub fn ended(&mut self) -> Result<Option<Death>> {
         let (status, worker_said) = match &mut self.host {
             Host::Process(child) => match child.try_wait().context("cannot wait for a trial")? {
@@ -170,7 +174,8 @@ impl Running {
         let gpu_lost = gpu_lost.filter(|_| self.on_gpu && !status.success()).map(String::from);
         let end = match (self.end(status, &last), &gpu_lost, worker_said) {
             (End::Died { .. }, Some(why), _) => End::Evicted { why: why.clone(), alone: false },
-            // Another's death is none of its own. If it was its own, it will die alone.
+            // The worker's death ended all its trials, and the fault may lie with another trial.
+            // This trial is retried alone; if the fault is its own, it will die alone.
             (End::Died { .. }, None, Some(said)) if !self.killed => {
                 let (_, how, _) = cause(status, &said, None);
                 End::Evicted { why: format!("its worker ended ({how})"), alone: true }
@@ -181,7 +186,8 @@ impl Running {
         Ok(Some(Death { end, disk_full, gpu_lost, last }))
     }
 
-    /// What the end of its process means, after what it was told.
+    /// Returns the meaning of the exit status, given the reason for which the trial was told to
+    /// end.
     fn end(&self, status: ExitStatus, last: &str) -> End {
         match self.told {
             Some((StopReason::Stop, _)) => End::Stopped,
@@ -209,7 +215,8 @@ fn process(program: &Program, claim: &Claim, folder: &Path, slot: &Slot, threads
     let mut command = program.command(&arguments, slot, log)?;
     command.args(["--threads", &threads.to_string()]);
     let lock = claim.lock.descriptor().as_raw_fd();
-    // SAFETY: between fork and exec a bare system call, on a descriptor that is open for as long as the claim is.
+    // SAFETY: only a system call runs between fork and exec, on a descriptor that stays open as
+    // long as the claim.
     unsafe {
         command.pre_exec(move || {
             libc::fcntl(lock, libc::F_SETFD, 0);
@@ -219,27 +226,29 @@ fn process(program: &Program, claim: &Claim, folder: &Path, slot: &Slot, threads
     Program::spawn(&mut command)
 }
 
-/// How a trial's process ended.
+/// End of a trial's process.
 #[derive(Debug)]
 pub struct Death {
-    /// What that means for the trial, if it left no result.
+    /// Meaning of the end for the trial, if the trial left no result.
     pub end: End,
-    /// Whether it could not write: then none can.
+    /// Whether the trial could not write because the disk is full: then no other trial can write
+    /// either.
     pub disk_full: bool,
-    /// Why the GPU of its slot is not fit for other trials either, if it is not.
+    /// Reason why the slot's GPU is unfit for other trials too, if it is.
     pub gpu_lost: Option<String>,
-    /// The last line of its log, without the program's name.
+    /// Last line of the trial's log, without the program's name.
     pub last: String,
 }
 
-/// What the end of a process that nobody told to end means. `last` is the last line of its log; `memory_kills` is whether
-/// the kernel killed any process meanwhile because memory was spent, if it tells.
+/// Returns the meaning of the end of a process that was not told to end. `last` is the last line of
+/// its log; `memory_kills` is whether the kernel killed any process for lack of memory during the
+/// run, or none if the kernel doesn't tell.
 pub fn death(status: ExitStatus, last: &str, memory_kills: Option<bool>) -> End {
     let (state, message, may_heal) = cause(status, last, memory_kills);
     End::Died { state, message, may_heal }
 }
 
-/// The state, its reason on one line, and whether another try may go better.
+/// Returns the state, the reason on one line, and whether another try may succeed.
 fn cause(status: ExitStatus, last: &str, memory_kills: Option<bool>) -> (State, String, bool) {
     let because = |how: String| if last.is_empty() { how } else { format!("{how}: {last}") };
     let spent = || {
@@ -252,13 +261,14 @@ fn cause(status: ExitStatus, last: &str, memory_kills: Option<bool>) -> (State, 
             (State::OutOfMemory, "killed by the kernel: out of memory".into(), false)
         }
         (_, Some(libc::SIGKILL)) => {
-            // Who kills with 9 where nothing is known of it is most often the kernel.
+            // If kills for lack of memory aren't counted, the kernel is still the most likely
+            // sender of signal 9.
             let perhaps = if memory_kills.is_none() { "; out of memory?" } else { "" };
             (State::Failed, format!("killed (signal 9{perhaps})"), true)
         }
         (_, Some(_)) if out_of_memory(last).is_some() => spent(),
         (_, Some(signal)) => (State::Failed, because(format!("killed (signal {signal})")), true),
-        // A wrong request stays wrong.
+        // A bad request fails again on every try.
         (Some(2), _) => (State::Failed, because("exit status 2".into()), false),
         (Some(0), _) => (State::Failed, "ended well but left no result".into(), true),
         (code, _) => (State::Failed, because(format!("exit status {}", code.unwrap_or(-1))), true),
@@ -328,7 +338,7 @@ mod tests {
         else {
             panic!("no process")
         };
-        // As if this process had been killed: nothing of it is left but the trial.
+        // Imitates a launcher that was killed: only the trial is left.
         drop(claim);
         assert_eq!((store.state(&hash), store.claim(&hash).unwrap().is_none()), (State::Running, true));
         // SAFETY: the child has not been waited for.

@@ -1,33 +1,36 @@
-//! How many trials are worth running side by side on a GPU: one more as long as that makes them, all together, faster.
+//! Tuner of the number of trials that run side by side on a GPU: the number is doubled as long as
+//! this makes all trials together faster.
 
 use crate::train::progress::Status;
 use std::collections::HashMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// How much faster twice as many have to be, all together: less is noise, and each takes memory.
+/// Smallest speed-up, over all trials together, that is worth doubling their number: a smaller one
+/// is noise, and each trial takes memory.
 const WORTH: f64 = 1.1;
 
-/// How long the speed of so many is measured, once all of them train. Their trials tell how far they are once a second.
+/// Time for which the speed of a number of trials is measured, once all of them train. Trials
+/// report their progress once per second.
 pub const WINDOW: Duration = Duration::from_secs(20);
 
-/// The trials of a GPU, while it is found out how many it is to have.
+/// Tuner of the number of trials on one GPU.
 #[derive(Debug)]
 pub struct ConcurrencyTuner {
     limit: usize,
     most: usize,
     window: Duration,
-    /// Half as many as now, and their images a second.
+    /// The previous limit, and the images per second with it.
     before: Option<(usize, f64)>,
-    /// When so many began to be measured, and the images that were trained until then.
+    /// Start of the measurement at the current limit, and the number of images trained until then.
     since: Option<(Instant, f64)>,
     settled: bool,
     images: f64,
-    /// By the trial's place in the plan.
+    /// Trials, by index in the plan.
     seen: HashMap<usize, Seen>,
 }
 
-/// What was last seen of a trial.
+/// Last known progress of a trial.
 #[derive(Debug)]
 struct Seen {
     step: u64,
@@ -35,18 +38,18 @@ struct Seen {
 }
 
 impl ConcurrencyTuner {
-    /// One at first, and at most so many.
+    /// Creates a tuner that starts with one trial and allows at most `most`.
     pub fn new(most: usize, window: Duration) -> ConcurrencyTuner {
         let (before, since, seen) = (None, None, HashMap::new());
         ConcurrencyTuner { limit: 1, most, window, before, since, settled: most <= 1, images: 0., seen }
     }
 
-    /// How many trials may run now.
+    /// Returns the number of trials that may run now.
     pub fn limit(&self) -> usize {
         self.limit
     }
 
-    /// Looks how far a running trial is, whose batches have so many images.
+    /// Reads the progress of a running trial, whose batches have `batch` images.
     pub fn watch(&mut self, at: usize, batch: usize, folder: &Path) {
         if !self.settled
             && let Some(status) = Status::read(folder)
@@ -55,7 +58,7 @@ impl ConcurrencyTuner {
         }
     }
 
-    /// A trial has done so many steps.
+    /// Records that a trial has done `step` steps.
     fn reached(&mut self, at: usize, batch: usize, step: u64) {
         let seen = self.seen.entry(at).or_insert(Seen { step, moved: false });
         let steps = step.saturating_sub(seen.step);
@@ -64,17 +67,19 @@ impl ConcurrencyTuner {
         self.images += steps as f64 * batch as f64;
     }
 
-    /// A trial has ended, after so many steps in all if it is done.
+    /// Records that a trial has ended; `steps` is its total number of steps if it finished.
     pub fn left(&mut self, at: usize, batch: usize, steps: Option<u64>) {
         if let Some(steps) = steps {
-            // One that was too short to tell how far it was is seen here for the first time.
+            // A trial too short to have reported progress is seen here for the first time.
             self.seen.entry(at).or_insert(Seen { step: 0, moved: true });
             self.reached(at, batch, steps);
         }
         self.seen.remove(&at);
     }
 
-    /// Decides, with those trials running and none to add: a line for the log where it is decided. Fewer than may run are the last.
+    /// Decides on the number of trials, given the trials that run when none can be added. Returns a
+    /// line for the log once the number is settled. Decides nothing while fewer trials run than
+    /// allowed: these are the last of the sweep.
     pub fn decide(&mut self, now: Instant, running: &[usize]) -> Option<String> {
         if self.settled || running.len() < self.limit {
             return None;
@@ -103,7 +108,8 @@ impl ConcurrencyTuner {
         self.settled.then(|| format!("{limit} at a time, as many as may be: {speed:.0} images/s"))
     }
 
-    /// Of so many that ran one found no memory; whether that was for the others.
+    /// Reduces the limit after one of `running` trials found no memory. Returns whether other
+    /// trials may have taken the memory.
     pub fn retreat(&mut self, running: usize) -> bool {
         (self.limit, self.settled) = (self.limit.min((running / 2).max(1)), true);
         running > 1
@@ -116,8 +122,9 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// A GPU that trains `speed(n)` images a second with n trials, each of `steps` steps of 10 images: how many it ends up with, what
-    /// was said, and the seconds that it took.
+    /// Simulates a GPU that trains `speed(n)` images per second with n trials, each of `steps`
+    /// steps of 10 images. Returns the settled number of trials, the log line, and the seconds
+    /// taken.
     fn settle(most: usize, steps: u64, speed: impl Fn(usize) -> f64) -> (usize, Option<String>, u64) {
         let start = Instant::now();
         let mut concurrency = ConcurrencyTuner::new(most, WINDOW);
@@ -158,7 +165,8 @@ mod tests {
         assert_eq!((limit, said.unwrap().as_str()), (6, "6 at a time, as many as may be: 6000 images/s"));
     }
 
-    /// Of trials that end all the time, which is most of what short ones do.
+    /// The images of trials that end during a measurement are counted, as happens most with short
+    /// trials.
     #[test]
     fn trials_that_end_meanwhile_are_counted() {
         assert_eq!(settle(32, 700, |n| (n as f64 * 1000.).min(3000.)).0, 4);
@@ -168,7 +176,7 @@ mod tests {
     fn what_went_on_before_it_was_looked_at_is_not_counted() {
         let mut concurrency = ConcurrencyTuner::new(4, SECOND);
         let start = Instant::now();
-        // Goes on from a checkpoint, and stands.
+        // The trial resumes from a checkpoint at step 1000 and has not trained yet.
         concurrency.reached(7, 10, 1000);
         assert!(concurrency.decide(start, &[7]).is_none() && concurrency.since.is_none(), "it has not trained yet");
         concurrency.reached(7, 10, 1001);
@@ -178,7 +186,8 @@ mod tests {
         assert_eq!((concurrency.before, concurrency.limit()), (Some((1, 10.)), 2));
         assert!(concurrency.decide(start + 4 * SECOND, &[7]).is_none(), "one trial is not two");
         assert_eq!((concurrency.retreat(2), concurrency.limit(), concurrency.retreat(1)), (true, 1, false));
-        // Three of eight at a time: only what ran alone has no one else to blame.
+        // Three of eight trials run out of memory one after another. Other trials may be the cause
+        // unless a trial ran alone.
         let mut concurrency = ConcurrencyTuner { limit: 8, ..ConcurrencyTuner::new(8, SECOND) };
         assert_eq!(
             [8, 7, 6].map(|running| (concurrency.retreat(running), concurrency.limit())),

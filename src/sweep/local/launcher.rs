@@ -1,4 +1,4 @@
-//! Runs the trials of a sweep on this machine, as many side by side as there are slots.
+//! Runs the trials of a sweep on this machine, one in each slot at a time.
 
 use crate::data::Watched;
 use crate::signals;
@@ -25,61 +25,62 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// How long a trial that took too long has to write its checkpoint: a step, or an evaluation, ends first.
+/// Time in which a trial that exceeded its limit can write its checkpoint: it first ends a step or
+/// an evaluation.
 const GRACE: Duration = Duration::from_secs(60);
-/// Most folders that an error names.
+/// Largest number of folders that an error names.
 const MOST_NAMED: usize = 10;
-/// How often it is looked whether a trial has ended.
+/// Interval at which the launcher checks whether a trial has ended.
 const PAUSE: Duration = Duration::from_millis(20);
-/// How often the view and the decisions on pruning are renewed.
+/// Interval at which the view and the decisions on pruning are renewed.
 const RENEW: Duration = Duration::from_millis(200);
 
-/// Runs trials.
+/// Launcher of the trials of a sweep.
 #[derive(Debug)]
 pub struct Launcher<'a> {
-    /// Where they run.
+    /// Store of the sweep, in which the trials run.
     pub store: &'a Store,
-    /// The one trial to run, by its hash; none for all.
+    /// Hash of the only trial to run; none runs all trials.
     pub only: Option<&'a str>,
-    /// What runs them.
+    /// Program that trains.
     pub program: Program,
-    /// Where.
+    /// Slots in which the trials run.
     pub slots: Vec<Slot>,
-    /// How long a number of trials side by side is measured, where it is to be found out how many of a GPU's slots are worth being
-    /// used; none where all are.
+    /// Time for which each number of trials side by side is measured, to find out how many slots of
+    /// a GPU are worth using; none uses all slots.
     pub growth: Option<Duration>,
-    /// What happens to those that fail.
+    /// Policy for trials that fail.
     pub policy: Policy,
-    /// Whether the first that fails ends the sweep.
+    /// Whether the first failed trial ends the sweep.
     pub stop_on_error: bool,
-    /// How long each may take.
+    /// Time limits of a trial.
     pub limits: Limits,
-    /// How long one that took longer has to write its checkpoint.
+    /// Time in which a trial that exceeded its limit can write its checkpoint.
     pub grace: Duration,
-    /// Set to stop.
+    /// Flag that stops the sweep when set.
     pub stop: Arc<AtomicBool>,
 }
 
-/// How a sweep ended.
+/// Outcome of a sweep.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
-    /// Trials of the sweep.
+    /// Number of trials of the sweep.
     pub trials: usize,
-    /// Those that have a result.
+    /// Number of trials that have a result.
     pub finished: usize,
-    /// Those that were stopped early.
+    /// Number of trials that were pruned.
     pub pruned: usize,
-    /// The folders of those that failed, in the order of the plan.
+    /// Folders of the failed trials, in the order of the plan.
     pub failed: Vec<PathBuf>,
-    /// Whether it was stopped by a signal.
+    /// Whether a signal stopped the sweep before all trials had ended.
     pub interrupted: bool,
 }
 
 impl Outcome {
-    /// Whether all trials are finished, or pruned.
+    /// Checks that no trial failed and the sweep was not interrupted.
     ///
     /// # Errors
-    /// Says what is not, for the end of the command.
+    /// Names the interruption or the failed trials, for the end of the command.
     pub fn check(&self) -> Result<()> {
         if self.interrupted {
             bail!("interrupted: the same command goes on from here");
@@ -96,15 +97,17 @@ impl Outcome {
     }
 }
 
-/// A flag that SIGINT, SIGTERM and SIGHUP set from now on, in place of ending the process. The second signal ends it at
-/// once, and does not wait for its trials' checkpoints. A signal that is ignored, as nohup has it, stays so.
+/// Returns a flag that SIGINT, SIGTERM and SIGHUP set from now on, instead of ending the process.
+/// The second signal ends the process at once, without waiting for the checkpoints of its trials. A
+/// signal that is ignored, as under nohup, stays ignored.
 pub fn stop_signals() -> Result<Arc<AtomicBool>> {
     let heard: Vec<libc::c_int> = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|signal| !is_ignored(*signal)).collect();
     signals::stop_flag(&heard, &heard)
 }
 
 fn is_ignored(signal: libc::c_int) -> bool {
-    // SAFETY: sigaction without a new action only fills the structure that it is given, and all zeros is a valid one.
+    // SAFETY: sigaction without a new action only fills the structure that is passed in, and all
+    // zeros is a valid one.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         libc::sigaction(signal, std::ptr::null(), &mut action) == 0 && action.sa_sigaction == libc::SIG_IGN
@@ -119,20 +122,21 @@ struct Run<'a> {
     running: Vec<Running>,
     view: View,
     curves: Curves,
-    /// Those of the baseline, which are not pruned.
+    /// Hashes of the baseline's trials, which are not pruned.
     kept: HashSet<String>,
     /// GPUs that failed.
     lost: HashSet<String>,
-    /// The workers, by their GPU.
+    /// The workers, by GPU.
     workers: HashMap<Option<String>, Rc<RefCell<Worker>>>,
-    /// The trials of each GPU, where their number is to be found out.
+    /// Tuners of the number of trials on each GPU, if that number is to be found out.
     crowds: HashMap<Option<String>, ConcurrencyTuner>,
-    /// No trial is started any more; why, where it is an error of its own.
+    /// Set once no more trials are started; holds the reason if the end is an error of its own.
     ending: Option<Option<String>>,
 }
 
 impl<'a> Launcher<'a> {
-    /// Of all trials, which may take as long as they do and fail without an end of the others; nothing is tried again.
+    /// Returns a launcher of all trials, without time limits; a failed trial is not retried and
+    /// does not end the sweep.
     pub fn new(store: &'a Store, program: Program, slots: Vec<Slot>) -> Launcher<'a> {
         Launcher {
             store,
@@ -148,12 +152,12 @@ impl<'a> Launcher<'a> {
         }
     }
 
-    /// Runs every trial that is pending, and says on stderr why so many side by side, which one runs and how it went.
-    /// Trials that another process runs are waited for.
+    /// Runs every pending trial, and reports on stderr the `reason` for the number of slots, which
+    /// trials run and how they ended. Waits for trials that another process runs.
     ///
     /// # Errors
-    /// A damaged result of an earlier run; that the disk is full; that the program can't be started at all. The trials
-    /// that run are told to write their checkpoints first.
+    /// A damaged result of an earlier run, a full disk, or a program that can't be started at all.
+    /// The running trials are told to write their checkpoints first.
     pub fn run(&self, plan: &Plan, reason: &str) -> Result<Outcome> {
         let mut queue = Queue::new(self.store, plan, self.policy)?;
         if let Some(hash) = self.only {
@@ -201,7 +205,7 @@ impl<'a> Launcher<'a> {
 }
 
 impl Run<'_> {
-    /// Until nothing runs and nothing is left.
+    /// Runs trials until none is running or pending.
     fn all(&mut self) -> Result<()> {
         let mut renewed: Option<Instant> = None;
         let mut waiting_for = 0;
@@ -239,7 +243,7 @@ impl Run<'_> {
         }
     }
 
-    /// Starts a trial in each slot that is free.
+    /// Starts a trial in each free slot.
     fn fill(&mut self) -> Result<()> {
         for (place, slot) in self.launcher.slots.iter().enumerate() {
             let lost = slot.gpu.as_ref().is_some_and(|gpu| self.lost.contains(gpu));
@@ -258,7 +262,8 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// The worker for a trial in a slot: its GPU's, which is started where there is none; none for one that has a process.
+    /// Returns the worker for a trial in a slot: that of the slot's GPU, started if there is none.
+    /// Returns none for a trial that runs in a process of its own.
     fn worker(&mut self, slot: &Slot, claim: &Claim) -> Result<Option<Rc<RefCell<Worker>>>> {
         if !slot.shared || claim.is_alone() {
             return Ok(None);
@@ -274,7 +279,7 @@ impl Run<'_> {
         Ok(Some(worker))
     }
 
-    /// Looks whether more trials side by side make a GPU faster.
+    /// Decides for each GPU whether more trials side by side make it faster.
     fn grow(&mut self) {
         let now = Instant::now();
         for (gpu, concurrency) in &mut self.crowds {
@@ -304,7 +309,7 @@ impl Run<'_> {
             let trial = self.running.swap_remove(place);
             let (at, title) = (trial.claim.at(), title(self.queue.trials(), trial.claim.at()));
             let memory = Some(machine::most_memory_of_children());
-            // The trial is as good as stopped: it goes on once there is room.
+            // A full disk counts as a stop: the trial continues once there is room.
             let end = if death.disk_full { End::Stopped } else { self.spared(&trial, death.end) };
             let settled = self.queue.settle(trial.claim, end, memory)?;
             if let Some(concurrency) = self.crowds.get_mut(&self.launcher.slots[trial.slot].gpu) {
@@ -340,7 +345,8 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// The end of a trial; where it was one too many for the memory of its GPU, that is no failure of its own.
+    /// Returns the end of a trial. If the number of trials on a GPU is being tuned, a trial that
+    /// found no memory there beside others is evicted instead of failed, and fewer run from now on.
     fn spared(&mut self, trial: &Running, end: End) -> End {
         let gpu = |trial: &Running| &self.launcher.slots[trial.slot].gpu;
         let running = 1 + self.running.iter().filter(|other| gpu(other) == gpu(trial)).count();
@@ -355,7 +361,7 @@ impl Run<'_> {
         }
     }
 
-    /// Takes out the GPU of a slot; without any left the sweep ends.
+    /// Takes out the GPU of a slot; if none is left, the sweep ends.
     fn lose(&mut self, slot: usize, why: &str) {
         let slots = &self.launcher.slots;
         let Some(gpu) = &slots[slot].gpu else { return };
@@ -370,7 +376,7 @@ impl Run<'_> {
         }
     }
 
-    /// Ends the trials that the file's rule stops.
+    /// Stops the trials that the sweep's pruning rule selects.
     fn prune(&mut self) {
         let Some(rule) = &self.plan.prune else { return };
         let store = self.launcher.store;
@@ -393,12 +399,13 @@ impl Run<'_> {
         }
     }
 
-    /// Tells all trials to end, and waits for them; what that leaves to be written is written as far as it can be.
+    /// Tells all running trials to end, waits for them, and records their ends as far as the disk
+    /// allows.
     fn stop_all(&mut self) {
         self.running.iter_mut().for_each(Running::stop);
         let mut left = usize::MAX;
-        // One whose record can't be written is let go of, and goes on another time all the same. An error that lets go
-        // of none is for good.
+        // A trial whose record can't be written is dropped from `running`, and continues another
+        // time all the same. An error that drops no trial is permanent.
         while !self.running.is_empty() && (self.collect().is_ok() || self.running.len() < left) {
             left = self.running.len();
             std::thread::sleep(PAUSE);
@@ -421,7 +428,7 @@ impl Run<'_> {
     }
 }
 
-/// What earlier runs have left.
+/// Says how many trials earlier runs have finished or failed.
 pub fn say_what_is_there(view: &View, queue: &Queue) {
     let (tally, trials) = (queue.tally(), queue.trials().len());
     if tally.done > 0 {
@@ -439,18 +446,18 @@ fn progress(queue: &Queue) -> Progress {
     Progress { settled: tally.done + failed + pruned, trials, failed, pruned, elsewhere }
 }
 
-/// `[3/12] maconv bypass=true seed 0`.
+/// Returns the title of a trial, such as `[3/12] maconv bypass=true seed 0`.
 pub fn title(trials: &[(&Point, &Trial)], at: usize) -> String {
     let (point, trial) = trials[at];
     format!("[{}/{}] {}", at + 1, trials.len(), name(point, trial))
 }
 
-/// `maconv bypass=true seed 0`.
+/// Returns the name of a trial, such as `maconv bypass=true seed 0`.
 pub fn name(point: &Point, trial: &Trial) -> String {
     format!("{} seed {}", point.title, trial.config.seed)
 }
 
-/// What a finished trial says on one line.
+/// Returns a one-line summary of a finished trial.
 pub fn summary(result: &TrialResult) -> String {
     let compact = result.compact.as_ref().map_or("not foldable".into(), |form| format!("compact {:.2} %", form.top1));
     format!("top-1 expanded {:.2} %, {compact}, {:.0} s", result.expanded.top1, result.seconds)

@@ -1,14 +1,15 @@
-//! What this machine says of itself: cores, free memory, and how often its kernel ended a process for want of memory.
+//! State of this machine: cores, free memory, and the number of processes that its kernel killed
+//! for lack of memory.
 
 use std::path::{Path, PathBuf};
 
-/// Cores that this process may use.
+/// Returns the number of cores that this process may use.
 pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// Bytes that are free: of the machine, or of what this process's group may use, the less. None where the system
-/// doesn't tell.
+/// Returns the free memory in bytes, of the machine or of this process's control group, whichever
+/// is less. None if the system doesn't report it.
 pub fn free_memory() -> Option<u64> {
     let machine = keyed(Path::new("/proc/meminfo"), "MemAvailable:").map(|kilobytes| kilobytes << 10);
     let group = [("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")];
@@ -19,16 +20,17 @@ pub fn free_memory() -> Option<u64> {
     machine.into_iter().chain(group.into_iter().filter_map(left)).min()
 }
 
-/// How many processes the kernel has killed since it started because memory was spent: in this process's group where it
-/// counts them, else on the whole machine. None where the system doesn't tell.
+/// Returns the number of processes that the kernel has killed for lack of memory since it started:
+/// in this process's control group if the group counts them, otherwise on the whole machine. None
+/// if the system doesn't report it.
 pub fn out_of_memory_kills() -> Option<u64> {
     let group = ["memory.events", "memory.oom_control"].into_iter().filter_map(in_group);
     group.chain([PathBuf::from("/proc/vmstat")]).find_map(|path| keyed(&path, "oom_kill"))
 }
 
-/// The largest part of memory, in bytes, that any child process had that was waited for.
+/// Returns the largest peak memory, in bytes, of any child process that has been waited for.
 pub fn most_memory_of_children() -> u64 {
-    // SAFETY: getrusage fills the structure that it is given, and all zeros is a valid one.
+    // SAFETY: getrusage fills the structure that is passed in, and all zeros is a valid one.
     let usage = unsafe {
         let mut usage: libc::rusage = std::mem::zeroed();
         libc::getrusage(libc::RUSAGE_CHILDREN, &mut usage);
@@ -38,7 +40,7 @@ pub fn most_memory_of_children() -> u64 {
     usage.ru_maxrss.unsigned_abs() * unit
 }
 
-/// A file of the control group that counts this process's memory, of either version of the groups.
+/// Returns the path of a file of this process's memory control group, in version 1 or 2.
 fn in_group(name: &str) -> Option<PathBuf> {
     let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
     let places = groups.lines().filter_map(|line| {
@@ -48,13 +50,13 @@ fn in_group(name: &str) -> Option<PathBuf> {
             "memory" => "/sys/fs/cgroup/memory",
             _ => return None,
         };
-        // In a container the group itself is what is mounted at the root.
+        // In a container the group itself is mounted at the root.
         Some([Path::new(root).join(path.trim_start_matches('/')).join(name), Path::new(root).join(name)])
     });
     places.flatten().find(|path| path.is_file())
 }
 
-/// The number behind a word at the start of a line.
+/// Returns the number behind the word `key` at the start of a line.
 fn keyed(path: &Path, key: &str) -> Option<u64> {
     let text = std::fs::read_to_string(path).ok()?;
     let mut lines = text.lines().map(str::split_whitespace);

@@ -1,4 +1,4 @@
-//! Trials on this machine: as child processes or in workers, side by side in slots.
+//! Runs trials on this machine, as child processes or in workers, side by side in slots.
 
 pub mod child;
 pub mod concurrency;

@@ -1,4 +1,5 @@
-//! NVIDIA's Multi-Process Service: with it processes that share a GPU run side by side there; without it they take turns.
+//! NVIDIA's Multi-Process Service (MPS). With MPS, processes that share a GPU run side by side;
+//! without it, they take turns.
 
 use crate::sweep::local::program::end_with_parent;
 use std::ffi::{OsStr, OsString};
@@ -9,15 +10,16 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// The program of its control daemon.
+/// Program of the MPS control daemon.
 pub const CONTROL: &str = "nvidia-cuda-mps-control";
-/// Where processes find a service. One that is set is somebody's own, and stays.
+/// Environment variable with the folder in which processes find a service. A value that the user
+/// has set names the user's own service and is kept.
 pub const PIPES: &str = "CUDA_MPS_PIPE_DIRECTORY";
 
-/// How long it has to start and to end.
+/// Time limit for the service to start, and for it to end.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A service, for as long as this lives.
+/// A running service. Ends on drop.
 #[derive(Debug)]
 pub struct Service {
     control: OsString,
@@ -26,17 +28,18 @@ pub struct Service {
 }
 
 impl Service {
-    /// Starts one, for the GPUs that this process sees. It ends when this process does.
+    /// Starts a service for the GPUs that this process sees. The service ends when this process
+    /// does.
     ///
     /// # Errors
-    /// Why there is none, on one line.
+    /// The reason why no service was started, on one line.
     pub fn start(control: &OsStr) -> Result<Service, String> {
         let because = |error: std::io::Error| format!("{}: {error}", control.to_string_lossy());
         let folder = TempDir::new().map_err(because)?;
         let mut command = with_folder(control, folder.path());
         let parent = std::process::id();
         command.arg("-f").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
-        // SAFETY: between fork and exec these are bare system calls.
+        // SAFETY: between fork and exec only bare system calls run.
         unsafe { command.pre_exec(move || end_with_parent(parent)) };
         let daemon = command.spawn().map_err(because)?;
         let mut service = Service { control: control.into(), daemon, folder };
@@ -53,7 +56,7 @@ impl Service {
         Ok(service)
     }
 
-    /// What a process that is to use it has in its environment.
+    /// Returns the environment variables of a process that is to use the service.
     pub fn environment(&self) -> Vec<(OsString, OsString)> {
         vec![(PIPES.into(), self.folder.path().into())]
     }
@@ -76,7 +79,7 @@ fn with_folder(control: &OsStr, folder: &Path) -> Command {
 }
 
 impl Drop for Service {
-    /// Asks it to end, so that its servers do too, and kills it where it does not.
+    /// Asks the daemon to quit, so that its servers end too, and kills it after the time limit.
     fn drop(&mut self) {
         let _ = self.quit();
         let asked = Instant::now();
@@ -95,7 +98,8 @@ impl Drop for Service {
 mod tests {
     use super::*;
 
-    /// A program in the place of NVIDIA's: `daemon` is what it does with -f, and else it tells the daemon what it reads.
+    /// Writes a stand-in for NVIDIA's program: with -f it runs `daemon`; otherwise it records its
+    /// input in `told` and kills the daemon.
     fn pretended(folder: &Path, daemon: &str) -> OsString {
         use std::os::unix::fs::PermissionsExt;
         let path = folder.join("control.sh");

@@ -1,4 +1,4 @@
-//! The program that trains: how it is started, told to end, and what it said last.
+//! The training program: starting it, sending it signals, and reading the last line of its log.
 
 use crate::sweep::local::slots::Slot;
 use anyhow::{Context, Result};
@@ -9,10 +9,11 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-/// This program, as a trial is started with it: by its launcher, which says what is missing on another machine.
+/// Returns the path of this program as a trial is started with it: that of its launcher if there is
+/// one, because the launcher reports missing libraries on another machine.
 ///
 /// # Errors
-/// The system does not say where it lies.
+/// The system does not report the path of this program.
 pub fn own_program() -> std::io::Result<PathBuf> {
     let own = std::env::current_exe()?;
     let launcher = own.with_file_name(env!("CARGO_PKG_NAME"));
@@ -20,33 +21,34 @@ pub fn own_program() -> std::io::Result<PathBuf> {
     Ok(if is_launched { launcher } else { own })
 }
 
-/// What `src/launcher.rs` becomes.
+/// File name of the program that the launcher `src/launcher.rs` starts.
 const LAUNCHED: &str = "foldconv-libtorch";
 
-/// How a trial is started.
+/// The training program and its settings.
 #[derive(Clone, Debug)]
 pub struct Program {
-    /// The program that trains, and its first arguments; `train CONFIG --out FOLDER` or `worker FOLDER` and more follows.
+    /// Program and its first arguments; `train CONFIG --out FOLDER` or `worker FOLDER` and more
+    /// arguments follow.
     pub command: Vec<OsString>,
-    /// The device, where a slot has no GPU of its own.
+    /// Device of a slot without a GPU of its own.
     pub device: String,
-    /// Whether several run side by side.
+    /// Whether several trials run side by side.
     pub shares: bool,
-    /// More variables of its environment.
+    /// Additional environment variables.
     pub environment: Vec<(OsString, OsString)>,
 }
 
 impl Program {
-    /// With nothing beside it.
+    /// Creates a program that runs alone, without additional environment variables.
     pub fn new(command: Vec<OsString>, device: &str) -> Program {
         Program { command, device: device.into(), shares: false, environment: Vec::new() }
     }
 
-    /// What runs in a slot, in a process group of its own: a Ctrl-C at the terminal reaches it once, through its launcher. `log` is
-    /// where its stderr goes.
+    /// Returns the command that runs in a slot, with its stderr in `log`. The process has a group
+    /// of its own, so that a Ctrl-C at the terminal reaches it once, through its launcher.
     ///
     /// # Errors
-    /// There is no program.
+    /// The program is empty.
     pub fn command(&self, arguments: &[&OsStr], slot: &Slot, log: File) -> Result<Command> {
         let (name, first) = self.command.split_first().context("no program to train with")?;
         let mut command = Command::new(name);
@@ -56,37 +58,39 @@ impl Program {
             command.env("CUDA_VISIBLE_DEVICES", gpu);
         }
         if self.shares && std::env::var_os("OMP_WAIT_POLICY").is_none() {
-            // Threads that spin while they wait take the cores from the trials beside them.
+            // Threads that spin while they wait take cores from the other trials.
             command.env("OMP_WAIT_POLICY", "PASSIVE");
         }
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).process_group(0);
         let parent = std::process::id();
-        // SAFETY: between fork and exec these are bare system calls.
+        // SAFETY: between fork and exec only bare system calls run.
         unsafe { command.pre_exec(move || end_with_parent(parent)) };
         Ok(command)
     }
 
-    /// Starts what [`Program::command`] began.
+    /// Starts a command made by [`Program::command`].
     ///
     /// # Errors
-    /// The system's.
+    /// I/O errors from starting the program.
     pub fn spawn(command: &mut Command) -> Result<Child> {
         command.spawn().with_context(|| format!("{}: cannot start", OsStr::to_string_lossy(command.get_program())))
     }
 }
 
-/// The child must not have been waited for, so that the number is still its own.
+/// Sends a signal to a child. The child must not have been waited for, so that its process id is
+/// still its own.
 pub fn signal(child: &Child, signal: libc::c_int) {
     // SAFETY: a bare system call.
     unsafe { libc::kill(child.id() as libc::pid_t, signal) };
 }
 
-/// For a child before its program starts. Were the launcher killed outright, the trial would train on with nobody to write how it
-/// ended; so it writes its checkpoint and ends too.
+/// Makes a child process receive SIGTERM when its parent ends; runs in the child before its program
+/// starts. If the launcher is killed, nobody could record how a trial ended, so the trial writes
+/// its checkpoint and ends too.
 ///
 /// # Errors
-/// The launcher is gone already.
+/// The parent has already ended.
 #[cfg(target_os = "linux")]
 pub fn end_with_parent(parent: u32) -> std::io::Result<()> {
     // SAFETY: bare system calls.
@@ -94,11 +98,11 @@ pub fn end_with_parent(parent: u32) -> std::io::Result<()> {
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
         libc::getppid() != parent as libc::pid_t
     };
-    // It was killed before it could be said.
+    // The parent was killed before PR_SET_PDEATHSIG was set.
     if lost { Err(std::io::Error::from_raw_os_error(libc::ESRCH)) } else { Ok(()) }
 }
 
-/// Nothing where the system can't do it.
+/// Does nothing where the system can't tie a child to its parent.
 ///
 /// # Errors
 /// None.
@@ -107,7 +111,8 @@ pub fn end_with_parent(_parent: u32) -> std::io::Result<()> {
     Ok(())
 }
 
-/// The last line of a file behind an offset, without the program's name; empty if there is none.
+/// Returns the last line of a file after the offset `from`, without the program's name; empty if
+/// there is none. Reads the last 4096 bytes at most.
 pub fn last_line(file: &mut File, from: u64) -> String {
     const ENOUGH: u64 = 4096;
     let mut read = || -> std::io::Result<Vec<u8>> {

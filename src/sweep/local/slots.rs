@@ -1,33 +1,33 @@
-//! How many trials run side by side on this machine, and what each of them has of it.
+//! The number of trials side by side on this machine, and each trial's share of it.
 
 use crate::bad_request;
 use anyhow::Result;
 use clap::ValueEnum;
 
-/// What a trial is taken to need until one has run and was measured, in bytes.
+/// Memory that a trial is assumed to need until one has been measured, in bytes.
 const GUESS: u64 = 1 << 30;
 
 /// A place in which one trial at a time runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Slot {
-    /// The GPU, as CUDA_VISIBLE_DEVICES names it; none where the trial sees what this process sees.
+    /// GPU, as CUDA_VISIBLE_DEVICES names it; none if the trial sees the devices of this process.
     pub gpu: Option<String>,
     /// Number of CPU threads.
     pub threads: usize,
-    /// How many of its GPU's slots come before it.
+    /// Number of slots of the same GPU that come before this one.
     pub before: usize,
-    /// Whether its trials share a worker with those of its GPU's other slots.
+    /// Whether the slots of the GPU share one worker.
     pub shared: bool,
 }
 
 impl Slot {
-    /// A process on the CPU.
+    /// Creates a slot for processes on the CPU.
     pub fn cpu(threads: usize) -> Slot {
         Slot { gpu: None, threads, before: 0, shared: false }
     }
 }
 
-/// How trials share a GPU.
+/// Way in which trials share a GPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Share {
     /// In one process, each with its own stream and recorded steps
@@ -37,72 +37,74 @@ pub enum Share {
 }
 
 impl Share {
-    /// The one that is taken where nothing is said: without recorded steps one thread can't keep a GPU busy.
+    /// Returns the default: a worker if steps are recorded as CUDA graphs, because without recorded
+    /// steps one thread can't keep a GPU busy.
     fn usual() -> Share {
         if cfg!(feature = "cuda-graphs") { Share::Worker } else { Share::Processes }
     }
 }
 
-/// How many trials share a GPU.
+/// Number of trials on each GPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PerGpu {
-    /// So many.
+    /// A fixed number.
     Count(usize),
-    /// As many as make it faster, at most [`MOST`].
+    /// As many as make the GPU faster, at most [`MOST`].
     Auto,
 }
 
-/// Most trials that are tried on one GPU.
+/// Largest number of trials that are tried on one GPU.
 pub const MOST: usize = 32;
 
-/// What was asked for.
+/// Parallelism that the user requested.
 #[derive(Clone, Debug, Default)]
 pub struct Parallelism {
-    /// Trials side by side.
+    /// Number of trials side by side.
     pub jobs: Option<usize>,
-    /// Threads of each.
+    /// Number of threads of each trial.
     pub threads: Option<usize>,
-    /// The GPUs to use; none for all that are visible.
+    /// GPUs to use; empty for all visible GPUs.
     pub gpus: Vec<String>,
-    /// Trials side by side on each GPU.
+    /// Number of trials side by side on each GPU.
     pub per_gpu: Option<PerGpu>,
-    /// How they share it.
+    /// Way in which trials share a GPU.
     pub share: Option<Share>,
 }
 
-/// What there is to run on, and what is to run.
+/// Resources of the machine and size of the sweep.
 #[derive(Clone, Debug)]
 pub struct Resources {
-    /// Cores.
+    /// Number of cores.
     pub cores: usize,
-    /// Bytes of memory that are free, if that is known.
+    /// Free memory in bytes, if known.
     pub memory: Option<u64>,
     /// Whether trials run on a GPU.
     pub cuda: bool,
-    /// The GPUs that trials may be spread over, as `CUDA_VISIBLE_DEVICES` names them.
+    /// GPUs over which trials may be spread, as `CUDA_VISIBLE_DEVICES` names them.
     pub visible: Vec<String>,
-    /// Trials of the sweep. Not those that are left, so that a sweep that goes on divides the machine as it did before.
+    /// Number of all trials of the sweep, not only the pending ones, so that a resumed sweep
+    /// divides the machine as before.
     pub trials: usize,
-    /// The most memory that a trial had so far, in bytes.
+    /// Largest memory of a trial so far, in bytes, if measured.
     pub measured: Option<u64>,
 }
 
-/// The slots, and why there are so many.
+/// The slots of a sweep, and the reason for their number.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SlotLayout {
-    /// At least one.
+    /// At least one slot.
     pub slots: Vec<Slot>,
-    /// Whether it is to be found out how many of a GPU's slots are worth being used.
+    /// Whether the launcher finds out how many slots of a GPU are worth using.
     pub grows: bool,
-    /// On one line.
+    /// Number of slots and threads and the reason, on one line.
     pub reason: String,
 }
 
 impl SlotLayout {
-    /// Divides a machine.
+    /// Divides a machine into slots.
     ///
     /// # Errors
-    /// A [`crate::error::BadRequest`]: GPUs are asked for where trials run on the CPU.
+    /// A [`crate::error::BadRequest`] if GPUs are requested but trials run on the CPU.
     pub fn new(parallelism: &Parallelism, means: &Resources) -> Result<SlotLayout> {
         if !means.cuda && (!parallelism.gpus.is_empty() || parallelism.per_gpu.is_some() || parallelism.share.is_some())
         {
@@ -118,7 +120,7 @@ impl SlotLayout {
         let grows = means.cuda && parallelism.per_gpu == Some(PerGpu::Auto);
         let threads = parallelism.threads.unwrap_or(means.cores / jobs).max(1);
         let shared = means.cuda && jobs > each && parallelism.share.unwrap_or(Share::usual()) == Share::Worker;
-        // One after the other over the GPUs, so that few trials are spread.
+        // Slots go round-robin over the GPUs, so that a few trials are spread.
         let slot = |job: usize| Slot { gpu: gpus.get(job % each).cloned(), threads, before: job / each, shared };
         let slots = (0..jobs).map(slot).collect();
         let threads = if threads == 1 { "1 thread".into() } else { format!("{threads} threads") };
@@ -150,7 +152,7 @@ fn on_cpu(parallelism: &Parallelism, means: &Resources) -> (usize, String) {
         return (jobs, "as --jobs says".into());
     }
     let by_cores = (means.cores / parallelism.threads.unwrap_or(1)).max(1);
-    // A tenth more than was seen, since no two trials are alike.
+    // A tenth more than was measured, since trials differ.
     let need = means.measured.map_or(GUESS, |bytes| bytes + bytes / 10).max(1);
     let by_memory = means.memory.map_or(usize::MAX, |free| (free / need) as usize).max(1);
     let gigabytes = |bytes: u64| bytes as f64 / f64::from(1 << 30);
@@ -179,7 +181,7 @@ mod tests {
         Resources { cores: 16, memory: Some(64 * GB), cuda: false, visible: Vec::new(), trials: 100, measured: None }
     }
 
-    /// Number of slots, threads of each and the reason.
+    /// Returns the number of slots, the threads of each slot and the reason.
     fn layout(parallelism: Parallelism, means: Resources) -> (usize, usize, String) {
         let layout = SlotLayout::new(&parallelism, &means).unwrap();
         assert!(layout.slots.iter().all(|slot| slot.threads == layout.slots[0].threads));

@@ -1,4 +1,5 @@
-//! What the sweep keys of a file say: `axes` or `vary`, `baseline`, `seeds`, `prune`; and how their values are called in tables.
+//! The sweep keys of a file, `axes` or `vary`, `baseline`, `seeds` and `prune`, and the labels of
+//! their values in tables.
 
 use crate::bad_request;
 use crate::config::{Document, Mapping, Value};
@@ -9,29 +10,31 @@ use std::collections::BTreeSet;
 /// One config key and the values that a sweep gives it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Axis {
-    /// The dotted key of a value, or the name of a whole section.
+    /// Dotted key of a value, or the name of a whole section.
     pub key: String,
-    /// Its values. None for the section that a baseline replaces and no axis touches: there it tells the two apart.
+    /// Values of the axis. Empty for a section that the baseline replaces and that has no axis of
+    /// its own; such an axis tells the baseline from the other points.
     pub values: Vec<Value>,
 }
 
 /// The sweep keys of a file, checked.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SweepKeys {
-    /// Whether the axes span a grid (`axes`); else one is varied at a time (`vary`).
+    /// True for a grid over all axes (`axes`), false if one axis varies at a time (`vary`).
     pub grid: bool,
-    /// In the order of the file.
+    /// Axes in the order of the file.
     pub axes: Vec<Axis>,
-    /// The sections of the point that the others are compared with; empty if there is none.
+    /// Sections of the baseline, the point that the other points are compared with; empty if there
+    /// is no baseline.
     pub baseline: Mapping,
-    /// The seeds, if the file gives any.
+    /// Seeds, if the file gives any.
     pub seeds: Option<Vec<u64>>,
-    /// Which trials are stopped early, if any.
+    /// Rule for stopping trials early, if any.
     pub prune: Option<Prune>,
 }
 
 impl SweepKeys {
-    /// Reads and checks them.
+    /// Reads and checks the sweep keys of a file.
     ///
     /// # Errors
     /// A [`crate::error::BadRequest`] that names the file and the key.
@@ -57,12 +60,13 @@ impl SweepKeys {
         Ok(SweepKeys { grid, axes, baseline, seeds, prune })
     }
 
-    /// Whether the baseline replaces the section in which a key lies.
+    /// Returns true if the baseline replaces the section that contains `key`.
     pub fn baseline_replaces(&self, key: &str) -> bool {
         self.baseline.contains_key(section_of(key))
     }
 
-    /// The baseline's label under an axis: what it puts in the section, under one axis of that section; a dash under the others.
+    /// Returns the baseline's label under an axis: the value that the baseline puts in the section
+    /// under one axis of that section, and a dash under the section's other axes.
     pub fn baseline_label(&self, axis: &Axis) -> String {
         let section = section_of(&axis.key);
         let inside = || self.axes.iter().filter(|axis| section_of(&axis.key) == section);
@@ -75,15 +79,15 @@ impl SweepKeys {
     }
 }
 
-/// What stands where a point has no value.
+/// Label of an axis on which a point has no value.
 pub const DASH: &str = "–";
 
-/// The part of a dotted key before the first dot.
+/// Returns the part of a dotted key before the first dot.
 fn section_of(key: &str) -> &str {
     key.split('.').next().unwrap_or(key)
 }
 
-/// `which` is `axes` or `vary`.
+/// Reads the axes. `which` is `axes` or `vary`.
 fn axes(value: &Value, which: &str, document: &Document) -> Result<Vec<Axis>> {
     let place = || format!("{}: {which}", document.place(which));
     let Value::Mapping(mapping) = value else {
@@ -140,7 +144,8 @@ fn seeds(value: &Value, document: &Document) -> Result<Vec<u64>> {
     let place = || format!("{}: seeds", document.place("seeds"));
     let seeds: Option<Vec<u64>> = match value {
         Value::Sequence(seeds) => seeds.iter().map(Value::as_u64).collect(),
-        // Bounded before it is collected; the plan refuses what is too much for a sweep.
+        // Bounded before the seeds are collected; the plan refuses numbers that are too large for a
+        // sweep.
         _ => value.as_u64().map(|n| (0..n.min(1 << 20)).collect()),
     };
     let Some(seeds) = seeds else {
@@ -156,12 +161,12 @@ fn seeds(value: &Value, document: &Document) -> Result<Vec<u64>> {
     Ok(seeds)
 }
 
-/// A value as a table shows it: `0.35`, `true`, `mobilenet_v2 width=0.35`.
+/// Returns the label of a value in tables: `0.35`, `true`, `mobilenet_v2 width=0.35`.
 pub fn label(value: &Value) -> String {
     match value {
         Value::Null => "null".into(),
         Value::Bool(flag) => flag.to_string(),
-        // 1 and 1.0 are one value of a config, so one label.
+        // 1 and 1.0 are the same value in a config, so they have the same label.
         Value::Number(number) => match (number.as_u64(), number.as_i64(), number.as_f64()) {
             (Some(number), ..) => number.to_string(),
             (_, Some(number), _) => number.to_string(),
@@ -180,7 +185,8 @@ pub fn label(value: &Value) -> String {
     }
 }
 
-/// The options of a section as `key=value`, nested ones as `key.key=value`; `name` stands before them.
+/// Appends the options of a section to `parts` as `key=value`, nested options as `key.key=value`.
+/// Leaves out `name`, which [`label`] puts first.
 fn options(mapping: &Mapping, prefix: &str, parts: &mut Vec<String>) {
     for (key, value) in mapping {
         let key = format!("{prefix}{}", label(key));
@@ -192,7 +198,8 @@ fn options(mapping: &Mapping, prefix: &str, parts: &mut Vec<String>) {
     }
 }
 
-/// A value with as much of its key as it takes to know what it is: `bypass=true`, but `maconv`.
+/// Returns the label of a value with as much of its key as is needed to understand it:
+/// `bypass=true`, but `maconv`.
 pub fn short(key: &str, label: &str) -> String {
     match key.rsplit_once('.') {
         None if key != "apply_to" => label.into(),

@@ -1,4 +1,5 @@
-//! A sweep file -> its points, each with one trial a seed; every config is resolved and checked here, before any is trained.
+//! Planning of a sweep: from a sweep file to its points, each with one trial per seed. All configs
+//! are resolved and checked here, before any trial is trained.
 
 pub mod axes;
 pub mod paper;
@@ -14,67 +15,70 @@ use crate::sweep::plan::prune::Prune;
 use anyhow::{Context, Result};
 use std::collections::{HashMap, HashSet};
 
-/// More trials than this are a slip in a file.
+/// Maximum number of trials of a sweep. A file with more is taken for a mistake.
 const MOST_TRIALS: usize = 100_000;
 
 /// The trials of a sweep file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
-    /// The keys of the coordinates, in the order of the file.
+    /// Keys of the coordinates, in the order of the file.
     pub axes: Vec<String>,
-    /// Whether the points are a grid over the axes; else they differ from a base point in one key each.
+    /// True if the points are a grid over the axes, false if they differ from a base point in one
+    /// key each.
     pub grid: bool,
-    /// In a grid the first axis is slowest and a baseline stands before the points that it is compared with.
+    /// The points. In a grid the first axis is slowest, and a baseline comes before the points that
+    /// are compared with it.
     pub points: Vec<Point>,
-    /// Which trials are stopped early, if any.
+    /// Rule for stopping trials early, if any.
     pub prune: Option<Prune>,
-    /// What a paper gives for them.
+    /// Figures that a paper gives for the points, if the file has any.
     pub paper: Option<Paper>,
 }
 
-/// What is trained once a seed.
+/// A config that is trained once per seed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Point {
-    /// One an axis.
+    /// Coordinates of the point, one per axis.
     pub coordinates: Vec<Coordinate>,
-    /// What tells it from the other points: `maconv bypass=true`.
+    /// Title that tells the point from the other points: `maconv bypass=true`.
     pub title: String,
-    /// Whether it is of the baseline, which is never pruned: the others are compared with it.
+    /// True for a point of the baseline, which is never pruned, because other points are compared
+    /// with it.
     pub baseline: bool,
-    /// One a seed.
+    /// Trials of the point, one per seed.
     pub trials: Vec<Trial>,
-    /// The place of the baseline that it is compared with.
+    /// Index in [`Plan::points`] of the baseline that the point is compared with.
     pub compared_with: Option<usize>,
 }
 
-/// The place of a point on one axis.
+/// The position of a point on one axis.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Coordinate {
-    /// The axis.
+    /// Key of the axis.
     pub key: String,
-    /// Its value, as a table shows it under the key.
+    /// Label of the value in a table column headed by the key.
     pub label: String,
-    /// Its value where no key stands above it: `bypass=true`.
+    /// Label of the value where no key is shown above it: `bypass=true`.
     pub short: String,
 }
 
 /// One training run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Trial {
-    /// Resolved.
+    /// Resolved config.
     pub config: Config,
-    /// Its name; trials that resolve to the same config share it.
+    /// Name of the trial. Trials that resolve to the same config share it.
     pub hash: String,
 }
 
-/// What a point has on one axis. The order is that of the points of a grid.
+/// Choice of a point on one axis. The order is that of the points of a grid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Choice {
-    /// The baseline's, in whose section the axis lies.
+    /// The baseline's value; the axis lies in a section that the baseline replaces.
     Baseline,
-    /// The file's own.
+    /// The file's own value.
     Base,
-    /// One of the axis.
+    /// The value with this index on the axis.
     Value(usize),
 }
 
@@ -82,17 +86,19 @@ impl Plan {
     /// Plans the trials of a file.
     ///
     /// # Errors
-    /// A [`crate::error::BadRequest`] that names the file and the key, or the point whose config is wrong.
+    /// A [`crate::error::BadRequest`] that names the file and the key, or the point whose config is
+    /// invalid.
     pub fn new(document: &Document) -> Result<Plan> {
         let plan = Plan::of_checked(document)?;
         check_sites(&plan.points, &document.origin)?;
         Ok(plan)
     }
 
-    /// The same without building a network of each point: for a file whose sweep has been started, so has been checked.
+    /// Plans the trials of a file without building a network for each point. For the file of a
+    /// sweep that has been started, which has been checked already.
     ///
     /// # Errors
-    /// As there, but for operators that don't fit their sites.
+    /// As [`Plan::new`], except for operators that don't fit their sites.
     pub fn of_checked(document: &Document) -> Result<Plan> {
         let keys = SweepKeys::read(document)?;
         let mut points: Vec<Point> = Vec::new();
@@ -100,10 +106,11 @@ impl Plan {
         let mut places: HashMap<Vec<Choice>, usize> = HashMap::new();
         for choices in combinations(&keys, &document.origin)? {
             let mut point = point(document, &keys, &choices)?;
-            // In `vary`, the value that the file has itself is the base point once more.
+            // In `vary`, a value equal to the file's own gives the base point again.
             let labels: Vec<String> = point.coordinates.iter().map(|coordinate| coordinate.label.clone()).collect();
             if seen.insert((labels, point.trials[0].hash.clone())) {
-                // A baseline stands before what is compared with it.
+                // A baseline comes before the points that are compared with it, so it is in
+                // `places` already.
                 point.compared_with = baseline_of(&keys, &choices).and_then(|baseline| places.get(&baseline).copied());
                 places.insert(choices, points.len());
                 points.push(point);
@@ -114,7 +121,7 @@ impl Plan {
         Ok(Plan { axes, grid: keys.grid, points, prune: keys.prune, paper })
     }
 
-    /// Every trial once, with the first point that has it.
+    /// Returns every trial once, with the first point that has it.
     pub fn trials(&self) -> Vec<(&Point, &Trial)> {
         let mut seen = HashSet::new();
         let all = self.points.iter().flat_map(|point| point.trials.iter().map(move |trial| (point, trial)));
@@ -122,7 +129,7 @@ impl Plan {
     }
 }
 
-/// What each point has on each axis.
+/// Returns the choices of each point, one per axis.
 fn combinations(keys: &SweepKeys, origin: &str) -> Result<Vec<Vec<Choice>>> {
     let lengths: Vec<usize> = keys.axes.iter().map(|axis| axis.values.len()).collect();
     let points = if keys.grid {
@@ -130,7 +137,7 @@ fn combinations(keys: &SweepKeys, origin: &str) -> Result<Vec<Vec<Choice>>> {
     } else {
         Some(1 + lengths.iter().sum::<usize>())
     };
-    // With a baseline there are at most twice as many.
+    // A baseline at most doubles this number.
     let trials = points.and_then(|points| points.checked_mul(keys.seeds.as_ref().map_or(1, Vec::len)));
     if trials.is_none_or(|trials| trials > MOST_TRIALS) {
         bad_request!("{origin}: makes more than {MOST_TRIALS} trials; split it into several sweeps");
@@ -149,7 +156,8 @@ fn combinations(keys: &SweepKeys, origin: &str) -> Result<Vec<Vec<Choice>>> {
     Ok(all)
 }
 
-/// What the baseline of a point has on each axis; none where the file has no baseline, or the point is it.
+/// Returns the choices of the baseline of a point. Returns `None` if the file has no baseline, or
+/// if the point is the baseline.
 fn baseline_of(keys: &SweepKeys, choices: &[Choice]) -> Option<Vec<Choice>> {
     if keys.baseline.is_empty() || choices.contains(&Choice::Baseline) {
         return None;
@@ -160,7 +168,7 @@ fn baseline_of(keys: &SweepKeys, choices: &[Choice]) -> Option<Vec<Choice>> {
     Some(keys.axes.iter().zip(choices).map(replace).collect())
 }
 
-/// The cartesian product, the first axis slowest.
+/// Returns the cartesian product of the axes, the first axis slowest.
 fn grid(lengths: &[usize]) -> Vec<Vec<Choice>> {
     lengths.iter().fold(vec![Vec::new()], |shorter, n| {
         let choices: Vec<Choice> = if *n == 0 { vec![Choice::Base] } else { (0..*n).map(Choice::Value).collect() };
@@ -171,7 +179,8 @@ fn grid(lengths: &[usize]) -> Vec<Vec<Choice>> {
     })
 }
 
-/// The base, then each value of each axis with the others at the base.
+/// Returns the base point, then one point for each value of each axis with the other axes at the
+/// base.
 fn vary(lengths: &[usize]) -> Vec<Vec<Choice>> {
     let base = vec![Choice::Base; lengths.len()];
     let mut all = vec![base.clone()];
@@ -186,7 +195,8 @@ fn vary(lengths: &[usize]) -> Vec<Vec<Choice>> {
 }
 
 fn point(document: &Document, keys: &SweepKeys, choices: &[Choice]) -> Result<Point> {
-    // Label and short label of what the sweep sets; what the file itself has is known once the config is resolved.
+    // Label and short label of the values that the sweep sets. Those of the file's own values are
+    // known once the config is resolved.
     let shown = |(axis, choice): (&Axis, &Choice)| match choice {
         Choice::Base => None,
         Choice::Baseline => Some((keys.baseline_label(axis), keys.baseline_label(axis))),
@@ -223,7 +233,7 @@ fn point(document: &Document, keys: &SweepKeys, choices: &[Choice]) -> Result<Po
     Ok(Point { coordinates, title, baseline, trials: trials.collect(), compared_with: None })
 }
 
-/// The file's keys with what the point changes.
+/// Returns the trial keys of the file with the changes of a point.
 fn trial_keys(document: &Document, keys: &SweepKeys, choices: &[Choice]) -> Result<Mapping> {
     let mut trial = document.trial.clone();
     if choices.contains(&Choice::Baseline) {
@@ -235,7 +245,7 @@ fn trial_keys(document: &Document, keys: &SweepKeys, choices: &[Choice]) -> Resu
             values.push((&axis.key, &axis.values[*at]));
         }
     }
-    // Sections first, so that a key inside of one finds it there.
+    // Sections first, so that a dotted key inside a section changes the new section.
     values.sort_by_key(|(key, _)| key.matches('.').count());
     for (key, value) in values {
         config::set(&mut trial, key, value.clone())?;
@@ -243,15 +253,15 @@ fn trial_keys(document: &Document, keys: &SweepKeys, choices: &[Choice]) -> Resu
     Ok(trial)
 }
 
-/// What a point has by itself on an axis: as written where it is written, else the default.
+/// Returns the label of a point's own value on an axis: the value in the file, or else the default.
 fn own_label(key: &str, written: &Value, config: &Config) -> String {
     let look_up = |keys: &Value| key.split('.').try_fold(keys.clone(), |keys, part| keys.get(part).cloned());
     let resolved = || look_up(&config.to_value());
     look_up(written).or_else(resolved).map_or(DASH.into(), |value| label(&value))
 }
 
-/// Refuses a point whose operator does not fit its sites, or whose `apply_to` names none: building the network looks. Points that
-/// differ in training alone are built once.
+/// Builds the network of each point, which refuses an operator that does not fit its sites and an
+/// `apply_to` that names no site. Points that differ only in training are built once.
 fn check_sites(points: &[Point], origin: &str) -> Result<()> {
     let mut built = HashSet::new();
     for point in points {
@@ -317,7 +327,7 @@ mod tests {
         assert_eq!(compared(grid), [None, Some(0), Some(0), None, Some(3), Some(3)]);
         let plan = plan(TRIAL, grid).unwrap();
         assert_eq!(plan.points.iter().map(|point| point.baseline).collect::<Vec<_>>()[..2], [true, false]);
-        // plain, plain width=2, base, hidden=0.5, width=2
+        // The points are: plain, plain width=2, base, hidden=0.5, width=2.
         let vary = "{vary: {operator.hidden: [0.5], net.width: [2]}, baseline: {operator: {name: plain}}}";
         assert_eq!(compared(vary), [None, None, Some(0), Some(0), Some(1)]);
         assert_eq!(compared("{axes: {net.width: [1, 2]}}"), [None, None]);
@@ -342,7 +352,7 @@ mod tests {
         let plan = plan(TRIAL, sweep).unwrap();
         assert_eq!(titles(&plan), ["plain", "plain width=2", "base", "hidden=0.5", "width=2"]);
         assert_eq!(labels(&plan.points[0]), ["plain", "1"]);
-        // An option that the point's own operator does not have.
+        // The operator of point 1 does not have the option `hidden`.
         let plan = self::plan(TRIAL, "{vary: {operator: [{name: plain}], operator.hidden: [2]}}").unwrap();
         assert_eq!(labels(&plan.points[1]), ["plain", "–"]);
     }
@@ -415,7 +425,7 @@ mod tests {
     #[test]
     fn a_thousand_trials_are_planned_in_well_under_a_second() {
         let values = (1..=1000).map(|n| n.to_string()).collect::<Vec<_>>().join(", ");
-        // The time of this thread: that of a clock on the wall is the other tests' too.
+        // CPU time of this thread, because wall-clock time includes the other tests.
         let used = || {
             let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
             // SAFETY: clock_gettime fills the structure that it is given.
@@ -426,7 +436,8 @@ mod tests {
         let plan = plan(TRIAL, &format!("{{axes: {{operator.intermediate: [{values}]}}}}")).unwrap();
         assert_eq!(plan.trials().len(), 1000);
         let seconds = used() - start;
-        // A few hundredths of a second, lightly optimised; the rest is room for a slow machine.
+        // Takes a few hundredths of a second, lightly optimised; the rest is a margin for slow
+        // machines.
         assert!(seconds < 0.8, "{seconds}");
     }
 }

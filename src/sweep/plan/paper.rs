@@ -1,4 +1,5 @@
-//! The key `paper` of a sweep file: what a paper gives for the points, shown beside what was measured. No part of a trial.
+//! The key `paper` of a sweep file: figures that a paper gives for the points, shown beside the
+//! measured ones. The key is not part of a trial.
 
 use crate::bad_request;
 use crate::config::{Document, Value, schema};
@@ -14,23 +15,24 @@ use std::collections::BTreeMap;
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Paper {
-    /// Who published them. Default: not said.
+    /// Publication that gives the figures. Default: none.
     pub source: Option<String>,
-    /// The table, its number or its name. Default: not said.
+    /// Number or name of the table in the publication. Default: none.
     #[schemars(with = "Option<serde_json::Value>")]
     pub table: Option<Value>,
-    /// Top-1 of a point, in percent. Default: none.
+    /// Top-1 of points, in percent. Default: none.
     pub top1: BTreeMap<String, f64>,
-    /// Top-1 of a point less that of what it is compared with, in percentage points: for papers that give no more.
-    /// Default: none.
+    /// Top-1 of points minus that of their baseline, in percentage points, for papers that give
+    /// only the difference. Default: none.
     pub difference: BTreeMap<String, f64>,
 }
 
 impl Paper {
-    /// What a file says; none where it has no such key.
+    /// Reads the key `paper`. Returns `None` if the file does not have it.
     ///
     /// # Errors
-    /// A [`crate::error::BadRequest`]: an unknown key or point, with the nearest, or a number that is no percentage.
+    /// A [`crate::error::BadRequest`]: an unknown key or point, with the nearest known name; a
+    /// figure out of its range; or no figure at all.
     pub fn read(document: &Document, points: &[Point]) -> Result<Option<Paper>> {
         let Some(value) = document.sweep.get("paper") else { return Ok(None) };
         let place = format!("{}: paper", document.place("paper"));
@@ -59,7 +61,7 @@ impl Paper {
         Ok(Some(paper))
     }
 
-    /// Where the figures stand: `Luo & Zhan 2022, table 6`.
+    /// Returns the source of the figures, such as `Luo & Zhan 2022, table 6`.
     pub fn citation(&self) -> String {
         let table = self.table.as_ref().map(|table| format!("table {}", label(table)));
         let parts: Vec<String> = self.source.clone().into_iter().chain(table).collect();

@@ -1,5 +1,5 @@
-//! The keys of a sweep as a struct: what the reference of the config file, `describe --sweep` and the tests read. [`SweepKeys::read`]
-//! reads a file.
+//! The keys of a sweep as a struct, for the reference of the config file, `describe --sweep` and
+//! the tests. [`SweepKeys::read`] reads the keys of a file.
 //!
 //! [`SweepKeys::read`]: crate::sweep::plan::axes::SweepKeys::read
 
@@ -13,32 +13,35 @@ use std::collections::BTreeMap;
 #[derive(Debug, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SweepSection {
-    /// A grid: dotted keys (or whole sections, as `operator`), each with the list of its values. Default: none.
+    /// Grid of trials: dotted keys (or whole sections, as `operator`), each with the list of its
+    /// values. Default: none.
     #[schemars(with = "Option<BTreeMap<String, Vec<serde_json::Value>>>")]
     pub axes: Option<Mapping>,
-    /// The same keys and lists, one changed at a time from the file's own values; instead of `axes`. Default: none.
+    /// Trials that differ from the file's own values in one key: the same keys and lists as `axes`,
+    /// instead of `axes`. Default: none.
     #[schemars(with = "Option<BTreeMap<String, Vec<serde_json::Value>>>")]
     pub vary: Option<Mapping>,
-    /// Sections that one more point has instead of the file's, with which the others are compared: `{operator: plain}`.
-    /// Default: none.
+    /// Sections of the baseline, an additional point that has these sections instead of the file's
+    /// and with which the other points are compared: `{operator: plain}`. Default: none.
     #[schemars(with = "Option<BTreeMap<String, serde_json::Value>>")]
     pub baseline: Option<Mapping>,
-    /// How many seeds each point is trained with (3: the seeds 0, 1 and 2), or a list of them. Default: the file's `seed`.
+    /// Number of seeds of each point (3: the seeds 0, 1 and 2), or a list of seeds. Default: the
+    /// file's `seed`.
     #[schemars(with = "Option<Seeds>")]
     pub seeds: Option<Value>,
-    /// Which trials are stopped early. Default: none.
+    /// Rule for stopping trials early. Default: none.
     pub prune: Option<Prune>,
-    /// What a paper gives for the points, shown beside what was measured. Default: nothing.
+    /// Figures that a paper gives for the points, shown beside the measured ones. Default: none.
     pub paper: Option<Paper>,
 }
 
-/// A number, or a list.
+/// Number of seeds, or a list of seeds.
 #[derive(Debug, JsonSchema)]
 #[serde(untagged)]
 pub enum Seeds {
-    /// The seeds from 0 on.
+    /// Number of seeds, counted from 0.
     Count(u64),
-    /// These.
+    /// List of seeds.
     List(Vec<u64>),
 }
 

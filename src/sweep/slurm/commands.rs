@@ -1,4 +1,4 @@
-//! Slurm's commands.
+//! Calls of Slurm's commands.
 
 use crate::bad_request;
 use anyhow::{Context, Result, bail};
@@ -6,53 +6,55 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// sbatch, squeue and scontrol. sacct is not used: not every cluster keeps accounts.
+/// Calls of sbatch, squeue and scontrol. sacct is not used, since not every cluster keeps
+/// accounting records.
 #[derive(Clone, Debug, Default)]
 pub struct Slurm {
-    /// Where they lie; none for the path.
+    /// Folder of Slurm's commands. None to search PATH.
     pub folder: Option<PathBuf>,
 }
 
 /// A task of an array that is queued or runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Task {
-    /// The array's job.
+    /// Number of the array's job.
     pub job: u64,
-    /// Its place in the array; none where squeue names the array as a whole.
+    /// Index in the array. None if squeue lists the array as a whole.
     pub index: Option<usize>,
-    /// `PENDING`, `RUNNING`, `COMPLETING` …
+    /// State as squeue names it: `PENDING`, `RUNNING`, `COMPLETING` …
     pub state: String,
-    /// Why it is not running, as `Resources`.
+    /// Reason why the task is not running, such as `Resources`.
     pub reason: String,
 }
 
 impl Slurm {
-    /// Refuses to go on where there is no sbatch.
+    /// Checks that sbatch can be called.
     ///
     /// # Errors
-    /// A [`crate::error::BadRequest`] that says so.
+    /// A [`crate::error::BadRequest`] if there is no sbatch; an error if sbatch fails.
     pub fn expect(&self) -> Result<()> {
         self.call("sbatch", ["--version"]).map(drop)
     }
 
-    /// Submits a batch script, and gives the number of its job.
+    /// Submits a batch script and returns the number of its job.
     ///
     /// # Errors
-    /// A [`crate::error::BadRequest`]: there is no sbatch, or it refuses the script. Else that it can't reach the controller.
+    /// A [`crate::error::BadRequest`] if there is no sbatch or sbatch refuses the script. Another
+    /// error if sbatch can't reach the controller.
     pub fn submit(&self, script: &Path) -> Result<u64> {
         let said = match self.call("sbatch", ["--parsable".as_ref(), script.as_os_str()]) {
             Err(error) if !is_unreachable(&error) => bad_request!("{error:#}"),
             said => said?,
         };
-        // ID, or ID;CLUSTER.
+        // The output is ID or ID;CLUSTER.
         let id = said.trim().split(';').next().unwrap_or_default();
         id.parse().with_context(|| format!("sbatch: `{}` is no number of a job", said.trim()))
     }
 
-    /// The tasks of some arrays that are not over.
+    /// Returns the tasks of the given arrays that are queued or run.
     ///
     /// # Errors
-    /// There is no squeue, or it can't reach the controller.
+    /// If there is no squeue, or squeue fails, for example because the controller can't be reached.
     pub fn tasks(&self, jobs: &[u64]) -> Result<Vec<Task>> {
         if jobs.is_empty() {
             return Ok(Vec::new());
@@ -60,24 +62,24 @@ impl Slurm {
         let jobs: Vec<String> = jobs.iter().map(u64::to_string).collect();
         let said = self.call("squeue", ["--noheader", "--array", "--format=%F %K %T %r", "--jobs", &jobs.join(",")]);
         match said {
-            // The controller has forgotten a job that was over long ago.
+            // The controller no longer knows a job that ended long ago.
             Err(error) if error.to_string().contains("Invalid job id") => Ok(Vec::new()),
             said => Ok(said?.lines().filter_map(Task::read).collect()),
         }
     }
 
-    /// Whether a job runs, and has not been told to end.
+    /// Returns whether a job runs and has not been told to end.
     ///
     /// # Errors
-    /// Those of [`Self::tasks`].
+    /// The errors of [`Self::tasks`].
     pub fn runs(&self, job: &str) -> Result<bool> {
         Ok(self.call("squeue", ["--noheader", "--format=%T", "--jobs", job])?.trim() == "RUNNING")
     }
 
-    /// Ends a job and puts it back into the queue.
+    /// Stops a job and puts the job back into the queue.
     ///
     /// # Errors
-    /// scontrol's.
+    /// If scontrol fails.
     pub fn requeue(&self, job: &str) -> Result<()> {
         self.call("scontrol", ["requeue", job]).map(drop)
     }
@@ -102,14 +104,15 @@ impl Slurm {
     }
 }
 
-/// Whether Slurm did not answer, which says nothing about what was asked.
+/// Returns whether the command is missing or Slurm did not answer; the error then says nothing
+/// about the request.
 fn is_unreachable(error: &anyhow::Error) -> bool {
     let said = error.to_string();
     error.is::<crate::error::BadRequest>() || said.contains("slurm controller") || said.contains("timed out")
 }
 
 impl Task {
-    /// A line of squeue's.
+    /// Parses a line of squeue's output.
     fn read(line: &str) -> Option<Task> {
         let mut words = line.trim().splitn(4, ' ');
         let job = words.next()?.parse().ok()?;

@@ -1,5 +1,5 @@
-//! Watches the trials that are in jobs until all are settled. What is known of them is what their folders say; squeue says
-//! which are still to come.
+//! Follows the trials in Slurm jobs until all trials are settled. The states of the trials come
+//! from their folders; squeue lists the trials whose jobs are queued or run.
 
 use super::Sweep;
 use super::commands::Task;
@@ -16,13 +16,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// How it is followed.
+/// Intervals of following a sweep.
 #[derive(Clone, Debug)]
 pub struct Pace {
-    /// How often it is looked.
+    /// Polling interval. Default 3 s.
     pub poll: Duration,
-    /// How long a trial may be in no job before it is given up: a shared file system shows what a node has written only after
-    /// a while (NFS: 60 s where nothing else is set).
+    /// Time without any unsettled trial running or in a job, after which the trials are given up.
+    /// Default 65 s: a shared file system shows the files written by a node only after a while
+    /// (NFS: 60 s by default).
     pub patience: Duration,
 }
 
@@ -32,20 +33,22 @@ impl Default for Pace {
     }
 }
 
-/// How following ended.
+/// Result of following a sweep.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Followed {
-    /// How the sweep stands.
+    /// Outcome of the trials.
     pub outcome: Outcome,
-    /// Why trials are left that are not settled.
+    /// Message about unsettled trials, with the reason why following ended. None if all trials are
+    /// settled.
     pub left: Option<String>,
 }
 
 impl Sweep {
-    /// Follows the trials until all are settled, none is in a job any more, or a signal comes; the jobs then go on.
+    /// Follows the trials until all are settled, no unsettled trial is in a job any more, or a
+    /// signal arrives. The jobs go on after a signal.
     ///
     /// # Errors
-    /// The disk's, and a damaged result.
+    /// I/O errors, and a damaged result.
     pub fn follow(&self, pace: &Pace) -> Result<Followed> {
         self.follow_until(pace, &stop_signals()?)
     }
@@ -54,7 +57,7 @@ impl Sweep {
         let queue = Queue::new(&self.store, &self.plan, Policy::default())?;
         let trials = self.plan.trials();
         let states: Vec<State> = trials.iter().map(|(_, trial)| self.settled_state(trial)).collect();
-        // One that runs already is told of as one that begins.
+        // A trial that runs already is shown like a trial that starts now.
         let states = states.into_iter().map(|state| if state == State::Running { State::Queued } else { state });
         let mut watch = Watch { sweep: self, trials, states: states.collect(), view: View::new(Progress::default()) };
         watch.view = View::new(watch.progress());
@@ -64,7 +67,8 @@ impl Sweep {
         Ok(Followed { left: left?, outcome: watch.outcome() })
     }
 
-    /// Where a trial stands, by the file as it is: what it no longer prunes is queued.
+    /// Returns the state of a trial under the current sweep file: a pruned trial counts as queued
+    /// if the file no longer prunes.
     fn settled_state(&self, trial: &Trial) -> State {
         match self.store.state(&trial.hash) {
             State::Pruned if self.plan.prune.is_none() => State::Queued,
@@ -73,7 +77,7 @@ impl Sweep {
     }
 }
 
-/// The trials, as they were seen last.
+/// The trials with their last seen states.
 struct Watch<'a> {
     sweep: &'a Sweep,
     trials: Vec<(&'a Point, &'a Trial)>,
@@ -86,7 +90,8 @@ fn is_open(state: State) -> bool {
 }
 
 impl Watch<'_> {
-    /// Until nothing is left; why, where trials are.
+    /// Polls until no unsettled trial is left and returns None. Otherwise returns the reason why
+    /// following ended.
     fn all(&mut self, pace: &Pace, stop: &AtomicBool) -> Result<Option<String>> {
         let mut seen = Instant::now();
         let (mut live, mut said) = (HashMap::new(), String::new());
@@ -104,7 +109,8 @@ impl Watch<'_> {
                     live = now;
                     waiting(&live)
                 }
-                // It does not say that the jobs are gone; the controller may be back soon.
+                // An error of squeue does not mean that the jobs are gone: the controller may be
+                // back soon.
                 Err(error) => Some(crate::error::one_line(&error)),
             };
             if let Some(remark) = remark.filter(|remark| *remark != said && !stop.load(Ordering::Relaxed)) {
@@ -123,13 +129,13 @@ impl Watch<'_> {
         }
     }
 
-    /// Whether any trial that is open is in a job, or run by whoever.
+    /// Returns whether any unsettled trial is in a job, or is run by any process.
     fn is_alive(&self, live: &HashMap<String, Task>) -> bool {
         let mut open = self.trials.iter().zip(&self.states).filter(|(_, state)| is_open(**state));
         open.any(|((_, trial), state)| *state == State::Running || live.contains_key(&trial.hash))
     }
 
-    /// Tells what is new of each trial.
+    /// Reports the trials whose state has changed.
     fn look(&mut self) -> Result<()> {
         for at in 0..self.trials.len() {
             if !is_open(self.states[at]) {
@@ -199,7 +205,7 @@ impl Watch<'_> {
         }
     }
 
-    /// What is said where a signal ended it.
+    /// Returns the message for following that a signal ended.
     fn goes_on(&self) -> String {
         let ids = self.sweep.jobs.ids();
         let cancel: Vec<String> = ids.iter().map(u64::to_string).collect();
@@ -213,7 +219,7 @@ impl Watch<'_> {
         )
     }
 
-    /// What is said where trials are left and no job is.
+    /// Returns the message for unsettled trials that are in no job.
     fn lost(&self, open: usize) -> String {
         let (jobs, logs) = (named(&self.sweep.jobs.ids()), self.sweep.folder());
         let logs = logs.display();
@@ -223,7 +229,7 @@ impl Watch<'_> {
     }
 }
 
-/// Why nothing runs, if nothing does.
+/// Returns the reasons why all tasks are pending. None if any task runs or there are no tasks.
 fn waiting(live: &HashMap<String, Task>) -> Option<String> {
     let is_pending = |task: &&Task| task.state == "PENDING";
     let pending = live.values().filter(is_pending).count();

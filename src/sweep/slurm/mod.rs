@@ -1,8 +1,9 @@
-//! Runs the trials of a sweep on a cluster with Slurm: one array of jobs, a task for each trial.
+//! Runs the trials of a sweep on a Slurm cluster: a job array with one task per trial.
 //!
-//! The nodes share the folder of the sweep and nothing else. A task is `foldconv sweep --trial HASH` ([`task`]): it runs its trial as
-//! any other process on the folder would, by its lock and its record. So the process that submits ([`submit`]) may end, and
-//! another may follow ([`follow`]).
+//! The nodes share only the folder of the sweep. A task is `foldconv sweep --trial HASH` ([`task`])
+//! and runs its trial with the trial's lock and record, like any other process on the folder. The
+//! submitting process ([`submit`]) may therefore end, and another process may follow the sweep
+//! ([`follow`]).
 
 pub mod commands;
 pub mod follow;
@@ -25,33 +26,34 @@ use jobs::{Job, Jobs, named};
 use script::Script;
 use std::path::{Path, PathBuf};
 
-/// Most tasks of an array: a cluster allows 1,001 where nothing else is set (MaxArraySize).
+/// Maximum number of tasks in an array. A cluster allows 1,001 by default (MaxArraySize).
 const MOST_TASKS: usize = 1000;
 
-/// What each trial is to have of the cluster.
+/// Resources and limits of each trial.
 #[derive(Clone, Debug, Default)]
 pub struct Request {
-    /// sbatch's --partition.
+    /// Value of sbatch's --partition.
     pub partition: Option<String>,
-    /// sbatch's --time.
+    /// Value of sbatch's --time.
     pub time: Option<String>,
-    /// sbatch's --gres.
+    /// Value of sbatch's --gres.
     pub gres: Option<String>,
-    /// Most tasks of an array that run at a time.
+    /// Maximum number of tasks of an array that run at the same time.
     pub array_limit: Option<u32>,
-    /// More of sbatch's options, as `mem=8G`.
+    /// Further options of sbatch, such as `mem=8G`.
     pub more: Vec<String>,
-    /// Cores, and threads.
+    /// Number of cores, which is also the number of threads.
     pub threads: usize,
-    /// The device, as `foldconv train --device` takes it.
+    /// Device, in the syntax of `foldconv train --device`.
     pub device: String,
-    /// How long each may take; unlike [`Self::time`], what takes longer has failed.
+    /// Time limits of a trial. A trial that exceeds these limits has failed, unlike at
+    /// [`Self::time`].
     pub limits: Limits,
-    /// How often one that failed is tried again at once.
+    /// Number of immediate retries of a failed trial.
     pub retries: u32,
 }
 
-/// A sweep whose trials are in jobs.
+/// A sweep whose trials are in Slurm jobs.
 #[derive(Debug)]
 pub struct Sweep {
     store: Store,
@@ -60,10 +62,10 @@ pub struct Sweep {
     jobs: Jobs,
 }
 
-/// The script that [`submit`] would submit; writes nothing.
+/// Returns the script that [`submit`] would submit. Writes nothing.
 ///
 /// # Errors
-/// That there is no such sweep to run.
+/// If the sweep can't be planned or its folder can't be used.
 pub fn print(document: &Document, out: &Path, request: &Request, policy: Policy) -> Result<String> {
     let plan = Plan::new(document)?;
     let store = Store::at(out)?;
@@ -76,19 +78,21 @@ pub fn print(document: &Document, out: &Path, request: &Request, policy: Policy)
     Ok(Script { request, name: &name, program, root, list: &list, tasks }.text())
 }
 
-/// Submits what is neither settled nor run nor queued already, and says on stderr which job it is in.
+/// Submits the trials that are neither settled nor running nor queued, and prints the job number on
+/// stderr.
 ///
 /// # Errors
-/// A [`crate::error::BadRequest`]: Slurm is not here, or refuses the job; and what keeps any sweep from starting.
+/// A [`crate::error::BadRequest`] if Slurm is not installed here or refuses the job. Also the
+/// errors of starting any sweep.
 pub fn submit(document: &Document, out: &Path, request: &Request, policy: Policy) -> Result<Sweep> {
     let plan = Plan::new(document)?;
     let store = Store::at(out)?;
     let slurm = Slurm::default();
-    // Before anything is written.
+    // Checked before anything is written.
     slurm.expect()?;
     store.start(document, &plan)?;
     tensorboard::link(&store, &plan);
-    // What a task is told must not depend on where this process was started.
+    // The paths passed to tasks must not depend on this process's working directory.
     let store = Store::open(&store.root().canonicalize()?)?;
     Sweep::submitted(store, plan, slurm, request, policy)
 }
@@ -117,7 +121,7 @@ impl Sweep {
         Ok(sweep)
     }
 
-    /// Submits an array.
+    /// Submits an array of the given trials and returns its job number.
     fn array(&mut self, hashes: &[String], request: &Request) -> Result<u64> {
         let [path, list] = self.jobs.place();
         files::write_atomic(&list, (hashes.join("\n") + "\n").as_bytes())?;
@@ -129,7 +133,7 @@ impl Sweep {
         let id = match self.slurm.submit(&path) {
             Ok(id) => id,
             Err(error) => {
-                // What can't be deleted does no harm.
+                // Files that can't be deleted do no harm.
                 let _ = std::fs::remove_file(path).and(std::fs::remove_file(list));
                 return Err(error);
             }
@@ -138,7 +142,8 @@ impl Sweep {
         Ok(id)
     }
 
-    /// A trial that failed in an earlier run is like a new one from now on, for its task and for who follows it.
+    /// Resets a trial that failed in an earlier run to queued, so that the trial's task and
+    /// following processes treat it as new.
     fn revive(&self, hash: &str) -> Result<()> {
         if !self.store.record(hash).state.is_failure() {
             return Ok(());
@@ -148,18 +153,19 @@ impl Sweep {
         self.store.write_record(hash, &record.to(State::Queued, None))
     }
 
-    /// The jobs that were not over when this was made.
+    /// Returns the jobs that were not over when the sweep was submitted, including the newly
+    /// submitted jobs.
     pub fn jobs(&self) -> &[Job] {
         &self.jobs.list
     }
 
-    /// The folder with the jobs' scripts and logs.
+    /// Returns the folder with the jobs' scripts and logs.
     fn folder(&self) -> PathBuf {
         self.store.root().join("slurm")
     }
 }
 
-/// What a trial has, on one line.
+/// Describes the resources of a trial in one line.
 fn each(request: &Request) -> String {
     let cores = if request.threads == 1 { "1 core".into() } else { format!("{} cores", request.threads) };
     let gres = request.gres.as_ref().map_or(String::new(), |gres| format!(" and {gres}"));

@@ -1,31 +1,31 @@
-//! The batch script of an array: a task for each trial of a list.
+//! Batch script of an array: one task per trial of a list.
 
 use super::Request;
 use std::path::Path;
 
-/// Seconds before the end of its time at which a task is told, so that its trial writes its checkpoint. The batch process
-/// alone is told, which is this program.
+/// Signal sent to a task 60 seconds before the end of its time, so that its trial writes its
+/// checkpoint. Only the batch process, which is this program, gets the signal.
 const NOTICE: &str = "B:USR1@60";
 
-/// What a script is made of.
+/// Contents of a batch script.
 #[derive(Clone, Debug)]
 pub struct Script<'a> {
-    /// What was asked for.
+    /// Requested resources and limits.
     pub request: &'a Request,
-    /// The name of the sweep.
+    /// Name of the sweep.
     pub name: &'a str,
-    /// This program; the nodes must see it under this path.
+    /// Path of this program, which must be the same on the nodes.
     pub program: &'a Path,
-    /// The folder of the sweep, from the root of the file system.
+    /// Absolute path of the sweep's folder.
     pub root: &'a Path,
-    /// The file with the trials' hashes, one in a line.
+    /// File with the hashes of the trials, one per line.
     pub list: &'a Path,
-    /// How many there are.
+    /// Number of trials in the list.
     pub tasks: usize,
 }
 
 impl Script<'_> {
-    /// The script, for `sh`.
+    /// Returns the text of the script, for `sh`.
     pub fn text(&self) -> String {
         let mut text = String::from("#!/bin/sh\n");
         for option in self.options() {
@@ -36,7 +36,8 @@ impl Script<'_> {
         text + &self.command()
     }
 
-    /// The options of sbatch. What the user gives comes last, since of two the later counts.
+    /// Returns the options of sbatch. The user's options come last, since the later of two equal
+    /// options takes effect.
     fn options(&self) -> Vec<String> {
         let Request { partition, time, gres, array_limit, more, .. } = self.request;
         let limit = array_limit.map_or(String::new(), |limit| format!("%{limit}"));
@@ -58,7 +59,8 @@ impl Script<'_> {
         options
     }
 
-    /// The batch process becomes this program, so that it is the one that gets the signals.
+    /// Returns the command of the script. `exec` replaces the batch process with this program, so
+    /// that this program gets the signals.
     fn command(&self) -> String {
         let Request { device, threads, limits, retries, .. } = self.request;
         let time = limits.time.map_or(String::new(), |limit| format!(" --time-limit {}s", limit.as_secs()));
@@ -73,7 +75,7 @@ impl Script<'_> {
     }
 }
 
-/// As one word of `sh`, and of sbatch.
+/// Quotes a path as one word of `sh` and of sbatch.
 fn quote(text: &Path) -> String {
     let text = text.to_string_lossy();
     let plain = |character: char| character.is_alphanumeric() || "/._-:%+,=".contains(character);

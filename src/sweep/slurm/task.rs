@@ -1,4 +1,4 @@
-//! What a task of an array does: one trial, to its end or until the cluster wants its place.
+//! Task of an array: runs one trial to its end, or until the cluster needs the node.
 
 use super::commands::Slurm;
 use crate::signals;
@@ -16,43 +16,47 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-/// How often a job puts itself back into the queue: a trial that never ends an epoch in its time would do so for ever.
+/// Maximum number of times that a job puts itself back into the queue. Without a limit, a trial
+/// that never finishes an epoch within its time would do so forever.
 const MOST_RESTARTS: u32 = 100;
 
-/// The job that a process belongs to.
+/// The Slurm job that a process belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Job {
-    /// Its number; each task of an array has its own.
+    /// Job number; each task of an array has its own.
     pub id: String,
-    /// How often it was put back into the queue.
+    /// Number of times that the job was put back into the queue.
     pub restarts: u32,
 }
 
 impl Job {
-    /// This process's, if Slurm started it.
+    /// Returns the job of this process, if Slurm started the process.
     fn of_this_process() -> Option<Job> {
         let restarts = std::env::var("SLURM_RESTART_COUNT").ok().and_then(|count| count.parse().ok());
         Some(Job { id: std::env::var("SLURM_JOB_ID").ok()?, restarts: restarts.unwrap_or(0) })
     }
 }
 
-/// Runs one trial of the sweep in a folder. On SIGUSR1 (its time is nearly over) and on SIGTERM (it is preempted) it writes its
-/// checkpoint, and a job of Slurm's puts itself back into the queue.
+/// Runs one trial of the sweep in folder `root`. On SIGUSR1 (the job's time is nearly over) and on
+/// SIGTERM (preemption) the trial writes its checkpoint, and the Slurm job puts itself back into
+/// the queue.
 ///
 /// # Errors
-/// A [`crate::error::BadRequest`]: there is no such sweep or trial. That the trial failed, or was stopped.
+/// A [`crate::error::BadRequest`] if there is no such sweep or trial. Another error if the trial
+/// failed or was stopped.
 pub fn run(root: &Path, hash: &str, options: &Options) -> Result<()> {
     let program = Program::new(vec![program::own_program()?.into()], &options.device);
     Task { root, hash, options, program, job: Job::of_this_process(), slurm: Slurm::default(), stop: signals()? }.run()
 }
 
-/// A flag that signals set. None of them ends the process: how its trial ended is still to be written, and Slurm, which may send
-/// several, kills what takes too long.
+/// Returns a flag that the signals set. No signal ends the process: the state in which the trial
+/// ended must still be written, and Slurm, which may send several signals, kills a process that
+/// takes too long.
 fn signals() -> Result<Arc<AtomicBool>> {
     signals::stop_flag(&[SIGUSR1, SIGTERM, SIGINT], &[])
 }
 
-/// A trial to run, and what with.
+/// A trial to run, with its program and options.
 #[derive(Debug)]
 pub(super) struct Task<'a> {
     pub root: &'a Path,
@@ -87,11 +91,13 @@ impl Task<'_> {
         }
     }
 
-    /// A trial that was stopped goes on when its job runs again.
+    /// Puts the job of a stopped trial back into the queue; the trial resumes when the job runs
+    /// again.
     fn requeue(&self) -> Result<()> {
         let Some(job) = &self.job else { bail!("interrupted: the same command goes on from here") };
-        // One that was cancelled is to stay so, and one that was preempted is put back by Slurm; neither is running any more. It
-        // is in the time of grace before a preemption, whose end it does not wait for.
+        // A cancelled job must stay cancelled, and Slurm itself puts a preempted job back; squeue
+        // shows neither as running any more. In the grace period before a preemption the job still
+        // runs and puts itself back, without waiting for the end of that period.
         if !self.slurm.runs(&job.id)? {
             bail!("interrupted: job {} was told to end", job.id);
         }

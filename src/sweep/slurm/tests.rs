@@ -1,4 +1,4 @@
-//! With programs of the shell in place of Slurm's and of training.
+//! Tests with shell scripts in place of Slurm's commands and of training.
 
 use super::follow::{Followed, Pace};
 use super::task::{Job as OwnJob, Task};
@@ -17,8 +17,9 @@ use std::time::Duration;
 const SWEEP: &str = "{axes: {net.width: [1, 2]}, seeds: 2}";
 const PACE: Pace = Pace { poll: Duration::from_millis(20), patience: Duration::from_millis(60) };
 
-/// Writes a command of Slurm's; `$here` is the folder that it lies in. Another process writes it: a file that is open for writing
-/// here would be so in whatever another thread starts meanwhile, and can't be run then.
+/// Writes a shell script as a Slurm command; `$here` is the script's folder. Another process writes
+/// the script: a file that is open for writing in this process would also be open in a process that
+/// another thread starts meanwhile, and could not be executed then.
 fn command(folder: &Path, name: &str, body: &str) {
     let text = format!("#!/bin/sh\nhere={}\n{body}\n", folder.display());
     let mut write = Command::new("/bin/sh");
@@ -26,7 +27,7 @@ fn command(folder: &Path, name: &str, body: &str) {
     assert!(write.status().unwrap().success());
 }
 
-/// A Slurm whose jobs are 7, 8 …, and whose squeue prints the file `queue`.
+/// Creates a fake Slurm that numbers its jobs 7, 8 …, and whose squeue prints the file `queue`.
 fn slurm(folder: &Path) -> Slurm {
     command(folder, "sbatch", "echo $2 >> $here/submitted\necho $((6 + $(wc -l < $here/submitted)))");
     command(folder, "squeue", "echo squeue $* >> $here/asked\ncat $here/queue");
@@ -35,7 +36,7 @@ fn slurm(folder: &Path) -> Slurm {
     Slurm { folder: Some(folder.into()) }
 }
 
-/// What squeue prints from now on.
+/// Sets the output of squeue.
 fn queue(folder: &Path, text: &str) {
     std::fs::write(folder.join("queue"), text).unwrap();
 }
@@ -72,7 +73,7 @@ fn a_trial_is_in_one_job_until_that_is_gone() {
     assert_eq!(lines(&store.root().join("slurm/1.trials")), all[1..]);
     assert!(lines(&store.root().join("slurm/1.sh")).contains(&"#SBATCH --array=0-2".to_string()));
 
-    // The first two are queued; nobody knows of the third any more.
+    // Tasks 0 and 1 of job 7 are queued or run; task 2 is gone.
     queue(folder.path(), "7 0 PENDING Resources\n7 1 RUNNING None\n");
     let second = submitted(&store, &plan, &slurm, false).unwrap();
     assert_eq!(second.jobs()[1], Job { id: 8, trials: all[3..].to_vec() });
@@ -80,7 +81,7 @@ fn a_trial_is_in_one_job_until_that_is_gone() {
     let third = submitted(&store, &plan, &slurm, false).unwrap();
     assert_eq!((third.jobs().len(), lines(&folder.path().join("submitted")).len()), (2, 2));
 
-    // Another process of the folder runs one, and the jobs were cancelled.
+    // Another process on the folder runs a trial, and the jobs were cancelled.
     queue(folder.path(), "");
     let _running = store.claim(&all[1]).unwrap().unwrap();
     store.write_record(&all[1], &store.record(&all[1]).to(State::Running, None)).unwrap();
@@ -138,7 +139,7 @@ fn trials_are_followed_until_all_are_settled() {
         std::thread::sleep(PACE.patience * 4);
         assert!(!follower.is_finished(), "they are queued");
         all.iter().zip([0, 1, 0]).for_each(|(hash, seed)| write_result(&store, &result(hash, seed, 80.)));
-        // What squeue has no answer for is not lost.
+        // While squeue fails, the trials are not lost.
         command(folder.path(), "squeue", "exit 1");
         std::thread::sleep(PACE.patience * 2);
         fail(&store, &all[3]);
@@ -166,7 +167,8 @@ fn jobs_outlive_who_follows_them_and_lost_trials_are_told_of() {
     assert!(left.starts_with("4 trials did not run to their end, and job 7 ended; "), "{left}");
 }
 
-/// Runs a task whose program of the shell does what `body` says; `$3` is the trial's folder.
+/// Runs a task with the shell script `body` in place of the training program; `$3` is the trial's
+/// folder.
 fn task(folder: &Path, store: &Store, hash: &str, body: &str, stopped: bool, restarts: u32) -> Result<()> {
     let path = folder.join("program.sh");
     std::fs::write(&path, format!("shift\n{body}")).unwrap();
@@ -181,7 +183,7 @@ fn task(folder: &Path, store: &Store, hash: &str, body: &str, stopped: bool, res
     let slurm = Slurm { folder: Some(folder.into()) };
     let task = Task { root: store.root(), hash, options: &options, program, job, slurm, stop: stop.clone() };
     std::thread::scope(|scope| {
-        // Once the trial runs.
+        // Stops the task once the trial runs.
         let up = store.trial(hash).join("up");
         scope.spawn(move || {
             let clock = std::time::Instant::now();
@@ -207,7 +209,7 @@ fn a_task_runs_its_trial_and_no_other() {
     assert_eq!(states, [State::Queued, State::Queued, State::Done, State::Queued]);
     let record = store.record(&all[2]);
     assert_eq!((record.state, record.attempts, record.threads), (State::Done, 1, Some(3)));
-    // A second task with the same trial finds it done.
+    // A second task with the same trial finds the trial done.
     task(folder.path(), &store, &all[2], "exit 1", false, 0).unwrap();
     assert_eq!(store.record(&all[2]).attempts, 1);
 

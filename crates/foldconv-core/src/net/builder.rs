@@ -98,8 +98,8 @@ impl<'a> SiteSelector<'a> {
     }
 }
 
-/// Algorithms of the compact operators of a network, by site name. Sites that are not listed compute
-/// their kernels per sample.
+/// Algorithms of the compact operators of a network, by site name. Sites that are not listed
+/// compute their kernels per sample.
 pub type CompactAlgorithms = BTreeMap<String, CompactAlgorithm>;
 
 /// Builds the sites of a network in one of its forms.

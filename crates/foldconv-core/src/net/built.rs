@@ -44,7 +44,8 @@ impl Built {
         self.trace(spec).1
     }
 
-    /// What each site does with one image in evaluation, and the multiply-accumulates of the whole network.
+    /// Returns the record of each site for one image in evaluation, and the multiply-accumulates of
+    /// the whole network.
     pub fn trace(&self, spec: InputSpec) -> (Vec<SiteTrace>, i64) {
         let image = Tensor::zeros([1, spec.channels, spec.size, spec.size], (Kind::Float, self.store.device()));
         let (_, trace) = trace::record(|| tch::no_grad(|| self.network.forward_t(&image, false)));

@@ -1,4 +1,5 @@
-//! A site: a convolution of a network with its batch norm and activation, on which an operator stands.
+//! A site: a convolution of a network with its batch norm and activation, on which an operator
+//! stands.
 
 use crate::algebra::{FoldError, Geometry, Kernel};
 use crate::op::activation::Activation;

@@ -1,11 +1,11 @@
-//! What a network puts behind a convolution and its batch norm.
+//! Activations behind a convolution and its batch norm.
 
 use tch::Tensor;
 
-/// What stands behind a convolution and its batch norm.
+/// Activation behind a convolution and its batch norm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
-    /// Nothing.
+    /// The identity.
     None,
     /// max(x, 0).
     Relu,
@@ -14,7 +14,7 @@ pub enum Activation {
 }
 
 impl Activation {
-    /// y of x, in place.
+    /// Applies the activation to x in place.
     pub fn apply(self, mut x: Tensor) -> Tensor {
         match self {
             Activation::None => x,
@@ -23,7 +23,7 @@ impl Activation {
         }
     }
 
-    /// It is clamp(x, low, high).
+    /// Returns (low, high) such that the activation is clamp(x, low, high).
     pub(in crate::op) fn bounds(self) -> (f64, f64) {
         match self {
             Activation::None => (f64::NEG_INFINITY, f64::INFINITY),

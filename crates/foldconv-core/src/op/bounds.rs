@@ -1,26 +1,27 @@
-//! The ranges of options that are numbers. Without them a slip of the pen would be an overflow, or all of the machine's memory.
+//! Value ranges of numeric options. Without them a typing error could overflow an integer or
+//! exhaust the machine's memory.
 
-/// The largest number that an option can be.
+/// Largest value of a numeric option.
 const MOST: i64 = 4096;
 
-/// The largest multiple of the channels of a convolution.
+/// Largest multiple of a convolution's channels.
 const MOST_MULTIPLE: f64 = 64.;
 
-/// The most numbers in one variable, 2^26: 256 MiB in float32.
+/// Largest number of elements in one variable, 2^26: 256 MiB in float32.
 const MOST_NUMBERS: f64 = 67_108_864.;
 
-/// Refuses what is not from 1 to 4096.
+/// Checks that a number is from 1 to 4096.
 ///
 /// # Errors
-/// What is wrong, as `key: reason`.
+/// `key: reason` if it is not.
 pub fn whole(key: &str, value: i64) -> Result<(), String> {
     up_to(MOST, key, value)
 }
 
-/// Refuses what is not from 1 to `most`.
+/// Checks that a number is from 1 to `most`.
 ///
 /// # Errors
-/// What is wrong, as `key: reason`.
+/// `key: reason` if it is not.
 pub fn up_to(most: i64, key: &str, value: i64) -> Result<(), String> {
     match (1..=most).contains(&value) {
         true => Ok(()),
@@ -28,23 +29,24 @@ pub fn up_to(most: i64, key: &str, value: i64) -> Result<(), String> {
     }
 }
 
-/// Refuses what is not above 0 and at most 4096.
+/// Checks that a number is from 1e-6 to 4096.
 ///
 /// # Errors
-/// What is wrong, as `key: reason`.
+/// `key: reason` if it is not.
 pub fn positive(key: &str, value: f64) -> Result<(), String> {
     above_0(MOST as f64, key, value)
 }
 
-/// Refuses what is no multiple of a convolution's channels: above 0 and at most 64.
+/// Checks that a multiple of a convolution's channels is from 1e-6 to 64.
 ///
 /// # Errors
-/// What is wrong, as `key: reason`.
+/// `key: reason` if it is not.
 pub fn multiple(key: &str, value: f64) -> Result<(), String> {
     above_0(MOST_MULTIPLE, key, value)
 }
 
-/// Float32 can't divide by what lies much closer to 0 than 1e-6.
+/// Checks that a number is from 1e-6 to `most`. The lower bound is not 0 because float32 can't
+/// divide by numbers much closer to 0 than 1e-6.
 fn above_0(most: f64, key: &str, value: f64) -> Result<(), String> {
     match (1e-6..=most).contains(&value) {
         true => Ok(()),
@@ -52,10 +54,10 @@ fn above_0(most: f64, key: &str, value: f64) -> Result<(), String> {
     }
 }
 
-/// Refuses what is no number, or further from 0 than 4096.
+/// Checks that a number is from -4096 to 4096, and is not NaN.
 ///
 /// # Errors
-/// What is wrong, as `key: reason`.
+/// `key: reason` if it is not.
 pub fn number(key: &str, value: f64) -> Result<(), String> {
     match value.abs() <= MOST as f64 {
         true => Ok(()),
@@ -63,10 +65,10 @@ pub fn number(key: &str, value: f64) -> Result<(), String> {
     }
 }
 
-/// Refuses an option that makes a variable of that size, if that is more than 2^26 numbers.
+/// Checks that a variable of shape `size`, which an option makes, has at most 2^26 elements.
 ///
 /// # Errors
-/// What is wrong, as `key: reason`.
+/// `key: reason` if it has more.
 pub fn variable(key: &str, size: &[i64]) -> Result<(), String> {
     let numbers: f64 = size.iter().map(|n| *n as f64).product();
     match numbers <= MOST_NUMBERS {

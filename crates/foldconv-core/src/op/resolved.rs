@@ -1,4 +1,5 @@
-//! Builders of operators, attention modules and classifiers, which take resolved options alone.
+//! Builders of operators, attention modules and classifiers. The builders accept resolved options
+//! only.
 
 use crate::op::contract::naming::Naming;
 use crate::op::contract::operator::{Compact, Geometry, Operator, Shared, VariablePaths};
@@ -27,44 +28,48 @@ impl Resolve for ClassifierConfig {
 }
 
 impl Resolved<OperatorConfig> {
-    /// The convolution as it is, which has no options.
+    /// The plain convolution, which has no options.
     pub const PLAIN: Resolved<OperatorConfig> = Resolved(OperatorConfig::Plain(plain::Config {}));
 
-    /// Returns the plain convolution's, for as long as the program runs.
+    /// Returns a static reference to [`Resolved::PLAIN`].
     pub fn plain() -> &'static Resolved<OperatorConfig> {
         static PLAIN: Resolved<OperatorConfig> = Resolved::PLAIN;
         &PLAIN
     }
 
-    /// Refuses a convolution that the operator can't stand in place of.
+    /// Checks that the operator can replace a convolution of this geometry.
     ///
     /// # Errors
-    /// What is wrong, as `key: reason`.
+    /// The reason why the operator does not fit, as `key: reason`.
     pub fn fits(&self, geometry: &Geometry) -> Result<(), String> {
         self.recipe().fits(geometry)
     }
 
-    /// The expanded form, on a convolution that it fits ([`Resolved::fits`]).
+    /// Builds the expanded form in place of a convolution that the operator fits
+    /// ([`Resolved::fits`]).
     pub fn expanded(&self, place: &VariablePaths, geometry: Geometry) -> Box<dyn Operator> {
         self.recipe().expanded(place, geometry)
     }
 
-    /// The compact form, its numbers still to be loaded.
+    /// Builds the compact form, with values still to be loaded.
     pub fn compact(&self, place: &VariablePaths, geometry: Geometry) -> Compact {
         self.recipe().compact(place, geometry)
     }
 
-    /// Whether the operators on the sites of one block share something, so that it stands in no place without a block.
+    /// Returns whether the operators on the sites of one block share a module, so that the operator
+    /// cannot stand outside a block.
     pub fn shares(&self) -> bool {
         self.recipe().shares()
     }
 
-    /// That, made of the block's input (N, channels, H, W); its variables lie on the block's path, in both forms of the network.
+    /// Builds the module that the operators of one block share. The module takes the block's input
+    /// (N, channels, H, W), and its variables lie on the block's path in both forms of the network.
+    /// None if the operators of a block share nothing.
     pub fn shared(&self, path: &nn::Path, channels: i64) -> Option<Box<dyn Shared>> {
         self.recipe().shared(path, channels)
     }
 
-    /// How public implementations call its variables where they don't call them as we do.
+    /// Returns the variable names of public implementations that differ from the names used here.
     pub fn namings(&self) -> &'static [Naming] {
         self.recipe().namings()
     }
@@ -80,10 +85,10 @@ impl Resolved<ClassifierConfig> {
     /// One fully connected layer, which has no options.
     pub const LINEAR: Resolved<ClassifierConfig> = Resolved(ClassifierConfig::Linear(layers::LinearConfig {}));
 
-    /// The layer, on `path`: from so many features to so many classes.
+    /// Builds the classifier on `path`, from `inputs` features to `outputs` classes.
     ///
     /// # Errors
-    /// What does not fit, as `key: reason`.
+    /// The option that does not fit, as `key: reason`.
     pub fn build(&self, path: &nn::Path, inputs: i64, outputs: i64) -> Result<Box<dyn ModuleT>, String> {
         self.recipe().build(path, inputs, outputs)
     }
@@ -96,10 +101,10 @@ impl Default for Resolved<ClassifierConfig> {
 }
 
 impl Resolved<AttentionConfig> {
-    /// The module, on `path`: from so many channels to so many.
+    /// Builds the attention module on `path`, from `inputs` channels to `outputs` channels.
     ///
     /// # Errors
-    /// What does not fit, as `key: reason`.
+    /// The option that does not fit, as `key: reason`.
     pub fn build(&self, path: &nn::Path, inputs: i64, outputs: i64) -> Result<Box<dyn ModuleT>, String> {
         self.recipe().build(path, inputs, outputs)
     }
@@ -110,7 +115,8 @@ mod tests {
     use super::*;
     use tch::Device;
 
-    /// What is left open decides which operator it is.
+    /// Default options are resolved by the operator's name: `mdconv` has attention and `maconv` has
+    /// none, `tgc` differs from `tbc`, and tied squeeze-and-excitation from the untied one.
     #[test]
     fn an_operator_is_made_of_what_its_name_means() {
         let names = |config: OperatorConfig| {
@@ -126,7 +132,7 @@ mod tests {
         let has_attention = |names: &[String]| names.iter().any(|name| name.starts_with("attention."));
         assert!(!has_attention(&names(OperatorConfig::MaConv(Default::default()))));
         assert!(has_attention(&names(OperatorConfig::MdConv(Default::default()))));
-        // The kernel that blocks of channels share has two groups in `tgc`.
+        // The shared kernel has two groups in `tgc`.
         let [tied, grouped] =
             [OperatorConfig::Tbc(Default::default()), OperatorConfig::Tgc(Default::default())].map(names);
         assert_ne!(tied, grouped);

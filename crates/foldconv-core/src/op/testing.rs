@@ -1,7 +1,9 @@
-//! What the tests of every operator state: folded it is the same function, and its gradients are those of its values.
+//! Checks that the tests of every operator share: the folded operator is the same function, and the
+//! gradients match the values.
 //!
-//! Tolerances: float64 throughout, so two forms differ by the rounding of a few hundred sums, about 1e-15 relative; 1e-12 is
-//! three digits of room and ten below the error of any wrong fold. Central differences with step 1e-5 are good to 1e-6.
+//! Tolerances: all computation is float64, so two forms differ by the rounding of a few hundred
+//! sums, about 1e-15 relative. 1e-12 leaves three digits of room and is ten digits below the error
+//! of any wrong fold. Central differences with step 1e-5 are accurate to 1e-6.
 
 use crate::algebra::Geometry;
 use crate::op::activation::Activation;
@@ -14,28 +16,29 @@ use tch::{Device, Kind, Tensor, nn};
 
 const DOUBLE: (Kind, Device) = (Kind::Double, Device::Cpu);
 
-/// The options of an operator, resolved, as a config file gives them.
+/// Parses and resolves the options of an operator, given as in a config file.
 pub fn options(yaml: &str) -> Resolved<OperatorConfig> {
     Resolved::new(serde_yaml::from_str(yaml).unwrap()).unwrap_or_else(|reason| panic!("{yaml}: {reason}"))
 }
 
-/// What is wrong with options that don't resolve, or with a convolution that they don't fit.
+/// Returns the reason why the options don't resolve or don't fit the convolution.
 pub fn refusal(yaml: &str, geometry: Geometry) -> String {
     refusal_of(serde_yaml::from_str(yaml).unwrap(), geometry)
 }
 
-/// The same for options that no file can hold, such as a NaN.
+/// Like [`refusal`], for options that no file can hold, such as a NaN.
 pub fn refusal_of(options: OperatorConfig, geometry: Geometry) -> String {
     Resolved::new(options).map_err(|refused| refused.0).and_then(|options| options.fits(&geometry)).unwrap_err()
 }
 
-/// |a - b| / |b|.
+/// Returns |a - b| / |b|.
 pub fn relative(a: &Tensor, b: &Tensor) -> f64 {
     assert_eq!(a.size(), b.size());
     f64::try_from((a - b).norm() / b.norm().clamp_min(1e-300)).unwrap()
 }
 
-/// The expanded form in float64, with running statistics and affine values as training leaves them: nowhere 0 or 1.
+/// Builds the expanded form in float64. Running statistics and affine parameters have values as
+/// after training: nowhere 0 or 1.
 pub fn expanded(config: &Resolved<OperatorConfig>, geometry: Geometry) -> (nn::VarStore, Box<dyn Operator>) {
     config.recipe().fits(&geometry).unwrap_or_else(|reason| panic!("{config:?} {geometry:?}: {reason}"));
     let mut store = nn::VarStore::new(Device::Cpu);
@@ -54,15 +57,18 @@ pub fn expanded(config: &Resolved<OperatorConfig>, geometry: Geometry) -> (nn::V
     (store, operator)
 }
 
-/// y of x in every way in which the compact form can be computed.
+/// Applies the compact form to x with each of its algorithms, and returns the name of the algorithm
+/// and y.
 fn every_algorithm(compact: &Compact, x: &Tensor) -> Vec<(String, Tensor)> {
     let Compact::PerSample(kernels) = compact else { return vec![("compact".into(), compact.apply(x))] };
     let each = |algorithm: &CompactAlgorithm| (format!("{algorithm:?}"), kernels.apply_with(*algorithm, x, None));
     kernels.algorithms().iter().map(each).collect()
 }
 
-/// Folded it is the same function, however that is computed, also when its numbers are loaded into the compact form that the
-/// recipe makes; and the activation stands behind it. The kernels are as large as the map, so the border ring is most of it.
+/// Checks that the folded operator is the same function as the expanded form, with every algorithm,
+/// also after its tensors are loaded into the compact form that the recipe builds. Checks too that
+/// the expanded form applies the activation after the operator. The kernels are almost as large as
+/// the map, so the border ring is most of the map.
 pub fn folds_exactly(yaml: &str, geometries: &[Geometry]) {
     let config = options(yaml);
     for geometry in geometries {
@@ -96,20 +102,23 @@ pub fn folds_exactly(yaml: &str, geometries: &[Geometry]) {
     }
 }
 
-/// The gradients of x and of every variable, in training, equal central differences along a random direction.
+/// Checks that in training the gradients of x and of every variable equal central differences along
+/// a random direction.
 pub fn gradients_are_differences(yaml: &str, geometry: Geometry) {
     gradients_of(yaml, geometry, true, |_| true);
 }
 
-/// The same in training or in evaluation, for the variables that are chosen by their names.
+/// Like [`gradients_are_differences`], in training or in evaluation, for the variables whose names
+/// `chosen` accepts.
 pub fn gradients_of(yaml: &str, geometry: Geometry, train: bool, chosen: impl Fn(&str) -> bool) {
     let first = wrong_gradients(yaml, geometry, train, &chosen);
-    // A value that lies at a ReLU's kink is within every step: then other values tell. A wrong gradient is wrong in all.
+    // A value at a ReLU's kink is within every step. The check is then repeated with new values; a
+    // wrong gradient fails with all values.
     let wrong = if first.is_empty() { first } else { wrong_gradients(yaml, geometry, train, &chosen) };
     assert!(wrong.is_empty(), "{yaml}: {wrong:?}");
 }
 
-/// The gradients that differ, for values drawn anew, and by how much.
+/// Returns the gradients that differ for newly drawn values, with their errors.
 fn wrong_gradients(
     yaml: &str,
     geometry: Geometry,
@@ -127,7 +136,7 @@ fn wrong_gradients(
     let gradients = Tensor::run_backward(&[loss()], &tensors, false, false);
     let mut wrong = Vec::new();
     for ((name, input), gradient) in inputs.iter().zip(&gradients) {
-        // A kink may lie within a step in one direction, and in another not.
+        // A kink may lie within a step in one direction and not in another.
         let errors: Vec<f64> = (0..3).map(|_| difference(input, gradient, &loss)).collect();
         if !errors.iter().any(|error| *error < 1e-6) {
             wrong.push((name.clone(), errors));
@@ -136,7 +145,8 @@ fn wrong_gradients(
     wrong
 }
 
-/// How far a gradient is from the differences along a random direction, relative to their size where that is above 1.
+/// Returns the difference between a gradient and the central difference along a random direction,
+/// relative to the gradient's size along it if that is above 1.
 fn difference(input: &Tensor, gradient: &Tensor, loss: &dyn Fn() -> Tensor) -> f64 {
     let direction = input.randn_like().detach();
     let expected = (gradient * &direction).sum(Kind::Double).double_value(&[]);
@@ -149,14 +159,15 @@ fn difference(input: &Tensor, gradient: &Tensor, loss: &dyn Fn() -> Tensor) -> f
             value
         })
     };
-    // Central differences are off by c step^2, so those of half the step tell c (Richardson): what is left falls with
-    // step^4, until rounding (1e-16 of the loss over the step, about 1e-9) takes over.
+    // Central differences are off by c step^2, so the difference at half the step gives c
+    // (Richardson). The rest falls with step^4, until rounding (1e-16 of the loss over the step,
+    // about 1e-9) takes over.
     let central = |step: f64| (at(step) - at(-step)) / (2. * step);
     let measured = (4. * central(5e-6) - central(1e-5)) / 3.;
     (measured - expected).abs() / expected.abs().max(1.)
 }
 
-/// Runs, and puts back what that changed of the variables.
+/// Runs `run`, then restores the variables to their values from before.
 pub fn keeping<T>(store: &nn::VarStore, run: impl FnOnce() -> T) -> T {
     let before: Vec<(Tensor, Tensor)> = store.variables().into_values().map(|v| (v.copy().detach(), v)).collect();
     let result = run();
@@ -164,7 +175,8 @@ pub fn keeping<T>(store: &nn::VarStore, run: impl FnOnce() -> T) -> T {
     result
 }
 
-/// What a step of training gives: y, the gradients of x and of every variable, and the running statistics that it leaves.
+/// Returns the results of a training step: y, the gradients of x and of every variable, and the
+/// running statistics after the step.
 fn step(
     algorithm: TrainAlgorithm,
     store: &nn::VarStore,
@@ -189,9 +201,11 @@ fn step(
     })
 }
 
-/// Computed in any of its ways, training is the same: output, gradients and running statistics, behind an activation. The ways take
-/// sums of a few hundred numbers in other orders and divide by deviations near 1: 1e-10 is far above that (about 1e-13) and far below
-/// any wrong term. A gradient may be zero by nature (a shift that the next batch norm takes away): errors are relative to 1 there.
+/// Checks that training gives the same output, gradients and running statistics with each
+/// algorithm, with an activation after the operator. The algorithms take sums of a few hundred
+/// numbers in different orders and divide by standard deviations near 1: 1e-10 is far above that
+/// rounding (about 1e-13) and far below any wrong term. A gradient may be zero by construction (a
+/// shift that the next batch norm removes); errors are relative to 1 there.
 pub fn trains_alike(yaml: &str, geometries: &[Geometry], algorithms: &[TrainAlgorithm]) {
     let config = options(yaml);
     for geometry in geometries {
@@ -216,7 +230,7 @@ pub fn trains_alike(yaml: &str, geometries: &[Geometry], algorithms: &[TrainAlgo
     }
 }
 
-/// Parameters of the expanded form, without the batch norm that the network puts behind it.
+/// Returns the number of parameters of the expanded form, without the network's batch norm.
 pub fn parameters(yaml: &str, geometry: Geometry) -> i64 {
     let (store, _operator) = expanded(&options(yaml), geometry);
     let own =
@@ -224,7 +238,8 @@ pub fn parameters(yaml: &str, geometry: Geometry) -> i64 {
     own.map(|(_, variable)| variable.numel() as i64).sum()
 }
 
-/// Strides and dilations 1 and 2, with the padding that keeps the map at stride 1, for a kernel of odd size.
+/// Returns the geometry with strides 1 and 2 and dilations 1 and 2. The padding keeps the size of
+/// the map at stride 1, for a kernel of odd size.
 pub fn windows(geometry: Geometry) -> Vec<Geometry> {
     let [kh, kw] = geometry.kernel;
     let window = |stride, dilation: i64| {

@@ -1,4 +1,5 @@
-//! Tensors in files: our own, sealed, and PyTorch's checkpoints, whose names are paired with those of a network.
+//! Tensors in files: our own, sealed, and PyTorch's checkpoints, whose names are paired with those
+//! of a network.
 
 pub mod pairing;
 pub mod pytorch;

@@ -1,5 +1,7 @@
-//! JPEG files. zune-jpeg decodes what cameras and Pillow write; jpeg-decoder, which is slower, what zune-jpeg decodes to other pixels than
-//! libjpeg does: baseline images of several scans, a brightness of fewer samples than the colour, and markers that disagree on the colours.
+//! Decoding of JPEG files. zune-jpeg decodes the files that cameras and Pillow write. The slower
+//! jpeg-decoder decodes the files for which zune-jpeg and libjpeg give different pixels: baseline
+//! images in several scans, images whose luma has fewer samples than their chroma, and images whose
+//! markers disagree on the colour space.
 
 use super::{Rgb, check_size};
 use jpeg_decoder::{ColorTransform, Decoder, PixelFormat};
@@ -8,11 +10,12 @@ use zune_jpeg::zune_core::bytestream::ZCursor;
 use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
 
-/// The mean difference of two decoders' pixels, in levels of 255, above which they do not see the same image. Rounding and the ways to
-/// spread the colour's samples make at most 1.
+/// Mean difference between the pixels of two decoders, in levels of 255, above which they are taken
+/// to have decoded different images. Rounding and different upsampling of the chroma account for at
+/// most 1.
 const MOST_APART: f64 = 2.;
 
-/// The marker of the progressive frame.
+/// Marker of a progressive frame.
 const PROGRESSIVE: u8 = 0xc2;
 
 /// Decodes a file.
@@ -21,7 +24,8 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Rgb, String> {
     if frame.is_usual() { by_zune(bytes, &frame) } else { by_jpeg_decoder(bytes, &frame) }
 }
 
-/// Decodes a file by both decoders where both can, and refuses it where they see different images.
+/// Decodes a file with both decoders if both can read it, and refuses the file if the images
+/// differ.
 pub(super) fn decode_twice(bytes: &[u8]) -> Result<Rgb, String> {
     let (frame, image) = (checked_frame(bytes)?, decode(bytes)?);
     if frame.is_usual() && frame.components.len() < 4 {
@@ -38,11 +42,11 @@ pub(super) fn decode_twice(bytes: &[u8]) -> Result<Rgb, String> {
 fn checked_frame(bytes: &[u8]) -> Result<Frame, String> {
     let frame = Frame::find(bytes).ok_or("cut off or broken before its image data")?;
     check_size(frame.width as u64, frame.height as u64)?;
-    // 1: grey, 3: YCbCr or RGB, 4: CMYK or YCCK. Nothing says what other numbers mean.
+    // 1: grey, 3: YCbCr or RGB, 4: CMYK or YCCK. Other numbers have no defined meaning.
     if ![1, 3, 4].contains(&frame.components.len()) {
         return Err(format!("{} colour components", frame.components.len()));
     }
-    // The decoders make up what is missing of the last row of blocks.
+    // The decoders would invent missing parts of the last row of blocks.
     if !bytes[frame.scan..].windows(2).rev().any(|pair| pair == [0xff, 0xd9]) {
         return Err("cut off: its end is missing".into());
     }
@@ -78,28 +82,28 @@ fn by_jpeg_decoder(bytes: &[u8], frame: &Frame) -> Result<Rgb, String> {
 /// A colour component of a frame.
 struct Component {
     id: u8,
-    /// Samples of a block of pixels, across and down.
+    /// Sampling factors, horizontal and vertical.
     sampling: [u8; 2],
 }
 
-/// What the segments before a JPEG's image data say.
+/// Contents of the segments before a JPEG's image data.
 struct Frame {
-    /// The marker that began it.
+    /// Marker of the frame, which tells its kind.
     kind: u8,
     width: usize,
     height: usize,
     components: Vec<Component>,
-    /// Whether the file calls itself JFIF.
+    /// True if the file has a JFIF marker.
     jfif: bool,
-    /// The colour transform of Adobe's marker.
+    /// Colour transform in Adobe's marker, if the file has one.
     adobe: Option<u8>,
-    /// Where the first scan begins, and its number of components.
+    /// Offset of the first scan; `in_scan` is its number of components.
     scan: usize,
     in_scan: u8,
 }
 
 impl Frame {
-    /// Walks over the segments up to the first scan; none where there is no frame or no scan.
+    /// Parses the segments up to the first scan; None if there is no scan, or no frame before it.
     fn find(bytes: &[u8]) -> Option<Frame> {
         let (mut found, mut jfif, mut adobe) = (None, false, None);
         let mut at = 2;
@@ -108,7 +112,7 @@ impl Frame {
             at += bytes[at..].iter().position(|byte| *byte != 0xff)?;
             let marker = bytes[at];
             at += 1;
-            // Markers that stand alone, and a stuffed byte.
+            // Markers without a segment, and a stuffed byte.
             if matches!(marker, 0x00 | 0x01 | 0xd0..=0xd8) {
                 continue;
             }
@@ -121,7 +125,8 @@ impl Frame {
                     let in_scan = *segment.get(2)?;
                     return Some(Frame { kind, width, height, components, jfif, adobe, scan: at, in_scan });
                 }
-                // All start-of-frame markers; among them stand those of Huffman tables, of extensions and of arithmetic coding.
+                // All start-of-frame markers. The excluded markers in this range are those of
+                // Huffman tables, extensions and arithmetic coding.
                 0xc0..=0xcf if ![0xc4, 0xc8, 0xcc].contains(&marker) => {
                     let fields = segment.get(8..8 + 3 * usize::from(*segment.get(7)?))?;
                     let component =
@@ -137,8 +142,9 @@ impl Frame {
         }
     }
 
-    /// Whether its three components are red, green and blue, by libjpeg's rule (`jdapimin.c`): JFIF never has them; else Adobe's marker
-    /// decides, and else their names.
+    /// Returns whether three components are red, green and blue, by libjpeg's rule (`jdapimin.c`):
+    /// never in a JFIF file; otherwise Adobe's marker decides, and without one the names of the
+    /// components.
     fn is_rgb(&self) -> bool {
         match (self.jfif, self.adobe) {
             (true, _) => false,
@@ -151,12 +157,13 @@ impl Frame {
         self.components.iter().map(|component| component.id).eq(*b"RGB")
     }
 
-    /// Whether zune-jpeg decodes it as libjpeg does.
+    /// Returns whether zune-jpeg decodes the file to the same pixels as libjpeg.
     fn is_usual(&self) -> bool {
         let [first, others @ ..] = &self.components[..] else { return false };
         let one_scan = self.kind == PROGRESSIVE || usize::from(self.in_scan) == self.components.len();
         let finest = others.iter().all(|other| (0..2).all(|axis| other.sampling[axis] <= first.sampling[axis]));
-        // It takes any sign of RGB for RGB.
+        // zune-jpeg reads a file as RGB if either Adobe's marker or the names of the components say
+        // so.
         let agrees = self.is_rgb() == (self.adobe == Some(0) || self.names_rgb());
         one_scan && finest && (self.components.len() != 3 || agrees)
     }

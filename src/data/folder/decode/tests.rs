@@ -1,4 +1,5 @@
-//! What comes out of files whose pixels are known, and that damaged ones are refused. tests/cli/folder.rs compares with Pillow.
+//! Tests of decoding files whose pixels are known, and of refusing damaged files.
+//! tests/cli/folder.rs compares with Pillow.
 
 use super::*;
 use flate2::{Compression, Crc, write::ZlibEncoder};
@@ -19,7 +20,7 @@ fn chunk(kind: &[u8; 4], data: &[u8]) -> Vec<u8> {
     [&length, kind.as_slice(), data, &crc.sum().to_be_bytes()].concat()
 }
 
-/// A PNG of one row.
+/// Returns a PNG of one row.
 fn png_row(width: u32, depth: u8, kind: u8, chunks: &[(&[u8; 4], &[u8])], row: &[u8]) -> Vec<u8> {
     let header = [&width.to_be_bytes()[..], &1u32.to_be_bytes(), &[depth, kind, 0, 0, 0]].concat();
     let mut packed = ZlibEncoder::new(Vec::new(), Compression::default());
@@ -39,12 +40,12 @@ fn jpeg_of(width: u16, height: u16, kind: ExtendedColorType, pixels: &[u8]) -> V
     file
 }
 
-/// A grey ramp, 20x11.
+/// Returns a grey ramp of 20x11 pixels.
 fn ramp() -> Vec<u8> {
     (0..220).map(|at| (at % 20 * 10 + at / 20) as u8).collect()
 }
 
-/// Where the height stands in the frame's segment.
+/// Returns the offset of the height in the frame's segment.
 fn frame_at(file: &[u8]) -> usize {
     file.windows(2).position(|pair| pair[0] == 0xff && (0xc0..=0xc2).contains(&pair[1])).unwrap() + 5
 }
@@ -57,7 +58,7 @@ fn triples(values: &[u8]) -> Vec<u8> {
 fn every_kind_of_png_becomes_rgb_as_pillow_makes_it() {
     let wide = |values: &[u16]| values.iter().flat_map(|value| value.to_be_bytes()).collect::<Vec<u8>>();
     let palette: &[u8] = &[1, 2, 3, 40, 50, 60, 7, 8, 9];
-    // Made with Pillow 13: numpy.asarray(Image.open(file).convert("RGB")).
+    // Expected values are from Pillow 13: numpy.asarray(Image.open(file).convert("RGB")).
     let cases: [(&str, Vec<u8>, Vec<u8>); 14] = [
         ("1-bit grey", png_row(4, 1, 0, &[], &[0b0101_0000]), triples(&[0, 255, 0, 255])),
         ("2-bit grey", png_row(4, 2, 0, &[], &[0b0001_1011]), triples(&[0, 85, 170, 255])),
@@ -85,12 +86,13 @@ fn every_kind_of_png_becomes_rgb_as_pillow_makes_it() {
     for (name, file, expected) in cases {
         let found = decode(&file).unwrap_or_else(|reason| panic!("{name}: {reason}"));
         assert_eq!((found.pixels, found.height), (expected, 1), "{name}");
-        // Without its end, as Pillow.
+        // A PNG without its last chunk gives the same pixels, as in Pillow.
         assert_eq!(decode(&file[..file.len() - 12]).unwrap().pixels, decode(&file).unwrap().pixels, "{name}");
     }
 }
 
-/// Both decoders see one image, but for what they round; a file in which they do not is damaged.
+/// Two decoders give the same image up to rounding, and a damaged file for which they differ is
+/// refused.
 #[test]
 fn two_decoders_see_the_same_image() {
     let grey = jpeg_of(20, 11, ExtendedColorType::L8, &ramp());
@@ -111,7 +113,7 @@ fn a_jpeg_becomes_rgb_whatever_its_components() {
     let near = |found: &[u8], expected: &[u8]| {
         assert_eq!(found.len(), expected.len());
         let most = found.iter().zip(expected).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
-        // What quality 95 (90 in the fixtures) loses of a smooth image.
+        // Loss of quality 95 (90 in the fixtures) on a smooth image.
         assert!(most < 12, "{most}");
     };
     let grey = decode(&jpeg_of(20, 11, ExtendedColorType::L8, &ramp())).unwrap();
@@ -120,7 +122,7 @@ fn a_jpeg_becomes_rgb_whatever_its_components() {
     let colours: Vec<u8> = ramp().iter().flat_map(|value| [*value, 100, 255 - value]).collect();
     near(&decode(&jpeg_of(20, 11, ExtendedColorType::Rgb8, &colours)).unwrap().pixels, &colours);
 
-    // tests/fixtures/images/make.py has the formulas.
+    // The formulas of the fixtures are in tests/fixtures/images/make.py.
     let of_fixture = |pixel: &dyn Fn(usize, usize) -> [usize; 3]| -> Vec<u8> {
         (0..24 * 40).flat_map(|at| pixel(at % 40, at / 40).map(|value| value as u8)).collect()
     };
@@ -128,7 +130,7 @@ fn a_jpeg_becomes_rgb_whatever_its_components() {
     for file in [PROGRESSIVE, PLANAR, COARSE] {
         near(&decode(file).unwrap().pixels, &of_fixture(&colour));
     }
-    // Red is what neither cyan nor black takes away.
+    // Each channel keeps the light that neither its ink nor black absorbs.
     let printed = |x: usize, y: usize| colour(x, y).map(|ink| (255 - ink) * (255 - x * y / 8) / 255);
     near(&decode(CMYK).unwrap().pixels, &of_fixture(&printed));
 }
@@ -145,7 +147,7 @@ fn a_file_that_is_cut_anywhere_is_refused() {
         assert!(decode(&[file, b"more"].concat()).is_ok(), "{name}: bytes after the end");
     }
     let file = png_row(4, 8, 0, &[], &[1, 2, 3, 4]);
-    // The 12 bytes of the end are not needed, nor are the 8 of the data's two sums.
+    // The 12 bytes of the last chunk and the 8 bytes of the data's two checksums are not needed.
     for end in 0..file.len() - 20 {
         assert!(decode(&file[..end]).is_err(), "{end} of {} bytes", file.len());
     }

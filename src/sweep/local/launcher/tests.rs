@@ -1,4 +1,4 @@
-//! With programs of the shell in place of training.
+//! Tests of the launcher, with shell programs in place of training.
 
 use super::*;
 use crate::sweep::state::State;
@@ -8,12 +8,13 @@ use std::path::Path;
 
 const SWEEP: &str = "{axes: {net.width: [1, 2]}, seeds: 2}";
 
-/// One that runs `jobs` trials side by side and tries nothing again.
+/// Returns a launcher that runs `jobs` trials side by side and retries nothing.
 fn launcher(store: &Store, command: Vec<OsString>, jobs: usize) -> Launcher<'_> {
     Launcher::new(store, Program::new(command, "cpu"), vec![Slot::cpu(2); jobs])
 }
 
-/// A program that keeps what it was called with and then does what `body` says; `$3` is the trial's folder.
+/// Writes a program that records its arguments and then runs `body`; in `body`, `$3` is the trial's
+/// folder.
 fn program(folder: &Path, body: &str) -> Vec<OsString> {
     let path = folder.join("program.sh");
     let calls = folder.join("calls");
@@ -21,7 +22,7 @@ fn program(folder: &Path, body: &str) -> Vec<OsString> {
     vec!["/bin/sh".into(), path.into()]
 }
 
-/// Every trial has its result ready beside the folders, for the program to copy.
+/// Writes a result for every trial beside the trial folders, for the program to copy.
 fn ready(folder: &Path, plan: &Plan) {
     for (_, trial) in plan.trials() {
         let result = result(&trial.hash, trial.config.seed, 80.);
@@ -123,7 +124,7 @@ fn a_damaged_result_is_known_before_anything_runs() {
 fn a_signal_sets_the_flag_in_place_of_ending_the_process() {
     let stop = stop_signals().unwrap();
     assert!(!stop.load(Ordering::Relaxed));
-    // One only: the second ends the process.
+    // Only one signal: the second would end the process.
     // SAFETY: the handler was installed above.
     unsafe { libc::raise(libc::SIGTERM) };
     assert!(stop.load(Ordering::Relaxed));
@@ -139,7 +140,7 @@ fn an_error_names_some_of_many_folders_on_one_line() {
     );
 }
 
-/// What `body` of a program does, in slots of such a kind; state and message of each trial.
+/// Returns the state and the message of each trial.
 fn states(store: &Store, plan: &Plan) -> Vec<(State, Option<String>)> {
     let state = |hash: &str| (store.state(hash), store.record(hash).message);
     plan.trials().into_iter().map(|(_, trial)| state(&trial.hash)).collect()
@@ -150,7 +151,7 @@ fn each_slot_has_one_trial_at_a_time_with_its_gpu_and_threads() {
     let (folder, store, plan) = started("{seeds: 8}");
     ready(folder.path(), &plan);
     let root = folder.path().display();
-    // A second trial on the same GPU at the same time would find the folder.
+    // A second trial on the same GPU at the same time would find the folder there.
     let body = format!(
         "gpu={root}/gpu-$CUDA_VISIBLE_DEVICES\nmkdir $gpu || exit 3\necho $CUDA_VISIBLE_DEVICES $5 $7 \
          $OMP_WAIT_POLICY >> {root}/gpus\nsleep 0.05\nrmdir $gpu\n{}",
@@ -166,7 +167,8 @@ fn each_slot_has_one_trial_at_a_time_with_its_gpu_and_threads() {
     assert!(count("0 ") > 1 && count("2 ") > 1, "they take turns: {lines}");
 }
 
-/// GPUs that are pretended: the program fails where it runs on one of those.
+/// Runs a sweep on pretended GPUs, with `per_gpu` slots each; the program fails on the GPUs that
+/// match `failing`.
 fn on_failing_gpus(failing: &str, per_gpu: usize) -> (Result<Outcome>, Vec<State>, Vec<String>) {
     let (folder, store, plan) = started("{seeds: 8}");
     ready(folder.path(), &plan);
@@ -223,13 +225,14 @@ fn one_that_does_not_listen_is_killed() {
     (limited.limits.time, limited.grace) = (Some(Duration::from_secs(2)), Duration::from_secs(1));
     let clock = Instant::now();
     limited.run(&plan, "").unwrap();
-    // Three seconds, a minute if it were left alone.
+    // Takes about 3 s; the program would run for a minute if it were left alone.
     assert!(clock.elapsed() < Duration::from_secs(30));
     assert_eq!(states(&store, &plan)[0].0, State::TimedOut);
     assert!(store.trial(&plan.points[0].trials[0].hash).join("told").is_file());
 }
 
-/// As a kernel of a library that spins for ever: it does not listen either. One that writes is left alone for as long as it takes.
+/// A trial that makes no progress and ignores SIGTERM, like a library kernel that spins forever, is
+/// killed. A trial that writes progress is left alone for as long as it takes.
 #[test]
 fn one_that_makes_no_progress_is_killed_and_tried_again() {
     let (folder, store, plan) = started("{seeds: 2}");
@@ -274,7 +277,7 @@ fn deaths_are_recorded_for_what_they_are() {
     let states = states(&store, &plan);
     assert_eq!(states[0], (State::Failed, Some("exit status 2: data.root: no such folder".into())));
     assert_eq!(states[1], (State::OutOfMemory, Some("CUDA out of memory. Tried".into())));
-    // By whatever the kernel of this machine says of its memory.
+    // The message depends on whether the kernel of this machine reports an out-of-memory kill.
     assert!(states[2].1.as_ref().unwrap().starts_with("killed"), "{states:?}");
     assert_eq!(states[3..], [(State::Done, None), (State::Done, None)], "one healed at the second try");
     let attempts = |seed| store.record(&at(seed)).attempts;
@@ -318,7 +321,8 @@ fn a_trial_below_the_median_is_pruned_and_the_baseline_never() {
     ready(folder.path(), &plan);
     let hash = |point: usize| plan.points[point].trials[0].hash.clone();
     assert!(plan.points[0].baseline && !plan.points[1].baseline);
-    // The baseline and one other are bad; they would train for ever but for a file that the good ones leave.
+    // The baseline and one other trial are bad; the other would train for 20 s if it were not
+    // pruned.
     let header = "epoch,lr,train_loss,test_loss,top1,top5,images_per_second,seconds";
     let body = format!(
         "case $3 in *{}|*{}) top1=10;; *) top1=90;; esac\n\
@@ -333,7 +337,7 @@ fn a_trial_below_the_median_is_pruned_and_the_baseline_never() {
     assert_eq!((outcome.finished, outcome.pruned, outcome.check().is_ok()), (3, 1, true));
     let record = store.record(&hash(2));
     assert_eq!((record.state, record.epoch, store.state(&hash(0))), (State::Pruned, Some(2), State::Done));
-    // Started again, it is left as it is.
+    // A second run leaves the pruned trial as it is.
     let again = launcher(&store, program(folder.path(), "exit 1"), 4).run(&plan, "").unwrap();
     assert_eq!((again.finished, again.pruned), (3, 1));
 }

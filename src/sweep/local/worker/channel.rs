@@ -1,4 +1,4 @@
-//! Messages between a launcher and a worker: one a packet, as JSON, with open files.
+//! Messages between a launcher and a worker: one JSON message per packet, with open files attached.
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -12,39 +12,40 @@ use std::io::{Error, IoSlice, IoSliceMut, Result};
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-/// What a worker is told; trials by the names of their folders.
+/// Commands to a worker. A trial is given by the name of its folder.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Command {
-    /// Train a trial, with so many threads; its lock and its log come with it.
+    /// Train a trial with the given number of threads. The trial's lock and log are attached.
     Train(String, usize),
-    /// Let it write its checkpoint and end.
+    /// Let the trial write its checkpoint and end.
     Stop(String),
-    /// Let it end at once.
+    /// End the trial at once.
     Drop(String),
 }
 
-/// What a worker tells: a trial has ended, with the exit status that a process of its own would have had.
+/// Report of a worker that a trial has ended: the trial and the exit status that a process of its
+/// own would have had.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exited(pub String, pub u8);
 
-/// Most open files that come with a message.
+/// Largest number of open files attached to a message.
 const FILES: usize = 2;
-/// Longest message, in bytes.
+/// Largest length of a message, in bytes.
 const LONGEST: usize = 1024;
 
-/// One end of the line between the two.
+/// One end of the connection between a launcher and a worker.
 #[derive(Debug)]
 pub struct Channel(OwnedFd);
 
-/// What lies there.
+/// Result of a receive.
 #[derive(Debug)]
 pub enum Received<T> {
-    /// Nothing yet.
+    /// No message yet.
     Nothing,
-    /// A message, and the files that came with it.
+    /// A message and the files attached to it.
     Message(T, Vec<OwnedFd>),
-    /// The other end is closed: nothing more will come.
+    /// The other end is closed: no further message will come.
     Closed,
 }
 
@@ -55,24 +56,26 @@ impl From<OwnedFd> for Channel {
 }
 
 impl Channel {
-    /// Both ends of a new line. What is sent keeps its bounds.
+    /// Creates both ends of a new connection, which keeps the boundaries of messages.
     ///
     /// # Errors
-    /// The system's.
+    /// I/O errors from creating the sockets.
     pub fn pair() -> Result<(Channel, OwnedFd)> {
         let (own, other) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         Ok((Channel(own), other))
     }
 
-    /// Whether a file can be an end of one.
+    /// Returns whether a file can be the end of a channel, that is, whether it is a SEQPACKET
+    /// socket.
     pub fn is(file: &OwnedFd) -> bool {
         rustix::net::sockopt::socket_type(file) == Ok(SocketType::SEQPACKET)
     }
 
-    /// Sends a message; the other end has the files too then.
+    /// Sends a message. The other end receives duplicates of the open `files`.
     ///
     /// # Errors
-    /// The system's; that the other end is closed.
+    /// I/O errors from sending, among them that the other end is closed; more files than a message
+    /// can carry.
     pub fn send(&self, message: &impl Serialize, files: &[BorrowedFd]) -> Result<()> {
         let text = serde_json::to_vec(message)?;
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FILES))];
@@ -84,10 +87,10 @@ impl Channel {
         Ok(())
     }
 
-    /// What lies there, or comes within so many milliseconds.
+    /// Receives a waiting message, or one that arrives within `milliseconds` milliseconds.
     ///
     /// # Errors
-    /// The system's; what is no message.
+    /// I/O errors from receiving; a packet that is not a valid message.
     pub fn receive<T: DeserializeOwned>(&self, milliseconds: u32) -> Result<Received<T>> {
         let wait = Timespec { tv_sec: 0, tv_nsec: i64::from(milliseconds) * 1_000_000 };
         match poll(&mut [PollFd::new(&self.0, PollFlags::IN)], Some(&wait)) {
@@ -100,7 +103,7 @@ impl Channel {
         let received = recvmsg(&self.0, &mut [IoSliceMut::new(&mut text)], &mut more, RecvFlags::CMSG_CLOEXEC);
         let length = match received {
             Ok(received) => received.bytes,
-            // It ended with messages of ours unread.
+            // The other end closed with messages from this end unread.
             Err(Errno::CONNRESET) => 0,
             Err(error) => return Err(error.into()),
         };
@@ -134,7 +137,7 @@ mod tests {
         near.send(&orders[1], &[]).unwrap();
         let Received::Message(order, files) = far.receive::<Command>(0).unwrap() else { panic!("nothing") };
         assert_eq!((&order, files.len()), (&orders[0], 2));
-        // The same open file, not a copy of what is in it.
+        // The received file is the same open file, not a copy of its content.
         File::from(files.into_iter().next().unwrap()).write_all(b"x").unwrap();
         let mut text = String::new();
         file.rewind().unwrap();

@@ -1,8 +1,10 @@
-//! Several trials in one process, a worker: on a GPU they have one context, and their steps run side by side.
+//! Workers: processes that each train several trials. On a GPU the trials of a worker have one
+//! context, and their steps run side by side.
 //!
-//! The launcher sends it the trials' names, locks and logs, and is told how each ended. A trial that fails there takes nothing with it
-//! but what it had. Where the worker itself ends (a crash, an error of CUDA that the whole process sees), nobody knows whose fault that
-//! was: its trials go on from their checkpoints in processes of their own, where the one to blame fails alone.
+//! The launcher sends a worker the names, locks and logs of its trials, and is told how each trial
+//! ended. A trial that fails takes no other trial with it. If the worker itself ends (a crash, or a
+//! CUDA error that the whole process sees), the trial at fault is unknown: all its trials continue
+//! from their checkpoints in processes of their own, where the trial at fault fails alone.
 
 pub mod channel;
 pub mod serve;
@@ -18,33 +20,34 @@ use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::process::{Child, ExitStatus};
 
-/// How a trial of a worker ended.
+/// End of a trial in a worker.
 #[derive(Debug)]
 pub enum Exit {
-    /// By itself, with the exit status that a process would have had.
+    /// The trial ended by itself, with the exit status that a process of its own would have had.
     Alone(u8),
-    /// The worker ended and all its trials with it; the last that it said.
+    /// The worker ended with all its trials: its exit status and the last line of its log.
     WithAll(ExitStatus, String),
 }
 
-/// A worker, as its launcher sees it.
+/// The launcher's handle to a worker.
 #[derive(Debug)]
 pub struct Worker {
     child: Child,
-    /// Closed when it is to end.
+    /// Channel to the worker; closed to make the worker end.
     mail: Option<Channel>,
-    /// What it says beside its trials.
+    /// The worker's own output, apart from the logs of its trials.
     log: File,
-    /// How the trials ended that ended by themselves.
+    /// Exit statuses of trials that ended by themselves, by the trial's hash, until they are asked
+    /// for.
     ended: HashMap<String, u8>,
     gone: Option<ExitStatus>,
 }
 
 impl Worker {
-    /// Starts one in a slot, for the sweep in the folder `root`.
+    /// Starts a worker in a slot, for the sweep in the folder `root`.
     ///
     /// # Errors
-    /// The system's.
+    /// I/O errors from creating the log or the channel, or from starting the program.
     pub fn start(program: &Program, root: &Path, slot: &Slot) -> Result<Worker> {
         let log = tempfile::tempfile().context("no room for the log of a worker")?;
         let (mail, other) = Channel::pair().context("no line to a worker")?;
@@ -55,7 +58,7 @@ impl Worker {
         Ok(Worker { child, mail: Some(mail), log, ended: HashMap::new(), gone: None })
     }
 
-    /// Gives it a trial, with its lock and its log.
+    /// Gives the worker a trial. `files` are the trial's lock and its log.
     pub fn train(&mut self, hash: &str, threads: usize, files: [BorrowedFd; 2]) {
         self.ended.remove(hash);
         self.order(&Command::Train(hash.into(), threads), &files);
@@ -66,29 +69,30 @@ impl Worker {
         self.order(&Command::Stop(hash.into()), &[]);
     }
 
-    /// Lets a trial end at once.
+    /// Ends a trial at once.
     pub fn end(&self, hash: &str) {
         self.order(&Command::Drop(hash.into()), &[]);
     }
 
-    /// Ends all of it at once.
+    /// Kills the worker with all its trials.
     pub fn kill(&self) {
         if self.gone.is_none() {
             program::signal(&self.child, libc::SIGKILL);
         }
     }
 
-    /// One that is gone can't be told, and needn't be: all its trials have ended.
+    /// Sends a command. A worker that has ended can't receive it and need not: all its trials have
+    /// ended.
     fn order(&self, order: &Command, files: &[BorrowedFd]) {
         if let Some(mail) = &self.mail {
             let _ = mail.send(order, files);
         }
     }
 
-    /// Whether it can take trials.
+    /// Returns whether the worker still runs, and so can take trials.
     ///
     /// # Errors
-    /// The system's.
+    /// I/O errors from waiting for the process.
     pub fn lives(&mut self) -> Result<bool> {
         if self.gone.is_none() {
             self.gone = self.child.try_wait().context("cannot wait for a worker")?;
@@ -96,12 +100,13 @@ impl Worker {
         Ok(self.gone.is_none())
     }
 
-    /// How one of its trials ended; none while it runs.
+    /// Returns the end of a trial; none while the trial runs.
     ///
     /// # Errors
-    /// The system's.
+    /// I/O errors from waiting for the process or from receiving its messages.
     pub fn ended(&mut self, hash: &str) -> Result<Option<Exit>> {
-        // Before its mail is read, so that nothing that it said before it ended is missed.
+        // Checked before the messages are read, so that no message sent before the worker ended is
+        // missed.
         let lives = self.lives()?;
         while let Some(mail) = &self.mail
             && let Received::Message(Exited(hash, status), _) = mail.receive(0).context("a worker's mail")?
@@ -119,7 +124,7 @@ impl Worker {
 }
 
 impl Drop for Worker {
-    /// Its trials, if it has any left, write their checkpoints.
+    /// Closes the channel and waits for the worker; trials that still run write their checkpoints.
     fn drop(&mut self) {
         self.mail = None;
         let _ = self.child.wait();

@@ -1,5 +1,6 @@
-//! The worker itself: trains its trials in turns, a step of each, on one thread. What it asks of a GPU goes to a stream of each trial's
-//! own, so that the device works on all of them at a time while this thread asks for the next steps.
+//! The worker process: trains its trials in turns on one thread, a step of each trial per turn. The
+//! GPU work of each trial goes to a CUDA stream of its own, so that the device works on all trials
+//! at once while this thread queues the next steps.
 
 use crate::config::Document;
 use crate::device;
@@ -20,14 +21,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tch::Device;
 
-/// How long a worker without a trial waits before it looks for a signal, in milliseconds.
+/// Time that a worker without a trial waits before it checks for a signal, in milliseconds.
 const PATIENCE: u32 = 200;
 
-/// Trains the trials of a sweep that come in by mail, until the other end closes it or SIGTERM asks to end; then they write their
-/// checkpoints.
+/// Trains the trials of a sweep that arrive through the channel, until the other end closes the
+/// channel or SIGTERM arrives; then the trials write their checkpoints.
 ///
 /// # Errors
-/// The system's; an error of CUDA that leaves the device of no use to this process.
+/// I/O errors from the channel or a trial's log; a command without lock and log; a CUDA error that
+/// makes the device useless to this process.
 pub fn serve(store: &Store, mail: &Channel, device: Device) -> Result<()> {
     let term = signals::stop_flag(&[SIGTERM], &[])?;
     let (mut seats, mut is_open) = (Vec::new(), true);
@@ -87,12 +89,12 @@ fn carry_out(
     Ok(())
 }
 
-/// A launcher that is gone can't be told, and closed its mail.
+/// Reports the end of a trial. A launcher that has ended can't be told, and closed its channel.
 fn tell(mail: &Channel, hash: String, status: u8) {
     let _ = mail.send(&Exited(hash, status), &[]);
 }
 
-/// A turn of each trial.
+/// Gives each trial a turn.
 fn take_turns(seats: &mut Vec<HostedTrial>, mail: &Channel, device: Device) -> Result<()> {
     let mut place = 0;
     while let Some(seat) = seats.get_mut(place) {
@@ -102,20 +104,21 @@ fn take_turns(seats: &mut Vec<HostedTrial>, mail: &Channel, device: Device) -> R
                 continue;
             }
             Turn::Done => 0,
-            // All that this process had on the device is lost, and who caused it can't be told: each is tried again alone.
+            // Everything that this process had on the device is lost, and the trial that caused the
+            // error is unknown: each trial is tried again alone.
             Turn::Failed(Failure { message, .. }) if message.contains("CUDA error") => bail!("{message}"),
             Turn::Failed(Failure { status, .. }) => status,
         };
         let seat = seats.remove(place);
         let hash = seat.hash.clone();
-        // Its files are closed before it is told.
+        // The trial's files are closed before its end is reported.
         drop(seat);
         tell(mail, hash, status);
     }
     Ok(())
 }
 
-/// What became of a trial in its turn.
+/// Outcome of a trial's turn.
 enum Turn {
     GoesOn,
     Done,
@@ -128,18 +131,18 @@ struct HostedTrial {
     folder: PathBuf,
     threads: usize,
     stop: Arc<AtomicBool>,
-    /// Those of per-sample convolutions.
+    /// Algorithms chosen for the trial's per-sample convolutions.
     choices: Choices,
-    /// None until its first turn.
+    /// None until the first turn.
     trial: Option<Trial>,
-    /// On a GPU, where this program has them.
+    /// CUDA stream of the trial; none on the CPU, and if this program has no streams.
     stream: Option<CudaStream>,
     log: File,
     _lock: OwnedFd,
 }
 
 impl HostedTrial {
-    /// Goes on a little.
+    /// Opens the trial in its first turn, and advances it by a step in each later turn.
     fn turn(&mut self, device: Device) -> Result<Turn> {
         device::set_threads(Some(self.threads));
         if self.trial.is_none()

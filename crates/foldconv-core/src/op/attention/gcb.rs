@@ -1,8 +1,10 @@
-//! `gcb` and `tied_gcb`: the global context block (Cao et al., GCNet, ICCV workshops 2019), y = x sigmoid(t_mul(c)) + t_add(c),
-//! where c is the mean of x over positions weighted by softmax(mask * x), and t(c) = W2 relu(LayerNorm(W1 c + b1)) + b2. A block of a
-//! network, not an operator on a site: nothing is folded.
+//! `gcb` and `tied_gcb`: the global context block (Cao et al., GCNet, ICCV workshops 2019), y = x
+//! sigmoid(t_mul(c)) + t_add(c), where c is the mean of x over positions weighted by softmax(mask *
+//! x), and t(c) = W2 relu(LayerNorm(W1 c + b1)) + b2. The block is a block of a network, not an
+//! operator on a site: nothing is folded.
 //!
-//! Tied (Wang et al., Tied Block Convolution, AAAI 2021): W1 and W2 are tied over B blocks; the layer norm is over all channels.
+//! Tied (Wang et al., Tied Block Convolution, AAAI 2021): W1 and W2 are tied over B blocks; the
+//! layer norm is over all channels.
 
 use crate::algebra::{self, Geometry, Kernel};
 use crate::op::bounds;
@@ -13,7 +15,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Tensor, nn, nn::Init, nn::ModuleT};
 
-/// How a context block pools.
+/// Pooling of a context block.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Pooling {
@@ -24,13 +26,13 @@ pub enum Pooling {
     Average,
 }
 
-/// What a context block does to its input.
+/// Operation of a context block on its input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Fusion {
     /// Adds a number to each channel.
     ChannelAdd,
-    /// Multiplies each channel by a number in (0, 1); done first where there are both.
+    /// Multiplies each channel by a number in (0, 1); done first if both are given.
     ChannelMul,
 }
 
@@ -38,13 +40,15 @@ pub enum Fusion {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Channels of the bottleneck, as a multiple of C: rounded down, then up to a multiple of `blocks`. Default 0.0625.
+    /// Channels of the bottleneck, as a multiple of C: rounded down, then up to a multiple of
+    /// `blocks`. Default 0.0625.
     pub ratio: f64,
-    /// How x is pooled. Default `attention`.
+    /// Pooling of the input. Default `attention`.
     pub pooling: Pooling,
-    /// What is done to x. Default `[channel_add]`.
+    /// Operations on the input. Default `[channel_add]`.
     pub fusion: Vec<Fusion>,
-    /// Blocks B of channels that share the bottleneck's matrices. Default: 1 in `gcb`, 2 in `tied_gcb`.
+    /// Blocks B of channels that share the bottleneck's matrices. Default: 1 in `gcb`, 2 in
+    /// `tied_gcb`.
     pub blocks: Option<i64>,
 }
 
@@ -55,10 +59,11 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Fills the blocks, by default those, and refuses options out of their range.
+    /// Fills in the number of blocks, `blocks` if none is given, and checks the ranges of the
+    /// options.
     ///
     /// # Errors
-    /// What is wrong, as `key: reason`.
+    /// `key: reason` for an option out of its range.
     pub fn resolve(&mut self, blocks: i64) -> Result<(), String> {
         self.blocks.get_or_insert(blocks);
         bounds::multiple("ratio", self.ratio)?;
@@ -68,10 +73,11 @@ impl Config {
         Ok(())
     }
 
-    /// Refuses channels that the blocks don't divide.
+    /// Checks that the number of blocks divides the channels and that the matrices are not too
+    /// large.
     ///
     /// # Errors
-    /// What is wrong, as `key: reason`.
+    /// `key: reason` for an option that does not fit.
     pub fn fits(&self, channels: i64) -> Result<(), String> {
         tied::fits(self.blocks(), &[("channels", channels)])?;
         bounds::variable("ratio", &[self.planes(channels), channels])
@@ -87,7 +93,7 @@ impl Config {
     }
 }
 
-/// The options of `gcb`, with the blocks tied.
+/// Options of `gcb`, with tied blocks.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct TiedConfig(pub Config);
@@ -113,7 +119,7 @@ impl LayerRecipe for TiedConfig {
     }
 }
 
-/// W2 relu(LayerNorm(W1 c + b1)) + b2.
+/// The bottleneck t(c) = W2 relu(LayerNorm(W1 c + b1)) + b2.
 #[derive(Debug)]
 struct Bottleneck {
     first: Tied,
@@ -123,7 +129,8 @@ struct Bottleneck {
 }
 
 impl Bottleneck {
-    /// On `path`: the convolutions `0` and `3`, the layer norm `1`. It begins as zero.
+    /// Creates the bottleneck on `path`: the convolutions `0` and `3` and the layer norm `1`. Its
+    /// output is zero at first.
     fn new(path: &nn::Path, channels: i64, config: &Config) -> Bottleneck {
         let (planes, norm) = (config.planes(channels), path / 1);
         let mut second = Tied::new(&(path / 3), [planes, channels], config.blocks(), MatrixShape::Pointwise, true);
@@ -136,7 +143,7 @@ impl Bottleneck {
         }
     }
 
-    /// (N, C, 1, 1) of (N, C).
+    /// Maps (N, C) to (N, C, 1, 1).
     fn forward(&self, context: &Tensor) -> Tensor {
         let middle = self.first.forward(context);
         let flat = [middle.size()[1]];
@@ -146,7 +153,7 @@ impl Bottleneck {
     }
 }
 
-/// The global context block: y (N, C, H, W) of x (N, C, H, W).
+/// The global context block. Maps x (N, C, H, W) to y (N, C, H, W).
 #[derive(Debug)]
 pub struct Gcb {
     mask: Option<Kernel>,
@@ -155,11 +162,12 @@ pub struct Gcb {
 }
 
 impl Gcb {
-    /// On `path`, with mmcv's names: `conv_mask`, `channel_add_conv.{0,1,3}`, `channel_mul_conv.{0,1,3}`. The options fit.
+    /// Creates the block on `path`, with mmcv's names: `conv_mask`, `channel_add_conv.{0,1,3}`,
+    /// `channel_mul_conv.{0,1,3}`. The caller has checked the options with [`Config::fits`].
     pub(crate) fn new(path: &nn::Path, channels: i64, config: &Config) -> Gcb {
         let mask = || {
             let (path, geometry) = (path / "conv_mask", Geometry::same(channels, 1, 1));
-            // Kaiming's normal, as in the reference.
+            // Kaiming's normal initialisation, as in the reference.
             let normal = Init::Randn { mean: 0., stdev: (2. / channels as f64).sqrt() };
             let weight = path.var("weight", &geometry.weight_size(), normal);
             Kernel { weight, bias: Some(path.var("bias", &[1], Init::Const(0.))), geometry }
@@ -174,7 +182,7 @@ impl Gcb {
         }
     }
 
-    /// (N, C) of (N, C, H, W).
+    /// Pools (N, C, H, W) to (N, C).
     fn pool(&self, x: &Tensor) -> Tensor {
         let Some(mask) = &self.mask else { return algebra::global_mean(x) };
         let weights = mask.apply(x).flatten(2, 3).softmax(2, None);
@@ -215,13 +223,13 @@ mod tests {
         Config { ratio: 0.5, fusion: vec![Fusion::ChannelAdd, Fusion::ChannelMul], ..Config::default() }
     }
 
-    /// sin(first), sin(first + 1), ...: the same numbers in every language.
+    /// Returns sin(first), sin(first + 1), ...: numbers that are the same in every language.
     fn sines(size: &[i64], first: i64) -> Tensor {
         let count: i64 = size.iter().product();
         Tensor::arange_start(first, first + count, DOUBLE).sin().reshape(size)
     }
 
-    /// diag(W, W) of (out, in, 1, 1).
+    /// Returns diag(W, W) of W (out, in, 1, 1).
     fn diagonal(weight: &Tensor) -> Tensor {
         let (w, zero) = (weight.flatten(1, 3), weight.flatten(1, 3).zeros_like());
         let rows = [Tensor::cat(&[&w, &zero], 1), Tensor::cat(&[&zero, &w], 1)];
@@ -256,8 +264,9 @@ mod tests {
         assert_eq!(block.forward_t(&x, true), x);
     }
 
-    /// Expected: mmcv's ContextBlock, written out in PyTorch (float64). Its parameters in the order of their names are
-    /// `sines(shape, 0)`, `sines(shape, 100)`, ...; x, the weights of y's sum and those of x.grad's begin at 5000, 7000 and 9000.
+    /// Compares with mmcv's ContextBlock, written out in PyTorch (float64). Its parameters in the
+    /// order of their names are `sines(shape, 0)`, `sines(shape, 100)`, ...; x, the weights of y's
+    /// sum and the weights of x.grad's sum begin at 5000, 7000 and 9000.
     ///
     /// ```python
     /// w = m.conv_mask(x).flatten(2).softmax(2); c = (x.flatten(2) @ w.transpose(1, 2)).unsqueeze(-1)
@@ -292,7 +301,8 @@ mod tests {
     fn has_the_parameters_of_the_formulas() {
         let count =
             |config: &Config| -> i64 { gcb(config).0.trainable_variables().iter().map(|v| v.numel() as i64).sum() };
-        // C = 8, 4 in the bottleneck: two matrices and biases each, the layer norm, and the mask.
+        // C = 8 and 4 channels in the bottleneck: two matrices and biases each, the layer norm, and
+        // the mask.
         assert_eq!(count(&both()), 2 * (2 * 32 + 8 + 4 + 2 * 4) + 8 + 1);
         assert_eq!(count(&Config { blocks: Some(2), ..both() }), 2 * (2 * 8 + 4 + 2 + 2 * 4) + 8 + 1);
     }

@@ -1,3 +1,3 @@
-//! Attention modules at the end of a block, which no fold touches.
+//! Attention modules at the end of a block, which are not folded.
 
 pub mod gcb;

@@ -1,4 +1,5 @@
-//! The compact forms of operators that are more than one kernel: one kernel a sample, one a region, one shared by blocks of channels.
+//! Compact forms of operators that fold to more than one kernel: one kernel per sample, one per
+//! region, or one shared by blocks of channels.
 
 pub mod per_sample;
 pub mod regions;

@@ -1,4 +1,5 @@
-//! Several kernels for each sample of a batch, and a map that says which of them stands at which output.
+//! Convolutions with several kernels per sample of a batch, and a map that selects the kernel of
+//! each output.
 
 use crate::algebra::{self, Geometry};
 use crate::op::compact::per_sample;
@@ -6,40 +7,41 @@ use crate::trace;
 use std::fmt::Debug;
 use tch::{Kind, Tensor};
 
-/// Makes the kernels of each sample, and the map, from the input.
+/// Makes the kernels of each sample, and the region map, from the input.
 pub trait RegionMaker: Debug + Send {
-    /// Kernels (N, m, C_out, C_in/groups, kh, kw) for x (N, C_in, H, W).
+    /// Returns kernels (N, m, C_out, C_in/groups, kh, kw) for x (N, C_in, H, W).
     fn kernels(&self, x: &Tensor) -> Tensor;
 
-    /// The region (N, H', W') of each output, from 0 to m - 1. `shared` is what the operators of the site's block share, where
-    /// they do.
+    /// Returns the region (N, H', W') of each output, from 0 to m - 1. `shared` is the tensor that
+    /// the operators of the site's block share, if they share one.
     fn regions(&self, x: &Tensor, shared: Option<&Tensor>) -> Tensor;
 
-    /// The bias (C_out), of all regions the same.
+    /// Returns the bias (C_out), the same for all regions, if any.
     fn bias(&self) -> Option<&Tensor>;
 
-    /// Its numbers, by their names below the site.
+    /// Returns the tensors of the maker by their names below the site.
     fn tensors(&self) -> Vec<(String, Tensor)>;
 }
 
-/// A convolution whose kernel depends on the sample and on the region in which the output lies.
+/// A convolution whose kernel depends on the sample and on the region of the output.
 #[derive(Debug)]
 pub struct Regional {
-    /// Makes the kernels and the map.
+    /// Maker of the kernels and the region map.
     pub maker: Box<dyn RegionMaker>,
-    /// How the kernels are applied.
+    /// Geometry with which the kernels are applied.
     pub geometry: Geometry,
 }
 
 impl Regional {
-    /// y (N, C_out, H', W') of x (N, C_in, H, W).
+    /// Returns y (N, C_out, H', W') for x (N, C_in, H, W). `shared` is the tensor that the
+    /// operators of the block share, if they share one.
     pub fn apply(&self, x: &Tensor, shared: Option<&Tensor>) -> Tensor {
         let (kernels, regions) = (self.maker.kernels(x), self.maker.regions(x, shared));
         add_bias(conv2d(x, &kernels, &regions, &self.geometry), self.maker.bias())
     }
 }
 
-/// y (N, C_out, H', W') with a bias (C_out), if any.
+/// Returns y (N, C_out, H', W') plus a bias (C_out), if any.
 pub fn add_bias(y: Tensor, bias: Option<&Tensor>) -> Tensor {
     match bias {
         Some(bias) => y + bias.reshape([1, -1, 1, 1]),
@@ -47,9 +49,11 @@ pub fn add_bias(y: Tensor, bias: Option<&Tensor>) -> Tensor {
     }
 }
 
-/// Convolves x (N, C_in, H, W) with the kernel (N, m, C_out, C_in/groups, kh, kw) of each output's region (N, H', W').
+/// Convolves x (N, C_in, H, W) with the kernel of each output's region: kernels (N, m, C_out,
+/// C_in/groups, kh, kw) and regions (N, H', W').
 ///
-/// Each output is computed once, by its own kernel alone; a region that a sample doesn't use costs nothing.
+/// Each output is computed once, by its own kernel alone; a region that a sample doesn't use costs
+/// nothing.
 pub fn conv2d(x: &Tensor, kernels: &Tensor, regions: &Tensor, geometry: &Geometry) -> Tensor {
     if per_sample::is_exporting() {
         return select(&responses(x, kernels, geometry), regions);
@@ -67,7 +71,8 @@ pub fn conv2d(x: &Tensor, kernels: &Tensor, regions: &Tensor, geometry: &Geometr
     y
 }
 
-/// What each output of x (1, C_in, H, W) reads, as columns (groups, fan_in, H' W').
+/// Returns the inputs that each output of x (1, C_in, H, W) reads, as columns (groups, fan_in, H'
+/// W').
 fn patches(x: &Tensor, geometry: &Geometry) -> Tensor {
     let Geometry { kernel, stride, dilation, groups, .. } = *geometry;
     let columns = if geometry.is_pointwise() {
@@ -78,8 +83,8 @@ fn patches(x: &Tensor, geometry: &Geometry) -> Tensor {
     columns.reshape([groups, geometry.fan_in(), -1])
 }
 
-/// y (groups, C_out/groups, L) of columns (groups, fan_in, L), by the kernels (m, groups, C_out/groups, fan_in) that
-/// `regions` (L) chooses.
+/// Returns y (groups, C_out/groups, L) for columns (groups, fan_in, L), using the kernels (m,
+/// groups, C_out/groups, fan_in) that `regions` (L) selects.
 fn product(columns: &Tensor, kernels: &Tensor, regions: &Tensor) -> Tensor {
     let size = kernels.size();
     let mut y = Tensor::zeros([size[1], size[2], columns.size()[2]], (columns.kind(), columns.device()));
@@ -93,11 +98,12 @@ fn product(columns: &Tensor, kernels: &Tensor, regions: &Tensor) -> Tensor {
     y
 }
 
-/// What every kernel (N, m, C_out, C_in/groups, kh, kw) answers everywhere: (N, groups, m, C_out/groups, H', W').
+/// Returns the response of every kernel (N, m, C_out, C_in/groups, kh, kw) at every position: (N,
+/// groups, m, C_out/groups, H', W').
 pub fn responses(x: &Tensor, kernels: &Tensor, geometry: &Geometry) -> Tensor {
     let size = kernels.size();
     let (m, groups, out) = (size[1], geometry.groups, geometry.out_channels);
-    // The outputs of a channel group lie together, so the regions stand inside of the groups.
+    // The outputs of a channel group are adjacent, so the regions lie inside the groups.
     let grouped = [-1, m, groups, out / groups * geometry.fan_in()];
     let wide = Geometry { out_channels: m * out, ..*geometry };
     let [_, inner, kh, kw] = geometry.weight_size();
@@ -108,12 +114,13 @@ pub fn responses(x: &Tensor, kernels: &Tensor, geometry: &Geometry) -> Tensor {
     y.reshape([-1, groups, m, out / groups, size[2], size[3]])
 }
 
-/// Of [`responses`], those of each output's region (N, H', W'): (N, C_out, H', W').
+/// Selects the [`responses`] of each output's region (N, H', W'): (N, C_out, H', W').
 pub fn select(responses: &Tensor, regions: &Tensor) -> Tensor {
     let size = responses.size();
     let (n, groups, per_group, h, w) = (size[0], size[1], size[3], size[4], size[5]);
     if per_sample::is_exporting() {
-        // An index has the batch in it; 0 times the answers of the other regions has not.
+        // A gather index depends on the batch size; 0 times the responses of the other regions
+        // doesn't.
         let m = size[2];
         let all = Tensor::arange(m, (Kind::Int64, regions.device())).reshape([1, m, 1, 1]);
         let chosen = regions.unsqueeze(1).eq_tensor(&all).to_kind(responses.kind()).reshape([-1, 1, m, 1, h, w]);
@@ -130,8 +137,8 @@ mod tests {
     use crate::trace::Trace;
     use tch::Device;
 
-    /// The definition: every sample convolved by itself with each kernel, and the region's answer taken. float64, so only the
-    /// order of summation differs.
+    /// Both forms equal the definition: every sample convolved by itself with each kernel, and the
+    /// response of the region taken. In float64 only the order of summation differs.
     #[test]
     fn both_ways_equal_a_loop_over_samples_and_regions() {
         let double = (Kind::Double, Device::Cpu);
@@ -150,7 +157,7 @@ mod tests {
             let kernels = Tensor::randn([3, 4, out, inner, kh, kw], double);
             let answer = |n: i64, r: i64| algebra::conv2d(&x.narrow(0, n, 1), &kernels.get(n).get(r), None, &geometry);
             let size = answer(0, 0).size();
-            // Region 2 is used by no sample.
+            // No sample uses region 2.
             let regions = Tensor::randint(3, [3, size[2], size[3]], (Kind::Int64, Device::Cpu));
             let regions = &regions + regions.eq(2);
             let sample = |n: i64| {

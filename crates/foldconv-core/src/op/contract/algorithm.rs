@@ -1,30 +1,34 @@
-//! How an operator's training is computed: in branches as it is written, or in the space of kernels.
+//! Algorithms that compute the training of an operator: in branches as written, or in the space of
+//! kernels.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Kind;
 
-/// How an expanded operator is computed in training: the same function, with the same gradients and running statistics, in all.
+/// Algorithm that computes an expanded operator in training. All algorithms compute the same
+/// function, with the same gradients and running statistics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TrainAlgorithm {
-    /// Each convolution and each batch norm makes its map.
+    /// Each convolution and each batch norm computes its map.
     #[default]
     Branches,
-    /// The statistics of the batch norms are computed of the moments of the input, and one kernel is applied.
+    /// The statistics of the batch norms are computed from the moments of the input, and one kernel
+    /// is applied.
     Moments,
-    /// As `moments`, of what the first convolutions make of the input, all of them as one convolution.
+    /// As `moments`, on the output of the first convolutions, all of which are computed as one
+    /// convolution.
     Features,
-    /// As `moments`, with the moments of each sample, and one kernel a sample.
+    /// As `moments`, with the moments of each sample and one kernel per sample.
     PerSample,
 }
 
 impl TrainAlgorithm {
-    /// All of them.
+    /// All algorithms.
     pub const ALL: [TrainAlgorithm; 4] =
         [TrainAlgorithm::Branches, TrainAlgorithm::Moments, TrainAlgorithm::Features, TrainAlgorithm::PerSample];
 
-    /// Returns the name of the form in files.
+    /// Returns the name of the algorithm in files.
     pub fn name(self) -> &'static str {
         match self {
             TrainAlgorithm::Branches => "branches",
@@ -34,33 +38,36 @@ impl TrainAlgorithm {
         }
     }
 
-    /// This way where it is one of those and can be used on the map x for so many positions, else the branches. One position has no
-    /// variance, and the moments are for float32 and float64.
+    /// Returns this algorithm if it is one of `algorithms` and usable for a map of `positions`
+    /// positions in the precision `kind`, else `Branches`. One position has no variance, and the
+    /// moments require float32 or float64.
     pub fn usable(self, algorithms: &[TrainAlgorithm], kind: Kind, positions: i64) -> TrainAlgorithm {
         let able = matches!(kind, Kind::Float | Kind::Double) && positions > 1 && algorithms.contains(&self);
         if able { self } else { TrainAlgorithm::Branches }
     }
 }
 
-/// The key `train.algorithm`: one way for every site that has it, or the fastest of each site.
+/// The key `train.algorithm`: one algorithm for every site that supports it, or the fastest of each
+/// site.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum WantedAlgorithm {
-    /// The fastest at each site, measured at the start.
+    /// The fastest algorithm of each site, measured at the start.
     #[default]
     Auto,
-    /// Each convolution and each batch norm makes its map.
+    /// Each convolution and each batch norm computes its map.
     Branches,
-    /// The statistics of the batch norms come of the moments of the input, and one kernel is applied.
+    /// The statistics of the batch norms are computed from the moments of the input, and one kernel
+    /// is applied.
     Moments,
-    /// As `moments`, of what the first convolutions make of the input.
+    /// As `moments`, on the output of the first convolutions.
     Features,
-    /// As `moments`, with one kernel a sample.
+    /// As `moments`, with one kernel per sample.
     PerSample,
 }
 
 impl WantedAlgorithm {
-    /// The one way; none where it is to be measured.
+    /// Returns the algorithm, or `None` if the fastest is to be measured.
     pub fn fixed(self) -> Option<TrainAlgorithm> {
         match self {
             WantedAlgorithm::Auto => None,
@@ -94,8 +101,11 @@ mod tests {
         }
     }
 
-    /// float32 against the branches in float64, where channels lie a hundred deviations from 0 and one is constant. A channel at 100
-    /// deviations is known to 1e-5 of one in float32, whatever is computed of it: the ways may lose that and no more.
+    /// Large means and constant channels lose no more precision in the other algorithms than in the
+    /// branches. float32 is compared with the branches in float64 on channels whose mean is 100
+    /// standard deviations, and on a constant channel. float32 knows a channel at 100 deviations to
+    /// 1e-5 of a deviation, whatever is computed from it: the algorithms may lose that precision
+    /// and no more.
     #[test]
     fn a_large_mean_and_a_constant_channel_cost_no_more_than_they_cost_the_branches() {
         let (point, window) = (Geometry::same(6, 6, 1), Geometry::same(6, 6, 3));
@@ -115,7 +125,8 @@ mod tests {
             let (mut store, operator) = testing::expanded(&testing::options(yaml), geometry);
             let x = Tensor::randn([8, 6, 12, 12], (Kind::Float, Device::Cpu)) + 100.;
             let _ = x.narrow(1, 2, 1).fill_(0.1);
-            // The statistics that a step leaves are put back: the ring around a map of `dbb` follows them.
+            // The statistics that a step changes are restored: the padded ring of `dbb` depends on
+            // them.
             let run = |store: &nn::VarStore, algorithm: TrainAlgorithm, x: &Tensor| {
                 testing::keeping(store, || tch::no_grad(|| operator.train_with(algorithm, x, Activation::None)))
             };

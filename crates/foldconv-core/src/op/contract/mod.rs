@@ -1,4 +1,5 @@
-//! The contract between operators and networks: what an operator and its options implement, and what a network calls.
+//! The contract between operators and networks: the traits that an operator and its options
+//! implement, and the types that a network uses.
 
 pub mod algorithm;
 pub mod naming;

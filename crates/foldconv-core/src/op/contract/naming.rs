@@ -1,26 +1,29 @@
-//! How public implementations call an operator's variables, where they don't call them as we do.
+//! Names of an operator's variables in public implementations, if they differ from the names here.
 //!
-//! Ours have the reference's names wherever there is one, below the operator's site or, for what the operators of a block share,
-//! below the block. What is left is a table beside the operator.
+//! A variable here has the reference's name wherever there is a reference, below the operator's
+//! site or, for the tensor that the operators of a block share, below the block. The remaining
+//! differences are in a table beside the operator.
 
-/// Another way to call an operator's variables.
+/// An alternative naming of an operator's variables.
 #[derive(Debug)]
 pub struct Naming {
-    /// (its name, ours), both below the site or block. A name that ends with a dot, or is empty, stands for all names that begin
-    /// with it.
+    /// Pairs (alternative name, name here), both below the site or block. A name that ends with a
+    /// dot, or is empty, stands for all names that begin with it.
     pub names: &'static [(&'static str, &'static str)],
-    /// Whether its tensors may have other shapes, with the same numbers in the same order.
+    /// Whether the alternative tensors may have other shapes, with the same values in the same
+    /// order.
     pub reshaped: bool,
 }
 
-/// Where the public implementations of the attention modules have them, below the block: ours is `attention`.
+/// Names of an attention module in public implementations, below the block. The name here is
+/// `attention`.
 pub const ATTENTION: [Naming; 2] = [
     Naming { names: &[("se.", "attention.")], reshaped: false },
     Naming { names: &[("context_block.", "attention.")], reshaped: false },
 ];
 
 impl Naming {
-    /// Its name of the variable that we call `ours`.
+    /// Returns the alternative name of the variable called `ours` here, if the naming has one.
     pub fn name(&self, ours: &str) -> Option<String> {
         self.names.iter().find_map(|(theirs, own)| {
             let rest = ours.strip_prefix(own)?;

@@ -1,4 +1,5 @@
-//! What an operator is: the thing that stands in place of one convolution and the batch norm behind it, and what it folds to.
+//! The operator, which replaces one convolution and the batch norm behind it, and the forms to
+//! which it folds.
 
 pub use crate::algebra::{Affine, FoldError, Geometry, Kernel};
 use crate::op::activation::Activation;
@@ -11,24 +12,29 @@ use crate::op::layers::tiling::TiedKernel;
 use crate::op::layers::{BatchNorm, Norm, empty_kernel};
 use tch::{Tensor, nn, nn::ModuleT};
 
-/// What stands in place of one convolution and the batch norm behind it: x (N, C_in, H, W) to y (N, C_out, H', W').
+/// A replacement of one convolution and the batch norm behind it: maps x (N, C_in, H, W) to y (N,
+/// C_out, H', W').
 pub trait Operator: nn::ModuleT {
-    /// The operator and the activation that its network puts behind it, which it may run as one.
+    /// Applies the operator and the activation that the network puts behind it. An operator may
+    /// compute both in one pass.
     fn forward_activated(&self, x: &Tensor, activation: Activation, train: bool) -> Tensor {
         activation.apply(self.forward_t(x, train))
     }
 
-    /// The same with what the operators of the block share (such as DRConv's regions); one that shares nothing ignores it.
+    /// Applies the operator and the activation, given the tensor that the operators of the block
+    /// share (such as DRConv's regions). An operator that shares nothing ignores the tensor.
     fn forward_shared(&self, x: &Tensor, _shared: &Tensor, activation: Activation, train: bool) -> Tensor {
         self.forward_activated(x, activation, train)
     }
 
-    /// The ways in which its training can be computed where it stands, the branches first.
+    /// Returns the algorithms that can compute the operator's training at its site, `Branches`
+    /// first.
     fn algorithms(&self) -> &'static [TrainAlgorithm] {
         &[TrainAlgorithm::Branches]
     }
 
-    /// The operator in training, and the activation, computed in one of these ways.
+    /// Applies the operator and the activation in training, computed by one of
+    /// [`Operator::algorithms`].
     fn train_with(&self, _exec: TrainAlgorithm, x: &Tensor, activation: Activation) -> Tensor {
         self.forward_activated(x, activation, true)
     }
@@ -37,81 +43,86 @@ pub trait Operator: nn::ModuleT {
     /// epochs.
     fn anneal(&self, _epochs: f64) {}
 
-    /// The same function, at evaluation statistics, as one kernel or one kernel per sample. Computed in float64 and pure:
-    /// the operator stays as it is.
+    /// Folds the operator, at evaluation statistics, into the same function as one kernel or as one
+    /// kernel per sample. The fold is computed in float64 and leaves the operator unchanged.
     ///
     /// # Errors
-    /// [`FoldError`] where no kernel is that function.
+    /// [`FoldError`] if no kernel is the same function.
     fn fold(&self) -> Result<Compact, FoldError>;
 }
 
-/// The options of an operator, and how the operator is made of them.
+/// The options of an operator, and the construction of the operator from them.
 pub(crate) trait Recipe {
-    /// Fills options that depend on others.
+    /// Fills in options that depend on other options.
     ///
     /// # Errors
-    /// What is wrong, as `key: reason`.
+    /// The reason, as `key: reason`.
     fn resolve(&mut self) -> Result<(), String> {
         Ok(())
     }
 
-    /// Refuses a convolution that the operator can't stand in place of.
+    /// Checks that the operator can replace a convolution of this geometry.
     ///
     /// # Errors
-    /// What is wrong, as `key: reason`.
+    /// The reason, as `key: reason`.
     fn fits(&self, _geometry: &Geometry) -> Result<(), String> {
         Ok(())
     }
 
-    /// The expanded form, of options that are resolved, on a convolution that they fit.
+    /// Builds the expanded form. The options must be resolved and must fit `geometry`.
     fn expanded(&self, place: &VariablePaths, geometry: Geometry) -> Box<dyn Operator>;
 
-    /// Whether the operators on the sites of one block share something.
+    /// Returns whether the operators on the sites of one block share a tensor.
     fn shares(&self) -> bool {
         false
     }
 
-    /// What the operators on the sites of one block share, made of the block's input (N, channels, H, W); its variables lie on
-    /// the block's path, in both forms of the network. None where each operator is by itself.
+    /// Builds the module that computes the tensor shared by the operators on the sites of one block
+    /// from the block's input (N, channels, H, W). Its variables lie on the block's path, in both
+    /// forms of the network. Returns `None` if the operators share nothing.
     fn shared(&self, _path: &nn::Path, _channels: i64) -> Option<Box<dyn Shared>> {
         None
     }
 
-    /// How public implementations call its variables where they don't call them as we do.
+    /// Returns the namings of public implementations that differ from the names here.
     fn namings(&self) -> &'static [Naming] {
         &[]
     }
 
-    /// The compact form, its numbers still to be loaded.
+    /// Builds the compact form, with tensors that are still to be loaded.
     fn compact(&self, place: &VariablePaths, geometry: Geometry) -> Compact {
         Compact::Static(empty_kernel(&place.conv, geometry))
     }
 }
 
-/// What the operators of a block share: a tensor of the block's input, made once for all of them.
+/// A module that computes the tensor shared by the operators of a block from the block's input,
+/// once for all of them.
 pub trait Shared: nn::ModuleT {
-    /// As [`Operator::anneal`].
+    /// Sets annealed quantities to their values after `epochs` epochs; see [`Operator::anneal`].
     fn anneal(&self, _epochs: f64) {}
 }
 
-/// Where an operator's variables lie: two paths, because PyTorch's networks name a convolution and its batch norm apart.
+/// Paths of an operator's variables. There are two because PyTorch's networks name a convolution
+/// and its batch norm separately.
 #[derive(Debug)]
 pub struct VariablePaths<'a> {
-    /// The convolution's, and all that an operator adds.
+    /// Path of the convolution's variables, and of all variables that an operator adds.
     pub conv: nn::Path<'a>,
-    /// The batch norm's; none where nothing stands behind the convolution.
+    /// Path of the batch norm's variables; `None` if nothing stands behind the convolution.
     pub bn: Option<nn::Path<'a>>,
-    /// Channels of the input of the block in which it stands, for what a block's operators share; none where it is by itself.
+    /// Number of input channels of the block that contains the operator, for tensors shared within
+    /// the block; `None` for an operator outside a block.
     pub block: Option<i64>,
 }
 
 impl<'a> VariablePaths<'a> {
-    /// By itself, in no block.
+    /// Creates the paths of an operator outside a block.
     pub fn new(conv: nn::Path<'a>, bn: Option<nn::Path<'a>>) -> VariablePaths<'a> {
         VariablePaths { conv, bn, block: None }
     }
 
-    /// The batch norm behind the operator, for those that don't bring their own.
+    /// Creates the batch norm behind the operator, for operators without batch norms of their own.
+    /// Returns [`Norm::None`] if there is no path for it.
     pub fn norm(&self, channels: i64) -> Norm {
         self.bn.as_ref().map_or(Norm::None, |bn| Norm::Batch(BatchNorm::new(bn, channels)))
     }
@@ -122,23 +133,23 @@ impl<'a> VariablePaths<'a> {
 pub enum Compact {
     /// One kernel.
     Static(Kernel),
-    /// One kernel and bias for each sample, made from the sample.
+    /// One kernel and bias per sample, computed from the sample.
     PerSample(PerSample),
-    /// One kernel, and weights of its output's channels that are made from that output.
+    /// One kernel, and weights of the output channels that are computed from the kernel's output.
     Gated {
         /// The kernel.
         kernel: Kernel,
-        /// What weighs the channels.
+        /// Squeeze-and-excitation that weighs the output channels.
         gate: Se,
     },
-    /// One kernel that blocks of channels share.
+    /// One kernel shared by blocks of channels.
     Tied(TiedKernel),
-    /// Several kernels for each sample, and a map of which one stands where.
+    /// Several kernels per sample, and a map that selects the kernel of each output.
     Regions(Regional),
 }
 
 impl Compact {
-    /// A kernel with what stands behind it, if anything does.
+    /// Creates the compact form of a kernel and the gate behind it, if any.
     pub fn with_gate(kernel: Kernel, gate: Option<Se>) -> Compact {
         match gate {
             None => Compact::Static(kernel),
@@ -146,7 +157,7 @@ impl Compact {
         }
     }
 
-    /// Computed in that way, where it has it.
+    /// Sets the algorithm, if the compact form supports it.
     pub fn with_algorithm(mut self, algorithm: CompactAlgorithm) -> Compact {
         if let Compact::PerSample(kernels) = &mut self {
             kernels.set_algorithm(algorithm);
@@ -154,12 +165,13 @@ impl Compact {
         self
     }
 
-    /// The convolution of x (N, C_in, H, W).
+    /// Returns the convolution of x (N, C_in, H, W).
     pub fn apply(&self, x: &Tensor) -> Tensor {
         self.apply_shared(x, None)
     }
 
-    /// The same with what the operators of the block share, where they do.
+    /// Returns the convolution of x (N, C_in, H, W). `shared` is the tensor that the operators of
+    /// the block share, if they share one.
     pub fn apply_shared(&self, x: &Tensor, shared: Option<&Tensor>) -> Tensor {
         match self {
             Compact::Static(kernel) => kernel.apply(x),
@@ -170,7 +182,7 @@ impl Compact {
         }
     }
 
-    /// Its numbers, by their names below the site.
+    /// Returns the tensors of the compact form by their names below the site.
     pub fn tensors(&self) -> Vec<(String, Tensor)> {
         match self {
             Compact::Static(kernel) => kernel_tensors(kernel).collect(),

@@ -1,5 +1,6 @@
-//! Options whose open values are filled and whose ranges are checked. Operators and layers are made of these alone: options as they
-//! are written may leave open what makes one operator another.
+//! Options with open values filled in and ranges checked. Operators and layers are built from
+//! resolved options only: options as written may leave open a value that distinguishes one operator
+//! from another.
 
 use crate::error::BadRequest;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
@@ -8,12 +9,12 @@ use serde::{Deserialize, Deserializer, Serialize};
 use std::borrow::Cow;
 use std::ops::Deref;
 
-/// Options as they are written, of which some may depend on others.
+/// Options as written, some of which may depend on others.
 pub trait Resolve {
-    /// Fills what is left open, and refuses what is out of its range.
+    /// Fills in open values and checks the ranges.
     ///
     /// # Errors
-    /// What is wrong, as `key: reason`.
+    /// The reason, as `key: reason`.
     fn resolve(&mut self) -> Result<(), String>;
 }
 
@@ -26,7 +27,7 @@ impl<T: Resolve> Resolved<T> {
     /// Resolves options.
     ///
     /// # Errors
-    /// A [`BadRequest`] that says what is wrong, as `key: reason`.
+    /// A [`BadRequest`] with the reason, as `key: reason`.
     pub fn new(mut options: T) -> Result<Resolved<T>, BadRequest> {
         options.resolve().map_err(BadRequest)?;
         Ok(Resolved(options))
@@ -41,14 +42,14 @@ impl<T> Deref for Resolved<T> {
     }
 }
 
-/// An error is that of the options, as `key: reason`.
+/// Deserialises and resolves the options. Errors have the form `key: reason`.
 impl<'de, T: Resolve + Deserialize<'de>> Deserialize<'de> for Resolved<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Resolved::new(T::deserialize(deserializer)?).map_err(D::Error::custom)
     }
 }
 
-/// That of the options as they are written.
+/// Uses the schema of the options as written.
 impl<T: JsonSchema> JsonSchema for Resolved<T> {
     fn schema_name() -> Cow<'static, str> {
         T::schema_name()

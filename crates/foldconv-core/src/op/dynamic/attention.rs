@@ -1,7 +1,9 @@
-//! The attention that opens or closes the middle channels of a dynamic operator: a = gate(FC2(relu(FC1(GAP(x)))) / temperature).
+//! The attention that weighs the middle channels of a dynamic operator: a =
+//! gate(FC2(relu(FC1(GAP(x)))) / temperature).
 //!
-//! Squeeze-and-excitation (Hu et al., CVPR 2018) of the operator's INPUT: pooling anything behind a k x k convolution would
-//! not be a function of GAP(x), and the compact form would have to run that convolution to know its kernel.
+//! The attention is squeeze-and-excitation (Hu et al., CVPR 2018) of the operator's INPUT. The
+//! pooled output of a k x k convolution would not be a function of GAP(x), and the compact form
+//! would have to run that convolution to know its kernel.
 
 use crate::algebra;
 use crate::op::layers::Linear;
@@ -11,19 +13,19 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, nn};
 
-/// What turns the last layer's output into weights.
+/// Function that turns the last layer's output into weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum GateKind {
-    /// Each channel by itself, in (0, 1).
+    /// Each channel by itself: weights in (0, 1).
     #[default]
     Sigmoid,
-    /// Over the channels, summing to 1.
+    /// Over all channels: weights that sum to 1.
     Softmax,
 }
 
 impl GateKind {
-    /// Weights (N, K) of scores (N, K).
+    /// Returns weights (N, K) for scores (N, K).
     pub fn weigh(self, scores: Tensor) -> Tensor {
         trace::gates(match self {
             GateKind::Sigmoid => scores.sigmoid(),
@@ -32,7 +34,7 @@ impl GateKind {
     }
 }
 
-/// One weight a channel, from the pooled input.
+/// An attention that computes one weight per channel from the pooled input.
 #[derive(Debug)]
 pub struct Gate {
     fc1: Linear,
@@ -42,7 +44,8 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// On `path`: `fc1` (hidden, inputs) and `fc2` (channels, hidden), with biases, and `temperature`.
+    /// Creates `fc1` (hidden, inputs) and `fc2` (channels, hidden), with biases, and `temperature`
+    /// on `path`.
     pub fn new(
         path: &nn::Path,
         [inputs, hidden, channels]: [i64; 3],
@@ -57,28 +60,28 @@ impl Gate {
         }
     }
 
-    /// Weights (N, channels) from x (N, C_in, H, W).
+    /// Returns weights (N, channels) for x (N, C_in, H, W).
     pub fn forward(&self, x: &Tensor) -> Tensor {
         self.weigh(&algebra::global_mean(x))
     }
 
-    /// The same from GAP(x) (N, C_in).
+    /// Returns weights (N, channels) for GAP(x) (N, C_in).
     pub fn weigh(&self, pooled: &Tensor) -> Tensor {
         self.kind.weigh(self.temperature.divide(self.fc2.forward(&self.fc1.forward(pooled).relu())))
     }
 
-    /// Sets the temperature to what it is after so many epochs.
+    /// Sets the temperature to its value after `epochs` epochs.
     pub fn anneal(&self, epochs: f64) {
         self.temperature.anneal(epochs);
     }
 
-    /// Detached and in another precision.
+    /// Returns a detached copy in the precision `kind`.
     pub fn to_kind(&self, kind: Kind) -> Gate {
         let (fc1, fc2) = (self.fc1.to_kind(kind), self.fc2.to_kind(kind));
         Gate { fc1, fc2, kind: self.kind, temperature: self.temperature.to_kind(kind) }
     }
 
-    /// Its numbers, by their names below `prefix`.
+    /// Returns the tensors of the gate by their names below `prefix`.
     pub fn tensors(&self, prefix: &str) -> Vec<(String, Tensor)> {
         let layers = [("fc1", &self.fc1), ("fc2", &self.fc2)];
         let layers = layers.iter().flat_map(|(name, layer)| layer.tensors(&format!("{prefix}.{name}")));
@@ -91,7 +94,8 @@ mod tests {
     use super::*;
     use tch::{Device, nn::VarStore};
 
-    /// The definition, written out for one sample. Float64: rounding alone.
+    /// A gate equals its definition, written out for one sample. In float64 only the rounding
+    /// differs.
     #[test]
     fn a_gate_is_the_definition() {
         for (kind, temperature) in [(GateKind::Sigmoid, 1.), (GateKind::Sigmoid, 3.), (GateKind::Softmax, 0.5)] {
@@ -108,7 +112,7 @@ mod tests {
                 GateKind::Sigmoid => &exponents / (&exponents + 1.),
                 GateKind::Softmax => &exponents / exponents.sum(Kind::Double),
             };
-            // So that a ReLU left out would show: some of the hidden units are closed.
+            // Some hidden units are closed, so that a missing ReLU would show.
             assert!(bool::try_from(hidden.eq(0.).any()).unwrap());
             let error = (gate.forward(&x).get(0) - expected).abs().max().double_value(&[]);
             assert!(error < 1e-14, "{kind:?} {temperature}: {error:e}");

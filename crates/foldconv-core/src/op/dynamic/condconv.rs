@@ -1,8 +1,10 @@
-//! `condconv`: conditionally parameterised convolution (Yang et al., NeurIPS 2019), K experts that open independently:
-//! y = W(x) * x + b(x), W(x) = sum_k a_k(x) W_k, b(x) = sum_k a_k(x) b_k, a(x) = sigmoid(FC(GAP(x)) / temperature).
+//! `condconv`: conditionally parameterised convolution (Yang et al., NeurIPS 2019), K experts that
+//! open independently: y = W(x) * x + b(x), W(x) = sum_k a_k(x) W_k, b(x) = sum_k a_k(x) b_k,
+//! a(x) = sigmoid(FC(GAP(x)) / temperature).
 //!
-//! Each operator routes by its own input or, as in the paper's networks, all of a block by the block's. A softmax over the
-//! experts, the paper's comparison, and a temperature are options here.
+//! Each operator routes by its own input or, as in the paper's networks, all operators of a block
+//! route by the block's input. A softmax over the experts, which the paper compares with, and a
+//! temperature are options here.
 
 use crate::algebra::Geometry;
 use crate::op::bounds;
@@ -15,8 +17,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::nn;
 
-/// timm's variables. Ours are called as d-li14's condconv.pytorch calls them; timm's weights are flattened,
-/// (K, C_out · C_in/g · kh · kw), and its routing is the block's.
+/// Names of timm's variables. The names here are those of d-li14's condconv.pytorch. timm's weights
+/// are flattened to (K, C_out · C_in/g · kh · kw), and its routing is shared by the block.
 const NAMINGS: [Naming; 1] = [Naming {
     names: &[("weight", "conv.weight"), ("bias", "conv.bias"), ("routing_fn.", "route.fc.")],
     reshaped: true,
@@ -26,15 +28,16 @@ const NAMINGS: [Naming; 1] = [Naming {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Kernels K that are mixed. Default 8.
+    /// Number of kernels K that are mixed. Default 8.
     pub experts: i64,
     /// Whether each expert has a bias. Default true.
     pub bias: bool,
-    /// What makes mixing weights of the scores. Default `sigmoid`.
+    /// Function that turns the scores into mixing weights. Default `sigmoid`.
     pub gate: GateKind,
-    /// What the scores are divided by: a number, or `{from, to, epochs}`. Default 1.
+    /// Divisor of the scores: a number, or `{from, to, epochs}`. Default 1.
     pub temperature: Temperature,
-    /// Whether the operators of a block share one routing, made of the block's input. Default false.
+    /// Whether the operators of a block share one routing, computed from the block's input. Default
+    /// false.
     pub shared: bool,
 }
 
@@ -68,14 +71,15 @@ impl Mix for Config {
         self.shared
     }
 
-    /// `conv.weight`, `conv.bias`.
+    /// Creates `conv.weight` and, if the option `bias` is set, `conv.bias` on `path`.
     fn experts(&self, path: &nn::Path, geometry: &Geometry) -> Experts {
-        // PyTorch's values for each expert by itself; those of the five-dimensional tensor would be sqrt(C_out) too small.
+        // PyTorch's initial values for each expert by itself; those of the five-dimensional tensor
+        // would be too small by a factor of sqrt(C_out).
         let init = uniform(geometry.fan_in());
         Experts::new(path, "conv.", self.experts, geometry, init, self.bias.then_some(init))
     }
 
-    /// `route.fc`, `route.temperature`.
+    /// Creates `route.fc` and `route.temperature` on `path`.
     fn router(&self, path: &nn::Path, inputs: i64) -> Router {
         let init = uniform(inputs);
         Router {
@@ -100,7 +104,8 @@ mod tests {
         "{name: condconv, gate: softmax, temperature: 3}",
     ];
 
-    /// With sigmoids the weights don't sum to 1, so a shift in the experts' biases would be off by it.
+    /// The fold is exact. With sigmoids the weights don't sum to 1, so a shift folded into the
+    /// experts' biases would be wrong.
     #[test]
     fn folds_exactly_at_every_geometry_and_option() {
         for yaml in OPTIONS {
@@ -120,7 +125,7 @@ mod tests {
         }
     }
 
-    /// K (C_out C_in/g k^2 + C_out) + C_in K + K.
+    /// The number of parameters is K (C_out C_in/g k^2 + C_out) + C_in K + K.
     #[test]
     fn it_has_the_parameters_of_the_formula() {
         let grouped = Geometry::same(8, 12, 3).groups(4);

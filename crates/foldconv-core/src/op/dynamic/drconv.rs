@@ -1,14 +1,18 @@
-//! `drconv`: dynamic region-aware convolution (Chen et al., CVPR 2021). A guide F = G(x) with m channels divides the outputs
-//! into regions, M(u, v) = argmax_c F_c(u, v), and each region has a kernel made from the sample: y(u, v) = (W_M(u,v)(x) * x)(u, v).
+//! `drconv`: dynamic region-aware convolution (Chen et al., CVPR 2021). A guide F = G(x) with m
+//! channels divides the outputs into regions, M(u, v) = argmax_c F_c(u, v), and each region has a
+//! kernel generated from the sample: y(u, v) = (W_M(u,v)(x) * x)(u, v).
 //!
-//! The argmax has no gradient. In training the guide gets that of softmax(F), with what the m kernels answer as constants
-//! (straight through), and only the kernel that was used gets one of its own. In evaluation there is none to the guide.
+//! The argmax has no gradient. In training the guide gets the gradient of softmax(F), with the m
+//! kernels' responses as constants (straight through), and only the kernel selected at a position
+//! gets a gradient from that position. In evaluation the guide gets no gradient.
 //!
-//! Two layouts. `paper`: the guide is a convolution of the site's own kernel size, and the kernels are made of the input pooled
-//! to k x k. `experts`, the authors' published code: the guide is a 1x1 convolution, read where the window's centre stands, and
-//! each region mixes the same experts by its own weights, W_r = sum over e of 2 sigmoid(route_re)/E W_e. There the guide is a 1x1
-//! convolution of the block's input and serves all of its convolutions, at the nearest position where sizes differ: `shared`.
-//! Neither reference has channel groups; here the kernels may have them, while the guide sees all channels.
+//! Two layouts. `paper`: the guide is a convolution of the site's own kernel size, and the kernels
+//! are generated from the input pooled to k x k. `experts`, the authors' published code: the guide
+//! is a 1x1 convolution, read at the centre of the window, and each region mixes the same experts
+//! with weights of its own, W_r = sum over e of 2 sigmoid(route_re)/E W_e. In the authors' code the
+//! guide is a 1x1 convolution of the block's input and serves all convolutions of the block, read
+//! at the nearest position if sizes differ; the option `shared` does this. Neither reference has
+//! channel groups; here the kernels may have groups, while the guide sees all channels.
 
 use crate::algebra::{self, FoldError, Geometry, Kernel, double};
 use crate::op::activation::Activation;
@@ -22,14 +26,14 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, nn, nn::Init};
 
-/// Where the guide and the kernels come from.
+/// Source of the guide and of the kernels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DrConvLayout {
-    /// A k x k guide, and kernels made of the input pooled to k x k.
+    /// A k x k guide, and kernels generated from the input pooled to k x k.
     #[default]
     Paper,
-    /// A 1x1 guide, and kernels mixed of experts.
+    /// A 1x1 guide, and kernels mixed from experts.
     Experts,
 }
 
@@ -37,13 +41,15 @@ pub enum DrConvLayout {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Where the guide and the kernels come from. Default `paper`.
+    /// Form of the guide and of the kernels: the `paper`'s, or a mix of `experts`, the authors'
+    /// code. Default `paper`.
     pub layout: DrConvLayout,
-    /// Regions m. Default 8.
+    /// Number of regions m. Default 8.
     pub regions: i64,
-    /// Experts that the regions' kernels are mixed of, in layout `experts`. Default 8.
+    /// Number of experts that each region's kernel is mixed from, in layout `experts`. Default 8.
     pub experts: i64,
-    /// Whether the operators of a block share one guide, a 1x1 convolution of the block's input. Default false.
+    /// Share one guide, a 1x1 convolution of the block's input, among all operators of a block.
+    /// Default false.
     pub shared: bool,
 }
 
@@ -92,20 +98,22 @@ impl Recipe for Config {
 
     fn compact(&self, place: &VariablePaths, geometry: Geometry) -> Compact {
         let mut maker = Maker::new(&place.conv, geometry, self);
-        // The shift of a norm that was folded in. The experts have a bias already.
+        // Holds the shift of the folded norm. The experts have a bias already.
         let bias = || place.conv.var("bias", &[geometry.out_channels], Init::Const(0.));
         maker.bias = Some(maker.bias.unwrap_or_else(bias));
         Compact::Regions(Regional { maker: Box::new(maker), geometry })
     }
 }
 
-/// What makes the kernels of a sample's regions.
+/// Generator of the kernels of a sample's regions.
 #[derive(Debug)]
 enum Generator {
-    /// expand(sigmoid(squeeze(x pooled to k x k))), both 1x1: C_in to m^2 channels, of which each region has m, and those to
-    /// the region's C_out C_in/groups.
+    /// expand(sigmoid(squeeze(x pooled to k x k))), both 1x1: `squeeze` maps C_in to m^2 channels,
+    /// m for each region, and `expand` maps each region's m channels to its C_out C_in/groups
+    /// numbers per tap.
     Pooled(Box<[Kernel; 2]>),
-    /// 2 sigmoid(route GAP(x) + bias)/E experts: route (m E, C_in), bias (m E), experts (C_out fan_in, E).
+    /// Weights 2 sigmoid(route GAP(x) + bias)/E of the experts: route (m E, C_in), bias (m E),
+    /// experts (C_out fan_in, E).
     Mixed { route: Tensor, bias: Tensor, experts: Tensor },
 }
 
@@ -118,7 +126,7 @@ impl Generator {
     }
 
     fn mixed(path: &nn::Path, geometry: &Geometry, m: i64, experts: i64) -> Generator {
-        // As the reference: the regions begin close to the mean of the experts.
+        // As in the reference, the regions' kernels begin close to the mean of the experts.
         let (fc, bound) = (path / "routing_fc", (6. / geometry.fan_in() as f64).sqrt());
         let normal = Init::Randn { mean: 0., stdev: 0.01 };
         Generator::Mixed {
@@ -139,7 +147,7 @@ impl Generator {
         }
     }
 
-    /// Kernels (N, m, C_out, C_in/groups, kh, kw) of x (N, C_in, H, W).
+    /// Generates the kernels (N, m, C_out, C_in/groups, kh, kw) from x (N, C_in, H, W).
     fn make(&self, x: &Tensor, geometry: &Geometry, m: i64) -> Tensor {
         let n = x.size()[0];
         let [out, inner, kh, kw] = geometry.weight_size();
@@ -160,18 +168,18 @@ impl Generator {
     }
 }
 
-/// A convolution with a bias, its `weight` and `bias` on `path`.
+/// Creates a convolution with a bias, its `weight` and `bias` on `path`.
 fn convolution(path: &nn::Path, geometry: Geometry) -> Kernel {
     let bias = path.var("bias", &[geometry.out_channels], uniform(geometry.fan_in()));
     Kernel { weight: conv_weight(path, &geometry), bias: Some(bias), geometry }
 }
 
-/// What tells the regions: one score each (N, m, H', W').
+/// Guide: scores each region at each position, (N, m, H', W').
 #[derive(Debug)]
 struct Guide(Kernel);
 
 impl Guide {
-    /// Without a bias, its `weight` on `path`.
+    /// Creates a guide without a bias, its `weight` on `path`.
     fn new(path: &nn::Path, geometry: Geometry) -> Guide {
         Guide(Kernel { weight: conv_weight(path, &geometry), bias: None, geometry })
     }
@@ -185,10 +193,10 @@ impl nn::ModuleT for Guide {
 
 impl Shared for Guide {}
 
-/// The guide and what makes the kernels; also the compact form.
+/// The guide and the kernel generator; also the compact form.
 #[derive(Debug)]
 struct Maker {
-    /// None where the block's operators share one.
+    /// The operator's own guide; none if the block's operators share one.
     guide: Option<Guide>,
     generator: Generator,
     bias: Option<Tensor>,
@@ -206,7 +214,7 @@ impl Maker {
                 (&|| Guide(convolution(&(path / "conv_guide"), guide)), generator, None)
             }
             DrConvLayout::Experts => {
-                // The 1x1 stands on the centre of the window.
+                // Centres the 1x1 guide on the window.
                 let centre = |axis: usize| guide.padding[axis] - guide.dilation[axis] * (guide.kernel[axis] / 2);
                 let guide = Geometry { kernel: [1; 2], padding: [centre(0), centre(1)], dilation: [1; 2], ..guide };
                 let conv = path / "conv";
@@ -218,7 +226,8 @@ impl Maker {
         Maker { guide: (!config.shared).then(guide), generator, bias, regions: m, geometry }
     }
 
-    /// Scores (N, m, H', W') of the regions at the outputs, of the operator's own guide or the block's.
+    /// Returns the scores (N, m, H', W') of the regions at the outputs, from the operator's own
+    /// guide or the block's.
     fn scores(&self, x: &Tensor, shared: Option<&Tensor>) -> Tensor {
         let scores = experts::own_or_shared(self.guide.as_ref().map(|Guide(guide)| guide.apply(x)), shared);
         let (size, there) = (x.size(), scores.size());
@@ -226,14 +235,16 @@ impl Maker {
         if there[2..] == here { scores } else { scores.upsample_nearest2d(here, None, None) }
     }
 
-    /// With a norm behind it, detached and in float64: the scale goes into the rows of every kernel, the shift is one bias.
+    /// Folds the norm behind the operator into it, detached and in float64: the scale goes into the
+    /// rows of every kernel, and the shift becomes one bias.
     fn behind(&self, norm: &Norm) -> Maker {
         let geometry = self.geometry;
         let device = self.generator.device();
         let none = || Tensor::zeros([geometry.out_channels], (Kind::Double, device));
         let bias = self.bias.as_ref().map_or_else(none, double);
         let fold = |weight: Tensor, bias: Tensor| norm.fold_into(Kernel { weight, bias: Some(bias), geometry });
-        // All that makes an output channel's kernel, with C_out as the fourth dimension from the last.
+        // Scales a tensor from which kernels are generated, with C_out as the fourth dimension from
+        // the last.
         let rows = |tensor: &Tensor, regions: i64| {
             let split = double(tensor).reshape([regions, geometry.out_channels, -1, 1, 1]);
             fold(split, none()).weight.reshape(tensor.size())
@@ -262,7 +273,7 @@ impl RegionMaker for Maker {
     }
 
     fn regions(&self, x: &Tensor, shared: Option<&Tensor>) -> Tensor {
-        // Of equal scores the first wins.
+        // Of equal scores the first one wins.
         self.scores(x, shared).argmax(1, false)
     }
 
@@ -289,13 +300,13 @@ impl RegionMaker for Maker {
     }
 }
 
-/// The numbers of a convolution, by their names below `prefix`.
+/// Returns the tensors of a convolution, by their names below `prefix`.
 fn named(prefix: &str, kernel: &Kernel) -> Vec<(String, Tensor)> {
     let bias = kernel.bias.iter().map(|bias| (format!("{prefix}.bias"), bias.shallow_clone()));
     std::iter::once((format!("{prefix}.weight"), kernel.weight.shallow_clone())).chain(bias).collect()
 }
 
-/// The convolution, and the norm behind it.
+/// The convolution and the norm behind it.
 #[derive(Debug)]
 pub struct DrConv {
     maker: Maker,
@@ -303,13 +314,14 @@ pub struct DrConv {
 }
 
 impl DrConv {
-    /// With the references' names: `conv_guide`, `conv_kernel.1` and `conv_kernel.3`, or `masknet`, `conv.weight`, `conv.bias`
-    /// and `conv.routing_fc`; and the batch norm of the place.
+    /// Creates the operator with the references' parameter names: `conv_guide`, `conv_kernel.1` and
+    /// `conv_kernel.3`, or `masknet`, `conv.weight`, `conv.bias` and `conv.routing_fc`; and the
+    /// batch norm at `place`.
     pub(crate) fn new(place: &VariablePaths, geometry: Geometry, config: &Config) -> DrConv {
         DrConv { maker: Maker::new(&place.conv, geometry, config), norm: place.norm(geometry.out_channels) }
     }
 
-    /// The convolution alone.
+    /// Computes the convolution without the norm.
     fn convolve(&self, x: &Tensor, shared: Option<&Tensor>, train: bool) -> Tensor {
         let scores = self.maker.scores(x, shared);
         let responses = regions::responses(x, &self.maker.kernels(x), &self.maker.geometry);
@@ -321,7 +333,8 @@ impl DrConv {
     }
 }
 
-/// Zero, with the gradient of sum over r of softmax(scores)_r responses_r to the scores (N, m, H', W') alone.
+/// Returns zero, with the gradient of sum over r of softmax(scores)_r responses_r to the scores (N,
+/// m, H', W') only.
 fn straight_through(scores: &Tensor, responses: &Tensor) -> Tensor {
     let size = responses.size();
     let (n, groups, m, per_group, h, w) = (size[0], size[1], size[2], size[3], size[4], size[5]);
@@ -359,7 +372,7 @@ mod tests {
 
     const DOUBLE: (Kind, Device) = (Kind::Double, Device::Cpu);
 
-    /// With numbers as training leaves them: the vectors nowhere 0 or 1.
+    /// Creates an operator with values like those after training: no vector is all 0 or all 1.
     fn made(config: &Config, geometry: Geometry, norm: bool) -> (nn::VarStore, DrConv) {
         let mut store = nn::VarStore::new(Device::Cpu);
         let root = store.root();
@@ -382,7 +395,7 @@ mod tests {
         [config(paper, 3, 8), config(paper, 1, 8), config(experts, 4, 2), config(experts, 2, 1)]
     }
 
-    /// Most of the windows are wider than the map, so that most outputs read the border.
+    /// Most windows are wider than the map, so most outputs read the border.
     #[test]
     fn folds_exactly_at_every_geometry() {
         for options in
@@ -401,7 +414,7 @@ mod tests {
         }
     }
 
-    /// Without a batch norm behind it the bias alone is folded.
+    /// Without a batch norm behind the operator only the bias is folded.
     #[test]
     fn folds_exactly_without_a_norm() {
         for config in configs() {
@@ -411,7 +424,8 @@ mod tests {
         }
     }
 
-    /// In evaluation the gradients are those of the function, which is smooth but where a region ends.
+    /// In evaluation the gradients equal those of the function, which is smooth except at the
+    /// borders of regions.
     #[test]
     fn gradients_in_evaluation_equal_finite_differences() {
         for options in ["regions: 3", "regions: 1", "layout: experts, regions: 4, experts: 2"] {
@@ -424,7 +438,7 @@ mod tests {
         name.contains("conv_guide") || name.contains("masknet")
     }
 
-    /// In training the guide's gradient is that of the softmax mixture of constant answers.
+    /// In training the guide's gradient equals that of the softmax mixture of constant responses.
     #[test]
     fn the_gradient_of_the_guide_is_straight_through() {
         tch::manual_seed(0);
@@ -450,7 +464,7 @@ mod tests {
         }
     }
 
-    /// Whatever the padding, the 1x1 guide is read at the centre of each window.
+    /// The 1x1 guide is read at the centre of each window, whatever the padding.
     #[test]
     fn the_guide_of_the_experts_is_centred() {
         let config = Config { layout: DrConvLayout::Experts, ..Config::default() };
@@ -463,7 +477,8 @@ mod tests {
         assert_eq!(unpadded.maker.scores(&x, None), inside);
     }
 
-    /// Where a block's guide is larger or smaller than the outputs, each output reads the score nearest to it.
+    /// If a block's guide is larger or smaller than the outputs, each output reads the nearest
+    /// score.
     #[test]
     fn a_shared_guide_is_read_at_the_nearest_position() {
         let config = Config { shared: true, ..Config::default() };

@@ -1,9 +1,11 @@
-//! `dyconv`: dynamic convolution (Chen et al., CVPR 2020), a softmax attention over K experts:
-//! y = W(x) * x + b(x), W(x) = sum_k a_k(x) W_k, b(x) = sum_k a_k(x) b_k, a(x) = softmax(FC2(relu(FC1(GAP(x)))) / temperature).
+//! `dyconv`: dynamic convolution (Chen et al., CVPR 2020), a softmax attention over K experts: y =
+//! W(x) * x + b(x), W(x) = sum_k a_k(x) W_k, b(x) = sum_k a_k(x) b_k, a(x) =
+//! softmax(FC2(relu(FC1(GAP(x)))) / temperature).
 //!
-//! The paper lowers the temperature from 30 to 1 over the first ten epochs, `temperature: {from: 30, to: 1, epochs: 10}`. (The
-//! reference demands that it be one more than a multiple of 3, and forgets it when a checkpoint is loaded; here it is a buffer.)
-//! Any stride, dilation and number of groups.
+//! The paper lowers the temperature from 30 to 1 over the first ten epochs,
+//! `temperature: {from: 30, to: 1, epochs: 10}`. (The reference requires a temperature that is one
+//! more than a multiple of 3, and doesn't restore it from a checkpoint; here the temperature is a
+//! buffer.) Any stride, dilation and number of groups is supported.
 
 use crate::algebra::Geometry;
 use crate::op::bounds;
@@ -18,16 +20,17 @@ use tch::{nn, nn::Init};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Kernels K that are mixed. Default 4.
+    /// Number of expert kernels K that are mixed. Default 4.
     pub experts: i64,
-    /// Hidden units of the attention, as a multiple of C_in: rounded down, and 1 more; K units where C_in is 3, whatever is
-    /// given here. Default 0.25.
+    /// Hidden units of the attention, as a multiple of C_in: rounded down, plus 1. With C_in = 3
+    /// there are K hidden units, whatever this option says. Default 0.25.
     pub hidden: f64,
-    /// Whether each expert has a bias. Default true.
+    /// Give each expert a bias. Default true.
     pub bias: bool,
-    /// What the attention's scores are divided by: a number, or `{from, to, epochs}`. Default 30; at 1 few experts learn.
+    /// Divisor of the attention's scores: a number, or `{from, to, epochs}`. Default 30; at 1 few
+    /// experts learn.
     pub temperature: Temperature,
-    /// Whether the operators of a block share one routing, made of the block's input. Default false.
+    /// Share one router, on the block's input, among all operators of a block. Default false.
     pub shared: bool,
 }
 
@@ -60,7 +63,7 @@ impl Mix for Config {
         self.shared
     }
 
-    /// `weight`, `bias`, as the reference calls them.
+    /// Creates the experts `weight` and `bias`, the reference's names.
     fn experts(&self, path: &nn::Path, geometry: &Geometry) -> Experts {
         // kaiming_uniform_ of each expert.
         let bound = (6. / geometry.fan_in() as f64).sqrt();
@@ -68,7 +71,8 @@ impl Mix for Config {
         Experts::new(path, "", self.experts, geometry, uniform, self.bias.then_some(Init::Const(0.)))
     }
 
-    /// `attention.fc1`, `attention.fc2`, as the reference calls them; `attention.temperature`.
+    /// Creates the router: `attention.fc1` and `attention.fc2`, the reference's names, and
+    /// `attention.temperature`.
     fn router(&self, path: &nn::Path, inputs: i64) -> Router {
         let hidden = self.hidden_units(inputs);
         let layer = |name, outputs, inputs, bias| {
@@ -108,13 +112,13 @@ mod tests {
         }
     }
 
-    /// K (C_out C_in/g k^2 + C_out) + C_in h + h K + K.
+    /// The operator has K (C_out C_in/g k^2 + C_out) + C_in h + h K + K parameters.
     #[test]
     fn it_has_the_parameters_of_the_formula() {
         let grouped = Geometry::same(8, 12, 3).groups(4);
         assert_eq!(parameters("{name: dyconv}", grouped), 4 * (12 * 2 * 9 + 12) + 8 * 3 + 3 * 4 + 4);
         assert_eq!(parameters("{name: dyconv, bias: false, experts: 2}", grouped), 2 * 12 * 2 * 9 + 8 * 3 + 3 * 2 + 2);
-        // On three channels there are as many hidden units as experts.
+        // With three input channels the number of hidden units equals the number of experts.
         let stem = Geometry::same(3, 16, 3);
         assert_eq!(parameters("{name: dyconv, experts: 5}", stem), 5 * (16 * 27 + 16) + 3 * 5 + 5 * 5 + 5);
     }

@@ -1,9 +1,10 @@
-//! What the dynamic convolutions with generated kernels share: experts whose mixture is the kernel of a sample,
-//! W(x) = sum_k a_k(x) W_k and b(x) = sum_k a_k(x) b_k + t, what routes a sample to them, and the operator around a maker of
-//! kernels, y = norm(W(x) * x + b(x)).
+//! Common parts of the dynamic convolutions with generated kernels: experts whose mixture is the
+//! kernel of a sample, W(x) = sum_k a_k(x) W_k and b(x) = sum_k a_k(x) b_k + t; the router, which
+//! computes a sample's mixing weights; and the operator around a kernel maker, y = norm(W(x) * x +
+//! b(x)).
 //!
-//! A norm with scale S and shift t folds as S W_k, S b_k and the constant t. (Into the b_k the shift could go only where the
-//! a_k sum to 1.)
+//! A norm with scale S and shift t folds to S W_k, S b_k and the constant t. (The shift could go
+//! into the b_k only if the a_k summed to 1.)
 
 use crate::algebra::{self, Affine, FoldError, Geometry, double};
 use crate::op::activation::Activation;
@@ -17,17 +18,18 @@ use crate::op::layers::{Norm, below};
 use crate::trace;
 use tch::{Kind, Tensor, nn, nn::Init};
 
-/// PyTorch's kaiming_normal_ with mode fan_out: N(0, 2/fan_out).
+/// Returns the initial values of PyTorch's kaiming_normal_ with mode fan_out: N(0, 2/fan_out).
 pub fn kaiming_normal(fan_out: i64) -> Init {
     Init::Randn { mean: 0., stdev: (2. / fan_out.max(1) as f64).sqrt() }
 }
 
-/// Refuses more experts for a convolution than make one variable, as `key: reason`.
+/// Refuses a number of experts whose kernels don't fit in one variable, as `key: reason`.
 pub fn fit(experts: i64, geometry: &Geometry) -> Result<(), String> {
     bounds::variable("experts", &[&[experts][..], &geometry.weight_size()].concat())
 }
 
-/// A fully connected layer, or the 1x1 convolution of a pooled map, which is one: weight (out, in) or (out, in, 1, 1).
+/// Fully connected layer, or the equivalent 1x1 convolution of a pooled map: weight (out, in) or
+/// (out, in, 1, 1).
 #[derive(Debug)]
 pub struct Fc {
     name: &'static str,
@@ -36,20 +38,21 @@ pub struct Fc {
 }
 
 impl Fc {
-    /// `weight` of that size, and `bias` (out) if it has one, on `path`/`name` (dotted).
+    /// Creates `weight` of the given size and, if `bias` is given, `bias` (out), on `path`/`name`
+    /// (dotted).
     pub fn new(path: &nn::Path, name: &'static str, size: &[i64], weight: Init, bias: Option<Init>) -> Fc {
         let path = below(path, name);
         let bias = bias.map(|init| path.var("bias", &[size[0]], init));
         Fc { name, weight: path.var("weight", size, weight), bias }
     }
 
-    /// y (N, out) of x (N, in).
+    /// Computes y (N, out) from x (N, in).
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let weight = self.weight.flatten(1, -1);
         algebra::linear(x, &weight, self.bias.as_ref())
     }
 
-    /// Detached, in float64, with a norm behind it.
+    /// Folds a norm behind the layer into it; detached, in float64.
     pub fn fold(&self, norm: &Norm) -> Fc {
         let Affine { scale, shift } = norm.affine(self.weight.size()[0], self.weight.device());
         let mut size = vec![1; self.weight.dim()];
@@ -59,7 +62,7 @@ impl Fc {
         Fc { name: self.name, weight: double(&self.weight) * scale.reshape(&size), bias }
     }
 
-    /// Its numbers, by their names below the site.
+    /// Returns the layer's tensors, by their names below the site.
     pub fn tensors(&self) -> Vec<(String, Tensor)> {
         let weight = (format!("{}.weight", self.name), self.weight.shallow_clone());
         let bias = self.bias.iter().map(|bias| (format!("{}.bias", self.name), bias.shallow_clone()));
@@ -67,7 +70,7 @@ impl Fc {
     }
 }
 
-/// The kernels, and biases, of which a sample's are a mixture.
+/// Kernels and biases whose mixtures are the kernels and biases of the samples.
 #[derive(Debug)]
 pub struct Experts {
     prefix: &'static str,
@@ -77,8 +80,8 @@ pub struct Experts {
 }
 
 impl Experts {
-    /// `weight` (K, C_out, C_in/g, kh, kw) and, with an initial value for it, `bias` (K, C_out), on `path`/`prefix`; a prefix
-    /// that isn't empty ends with a dot.
+    /// Creates `weight` (K, C_out, C_in/g, kh, kw) and, if `bias` is given, `bias` (K, C_out), on
+    /// `path`/`prefix`; a prefix that isn't empty ends with a dot.
     pub fn new(
         path: &nn::Path,
         prefix: &'static str,
@@ -93,13 +96,14 @@ impl Experts {
         Experts { prefix, weight: path.var("weight", &[count, o, i, kh, kw], weight), bias, shift: None }
     }
 
-    /// In compact form there is the norm's shift as well: `shift` (C_out) on `path`.
+    /// Adds the shift of the norm, which the compact form has as well: `shift` (C_out) on `path`.
     pub fn with_shift(self, path: &nn::Path) -> Experts {
         let shift = path.var("shift", &[self.weight.size()[1]], Init::Const(0.));
         Experts { shift: Some(shift), ..self }
     }
 
-    /// Kernels (N, C_out, C_in/g, kh, kw) and biases (N or 1, C_out) of mixing weights (N, K).
+    /// Returns the kernels (N, C_out, C_in/g, kh, kw) and the biases (N or 1, C_out) for mixing
+    /// weights (N, K).
     pub fn mix(&self, mixing: &Tensor) -> (Tensor, Tensor) {
         let size = self.weight.size();
         let weight = mixing.matmul(&self.weight.flatten(1, -1)).reshape([-1, size[1], size[2], size[3], size[4]]);
@@ -116,7 +120,7 @@ impl Experts {
         (weight, bias)
     }
 
-    /// Detached, in float64, with a norm behind it.
+    /// Folds a norm behind the convolution into the experts; detached, in float64.
     pub fn fold(&self, norm: &Norm) -> Experts {
         let Affine { scale, shift } = norm.affine(self.weight.size()[1], self.weight.device());
         Experts {
@@ -127,7 +131,7 @@ impl Experts {
         }
     }
 
-    /// Its numbers, by their names below the site.
+    /// Returns the experts' tensors, by their names below the site.
     pub fn tensors(&self) -> Vec<(String, Tensor)> {
         let prefix = self.prefix;
         let mut all = vec![(format!("{prefix}weight"), self.weight.shallow_clone())];
@@ -137,24 +141,24 @@ impl Experts {
     }
 }
 
-/// Mixing weights from the pooled input: a = gate(scores(relu(hidden(GAP(x)))) / temperature). It stands at an operator, or at a
-/// block whose operators share it.
+/// Mixing weights from the pooled input: a = gate(scores(relu(hidden(GAP(x)))) / temperature). A
+/// router belongs to an operator, or to a block whose operators share it.
 #[derive(Debug)]
 pub struct Router {
-    /// The layer before the scores, if there is one.
+    /// Hidden layer before the scores, if any.
     pub hidden: Option<Fc>,
-    /// One score an expert.
+    /// Layer that computes one score per expert.
     pub scores: Fc,
-    /// What makes weights of the scores.
+    /// Gate that turns scores into weights.
     pub gate: GateKind,
-    /// What the scores are divided by.
+    /// Divisor of the scores.
     pub temperature: Divisor,
-    /// Where the temperature lies below the operator or block, with a dot.
+    /// Prefix of the temperature's name below the operator or block, with a dot.
     pub prefix: &'static str,
 }
 
 impl Router {
-    /// Weights (N, K) for x (N, C_in, H, W).
+    /// Computes mixing weights (N, K) for x (N, C_in, H, W).
     fn forward(&self, x: &Tensor) -> Tensor {
         let pooled = algebra::global_mean(x);
         let inputs = self.hidden.as_ref().map_or(pooled.shallow_clone(), |hidden| hidden.forward(&pooled).relu());
@@ -185,10 +189,11 @@ impl Shared for Router {
     }
 }
 
-/// What an operator makes of its input by itself, or else what its block made for all.
+/// Returns `own`, the value that the operator computes from its own input, or else `shared`, the
+/// value that its block computes for all its operators.
 ///
 /// # Panics
-/// Where an operator that shares is run without a block: call [`Operator::forward_shared`].
+/// If an operator with `shared: true` is run without a block: call [`Operator::forward_shared`].
 pub fn own_or_shared(own: Option<Tensor>, shared: Option<&Tensor>) -> Tensor {
     match (own, shared) {
         (Some(own), _) => own,
@@ -197,12 +202,12 @@ pub fn own_or_shared(own: Option<Tensor>, shared: Option<&Tensor>) -> Tensor {
     }
 }
 
-/// Experts and their router: all of DYConv and CondConv.
+/// Experts and their router: the whole of DYConv and CondConv.
 #[derive(Debug)]
 pub struct Mixture {
     /// The kernels that are mixed.
     experts: Experts,
-    /// How; none where the block's operators share one.
+    /// The operator's own router; none if the block's operators share one.
     router: Option<Router>,
 }
 
@@ -226,26 +231,26 @@ impl TrainedMaker for Mixture {
     }
 }
 
-/// The options of an operator that is a [`Mixture`].
+/// Options of an operator that is a [`Mixture`].
 pub trait Mix {
     /// Refuses options out of their range, as `key: reason`.
     fn check(&self) -> Result<(), String>;
 
-    /// Names that public implementations give the variables of experts.
+    /// Names that public implementations give to the experts' variables.
     fn known_namings(&self) -> &'static [Naming] {
         &[]
     }
 
-    /// Refuses a convolution that the operator can't stand in place of, as `key: reason`.
+    /// Refuses a convolution that the operator can't replace, as `key: reason`.
     fn fits(&self, geometry: &Geometry) -> Result<(), String>;
 
     /// Whether the operators of a block share one router.
     fn routes_by_block(&self) -> bool;
 
-    /// The kernels.
+    /// Creates the experts of a convolution.
     fn experts(&self, path: &nn::Path, geometry: &Geometry) -> Experts;
 
-    /// What mixes them, for an input of so many channels.
+    /// Creates the router of an input with `inputs` channels.
     fn router(&self, path: &nn::Path, inputs: i64) -> Router;
 }
 
@@ -285,21 +290,23 @@ impl<M: Mix> Recipe for M {
     }
 }
 
-/// A maker of kernels that is trained, with a norm behind its convolution.
+/// Kernel maker that is trained, with a norm behind its convolution.
 pub trait TrainedMaker: KernelMaker + Sized {
-    /// As [`KernelMaker::make`]; in training with the statistics of the batch where it has norms inside.
+    /// Makes kernels as [`KernelMaker::make`] does; norms inside the maker use batch statistics in
+    /// training.
     fn make_t(&self, x: &Tensor, shared: Option<&Tensor>, _train: bool) -> (Tensor, Tensor) {
         self.make(x, shared)
     }
 
-    /// As [`Operator::anneal`].
+    /// Anneals as [`Operator::anneal`] does.
     fn anneal(&self, _epochs: f64) {}
 
-    /// Detached, at evaluation statistics, in float64, with the norm behind it.
+    /// Folds `norm`, which stands behind the convolution, into the maker; detached, with running
+    /// statistics, in float64.
     fn fold(&self, norm: &Norm) -> Self;
 }
 
-/// A dynamic convolution: y = norm(W(x) * x + b(x)).
+/// Dynamic convolution: y = norm(W(x) * x + b(x)).
 #[derive(Debug)]
 pub struct Dynamic<M> {
     maker: M,
@@ -308,7 +315,7 @@ pub struct Dynamic<M> {
 }
 
 impl<M: TrainedMaker> Dynamic<M> {
-    /// With the batch norm of its place.
+    /// Creates the operator with the batch norm at `place`.
     pub fn new(maker: M, place: &VariablePaths, geometry: Geometry) -> Dynamic<M> {
         Dynamic { maker, norm: place.norm(geometry.out_channels), geometry }
     }
@@ -349,7 +356,8 @@ mod tests {
     use crate::op::testing::relative;
     use tch::Device;
 
-    /// With and without a bias of its own. Float64: rounding alone.
+    /// A norm folds into a layer with and without a bias of its own. In float64 only rounding
+    /// differs.
     #[test]
     fn a_norm_folds_into_a_layer() {
         let mut store = nn::VarStore::new(Device::Cpu);

@@ -1,4 +1,5 @@
-//! Operators whose kernel depends on the sample: they fold to one kernel a sample, or to one a sample and region.
+//! Operators whose kernel depends on the sample. They fold to one kernel per sample, or to one
+//! kernel per sample and region.
 
 pub mod attention;
 pub mod condconv;

@@ -1,13 +1,19 @@
-//! `odconv`: omni-dimensional dynamic convolution (Li et al., ICLR 2022), experts under four attentions of the pooled input:
-//! y = W(x) * x, W(x)[o, i, u] = f_o(x) c_i(x) s_u(x) sum_k a_k(x) W_k[o, i, u], with sigmoids over the filters o, the input
-//! channels i and the taps u, and a softmax over the experts k.
+//! `odconv`: omni-dimensional dynamic convolution (Li et al., ICLR 2022), experts under four
+//! attentions of the pooled input: y = W(x) * x, W(x)[o, i, u] = f_o(x) c_i(x) s_u(x) sum_k a_k(x)
+//! W_k[o, i, u], with sigmoids over the filters o, the input channels i and the taps u, and a
+//! softmax over the experts k.
 //!
-//! The four are heads on h(x) = relu(BN(FC(GAP(x)))). As in the reference there are no filters' attention on a depthwise
-//! convolution, no taps' on a 1x1 and no experts' on a single one. The reference weighs the maps with f and c instead, which is
-//! the same function, and raises where a batch of 1 is trained: the attention's batch norm has one position then and no
-//! variance. Here such a batch is normalised with the running statistics, which stay as they are.
+//! The four attentions are heads on h(x) = relu(BN(FC(GAP(x)))). As in the reference, a depthwise
+//! convolution has no attention over the filters, a 1x1 convolution none over the taps, and a
+//! single expert none over the experts.
 //!
-//! The authors lower the temperature from 30 to 1 over the first ten epochs: `temperature: {from: 30, to: 1, epochs: 10}`.
+//! The reference multiplies the maps by f and c instead of the kernel, which is the same function.
+//! The reference also raises an error when a batch of 1 is trained, because the attention's batch
+//! norm then has one position and no variance. Here such a batch is normalised with the running
+//! statistics, which stay unchanged.
+//!
+//! The authors lower the temperature from 30 to 1 over the first ten epochs: `temperature: {from:
+//! 30, to: 1, epochs: 10}`.
 
 use crate::algebra::{self, Geometry};
 use crate::op::activation::Activation;
@@ -26,14 +32,14 @@ use tch::{Kind, Tensor, nn, nn::Init};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Kernels K that are mixed. Default 4.
+    /// Number K of kernels that are mixed. Default 4.
     pub experts: i64,
     /// Hidden units of the attention, as a multiple of C_in, rounded down. Default 0.0625.
     pub reduction: f64,
-    /// Hidden units that there are at least. Default 16.
+    /// Minimum number of hidden units of the attention. Default 16.
     pub min_hidden: i64,
-    /// What the scores of all four attentions are divided by: a number, or `{from, to, epochs}`. Default 30, the authors' first;
-    /// with 1 from the start SmallNet learns far more slowly.
+    /// Divisor of the scores of all four attentions: a number, or `{from, to, epochs}`. Default 30,
+    /// the authors' initial value; with 1 from the start SmallNet learns far more slowly.
     pub temperature: Temperature,
 }
 
@@ -48,8 +54,9 @@ impl Config {
         ((inputs as f64 * self.reduction) as i64).max(self.min_hidden)
     }
 
-    /// On `path`, with the reference's names: `weight` and, below `attention`, `fc`, `bn`, `channel_fc`, `filter_fc`,
-    /// `spatial_fc`, `kernel_fc`. In compact form the batch norm is in `fc`, which has a bias then.
+    /// Creates the variables on `path`, with the reference's names: `weight` and, below
+    /// `attention`, `fc`, `bn`, `channel_fc`, `filter_fc`, `spatial_fc`, `kernel_fc`. In compact
+    /// form the batch norm is folded into `fc`, which then has a bias.
     fn maker(&self, path: &nn::Path, geometry: Geometry, compact: bool) -> Attended {
         let Geometry { in_channels, out_channels, kernel: [kh, kw], .. } = geometry;
         let hidden = self.hidden(in_channels);
@@ -101,7 +108,7 @@ impl Recipe for Config {
     }
 }
 
-/// The four attentions. One that is left out is 1 everywhere.
+/// The four attentions. An attention that is `None` is 1 everywhere.
 #[derive(Debug)]
 struct Attention {
     squeeze: Fc,
@@ -114,12 +121,12 @@ struct Attention {
 }
 
 impl Attention {
-    /// The hidden units (N, h) for x (N, C_in, H, W).
+    /// Returns the hidden units (N, h) for x (N, C_in, H, W).
     fn hidden(&self, x: &Tensor, train: bool) -> Tensor {
         self.norm.forward_features(&self.squeeze.forward(&algebra::global_mean(x)), Activation::Relu, train)
     }
 
-    /// Detached, in float64, with the batch norm in `squeeze`.
+    /// Returns a detached float64 copy with the batch norm folded into `squeeze`.
     fn fold(&self) -> Attention {
         let head = |head: &Fc| head.fold(&Norm::None);
         Attention {
@@ -228,7 +235,8 @@ mod tests {
         }
     }
 
-    /// K C_out C_in/g k^2 + h C_in + 2 h, and (h + 1) for each channel, filter, tap and expert that is weighed.
+    /// The number of parameters is K C_out C_in/g k^2 + h C_in + 2 h, plus (h + 1) for each
+    /// channel, filter, tap and expert that has an attention.
     #[test]
     fn it_has_the_parameters_of_the_formula() {
         let of = |geometry| parameters("{name: odconv}", geometry);
@@ -240,7 +248,8 @@ mod tests {
         assert_eq!(single, 12 * 8 + shared(8, 16) + 17 * (8 + 12));
     }
 
-    /// All four scores are divided: heads divided by 3 at temperature 1 are the same function.
+    /// The temperature divides the scores of all four attentions: heads divided by 3, at
+    /// temperature 1, compute the same function as temperature 3.
     #[test]
     fn the_temperature_divides_every_score() {
         let site = Geometry::same(4, 6, 3).groups(2);
@@ -257,7 +266,8 @@ mod tests {
         assert!(relative(&operator.forward_t(&x, true), &divided.forward_t(&x, true)) < 1e-13);
     }
 
-    /// One sample is normalised with the running statistics: finite, and they stay.
+    /// A batch of one sample is normalised with the running statistics: the gradients are finite,
+    /// and the running statistics stay unchanged.
     #[test]
     fn a_batch_of_one_trains() {
         let (store, operator) = expanded(&options("{name: odconv}"), Geometry::same(4, 4, 3));

@@ -1,4 +1,5 @@
-//! The layers that operators and networks are made of, with PyTorch's initial values (tch's own differ) and PyTorch's names.
+//! Layers of which operators and networks are made, with PyTorch's initial values (tch's own
+//! differ) and PyTorch's names.
 
 pub mod recipe;
 pub mod se;
@@ -17,41 +18,44 @@ use std::cell::Cell;
 use tch::nn::{self, Init, ModuleT};
 use tch::{Device, Kind, Tensor};
 
-/// PyTorch's default for convolutions and linear layers, weight and bias: U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+/// Returns PyTorch's default initialisation of convolutions and linear layers, for weight and bias:
+/// U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
 pub fn uniform(fan_in: i64) -> Init {
     let bound = 1. / (fan_in.max(1) as f64).sqrt();
     Init::Uniform { lo: -bound, up: bound }
 }
 
-/// The path that a dotted name means below another.
+/// Returns the path of a dotted name below `path`.
 pub fn below<'a>(path: &nn::Path<'a>, dotted: &str) -> nn::Path<'a> {
     dotted.split('.').fold(path.clone(), |path, part| path.sub(part))
 }
 
-/// The variable `weight` of a convolution.
+/// Creates the variable `weight` of a convolution.
 pub fn conv_weight(path: &nn::Path, geometry: &Geometry) -> Tensor {
     path.var("weight", &geometry.weight_size(), uniform(geometry.fan_in()))
 }
 
-/// The variable `weight` of a convolution in compact form: zero until it is loaded.
+/// Creates the variable `weight` of a convolution in compact form, zero until it is loaded.
 pub fn empty_weight(path: &nn::Path, geometry: &Geometry) -> Tensor {
     path.var("weight", &geometry.weight_size(), Init::Const(0.))
 }
 
-/// The variables `weight` and `bias` of a convolution in compact form: zero until they are loaded.
+/// Creates the variables `weight` and `bias` of a convolution in compact form, zero until they are
+/// loaded.
 pub fn empty_kernel(path: &nn::Path, geometry: Geometry) -> Kernel {
     let bias = path.var("bias", &[geometry.out_channels], Init::Const(0.));
     Kernel { weight: empty_weight(path, &geometry), bias: Some(bias), geometry }
 }
 
-/// What a batch norm adds to the variance where nothing else is said: PyTorch's default.
+/// Default number that a batch norm adds to the variance, as in PyTorch.
 pub const BN_EPS: f64 = 1e-5;
 
 thread_local! {
     static EPS: Cell<f64> = const { Cell::new(BN_EPS) };
 }
 
-/// Builds layers whose batch norms, those of the operators' branches too, add `eps` to the variance.
+/// Runs `build` such that all batch norms that it creates, including those of the operators'
+/// branches, add `eps` to the variance.
 pub fn with_bn_eps<T>(eps: f64, build: impl FnOnce() -> T) -> T {
     let outer = EPS.replace(eps);
     let built = build();
@@ -59,8 +63,8 @@ pub fn with_bn_eps<T>(eps: f64, build: impl FnOnce() -> T) -> T {
     built
 }
 
-/// Batch norm over (N, C, H, W), as torch.nn.BatchNorm2d: momentum 0.1, weight 1, bias 0, and the eps of [`with_bn_eps`], else
-/// [`BN_EPS`].
+/// Batch norm over (N, C, H, W), as torch.nn.BatchNorm2d: momentum 0.1, weight 1, bias 0, and the
+/// eps of [`with_bn_eps`], or [`BN_EPS`] outside of it.
 #[derive(Debug)]
 pub struct BatchNorm {
     weight: Tensor,
@@ -73,7 +77,7 @@ pub struct BatchNorm {
 impl BatchNorm {
     const MOMENTUM: f64 = 0.1;
 
-    /// On `path`: `weight`, `bias`, `running_mean`, `running_var`, each (C).
+    /// Creates the variables on `path`: `weight`, `bias`, `running_mean`, `running_var`, each (C).
     pub fn new(path: &nn::Path, channels: i64) -> BatchNorm {
         BatchNorm {
             weight: path.var("weight", &[channels], Init::Const(1.)),
@@ -84,12 +88,12 @@ impl BatchNorm {
         }
     }
 
-    /// Sets gamma, the same for all channels.
+    /// Sets gamma (`weight`) to the same value for all channels.
     pub fn set_weight(&mut self, gamma: f64) {
         let _ = tch::no_grad(|| self.weight.fill_(gamma));
     }
 
-    /// What it is at evaluation statistics, in float64.
+    /// Returns the scale and shift at evaluation, from the running statistics, in float64.
     pub fn affine(&self) -> Affine {
         let double = |tensor: &Tensor| tensor.detach().to_kind(Kind::Double);
         let scale = double(&self.weight) / (double(&self.running_var) + self.eps).sqrt();
@@ -97,8 +101,9 @@ impl BatchNorm {
         Affine { scale, shift }
     }
 
-    /// A 1x1 kernel with this behind it at the statistics that the batch gives it: the input of the kernel has these moments. The
-    /// running statistics follow. Differentiable; float64.
+    /// Folds this batch norm, with the statistics of the batch, into the 1x1 kernel before it.
+    /// `moments` are the moments of the kernel's input. Updates the running statistics.
+    /// Differentiable; float64.
     fn fold_batch(&self, kernel: &Kernel, moments: &Statistics) -> Kernel {
         let BatchNorm { weight, bias, running_mean, running_var, eps } = self;
         let norm = BatchNormArgs { weight, bias, running_mean, running_var, kernel_bias: kernel.bias.as_ref() };
@@ -109,16 +114,17 @@ impl BatchNorm {
         Kernel { weight: weight.view_as(&kernel.weight), bias: Some(bias), geometry: kernel.geometry }
     }
 
-    /// The weight and the bias of the same, in libtorch's operations.
+    /// Computes the weight and the bias of [`BatchNorm::fold_batch`] in libtorch's operations.
     fn fold_composed(&self, kernel: &Kernel, moments: &Statistics) -> [Tensor; 2] {
         let (mean, variance) = moments.through(kernel);
         let Affine { scale, shift } = self.affine_batch(&mean, &variance, moments.positions);
-        // The kernel's own bias goes with the mean; it stays in the graph, so that it has a gradient, which is 0.
+        // The batch's mean cancels the kernel's own bias. The bias stays in the graph so that it
+        // has a gradient, which is 0.
         [algebra::scale_rows(&kernel.weight, &scale), shift + kernel.bias_or_zeros() * &scale]
     }
 
-    /// What it is on a batch whose map has this mean and biased variance, each (C), over so many positions; the running statistics
-    /// follow. Differentiable; float64.
+    /// Returns the scale and shift on a batch whose map has this mean and biased variance, each
+    /// (C), over `positions` positions. Updates the running statistics. Differentiable; float64.
     fn affine_batch(&self, mean: &Tensor, variance: &Tensor, positions: i64) -> Affine {
         tch::no_grad(|| {
             let follow = |running: &Tensor, value: &Tensor| {
@@ -133,7 +139,8 @@ impl BatchNorm {
         Affine { scale, shift }
     }
 
-    /// Normalises with the statistics of the batch in training, with the running ones otherwise.
+    /// Normalises with the statistics of the batch in training, and with the running statistics
+    /// otherwise.
     fn forward(&self, x: &Tensor, train: bool) -> Tensor {
         let (weight, bias) = (Some(&self.weight), Some(&self.bias));
         let (mean, var) = (Some(&self.running_mean), Some(&self.running_var));
@@ -141,7 +148,7 @@ impl BatchNorm {
     }
 }
 
-/// What stands behind a convolution: a batch norm, a bias, or nothing.
+/// Layer after a convolution: a batch norm, a bias, or nothing.
 #[derive(Debug)]
 pub enum Norm {
     /// Batch norm.
@@ -153,29 +160,31 @@ pub enum Norm {
 }
 
 impl Norm {
-    /// Batch norm on `path`/bn.
+    /// Creates a batch norm on `path`/bn.
     pub fn batch(path: &nn::Path, channels: i64) -> Norm {
         Norm::Batch(BatchNorm::new(&(path / "bn"), channels))
     }
 
-    /// The `bias` of a convolution of that fan-in, on `path`.
+    /// Creates the `bias` of a convolution with the given fan-in on `path`.
     pub fn bias(path: &nn::Path, channels: i64, fan_in: i64) -> Norm {
         Norm::Bias(path.var("bias", &[channels], uniform(fan_in)))
     }
 
-    /// activation(norm(x)) of x (N, C, H, W).
+    /// Returns activation(norm(x)) for x (N, C, H, W).
     pub fn forward(&self, x: Tensor, activation: Activation, train: bool) -> Tensor {
         Norm::sum(vec![(self, x)], activation, train)
     }
 
-    /// activation(norm(x)) of x (N, C).
+    /// Returns activation(norm(x)) for x (N, C).
     pub fn forward_features(&self, x: &Tensor, activation: Activation, train: bool) -> Tensor {
         self.forward(x.unsqueeze(-1).unsqueeze(-1), activation, train).flatten(1, -1)
     }
 
-    /// activation(sum of norm(x)): in training, batch norms, their sum and the activation are one pass where possible.
+    /// Returns activation(sum of norm(x)). In training, batch norms, their sum and the activation
+    /// run in one pass where possible.
     pub fn sum(terms: Vec<(&Norm, Tensor)>, activation: Activation, train: bool) -> Tensor {
-        // One value a channel has no variance: it would leave NaN in the running one, which is taken in its place.
+        // A single value per channel has no variance and would put NaN into the running variance.
+        // Such a batch is normalised with the running statistics instead.
         let train = train && terms.iter().all(|(_, x)| x.numel() as i64 > x.size()[1]);
         if train && let Some(y) = Norm::sum_native(&terms, activation) {
             return y;
@@ -205,14 +214,15 @@ impl Norm {
         if all.len() <= native::MAX_TERMS {
             return sum(&all, activation);
         }
-        // All terms are alike, so the function takes all parts or none.
+        // `norm_sum` returns `None` for all parts or for none, because all terms are alike.
         let mut parts = all.chunks(native::MAX_TERMS).map(|part| sum(part, Activation::None));
         let first = parts.next()??;
         Some(activation.apply(parts.try_fold(first, |total, part| Some(total + part?))?))
     }
 
-    /// A 1x1 kernel with this behind it at the statistics of the batch, where the input of the kernel has these moments; the running
-    /// statistics follow. Differentiable; float64.
+    /// Folds this norm, with the statistics of the batch, into the 1x1 kernel before it. `moments`
+    /// are the moments of the kernel's input. Updates the running statistics. Differentiable;
+    /// float64.
     pub fn fold_batch(&self, kernel: &Kernel, moments: &Statistics) -> Kernel {
         match self {
             Norm::Batch(bn) => bn.fold_batch(kernel, moments),
@@ -224,8 +234,9 @@ impl Norm {
         }
     }
 
-    /// What it is on a batch whose map is made by kernels (N, C_out, C) and biases (N, C_out) of the samples, where these are the
-    /// moments of the samples; the running statistics follow. Differentiable; float64.
+    /// Returns the scale and shift on a batch whose map is made by per-sample kernels (N, C_out, C)
+    /// and biases (N, C_out). `samples` are the moments of the samples. Updates the running
+    /// statistics. Differentiable; float64.
     pub fn affine_samples(&self, weight: &Tensor, bias: &Tensor, samples: &SampleMoments) -> Affine {
         let (channels, options) = (bias.size()[1], (Kind::Double, bias.device()));
         let (scale, none) = (Tensor::ones([channels], options), Tensor::zeros([channels], options));
@@ -239,7 +250,8 @@ impl Norm {
         }
     }
 
-    /// [`Norm::sum`] of the maps of 1x1 kernels on one input with these moments, as one kernel; none of none.
+    /// Computes [`Norm::sum`] of the maps of 1x1 kernels on one input with these moments, as one
+    /// kernel. Returns `None` if `terms` is empty.
     pub fn fold_batch_sum(terms: &[(&Norm, Kernel)], moments: &Statistics) -> Option<Kernel> {
         let kernels = terms.iter().map(|(norm, kernel)| norm.fold_batch(kernel, moments));
         kernels.reduce(|sum, kernel| Kernel {
@@ -249,7 +261,7 @@ impl Norm {
         })
     }
 
-    /// What it is at evaluation statistics for so many channels, in float64.
+    /// Returns the scale and shift of `channels` channels at evaluation, in float64.
     pub fn affine(&self, channels: i64, device: Device) -> Affine {
         let options = (Kind::Double, device);
         match self {
@@ -261,7 +273,7 @@ impl Norm {
         }
     }
 
-    /// The kernel with this behind it, at evaluation statistics.
+    /// Folds this norm, at evaluation statistics, into the kernel before it.
     pub fn fold_into(&self, kernel: Kernel) -> Kernel {
         match self {
             Norm::Batch(bn) => algebra::fold_bn(&kernel, &bn.affine()),
@@ -274,7 +286,7 @@ impl Norm {
     }
 }
 
-/// A convolution without a bias of its own, and what stands behind it.
+/// A convolution without a bias of its own, and the norm after it.
 #[derive(Debug)]
 pub struct ConvNorm {
     weight: Tensor,
@@ -283,44 +295,45 @@ pub struct ConvNorm {
 }
 
 impl ConvNorm {
-    /// A convolution whose `weight` lies on `path`.
+    /// Creates a convolution whose `weight` lies on `path`.
     pub fn new(path: &nn::Path, geometry: Geometry, norm: Norm) -> ConvNorm {
         ConvNorm { weight: conv_weight(path, &geometry), geometry, norm }
     }
 
-    /// activation(norm(W * x)): y (N, C_out, H', W') of x (N, C_in, H, W).
+    /// Returns activation(norm(W * x)), y (N, C_out, H', W') for x (N, C_in, H, W).
     pub fn forward(&self, x: &Tensor, activation: Activation, train: bool) -> Tensor {
         Norm::sum(vec![self.term(x)], activation, train)
     }
 
-    /// A term of [`Norm::sum`]: the norm, and W * x.
+    /// Returns a term of [`Norm::sum`]: the norm, and W * x.
     pub fn term(&self, x: &Tensor) -> (&Norm, Tensor) {
         (&self.norm, algebra::conv2d(x, &self.weight, None, &self.geometry))
     }
 
-    /// The convolution alone, differentiable: the numbers are the variables themselves.
+    /// Returns the kernel of the convolution alone. Its weight is the variable itself, so it is
+    /// differentiable.
     pub fn kernel(&self) -> Kernel {
         Kernel { weight: self.weight.shallow_clone(), bias: None, geometry: self.geometry }
     }
 
-    /// What stands behind it.
+    /// Returns the norm after the convolution.
     pub fn norm(&self) -> &Norm {
         &self.norm
     }
 
-    /// The shape of the convolution.
+    /// Returns the geometry of the convolution.
     pub fn geometry(&self) -> &Geometry {
         &self.geometry
     }
 
-    /// Both as one kernel, at evaluation statistics, in float64.
+    /// Returns the convolution and its norm as one kernel, at evaluation statistics, in float64.
     pub fn fold(&self) -> Kernel {
         let weight = self.weight.detach().to_kind(Kind::Double);
         self.norm.fold_into(Kernel { weight, bias: None, geometry: self.geometry })
     }
 }
 
-/// No options.
+/// Options of a fully connected layer. There are none.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LinearConfig {}
@@ -339,7 +352,7 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// On `path`: `weight` and `bias`.
+    /// Creates the variables `weight` and `bias` on `path`.
     pub fn new(path: &nn::Path, inputs: i64, outputs: i64) -> Linear {
         Linear {
             weight: path.var("weight", &[outputs, inputs], uniform(inputs)),
@@ -347,17 +360,17 @@ impl Linear {
         }
     }
 
-    /// y (N, out) of x (N, in).
+    /// Returns y (N, out) for x (N, in).
     pub fn forward(&self, x: &Tensor) -> Tensor {
         algebra::linear(x, &self.weight, Some(&self.bias))
     }
 
-    /// Detached and in another precision.
+    /// Returns a detached copy in another precision.
     pub fn to_kind(&self, kind: Kind) -> Linear {
         Linear { weight: self.weight.detach().to_kind(kind), bias: self.bias.detach().to_kind(kind) }
     }
 
-    /// Its numbers, by their names below `prefix`.
+    /// Returns the tensors, named `weight` and `bias` below `prefix`.
     pub fn tensors(&self, prefix: &str) -> [(String, Tensor); 2] {
         [
             (format!("{prefix}.weight"), self.weight.shallow_clone()),
@@ -377,7 +390,8 @@ mod tests {
     use super::*;
     use crate::op::testing::relative;
 
-    /// Folded into a kernel with a bias of its own, a norm is what it is behind the convolution. Float64: rounding alone.
+    /// A norm folded into a kernel that has a bias equals the norm applied after the convolution.
+    /// In float64 only rounding errors remain.
     #[test]
     fn every_norm_folds_into_a_kernel_with_a_bias() {
         let double = (Kind::Double, Device::Cpu);

@@ -1,12 +1,15 @@
-//! `se` and `tied_se`: squeeze and excitation (Hu et al., CVPR 2018), y = x sigmoid(W2 relu(W1 GAP(x) + b1) + b2), one weight a
-//! channel and sample. A block of a network, or what RepVGG and MobileOne have behind their sum. It pools the output of convolutions,
-//! which is no function of their pooled input, so it is part of no kernel: a fold leaves it as it is.
+//! `se` and `tied_se`: squeeze-and-excitation (Hu et al., CVPR 2018), y = x sigmoid(W2 relu(W1
+//! GAP(x) + b1) + b2), one weight per channel and sample. Used as a block of a network, and by
+//! RepVGG and MobileOne after the sum of their branches. The module pools the output of
+//! convolutions. That pooled output is not a function of the convolutions' pooled input, so the
+//! module can't become part of a kernel: a fold leaves it unchanged.
 //!
-//! Tied (Wang et al., Tied Block Convolution, AAAI 2021): the channels are B equal blocks that share W1 and W2, so that there
-//! are B^2 times fewer weights.
+//! Tied (Wang et al., Tied Block Convolution, AAAI 2021): the channels are B equal blocks that
+//! share W1 and W2, so there are B^2 times fewer weights.
 //!
-//! Checkpoints come in several layouts, which differ in names, shapes, biases and in how many hidden units there are. The
-//! first reference has none for fewer channels than its reduction, which makes the gate a constant 0.5; here there is at least 1.
+//! Checkpoints come in several layouts, which differ in names, shapes, biases and the number of
+//! hidden units. The first reference has no hidden units for fewer channels than its reduction,
+//! which makes the gate a constant 0.5; here there is at least one.
 
 use crate::algebra;
 use crate::op::bounds;
@@ -18,16 +21,18 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, nn, nn::ModuleT};
 
-/// Whose names, shapes and hidden units.
+/// Layout of the variables: names, shapes, biases and number of hidden units.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SeLayout {
     /// `fc.0` and `fc.2`, linear without biases; C/reduction hidden units.
     #[default]
     Linear,
-    /// `fc.0` and `fc.2`, linear with biases; C/B/reduction hidden units a block, at least 2 (TiedSE).
+    /// `fc.0` and `fc.2`, linear with biases; C/B/reduction hidden units per block, at least 2
+    /// (TiedSE).
     Tied,
-    /// `fc1` and `fc2`, 1x1 convolutions with biases; C/reduction hidden units, rounded to a multiple of 8 (timm).
+    /// `fc1` and `fc2`, 1x1 convolutions with biases; C/reduction hidden units, rounded to a
+    /// multiple of 8 (timm).
     Timm,
     /// `down` and `up`, 1x1 convolutions with biases; C/reduction hidden units (RepVGG).
     RepVgg,
@@ -39,11 +44,12 @@ pub enum SeLayout {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Channels a hidden unit. Default 16.
+    /// Channels per hidden unit. Default 16.
     pub reduction: i64,
-    /// Whose names, shapes and hidden units. Default: `linear` in `se`, `tied` in `tied_se`.
+    /// Layout of the variables: names, shapes, biases and number of hidden units. Default: `linear`
+    /// in `se`, `tied` in `tied_se`.
     pub layout: Option<SeLayout>,
-    /// Blocks B of channels that share the matrices. Default: 1 in `se`, 8 in `tied_se`.
+    /// Number B of blocks of channels that share the matrices. Default: 1 in `se`, 8 in `tied_se`.
     pub blocks: Option<i64>,
 }
 
@@ -54,25 +60,26 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Those of a block's reference, whose layout it is.
+    /// Returns the default options with the given layout, for a block whose reference uses that
+    /// layout.
     pub fn of(layout: SeLayout) -> Config {
         Config { layout: Some(layout), ..Config::default() }
     }
 
-    /// Fills layout and blocks, by default those, and refuses options out of their range.
+    /// Fills in `layout` and `blocks` with the given defaults, and checks the range of the options.
     ///
     /// # Errors
-    /// What is wrong, as `key: reason`.
+    /// The first invalid option, as `key: reason`.
     pub fn resolve(&mut self, layout: SeLayout, blocks: i64) -> Result<(), String> {
         self.layout.get_or_insert(layout);
         self.blocks.get_or_insert(blocks);
         bounds::whole("reduction", self.reduction)
     }
 
-    /// Refuses channels that the blocks don't divide.
+    /// Checks that `blocks` divides the channels.
     ///
     /// # Errors
-    /// What is wrong, as `key: reason`.
+    /// The invalid option, as `blocks: reason`.
     pub fn fits(&self, channels: i64) -> Result<(), String> {
         tied::fits(self.blocks(), &[("channels", channels)])
     }
@@ -85,19 +92,19 @@ impl Config {
         self.blocks.unwrap_or(1)
     }
 
-    /// Hidden units of one block of channels.
+    /// Returns the number of hidden units of one block of channels.
     fn hidden(&self, channels: i64) -> i64 {
         let inputs = channels / self.blocks();
         match self.layout() {
             SeLayout::Linear | SeLayout::RepVgg | SeLayout::MobileOne => (inputs / self.reduction).max(1),
             SeLayout::Tied => (inputs / self.reduction).max(2),
-            // To the nearest multiple of 8, of two the larger.
+            // Rounded to the nearest multiple of 8, ties upwards.
             SeLayout::Timm => ((inputs + 4 * self.reduction) / (8 * self.reduction) * 8).max(8),
         }
     }
 }
 
-/// The options of `se`, with the blocks tied.
+/// Options of `se`, with tied blocks by default.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct TiedConfig(pub Config);
@@ -123,7 +130,7 @@ impl LayerRecipe for TiedConfig {
     }
 }
 
-/// Squeeze and excitation: y (N, C, H, W) of x (N, C, H, W).
+/// Squeeze-and-excitation: y (N, C, H, W) of x (N, C, H, W).
 #[derive(Debug)]
 pub struct Se {
     names: [&'static str; 2],
@@ -132,7 +139,7 @@ pub struct Se {
 }
 
 impl Se {
-    /// On `path`, with the layout's names. The options fit.
+    /// Creates the variables on `path`, with the layout's names. The options must fit `channels`.
     pub(crate) fn new(path: &nn::Path, channels: i64, config: &Config) -> Se {
         let (names, form, bias) = match config.layout() {
             SeLayout::Linear => (["fc.0", "fc.2"], MatrixShape::Linear, false),
@@ -146,12 +153,12 @@ impl Se {
         Se { names, first: layer(names[0], [channels, hidden]), second: layer(names[1], [hidden, channels]) }
     }
 
-    /// Detached and in another precision.
+    /// Returns a detached copy in another precision.
     pub fn to_kind(&self, kind: Kind) -> Se {
         Se { names: self.names, first: self.first.to_kind(kind), second: self.second.to_kind(kind) }
     }
 
-    /// Its numbers, by their names below `prefix`.
+    /// Returns the tensors, with their names below `prefix`.
     pub fn tensors(&self, prefix: &str) -> Vec<(String, Tensor)> {
         let layers = self.names.iter().zip([&self.first, &self.second]);
         layers.flat_map(|(name, layer)| layer.tensors(&format!("{prefix}.{name}"))).collect()
@@ -209,16 +216,18 @@ mod tests {
         let hidden = |layout, channels| config(layout, 1).hidden(channels);
         assert_eq!([8, 16, 40].map(|c| hidden(SeLayout::Linear, c)), [1, 1, 2]);
         assert_eq!([8, 40, 64].map(|c| hidden(SeLayout::Tied, c)), [2, 2, 4]);
-        // timm's make_divisible(c / 16, 8, round_limit=0).
+        // Expected values of timm's make_divisible(c / 16, 8, round_limit=0).
         assert_eq!([16, 128, 191, 192, 320, 321, 512].map(|c| hidden(SeLayout::Timm, c)), [8, 8, 8, 16, 24, 24, 32]);
-        // 64 times fewer weights in 8 blocks, where the floor of 2 doesn't bind.
+        // 8 blocks have 64 times fewer weights, provided that the floor of 2 hidden units doesn't
+        // apply.
         let weights = |config: &Config| -> i64 {
             sizes(512, config).values().filter(|size| size.len() > 1).map(|size| size.iter().product::<i64>()).sum()
         };
         assert_eq!(weights(&config(SeLayout::Linear, 1)), 64 * weights(&config(SeLayout::Tied, 8)));
     }
 
-    /// Each block of channels by itself is a whole module with the same numbers.
+    /// A tied module equals one untied module with the same weights, applied to each block of
+    /// channels.
     #[test]
     fn tied_blocks_are_modules_of_their_own() {
         for layout in [SeLayout::Linear, SeLayout::Tied, SeLayout::Timm, SeLayout::RepVgg, SeLayout::MobileOne] {

@@ -1,38 +1,40 @@
-//! What the scores of an attention are divided by before they become weights: the larger, the more alike the weights are.
+//! Temperature of an attention: the divisor of its scores before they become weights. The larger
+//! the temperature, the more alike the weights.
 
 use crate::op::bounds;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, nn};
 
-/// A number, or one that moves linearly over the first epochs and then stays: `30`, or `{from: 30, to: 1, epochs: 10}` (Chen et
-/// al., CVPR 2020).
+/// A constant temperature, or one that changes linearly over the first epochs and then stays: `30`,
+/// or `{from: 30, to: 1, epochs: 10}` (Chen et al., CVPR 2020).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged, expecting = "give a number, or {from: 30, to: 1, epochs: 10}")]
 pub enum Temperature {
-    /// Throughout training.
+    /// Constant throughout training.
     Constant(f64),
-    /// Moving.
+    /// Changing linearly over the first epochs.
     Linear(Linear),
 }
 
-/// A temperature that moves.
+/// A temperature that changes linearly and then stays.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Linear {
-    /// At the first step.
+    /// Value at the first step.
     pub from: f64,
-    /// After `epochs`.
+    /// Value after `epochs` epochs.
     pub to: f64,
-    /// Over how many epochs it moves, a step at a time.
+    /// Number of epochs over which the temperature changes, a little at each step.
     pub epochs: f64,
 }
 
 impl Temperature {
-    /// Refuses what is not above 0.
+    /// Checks that all numbers are above 0.
     ///
     /// # Errors
-    /// What is wrong, as `temperature: reason`.
+    /// The first invalid number, as `temperature: reason`, or `temperature.from: reason` and the
+    /// like.
     pub fn check(&self) -> Result<(), String> {
         match self {
             Temperature::Constant(value) => bounds::positive("temperature", *value),
@@ -44,7 +46,7 @@ impl Temperature {
         }
     }
 
-    /// Its value after so many epochs.
+    /// Returns the temperature after `epochs` epochs.
     pub fn at(&self, epochs: f64) -> f64 {
         match *self {
             Temperature::Constant(value) => value,
@@ -55,7 +57,8 @@ impl Temperature {
     }
 }
 
-/// A temperature in force: the buffer `temperature` (a scalar), saved with the variables, and its schedule.
+/// A temperature in force: the buffer `temperature` (a scalar), saved with the variables, and its
+/// schedule.
 #[derive(Debug)]
 pub struct Divisor {
     value: Tensor,
@@ -63,31 +66,32 @@ pub struct Divisor {
 }
 
 impl Divisor {
-    /// On `path`, as it is at the start.
+    /// Creates the buffer on `path`, with the value at the start of the schedule.
     pub fn new(path: &nn::Path, schedule: Temperature) -> Divisor {
         let mut value = path.zeros_no_train("temperature", &[]);
         let _ = value.fill_(schedule.at(0.));
         Divisor { value, schedule }
     }
 
-    /// The scores divided by it.
+    /// Divides the scores by the temperature.
     pub fn divide(&self, scores: Tensor) -> Tensor {
         scores / &self.value
     }
 
-    /// As it is after so many epochs.
+    /// Sets the temperature to its value after `epochs` epochs.
     pub fn anneal(&self, epochs: f64) {
         if let Temperature::Linear(_) = self.schedule {
             let _ = self.value.shallow_clone().fill_(self.schedule.at(epochs));
         }
     }
 
-    /// Detached and in another precision.
+    /// Returns a detached copy in another precision.
     pub fn to_kind(&self, kind: Kind) -> Divisor {
         Divisor { value: self.value.detach().to_kind(kind), schedule: self.schedule }
     }
 
-    /// Its buffer, by its name below `prefix` (with a dot where it isn't empty).
+    /// Returns the buffer and its name, `temperature` after `prefix`. A prefix that isn't empty
+    /// ends with a dot.
     pub fn tensor(&self, prefix: &str) -> (String, Tensor) {
         (format!("{prefix}temperature"), self.value.shallow_clone())
     }
@@ -117,7 +121,7 @@ mod tests {
         assert!(error.contains("give a number, or {from: 30, to: 1, epochs: 10}"), "{error}");
     }
 
-    /// The buffer is what divides: another model's number, once loaded, is in force.
+    /// The buffer is the divisor: a number loaded from another model takes effect.
     #[test]
     fn the_buffer_is_in_force() {
         let store = nn::VarStore::new(Device::Cpu);

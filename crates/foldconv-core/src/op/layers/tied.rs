@@ -1,6 +1,7 @@
-//! `tfc`: the tied fully connected layer (Wang et al., Tied Block Convolution, AAAI 2021). The inputs are B equal blocks, and one
-//! matrix maps each: y = diag(W', ..., W') x + (b', ..., b'). As `classifier: {name: tfc}` it is a network's last layer. The tied
-//! attention modules are made of such layers.
+//! `tfc`: the tied fully connected layer (Wang & Yu, Tied Block Convolution, AAAI 2021). The inputs
+//! are split into B equal blocks, and one matrix maps each block: y = diag(W', ..., W') x + (b',
+//! ..., b'). With `classifier: {name: tfc}` the layer is the last layer of a network. The tied
+//! attention modules are built from such layers.
 
 use crate::algebra;
 use crate::op::bounds;
@@ -10,16 +11,16 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, nn, nn::ModuleT};
 
-/// How the matrix of a layer lies in its variable.
+/// Shape of a layer's matrix in its variable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MatrixShape {
-    /// (out, in), as of torch.nn.Linear.
+    /// (out, in), as in torch.nn.Linear.
     Linear,
-    /// (out, in, 1, 1), as of a 1x1 convolution.
+    /// (out, in, 1, 1), as in a 1x1 convolution.
     Pointwise,
 }
 
-/// A fully connected layer that equal blocks of its inputs share.
+/// A fully connected layer whose matrix is shared by equal blocks of its inputs.
 #[derive(Debug)]
 pub struct Tied {
     weight: Tensor,
@@ -27,7 +28,10 @@ pub struct Tied {
     blocks: i64,
 }
 
-/// Refuses blocks that don't divide the channels, as `key: reason`.
+/// Checks that `blocks` is in its range and divides each channel count, given as (name, count).
+///
+/// # Errors
+/// The reason, as `key: reason`.
 pub fn fits(blocks: i64, channels: &[(&str, i64)]) -> Result<(), String> {
     bounds::whole("blocks", blocks)?;
     match channels.iter().find(|(_, n)| n % blocks != 0) {
@@ -39,7 +43,8 @@ pub fn fits(blocks: i64, channels: &[(&str, i64)]) -> Result<(), String> {
 }
 
 impl Tied {
-    /// On `path`: `weight` (outputs/blocks, inputs/blocks) and, if wanted, `bias` (outputs/blocks). The blocks divide both.
+    /// Creates `weight` (outputs/blocks, inputs/blocks) and, if `bias` is set, `bias`
+    /// (outputs/blocks) on `path`. `blocks` must divide `inputs` and `outputs`.
     pub fn new(path: &nn::Path, [inputs, outputs]: [i64; 2], blocks: i64, form: MatrixShape, bias: bool) -> Tied {
         let (inputs, outputs) = (inputs / blocks, outputs / blocks);
         let size: &[i64] = match form {
@@ -62,7 +67,7 @@ impl Tied {
         });
     }
 
-    /// y (N, outputs) of x (N, inputs).
+    /// Returns y (N, outputs) for x (N, inputs).
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let size = self.weight.size();
         let (outputs, inputs) = (size[0], size[1]);
@@ -71,13 +76,13 @@ impl Tied {
         y.reshape([-1, self.blocks * outputs])
     }
 
-    /// Detached and in another precision.
+    /// Returns a detached copy in the precision `kind`.
     pub fn to_kind(&self, kind: Kind) -> Tied {
         let cast = |tensor: &Tensor| tensor.detach().to_kind(kind);
         Tied { weight: cast(&self.weight), bias: self.bias.as_ref().map(cast), blocks: self.blocks }
     }
 
-    /// Its numbers, by their names below `prefix`.
+    /// Returns the tensors of the layer, named `{prefix}.weight` and `{prefix}.bias`.
     pub fn tensors(&self, prefix: &str) -> Vec<(String, Tensor)> {
         let named = |name: &str, tensor: &Tensor| (format!("{prefix}.{name}"), tensor.shallow_clone());
         std::iter::once(named("weight", &self.weight)).chain(self.bias.iter().map(|bias| named("bias", bias))).collect()
@@ -88,7 +93,7 @@ impl Tied {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Blocks B that share the matrix. Default 2.
+    /// Number of blocks B that share the matrix. Default 2.
     pub blocks: i64,
 }
 
@@ -99,10 +104,10 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Refuses numbers of features that the blocks don't divide.
+    /// Checks that `blocks` divides the numbers of input and output features.
     ///
     /// # Errors
-    /// What is wrong, as `key: reason`.
+    /// The reason, as `key: reason`.
     pub fn fits(&self, inputs: i64, outputs: i64) -> Result<(), String> {
         fits(self.blocks, &[("inputs", inputs), ("outputs", outputs)])
     }
@@ -115,12 +120,13 @@ impl LayerRecipe for Config {
     }
 }
 
-/// The tied fully connected layer: y (N, outputs) of x (N, inputs).
+/// The tied fully connected layer: maps x (N, inputs) to y (N, outputs).
 #[derive(Debug)]
 pub struct Tfc(Tied);
 
 impl Tfc {
-    /// On `path`, with the reference's names: `linear.weight` and `linear.bias`. The options fit.
+    /// Creates the layer on `path`, with the reference's names `linear.weight` and `linear.bias`.
+    /// `config` must fit `inputs` and `outputs`.
     pub(crate) fn new(path: &nn::Path, inputs: i64, outputs: i64, config: &Config) -> Tfc {
         Tfc(Tied::new(&(path / "linear"), [inputs, outputs], config.blocks, MatrixShape::Linear, true))
     }
@@ -152,7 +158,8 @@ mod tests {
         assert!((tfc.forward_t(&x, true) - expected).abs().max().double_value(&[]) < 1e-14);
     }
 
-    /// As torch.nn.Linear of one block: U(-1/sqrt(n), 1/sqrt(n)) for its n inputs.
+    /// Initial values are those of a torch.nn.Linear for one block: U(-1/sqrt(n), 1/sqrt(n)) for
+    /// the n inputs of the block.
     #[test]
     fn initial_values_are_those_of_a_block() {
         let store = nn::VarStore::new(Device::Cpu);

@@ -1,4 +1,5 @@
-//! One thin kernel that serves B blocks of channels, as a grouped convolution: the kernel repeated.
+//! A thin kernel shared by B blocks of channels: a grouped convolution that repeats the thin
+//! kernel.
 
 use crate::algebra::{self, Affine, Geometry, Kernel};
 use crate::op::layers::empty_weight;
@@ -6,24 +7,26 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Tensor, nn, nn::Init};
 
-/// Which channels the blocks are where the thin kernel has groups; the two differ by a permutation of the channels.
+/// Order of blocks and groups among the channels, if the thin kernel has groups. The two orders
+/// differ by a permutation of the channels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Order {
-    /// Blocks, and groups within each: the authors' code.
+    /// Blocks, with groups inside each block: the authors' code.
     #[default]
     Code,
-    /// Groups, and blocks within each: the paper's formula.
+    /// Groups, with blocks inside each group: the paper's formula.
     Paper,
 }
 
-/// The convolution of B G groups whose kernel is that of one block of G groups, repeated; differentiable.
+/// Returns the convolution of B G groups that repeats the thin kernel of G groups for each of the B
+/// blocks. Differentiable.
 pub fn tile(thin: &Kernel, blocks: i64, order: Order) -> Kernel {
     let tiled = algebra::tile(thin, blocks);
     match order {
         Order::Code => tiled,
         Order::Paper => {
-            // Tiled, group j of block b stands at (b, j); the paper has it at (j, b).
+            // `algebra::tile` puts group j of block b at (b, j); the paper puts it at (j, b).
             let swap = |tensor: &Tensor| {
                 let size = tensor.size();
                 let groups = thin.geometry.groups;
@@ -35,8 +38,8 @@ pub fn tile(thin: &Kernel, blocks: i64, order: Order) -> Kernel {
     }
 }
 
-/// A compact form that stays tied: one thin kernel, and a scale and a shift a channel, which a batch norm makes different from
-/// block to block.
+/// A compact form that stays tied: one thin kernel, and a scale and a shift per channel, because a
+/// batch norm differs from block to block.
 #[derive(Debug)]
 pub struct TiedKernel {
     thin: Kernel,
@@ -46,16 +49,19 @@ pub struct TiedKernel {
 }
 
 impl TiedKernel {
-    /// Of a thin kernel (with or without a bias) and the norm behind all blocks.
+    /// Creates the compact form of a thin kernel, with or without a bias, and the norm behind all
+    /// blocks.
     pub fn new(thin: Kernel, blocks: i64, order: Order, norm: Affine) -> TiedKernel {
-        // The bias is tied too, the shift isn't: what the norm makes of the bias goes there.
+        // The thin kernel's bias is tied but the shift isn't, so the scaled bias goes into the
+        // shift.
         let geometry = thin.geometry;
         let bias = tile(&thin, blocks, order).bias_or_zeros();
         let affine = Affine { shift: norm.shift + &norm.scale * bias, scale: norm.scale };
         TiedKernel { thin: Kernel { weight: thin.weight, bias: None, geometry }, blocks, order, affine }
     }
 
-    /// On `path`: `weight` (C_out/B, C_in/(B G), kh, kw), `scale` and `shift` (C_out), still to be loaded.
+    /// Creates `weight` (C_out/B, C_in/(B G), kh, kw), `scale` (C_out) and `shift` (C_out) on
+    /// `path`, all zero until they are loaded.
     pub fn empty(path: &nn::Path, thin: Geometry, blocks: i64, order: Order) -> TiedKernel {
         let channels = [thin.out_channels * blocks];
         let vector = |name: &str| path.var(name, &channels, Init::Const(0.));
@@ -64,12 +70,12 @@ impl TiedKernel {
         TiedKernel { thin, blocks, order, affine }
     }
 
-    /// y (N, C_out, H', W') of x (N, C_in, H, W).
+    /// Returns y (N, C_out, H', W') for x (N, C_in, H, W).
     pub fn apply(&self, x: &Tensor) -> Tensor {
         algebra::fold_bn(&tile(&self.thin, self.blocks, self.order), &self.affine).apply(x)
     }
 
-    /// Its numbers, by their names below the site.
+    /// Returns the tensors of the compact form by their names below the site.
     pub fn tensors(&self) -> Vec<(String, Tensor)> {
         let numbers = [("weight", &self.thin.weight), ("scale", &self.affine.scale), ("shift", &self.affine.shift)];
         numbers.map(|(name, tensor)| (name.to_string(), tensor.shallow_clone())).into()

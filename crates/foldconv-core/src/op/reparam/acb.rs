@@ -1,8 +1,10 @@
-//! `acb`: the asymmetric convolution block of ACNet (Ding et al., ICCV 2019), y = BN_s(W_s * x) + BN_v(W_v * x) + BN_h(W_h * x)
-//! with a k x k, a k x 1 and a 1 x k kernel, which fold into the cross of one k x k kernel.
+//! `acb`: the asymmetric convolution block of ACNet (Ding et al., ICCV 2019), y = BN_s(W_s * x) +
+//! BN_v(W_v * x) + BN_h(W_h * x) with a k x k, a k x 1 and a 1 x k kernel. The three fold into one
+//! k x k kernel, the k x 1 and the 1 x k into the cross through its centre.
 //!
-//! The windows coincide where the short axis of a branch has padding p - d (k // 2): negative means that the input is cropped.
-//! (The reference has no dilation; this is its rule with d in it.) In training the three can be one convolution.
+//! The windows of the branches coincide if the short axis of a branch has padding p - d (k // 2);
+//! negative padding crops the input. (The reference has no dilation; d extends its rule.) In
+//! training, the three convolutions can be computed as one.
 
 use crate::algebra::{self, FoldError, Geometry};
 use crate::op::activation::Activation;
@@ -16,7 +18,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Tensor, nn};
 
-/// The deployed block of the reference: our compact form.
+/// Names in the deployed block of the reference, which corresponds to the compact form.
 const NAMINGS: [Naming; 1] = [Naming { names: &[("fused_conv.", "")], reshaped: false }];
 
 /// Options of `acb`.
@@ -60,7 +62,8 @@ impl Recipe for Config {
 pub struct Acb([ConvNorm; 3]);
 
 impl Acb {
-    /// On `path`, with the reference's names: `square_conv`, `ver_conv`, `hor_conv`, `square_bn`, `ver_bn`, `hor_bn`.
+    /// Creates the branches on `path`, with the reference's names: `square_conv`, `ver_conv`,
+    /// `hor_conv`, `square_bn`, `ver_bn`, `hor_bn`.
     pub(crate) fn new(path: &nn::Path, geometry: Geometry, config: &Config) -> Acb {
         let branch = |name: &str, geometry: Geometry| {
             let mut bn = BatchNorm::new(&(path / format!("{name}_bn")), geometry.out_channels);
@@ -119,7 +122,8 @@ mod tests {
         folds_exactly, gradients_are_differences, options, parameters, refusal, refusal_of, trains_alike, windows,
     };
 
-    /// Every padding below, at and above the one that keeps the map: the short axes are cropped, left and padded.
+    /// The fold is exact at every padding below, at and above the padding that keeps the size of
+    /// the map: the short axes are cropped, left unchanged and padded.
     #[test]
     fn folds_exactly_at_every_geometry_and_padding_mode() {
         let modes = [PaddingMode::Zeros, PaddingMode::Reflect, PaddingMode::Replicate, PaddingMode::Circular];
@@ -127,7 +131,7 @@ mod tests {
             for groups in [1, 2, 8] {
                 for window in windows(Geometry::same(8, 16, k).groups(groups)) {
                     let same = window.padding[0];
-                    // 6 x 9 is the map; a kernel has to fit into it, and a mirrored margin too.
+                    // The map is 6 x 9; the kernel and a mirrored margin must fit into it.
                     let paddings = [same - 1, same, same + 1].into_iter().filter(|p| *p >= 0 && *p < 6);
                     for (padding, padding_mode) in paddings.flat_map(|p| modes.map(|mode| (p, mode))) {
                         let geometry = Geometry { padding_mode, ..window.padding(padding) };
@@ -162,7 +166,7 @@ mod tests {
         }
     }
 
-    /// C_out C_in/g (k^2 + 2 k) + 6 C_out.
+    /// The number of parameters is C_out C_in/g (k^2 + 2 k) + 6 C_out.
     #[test]
     fn it_has_the_parameters_of_the_formula() {
         assert_eq!(parameters("{name: acb}", Geometry::same(8, 16, 3)), 16 * 8 * 15 + 6 * 16);

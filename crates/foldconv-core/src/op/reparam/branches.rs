@@ -1,8 +1,9 @@
-//! Parallel branches on one input: y = gate(sum over i of BN_i(W_i * x) + BN_skip(x)), each of whose terms folds into one kernel.
-//! RepVGG, MobileOne and RepLK are such sums.
+//! Parallel branches on one input: y = gate(sum over i of BN_i(W_i * x) + BN_skip(x)). Each term of
+//! the sum folds into one kernel. RepVGG, MobileOne and RepLK are such sums.
 //!
-//! In training the 1x1 branches and the identity are one 1x1 kernel A, batch norms included (see [`crate::op::statistics::moments`]): y is the
-//! sum of BN_i(W_i * x) over the larger kernels, plus A x. Larger kernels of one size can be one convolution.
+//! In training, the 1x1 branches and the identity are computed as one 1x1 kernel A, batch norms
+//! included (see [`crate::op::statistics::moments`]): y is the sum of BN_i(W_i * x) over the larger
+//! kernels, plus A x. Larger kernels of one size can be computed as one convolution.
 
 use crate::algebra::{self, FoldError, Geometry, Kernel};
 use crate::op::activation::Activation;
@@ -19,13 +20,13 @@ use tch::{Device, Kind, Tensor, nn, nn::ModuleT};
 pub struct Branches {
     /// Convolutions whose windows coincide, each with its batch norm. At least one.
     pub convs: Vec<ConvNorm>,
-    /// The batch norm of the input itself, where the block has that branch.
+    /// Identity branch: the batch norm of the input itself, if the block has that branch.
     pub skip: Option<Skip>,
-    /// What weighs the channels of the sum.
+    /// Squeeze-and-excitation that weighs the channels of the sum, if any.
     pub gate: Option<Se>,
 }
 
-/// The identity and its batch norm.
+/// The identity branch and its batch norm.
 #[derive(Debug)]
 pub struct Skip {
     norm: Norm,
@@ -34,7 +35,8 @@ pub struct Skip {
 }
 
 impl Skip {
-    /// The batch norm lies on `path` itself. None where output and input differ in channels or size, the kernel being centred.
+    /// Creates the identity branch, with its batch norm on `path` itself. Returns `None` if output
+    /// and input differ in channels or size; the kernel of the site must be centred.
     pub fn where_it_fits(path: nn::Path, site: &Geometry) -> Option<Skip> {
         (site.in_channels == site.out_channels && site.stride == [1; 2]).then(|| Skip {
             norm: Norm::Batch(BatchNorm::new(&path, site.out_channels)),
@@ -53,21 +55,22 @@ impl Skip {
     }
 }
 
-/// The 1x1 kernel that changes nothing: 1 where input and output are one channel.
+/// Returns the 1x1 identity kernel: 1 where input and output are the same channel, 0 elsewhere.
 pub fn identity(geometry: &Geometry, options: (Kind, Device)) -> Tensor {
     let inner = geometry.in_channels / geometry.groups;
     Tensor::eye(inner, options).repeat([geometry.groups, 1]).reshape([geometry.out_channels, inner, 1, 1])
 }
 
-/// A convolution and its batch norm on `path`/conv and `path`/bn.
+/// Creates a convolution and its batch norm on `path`/conv and `path`/bn.
 pub fn conv_bn(path: &nn::Path, geometry: Geometry) -> ConvNorm {
     ConvNorm::new(&(path / "conv"), geometry, Norm::batch(path, geometry.out_channels))
 }
 
-/// Refuses what 1x1 branches beside the convolution can't be centred on.
+/// Checks that 1x1 branches can be centred on the convolution: its kernel must be odd, square and
+/// at least `smallest`, and its padding dilation * (kernel // 2).
 ///
 /// # Errors
-/// What is wrong, as `key: reason`.
+/// The reason, as `key: reason`.
 pub fn centred(name: &str, geometry: &Geometry, smallest: i64) -> Result<(), String> {
     let [kh, kw] = geometry.kernel;
     if kh != kw || kh < smallest || kh % 2 == 0 {
@@ -89,19 +92,21 @@ impl Branches {
         self.convs.first().map_or(1, |conv| conv.geometry().groups)
     }
 
-    /// The branches that are one matrix for every position, where there are no channel groups.
+    /// Returns the branches that apply one matrix at every position, with their norms. Requires a
+    /// block without channel groups.
     fn points(&self) -> Vec<(&Norm, Kernel)> {
         let convs = self.convs.iter().filter(|conv| conv.geometry().is_matrix());
         let skip = self.skip.iter().map(|skip| (&skip.norm, skip.kernel()));
         convs.map(|conv| (conv.norm(), conv.kernel().unstrided())).chain(skip).collect()
     }
 
-    /// The other branches.
+    /// Returns the convolutions that are not one matrix at every position.
     fn windows(&self) -> Vec<&ConvNorm> {
         self.convs.iter().filter(|conv| !conv.geometry().is_matrix()).collect()
     }
 
-    /// What the gate and the activation make of the sum, which takes the activation itself where there is no gate.
+    /// Applies the gate and the activation to the sum. Without a gate, `sum` applies the activation
+    /// itself.
     fn gated(&self, sum: impl FnOnce(Activation) -> Tensor, activation: Activation, train: bool) -> Tensor {
         match &self.gate {
             None => sum(activation),
@@ -109,7 +114,8 @@ impl Branches {
         }
     }
 
-    /// The sum in training, without channel groups: the 1x1 branches as one kernel, and the others each by itself or as one.
+    /// Computes the sum in training, without channel groups: the 1x1 branches as one kernel, and
+    /// the larger kernels one by one or, if `join` is set, as one convolution.
     fn train_folded(&self, x: &Tensor, activation: Activation, join: bool) -> Tensor {
         let (points, windows) = (self.points(), self.windows());
         let point = if points.is_empty() {
@@ -148,7 +154,8 @@ impl Operator for Branches {
         let windows = self.windows();
         let points = self.convs.len() - windows.len() + usize::from(self.skip.is_some());
         let joins = windows.len() > 1 && windows.iter().all(|conv| conv.geometry() == windows[0].geometry());
-        // One 1x1 beside larger kernels is best as a branch: there is nothing to add it to.
+        // A single 1x1 beside larger kernels is best as a branch: there is no other 1x1 to add it
+        // to.
         match (points > 1 || windows.is_empty(), joins) {
             _ if self.groups() != 1 => &[TrainAlgorithm::Branches],
             (false, false) => &[TrainAlgorithm::Branches],

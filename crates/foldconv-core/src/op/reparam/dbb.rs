@@ -1,12 +1,16 @@
-//! `dbb`: the diverse branch block (Ding et al., CVPR 2021), y = BN(W * x) + BN(W_1 * x) + BN(mean * BN(W_a * x))
-//! + BN(W_c2 * BN(W_c1 * x)): a k x k and a 1x1 kernel, a 1x1 before the mean over the window, and a 1x1 before a k x k.
+//! `dbb`: the diverse branch block (Ding et al., CVPR 2021), y = BN(W * x) + BN(W_1 * x) +
+//! BN(mean * BN(W_a * x)) + BN(W_c2 * BN(W_c1 * x)). Its branches are a k x k kernel, a 1x1 kernel,
+//! a 1x1 before the mean over the window, and a 1x1 before a k x k.
 //!
-//! A 1x1 before a padded window folds on the border only if its map is padded with what it makes of zeros, the shift t of its
-//! batch norm, which is a constant to the gradients and in training, too, that of the running statistics. Depthwise has no 1x1
-//! before the mean and none by itself. The reference has no dilation; here the windows of the mean are dilated as well.
+//! A 1x1 before a padded window folds exactly on the border only if the map between is padded with
+//! the response of the 1x1 to zeros, which is the shift t of its batch norm. The gradients treat t
+//! as a constant, and t is the shift of the running statistics in training, too. A depthwise block
+//! has neither the 1x1 before the mean nor the 1x1 branch. The reference has no dilation; here the
+//! windows of the mean are dilated as well.
 //!
-//! In training without channel groups, all 1x1 kernels are known with their batch norms before anything is convolved (see
-//! [`crate::op::statistics::moments`]), and at 1x1 the whole block is one.
+//! In training without channel groups, all 1x1 kernels and their batch norms are known before
+//! anything is convolved (see [`crate::op::statistics::moments`]), and at k = 1 the whole block is
+//! one kernel.
 
 use crate::algebra::{self, FoldError, Geometry, Kernel, MiddlePad, PaddingMode};
 use crate::op::activation::Activation;
@@ -21,17 +25,19 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, nn};
 
-/// The deployed block of the reference: our compact form.
+/// Names in the deployed block of the reference, which corresponds to the compact form.
 const NAMINGS: [Naming; 1] = [Naming { names: &[("dbb_reparam.", "")], reshaped: false }];
 
 /// Options of `dbb`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Channels between the 1x1 and the k x k, rounded up to a multiple of the groups. Default: C_in, or 2 C_in where the
-    /// convolution is depthwise. As many as C_in: the 1x1 learns what is added to the identity, and begins as 0.
+    /// Number of channels between the 1x1 and the k x k, rounded up to a multiple of the groups.
+    /// Default: C_in, or 2 C_in if the convolution is depthwise. With C_in channels, the 1x1 is the
+    /// identity plus a learned offset that starts at 0.
     pub intermediate: Option<i64>,
-    /// Whether the batch norms that are summed begin as 1 on the k x k branch and as 0 on the others. Default false: all as 1.
+    /// Whether the weights of the summed batch norms start at 1 on the k x k branch and at 0 on the
+    /// other branches. Default false: all start at 1.
     pub single_init: bool,
 }
 
@@ -62,7 +68,7 @@ impl Recipe for Config {
     }
 }
 
-/// The four branches, or three where the convolution is depthwise.
+/// The four branches, or three if the convolution is depthwise.
 #[derive(Debug)]
 pub struct Dbb {
     origin: ConvNorm,
@@ -72,8 +78,9 @@ pub struct Dbb {
 }
 
 impl Dbb {
-    /// On `path`, with the reference's names: `dbb_origin.{conv,bn}`, `dbb_1x1.{conv,bn}`, `dbb_avg.{conv,bn.bn,avgbn}` and
-    /// `dbb_1x1_kxk.{idconv1 or conv1,bn1.bn,conv2,bn2}`.
+    /// Creates the block on `path`, with the reference's names: `dbb_origin.{conv,bn}`,
+    /// `dbb_1x1.{conv,bn}`, `dbb_avg.{conv,bn.bn,avgbn}` and `dbb_1x1_kxk.{idconv1 or
+    /// conv1,bn1.bn,conv2,bn2}`.
     pub(crate) fn new(path: &nn::Path, site: Geometry, config: &Config) -> Dbb {
         let gamma = if config.single_init { 0. } else { 1. };
         let summed = |path: nn::Path| {
@@ -110,7 +117,7 @@ impl Dbb {
 }
 
 impl Dbb {
-    /// The block in training, without channel groups.
+    /// Computes the block in training, without channel groups.
     fn train_folded(&self, x: &Tensor, activation: Activation) -> Tensor {
         let site = self.origin.geometry();
         let all = Moments::of(x);
@@ -169,7 +176,7 @@ impl Operator for Dbb {
     }
 }
 
-/// A k x k convolution with a 1x1 before it, if there is one; and the batch norm.
+/// A k x k convolution, the 1x1 before it, if any, and the batch norm behind it.
 #[derive(Debug)]
 struct Chain {
     first: Option<First>,
@@ -178,11 +185,11 @@ struct Chain {
     norm: Norm,
 }
 
-/// The numbers of the k x k.
+/// Weights of the k x k convolution.
 #[derive(Debug)]
 enum Taps {
     Trained(Tensor),
-    /// The mean over the window of each channel; padding counts.
+    /// Mean of each channel over the window; padding counts.
     Mean(Device),
 }
 
@@ -197,7 +204,7 @@ impl Chain {
         }
     }
 
-    /// A term of [`Norm::sum`].
+    /// Returns the chain's term of [`Norm::sum`] for the input x.
     fn term(&self, x: &Tensor, train: bool) -> (&Norm, Tensor) {
         match &self.first {
             None => (&self.norm, algebra::conv2d(x, &self.weight(x.kind()), None, &self.geometry)),
@@ -205,7 +212,8 @@ impl Chain {
         }
     }
 
-    /// The same in training, the 1x1 and its batch norm as one kernel on x, whose moments are known.
+    /// Returns the term of [`Chain::term`] in training, with the 1x1 and its batch norm as one
+    /// kernel on x, whose moments are `moments`.
     fn term_folded(&self, x: &Tensor, moments: &Moments) -> (&Norm, Tensor) {
         match &self.first {
             None => self.term(x, true),
@@ -216,7 +224,7 @@ impl Chain {
         }
     }
 
-    /// The term of what the 1x1 makes.
+    /// Returns the term for `middle`, the output of the 1x1 and its batch norm.
     fn behind(&self, first: &First, middle: &Tensor) -> (&Norm, Tensor) {
         let weight = self.weight(middle.kind());
         let y = if self.geometry.padding_mode == PaddingMode::Zeros {
@@ -228,8 +236,8 @@ impl Chain {
         (&self.norm, y)
     }
 
-    /// At 1x1: the chain up to its last batch norm as one kernel in training, where the input has these moments; on the positions
-    /// that it reads.
+    /// Returns the chain of a 1x1 block in training as one kernel, without its last batch norm,
+    /// given the moments of the input. The kernel applies to the positions that the chain reads.
     fn composed(&self, moments: &Statistics) -> Kernel {
         let second = Kernel { weight: self.weight(Kind::Double), bias: None, geometry: self.geometry };
         let Some(first) = &self.first else { return second.unstrided() };
@@ -253,7 +261,7 @@ impl Chain {
 #[derive(Debug)]
 struct First {
     weight: Tensor,
-    /// Whether the kernel is the identity and `weight` what is added to it.
+    /// Whether the kernel is the identity plus `weight`.
     added: bool,
     geometry: Geometry,
     norm: Norm,
@@ -279,8 +287,8 @@ impl First {
         self.norm.forward(y, Activation::None, train)
     }
 
-    /// The map (N, C, H, W) with a ring of what the folded 1x1 makes of zeros around it. In training the running statistics
-    /// have taken this step already.
+    /// Pads the map (N, C, H, W) with a ring of the folded 1x1's response to zeros. In training,
+    /// the running statistics have already been updated in this step.
     fn pad(&self, y: &Tensor, padding: [i64; 2]) -> Tensor {
         if padding == [0; 2] {
             return y.shallow_clone();
@@ -293,7 +301,8 @@ impl First {
         y.pad(sides, "constant", Some(0.)) + ring * value
     }
 
-    /// Both in training as one kernel, where the input has these moments.
+    /// Returns the 1x1 and its batch norm in training as one kernel, given the moments of the
+    /// input.
     fn fold_batch(&self, moments: &Statistics) -> Kernel {
         self.norm.fold_batch(&Kernel { weight: self.weight(), bias: None, geometry: self.geometry }, moments)
     }
@@ -323,7 +332,7 @@ mod tests {
                 }
             }
         }
-        // Two inputs for each output: as many groups as outputs, and yet not depthwise.
+        // Two inputs for each output: as many groups as outputs, but not depthwise.
         testing::folds_exactly("{name: dbb}", &[Geometry::same(8, 4, 3).groups(4), reflect(Geometry::same(8, 8, 3))]);
     }
 
@@ -344,8 +353,9 @@ mod tests {
         }
     }
 
-    /// Where the padding is no constant: the ring's is one to the gradients and moves with the running statistics, which is no
-    /// derivative of anything (the public implementation's cases are where that is compared).
+    /// Gradients are compared only where no constant is padded. The padded ring is a constant to
+    /// the gradients but moves with the running statistics, so finite differences don't apply to
+    /// it; the cases of the public implementation cover it.
     #[test]
     fn gradients_equal_finite_differences() {
         for options in ["single_init: false", "intermediate: 6"] {
@@ -357,7 +367,7 @@ mod tests {
         }
     }
 
-    /// The ring that is padded is the shift of the running statistics, and gives no gradients.
+    /// The padded ring is the shift of the running statistics and has no gradient.
     #[test]
     fn the_ring_is_a_constant() {
         let store = nn::VarStore::new(Device::Cpu);

@@ -1,8 +1,10 @@
-//! `expandnet`: the linear expansions of ExpandNets (Guo, Alvarez & Salzmann, NeurIPS 2020): a chain of convolutions with nothing
-//! between them, y = W_n * ... * W_1 * x, which composes into one kernel; the batch norm stands behind the chain.
+//! `expandnet`: the linear expansions of ExpandNets (Guo, Alvarez & Salzmann, NeurIPS 2020): a
+//! chain of convolutions with nothing between them, y = W_n * ... * W_1 * x, which composes into
+//! one kernel. The batch norm stands behind the chain.
 //!
-//! The composition is exact on the border only where the padding commutes with it; `padding` chooses. The reference pads on the
-//! first convolution, has no groups but depthwise, and no dilation; here both are the convolution's in whose place it stands.
+//! The composition is exact on the border only if the padding commutes with it; the option
+//! `padding` places the padding. The reference pads on the first convolution, has no groups except
+//! depthwise, and has no dilation; here groups and dilation are those of the replaced convolution.
 
 use crate::algebra::{self, FoldError, Geometry, Kernel, MiddlePad};
 use crate::op::activation::Activation;
@@ -14,50 +16,52 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, nn};
 
-/// Which convolutions the chain is made of.
+/// Convolutions that make up the chain.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Variant {
-    /// 1x1, k x k, 1x1 (ExpandNet-CL; depthwise where the convolution is).
+    /// 1x1, k x k, 1x1 (ExpandNet-CL); depthwise if the replaced convolution is.
     #[default]
     Cl,
     /// (k - 1)/2 convolutions of 3x3 (ExpandNet-CK).
     Ck,
-    /// k x k, 1x1, 1x1: where the kernel covers the map, and at 1x1, three linear layers (ExpandNet-FC).
+    /// k x k, 1x1, 1x1 (ExpandNet-FC): three linear layers if the kernel covers the map, or at 1x1.
     Fc,
 }
 
-/// Where the padding is.
+/// Placement of the padding in the chain.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum PaddingPolicy {
-    /// All of it on the first convolution: exact.
+    /// All padding on the first convolution: exact.
     #[default]
     First,
-    /// Each convolution pads its own input, with zeros (or as its padding mode says): in `ck` never exact; in `cl` exact if the
-    /// chain has no bias, or the padding is not of zeros.
+    /// Each convolution pads its own input, with zeros or as its padding mode says. Never exact in
+    /// `ck`; exact in `cl` if the chain has no bias or the padding is not zeros.
     Each,
-    /// As `each`, but a map between is padded with the bias that the convolution before has made it of zeros: exact in `cl`.
+    /// As `each`, but a map between convolutions is padded with the response of the preceding
+    /// convolution to zeros, its bias. Exact in `cl`.
     Bias,
 }
 
-/// The reference's `conv1`, the layer that it expands in its own networks.
+/// Names of the reference's `conv1`, the layer that the reference expands in its own networks.
 const NAMINGS: [Naming; 1] = [Naming { names: &[("conv1.", "")], reshaped: false }];
 
 /// Options of `expandnet`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Which convolutions the chain is made of. Default `cl`.
+    /// Convolutions that make up the chain. Default `cl`.
     pub variant: Variant,
-    /// Channels between the convolutions, as a multiple r of those of the convolution: r C_in behind the first, r C_out behind
-    /// the others. Default 4.
+    /// Expansion rate r of the channels between the convolutions: r C_in behind the first
+    /// convolution, r C_out behind the later ones. Default 4.
     pub rate: i64,
-    /// Whether the first convolution expands too; the authors leave the channels of an image as they are. Default true.
+    /// Whether the first convolution expands its channels too. Default true; the authors keep the
+    /// channels of an image.
     pub expand_input: bool,
     /// Whether each convolution has a bias. Default false.
     pub bias: bool,
-    /// Where the padding is. Default `first`.
+    /// Placement of the padding. Default `first`.
     pub padding: PaddingPolicy,
 }
 
@@ -68,7 +72,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// The convolutions of the chain, in their order.
+    /// Returns the geometries of the chain's convolutions, in order.
     fn chain(&self, site: &Geometry) -> Vec<Geometry> {
         let [kh, kw] = site.kernel;
         let (kernels, spatial) = match self.variant {
@@ -86,7 +90,8 @@ impl Config {
                 0 => self.rate * site.in_channels,
                 _ => self.rate * site.out_channels,
             };
-            // The whole stride is that of the last k x k: one before it would put the taps of the next between its own.
+            // The last k x k takes the whole stride: a stride on an earlier convolution would put
+            // the taps of the next one between its own.
             let stride = if i == spatial { site.stride } else { [1; 2] };
             let padding = self.padding_of(i, kernel, site);
             chain.push(Geometry { in_channels, out_channels, kernel, stride, padding, ..*site });
@@ -95,7 +100,7 @@ impl Config {
         chain
     }
 
-    /// The padding of convolution `i` of the chain.
+    /// Returns the padding of convolution `i` of the chain.
     fn padding_of(&self, i: usize, kernel: [i64; 2], site: &Geometry) -> [i64; 2] {
         match (self.padding, self.variant) {
             (PaddingPolicy::First, _) | (_, Variant::Fc) => {
@@ -112,7 +117,8 @@ impl Config {
                     [0; 2]
                 }
             }
-            // Each 3x3 keeps the map's size; what the site has beyond that (or lacks) is the first one's.
+            // Each 3x3 keeps the size of the map; the first one also takes the rest of the site's
+            // padding, which may be negative.
             (_, Variant::Ck) => [0, 1].map(|axis| {
                 let same = site.dilation[axis] * (kernel[axis] / 2);
                 let others = same * (site.kernel[axis] / 2 - 1);
@@ -153,7 +159,8 @@ pub struct ExpandNet {
 }
 
 impl ExpandNet {
-    /// `0.weight`, `0.bias`, `1.weight`, ...: the indices that the reference's nn.Sequential gives; and the batch norm.
+    /// Creates the convolutions `0.weight`, `0.bias`, `1.weight`, ... (the indices in the
+    /// reference's nn.Sequential) and the batch norm.
     pub(crate) fn new(place: &VariablePaths, geometry: Geometry, config: &Config) -> ExpandNet {
         let convolution = |(i, geometry): (usize, Geometry)| {
             let path = &place.conv / i;
@@ -168,8 +175,9 @@ impl ExpandNet {
         }
     }
 
-    /// The chain, its maps padded with the biases: that is zero padding of the maps without biases, which then arrive at the
-    /// end as one constant a channel.
+    /// Computes the chain with its maps padded by the biases. The result equals zero padding of the
+    /// maps without biases, where the biases arrive at the end of the chain as one constant per
+    /// channel.
     fn forward_padded_with_bias(&self, x: &Tensor) -> Tensor {
         let mut y = x.shallow_clone();
         let mut constant: Option<Tensor> = None;
@@ -248,7 +256,8 @@ mod tests {
         testing::folds_exactly("{name: expandnet, bias: true}", &[reflect]);
     }
 
-    /// Zeros between convolutions with biases, and padding split among 3x3s, are wrong on the border.
+    /// Folding is refused for zeros padded between convolutions with biases, and for padding split
+    /// among 3x3 convolutions: both are wrong on the border.
     #[test]
     fn inexact_paddings_are_refused() {
         for (yaml, k) in [
@@ -261,7 +270,8 @@ mod tests {
         }
     }
 
-    /// Also where it can't be folded, a chain gives maps of the size of the convolution's.
+    /// A chain returns maps of the same size as the replaced convolution, even if the chain can't
+    /// be folded.
     #[test]
     fn every_padding_keeps_the_size_of_the_convolution() {
         for padding in ["first", "each", "bias"] {
@@ -278,7 +288,7 @@ mod tests {
         }
     }
 
-    /// The definition: the map behind the 1x1 is padded with its bias.
+    /// By definition, `padding: bias` pads the map behind the 1x1 with the bias of the 1x1.
     #[test]
     fn bias_padding_pads_with_the_bias() {
         let (store, operator) = testing::expanded(

@@ -1,11 +1,12 @@
-//! Convolutions of one input as one convolution: their kernels, written as large as the largest, stand one behind the other in the
-//! output channels. The input is read once for all of them.
+//! Several convolutions of one input computed as one: the kernels, padded to the size of the
+//! largest, are concatenated along the output channels. The input is read once for all of them.
 
 use crate::algebra::{self, Geometry};
 use crate::op::layers::{ConvNorm, Norm};
 use tch::Tensor;
 
-/// The terms of [`Norm::sum`] that the convolutions are, each of whose kernels has a place in `into` and no channel groups.
+/// Returns the terms of [`Norm::sum`] for `convs`, computed as one convolution. Each kernel must
+/// fit into `into` and have no channel groups.
 pub fn terms<'a>(convs: &[&'a ConvNorm], into: &Geometry, x: &Tensor) -> Vec<(&'a Norm, Tensor)> {
     let weights: Vec<Tensor> = convs.iter().map(|conv| placed(conv, into)).collect();
     let channels: Vec<i64> = weights.iter().map(|weight| weight.size()[0]).collect();
@@ -14,7 +15,7 @@ pub fn terms<'a>(convs: &[&'a ConvNorm], into: &Geometry, x: &Tensor) -> Vec<(&'
     convs.iter().map(|conv| conv.norm()).zip(maps).collect()
 }
 
-/// Its kernel, with zeros around it.
+/// Returns the kernel of `conv`, padded with zeros to the size of `into`.
 fn placed(conv: &ConvNorm, into: &Geometry) -> Tensor {
     match algebra::embed(&conv.kernel(), into) {
         Ok(kernel) => kernel.weight,

@@ -1,8 +1,10 @@
-//! `mobileone`: the block of MobileOne (Vasu et al., CVPR 2023), y = sum over i of BN_i(W_i * x) + BN_s(W_s * x) + BN_skip(x): n
-//! k x k kernels, a 1x1 kernel (the scale branch, where k > 1) and, where output and input have one shape, the identity;
-//! optionally squeeze-and-excitation behind the sum.
+//! `mobileone`: the block of MobileOne (Vasu et al., CVPR 2023), y = sum over i of BN_i(W_i * x) +
+//! BN_s(W_s * x) + BN_skip(x). Its branches are n k x k kernels, a 1x1 kernel (the scale branch, if
+//! k > 1) and, if output and input have the same shape, the identity. Squeeze-and-excitation may
+//! follow the sum.
 //!
-//! The reference's dilated branches don't fit together; here the padding dilation * (k // 2) puts all on the centre tap.
+//! The windows of the reference's dilated branches don't coincide; here the padding dilation *
+//! (k // 2) puts all branches on the centre tap.
 
 use crate::algebra::Geometry;
 use crate::op::bounds;
@@ -15,17 +17,19 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::nn;
 
-/// The deployed block of the reference: our compact form, with `se` beside it.
+/// Names in the deployed block of the reference, which corresponds to the compact form with `se`
+/// beside it.
 const NAMINGS: [Naming; 1] = [Naming { names: &[("reparam_conv.", "")], reshaped: false }];
 
 /// Options of `mobileone`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Number n of k x k branches. Default 4, as in MobileOne-S0; the larger networks have 1; at most 64.
+    /// Number n of k x k branches, at most 64. Default 4, as in MobileOne-S0; the larger networks
+    /// have 1.
     pub branches: i64,
-    /// Squeeze-and-excitation behind the sum, with C_out // 16 hidden units (at least 1). Default false. It stays behind the
-    /// folded kernel.
+    /// Whether squeeze-and-excitation with C_out // 16 hidden units (at least 1) follows the sum
+    /// and, in compact form, the folded kernel. Default false.
     pub se: bool,
 }
 
@@ -36,7 +40,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// `se.reduce` and `se.expand`.
+    /// Creates `se.reduce` and `se.expand` on `path` if the option `se` is set.
     fn gate(&self, path: &nn::Path, geometry: &Geometry) -> Option<Se> {
         self.se.then(|| Se::new(&(path / "se"), geometry.out_channels, &se::Config::of(SeLayout::MobileOne)))
     }
@@ -64,7 +68,8 @@ impl Recipe for Config {
     }
 }
 
-/// On `path`, with the reference's names: `rbr_conv.{i}.{conv,bn}`, `rbr_scale.{conv,bn}`, `rbr_skip`, `se.{reduce,expand}`.
+/// Creates the branches on `path`, with the reference's names: `rbr_conv.{i}.{conv,bn}`,
+/// `rbr_scale.{conv,bn}`, `rbr_skip`, `se.{reduce,expand}`.
 pub(crate) fn new(path: &nn::Path, geometry: Geometry, config: &Config) -> Branches {
     let mut convs: Vec<_> = (0..config.branches).map(|i| conv_bn(&(path / "rbr_conv" / i), geometry)).collect();
     if geometry.kernel != [1; 2] {

@@ -1,10 +1,12 @@
-//! `orepa`: online convolutional re-parameterisation (Hu et al., CVPR 2022): six branches that are kernels, not maps, summed
-//! before the one convolution of each step, y = BN((sum over b of v_b W_b) * x) with v_b a scale a channel.
+//! `orepa`: online convolutional re-parameterisation (Hu et al., CVPR 2022). Six branches are
+//! summed as kernels, not as maps, before the one convolution of each step: y = BN((sum over b of
+//! v_b W_b) * x), with v_b one scale per channel.
 //!
-//! The branches: W itself; a 1x1 spread over the mean of the window; a 1x1 spread over cosines (the frequency prior); a 1x1
-//! before a k x k; a 1x1 on the centre tap; a depthwise k x k before a 1x1. All of them are summed in kernel space, so the fold
-//! is exact by construction, at every padding, stride, dilation and group count. The reference's prior is written for 3x3;
-//! here it is that table's formula for any odd k.
+//! The branches are W itself; a 1x1 spread over the mean of the window; a 1x1 spread over cosines
+//! (the frequency prior); a 1x1 before a k x k; a 1x1 on the centre tap; and a depthwise k x k
+//! before a 1x1. All of them are summed in kernel space, so the fold is exact by construction, at
+//! every padding, stride, dilation and group count. The reference's prior is a table for 3x3; here
+//! the formula of that table is used for any odd k.
 
 use crate::algebra::{FoldError, Geometry, Kernel, conv2d};
 use crate::op::activation::Activation;
@@ -18,19 +20,21 @@ use serde::{Deserialize, Serialize};
 use std::f64::consts::PI;
 use tch::{Kind, Tensor, nn, nn::Init};
 
-/// The deployed block of the reference: our compact form.
+/// Names in the deployed block of the reference, which corresponds to the compact form.
 const NAMINGS: [Naming; 1] = [Naming { names: &[("orepa_reparam.", "")], reshaped: false }];
 
 /// Options of `orepa`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Channels between the 1x1 and the k x k, as a multiple of C_in. Default: 1 up to 4 groups, 2 beyond, as the authors.
+    /// Number of channels between the 1x1 and the k x k, as a multiple of C_in. Default: 1 up to 4
+    /// groups, 2 beyond, as in the authors' code.
     pub intermediate: Option<i64>,
-    /// Depthwise kernels for each input channel in the depthwise branch. Default 8.
+    /// Number of depthwise kernels per input channel in the depthwise branch. Default 8.
     pub expand: i64,
-    /// Initial scale of the branches: W, mean, prior, 1x1 before k x k, 1x1, depthwise. Default [0.25, 0.25, 0, 0.5, 1, 0.5];
-    /// the authors' `single_init` is [1, 0, 0, 0, 0, 0].
+    /// Initial scales of the branches, in the order W, mean, prior, 1x1 before k x k, 1x1,
+    /// depthwise. Default [0.25, 0.25, 0, 0.5, 1, 0.5]; the authors' `single_init` is [1, 0, 0, 0,
+    /// 0, 0].
     pub scales: [f64; 6],
 }
 
@@ -41,7 +45,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Channels between the 1x1 and the k x k.
+    /// Returns the number of channels between the 1x1 and the k x k.
     fn middle_channels(&self, site: &Geometry) -> i64 {
         self.intermediate.unwrap_or(if site.groups <= 4 { 1 } else { 2 }) * site.in_channels
     }
@@ -74,27 +78,30 @@ impl Recipe for Config {
     }
 }
 
-/// What the kernel is made of. Shapes have g groups, t intermediate channels and e depthwise kernels a channel.
+/// Tensors that make up the kernel. In their shapes, g is the number of groups, t the number of
+/// intermediate channels and e the number of depthwise kernels per channel.
 #[derive(Debug)]
 struct Branches {
-    /// (C_out, C_in/g, k, k).
+    /// W itself (C_out, C_in/g, k, k).
     origin: Tensor,
-    /// (C_out, C_in/g, 1, 1), and the mean that it is spread over (k, k), constant.
+    /// 1x1 (C_out, C_in/g, 1, 1), and the constant mean (k, k) over which the 1x1 is spread.
     average: [Tensor; 2],
-    /// (C_out, C_in/g, 1, 1), and the cosines that it is spread over (C_out, k, k), constant.
+    /// 1x1 (C_out, C_in/g, 1, 1), and the constant cosines (C_out, k, k) over which the 1x1 is
+    /// spread.
     prior: [Tensor; 2],
-    /// The 1x1 less the identity (t, C_in/g, 1, 1), the identity, constant, and the k x k (C_out, t/g, k, k).
+    /// 1x1 minus the identity (t, C_in/g, 1, 1), the constant identity, and the k x k (C_out, t/g,
+    /// k, k).
     chain: [Tensor; 3],
-    /// (C_out, C_in/g, 1, 1).
+    /// 1x1 on the centre tap (C_out, C_in/g, 1, 1).
     point: Tensor,
-    /// The depthwise (C_in e, 1, k, k) and the 1x1 (C_out, C_in e/g, 1, 1).
+    /// Depthwise kernels (C_in e, 1, k, k) and the 1x1 (C_out, C_in e/g, 1, 1).
     separable: [Tensor; 2],
-    /// (6, C_out).
+    /// Scale of each branch and output channel (6, C_out).
     scales: Tensor,
 }
 
 impl Branches {
-    /// With the reference's names and initial values.
+    /// Creates the tensors on `path`, with the reference's names and initial values.
     fn new(path: &nn::Path, site: &Geometry, config: &Config) -> Branches {
         let [out, inner, k, _] = site.weight_size();
         let (middle, expanded) = (config.middle_channels(site), site.in_channels * config.expand);
@@ -123,7 +130,7 @@ impl Branches {
         }
     }
 
-    /// Detached and in another precision.
+    /// Returns a detached copy in the precision `kind`.
     fn to_kind(&self, kind: Kind) -> Branches {
         let cast = |tensor: &Tensor| tensor.detach().to_kind(kind);
         Branches {
@@ -137,7 +144,7 @@ impl Branches {
         }
     }
 
-    /// The kernel (C_out, C_in/g, k, k): the scaled sum, differentiable.
+    /// Returns the kernel (C_out, C_in/g, k, k), the scaled sum of the branches. Differentiable.
     fn kernel(&self, site: &Geometry) -> Tensor {
         let [out, _, k, _] = site.weight_size();
         let scaled = |branch: i64, kernel: Tensor| kernel * self.scales.get(branch).reshape([out, 1, 1, 1]);
@@ -152,7 +159,7 @@ impl Branches {
             + scaled(5, self.separated(site))
     }
 
-    /// The 1x1 before the k x k, within each group: W2 W1 for each tap.
+    /// Returns the kernel of the 1x1 before the k x k, within each group: W2 W1 for each tap.
     fn chained(&self, site: &Geometry) -> Tensor {
         let [out, inner, k, _] = site.weight_size();
         let [offset, identity, second] = &self.chain;
@@ -164,8 +171,9 @@ impl Branches {
         taps.matmul(&first).transpose(2, 3).reshape([out, inner, k, k])
     }
 
-    /// The depthwise k x k before the 1x1. The 1x1's rows are the outputs with the group running fastest: so the reference lays
-    /// them out, and so they are loaded.
+    /// Returns the kernel of the depthwise k x k before the 1x1. The rows of the 1x1 are the
+    /// outputs with the group index running fastest, as the reference stores them and as they are
+    /// loaded.
     fn separated(&self, site: &Geometry) -> Tensor {
         let [out, inner, k, _] = site.weight_size();
         let [depthwise, point] = &self.separable;
@@ -179,20 +187,20 @@ impl Branches {
     }
 }
 
-/// PyTorch's kaiming_uniform_ with its gain for ReLU: U(-b, b), b = sqrt(6/fan_in).
+/// Returns PyTorch's kaiming_uniform_ with its gain for ReLU: U(-b, b), b = sqrt(6/fan_in).
 fn kaiming(size: &[i64; 4]) -> Init {
     let bound = (6. / (size[1] * size[2] * size[3]) as f64).sqrt();
     Init::Uniform { lo: -bound, up: bound }
 }
 
-/// A tensor that isn't trained, by its name in the reference's state.
+/// Creates an untrained tensor, called `name` as in the reference's state dict.
 fn constant(path: &nn::Path, name: &str, size: &[i64], values: &[f64]) -> Tensor {
     let variable = path.zeros_no_train(name, size);
     tch::no_grad(|| variable.shallow_clone().copy_(&Tensor::from_slice(values).reshape(size)));
     variable
 }
 
-/// The variable `vector` (6, C_out).
+/// Creates the variable `vector` (6, C_out), filled with the initial scales.
 fn initial_scales(path: &nn::Path, out: i64, scales: &[f64; 6]) -> Tensor {
     let vector = path.var("vector", &[6, out], Init::Const(0.));
     let rows = Tensor::from_slice(scales).reshape([6, 1]);
@@ -200,7 +208,8 @@ fn initial_scales(path: &nn::Path, out: i64, scales: &[f64; 6]) -> Tensor {
     vector
 }
 
-/// The frequency prior (C_out, k, k): cosines down the window for the first half of the channels, across it for the others.
+/// Returns the frequency prior (C_out, k, k): cosines along the height of the window for the first
+/// half of the channels, along its width for the second half.
 fn cosines(out: i64, k: i64) -> Vec<f64> {
     let half = out as f64 / 2.;
     let wave = |at: i64, frequency: f64| (PI * (at as f64 + 0.5) * frequency / k as f64).cos();
@@ -210,12 +219,12 @@ fn cosines(out: i64, k: i64) -> Vec<f64> {
     (0..out * k * k).map(|at| value(at / (k * k), at / k % k, at % k)).collect()
 }
 
-/// 1 where channel i of t reads input i mod C_in/g, (t, C_in/g).
+/// Returns the identity (t, C_in/g): 1 where channel i of t reads input i mod C_in/g, 0 elsewhere.
 fn identity(middle: i64, inner: i64) -> Vec<f64> {
     (0..middle * inner).map(|at| if at % inner == at / inner % inner { 1. } else { 0. }).collect()
 }
 
-/// One convolution whose kernel is made of the branches at each step, and its batch norm.
+/// A convolution whose kernel is computed from the branches at each step, and its batch norm.
 #[derive(Debug)]
 pub struct Orepa {
     branches: Branches,
@@ -224,7 +233,8 @@ pub struct Orepa {
 }
 
 impl Orepa {
-    /// On `path`, with the reference's names: `weight_orepa_*`, `vector`, `id_tensor` and `bn`.
+    /// Creates the operator on `path`, with the reference's names: `weight_orepa_*`, `vector`,
+    /// `id_tensor` and `bn`.
     pub(crate) fn new(path: &nn::Path, geometry: Geometry, config: &Config) -> Orepa {
         let norm = Norm::Batch(BatchNorm::new(&(path / "bn"), geometry.out_channels));
         Orepa { branches: Branches::new(path, &geometry, config), norm, geometry }
@@ -274,7 +284,7 @@ mod tests {
         }
     }
 
-    /// The branches that are chains are those chains, computed by convolving.
+    /// The kernels of the chained branches equal their chains of convolutions.
     #[test]
     fn branches_are_the_convolutions_that_they_stand_for() {
         let double = (Kind::Double, Device::Cpu);
@@ -292,7 +302,7 @@ mod tests {
             let chain = algebra::compose(&first, &second, MiddlePad::Zeros).unwrap().apply(&x);
             assert!(testing::relative(&apply(&branches.chained(&site), site), &chain) < 1e-13);
             let depthwise = apply(&branches.separable[0], Geometry { out_channels: 64, ..site.groups(8) });
-            // Rows (o, g) of the reference to the rows (g, o) of a grouped convolution.
+            // Reorders rows (o, g) of the reference into rows (g, o) of a grouped convolution.
             let [out, expanded] = [12, 64];
             let point = branches.separable[1].reshape([out / groups, groups, expanded / groups]).transpose(0, 1);
             let point = point.reshape([out, expanded / groups, 1, 1]);
@@ -301,19 +311,20 @@ mod tests {
         }
     }
 
-    /// The reference's table at 3x3, two of its entries by hand: cos(pi/6) and cos(3 pi/2 * 2/3) = -1.
+    /// At 3x3 the prior equals the reference's table. Two of its entries, computed by hand:
+    /// cos(pi/6) and cos(3 pi/2 * 2/3) = -1.
     #[test]
     fn the_prior_is_the_references_at_3x3() {
         let prior = cosines(4, 3);
         assert!((prior[0] - (PI / 6.).cos()).abs() < 1e-15);
         assert!((prior[9 + 3] - -1.).abs() < 1e-15);
-        // The second half runs across the window, its frequencies from 1 again.
+        // The second half varies along the width, with frequencies that start from 1 again.
         assert!((prior[18] - (PI / 6.).cos()).abs() < 1e-15);
         assert_eq!(prior[18], prior[18 + 3]);
         assert_eq!(cosines(2, 1).len(), 2);
     }
 
-    /// Twice as many channels in the middle as there are inputs: each is read twice.
+    /// With twice as many middle channels as inputs, each input is read twice.
     #[test]
     fn the_identity_is_repeated() {
         assert_eq!(identity(4, 2), [1., 0., 0., 1., 1., 0., 0., 1.]);

@@ -1,4 +1,4 @@
-//! `plain`: the convolution and its batch norm as they are, y = BN(W * x); what every other operator is compared with.
+//! `plain`: a convolution and its batch norm, y = BN(W * x): the baseline of every other operator.
 
 use crate::algebra::{FoldError, Geometry};
 use crate::op::activation::Activation;
@@ -10,7 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Tensor, nn};
 
-/// No options.
+/// Options of `plain`: none.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {}
@@ -21,7 +21,7 @@ impl Recipe for Config {
     }
 }
 
-/// A convolution without bias and a batch norm.
+/// A convolution without a bias, and a batch norm.
 #[derive(Debug)]
 pub struct Plain {
     branch: ConvNorm,
@@ -29,7 +29,7 @@ pub struct Plain {
 }
 
 impl Plain {
-    /// `weight`, and the batch norm.
+    /// Creates `weight` and the batch norm on the paths of `place`.
     pub fn new(place: &VariablePaths, geometry: Geometry) -> Plain {
         Plain { branch: ConvNorm::new(&place.conv, geometry, place.norm(geometry.out_channels)), geometry }
     }
@@ -48,7 +48,7 @@ impl Operator for Plain {
 
     fn algorithms(&self) -> &'static [TrainAlgorithm] {
         match self.branch.norm() {
-            // Without a batch norm nothing needs the moments.
+            // Only a batch norm needs the moments.
             Norm::Batch(_) if self.geometry.is_matrix() => &[TrainAlgorithm::Branches, TrainAlgorithm::Moments],
             _ => &[TrainAlgorithm::Branches],
         }

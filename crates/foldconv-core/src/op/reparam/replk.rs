@@ -1,8 +1,10 @@
-//! `replk`: the large kernel of RepLKNet (Ding et al., CVPR 2022), y = BN(W * x) + BN_s(W_s * x): a K x K kernel and beside it a
-//! small one, which folds into the centre of the large one. The paper's are depthwise; any channel groups will do.
+//! `replk`: the large kernel of RepLKNet (Ding et al., CVPR 2022), y = BN(W * x) + BN_s(W_s * x): a
+//! K x K kernel and a parallel small kernel, which folds into the centre of the large one. The
+//! paper's kernels are depthwise; here any number of channel groups is accepted.
 //!
-//! With the option `kernel`, the large kernel is larger than the convolution in whose place it stands, with as much more padding.
-//! The reference has padding K // 2 and no dilation; here the windows of both kernels have one centre whatever they are.
+//! With the option `kernel`, the large kernel is larger than the kernel of the replaced
+//! convolution, and its padding is larger to match. The reference has padding K // 2 and no
+//! dilation; here the windows of both kernels have the same centre at any padding and dilation.
 
 use crate::algebra::Geometry;
 use crate::op::bounds;
@@ -14,14 +16,14 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::nn;
 
-/// The deployed kernel of the reference: our compact form.
+/// Names in the deployed kernel of the reference, which corresponds to the compact form.
 const NAMINGS: [Naming; 1] = [Naming { names: &[("lkb_reparam.", "")], reshaped: false }];
 
 /// Options of `replk`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Size K of the large kernel, odd. Default: that of the convolution in whose place it stands.
+    /// Size K of the large kernel, odd. Default: the kernel size of the replaced convolution.
     pub kernel: Option<i64>,
     /// Size of the small kernel, odd. Default 5.
     pub small: i64,
@@ -39,7 +41,8 @@ impl Config {
     }
 }
 
-/// The same windows with another number of taps around their centres.
+/// Returns the geometry of a kernel of size `kernel` whose windows have the same centres as those
+/// of `site`.
 fn resized(site: &Geometry, kernel: i64) -> Geometry {
     let padding = [0, 1].map(|axis| site.padding[axis] + site.dilation[axis] * (kernel - site.kernel[axis]) / 2);
     Geometry { kernel: [kernel; 2], padding, ..*site }
@@ -88,7 +91,8 @@ impl Recipe for Config {
     }
 }
 
-/// On `path`, with the reference's names: `lkb_origin.{conv,bn}` and `small_conv.{conv,bn}`.
+/// Creates the branches on `path`, with the reference's names: `lkb_origin.{conv,bn}` and
+/// `small_conv.{conv,bn}`.
 pub(crate) fn new(path: &nn::Path, geometry: Geometry, config: &Config) -> Branches {
     let large = config.large(&geometry);
     let small = resized(&large, config.small);
@@ -113,12 +117,13 @@ mod tests {
                 testing::folds_exactly(&format!("{{name: replk, {options}}}"), &testing::windows(shape));
             }
         }
-        // Padding that isn't half the kernel: the small branch pads more than that, or crops the input.
+        // Padding other than half the kernel: the small branch pads more than half its size, or
+        // crops the input.
         let paddings = [0, 1, 3].map(|padding| Geometry::same(8, 8, 5).groups(8).padding(padding));
         testing::folds_exactly("{name: replk, small: 3}", &paddings);
     }
 
-    /// The reference's way: each kernel padded by half its size.
+    /// The operator equals the reference's two convolutions, each padded by half its kernel size.
     #[test]
     fn it_is_two_convolutions_with_half_their_size_as_padding() {
         for stride in [1, 2] {

@@ -1,8 +1,9 @@
-//! `repvgg`: the block of RepVGG (Ding et al., CVPR 2021), y = BN(W * x) + BN_1(W_1 * x) + BN_id(x) with a k x k and a 1x1 kernel
-//! and, where output and input have one shape, the identity; optionally squeeze-and-excitation behind the sum.
+//! `repvgg`: the block of RepVGG (Ding et al., CVPR 2021), y = BN(W * x) + BN_1(W_1 * x) + BN_id(x)
+//! with a k x k kernel, a 1x1 kernel and, if output and input have the same shape, the identity.
+//! Squeeze-and-excitation may follow the sum.
 //!
-//! The reference takes 3x3 alone and ignores the dilation of its branches; here k is any odd size, and the padding
-//! dilation * (k // 2), which puts the 1x1 and the identity on the centre tap.
+//! The reference accepts only 3x3 and ignores the dilation of its branches; here k is any odd size
+//! from 3, and the padding dilation * (k // 2) puts the 1x1 and the identity on the centre tap.
 
 use crate::algebra::Geometry;
 use crate::op::contract::naming::Naming;
@@ -14,20 +15,21 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::nn;
 
-/// The deployed block of the reference: our compact form, with `se` beside it.
+/// Names in the deployed block of the reference, which corresponds to the compact form with `se`
+/// beside it.
 const NAMINGS: [Naming; 1] = [Naming { names: &[("rbr_reparam.", "")], reshaped: false }];
 
 /// Options of `repvgg`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Squeeze-and-excitation behind the sum, with C_out // 16 hidden units (at least 1). Default false. It stays behind the
-    /// folded kernel.
+    /// Whether squeeze-and-excitation with C_out // 16 hidden units (at least 1) follows the sum
+    /// and, in compact form, the folded kernel. Default false.
     pub se: bool,
 }
 
 impl Config {
-    /// `se.down` and `se.up`.
+    /// Creates `se.down` and `se.up` on `path` if the option `se` is set.
     fn gate(&self, path: &nn::Path, geometry: &Geometry) -> Option<Se> {
         self.se.then(|| Se::new(&(path / "se"), geometry.out_channels, &se::Config::of(SeLayout::RepVgg)))
     }
@@ -51,7 +53,8 @@ impl Recipe for Config {
     }
 }
 
-/// On `path`, with the reference's names: `rbr_dense.{conv,bn}`, `rbr_1x1.{conv,bn}`, `rbr_identity`, `se.{down,up}`.
+/// Creates the branches on `path`, with the reference's names: `rbr_dense.{conv,bn}`,
+/// `rbr_1x1.{conv,bn}`, `rbr_identity`, `se.{down,up}`.
 pub(crate) fn new(path: &nn::Path, geometry: Geometry, config: &Config) -> Branches {
     let centre = Geometry { kernel: [1; 2], padding: [0; 2], ..geometry };
     Branches {

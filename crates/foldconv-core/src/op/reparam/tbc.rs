@@ -1,10 +1,15 @@
-//! `tbc`: the tied block convolution of Wang & Yu (AAAI 2021): the channels are cut into B equal blocks, and one thin kernel W',
-//! itself with G groups, serves them all: y_b = W' * x_b. With G > 1 it is their tied block group convolution, `tgc`.
+//! `tbc`, the tied block convolution of Wang & Yu (AAAI 2021). The channels are cut into B equal
+//! blocks, and one thin kernel W' with G groups serves all blocks: y_b = W' * x_b. With G > 1 it is
+//! the tied block group convolution (`tgc`) of the same paper.
 //!
-//! The compact form is the grouped convolution of B G groups whose kernel is W', repeated; the batch norm behind it has one
-//! scale a channel, so folding it in unties the blocks: B times the numbers of W', and still 1/(B G) of a dense kernel's. With
-//! `keep_tied` the compact form is W' and a scale and a shift a channel, of which the grouped kernel is made when it runs. The
-//! reference takes neither dilation nor padding modes nor rectangular kernels; here they are the thin convolution's.
+//! The compact form is the grouped convolution of B G groups whose kernel is W' repeated. The batch
+//! norm has one scale per channel, so folding the batch norm in unties the blocks: the compact
+//! kernel has B times the numbers of W', which is still 1/(B G) of a dense kernel. With `keep_tied`
+//! the compact form is W' with a scale and a shift per channel, from which the grouped kernel is
+//! made at each forward pass.
+//!
+//! The reference supports neither dilation nor padding modes nor rectangular kernels; here the thin
+//! convolution takes all of these from the convolution that the operator replaces.
 
 use crate::algebra::{self, FoldError, Geometry, Kernel};
 use crate::op::activation::Activation;
@@ -20,16 +25,19 @@ use tch::{Tensor, nn};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Blocks B that share the kernel. Default 2.
+    /// Number of blocks B that share the kernel. Default 2.
     pub blocks: i64,
-    /// Channel groups G of the shared kernel. Default: in `tbc` those of the convolution in whose place it stands, in `tgc` 2.
+    /// Channel groups G of the shared kernel. Default: the groups of the replaced convolution in
+    /// `tbc`, 2 in `tgc`.
     pub groups: Option<i64>,
-    /// Which channels the blocks are. Default `code`.
+    /// Assignment of channels to blocks. Default `code`.
     pub order: Order,
-    /// Whether the kernel has a bias, tied as it is. Default false: a batch norm stands behind it.
+    /// Whether the kernel has a bias, which the blocks share too. Default false, because a batch
+    /// norm follows.
     pub bias: bool,
-    /// Whether the compact form keeps one kernel for all blocks, and a scale and a shift a channel. Default false: a grouped
-    /// convolution whose blocks the batch norm makes different.
+    /// Whether the compact form keeps one kernel for all blocks, with a scale and a shift per
+    /// channel. Default false: the compact form is a grouped convolution in which the batch norm
+    /// has made the blocks different.
     pub keep_tied: bool,
 }
 
@@ -40,7 +48,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// The convolution of one block.
+    /// Returns the geometry of the convolution of one block.
     fn thin(&self, site: &Geometry) -> Geometry {
         let groups = self.groups.unwrap_or(site.groups);
         Geometry {
@@ -51,7 +59,7 @@ impl Config {
         }
     }
 
-    /// The convolution of all blocks.
+    /// Returns the geometry of the grouped convolution of all blocks.
     fn tied(&self, site: &Geometry) -> Geometry {
         site.groups(self.blocks * self.groups.unwrap_or(site.groups))
     }
@@ -89,7 +97,7 @@ impl Recipe for Config {
     }
 }
 
-/// The options of `tbc`, with channel groups in the shared kernel.
+/// Options of `tgc`: those of `tbc`, with 2 channel groups in the shared kernel by default.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct TgcConfig(pub Config);
@@ -113,7 +121,7 @@ impl Recipe for TgcConfig {
     }
 }
 
-/// One thin kernel for all blocks.
+/// Expanded form of `tbc` and `tgc`: one thin kernel for all blocks, and the batch norm.
 #[derive(Debug)]
 pub struct Tbc {
     thin: Kernel,
@@ -124,7 +132,8 @@ pub struct Tbc {
 }
 
 impl Tbc {
-    /// With the reference's names: `conv.weight` (C_out/B, C_in/(B G), kh, kw) and `conv.bias` (C_out/B); and the batch norm.
+    /// Creates the operator with the reference's variable names: `conv.weight` (C_out/B,
+    /// C_in/(B G), kh, kw), `conv.bias` (C_out/B), and the batch norm.
     pub(crate) fn new(place: &VariablePaths, geometry: Geometry, config: &Config) -> Tbc {
         let thin = config.thin(&geometry);
         let path = &place.conv / "conv";
@@ -180,12 +189,13 @@ mod tests {
                 }
             }
         }
-        // Depthwise: half the channels' kernels serve the other half.
+        // Depthwise: half of the channels' kernels serve the other half.
         testing::folds_exactly("{name: tbc, groups: 4}", &testing::windows(Geometry::same(8, 8, 5).groups(8)));
         testing::folds_exactly("{name: tbc}", &[Geometry::same(8, 16, 2).padding(1), Geometry::same(8, 16, 1)]);
     }
 
-    /// The definition: each block by itself, and the paper's order as a permutation of the channels around the code's.
+    /// The operator equals its definition: each block is convolved separately, and the paper's
+    /// order is the code's order with a permutation of the channels before and after.
     #[test]
     fn blocks_share_the_kernel() {
         let x = Tensor::randn([3, 8, 6, 9], (Kind::Double, Device::Cpu));
@@ -227,7 +237,7 @@ mod tests {
         assert_eq!(testing::parameters("{name: tbc, blocks: 4, groups: 2}", site), 32 * 16 * 9 / 32);
     }
 
-    /// Kept tied, the numbers are those of the thin kernel, and two vectors.
+    /// With `keep_tied`, the compact form holds the thin kernel and two vectors.
     #[test]
     fn a_tied_compact_form_is_thin() {
         let site = Geometry::same(16, 32, 3);

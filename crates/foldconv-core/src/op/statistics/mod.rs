@@ -1,3 +1,4 @@
-//! Exact batch statistics in kernel space: batch norms computed from the moments of a convolution's input.
+//! Exact batch statistics in kernel space: batch norms computed from the moments of a convolution's
+//! input.
 
 pub mod moments;

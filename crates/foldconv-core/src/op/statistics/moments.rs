@@ -1,10 +1,12 @@
-//! Batch norm in the space of kernels. The mean and the variance of a linear map of x follow from the moments of x: with μ and S
-//! the mean and the covariance of x over all positions, W x + b has mean W μ + b and variance diag(W S Wᵀ). So a 1x1 convolution
-//! and its batch norm, with the statistics of the batch, are one kernel that is known before anything is convolved, and so is any
-//! sum or chain of them. Gradients go through the moments; nothing is approximated.
+//! Batch norm in kernel space. The mean and the variance of a linear map of x follow from the
+//! moments of x: with μ and S the mean and the covariance of x over all positions, W x + b has mean
+//! W μ + b and variance diag(W S Wᵀ). A 1x1 convolution and its batch norm with batch statistics
+//! are therefore one kernel, known before anything is convolved, and so is any sum or chain of such
+//! pairs. Gradients go through the moments; nothing is approximated.
 //!
-//! The covariance is the difference of two sums that are large where the mean is large against the deviation. So the sums are taken
-//! of x less a few positions' mean, and all small matrices are float64.
+//! The covariance is the difference of two sums that are large if the mean is large relative to the
+//! standard deviation. The sums are therefore taken of x minus the mean of a few positions, and all
+//! small matrices are float64.
 
 use crate::algebra::{self, Geometry, Kernel};
 use crate::native::{self, MomentMap};
@@ -12,19 +14,20 @@ use crate::op::activation::Activation;
 use crate::op::compact::per_sample;
 use tch::{Kind, Tensor};
 
-/// Positions whose mean is subtracted before sums are taken: it need not be the mean, only near to it.
+/// Number of positions whose mean is subtracted before the sums are taken. The subtracted value
+/// need not be the exact mean, only close to it.
 const CENTRE: i64 = 64;
 
 /// A map x (N, C, H, W) and its moments over all positions.
 #[derive(Debug)]
 pub struct Moments {
     x: Tensor,
-    /// The same map where our own loops run on it.
+    /// The same map for the native loops. None if the native loops do not support the map.
     space: Option<MomentMap>,
     statistics: Statistics,
 }
 
-/// The moments alone.
+/// Mean and covariance of a map over all positions.
 #[derive(Debug)]
 pub struct Statistics {
     /// Mean (C), float64.
@@ -36,7 +39,7 @@ pub struct Statistics {
 }
 
 impl Moments {
-    /// Of a map.
+    /// Computes the moments of a map x (N, C, H, W).
     pub fn of(x: &Tensor) -> Moments {
         let positions = x.numel() as i64 / x.size()[1].max(1);
         let space = MomentMap::new(x);
@@ -47,17 +50,18 @@ impl Moments {
         Moments { x: x.shallow_clone(), space, statistics: Statistics { mean, covariance, positions } }
     }
 
-    /// The moments.
+    /// Returns the mean and the covariance.
     pub fn statistics(&self) -> &Statistics {
         &self.statistics
     }
 
-    /// activation(W x + b) for a 1x1 kernel in float64.
+    /// Returns activation(W x + b) for a 1x1 kernel in float64.
     pub fn apply(&self, kernel: &Kernel, activation: Activation) -> Tensor {
         Moments::apply_sum(&[(self, kernel)], activation)
     }
 
-    /// activation(sum of W_i x_i + b_i) for 1x1 kernels in float64 on maps of one size.
+    /// Returns activation(sum of W_i x_i + b_i) for 1x1 kernels in float64 on maps of the same
+    /// size.
     pub fn apply_sum(terms: &[(&Moments, &Kernel)], activation: Activation) -> Tensor {
         let spaces: Option<Vec<&MomentMap>> = terms.iter().map(|(moments, _)| moments.space.as_ref()).collect();
         let Some(spaces) = spaces else {
@@ -75,7 +79,8 @@ impl Moments {
     }
 }
 
-/// A map x (N, C, H, W) again, for what else is done to it, and GAP(x) (N, C), of x's precision.
+/// Returns a map x (N, C, H, W) itself, for all further operations on it, and GAP(x) (N, C) in the
+/// precision of x.
 pub fn pool(x: &Tensor) -> (Tensor, Tensor) {
     match native::pool(x) {
         Some([again, pooled]) => (again, pooled.to_kind(x.kind())),
@@ -83,12 +88,12 @@ pub fn pool(x: &Tensor) -> (Tensor, Tensor) {
     }
 }
 
-/// A map h (N, C, H, W) with a weight (N, C) for each channel and sample.
+/// Multiplies a map h (N, C, H, W) by a weight (N, C) per channel and sample.
 pub fn weigh(map: &Tensor, gates: &Tensor) -> Tensor {
     native::weigh(map, gates).unwrap_or_else(|| map * gates.unsqueeze(-1).unsqueeze(-1))
 }
 
-/// Mean and covariance, in libtorch's operations.
+/// Computes mean and covariance of a map with libtorch operations.
 fn composed(x: &Tensor, positions: i64) -> (Tensor, Tensor) {
     let rows = rows(x);
     let centre = centre(&rows);
@@ -100,7 +105,8 @@ fn composed(x: &Tensor, positions: i64) -> (Tensor, Tensor) {
 }
 
 impl Statistics {
-    /// Mean (C_out) and biased variance (C_out) of the map of a 1x1 kernel in float64.
+    /// Returns the mean (C_out) and the biased variance (C_out) of the output map of a 1x1 kernel,
+    /// in float64.
     pub fn through(&self, kernel: &Kernel) -> (Tensor, Tensor) {
         let weight = kernel.weight.flatten(1, -1);
         let variance = (weight.matmul(&self.covariance) * &weight).sum_dim_intlist(1, false, None);
@@ -108,12 +114,12 @@ impl Statistics {
     }
 }
 
-/// The positions (N H W, C) of a map: a view where it is channels_last.
+/// Returns the positions (N H W, C) of a map: a view if the map is channels_last.
 fn rows(x: &Tensor) -> Tensor {
     x.permute([0, 2, 3, 1]).reshape([-1, x.size()[1]])
 }
 
-/// The mean of a few rows, from all over the batch.
+/// Returns the mean of about `CENTRE` rows, evenly spaced over the batch.
 fn centre(rows: &Tensor) -> Tensor {
     let step = (rows.size()[0] / CENTRE).max(1);
     rows.detach().slice(0, None, None, step).mean_dim(0, false, None)
@@ -132,7 +138,7 @@ pub struct SampleMoments {
 }
 
 impl SampleMoments {
-    /// Of a map.
+    /// Computes the moments of each sample of a map x (N, C, H, W).
     pub fn of(x: &Tensor) -> SampleMoments {
         let positions = x.numel() as i64 / x.size()[1].max(1);
         let space = MomentMap::per_sample(x);
@@ -143,18 +149,19 @@ impl SampleMoments {
         SampleMoments { x: x.shallow_clone(), space, means, covariances, positions }
     }
 
-    /// GAP(x): (N, C), float64.
+    /// Returns GAP(x): (N, C), float64.
     pub fn pooled(&self) -> &Tensor {
         &self.means
     }
 
-    /// Those of the whole map.
+    /// Returns the moments of the whole map.
     pub fn total(&self) -> Statistics {
         let (mean, between) = spread(&self.means);
         Statistics { covariance: self.covariances.mean_dim(0, false, None) + between, mean, positions: self.positions }
     }
 
-    /// Mean (C_out) and biased variance (C_out) of the maps of kernels (N, C_out, C) and biases (N, C_out) of the samples, in float64.
+    /// Returns the mean (C_out) and the biased variance (C_out), over all samples, of the output
+    /// map of per-sample kernels (N, C_out, C) and biases (N, C_out), in float64.
     pub fn through(&self, weight: &Tensor, bias: &Tensor) -> (Tensor, Tensor) {
         let means = weight.matmul(&self.means.unsqueeze(-1)).squeeze_dim(-1) + bias;
         let within = (weight.matmul(&self.covariances) * weight).sum_dim_intlist(-1, false, None);
@@ -163,12 +170,13 @@ impl SampleMoments {
         (mean, (within.mean_dim(0, false, None) + between).clamp_min(0.))
     }
 
-    /// Number of positions of the whole map.
+    /// Returns the number of positions of the whole map.
     pub fn positions(&self) -> i64 {
         self.positions
     }
 
-    /// Those of the map g = a (W x + b) of a 1x1 kernel (K, C, 1, 1) with gates a (N, K), a weight a channel and sample; float64.
+    /// Returns the moments of the map g = a (W x + b), for a 1x1 kernel (K, C, 1, 1) and gates a
+    /// (N, K), one weight per channel and sample; float64.
     pub fn gated(&self, kernel: &Kernel, gates: &Tensor) -> Statistics {
         let (weight, bias) = (kernel.weight.flatten(1, -1), kernel.bias_or_zeros());
         let [mean, covariance] = native::gated([&self.means, &self.covariances], &weight, &bias, gates)
@@ -176,7 +184,7 @@ impl SampleMoments {
         Statistics { mean, covariance, positions: self.positions }
     }
 
-    /// Mean and covariance of the same, in libtorch's operations.
+    /// Computes mean and covariance for [`SampleMoments::gated`] with libtorch operations.
     fn gated_composed(&self, weight: &Tensor, bias: &Tensor, gates: &Tensor) -> [Tensor; 2] {
         let (mean, between) = spread(&(gates * (self.means.matmul(&weight.tr()) + bias)));
         let kernels = gates.unsqueeze(2) * weight;
@@ -184,7 +192,8 @@ impl SampleMoments {
         [mean, within + between]
     }
 
-    /// activation(W x + b) for 1x1 kernels (N, C_out, C, 1, 1) and biases (N, C_out) of the samples, in float64.
+    /// Returns activation(W x + b) for per-sample 1x1 kernels (N, C_out, C, 1, 1) and biases (N,
+    /// C_out), in float64.
     pub fn apply(&self, weight: &Tensor, bias: &Tensor, activation: Activation) -> Tensor {
         match &self.space {
             Some(space) => {
@@ -200,14 +209,14 @@ impl SampleMoments {
     }
 }
 
-/// Mean (C) and biased covariance (C, C) of rows (N, C).
+/// Returns the mean (C) and the biased covariance (C, C) of rows (N, C).
 fn spread(rows: &Tensor) -> (Tensor, Tensor) {
     let mean = rows.mean_dim(0, false, None);
     let around = rows - &mean;
     (mean, around.tr().matmul(&around) / rows.size()[0] as f64)
 }
 
-/// Means and covariances of the samples, in libtorch's operations.
+/// Computes means and covariances of the samples with libtorch operations.
 fn composed_samples(x: &Tensor) -> (Tensor, Tensor) {
     let size = x.size();
     let (n, c, p) = (size[0], size[1], size[2] * size[3]);
@@ -225,7 +234,7 @@ mod tests {
     use super::*;
     use tch::Device;
 
-    /// The moments in float64, as they are defined.
+    /// Computes mean and covariance in float64 by their definition.
     fn defined(x: &Tensor) -> (Tensor, Tensor) {
         let rows = rows(&x.to_kind(Kind::Double));
         let mean = rows.mean_dim(0, false, None);
@@ -233,8 +242,11 @@ mod tests {
         (mean, around.tr().matmul(&around) / around.size()[0] as f64)
     }
 
-    /// float32 of numbers around 100 is good to 4e-6; the sum of the squares of what lies 100 deviations from 0 would be off by a
-    /// thousandth of a variance, and with an unlucky order by all of it. One position a channel, one channel, odd numbers of channels.
+    /// The moments are accurate if the mean is large relative to the standard deviation. float32 of
+    /// numbers around 100 is accurate to 4e-6; a sum of squares of values 100 standard deviations
+    /// from 0 would be off by a thousandth of a variance, and with an unlucky order by a whole
+    /// variance. The sizes cover one position per channel, one channel, and odd numbers of
+    /// channels.
     #[test]
     fn moments_are_right_where_the_mean_is_large_against_the_deviation() {
         for (size, offset) in
@@ -262,7 +274,8 @@ mod tests {
         let x = Tensor::randn([4, 3, 5, 5], (Kind::Float, Device::Cpu));
         let _ = x.narrow(1, 1, 1).fill_(0.1);
         let covariance = Moments::of(&x).statistics().covariance.shallow_clone();
-        // 0.1 in float32, of which a mean of many in float64 differs in its last digits.
+        // The channel holds 0.1 in float32; the mean of many of them in float64 differs in its last
+        // digits.
         assert!(covariance.get(1).abs().max().double_value(&[]) < 1e-8, "{covariance}");
     }
 }

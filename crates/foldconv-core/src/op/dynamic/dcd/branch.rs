@@ -1,33 +1,36 @@
-//! The branch of `dcd`: the pooled input makes the scales Λ(x) of the channels and the matrices Φ(x) that fuse.
+//! The branch of `dcd`: computes the scales Λ(x) of the channels and the fusing matrices Φ(x) from
+//! the pooled input.
 
 use crate::algebra;
 use crate::trace;
 use tch::{Kind, Tensor};
 
-/// Makes Λ and Φ of the pooled input: layers without biases.
+/// Layers without biases that compute Λ and Φ from the pooled input.
 #[derive(Debug)]
 pub struct Branch {
-    /// The input is pooled to q x q.
+    /// Size q of the pooled input, q x q.
     pub pool: i64,
-    /// (hidden, q² C_in).
+    /// Weight of the first layer (hidden, q² C_in).
     pub first: Tensor,
-    /// (hidden, hidden): the code's gate on the hidden units; without it they pass a ReLU.
+    /// Weight of the gate on the hidden units (hidden, hidden), as in the authors' code. Without a
+    /// gate, the hidden units pass a ReLU.
     pub gate: Option<Tensor>,
-    /// (B L², hidden), if there is Φ: its rows run (block, out, in).
+    /// Weight of the layer that computes Φ (B L², hidden), if there is Φ. Its rows run over (block,
+    /// out, in).
     pub fusion: Option<Tensor>,
-    /// Blocks B of Φ.
+    /// Number of blocks B of Φ.
     pub blocks: i64,
-    /// (C_out, hidden), if there is Λ.
+    /// Weight of the layer that computes Λ (C_out, hidden), if there is Λ.
     pub scale: Option<Tensor>,
 }
 
 impl Branch {
-    /// Λ (N, C_out) and Φ (N, B, L, L) of x (N, C_in, H, W).
+    /// Returns Λ (N, C_out) and Φ (N, B, L, L) for x (N, C_in, H, W).
     pub fn forward(&self, x: &Tensor) -> (Option<Tensor>, Option<Tensor>) {
         self.weigh(&x.adaptive_avg_pool2d([self.pool; 2]).flatten(1, -1))
     }
 
-    /// The same of the pooled input (N, q² C_in).
+    /// Returns Λ (N, C_out) and Φ (N, B, L, L) for the pooled input (N, q² C_in).
     pub fn weigh(&self, pooled: &Tensor) -> (Option<Tensor>, Option<Tensor>) {
         let hidden = algebra::linear(pooled, &self.first, None);
         let hidden = match &self.gate {
@@ -41,7 +44,7 @@ impl Branch {
         (self.scale.as_ref().map(|weight| trace::gates(hard_sigmoid(algebra::linear(&hidden, weight, None)))), fusion)
     }
 
-    /// Detached and in another precision.
+    /// Returns a detached copy in the precision `kind`.
     pub fn to_kind(&self, kind: Kind) -> Branch {
         let cast = |tensor: &Tensor| tensor.detach().to_kind(kind);
         Branch {
@@ -54,7 +57,7 @@ impl Branch {
         }
     }
 
-    /// Its numbers, by their names below the site.
+    /// Returns the tensors of the branch by their names below the site.
     pub fn tensors(&self) -> Vec<(String, Tensor)> {
         let layers = [
             ("fc.0", Some(&self.first)),
@@ -67,7 +70,7 @@ impl Branch {
     }
 }
 
-/// relu6(x + 3)/3, from 0 to 2: near 1 where the layer before it is near 0.
+/// Returns relu6(x + 3)/3, from 0 to 2: near 1 if x is near 0.
 fn hard_sigmoid(x: Tensor) -> Tensor {
     (x + 3.).relu6() / 3.
 }

@@ -1,6 +1,7 @@
-//! `dcd` as a classifier: the dynamic last layer of the authors' networks (Li et al., Revisiting Dynamic Convolution via Matrix
-//! Decomposition, ICLR 2021), y = Λ(x) (W x + b) + P (BN2(Φ(x) z) + z) with z = BN1(Q x): a scale a class, and L latent features
-//! that a matrix of the sample fuses. The branch that makes Λ and Φ is that of the operator `dcd`, on features that are pooled.
+//! `dcd` as a classifier: the dynamic last layer of the authors' networks (Li et al., Revisiting
+//! Dynamic Convolution via Matrix Decomposition, ICLR 2021), y = Λ(x) (W x + b) + P (BN2(Φ(x) z) +
+//! z) with z = BN1(Q x): one scale per class, and L latent features that a per-sample matrix fuses.
+//! The branch that computes Λ and Φ is that of the operator `dcd`, on pooled features.
 
 use crate::op::activation::Activation;
 use crate::op::bounds;
@@ -17,9 +18,9 @@ use tch::{Tensor, nn, nn::ModuleT};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Latent features L. Default 32.
+    /// Number of latent features L. Default 32.
     pub latent: i64,
-    /// Hidden units of the branch that makes Λ and Φ. Default 32.
+    /// Number of hidden units of the branch that computes Λ and Φ. Default 32.
     pub hidden: i64,
 }
 
@@ -41,7 +42,7 @@ impl LayerRecipe for Config {
     }
 }
 
-/// The dynamic layer: y (N, outputs) of x (N, inputs).
+/// The dynamic layer: maps x (N, inputs) to y (N, outputs).
 #[derive(Debug)]
 pub struct DcdClassifier {
     linear: Linear,
@@ -52,8 +53,9 @@ pub struct DcdClassifier {
 }
 
 impl DcdClassifier {
-    /// On `path`, with the reference's names: `cls`, `cls_q`, `cls_p`, `bn1`, `bn2`, `fc.0`, `fc.1.fc.0`, `fc_phi`, `fc_scale`. All
-    /// but `cls` are without biases.
+    /// Creates the layer on `path`, with the reference's names: `cls`, `cls_q`, `cls_p`, `bn1`,
+    /// `bn2`, `fc.0`, `fc.1.fc.0`, `fc_phi`, `fc_scale`. Of the linear layers, only `cls` has a
+    /// bias.
     pub(crate) fn new(path: &nn::Path, inputs: i64, outputs: i64, config: &Config) -> DcdClassifier {
         let Config { latent, hidden } = *config;
         let layer = |name: &str, size| Tied::new(&(path / name), size, 1, MatrixShape::Linear, false);
@@ -96,7 +98,7 @@ mod tests {
     use super::*;
     use tch::{Device, Kind};
 
-    /// The equation, a sample at a time, at evaluation statistics.
+    /// The layer equals the equation, computed one sample at a time at evaluation statistics.
     #[test]
     fn it_is_the_equation() {
         let mut store = nn::VarStore::new(Device::Cpu);
@@ -130,12 +132,12 @@ mod tests {
             let latent = bn2(&phi.mv(&z)) + &z;
             let expected = scale * (times("cls", &x) + &v["cls.bias"]) + times("cls_p", &latent);
             let error = (y.get(at) - expected).abs().max().double_value(&[]);
-            // Sums of tens of numbers near 1 in float64.
+            // Each value sums tens of numbers near 1 in float64.
             assert!(error < 1e-12, "{error:e}");
         }
     }
 
-    /// Those that the reference's layer adds to a linear one of 512 to 1000.
+    /// The layer adds as many parameters as the reference's to a linear layer of 512 to 1000.
     #[test]
     fn parameters_are_the_references() {
         let store = nn::VarStore::new(Device::Cpu);

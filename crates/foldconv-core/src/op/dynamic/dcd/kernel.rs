@@ -1,5 +1,5 @@
-//! The compact form of `dcd`: W(x) = Λ(x) W0 + P M(x) Qᵀ and b(x) = b + P M(x) q, one kernel a sample; or, with no kernel made,
-//! y = Λ(x) (W0 * x) + P M(x) (Q x + q) + b.
+//! The compact form of `dcd`: one kernel per sample, W(x) = Λ(x) W0 + P M(x) Qᵀ and b(x) = b + P
+//! M(x) q; or, without making a kernel, y = Λ(x) (W0 * x) + P M(x) (Q x + q) + b.
 
 use crate::algebra::{self, Geometry};
 use crate::op::compact::per_sample::{FeatureForm, KernelMaker};
@@ -7,16 +7,16 @@ use crate::op::dynamic::dcd::branch::Branch;
 use crate::op::dynamic::dcd::residual::Residual;
 use tch::Tensor;
 
-/// The kernels of a sample.
+/// Maker of the kernel of each sample.
 #[derive(Debug)]
 pub struct DcdKernel {
-    /// W0 (C_out, C_in/groups, kh, kw).
+    /// Static kernel W0 (C_out, C_in/groups, kh, kw).
     pub weight: Tensor,
-    /// b (C_out).
+    /// Bias b (C_out).
     pub bias: Tensor,
-    /// P M Qᵀ and q, if there is Φ.
+    /// Residual P M Qᵀ and q, if there is Φ.
     pub residual: Option<Residual>,
-    /// Makes Λ and Φ.
+    /// Branch that computes Λ and Φ.
     pub branch: Branch,
 }
 

@@ -1,13 +1,18 @@
-//! `dcd`: dynamic convolution decomposition (Li et al., ICLR 2021), W(x) = Λ(x) W0 + P Φ(x) Qᵀ: a scale a channel, and a dynamic
-//! fusion of L latent channels that acts on the centre tap.
+//! `dcd`: dynamic convolution decomposition (Li et al., ICLR 2021), W(x) = Λ(x) W0 + P Φ(x) Qᵀ: Λ
+//! scales each output channel, and Φ is a dynamic fusion of L latent channels that acts on the
+//! centre tap.
 //!
-//! The authors' code runs two paths of maps, with two batch norms and a skip inside: z = BN1(Q x), y = P (BN2(Φ z) + z) + Λ (W0 * x).
-//! Compact, with M = S2 Φ + I: the centre tap of Λ W0 gets P M S1 Q, and b(x) = P (M t1 + t2). The batch norm behind scales the rows
-//! of W0 and P, and its shift is a constant. The reference is written for 1x1 and 3x3 without dilation; here the kernel is any
-//! odd one whose centre tap the 1x1 reads.
+//! The authors' code runs two paths over feature maps, with two batch norms and a skip inside: z =
+//! BN1(Q x), y = P (BN2(Φ z) + z) + Λ (W0 * x). In the compact form, with M = S2 Φ + I, where S and
+//! t are the scale and the shift of a batch norm: the centre tap of Λ W0 gets P M S1 Q added, and
+//! b(x) = P (M t1 + t2). The batch norm behind the operator scales the rows of W0 and P, and its
+//! shift is a constant. The reference is written for 1x1 and 3x3 kernels without dilation; this
+//! implementation takes any odd kernel whose centre tap reads the pixel that the 1x1 convolution
+//! reads.
 //!
-//! Of the paper, not of its code: a residual of B blocks on the diagonal, each with a P, Φ and Q of its own, and depthwise
-//! kernels, (C, kh kw) matrices W(x) = Λ(x) W0 + P Φ(x) Rᵀ whose residual fuses L latent taps and fits every window.
+//! Two forms are taken from the paper, not from its code: a block-diagonal residual of B blocks,
+//! each with its own P, Φ and Q; and depthwise kernels, (C, kh kw) matrices W(x) = Λ(x) W0 + P Φ(x)
+//! Rᵀ whose residual fuses L latent taps and fits every kernel size, stride, padding and dilation.
 
 pub mod branch;
 pub mod classifier;
@@ -29,26 +34,26 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, nn, nn::Init};
 
-/// Whose equation it is.
+/// Source of the equation: the authors' code or the paper.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Style {
-    /// The authors' code: batch norms and a skip around Φ; a gate of its own in the branch.
+    /// The authors' code: batch norms and a skip around Φ, and a gate on the branch's hidden units.
     #[default]
     Code,
-    /// The paper: neither; a ReLU in the branch.
+    /// The paper: no batch norms and no skip around Φ; a ReLU in the branch.
     Paper,
 }
 
-/// Which of the reference's three layers: they differ in sizes, names and initial values.
+/// One of the reference's three layers, which differ in sizes, parameter names and initial values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DcdLayout {
-    /// The 1x1 of MobileNetV2.
+    /// The 1x1 layer of MobileNetV2.
     MobilenetV2,
-    /// The 3x3 of ResNet-18 and 34.
+    /// The 3x3 layer of ResNet-18 and ResNet-34.
     ResnetBasic,
-    /// The 1x1 and 3x3 of ResNet-50 and deeper.
+    /// The 1x1 and 3x3 layers of ResNet-50 and deeper ResNets.
     ResnetBottleneck,
 }
 
@@ -56,21 +61,25 @@ pub enum DcdLayout {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Whose equation it is. Default `code`.
+    /// Equation to follow: the authors' `code` or the `paper`. Default `code`.
     pub style: Style,
-    /// Which of the reference's layers, in `style: code`. Default: `mobilenet_v2` at 1x1 and `resnet_basic` elsewhere.
+    /// Layer of the reference to follow; only with `style: code`. Default: `mobilenet_v2` for 1x1
+    /// kernels, `resnet_basic` for all other kernels.
     pub layout: Option<DcdLayout>,
-    /// Whether there is Λ. Default true.
+    /// Use Λ, the dynamic scale of each output channel. Default true.
     pub channel_attention: bool,
-    /// Whether there is Φ, which fuses channels, and at depthwise sites in `style: paper` the taps of the kernel. Default true.
+    /// Use Φ, which fuses latent channels, or, at depthwise sites with `style: paper`, the taps of
+    /// the kernel. Default true.
     pub channel_fusion: bool,
-    /// Diagonal blocks B of the residual, each with L latent channels of its own; above 1 in `style: paper`. Depthwise sites
-    /// have one. Default 1.
+    /// Number B of diagonal blocks of the residual, each with its own L latent channels. Values
+    /// above 1 need `style: paper`. Depthwise sites that fuse taps always have 1 block. Default 1.
     pub blocks: i64,
-    /// Latent channels L of each block, and latent taps at depthwise sites. Default: the layout's; in `style: paper` the root
-    /// of C_in / blocks, and at depthwise sites half the number of taps (both rounded down, at least 1).
+    /// Number L of latent channels of each block, or of latent taps at depthwise sites. Default:
+    /// the layout's; with `style: paper` the square root of C_in / blocks, and at depthwise sites
+    /// half the number of taps (both rounded down, at least 1).
     pub latent: Option<i64>,
-    /// What the larger of the branch's input and Φ is divided by to give its hidden units. Default 16.
+    /// Divisor of the number of the branch's hidden units: the larger of the branch's input and the
+    /// size of Φ, divided by `squeeze`. Default 16.
     pub squeeze: i64,
 }
 
@@ -88,15 +97,15 @@ impl Default for Config {
     }
 }
 
-/// The sizes of the parts at a site.
+/// Sizes of the operator's parts at a site.
 #[derive(Clone, Copy, Debug)]
 struct Sizes {
     layout: DcdLayout,
-    /// The input is pooled to q x q.
+    /// Size q of the pooled input: the branch's input is pooled to q x q.
     pool: i64,
-    /// B and L.
+    /// Number of blocks B and of latent channels or taps L.
     latent: [i64; 2],
-    /// Units of the branch's hidden layer.
+    /// Number of units of the branch's hidden layer.
     hidden: i64,
 }
 
@@ -127,14 +136,16 @@ impl Config {
             (_, DcdLayout::MobilenetV2) => bounded_latent(pooled, outputs, if pool == 2 { 8 } else { 2 }),
             (_, DcdLayout::ResnetBasic | DcdLayout::ResnetBottleneck) => (pooled / blocks).isqrt(),
         });
-        // The reference's bottleneck has no least number, and so no units at all below 16 channels.
+        // The reference's bottleneck has no minimum, so it has no hidden units at all below 16
+        // channels.
         let least = if layout == DcdLayout::ResnetBottleneck { 1 } else { 4 };
         let hidden = (pooled.max(blocks * latent * latent) / self.squeeze).max(least);
         Sizes { layout, pool, latent: [blocks, latent], hidden }
     }
 }
 
-/// MobileNetV2's L: a share of the channels, halved until L² is at most twice the pooled numbers, at least 4.
+/// Returns MobileNetV2's L: the smaller of `pooled` and `outputs`, divided by `reduction`, which
+/// doubles until L² is at most 2 `pooled`; at least 4.
 fn bounded_latent(pooled: i64, outputs: i64, mut reduction: i64) -> i64 {
     loop {
         let latent = (pooled / reduction).min(outputs / reduction);
@@ -200,7 +211,7 @@ impl Recipe for Config {
     fn compact(&self, place: &VariablePaths, geometry: Geometry) -> Compact {
         let path = &place.conv;
         let code = self.style == Style::Code;
-        // The code's Q takes up BN1, and so has a bias.
+        // Folding BN1 into the code's Q gives Q a bias.
         let kernel = |name: &str, geometry: Geometry| match name {
             "q" if code => empty_kernel(&(path / name), geometry),
             _ => Kernel { weight: empty_weight(&(path / name), &geometry), bias: None, geometry },
@@ -242,13 +253,13 @@ impl Config {
     }
 }
 
-/// The reference's initial values for convolutions: N(0, 2/(kh kw C_out)).
+/// Creates a convolution weight with the reference's initial values: N(0, 2/(kh kw C_out)).
 fn normal_weight(path: &nn::Path, geometry: &Geometry) -> Tensor {
     let stdev = (2. / (geometry.kernel[0] * geometry.kernel[1] * geometry.out_channels) as f64).sqrt();
     path.var("weight", &geometry.weight_size(), Init::Randn { mean: 0., stdev })
 }
 
-/// The expanded form, and the batch norm behind it.
+/// The expanded form and the batch norm behind it.
 #[derive(Debug)]
 pub struct Dcd {
     weight: Tensor,
@@ -259,8 +270,8 @@ pub struct Dcd {
 }
 
 impl Dcd {
-    /// With the reference's names: `conv`, those of the latent path, `fc.0`, `fc.1.fc.0`, `fc_phi` and `fc_scale`; and the batch
-    /// norm.
+    /// Creates the operator with the reference's parameter names: `conv`, those of the latent path,
+    /// `fc.0`, `fc.1.fc.0`, `fc_phi` and `fc_scale`; and the names of the batch norm.
     pub(crate) fn new(place: &VariablePaths, geometry: Geometry, config: &Config) -> Dcd {
         let path = &place.conv;
         let code = config.style == Style::Code;
@@ -281,12 +292,13 @@ impl Dcd {
 }
 
 impl Dcd {
-    /// The operator in training at a 1x1 site, without any map but y: the moments of each sample give the statistics of every batch
-    /// norm (see [`crate::op::statistics::moments`]), and so each sample has one kernel.
+    /// Computes the training forward of a 1x1 site without materialising any map but y: the
+    /// statistics of every batch norm follow from the moments of each sample (see
+    /// [`crate::op::statistics::moments`]), so each sample has one kernel.
     fn train_per_sample(&self, x: &Tensor, activation: Activation) -> Tensor {
         let whole = self.geometry.stride == [1, 1];
         let (x, pooled) = match self.branch.pool {
-            // GAP(x) is among the moments, where they are of all of x.
+            // With stride 1 the moments are taken over all of x, and so contain GAP(x).
             1 if whole => (x.shallow_clone(), None),
             1 => {
                 let (x, pooled) = moments::pool(x);
@@ -356,7 +368,7 @@ impl Operator for Dcd {
         let fixed = Kernel { weight: double(&self.weight), bias: None, geometry: self.geometry };
         let fixed = self.norm.fold_into(fixed);
         let (residual, bias) = match &self.latent {
-            // The shift behind is in the constant of P; it must not be counted twice.
+            // The shift of the norm behind is already in P's constant; it must not be added twice.
             Some(latent) => {
                 let (residual, constant) = latent.fold(&mut branch, &self.norm);
                 (Some(residual), constant)
@@ -402,7 +414,7 @@ mod tests {
         }
     }
 
-    /// So that the proofs above are of both.
+    /// Each compact form has both executions, so `every_option_folds_exactly` tests both.
     #[test]
     fn every_compact_form_has_both_executions() {
         let depthwise = Geometry::same(6, 6, 3).groups(6);
@@ -453,7 +465,7 @@ mod tests {
         testing::trains_alike("{name: dcd, channel_fusion: false}", &others, &[TrainAlgorithm::Branches]);
     }
 
-    /// L, the hidden units and so the parameters of the reference's layers.
+    /// L and the numbers of hidden units and of parameters equal those of the reference's layers.
     #[test]
     fn parameters_are_the_references() {
         let count = |i: i64, o: i64, taps: i64, latent: i64, pooled: i64, hidden: i64| {
@@ -463,7 +475,7 @@ mod tests {
         let mobilenet = "{name: dcd, layout: mobilenet_v2}";
         assert_eq!(testing::parameters(mobilenet, Geometry::same(16, 96, 1)), count(16, 96, 1, 8, 64, 4));
         assert_eq!(testing::parameters(mobilenet, Geometry::same(96, 24, 1)), count(96, 24, 1, 12, 96, 9));
-        // 960 -> 320: 160 channels squared are too many, 80 are still, 40 fit.
+        // 960 -> 320: L = 160 squared is too large, 80 squared too, 40 squared fits.
         assert_eq!(testing::parameters(mobilenet, Geometry::same(960, 320, 1)), count(960, 320, 1, 40, 960, 100));
         let basic = "{name: dcd, layout: resnet_basic}";
         assert_eq!(testing::parameters(basic, Geometry::same(16, 16, 3)), count(16, 16, 9, 8, 64, 4));

@@ -1,5 +1,6 @@
-//! The dynamic residual of `dcd`: P M(x) Qᵀ, which fuses channels, in one block or in several on the diagonal; or P M(x) Rᵀ,
-//! which fuses the taps of a depthwise kernel. M = Φ, or Φ + I where there is a skip. It is run on features, or made a kernel.
+//! Dynamic residual of `dcd`: P M(x) Qᵀ, which fuses channels, in one block or in several on the
+//! diagonal; or P M(x) Rᵀ, which fuses the taps of a depthwise kernel. M = Φ, or Φ + I with a skip.
+//! The residual is either applied to feature maps or turned into a kernel.
 
 use crate::algebra::{self, Affine, Geometry, Kernel};
 use crate::op::activation::Activation;
@@ -9,7 +10,7 @@ use crate::op::statistics::moments::SampleMoments;
 use crate::trace;
 use tch::{Kind, Tensor, nn};
 
-/// What Φ fuses.
+/// Quantity that Φ fuses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fuses {
     /// Latent channels, at the centre tap.
@@ -21,18 +22,20 @@ pub enum Fuses {
 /// P, and Q or R.
 #[derive(Debug)]
 pub struct Residual {
-    /// What Φ fuses.
+    /// Quantity that Φ fuses.
     pub fuses: Fuses,
-    /// P (C_out, L, 1, 1), a group a block.
+    /// P (C_out, L, 1, 1), one group per block.
     pub p: Kernel,
-    /// Qᵀ (B L, C_in/B, 1, 1), a group a block, with the stride of the site; it may have a bias q (B L). Or Rᵀ (L, 1, kh, kw).
+    /// Qᵀ (B L, C_in/B, 1, 1), one group per block, with the stride of the site, and maybe with a
+    /// bias q (B L); or Rᵀ (L, 1, kh, kw).
     pub basis: Kernel,
     /// Whether M = Φ + I.
     pub skip: bool,
 }
 
 impl Residual {
-    /// At a site, with B blocks of L and no skip; `kernel` makes `p` and `q` or `r`.
+    /// Creates the residual of a site, with B blocks of L latent channels or taps and no skip;
+    /// `kernel` creates the kernels named `p` and `q` or `r`.
     pub fn new(
         fuses: Fuses,
         site: &Geometry,
@@ -49,13 +52,15 @@ impl Residual {
         Residual { fuses, p: kernel("p", p), basis: kernel(fuses.basis(), basis), skip: false }
     }
 
-    /// P M (Q x + q), or its like with R: y (N, C_out, H', W') of x (N, C_in, H, W) and Φ (N, B, L, L).
+    /// Computes P M (Q x + q), or the analogue with R: y (N, C_out, H', W') from x (N, C_in, H, W)
+    /// and Φ (N, B, L, L).
     pub fn forward(&self, x: &Tensor, fusion: &Tensor) -> Tensor {
         let m = self.m(fusion);
         match self.fuses {
             Fuses::Channels => self.p.apply(&fuse(&m, &self.basis.apply(x))),
             Fuses::Taps => {
-                // Every channel meets the same L filters, so the channels are samples.
+                // The same L filters apply to every channel, so the channels are moved to the batch
+                // axis.
                 let size = x.size();
                 let z = self.basis.apply(&x.reshape([-1, 1, size[2], size[3]]));
                 let map = z.size();
@@ -66,8 +71,8 @@ impl Residual {
         }
     }
 
-    /// The kernels (N, C_out, C_in/groups, kh, kw) that do the same in a convolution with taps (kh, kw), and the biases
-    /// (N, C_out) if there are any, of Φ (N, B, L, L).
+    /// Returns the kernels (N, C_out, C_in/groups, kh, kw) that apply the residual in a convolution
+    /// with taps (kh, kw), and their biases (N, C_out) if the basis has a bias, for Φ (N, B, L, L).
     pub fn kernels(&self, fusion: &Tensor, [kh, kw]: [i64; 2]) -> (Tensor, Option<Tensor>) {
         let blocks = self.p.geometry.groups;
         let left = self.times_p(&self.m(fusion));
@@ -91,7 +96,7 @@ impl Residual {
         (kernels, self.basis.bias.as_ref().map(shift))
     }
 
-    /// Its numbers, by their names below the site.
+    /// Returns the tensors of P and the basis, by their names below the site.
     pub fn tensors(&self) -> Vec<(String, Tensor)> {
         let name = self.fuses.basis();
         let mut all = vec![
@@ -110,7 +115,7 @@ impl Residual {
         }
     }
 
-    /// P M (N, B, C_out/B, L).
+    /// Computes P M (N, B, C_out/B, L).
     fn times_p(&self, m: &Tensor) -> Tensor {
         let size = m.size();
         let product = self.p.weight.reshape([1, size[1], -1, size[3]]).matmul(m);
@@ -120,7 +125,7 @@ impl Residual {
 }
 
 impl Fuses {
-    /// What the other matrix beside P is called.
+    /// Returns the name of the matrix beside P.
     fn basis(self) -> &'static str {
         match self {
             Fuses::Channels => "q",
@@ -129,7 +134,7 @@ impl Fuses {
     }
 }
 
-/// M z of M (N, B, L, L) and z (N, B L, H', W').
+/// Computes M z for M (N, B, L, L) and z (N, B L, H', W').
 pub fn fuse(m: &Tensor, z: &Tensor) -> Tensor {
     let (map, m_size) = (z.size(), m.size());
     let (blocks, latent) = (m_size[1], m_size[2]);
@@ -137,7 +142,8 @@ pub fn fuse(m: &Tensor, z: &Tensor) -> Tensor {
     m.matmul(&z.reshape([-1, blocks, latent, map[2] * map[3]])).reshape([-1, map[1], map[2], map[3]])
 }
 
-/// Matrices (N, B o, B i) of their diagonal blocks (N, B, o, i): zeros between.
+/// Returns block-diagonal matrices (N, B o, B i) with the diagonal blocks (N, B, o, i) and zeros
+/// elsewhere.
 fn diagonal(blocks: &Tensor) -> Tensor {
     let size = blocks.size();
     let (b, o, i) = (size[1], size[2], size[3]);
@@ -148,23 +154,23 @@ fn diagonal(blocks: &Tensor) -> Tensor {
     (blocks.unsqueeze(3) * places).reshape([-1, b * o, b * i])
 }
 
-/// The path of the residual as it is trained.
+/// The residual's path in training.
 #[derive(Debug)]
 pub struct Latent {
     residual: Residual,
-    /// BN1 and BN2 (L) around Φ; none in the paper.
+    /// BN1 and BN2 (L) around Φ; none in `style: paper`.
     norms: Option<[Norm; 2]>,
 }
 
 impl Latent {
-    /// Its parts; on `path`, where the style is the code's, `bn1` and `bn2`.
+    /// Creates the path; in the code's style with the batch norms `bn1` and `bn2` on `path`.
     pub fn new(path: &nn::Path, residual: Residual, code: bool) -> Latent {
         let norm = |name: &str| Norm::Batch(BatchNorm::new(&(path / name), residual.p.geometry.in_channels));
         let norms = code.then(|| ["bn1", "bn2"].map(norm));
         Latent { residual, norms }
     }
 
-    /// y (N, C_out, H', W') of x (N, C_in, H, W) and Φ (N, B, L, L).
+    /// Computes y (N, C_out, H', W') from x (N, C_in, H, W) and Φ (N, B, L, L).
     pub fn forward(&self, x: &Tensor, fusion: &Tensor, train: bool) -> Tensor {
         let Some([first, second]) = &self.norms else { return self.residual.forward(x, fusion) };
         let z = first.forward(self.residual.basis.apply(x), Activation::None, train);
@@ -172,8 +178,9 @@ impl Latent {
         self.residual.p.apply(&(fused + z))
     }
 
-    /// The kernels (N, C_out, C_in) and biases (N, C_out) that do the same in training on 1x1 samples with these moments, of Φ (N, B, L, L)
-    /// in float64; the running statistics follow.
+    /// Returns the kernels (N, C_out, C_in) and biases (N, C_out) that equal the path in training
+    /// at a 1x1 site, on samples with these moments, for Φ (N, B, L, L) in float64. Updates the
+    /// running statistics of the batch norms.
     pub fn fold_samples(&self, fusion: &Tensor, samples: &SampleMoments) -> (Tensor, Option<Tensor>) {
         let Residual { fuses, p, basis, .. } = &self.residual;
         let (fuses, p, basis) = (*fuses, p.to_kind(Kind::Double), basis.to_kind(Kind::Double).unstrided());
@@ -182,7 +189,8 @@ impl Latent {
             return matrices(Residual { fuses, p, basis, skip: false }.kernels(fusion, [1, 1]));
         };
         let basis = first.fold_batch(&basis, &samples.total());
-        // What BN2 normalises, Φ z, has a 1x1 kernel of each sample. There is one block.
+        // BN2's input Φ z is a 1x1 convolution with one kernel per sample. The code's style has one
+        // block.
         let phi = fusion.squeeze_dim(1);
         let (weight, bias) = (phi.matmul(&basis.weight.flatten(1, -1)), phi.matmul(&basis.bias_or_zeros()));
         let Affine { scale, shift } = second.affine_samples(&weight, &bias, samples);
@@ -192,8 +200,9 @@ impl Latent {
         (kernels, bias.map(|bias| bias + constant))
     }
 
-    /// The residual with `after` behind it, and P t2, which is constant. BN1 folds into Q, and BN2 into the layer of the branch
-    /// that makes Φ: its rows, taken by Φ's, are outputs like those of any kernel.
+    /// Returns the residual with `after` folded into it, and the constant P t2. BN1 folds into Q.
+    /// BN2 folds into the layer of the branch that makes Φ: the layer's rows that produce one row
+    /// of Φ together form one output channel of a kernel.
     pub fn fold(&self, branch: &mut Branch, after: &Norm) -> (Residual, Tensor) {
         let (mut basis, mut p) = (self.residual.basis.double(), self.residual.p.double());
         if let (Some([first, second]), Some(rows)) = (&self.norms, &branch.fusion) {
@@ -221,7 +230,8 @@ mod tests {
     use std::collections::HashMap;
     use tch::{Device, Kind};
 
-    /// With one group a channel, at any window: even and rectangular kernels, and no padding or more than the centre has.
+    /// Returns depthwise sites of every kind: even and rectangular kernels, without padding, and
+    /// with more padding than a centred kernel has.
     fn depthwise() -> Vec<Geometry> {
         let site = |kernel: [i64; 2]| Geometry { kernel, ..Geometry::same(6, 6, 3).groups(6) };
         let mut sites: Vec<Geometry> = [[3, 3], [5, 5], [3, 2], [1, 1], [2, 5]]
@@ -251,7 +261,8 @@ mod tests {
         }
     }
 
-    /// The operator in `style: paper`: its variables, an input, and with their like the branch, written out.
+    /// The operator in `style: paper`: its variables, an input, and the outputs of the branch,
+    /// computed from its definition.
     struct Paper {
         variables: HashMap<String, Tensor>,
         operator: Box<dyn Operator>,
@@ -274,12 +285,13 @@ mod tests {
             Paper { variables, operator, x, scale, fusion }
         }
 
-        /// As a matrix, its columns the taps and channels of the input.
+        /// Returns a weight as a matrix whose columns are the input channels and taps.
         fn matrix(&self, name: &str) -> Tensor {
             self.variables[&format!("conv.{name}.weight")].detach().flatten(1, -1)
         }
 
-        /// The operator is the batch norm of these maps. Float64: only the order of sums differs.
+        /// Checks that the operator equals the batch norm of `maps`. In float64 only the order of
+        /// sums differs.
         fn is_norm_of(&self, maps: &Tensor) {
             let bn = |name: &str| &self.variables[&format!("bn.{name}")];
             let [weight, bias, mean, var] = ["weight", "bias", "running_mean", "running_var"].map(bn);
@@ -289,7 +301,7 @@ mod tests {
         }
     }
 
-    /// Each block of channels by itself: y_b = P_b Φ_b Q_b x_b, below Λ W0 * x.
+    /// Each block of channels is computed separately: y_b = P_b Φ_b Q_b x_b, added to Λ W0 * x.
     #[test]
     fn blocks_are_the_definition_block_by_block() {
         let (site, blocks, latent) = (Geometry::same(6, 9, 3).stride(2), 3, 2);
@@ -307,7 +319,7 @@ mod tests {
         paper.is_norm_of(&(fixed * paper.scale.unsqueeze(-1).unsqueeze(-1) + residual));
     }
 
-    /// The kernel of each sample as a (C, kh kw) matrix: Λ W0 + P Φ Rᵀ.
+    /// The kernel of each sample is the (C, kh kw) matrix Λ W0 + P Φ Rᵀ.
     #[test]
     fn fused_taps_are_the_definition() {
         for site in depthwise().into_iter().filter(|site| site.kernel != [1, 1]) {
@@ -323,7 +335,8 @@ mod tests {
         }
     }
 
-    /// L is the root of C_in/B; Q and P have L numbers a channel, and Φ is B times L x L.
+    /// L is the square root of C_in/B; Q and P have L numbers per channel, and Φ has B L x L
+    /// numbers.
     #[test]
     fn parameters_of_blocks_and_taps_are_the_formulas() {
         let count = |latent: i64, blocks: i64, hidden: i64| {
@@ -333,12 +346,12 @@ mod tests {
         assert_eq!(testing::parameters("{name: dcd, style: paper}", site), count(5, 1, 2));
         assert_eq!(testing::parameters("{name: dcd, style: paper, blocks: 2}", site), count(4, 2, 2));
         assert_eq!(testing::parameters("{name: dcd, style: paper, blocks: 8, squeeze: 4}", site), count(2, 8, 8));
-        // All of Φ counts where it is larger than the input: 8 x 3 x 3 / 4.
+        // The size of all of Φ counts if it is larger than the input: 8 x 3 x 3 / 4 hidden units.
         assert_eq!(
             testing::parameters("{name: dcd, style: paper, blocks: 8, latent: 3, squeeze: 4}", site),
             count(3, 8, 18)
         );
-        // Half of 15 taps: P (16, 7), R (7, 15), Φ (7, 7); 49 / 16 hidden units.
+        // L is half of 15 taps: P (16, 7), R (7, 15), Φ (7, 7); 49 / 16 hidden units.
         let depthwise = Geometry { kernel: [3, 5], ..Geometry::same(16, 16, 3).groups(16) };
         let taps = 16 * 15 + 7 * (16 + 15) + 3 * (16 + 49 + 16);
         assert_eq!(testing::parameters("{name: dcd, style: paper, blocks: 4}", depthwise), taps);

@@ -1,6 +1,8 @@
-//! The compact form of `mdconv`: W(x) = W0 + W2 diag(A(x)) W1 and b(x) = b + W2 diag(A(x)) b1, one kernel a sample.
+//! Compact form of `mdconv`: W(x) = W0 + W2 diag(A(x)) W1 and b(x) = b + W2 diag(A(x)) b1, one
+//! kernel per sample.
 //!
-//! The expanded form, and the options, are in `maconv.rs`; `mdconv` is that with attention in the middle.
+//! The expanded form and the options are in the parent module, `maconv`; `mdconv` is `maconv` with
+//! attention in the middle.
 
 use crate::algebra::{self, Geometry, Kernel};
 use crate::op::compact::per_sample::{FeatureForm, KernelMaker};
@@ -9,7 +11,7 @@ use crate::op::layers::Norm;
 use crate::trace;
 use tch::Tensor;
 
-/// A static kernel, and a low-rank one whose middle channels can be weighted.
+/// Static kernel plus a low-rank kernel whose middle channels can be weighted.
 #[derive(Debug)]
 pub struct LowRank {
     /// W0 (C_out, C_in/groups, kh, kw), if there is a bypass.
@@ -23,8 +25,8 @@ pub struct LowRank {
 }
 
 impl LowRank {
-    /// With a norm behind it: the scale goes into the rows of W0 and W2, the shift is a constant bias (it must not go through
-    /// the gate).
+    /// Folds a norm behind the kernels into them: the scale goes into the rows of W0 and W2, and
+    /// the shift becomes a constant bias (the shift must not go through the gate).
     pub fn behind(self, norm: &Norm) -> LowRank {
         let no_bias = self.bias.zeros_like();
         let rows = |weight: Tensor, bias: Tensor| {
@@ -35,7 +37,8 @@ impl LowRank {
         LowRank { weight, bias: second.bias_or_zeros(), second: second.weight, ..self }
     }
 
-    /// Kernels (N, C_out, C_in/groups, kh, kw) and biases (N, C_out) for gates (N, m).
+    /// Returns the kernels (N, C_out, C_in/groups, kh, kw) and the biases (N, C_out) for gates (N,
+    /// m).
     pub fn mix(&self, gates: &Tensor) -> (Tensor, Tensor) {
         let geometry = self.first.geometry;
         let (groups, m) = (geometry.groups, geometry.out_channels);
@@ -57,7 +60,7 @@ impl LowRank {
     }
 }
 
-/// y = W2 (A(x) (W1 * x + b1)) + W0 * x + b.
+/// Feature form: y = W2 (A(x) (W1 * x + b1)) + W0 * x + b.
 impl FeatureForm for GatedKernel {
     fn convolve(&self, x: &Tensor, geometry: &Geometry) -> Tensor {
         let LowRank { weight, bias, first, second } = &self.kernels;
@@ -71,12 +74,12 @@ impl FeatureForm for GatedKernel {
     }
 }
 
-/// The kernels of a sample: [`LowRank`], its middle channels weighted by attention.
+/// Kernels of a sample: [`LowRank`] with its middle channels weighted by attention.
 #[derive(Debug)]
 pub struct GatedKernel {
     /// W0, W1, W2 and the biases.
     pub kernels: LowRank,
-    /// A(x).
+    /// The attention A(x).
     pub gate: Gate,
 }
 

@@ -6,7 +6,7 @@ use crate::op::dynamic::maconv;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// The options of `maconv`, with attention in the middle unless they say otherwise.
+/// Options of `maconv`; `middle` defaults to attention.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Config(pub maconv::Config);

@@ -1,8 +1,12 @@
-//! `maconv` and `mdconv`: the multi-branch expansions of Luo & Zhan, High Technology Letters 28(3), 2022.
+//! `maconv` and `mdconv`: the multi-branch expansions of Luo & Zhan, High Technology Letters 28(3),
+//! 2022.
 //!
-//! Expanded: y = BN2(W2 · middle(BN1(W1 * x))) + BN0(W0 * x), where W1 is k x k with m channels, W2 is 1x1 and W0 (the bypass)
-//! is k x k. MAConv has nothing in the middle; MDConv multiplies each middle channel by an attention A(x) of the sample.
-//! Compact: W(x) = S2 W2 diag(A) S1 W1 + S0 W0 and b(x) = t2 + t0 + S2 W2 diag(A) t1, with (S, t) the batch norms at evaluation.
+//! Expanded form: y = BN2(W2 · middle(BN1(W1 * x))) + BN0(W0 * x), where W1 is k x k with m output
+//! channels, W2 is 1x1 and W0 (the bypass) is k x k. In MAConv `middle` is the identity; in MDConv
+//! `middle` multiplies each of the m channels by an attention A(x) of the sample.
+//!
+//! Compact form: W(x) = S2 W2 diag(A) S1 W1 + S0 W0 and b(x) = t2 + t0 + S2 W2 diag(A) t1, where
+//! (S, t) are the scale and shift of the batch norms at evaluation.
 
 pub mod kernel;
 pub mod mdconv;
@@ -23,60 +27,62 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Tensor, nn};
 
-/// What stands between the two convolutions of the expansion.
+/// Operation between the two convolutions of the expansion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Middle {
-    /// Nothing: one static kernel (MAConv).
+    /// No operation: folds to one static kernel (MAConv).
     None,
-    /// A weight a channel and sample: one kernel a sample (MDConv).
+    /// One weight per channel and sample: folds to one kernel per sample (MDConv).
     Attention,
-    /// ReLU: can't be folded (the comparison of Table 8).
+    /// ReLU. Can't be folded; for the comparison of Table 8.
     Relu,
 }
 
-/// Where the batch norms are.
+/// Placement of the batch norms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Bn {
-    /// Behind each convolution.
+    /// A batch norm after each convolution.
     Each,
-    /// One, behind the sum of the branches.
+    /// One batch norm after the sum of the branches.
     Sum,
-    /// None; the convolutions have biases.
+    /// No batch norms; the convolutions have biases.
     None,
 }
 
-/// What is run in training.
+/// Form of the operator that runs in training.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TrainedForm {
-    /// The branches.
+    /// The branches, each computed separately.
     #[default]
     Expanded,
-    /// The kernel composed of the branches' kernels ("compact training", Table 9).
+    /// One convolution with the kernel composed of the branches' kernels ("compact training", Table
+    /// 9).
     Compact,
 }
 
-/// Options of `maconv` and `mdconv`; they differ only in the default of `middle`.
+/// Options of `maconv` and `mdconv`, which differ only in the default of `middle`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Channels m between W1 and W2, rounded up to a multiple of the groups. Default 20.
+    /// Number m of channels between W1 and W2, rounded up to a multiple of the groups. Default 20.
     pub intermediate: i64,
-    /// Whether there is the branch W0. Default true.
+    /// Adds the bypass branch W0. Default true.
     pub bypass: bool,
-    /// What is between W1 and W2. Default: `none` in maconv, `attention` in mdconv.
+    /// Operation between W1 and W2. Default: `none` in maconv, `attention` in mdconv.
     pub middle: Option<Middle>,
-    /// Where the batch norms are. Default: `each`, or `sum` where the form is compact.
+    /// Placement of the batch norms. Default: `each`, or `sum` if `form` is `compact`.
     pub bn: Option<Bn>,
-    /// What is run in training. Default `expanded`.
+    /// Form that runs in training. Default `expanded`.
     pub form: TrainedForm,
-    /// What makes weights of the attention's scores. Default `sigmoid`.
+    /// Function that turns the attention's scores into weights. Default `sigmoid`.
     pub gate: GateKind,
-    /// What the attention's scores are divided by: a number, or `{from, to, epochs}`. Default 1.
+    /// Divisor of the attention's scores: a number, or `{from, to, epochs}`. Default 1.
     pub temperature: Temperature,
-    /// Hidden units of the attention, as a multiple of C_in (rounded down, at least 1). Default 0.25.
+    /// Hidden units of the attention, as a multiple of C_in (rounded down, at least 1). Default
+    /// 0.25.
     pub hidden: f64,
 }
 
@@ -96,10 +102,11 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Fills what depends on other options; `middle` is the operator's own default.
+    /// Fills in the defaults that depend on other options, and checks the options. `middle` is the
+    /// operator's default for [`Config::middle`].
     ///
     /// # Errors
-    /// What is wrong, as `key: reason`.
+    /// The first invalid option, as `key: reason`.
     pub fn resolve(&mut self, middle: Middle) -> Result<(), String> {
         let middle = *self.middle.get_or_insert(middle);
         let compact = self.form == TrainedForm::Compact;
@@ -119,10 +126,10 @@ impl Config {
         Ok(())
     }
 
-    /// Refuses a convolution for which the middle or the attention would be too large.
+    /// Checks that the middle and the attention are not too large for a convolution of `geometry`.
     ///
     /// # Errors
-    /// What is wrong, as `key: reason`.
+    /// The option that makes a variable too large, as `key: reason`.
     pub fn fits(&self, geometry: &Geometry) -> Result<(), String> {
         let m = self.middle_channels(geometry);
         bounds::variable("intermediate", &[m, geometry.fan_in().max(geometry.out_channels / geometry.groups)])?;
@@ -133,7 +140,7 @@ impl Config {
         ((inputs as f64 * self.hidden) as i64).max(1)
     }
 
-    /// Channels m between W1 and W2 at a site.
+    /// Returns the number m of channels between W1 and W2 for a convolution of `geometry`.
     fn middle_channels(&self, geometry: &Geometry) -> i64 {
         (self.intermediate + geometry.groups - 1) / geometry.groups * geometry.groups
     }
@@ -155,7 +162,8 @@ impl Config {
         }
     }
 
-    /// The geometries of W1 and W2: all of the window is W1's.
+    /// Returns the geometries of W1 and W2. W1 has the kernel size, stride, padding and dilation of
+    /// the site; W2 is 1x1.
     fn geometries(&self, site: &Geometry) -> (Geometry, Geometry) {
         let m = self.middle_channels(site);
         let second = Geometry::same(m, site.out_channels, 1).groups(site.groups);
@@ -188,7 +196,7 @@ impl Recipe for Config {
     }
 }
 
-/// The expansion of one convolution.
+/// Expanded form of one convolution.
 #[derive(Debug)]
 pub struct MaConv {
     first: ConvNorm,
@@ -202,8 +210,8 @@ pub struct MaConv {
 }
 
 impl MaConv {
-    /// On `path`: `first` (W1), `second` (W2), `bypass` (W0), `attention`, and `bn` or `bias` behind the sum.
-    /// `config` must be resolved.
+    /// Creates the variables on `path`: `first` (W1), `second` (W2), `bypass` (W0), `attention`,
+    /// and `bn` or `bias` after the sum. `config` must be resolved.
     pub(crate) fn new(path: &nn::Path, geometry: Geometry, config: &Config) -> MaConv {
         let branch_norm = config.bn.unwrap_or(Bn::Each);
         let compact = config.form == TrainedForm::Compact;
@@ -233,7 +241,8 @@ impl MaConv {
         }
     }
 
-    /// The terms whose sum the branches are: each a norm and the map that it normalises.
+    /// Returns the terms whose sum is the output: for each branch its last norm, and the map that
+    /// the norm takes.
     fn branches(&self, x: &Tensor, train: bool) -> Vec<(&Norm, Tensor)> {
         let relu = if self.middle == Middle::Relu { Activation::Relu } else { Activation::None };
         let (x, gates) = match &self.gate {
@@ -252,7 +261,8 @@ impl MaConv {
         std::iter::once(self.second.term(&middle)).chain(self.bypass.iter().map(|bypass| bypass.term(&x))).collect()
     }
 
-    /// Compact training: one convolution with the composed kernel; gradients reach W1, W2 and W0 through the composition.
+    /// Computes the convolution with the composed kernel ("compact training"). Gradients reach W1,
+    /// W2 and W0 through the composition.
     fn forward_composed(&self, x: &Tensor) -> Tensor {
         let parts = self.parts(|_, kernel| kernel);
         match &self.gate {
@@ -264,14 +274,14 @@ impl MaConv {
         }
     }
 
-    /// The kernels, each with what `fold` makes of its own norm.
+    /// Returns the kernels of the branches, each passed with its own norm through `fold`.
     fn parts(&self, fold: impl Fn(&Norm, Kernel) -> Kernel) -> Parts {
         let folded = |branch: &ConvNorm| fold(branch.norm(), branch.kernel());
         Parts { first: folded(&self.first), second: folded(&self.second), bypass: self.bypass.as_ref().map(folded) }
     }
 }
 
-/// The three kernels of the expansion.
+/// The kernels W1, W2 and W0 of the expansion.
 struct Parts {
     first: Kernel,
     second: Kernel,
@@ -279,12 +289,12 @@ struct Parts {
 }
 
 impl Parts {
-    /// The static kernel W2 W1 + W0.
+    /// Returns the static kernel W2 W1 + W0.
     fn compose(&self) -> Kernel {
         sum(chain(&self.first, &self.second), self.bypass.as_ref())
     }
 
-    /// The kernels per sample W2 diag(A) W1 + W0.
+    /// Returns the factors of the per-sample kernels W2 diag(A) W1 + W0.
     fn low_rank(self) -> LowRank {
         let bias = match &self.bypass {
             Some(bypass) => self.second.bias_or_zeros() + bypass.bias_or_zeros(),
@@ -295,7 +305,7 @@ impl Parts {
     }
 }
 
-/// W2 W1.
+/// Composes W1 (`first`) and W2 (`second`) into the kernel W2 W1.
 fn chain(first: &Kernel, second: &Kernel) -> Kernel {
     match algebra::compose(first, second, MiddlePad::Zeros) {
         Ok(kernel) => kernel,
@@ -303,7 +313,7 @@ fn chain(first: &Kernel, second: &Kernel) -> Kernel {
     }
 }
 
-/// The chain and the bypass beside it.
+/// Adds the bypass, if there is one, to the composed kernel.
 fn sum(chain: Kernel, bypass: Option<&Kernel>) -> Kernel {
     match bypass.map(|bypass| algebra::add(&chain, bypass)) {
         None => chain,
@@ -393,7 +403,7 @@ mod tests {
             for groups in [1, 2, 8] {
                 for site in testing::windows(Geometry::same(8, 16, k).groups(groups)) {
                     let same = site.padding[0];
-                    // 6 x 9 is the map: without padding not every kernel finds room in it.
+                    // The map is 6 x 9; without padding, some kernels don't fit into it.
                     let paddings = [0, same, same + 1].map(|padding| site.padding(padding));
                     sites.extend(paddings.into_iter().filter(|site| site.output_size([6, 9])[0] > 0));
                 }
@@ -429,7 +439,7 @@ mod tests {
             };
             testing::trains_alike(&yaml, &points, at_points);
             testing::trains_alike(&yaml, &windows, at_windows);
-            // Many more channels than z has: the kernels of the samples are on z.
+            // 40 channels are many more than z has: the per-sample kernels apply to z, not to x.
             testing::trains_alike(&yaml, &[Geometry::same(40, 2, 1)], at_points);
             testing::trains_alike(&yaml, &[Geometry::same(8, 16, 1).groups(2)], &[Branches]);
         }

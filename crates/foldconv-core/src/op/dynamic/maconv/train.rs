@@ -1,11 +1,15 @@
-//! Training of `maconv` and `mdconv` in the space of kernels (see [`crate::op::statistics::moments`]): the same function, gradients and running
-//! statistics as the branches, without their maps.
+//! Training of `maconv` and `mdconv` in the space of kernels (see
+//! [`crate::op::statistics::moments`]): the same function, gradients and running statistics as with
+//! the branches, without computing the branches' maps.
 //!
-//! * `moments`, at 1x1: the moments of x give the statistics of all three batch norms. MAConv is one kernel. MDConv, whose gates
-//!   multiply in between, makes the middle map h, weighs it, and takes the moments of that.
-//! * `features`: W0 and W1 are one convolution z = [W0; W1] * x, and the rest is `moments` of z, on which they only select.
-//! * `per_sample`, MDConv: the moments of each sample give those of the middle map before there is one, and each sample has one
-//!   kernel. At 1x1 it is a kernel on x, or on z where that is less work; otherwise on z.
+//! * `moments`, for 1x1 convolutions: the statistics of all three batch norms follow from the
+//!   moments of x. MAConv is one kernel. In MDConv, whose gates multiply in between, the middle map
+//!   h is computed and multiplied by the gates, and the moments of the product are taken.
+//! * `features`: W0 and W1 are one convolution z = [W0; W1] * x, and the rest is `moments` of z, in
+//!   which 1x1 kernels select the output of W1 and of W0.
+//! * `per_sample`, MDConv only: the moments of the middle map follow from the moments of each
+//!   sample, so the middle map is never computed, and each sample has one kernel. For a 1x1
+//!   convolution the kernel applies to x, or to z if that is less work; otherwise to z.
 
 use crate::algebra::{self, Geometry, Kernel};
 use crate::op::activation::Activation;
@@ -16,7 +20,7 @@ use crate::op::statistics::moments::{self, Moments, SampleMoments};
 use tch::{Kind, Tensor};
 
 impl MaConv {
-    /// The ways in which it can be trained where it stands.
+    /// Returns the training algorithms that this operator supports at its geometry.
     pub(super) fn train_algorithms(&self) -> &'static [TrainAlgorithm] {
         let (point, expanded) = (self.geometry.is_matrix(), self.form == TrainedForm::Expanded);
         match self.middle {
@@ -40,14 +44,15 @@ impl MaConv {
         }
     }
 
-    /// The operator in training and the activation, in another way than in branches.
+    /// Computes the output in training, activation included, with an algorithm other than
+    /// `Branches`.
     pub(super) fn train_folded(&self, algorithm: TrainAlgorithm, x: &Tensor, activation: Activation) -> Tensor {
         let on_x = match algorithm {
             TrainAlgorithm::Features => false,
             TrainAlgorithm::PerSample => self.per_sample_on_x(),
             _ => true,
         };
-        // GAP(x) is among the moments of each sample, where they are of all of x.
+        // If the moments of each sample cover all of x, they include GAP(x).
         let known = algorithm == TrainAlgorithm::PerSample && on_x && self.geometry.stride == [1, 1];
         let (x, gates) = match &self.gate {
             Some(gate) if !known => {
@@ -70,8 +75,8 @@ impl MaConv {
         }
     }
 
-    /// Whether kernels of the samples are to be applied to x itself and not to z: where that takes fewer multiplications a position, for the
-    /// moments, the kernels and their gradients.
+    /// Returns true if the per-sample kernels apply to x and not to z: if that takes fewer
+    /// multiplications per position for the moments, the kernels and their gradients.
     fn per_sample_on_x(&self) -> bool {
         let (c, out) = (self.geometry.in_channels, self.geometry.out_channels);
         let z = self.first.kernel().geometry.out_channels + self.bypass.as_ref().map_or(0, |_| out);
@@ -79,7 +84,7 @@ impl MaConv {
         self.geometry.is_matrix() && space(c) <= space(z) + 3 * c * z
     }
 
-    /// z = [W0; W1] * x, and the kernels that select the middle and the bypass in it.
+    /// Returns z = [W0; W1] * x, and the 1x1 kernels that select the middle and the bypass from z.
     fn features(&self, x: &Tensor) -> Parted {
         let weights: Vec<Tensor> =
             self.bypass.iter().chain([&self.first]).map(|branch| branch.kernel().weight).collect();
@@ -98,7 +103,7 @@ impl MaConv {
         (z, select(at, channels - at), bypass.map(|n| select(0, n)))
     }
 
-    /// y, with the gates (N, m) if there are any.
+    /// Computes y from the moments of the map, with the gates (N, m) if there are any.
     fn train_on(&self, (x, first, bypass): Parted, gates: Option<Tensor>, activation: Activation) -> Tensor {
         let moments = Moments::of(&x);
         let statistics = moments.statistics();
@@ -117,7 +122,7 @@ impl MaConv {
         self.behind(|activation| Moments::apply_sum(&terms, activation), activation)
     }
 
-    /// y by one kernel a sample, with the gates (N, m).
+    /// Computes y with one kernel per sample, for gates (N, m).
     fn train_per_sample(
         &self,
         samples: &SampleMoments,
@@ -135,7 +140,8 @@ impl MaConv {
         self.behind(|activation| samples.apply(&weight, &bias, activation), activation)
     }
 
-    /// The sum of the branches, with an activation behind it, and the norm behind that if there is one.
+    /// Applies `sum`, the sum of the branches, followed by the norm after the sum, if there is one,
+    /// and the activation.
     fn behind(&self, sum: impl FnOnce(Activation) -> Tensor, activation: Activation) -> Tensor {
         match &self.after {
             Norm::None => sum(activation),
@@ -144,8 +150,9 @@ impl MaConv {
     }
 }
 
-/// W0 + W2 diag(a) W1 (N, C_out, C, 1, 1), and its bias (N, C_out), for gates a (N, m): one product of the gates with the m kernels of
-/// rank one that they weigh, each with its bias as one more column.
+/// Returns W0 + W2 diag(a) W1 (N, C_out, C, 1, 1) and its bias (N, C_out) for gates a (N, m).
+/// Computed as one product of the gates with the m rank-one kernels that they weigh, each with its
+/// bias as one more column.
 fn mix(parts: &Parts, gates: &Tensor, kind: Kind) -> (Tensor, Tensor) {
     let Parts { first, second, bypass } = parts;
     let with_bias = |kernel: &Kernel| {
@@ -154,22 +161,23 @@ fn mix(parts: &Parts, gates: &Tensor, kind: Kind) -> (Tensor, Tensor) {
     let (first, second) = (with_bias(first), with_bias(second));
     let (m, columns, out) = (first.size()[0], first.size()[1], second.size()[0]);
     let rank_one = second.narrow(1, 0, m).tr().unsqueeze(2) * first.unsqueeze(1);
-    // What no gate weighs: the bypass, and the bias behind W2.
+    // The part that no gate multiplies: the bypass, and the bias of W2.
     let fixed = match bypass {
         Some(bypass) => with_bias(bypass),
         None => second.zeros_like().narrow(1, 0, 1).expand([out, columns], false),
     };
     let fixed = fixed + second.narrow(1, m, 1).constant_pad_nd([columns - 1, 0]);
     let all = fixed.reshape([1, -1]).addmm(gates, &rank_one.reshape([m, -1])).reshape([-1, out, columns]);
-    // One operation: two would each have a gradient of all the kernels, zeros but for its own.
+    // One split instead of two `narrow`s: each `narrow` would have a gradient of the size of all
+    // the kernels, zero except for its own part.
     let parts = all.split_with_sizes([columns - 1, 1], 2);
     (parts[0].unsqueeze(-1).unsqueeze(-1), parts[1].squeeze_dim(2))
 }
 
-/// A map, and the first kernel and the bypass as 1x1 kernels on it.
+/// A map, and the first kernel and the bypass as 1x1 kernels on that map.
 type Parted = (Tensor, Kernel, Option<Kernel>);
 
-/// A 1x1 kernel on the positions that it reads.
+/// Returns the 1x1 kernel of `branch` with stride 1, for the map of the positions that it reads.
 fn unstrided(branch: &ConvNorm) -> Kernel {
     let kernel = branch.kernel();
     Kernel { geometry: kernel.geometry.stride(1), ..kernel }
