@@ -1,4 +1,4 @@
-//! How tables and numbers are written for a person.
+//! Formatting of tables and numbers for the terminal, and output of lines to stdout and stderr.
 
 use crate::error::printable;
 use anyhow::{Context, Result};
@@ -8,34 +8,36 @@ use std::fmt;
 use std::fs::File;
 use std::io::Write;
 
-/// Writes a line to stdout. Where that can't be, as behind `> /dev/full`, it is an error, while `println!` panics.
+/// Writes a line to stdout. A failed write, as with `> /dev/full`, is an error, whereas `println!`
+/// panics.
 #[macro_export]
 macro_rules! say {
     ($($arg:tt)*) => { $crate::text::result(format_args!($($arg)*)) };
 }
 
-/// Writes a line to stderr, which may be a file on a full disk: what can't be written is left out, while `eprintln!` panics.
+/// Writes a line to stderr. A failed write, for example to a file on a full disk, is ignored,
+/// whereas `eprintln!` panics.
 #[macro_export]
 macro_rules! note {
     ($($arg:tt)*) => { $crate::text::message(format_args!($($arg)*)) };
 }
 
-/// What [`say!`] does.
+/// Writes a line to stdout; the implementation of [`say!`].
 ///
 /// # Errors
-/// The disk's.
+/// I/O errors from writing to stdout.
 pub fn result(line: fmt::Arguments) -> Result<()> {
     writeln!(std::io::stdout(), "{line}").context("stdout: cannot write")
 }
 
 thread_local! {
-    /// Where [`note!`] writes on this thread, in place of stderr.
+    /// File to which [`note!`] writes on this thread instead of stderr.
     static LOG: RefCell<Option<File>> = const { RefCell::new(None) };
 }
 
-/// What [`note!`] does.
+/// Writes a line to stderr, or to the file of [`logged`]; the implementation of [`note!`].
 pub fn message(line: fmt::Arguments) {
-    // In one piece: others write to the same place.
+    // Written in one piece, because other processes and threads write to the same place.
     let line = format!("{line}\n");
     let _ = LOG.with_borrow_mut(|log| match log {
         Some(file) => file.write_all(line.as_bytes()),
@@ -43,7 +45,8 @@ pub fn message(line: fmt::Arguments) {
     });
 }
 
-/// Does work whose notes go to a file; where it panics, what the panic says too, as long as that is on this thread.
+/// Runs `work` with the notes of this thread going to `file`. The message of a panic on this thread
+/// goes to `file` too.
 pub fn logged<T>(file: &mut File, work: impl FnOnce() -> T) -> std::io::Result<T> {
     struct Restore(Option<File>);
     impl Drop for Restore {
@@ -55,7 +58,7 @@ pub fn logged<T>(file: &mut File, work: impl FnOnce() -> T) -> std::io::Result<T
     Ok(work())
 }
 
-/// A table for a terminal: a line below the header and none between rows.
+/// Creates a table for the terminal, with a line below the header and none between rows.
 pub fn table<T: Into<comfy_table::Row>>(header: T) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_header(header);
@@ -65,14 +68,15 @@ pub fn table<T: Into<comfy_table::Row>>(header: T) -> Table {
     table
 }
 
-/// The same, its cells broken into lines so that a row is at most 120 characters wide.
+/// Creates a table as [`table`] does, with its cells wrapped so that a row is at most 120
+/// characters wide.
 pub fn wrapped<T: Into<comfy_table::Row>>(header: T) -> Table {
     let mut table = table(header);
     table.set_content_arrangement(ContentArrangement::Dynamic).set_width(120);
     table
 }
 
-/// Numbers line up at the right.
+/// Aligns the given columns to the right, as is usual for numbers.
 pub fn align_right(table: &mut Table, columns: impl IntoIterator<Item = usize>) {
     for column in columns {
         if let Some(column) = table.column_mut(column) {
@@ -81,17 +85,29 @@ pub fn align_right(table: &mut Table, columns: impl IntoIterator<Item = usize>) 
     }
 }
 
-/// The lines of a table, without the blanks at their ends, and nothing in them that a terminal takes for a command.
+/// Renders a table without blanks at the ends of lines, and with control characters escaped.
 pub fn render(table: &Table) -> String {
     table.to_string().lines().map(|line| printable(line.trim_end())).collect::<Vec<_>>().join("\n")
 }
 
-/// 3504872 as 3,504,872.
+/// Formats a number with thousands separators: 3504872 as 3,504,872.
 pub fn thousands(number: i64) -> String {
     let digits = number.unsigned_abs().to_string();
     let groups: Vec<&str> =
         digits.as_bytes().rchunks(3).rev().filter_map(|group| std::str::from_utf8(group).ok()).collect();
     format!("{}{}", if number < 0 { "-" } else { "" }, groups.join(","))
+}
+
+/// Returns percent rounded down to two digits, so that 100.00 means that all images agree. The
+/// small term is for numbers such as 81.85, a hundred times which is a little less than 8185 in
+/// binary.
+pub fn rounded_down(percent: f64) -> String {
+    format!("{:.2}", (percent * 100. + 1e-6).floor() / 100.)
+}
+
+/// Returns a number as `3.1e-7`.
+pub fn scientific(value: f64) -> String {
+    if value == 0. { "0".into() } else { format!("{value:.1e}") }
 }
 
 #[cfg(test)]
@@ -113,5 +129,15 @@ mod tests {
         let lines: Vec<String> = render(&table).lines().map(String::from).collect();
         assert_eq!(lines.len(), 6, "{lines:?}");
         assert_eq!(lines[3..5], [" x        1", " y       22"]);
+    }
+
+    #[test]
+    fn numbers_are_written_as_a_paper_writes_them() {
+        assert_eq!(
+            [0, 12, 999, 1000, 1_234_567, -1000].map(thousands),
+            ["0", "12", "999", "1,000", "1,234,567", "-1,000"]
+        );
+        assert_eq!([100., 99.999, 99.99, 81.85, 0.].map(rounded_down), ["100.00", "99.99", "99.99", "81.85", "0.00"]);
+        assert_eq!([3.14e-7, 0., 0.02].map(scientific), ["3.1e-7", "0", "2.0e-2"]);
     }
 }

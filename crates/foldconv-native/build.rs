@@ -20,8 +20,10 @@ const SOURCES: [&str; 9] = [
 ];
 
 fn main() {
-    for file in
-        ["build.rs", "cpp/lanes.h", "cpp/passes.h", "cpp/products.h", "cpp/maps.h"].iter().chain(&LOOPS).chain(&SOURCES)
+    for file in ["build.rs", "cpp/guarded.h", "cpp/lanes.h", "cpp/passes.h", "cpp/products.h", "cpp/maps.h"]
+        .iter()
+        .chain(&LOOPS)
+        .chain(&SOURCES)
     {
         println!("cargo:rerun-if-changed={file}");
     }

@@ -1,4 +1,4 @@
-//! The readers.
+//! Readers of the fuzz targets.
 
 use super::judged;
 use flate2::Compression;
@@ -16,6 +16,7 @@ use foldconv::sweep::plan::prune;
 use foldconv::sweep::plan::{Plan, Trial};
 use foldconv::sweep::slurm::jobs::Jobs;
 use foldconv::sweep::store::Store;
+use foldconv::train::metrics;
 use foldconv::train::progress::Status;
 use foldconv::weights::pairing::{Aliases, Pairing, Theirs};
 use foldconv::weights::pytorch::{Buffer, Checkpoint};
@@ -25,13 +26,14 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
-/// Tensors of one file whose numbers are read; each may be the whole file.
+/// Maximum number of tensors of one file whose data are read; each tensor may be as large as the
+/// file.
 const MOST_READ: usize = 64;
-/// Points of one sweep that are planned; a person may well ask for more.
+/// Maximum number of trials of a sweep that is planned; a user may legitimately request more.
 const MOST_POINTS: usize = 64;
 
 thread_local! {
-    /// A folder for the files; each target writes the same few again and again.
+    /// Temporary folder for the files; each target rewrites the same few files.
     static FOLDER: TempDir = tempfile::tempdir().expect("a temporary folder");
 }
 
@@ -39,7 +41,7 @@ fn folder() -> PathBuf {
     FOLDER.with(|folder| folder.path().to_path_buf())
 }
 
-/// Writes a file below the folder.
+/// Writes a file in the temporary folder.
 fn put(name: &str, bytes: &[u8]) -> PathBuf {
     let path = folder().join(name);
     if !path.exists() {
@@ -49,14 +51,14 @@ fn put(name: &str, bytes: &[u8]) -> PathBuf {
     path
 }
 
-/// Writes a file whose content is always the same.
+/// Writes a file with constant content, unless the file exists.
 fn keep(name: &str, content: impl FnOnce() -> Vec<u8>) {
     if !folder().join(name).exists() {
         put(name, &content());
     }
 }
 
-/// The first byte chooses what the others are.
+/// Splits off the first byte, which chooses among `of` formats of the remaining bytes.
 fn choice(bytes: &[u8], of: u8) -> (u8, &[u8]) {
     bytes.split_first().map_or((0, bytes), |(first, rest)| (first % of, rest))
 }
@@ -67,7 +69,8 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().expect("written to memory")
 }
 
-/// `foldconv import`: torch.save's zip, tar and stream of pickles, TorchScript, safetensors.
+/// Fuzzes the reader of `foldconv import`: zip, tar and pickle streams of torch.save, TorchScript,
+/// safetensors.
 pub fn checkpoint(bytes: &[u8]) {
     let path = put("checkpoint", bytes);
     let Some(checkpoint) = judged(Checkpoint::open(&path)) else { return };
@@ -89,14 +92,16 @@ pub fn checkpoint(bytes: &[u8]) {
     }
 }
 
-/// Our own model file. The numbers are libtorch's memory, which must not be more than the file.
+/// Fuzzes the reader of foldconv's model files. The tensor data are in libtorch's memory and must
+/// not be larger than the file.
 pub fn model(bytes: &[u8]) {
     let Some(model) = judged(Model::load(&put("model", bytes))) else { return };
     let numbers = |tensor: &tch::Tensor| tensor.numel() * tensor.kind().elt_size_in_bytes();
     assert!(model.tensors.values().map(numbers).sum::<usize>() <= bytes.len());
 }
 
-/// CIFAR-100: the images of either form, the names of the classes, and an archive, as it is or as what is packed in it.
+/// Fuzzes the CIFAR-100 readers: the images of either format, the class names, and an archive, with
+/// the bytes as the archive or as the packed content.
 pub fn cifar(bytes: &[u8]) {
     let (form, bytes) = choice(bytes, 5);
     let record = || [vec![1, 2], vec![7; 3072]].concat();
@@ -112,7 +117,8 @@ pub fn cifar(bytes: &[u8]) {
     judged(Cifar100Config {}.load(Some(&root)));
 }
 
-/// SVHN's MATLAB files, as they are or as what is compressed in them.
+/// Fuzzes the reader of SVHN's MATLAB files, with the bytes as the file or as its compressed
+/// content.
 pub fn svhn(bytes: &[u8]) {
     let (packed, bytes) = choice(bytes, 2);
     let mut file = Vec::new();
@@ -127,7 +133,7 @@ pub fn svhn(bytes: &[u8]) {
     judged(svhn::Config::default().load(path.parent()));
 }
 
-/// The idx files of MNIST, images or labels, plain or compressed.
+/// Fuzzes the reader of MNIST's idx files: images or labels, plain or compressed.
 pub fn mnist(bytes: &[u8]) {
     let (form, bytes) = choice(bytes, 3);
     let word = |n: u32| n.to_be_bytes();
@@ -144,14 +150,14 @@ pub fn mnist(bytes: &[u8]) {
     judged(mnist::MnistConfig {}.load(path.parent()));
 }
 
-/// Pieces of text with a zero byte between them; the first is a file.
+/// Splits the bytes at zero bytes into the content of a file and further texts.
 fn pieces(bytes: &[u8]) -> (&[u8], Vec<String>) {
     let mut pieces = bytes.split(|byte| *byte == 0);
     let file = pieces.next().unwrap_or_default();
     (file, pieces.map(|piece| String::from_utf8_lossy(piece).into_owned()).collect())
 }
 
-/// A YAML file of a trial or a sweep, and behind it what `--set` gives.
+/// Fuzzes the reader of a trial's or a sweep's YAML file, followed by `--set` values.
 pub fn config(bytes: &[u8]) {
     let (file, overrides) = pieces(bytes);
     for text in &overrides {
@@ -160,7 +166,7 @@ pub fn config(bytes: &[u8]) {
     }
     let Some(document) = judged(Document::read(&put("config.yaml", file), &overrides)) else { return };
     if let Some(config) = judged(document.config()) {
-        // What is saved with a trial reads back as the same trial.
+        // The config saved with a trial reads back as the same trial.
         let saved = config.to_yaml();
         let again = Document::read(&put("saved.yaml", saved.as_bytes()), &[]).and_then(|document| document.config());
         assert_eq!(again.map(|config| config.hash()).ok(), Some(config.hash()), "{saved}");
@@ -172,7 +178,7 @@ pub fn config(bytes: &[u8]) {
     }
 }
 
-/// A map of names, and behind it names.
+/// Fuzzes a name map, followed by names that the map is applied to.
 pub fn names(bytes: &[u8]) {
     let (file, names) = pieces(bytes);
     let Some(map) = judged(read_map(&put("map.yaml", file))) else { return };
@@ -181,7 +187,7 @@ pub fn names(bytes: &[u8]) {
     }
 }
 
-/// A sweep of one trial, without what is known of it; the folder of the trial.
+/// Returns a sweep with one trial, without state or results, and that trial.
 fn started(name: &str) -> (Store, Trial) {
     const SWEEP: &str = "{data: {name: shapes}, net: {name: smallnet}, axes: {operator.name: [maconv]}, seeds: 1}";
     keep(&format!("{name}/sweep.yaml"), || SWEEP.into());
@@ -190,7 +196,7 @@ fn started(name: &str) -> (Store, Trial) {
     (store, plan.points[0].trials[0].clone())
 }
 
-/// The files in which a sweep keeps its state, one at a time.
+/// Fuzzes the state files of a sweep, one at a time.
 pub fn sweep(bytes: &[u8]) {
     let (file, bytes) = choice(bytes, 7);
     let (store, planned) = started("sweep");
@@ -216,7 +222,7 @@ pub fn sweep(bytes: &[u8]) {
         3 => {
             place("metrics.csv");
             prune::Curves::default().update(&hash, &store.trial(&hash));
-            judged(report::curves::read(&trial)).map(|rows| report::curves::Curves::of(&[rows]));
+            judged(metrics::read(&trial)).map(|rows| report::curves::Curves::of(&[rows]));
         }
         4 => drop(judged(Jobs::read(
             put("sweep/slurm/jobs.json", bytes).parent().and_then(Path::parent).expect("above"),
@@ -235,7 +241,7 @@ pub fn sweep(bytes: &[u8]) {
     }
 }
 
-/// The tables, plots and page of finished trials with any numbers in them.
+/// Fuzzes the tables, plots and page of a report on a finished trial with arbitrary numbers.
 pub fn report(bytes: &[u8]) {
     let (store, Trial { hash, .. }) = started("report");
     let mut numbers = bytes.as_chunks().0.iter().map(|bytes| f64::from_le_bytes(*bytes));

@@ -1,5 +1,5 @@
-//! The model file: the variables of a network in expanded or compact form, with everything that is
-//! needed to build the network and to feed it.
+//! Model files: the variables of a network in expanded or compact form, with everything that is
+//! needed to build the network and to feed images to it.
 
 pub mod import;
 pub mod readings;
@@ -44,10 +44,10 @@ pub struct About {
     pub config: Config,
     /// Normalisation of the images.
     pub normalisation: Normalisation,
-    /// Name of each class.
+    /// Names of the classes, in the order of the labels.
     pub classes: Vec<String>,
-    /// Algorithms of the compact operators, if they were measured. Default: each makes its kernels per
-    /// sample.
+    /// Algorithms of the compact operators, if they were measured. Default: each operator computes
+    /// its kernels per sample.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tuned: Option<Tuned>,
 }
@@ -108,9 +108,8 @@ impl Model {
     /// [`fold::Refused`] if an operator has no exact fold.
     pub fn fold(&self) -> Result<Model> {
         let expanded = self.build(Device::Cpu)?;
-        let folded = fold::fold(&*expanded.network, &expanded.store)?;
         let compact = self.about.config.build(Form::Compact, Device::Cpu)?;
-        fold::assign(&compact.store, &folded)?;
+        fold::fold_into(&expanded, &compact)??;
         let about = About { form: Form::Compact, ..self.about.clone() };
         Ok(Model { about, tensors: compact.store.variables() })
     }

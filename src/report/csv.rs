@@ -1,81 +1,42 @@
-//! `report.csv`: one row a finished trial, for whoever plots or tests with other tools. No times, so that the same results
-//! give the same bytes.
+//! `report.csv`: one row a finished trial, for plots and tests with other tools. It holds no times,
+//! so the same results give the same bytes.
 
-use crate::report::summary::{PointSummary, Summary, TrialSummary};
-use crate::sweep::plan::Coordinate;
+use crate::report::columns::columns;
+use crate::report::summary::Summary;
 use crate::sweep::plan::axes::DASH;
-use crate::train::result::{FoldResult, FormResult, TrialResult, ValidationResult};
 use anyhow::{Context, Result};
 
-/// Empty where no images were held out.
-const VALIDATION: [&str; 5] =
-    ["validation_top1", "best_epoch", "best_validation_top1", "best_expanded_top1", "best_compact_top1"];
-
-const FORM: [&str; 5] = ["top1", "top5", "loss", "parameters", "macs"];
-
-/// The file's bytes. A trial that belongs to several points has a row for each.
+/// Returns the bytes of the file: hash, coordinates and seed of each finished trial, then the cells
+/// of [`columns`]. A trial that belongs to several points has a row for each.
+///
+/// # Errors
+/// None that a caller can cause: the file is written to memory.
 pub fn csv(summary: &Summary) -> Result<Vec<u8>> {
+    let cells: Vec<_> = columns(summary).into_iter().flat_map(|column| column.csv).collect();
     let mut writer = csv::Writer::from_writer(Vec::new());
-    let mut header = vec!["hash".to_string()];
-    header.extend(summary.axes.iter().cloned());
-    header.push("seed".into());
-    for form in ["expanded", "compact"] {
-        header.extend(FORM.map(|column| format!("{form}_{column}")));
-    }
-    header.extend(["agreement", "relative_difference", "refused"].map(String::from));
-    header.extend(VALIDATION.map(String::from));
-    writer.write_record(&header)?;
+    let names = cells.iter().map(|(name, _)| name.as_str());
+    writer.write_record(
+        ["hash"].into_iter().chain(summary.axes.iter().map(String::as_str)).chain(["seed"]).chain(names),
+    )?;
     for point in &summary.points {
         for trial in &point.trials {
-            if let Some(result) = &trial.result {
-                writer.write_record(row(point, trial, result))?;
-            }
+            let Some(result) = &trial.result else { continue };
+            let labels = point.coordinates.iter().map(|coordinate| coordinate.label.as_str());
+            let labels = labels.map(|label| if label == DASH { String::new() } else { label.into() });
+            let figures = cells.iter().map(|(_, cell)| cell(result).unwrap_or_default());
+            writer.write_record(
+                [trial.hash.clone()].into_iter().chain(labels).chain([trial.seed.to_string()]).chain(figures),
+            )?;
         }
     }
     writer.into_inner().map_err(|error| error.into_error()).context("report.csv")
-}
-
-fn row(point: &PointSummary, trial: &TrialSummary, result: &TrialResult) -> Vec<String> {
-    let mut row = vec![trial.hash.clone()];
-    let label =
-        |coordinate: &Coordinate| if coordinate.label == DASH { String::new() } else { coordinate.label.clone() };
-    row.extend(point.coordinates.iter().map(label));
-    row.push(trial.seed.to_string());
-    row.extend(form(Some(&result.expanded)));
-    row.extend(form(result.compact.as_ref()));
-    row.extend(match &result.fold {
-        FoldResult::Verified { agreement, relative_difference, .. } => {
-            [agreement.to_string(), relative_difference.to_string(), String::new()]
-        }
-        FoldResult::Refused { refused } => [String::new(), String::new(), refused.clone()],
-    });
-    row.extend(validation(result.validation.as_ref()));
-    row
-}
-
-/// In the order of [`VALIDATION`].
-fn validation(result: Option<&ValidationResult>) -> [String; 5] {
-    result
-        .map(|ValidationResult { top1, best, expanded, compact }| {
-            let compact = compact.as_ref().map(|form| form.top1.to_string()).unwrap_or_default();
-            [top1.to_string(), best.epoch.to_string(), best.top1.to_string(), expanded.top1.to_string(), compact]
-        })
-        .unwrap_or_default()
-}
-
-/// In the order of [`FORM`]; empty where there is no such form.
-fn form(form: Option<&FormResult>) -> [String; 5] {
-    form.map(|form| {
-        let FormResult { top1, top5, loss, parameters, macs } = form;
-        [top1.to_string(), top5.to_string(), loss.to_string(), parameters.to_string(), macs.to_string()]
-    })
-    .unwrap_or_default()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::sweep::store::tests::{result, started, write_result};
+    use crate::train::result::{FoldResult, TrialResult};
 
     #[test]
     fn the_rows_read_back_as_the_results() {

@@ -1,10 +1,13 @@
-//! Reports: a sweep folder in; tables for the terminal out, and in the folder `report.md`, `report.csv`, `report.json`, the page
-//! `report.html` and `plots/`. The same results give the same bytes: no file has the time at which it was made.
+//! Reports on sweeps: tables for the terminal, and in the sweep's folder `report.md`, `report.csv`,
+//! `report.json`, the page `report.html` and `plots/`. The same results give the same bytes: no
+//! file holds the time at which it was made.
 //!
-//! Means are over the finished seeds; what failed or timed out is counted and left out. A point of which seeds were pruned has no mean, since
-//! the seeds that are left are the better ones. Points are compared with the
-//! sweep's `baseline:` where the file has one, and along every axis with its first value (in `vary`: the file's own).
+//! Means are over the finished seeds; trials that failed or timed out are counted and left out. A
+//! point of which seeds were pruned has no mean, since the seeds that are left are the better ones.
+//! Points are compared with the sweep's `baseline:` where the file has one, and along every axis
+//! with its first value (in `vary`: the file's own).
 
+pub mod columns;
 pub mod comparison;
 mod csv;
 pub mod curves;
@@ -21,129 +24,84 @@ use crate::files;
 use crate::sweep::state::State;
 use crate::sweep::store::Store;
 use anyhow::{Context, Result};
+use columns::Column;
 use comparison::Comparison;
 use latency::Latency;
 use plot::{Figure, Section};
 use serde::Serialize;
-use statistics::Statistics;
+use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use summary::{PointSummary, Summary, Training, Validation};
+use summary::{PointSummary, Summary};
 use table::{Table, detail, pivot};
 
 /// A report that has been written.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    /// For a terminal.
+    /// The tables for a terminal.
     #[serde(skip)]
     pub text: String,
     /// The tables in LaTeX.
     #[serde(skip)]
     pub latex: String,
-    /// What `report.json` holds.
+    /// Contents of `report.json`.
     #[serde(flatten)]
     pub contents: Contents,
-    /// `report.md`.
+    /// Path of `report.md`.
     pub markdown: PathBuf,
-    /// `report.csv`.
+    /// Path of `report.csv`.
     pub csv: PathBuf,
-    /// `report.json`.
+    /// Path of `report.json`.
     pub json: PathBuf,
-    /// `report.html`.
+    /// Path of `report.html`.
     pub html: PathBuf,
-    /// `plots/`.
+    /// Path of `plots/`.
     pub plots: PathBuf,
 }
 
 /// The numbers of a report, unrounded.
 #[derive(Clone, Debug, Serialize)]
 pub struct Contents {
-    /// The sweep's name.
+    /// Name of the sweep.
     pub title: String,
-    /// Trials of the sweep.
+    /// Number of trials of the sweep.
     pub trials: usize,
-    /// Those that are finished.
+    /// Number of finished trials.
     pub finished: usize,
-    /// Those that ended without a result, by how they ended.
+    /// Number of trials that ended without a result, by state.
     pub ended: BTreeMap<State, usize>,
-    /// What trained.
+    /// Devices and numbers of threads that trained.
     pub machines: String,
-    /// Where the published figures stand.
+    /// Citation of the published figures.
     pub paper: Option<String>,
-    /// In the order of the tables.
-    pub points: Vec<ReportPoint>,
-    /// How far they are apart.
+    /// Points in the order of the tables, each with the keys of [`columns`].
+    pub points: Vec<Map<String, Value>>,
+    /// Differences between points.
     pub comparisons: Vec<Comparison>,
-    /// How long the compact forms take, if that was measured.
+    /// Latency of the compact forms, if it was measured.
     pub latency: Option<Latency>,
 }
 
-/// A row of the detail table, unrounded. What is not known is null.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct ReportPoint {
-    /// What tells it from the other points.
-    pub title: String,
-    /// Value a key.
-    pub coordinates: BTreeMap<String, String>,
-    /// Whether it is the baseline.
-    pub baseline: bool,
-    /// The folders of its trials, one a seed.
-    pub trials: Vec<String>,
-    /// Top-1 of the expanded form, in percent, over the finished seeds.
-    pub expanded_top1: Option<Statistics>,
-    /// Top-1 of the compact form, in percent.
-    pub compact_top1: Option<Statistics>,
-    /// Least agreement of the two over the seeds, in percent.
-    pub agreement: Option<f64>,
-    /// Largest relative difference of a logit over the seeds.
-    pub relative_difference: Option<f64>,
-    /// Why it can't be folded.
-    pub refused: Option<String>,
-    /// Parameters of the expanded form.
-    pub expanded_parameters: Option<i64>,
-    /// Parameters of the compact form.
-    pub compact_parameters: Option<i64>,
-    /// Multiply-accumulates of the expanded form, for one image.
-    pub expanded_macs: Option<i64>,
-    /// Multiply-accumulates of the compact form, for one image.
-    pub compact_macs: Option<i64>,
-    /// How long its training takes.
-    pub training: Option<Training>,
-    /// What the images held out say, where some were.
-    pub validation: Option<Validation>,
-    /// Published top-1, in percent.
-    pub paper_top1: Option<f64>,
-}
-
-impl ReportPoint {
-    fn new(point: &PointSummary) -> ReportPoint {
-        let (agreement, relative_difference) = point.worst_fold().unzip();
-        let compact = point.compact().next();
-        ReportPoint {
-            title: point.title.clone(),
-            coordinates: point.coordinates.iter().map(|at| (at.key.clone(), at.label.clone())).collect(),
-            baseline: point.baseline,
-            trials: point.trials.iter().map(|trial| trial.hash.clone()).collect(),
-            expanded_top1: point.expanded_top1(),
-            compact_top1: point.compact_top1(),
-            agreement,
-            relative_difference,
-            refused: point.refused().map(String::from),
-            expanded_parameters: point.results().next().map(|result| result.expanded.parameters),
-            compact_parameters: compact.map(|compact| compact.parameters),
-            expanded_macs: point.expanded_macs(),
-            compact_macs: compact.map(|compact| compact.macs),
-            training: point.training(),
-            validation: point.validation(),
-            paper_top1: point.paper_top1,
-        }
-    }
+/// Returns a point of `report.json`: its identity, then the keys of [`columns`], each null where it
+/// has no value.
+fn json_point(point: &PointSummary, columns: &[Column]) -> Map<String, Value> {
+    let coordinates: BTreeMap<&str, &str> =
+        point.coordinates.iter().map(|at| (at.key.as_str(), at.label.as_str())).collect();
+    let trials: Vec<&str> = point.hashes().collect();
+    let identity = [
+        ("title", json!(point.title)),
+        ("coordinates", json!(coordinates)),
+        ("baseline", json!(point.baseline)),
+        ("trials", json!(trials)),
+    ];
+    let figures = columns.iter().flat_map(|column| &column.json).map(|(key, value)| (*key, value(point)));
+    identity.into_iter().chain(figures).map(|(key, value)| (key.to_string(), value)).collect()
 }
 
 /// Reports on the sweep in a folder, finished or not, and writes the files there.
 ///
 /// # Errors
-/// A [`crate::error::BadRequest`]: it holds no sweep, or a file of it is damaged.
+/// A [`crate::error::BadRequest`] if the folder holds no sweep, or one of its files is damaged.
 pub fn make(folder: &Path) -> Result<Report> {
     let store = Store::open(folder)?;
     let summary = Summary::read(&store)?;
@@ -169,8 +127,12 @@ pub fn make(folder: &Path) -> Result<Report> {
     let html = file("report.html", page.render().as_bytes())?;
     let plots = store.root().join("plots");
     plot::write(&plots, &sections.iter().flat_map(|section| &section.figures).collect::<Vec<&Figure>>())?;
+    let points = {
+        let columns = columns::columns(&summary);
+        summary.points.iter().map(|point| json_point(point, &columns)).collect()
+    };
     let contents = Contents {
-        points: summary.points.iter().map(ReportPoint::new).collect(),
+        points,
         machines: summary.machines(),
         title: summary.title,
         trials: summary.trials,
@@ -189,10 +151,10 @@ pub fn make(folder: &Path) -> Result<Report> {
 const PIVOT: &str = "Top-1 of the expanded form, %";
 const DETAIL: &str = "Every point";
 const COSTS: &str = "What training took";
-/// What the cells mean, below the tables.
+/// Legend of the cells, printed below the tables.
 const LEGEND: &str = "Mean ± sample standard deviation over the n seeds. Agreement: the images for which both forms predict \
     the same class, the least of the seeds. Fold error: the largest difference of a logit over the largest logit, the most of the seeds.";
-/// More rows of differences than this are not for a terminal.
+/// Maximum number of rows of differences that are printed on a terminal.
 const MOST_DIFFERENCES: usize = 40;
 
 fn to_text(summary: &Summary, pivot: Option<&Table>, detail: &Table, comparisons: &[Comparison]) -> String {
@@ -267,7 +229,7 @@ mod tests {
 
     const SWEEP: &str = "{axes: {net.width: [1, 2], operator.bypass: [true, false]}, seeds: 2}";
 
-    /// All but the last trial finished; `seconds` each.
+    /// Returns a sweep of which all but the last trial are finished, after `seconds` each.
     fn finished(seconds: f64) -> (tempfile::TempDir, Store) {
         let (folder, store, plan) = started(SWEEP);
         for (at, (_, trial)) in plan.trials().into_iter().enumerate().take(7) {
@@ -329,7 +291,8 @@ mod tests {
         assert_eq!((&last["expanded_top1"]["n"], &last["expanded_top1"]["std"]), (&1.into(), &serde_json::Value::Null));
         assert_eq!(first["trials"].as_array().unwrap().len(), 2);
         assert_eq!((json.get("text"), json.get("latex")), (None, None));
-        // Against the first value of each axis; seed by seed the points are 0.5 apart along the second one.
+        // Each point is compared with the first value of an axis. Along the second axis the points
+        // are 0.5 apart at every seed.
         let [along_net, along_bypass] = [&json["comparisons"][0], &json["comparisons"][1]];
         assert_eq!((&along_net["axis"], &along_bypass["axis"]), (&"net.width".into(), &"operator.bypass".into()));
         assert_eq!(

@@ -1,15 +1,16 @@
-//! A sweep folder -> what is known of each of its points.
+//! Summary of a sweep folder: the results of each point.
 
 use crate::config::{self, Config, Value};
 use crate::data::Watched;
 use crate::finite;
-use crate::report::curves::{self, Curves};
+use crate::report::curves::Curves;
 use crate::report::latency::Latency;
 use crate::report::statistics::Statistics;
 use crate::sweep::plan::paper::Paper;
 use crate::sweep::plan::{Coordinate, Plan, Point, Trial};
 use crate::sweep::state::State;
 use crate::sweep::store::Store;
+use crate::train::metrics;
 use crate::train::result::{FoldResult, FormResult, TrialResult, ValidationResult};
 use anyhow::Result;
 use serde::Serialize;
@@ -20,87 +21,89 @@ use std::collections::{BTreeMap, BTreeSet};
 pub struct Summary {
     /// The sweep's name.
     pub title: String,
-    /// The keys of the coordinates.
+    /// Config keys of the axes.
     pub axes: Vec<String>,
     /// Whether the points are a grid over the axes.
     pub grid: bool,
-    /// Trials of the sweep, each counted once.
+    /// Number of trials of the sweep, each counted once.
     pub trials: usize,
-    /// Those that have a result.
+    /// Number of trials that have a result.
     pub finished: usize,
-    /// Those that ended without one: how many of each kind, most advanced first.
+    /// Number of trials that ended without a result, by state, most advanced state first.
     pub ended: Vec<(State, usize)>,
-    /// In the order of the plan.
+    /// Points of the sweep, in the order of the plan.
     pub points: Vec<PointSummary>,
-    /// Where the published figures stand, if the file gives any.
+    /// Citation of the published figures, if the sweep's file gives any.
     pub citation: Option<String>,
-    /// How long the compact forms take, if that was measured.
+    /// Latency of the compact forms, if measured.
     pub latency: Option<Latency>,
-    /// The trial that the file describes without its sweep keys, as YAML; without the place of its data.
+    /// The trial that the sweep's file describes without its sweep keys, as YAML; without
+    /// `data.root`.
     pub base: String,
 }
 
 /// A point and its results so far.
 #[derive(Clone, Debug)]
 pub struct PointSummary {
-    /// One an axis.
+    /// Coordinates, one per axis.
     pub coordinates: Vec<Coordinate>,
-    /// What tells it from the other points.
+    /// Title that distinguishes the point from the other points.
     pub title: String,
-    /// One a seed.
+    /// Trials, one per seed.
     pub trials: Vec<TrialSummary>,
-    /// The images that the curves are of.
+    /// Split that the curves are measured on.
     pub watched: Watched,
-    /// Of the finished seeds.
+    /// Curves of the finished seeds.
     pub curves: Curves,
-    /// Whether it is the baseline.
+    /// Whether the point is a baseline.
     pub baseline: bool,
-    /// The place of the baseline that it is compared with.
+    /// Index of the baseline that the point is compared with.
     pub compared_with: Option<usize>,
-    /// Its published top-1, in percent.
+    /// Published top-1 of the point, in percent.
     pub paper_top1: Option<f64>,
-    /// Its published top-1 less that of what it is compared with.
+    /// Published top-1 of the point minus that of the baseline, in percentage points.
     pub paper_difference: Option<f64>,
 }
 
-/// How long training takes.
+/// Duration and speed of training.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Training {
-    /// Seconds of training and evaluation, over the epochs.
+    /// Seconds of training and evaluation per epoch.
     pub seconds_an_epoch: f64,
-    /// Training images a second, evaluation not counted: the median over the epochs of all seeds; none without metrics.csv.
+    /// Training images per second, evaluation not counted: the median over the epochs of all seeds;
+    /// none without metrics.csv.
     pub images_per_second: Option<f64>,
 }
 
-/// What the images held out say of a point, over its seeds.
+/// Results of a point on the held-out validation images, over its seeds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Validation {
-    /// Top-1 on them after the last epoch, in percent.
+    /// Top-1 on the validation images after the last epoch, in percent.
     pub top1: Statistics,
-    /// The epoch that did best on them.
+    /// Epoch with the best result on the validation images.
     pub best_epoch: Statistics,
     /// Top-1 of that epoch's expanded form on the test split, in percent.
     pub best_top1: Statistics,
 }
 
-/// A trial and its result, if it has one.
+/// A trial and its result, if finished.
 #[derive(Clone, Debug)]
 pub struct TrialSummary {
-    /// Name of its folder.
+    /// Name of the trial's folder.
     pub hash: String,
-    /// Its seed.
+    /// Seed of the trial.
     pub seed: u64,
-    /// None where it isn't finished.
+    /// Result; none if the trial isn't finished.
     pub result: Option<TrialResult>,
-    /// How it ended, where it ended without a result: pruned, failed, out of memory or timed out.
+    /// State of a trial that ended without a result: pruned, failed, out of memory or timed out.
     pub ended: Option<State>,
 }
 
 impl Summary {
-    /// Reads the plan and every result.
+    /// Reads the plan and every result of a sweep.
     ///
     /// # Errors
-    /// A [`crate::error::BadRequest`] that names the file: of a plan or a result that is damaged.
+    /// A [`crate::error::BadRequest`] that names the file, if the plan or a result is damaged.
     pub fn read(store: &Store) -> Result<Summary> {
         let document = store.document()?;
         let plan = Plan::of_checked(&document)?;
@@ -110,10 +113,11 @@ impl Summary {
         if let Some(Value::Mapping(data)) = base.get_mut("data") {
             data.remove("root");
         }
-        // Where the axes give whole sections, the file alone need not be a trial; then it is shown as it was written.
+        // If the axes give whole sections, the file alone need not be a valid trial; it is then
+        // shown as written.
         let as_written = || config::yaml(&base);
         let resolved = Config::new(&base, &document.origin).map(|config| config.to_yaml());
-        // A trial may stand in several points; it counts once.
+        // A trial that belongs to several points counts once.
         let all: BTreeMap<&str, &TrialSummary> =
             points.iter().flat_map(|point| &point.trials).map(|trial| (trial.hash.as_str(), trial)).collect();
         let mut ended = BTreeMap::new();
@@ -134,13 +138,13 @@ impl Summary {
         })
     }
 
-    /// One line on how far the sweep is.
+    /// Returns one line on the progress of the sweep.
     pub fn progress(&self) -> String {
         let ended: String = self.ended.iter().map(|(state, n)| format!(", {n} {state}")).collect();
         format!("{} of {} trials are finished{ended}.", self.finished, self.trials)
     }
 
-    /// What trained: devices and threads, each once.
+    /// Returns the devices and thread counts of all trainings, each once.
     pub fn machines(&self) -> String {
         let place = |result: &TrialResult| match result.threads {
             1 => format!("{}, 1 thread", result.device),
@@ -149,7 +153,8 @@ impl Summary {
         self.each_once(place).join("; ")
     }
 
-    /// What trained, and the versions of foldconv that did; empty where nothing is finished.
+    /// Returns the devices of all trainings and the versions of foldconv that ran them; empty if no
+    /// trial is finished.
     pub fn provenance(&self) -> String {
         let versions = self.each_once(|result| result.version.clone()).join(", ");
         if versions.is_empty() {
@@ -164,8 +169,9 @@ impl Summary {
         all.into_iter().collect()
     }
 
-    /// The point that the images decide for which choices are made: those held out, where every point has such figures, else the test
-    /// split. None where no point has a mean.
+    /// Returns the point with the highest mean top-1, and the split that top-1 is measured on: the
+    /// validation images if every measured point has validation results, else the test split. None
+    /// if no point has a mean.
     pub fn best(&self) -> Option<(&PointSummary, Watched)> {
         let measured = || self.points.iter().filter(|point| point.expanded_top1().is_some());
         let held_out = measured().all(|point| point.validation().is_some());
@@ -178,7 +184,8 @@ impl Summary {
         best.map(|(_, point)| (point, watched))
     }
 
-    /// Milliseconds of a point's compact form at the first batch that was measured.
+    /// Returns the latency of a point's compact form in milliseconds, at the first batch size that
+    /// was measured.
     pub fn latency_of(&self, point: &PointSummary) -> Option<f64> {
         let latency = self.latency.as_ref()?;
         latency.of(point.hashes(), *latency.batches().first()?)
@@ -186,7 +193,7 @@ impl Summary {
 }
 
 impl PointSummary {
-    /// Returns the hashes of its trials.
+    /// Returns the hashes of the point's trials.
     pub fn hashes(&self) -> impl Iterator<Item = &str> {
         self.trials.iter().map(|trial| trial.hash.as_str())
     }
@@ -198,7 +205,7 @@ impl PointSummary {
             let result = store.result(trial)?;
             let ended = match result {
                 Some(_) => {
-                    rows.push(curves::read(&store.trial(hash))?);
+                    rows.push(metrics::read(&store.trial(hash))?);
                     None
                 }
                 None => Some(store.state(hash)).filter(|state| state.is_failure() || *state == State::Pruned),
@@ -221,12 +228,13 @@ impl PointSummary {
         })
     }
 
-    /// The results there are.
+    /// Returns the results of the finished trials.
     pub fn results(&self) -> impl Iterator<Item = &TrialResult> {
         self.trials.iter().filter_map(|trial| trial.result.as_ref())
     }
 
-    /// How many of the seeds are there: `5`, or `3 of 5`, and what became of the others: `3 of 5, 1 pruned`.
+    /// Returns the number of finished seeds and the states of the seeds that ended without a
+    /// result: `5`, `3 of 5`, or `3 of 5, 1 pruned`.
     pub fn count(&self) -> String {
         let (finished, all) = (self.results().count(), self.trials.len());
         let mut text = if finished == all { all.to_string() } else { format!("{finished} of {all}") };
@@ -239,22 +247,24 @@ impl PointSummary {
         text
     }
 
-    /// Parameters of the compact form, or of the expanded one where there is no compact.
+    /// Returns the number of parameters of the compact form, or of the expanded form if there is no
+    /// compact form.
     pub fn parameters(&self) -> Option<i64> {
         self.leanest().map(|form| form.parameters)
     }
 
-    /// Multiply-accumulates for one image, of the same.
+    /// Returns the multiply-accumulates for one image of the compact form, or of the expanded form
+    /// if there is no compact form.
     pub fn macs(&self) -> Option<i64> {
         self.leanest().map(|form| form.macs)
     }
 
-    /// Multiply-accumulates of the expanded form for one image.
+    /// Returns the multiply-accumulates for one image of the expanded form.
     pub fn expanded_macs(&self) -> Option<i64> {
         self.results().next().map(|result| result.expanded.macs)
     }
 
-    /// The cost of training, over the finished seeds.
+    /// Returns the cost of training, averaged over the finished seeds.
     pub fn training(&self) -> Option<Training> {
         let mean = |values: Vec<f64>| Statistics::of(&values).map(|of| of.mean);
         let seconds = self.results().map(|result| result.seconds / result.epochs.max(1) as f64).collect();
@@ -265,12 +275,14 @@ impl PointSummary {
         self.compact().next().or_else(|| self.results().next().map(|result| &result.expanded))
     }
 
-    /// Whether seeds of it were stopped early: those that are left are the better ones, and their mean would say too much.
+    /// Whether any seed was pruned. The seeds that remain are then the better ones, and their mean
+    /// would be too high.
     pub fn is_pruned(&self) -> bool {
         self.trials.iter().any(|trial| trial.ended == Some(State::Pruned))
     }
 
-    /// Top-1 of the expanded form, in percent, over the seeds; none where some were pruned.
+    /// Returns the top-1 of the expanded form over the seeds, in percent; none if any seed was
+    /// pruned.
     pub fn expanded_top1(&self) -> Option<Statistics> {
         if self.is_pruned() {
             return None;
@@ -278,7 +290,8 @@ impl PointSummary {
         Statistics::of(&self.results().map(|result| result.expanded.top1).collect::<Vec<_>>())
     }
 
-    /// Top-1 of the compact form, in percent, over the seeds that folded; none where some were pruned.
+    /// Returns the top-1 of the compact form over the seeds that folded, in percent; none if any
+    /// seed was pruned.
     pub fn compact_top1(&self) -> Option<Statistics> {
         if self.is_pruned() {
             return None;
@@ -286,7 +299,8 @@ impl PointSummary {
         Statistics::of(&self.compact().map(|form| form.top1).collect::<Vec<_>>())
     }
 
-    /// What the images held out say, over the seeds; none where some were pruned, or nothing was held out.
+    /// Returns the results on the validation images, over the seeds; none if any seed was pruned or
+    /// no images were held out.
     pub fn validation(&self) -> Option<Validation> {
         if self.is_pruned() {
             return None;
@@ -302,12 +316,13 @@ impl PointSummary {
         })
     }
 
-    /// The compact forms there are.
+    /// Returns the results of the compact forms, one per seed that folded.
     pub fn compact(&self) -> impl Iterator<Item = &FormResult> {
         self.results().filter_map(|result| result.compact.as_ref())
     }
 
-    /// Over the seeds that folded: the least agreement, in percent, and the largest relative difference of a logit.
+    /// Returns the worst fold over the seeds that folded: the least agreement, in percent, and the
+    /// largest relative difference of a logit.
     pub fn worst_fold(&self) -> Option<(f64, f64)> {
         let folds = self.results().filter_map(|result| match result.fold {
             FoldResult::Verified { agreement, relative_difference, .. } => Some((agreement, relative_difference)),
@@ -316,7 +331,7 @@ impl PointSummary {
         folds.reduce(|worst, next| (finite::smaller(worst.0, next.0), finite::larger(worst.1, next.1)))
     }
 
-    /// Why it can't be folded.
+    /// Returns the reason why the point can't be folded, if any seed was refused.
     pub fn refused(&self) -> Option<&str> {
         self.results().find_map(|result| match &result.fold {
             FoldResult::Refused { refused } => Some(refused.as_str()),
@@ -353,13 +368,13 @@ mod tests {
         for (trial, state) in trials[1..].iter().zip([State::Pruned, State::Failed, State::Running]) {
             std::fs::create_dir_all(store.trial(&trial.hash)).unwrap();
             store.write_record(&trial.hash, &Record::default().to(state, None)).unwrap();
-            // Epochs that it trained before.
+            // Epochs trained before the trial ended.
             std::fs::write(store.trial(&trial.hash).join("metrics.csv"), "no rows").unwrap();
         }
         let summary = Summary::read(&store).unwrap();
         assert_eq!(summary.progress(), "1 of 4 trials are finished, 1 pruned, 1 failed.");
         assert_eq!(summary.points[0].count(), "1 of 4, 1 pruned, 1 failed");
-        // The seed that is left is the better one: it is no mean of the point.
+        // The one finished seed is the better one: its top-1 is not the point's mean.
         assert_eq!((summary.points[0].expanded_top1(), &summary.points[0].curves), (None, &Curves::default()));
         store.write_record(&trials[1].hash, &Record::default().to(State::Failed, None)).unwrap();
         let summary = Summary::read(&store).unwrap();

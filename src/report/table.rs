@@ -1,26 +1,28 @@
-//! The two tables of a sweep: the pivot, as a paper shows it, and the detail, one row a point.
+//! The tables of a sweep: the pivot, as a paper shows it; the detail, one row a point; differences;
+//! and costs.
 
+use crate::report::columns::{Cell, columns};
 use crate::report::comparison::{Compared, Comparison};
-use crate::report::statistics::{Difference, Statistics, signed};
+use crate::report::statistics::{Difference, signed};
 use crate::report::summary::{PointSummary, Summary};
 use crate::sweep::plan::axes::DASH;
 use crate::text::{self, thousands};
 use comfy_table::presets::ASCII_MARKDOWN;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// A table, still to be rendered.
+/// A table that is not rendered yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Table {
-    /// The first row.
+    /// Headers of the columns.
     pub header: Vec<String>,
-    /// The others, as long as the header.
+    /// Rows, each as long as the header.
     pub rows: Vec<Vec<String>>,
     /// Lines below the table.
     pub footnotes: Vec<String>,
 }
 
 impl Table {
-    /// Whether all cells of a column are numbers, but for those that hold none.
+    /// Returns whether all cells of a column are numbers, except those without a value.
     pub fn is_numeric(&self, column: usize) -> bool {
         let mut cells =
             self.rows.iter().map(|row| row[column].as_str()).filter(|cell| !matches!(*cell, "" | "–")).peekable();
@@ -28,7 +30,7 @@ impl Table {
         cells.peek().is_some() && cells.all(|cell| number(cell) || cell.starts_with("refused"))
     }
 
-    /// For a terminal.
+    /// Returns the table as text for a terminal.
     pub fn terminal(&self) -> String {
         let footnotes: String = self.footnotes.iter().map(|note| format!("{note}\n")).collect();
         let mut table = text::table(&self.header);
@@ -36,7 +38,7 @@ impl Table {
         format!("{}\n{footnotes}", text::render(&table))
     }
 
-    /// As Markdown.
+    /// Returns the table as Markdown.
     pub fn markdown(&self) -> String {
         let mut table = comfy_table::Table::new();
         let row = |cells: &Vec<String>| cells.iter().map(|cell| cell.replace('|', "\\|")).collect::<Vec<String>>();
@@ -46,11 +48,12 @@ impl Table {
     }
 }
 
-/// Most columns of a pivot: more fit neither a terminal nor a page.
+/// Maximum number of columns of a pivot; more fit neither a terminal nor a page.
 const MOST_COLUMNS: usize = 8;
 
-/// Expanded top-1: the last axis as columns and the others as rows; one row a point where one key is varied at a time, and where the
-/// columns would be too many. None where there is no axis.
+/// Returns the table of top-1 of the expanded form, with the last axis as columns and the other
+/// axes as rows. It has one row a point if one key is varied at a time, or if the columns would be
+/// too many. None for a sweep without an axis.
 pub fn pivot(summary: &Summary) -> Option<Table> {
     let last = summary.axes.len().checked_sub(1)?;
     let across: BTreeSet<&str> = summary.points.iter().map(|point| point.coordinates[last].label.as_str()).collect();
@@ -59,7 +62,7 @@ pub fn pivot(summary: &Summary) -> Option<Table> {
         let row = |point: &PointSummary| labels(point).chain([top1_cell(point)]).collect();
         return Some(Table { header, rows: summary.points.iter().map(row).collect(), footnotes: Vec::new() });
     }
-    // By place, because a baseline leaves holes in the grid.
+    // Cells are kept by row and column, because a baseline leaves holes in the grid.
     let mut columns: Vec<&str> = Vec::new();
     let mut header: Vec<String> = summary.axes[..last].to_vec();
     let mut keys: Vec<Vec<String>> = Vec::new();
@@ -85,55 +88,50 @@ pub fn pivot(summary: &Summary) -> Option<Table> {
     Some(Table { rows: keys.into_iter().enumerate().map(row).collect(), header, footnotes: Vec::new() })
 }
 
-/// One row a point with all that is measured.
+/// Returns the table of all figures, one row a point: its coordinates, then the columns of
+/// [`columns`] that tables show.
 pub fn detail(summary: &Summary) -> Table {
-    let mut footnotes: Vec<String> = Vec::new();
-    let measured =
-        ["n", "expanded top-1, %", "compact top-1, %", "agreement, %", "fold error", "parameters", "compact MACs"];
-    let mut header: Vec<String> = summary.axes.iter().cloned().chain(measured.map(String::from)).collect();
-    let mut rows: Vec<Vec<String>> = summary.points.iter().map(|point| detail_row(point, &mut footnotes)).collect();
-    let mut column = |head: String, cell: &dyn Fn(&PointSummary) -> Option<String>| {
-        header.push(head);
-        for (row, point) in rows.iter_mut().zip(&summary.points) {
-            row.push(cell(point).unwrap_or(NONE.into()));
-        }
+    let points = &summary.points;
+    let mut table = Table {
+        header: summary.axes.clone(),
+        rows: points.iter().map(|point| labels(point).collect()).collect(),
+        footnotes: Vec::new(),
     };
-    let number = |value: f64| format!("{value:.2}");
-    if summary.points.iter().any(|point| point.validation().is_some()) {
-        column("validation top-1, %".into(), &|point| Some(point.validation()?.top1.to_string()));
-        column("best epoch".into(), &|point| Some(format!("{:.0}", point.validation()?.best_epoch.mean)));
-        column("its top-1, %".into(), &|point| Some(point.validation()?.best_top1.to_string()));
-        footnotes.push(BEST_EPOCH.into());
-    }
-    if let Some(latency) = &summary.latency {
-        for batch in latency.batches() {
-            column(format!("latency, ms, batch {batch}"), &|point| latency.of(point.hashes(), batch).map(number));
+    let mut below = Vec::new();
+    for shown in columns(summary).into_iter().filter_map(|column| column.shown) {
+        let cells: Vec<Option<Cell>> = points.iter().map(&shown.cell).collect();
+        if shown.optional && cells.iter().all(Option::is_none) {
+            continue;
         }
-        footnotes.push(format!("Latency: medians of the compact forms, run in turn, on {}.", latency.place()));
-    }
-    if let Some(citation) = &summary.citation {
-        if summary.points.iter().any(|point| point.paper_top1.is_some()) {
-            column("paper, %".into(), &|point| point.paper_top1.map(number));
+        table.header.push(shown.header);
+        for (row, cell) in table.rows.iter_mut().zip(cells) {
+            row.push(cell.map_or(DASH.into(), |cell| numbered(cell, &mut table.footnotes)));
         }
-        footnotes.push(format!("Paper: {citation}."));
+        below.extend(shown.footnote);
     }
-    Table { header, rows, footnotes }
+    below.extend(summary.citation.iter().map(|citation| format!("Paper: {citation}.")));
+    table.footnotes.extend(below);
+    table
 }
 
-/// What stands where nothing is known.
-const NONE: &str = "–";
+/// Returns the text of a cell, with the number of its footnote if it has one.
+fn numbered(cell: Cell, footnotes: &mut Vec<String>) -> String {
+    let Some(note) = cell.note else { return cell.text };
+    let known = footnotes.iter().position(|footnote| footnote.split_once("] ").is_some_and(|(_, text)| text == note));
+    let at = known.unwrap_or_else(|| {
+        footnotes.push(format!("[{}] {note}", footnotes.len() + 1));
+        footnotes.len() - 1
+    });
+    format!("{} [{}]", cell.text, at + 1)
+}
 
-/// What the columns of the best epoch show.
-const BEST_EPOCH: &str = "Top-1 is on the test split after the last epoch; validation top-1 is on the training images held out, and the \
-    best epoch (a mean over the seeds) is the one that did best on them, with its top-1 on the test split.";
-
-/// What [`comparison`] shows.
+/// Legend of the table of differences.
 pub const COMPARISON_LEGEND: &str = "Top-1 of the expanded form less that of the other, in percentage points, paired by seed. \
     The interval is that of Student's t and holds the true mean difference in 95 of 100 such sweeps; where it holds 0, the two are \
     not told apart by themselves. Of twenty rows without any true difference one leaves 0 out by chance, so each table's rows are judged \
     together as well (Holm's correction of the p values of the paired t-test, at 5 %): \"higher\" and \"lower\" alone are what holds so.";
 
-/// How far points are from what they are compared with.
+/// Returns the table of differences between points and the points that they are compared with.
 pub fn comparison(comparison: &Comparison) -> Table {
     let mut header: Vec<String> = ["point", "against", "n", "difference", "95 % interval"].map(String::from).to_vec();
     if comparison.has_paper() {
@@ -149,11 +147,11 @@ pub fn comparison(comparison: &Comparison) -> Table {
             row.title.clone(),
             row.against.clone(),
             row.difference.map_or(0, |difference| difference.of.n).to_string(),
-            row.difference.map_or(NONE.into(), mean),
-            row.difference.and_then(|difference| difference.interval_text()).unwrap_or(NONE.into()),
+            row.difference.map_or(DASH.into(), mean),
+            row.difference.and_then(|difference| difference.interval_text()).unwrap_or(DASH.into()),
         ];
         if comparison.has_paper() {
-            cells.push(row.paper.map_or(NONE.into(), signed));
+            cells.push(row.paper.map_or(DASH.into(), signed));
         }
         cells.push(row.verdict.clone());
         cells
@@ -161,12 +159,13 @@ pub fn comparison(comparison: &Comparison) -> Table {
     Table { header, rows: comparison.rows.iter().map(row).collect(), footnotes: Vec::new() }
 }
 
-/// What training took, one row a point with a result; none where there is none. Times differ from run to run.
+/// Returns the table of the costs of training, one row for each point with a result; None if no
+/// point has one. Times differ from run to run.
 pub fn costs(summary: &Summary) -> Option<Table> {
     let header = ["point", "parameters", "MACs", "seconds an epoch", "images/s"].map(String::from).to_vec();
     let row = |point: &PointSummary| {
         let (form, training) = (&point.results().next()?.expanded, point.training()?);
-        let speed = training.images_per_second.map_or(NONE.into(), |speed| thousands(speed.round() as i64));
+        let speed = training.images_per_second.map_or(DASH.into(), |speed| thousands(speed.round() as i64));
         let seconds = format!("{:.2}", training.seconds_an_epoch);
         Some(vec![point.title.clone(), thousands(form.parameters), thousands(form.macs), seconds, speed])
     };
@@ -175,55 +174,15 @@ pub fn costs(summary: &Summary) -> Option<Table> {
     (!rows.is_empty()).then_some(Table { header, rows, footnotes })
 }
 
-/// Below the table of costs.
+/// Legend of the table of costs.
 const COSTS: &str = "Parameters and MACs, for one image, of the expanded form. Seconds of training and evaluation over the epochs, the mean over \
     the seeds; images a second without evaluation, the median over the epochs. What else ran then is in them.";
-
-fn detail_row(point: &PointSummary, footnotes: &mut Vec<String>) -> Vec<String> {
-    let expanded = point.results().next().map(|result| &result.expanded);
-    let compact = point.compact().next();
-    let (agreement, error) = match point.worst_fold() {
-        Some((agreement, error)) => (rounded_down(agreement), scientific(error)),
-        None => (NONE.into(), NONE.into()),
-    };
-    let error = match point.refused() {
-        Some(reason) => format!("refused [{}]", footnote(reason, footnotes)),
-        None => error,
-    };
-    let parameters = match (expanded, compact) {
-        (Some(expanded), Some(compact)) => {
-            format!("{} → {}", thousands(expanded.parameters), thousands(compact.parameters))
-        }
-        (Some(expanded), None) => thousands(expanded.parameters),
-        (None, _) => NONE.into(),
-    };
-    let statistics = |of: Option<Statistics>| of.map_or(NONE.into(), |of| of.to_string());
-    let measured = [
-        point.count(),
-        statistics(point.expanded_top1()),
-        statistics(point.compact_top1()),
-        agreement,
-        error,
-        parameters,
-        compact.map_or(NONE.into(), |compact| thousands(compact.macs)),
-    ];
-    labels(point).chain(measured).collect()
-}
-
-/// The number of the footnote that gives a reason; points with the same reason share it.
-fn footnote(reason: &str, footnotes: &mut Vec<String>) -> usize {
-    let known = footnotes.iter().position(|note| note.split_once("] ").is_some_and(|(_, text)| text == reason));
-    known.unwrap_or_else(|| {
-        footnotes.push(format!("[{}] {reason}", footnotes.len() + 1));
-        footnotes.len() - 1
-    }) + 1
-}
 
 fn labels(point: &PointSummary) -> impl Iterator<Item = String> {
     point.coordinates.iter().map(|coordinate| coordinate.label.clone())
 }
 
-/// `81.23 ± 0.45`, and how many seeds are there where some are missing.
+/// Returns a mean as `81.23 ± 0.45`, with the number of finished seeds if some are missing.
 fn top1_cell(point: &PointSummary) -> String {
     let complete = point.results().count() == point.trials.len();
     match point.expanded_top1() {
@@ -231,17 +190,6 @@ fn top1_cell(point: &PointSummary) -> String {
         Some(statistics) => format!("{statistics} ({})", point.count()),
         None => format!("({})", point.count()),
     }
-}
-
-/// Percent, rounded down: 100.00 only where all images agree. The small term is for 81.85, a hundred times which
-/// is a little less than 8185 in binary.
-pub fn rounded_down(percent: f64) -> String {
-    format!("{:.2}", (percent * 100. + 1e-6).floor() / 100.)
-}
-
-/// `3.1e-7`.
-pub fn scientific(value: f64) -> String {
-    if value == 0. { "0".into() } else { format!("{value:.1e}") }
 }
 
 #[cfg(test)]
@@ -258,7 +206,8 @@ mod tests {
         operator: [{name: maconv}, {name: maconv, middle: relu}], operator.bypass: [true, false]},
         baseline: {operator: {name: plain}}, seeds: 3}";
 
-    /// Every trial finished, with a top-1 of 80 + its place in the plan, plus 0.5 a seed; ReLU refused.
+    /// Writes a result for every trial: a top-1 of 80, plus the place of the point in the plan,
+    /// plus 0.5 times the seed. Points with a ReLU in the middle are refused.
     fn finish(store: &Store, plan: &Plan) {
         for (at, point) in plan.points.iter().enumerate() {
             for trial in &point.trials {
@@ -357,7 +306,7 @@ mod tests {
         let (_folder, store, plan) = started("{axes: {data.validation: [5000, 9000]}, seeds: 2}");
         for (point, (validation, epoch)) in plan.points.iter().zip([(81., 150), (79., 199)]) {
             for trial in &point.trials {
-                // The second point does better on the test split alone.
+                // The second point is better on the test split only.
                 let top1 = if epoch == 199 { 84. } else { 80. } + trial.config.seed as f64;
                 let result = result(&trial.hash, trial.config.seed, top1);
                 let best = Best { epoch, top1: validation + 1., loss: 0.5 };
@@ -374,10 +323,10 @@ mod tests {
         assert_eq!(end(&table.header), "validation top-1, % | best epoch | its top-1, %");
         let rows: Vec<String> = table.rows.iter().map(|row| end(row)).collect();
         assert_eq!(rows, ["81.00 ± 0.00 | 150 | 82.00 ± 0.00", "79.00 ± 0.00 | 199 | 82.00 ± 0.00"]);
-        assert_eq!(table.footnotes, [BEST_EPOCH]);
+        assert_eq!(table.footnotes, [crate::report::columns::BEST_EPOCH]);
         let csv = String::from_utf8(crate::report::csv::csv(&summary).unwrap()).unwrap();
         assert!(csv.lines().nth(1).unwrap().ends_with(",81,150,82,82,"), "{csv}");
-        // What is not finished is not chosen.
+        // A point without a result is not chosen.
         for seed in 0..2 {
             remove(&store, &plan, 0, seed);
         }
@@ -433,15 +382,5 @@ mod tests {
             lines.contains(&"x     y") && lines.contains(&"a|b   1 ± 2") && lines.last() == Some(&"[1] why"),
             "{lines:?}"
         );
-    }
-
-    #[test]
-    fn numbers_are_written_as_a_paper_writes_them() {
-        assert_eq!(
-            [0, 12, 999, 1000, 1_234_567, -1000].map(thousands),
-            ["0", "12", "999", "1,000", "1,234,567", "-1,000"]
-        );
-        assert_eq!([100., 99.999, 99.99, 81.85, 0.].map(rounded_down), ["100.00", "99.99", "99.99", "81.85", "0.00"]);
-        assert_eq!([3.14e-7, 0., 0.02].map(scientific), ["3.1e-7", "0", "2.0e-2"]);
     }
 }

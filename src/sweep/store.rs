@@ -1,19 +1,20 @@
-//! The folder of a sweep: `sweep.yaml`, all that a report needs to know, and `trials/HASH/` with each trial's
-//! `config.yaml`, `lock`, `state.json`, `log.txt` and, once it is finished, its `result.json`. A trial's folder is
-//! named after its config, so a changed file keeps what it shares.
+//! Folder of a sweep: `sweep.yaml`, which holds everything a report needs to know, and
+//! `trials/HASH/` with `config.yaml`, `lock`, `state.json`, `log.txt` and, for a finished trial,
+//! `result.json`. The hash is that of the trial's config, so a sweep with a changed file keeps the
+//! trials that both versions share.
 
 use crate::config::Document;
 use crate::sweep::lock::Lock;
 use crate::sweep::plan::{Plan, Trial};
 use crate::sweep::state::{Record, State};
 use crate::train::checkpoint;
-use crate::train::result::TrialResult;
+use crate::train::result::{self, TrialResult};
 use crate::{bad_request, files, yaml};
 use anyhow::{Context, Result};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-/// Stands behind the sweep's name in the first line of `sweep.yaml`.
+/// Text after the sweep's name in the first line of `sweep.yaml`.
 const HEADER: &str = ": the file of this sweep, as it was read";
 
 /// The folder of a sweep.
@@ -23,10 +24,10 @@ pub struct Store {
 }
 
 impl Store {
-    /// The folder of a sweep that has been started.
+    /// Opens the folder of a sweep that has been started.
     ///
     /// # Errors
-    /// A [`crate::error::BadRequest`]: it holds no `sweep.yaml`.
+    /// A [`crate::error::BadRequest`] if the folder holds no `sweep.yaml`.
     pub fn open(root: &Path) -> Result<Store> {
         let store = Store { root: root.into() };
         if !store.file().is_file() {
@@ -38,10 +39,11 @@ impl Store {
         Ok(store)
     }
 
-    /// The folder that a sweep may have, though it need not be there yet.
+    /// Opens a folder for a sweep that may not have been started. The folder need not exist yet.
     ///
     /// # Errors
-    /// A [`crate::error::BadRequest`]: it holds something else.
+    /// A [`crate::error::BadRequest`] if the folder holds files other than a sweep's or can't be
+    /// read.
     pub fn at(root: &Path) -> Result<Store> {
         let store = Store { root: root.into() };
         if store.file().is_file() {
@@ -51,10 +53,12 @@ impl Store {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => bad_request!("{}: cannot read this folder: {error}", root.display()),
             Ok(entries) => {
-                // What a crash left in the midst of writing the first file is ours.
+                // Partial files that a crash left while `sweep.yaml` was first written don't count
+                // as foreign.
                 let foreign =
                     |entry: std::fs::DirEntry| !entry.file_name().to_string_lossy().starts_with(files::PARTIAL);
-                // Another process may have written the sweep's file since, and then the rest: the file comes first.
+                // Another process may have started the sweep since the first check; `sweep.yaml` is
+                // written before all other files.
                 if entries.flatten().any(foreign) && !store.file().is_file() {
                     bad_request!("{}: holds something else than a sweep; give a new or empty folder", root.display());
                 }
@@ -63,10 +67,12 @@ impl Store {
         Ok(store)
     }
 
-    /// Writes the plan file. Processes that start together may all do so: it is there whole, the last one's.
+    /// Writes `sweep.yaml`. Processes that start together may all write the file: the file is
+    /// always whole and has the content of the last writer.
     ///
     /// # Errors
-    /// A [`crate::error::BadRequest`]: it holds results, and none of them is of this sweep.
+    /// A [`crate::error::BadRequest`] if the folder holds results and none of them belongs to this
+    /// sweep, or if the text is longer than [`yaml::MOST_BYTES`]. I/O errors.
     pub fn start(&self, document: &Document, plan: &Plan) -> Result<()> {
         files::create_dir(&self.root)?;
         let own_file = Path::new(&document.origin).canonicalize().ok() == self.file().canonicalize().ok();
@@ -85,7 +91,8 @@ impl Store {
         files::write_atomic(&self.file(), text.as_bytes())
     }
 
-    /// How many trials the folder has that are not of the plan: of an earlier state of its file.
+    /// Returns the number of trials in the folder that are not in the plan, left by an earlier
+    /// version of the sweep's file.
     pub fn orphaned(&self, plan: &Plan) -> usize {
         let trials = plan.trials();
         let own: HashSet<&str> = trials.iter().map(|(_, trial)| trial.hash.as_str()).collect();
@@ -93,15 +100,15 @@ impl Store {
         names.filter(|entry| !own.contains(&*entry.file_name().to_string_lossy())).count()
     }
 
-    /// Refuses a folder that holds results, none of them of this sweep.
+    /// Checks that the folder holds no results, or at least one result of this sweep.
     ///
     /// # Errors
-    /// A [`crate::error::BadRequest`] that names it.
+    /// A [`crate::error::BadRequest`] that names the sweep in the folder.
     pub fn expect_same(&self, plan: &Plan) -> Result<()> {
         if !self.file().is_file() {
             return Ok(());
         }
-        // A file that can't be planned any more says nothing about what the folder holds.
+        // A file that can't be planned any more tells nothing about the contents of the folder.
         let Ok(old) = self.document().and_then(|document| Plan::new(&document)) else { return Ok(()) };
         let shared = |hash: &str| plan.trials().iter().any(|(_, trial)| trial.hash == hash);
         let finished: Vec<_> = old.trials().into_iter().filter(|(_, trial)| self.is_finished(&trial.hash)).collect();
@@ -115,12 +122,13 @@ impl Store {
         Ok(())
     }
 
-    /// The sweep's file, as it was read when it was started last.
+    /// Reads the sweep's file as of the last start of the sweep.
     pub fn document(&self) -> Result<Document> {
         Document::kept(&self.file())
     }
 
-    /// What the sweep is called: the name of the file that it was started with, else of its folder.
+    /// Returns the name of the sweep: the name of the file that the sweep was started with, or else
+    /// of its folder.
     pub fn name(&self) -> Result<String> {
         let text = files::read_text(&self.file())?;
         let header = text.lines().next().and_then(|line| line.strip_prefix("# ")?.strip_suffix(HEADER));
@@ -128,7 +136,7 @@ impl Store {
         Ok(header.map(String::from).or_else(folder).unwrap_or("sweep".into()))
     }
 
-    /// The folder.
+    /// Returns the path of the folder.
     pub fn root(&self) -> &Path {
         &self.root
     }
@@ -137,15 +145,15 @@ impl Store {
         self.root.join("sweep.yaml")
     }
 
-    /// The folder of a trial.
+    /// Returns the folder of a trial.
     pub fn trial(&self, hash: &str) -> PathBuf {
         self.root.join("trials").join(hash)
     }
 
-    /// Makes a trial's folder and writes its config.
+    /// Creates a trial's folder, writes its config and returns the path of the config.
     ///
     /// # Errors
-    /// The disk's.
+    /// I/O errors.
     pub fn prepare(&self, trial: &Trial) -> Result<PathBuf> {
         let folder = self.trial(&trial.hash);
         files::create_dir(&folder)?;
@@ -154,8 +162,10 @@ impl Store {
         Ok(config)
     }
 
-    /// Deletes what is of no more use in a trial's folder: files that a kill left half-written, and the checkpoint of a
-    /// trial that was pruned. Only for who holds its lock.
+    /// Deletes files in a trial's folder that have no further use: partial files left by a kill,
+    /// progress of a trial that doesn't run, and checkpoints that the trial's state makes useless
+    /// (all of a pruned trial, the one before the last of a finished trial). The caller must hold
+    /// the trial's lock.
     pub fn tidy(&self, hash: &str, state: State) {
         let folder = self.trial(hash);
         let useless = |name: &str| {
@@ -166,18 +176,19 @@ impl Store {
         };
         for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
             if useless(&entry.file_name().to_string_lossy()) {
-                // Left where it can't be deleted: it takes room and does no harm.
+                // A file that can't be deleted is left: it takes space but does no harm.
                 let _ = std::fs::remove_file(entry.path());
             }
         }
     }
 
-    /// Whether a trial has left its result.
+    /// Returns whether a trial has a result.
     pub fn is_finished(&self, hash: &str) -> bool {
-        self.trial(hash).join("result.json").is_file()
+        self.trial(hash).join(result::NAME).is_file()
     }
 
-    /// Where a trial stands: done if it has a result, and running while a process holds its lock.
+    /// Returns the state of a trial: done if it has a result, and running only while a process
+    /// holds its lock.
     pub fn state(&self, hash: &str) -> State {
         if self.is_finished(hash) {
             return State::Done;
@@ -185,48 +196,42 @@ impl Store {
         let record = self.record(hash);
         match record.state {
             State::Running if Lock::is_held(&self.trial(hash), &record) => State::Running,
-            // Its process is gone, or its result was deleted.
+            // The process of the trial is gone, or its result was deleted.
             State::Running | State::Done => State::Queued,
             state => state,
         }
     }
 
-    /// What was last written of a trial; that of a new one where nothing was, or nothing that can be read.
+    /// Reads the last written record of a trial. Returns the record of a new trial if there is none
+    /// or it can't be read.
     pub fn record(&self, hash: &str) -> Record {
         let text = std::fs::read(self.trial(hash).join("state.json")).unwrap_or_default();
         serde_json::from_slice(&text).unwrap_or_default()
     }
 
-    /// Writes where a trial stands; only for who holds its lock.
+    /// Writes the record of a trial. The caller must hold the trial's lock.
     ///
     /// # Errors
-    /// The disk's.
+    /// I/O errors.
     pub fn write_record(&self, hash: &str, record: &Record) -> Result<()> {
         let json = serde_json::to_vec_pretty(record).context("state.json")?;
         files::write_atomic(&self.trial(hash).join("state.json"), &json)
     }
 
-    /// Takes the lock of a trial; none if another process has it.
+    /// Takes the lock of a trial. None if another process holds the lock.
     ///
     /// # Errors
-    /// The disk's.
+    /// I/O errors.
     pub fn claim(&self, hash: &str) -> Result<Option<Lock>> {
         Lock::take(&self.trial(hash), || self.record(hash))
     }
 
-    /// A trial's result; none where it isn't finished.
+    /// Reads the result of a trial. None if the trial isn't finished.
     ///
     /// # Errors
-    /// A [`crate::error::BadRequest`] that names a file which is damaged.
+    /// A [`crate::error::BadRequest`] that names the file if it is damaged.
     pub fn result(&self, trial: &Trial) -> Result<Option<TrialResult>> {
-        let path = self.trial(&trial.hash).join("result.json");
-        let Some(bytes) = files::read_if_there(&path)? else { return Ok(None) };
-        match TrialResult::read(&bytes, &trial.config, &trial.hash) {
-            Ok(result) => Ok(Some(result)),
-            Err(wrong) => {
-                bad_request!("{}: {wrong}; delete it, and the sweep trains this trial again", path.display())
-            }
-        }
+        TrialResult::read(&self.trial(&trial.hash), &trial.config, &trial.hash)
     }
 }
 
@@ -235,7 +240,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::train::result::{FoldResult, FormResult};
 
-    /// A file whose operator is swept, with one seed.
+    /// Returns a document with the given sweep keys, for a trial of the operator `maconv`.
     pub(crate) fn document(sweep: &str) -> Document {
         let trial = "{data: {name: cifar10, root: /images}, net: {name: smallnet}, operator: {name: maconv}}";
         let read = |yaml: &str| serde_yaml::from_str(yaml).unwrap();
@@ -247,7 +252,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// A result with an expanded top-1 of that many percent, folded exactly.
+    /// Returns a result with an expanded top-1 of `top1` percent and a verified fold.
     pub(crate) fn result(hash: &str, seed: u64, top1: f64) -> TrialResult {
         let form =
             |top1: f64, parameters| FormResult { top1, top5: top1.max(98.5), loss: 0.625, parameters, macs: 1_234_567 };
@@ -274,7 +279,7 @@ pub(crate) mod tests {
         files::write_atomic(&folder.join("result.json"), &serde_json::to_vec(result).unwrap()).unwrap();
     }
 
-    /// A store that has been started, its plan, and its folder.
+    /// Starts a sweep with the given sweep keys. Returns its temporary folder, store and plan.
     pub(crate) fn started(sweep: &str) -> (tempfile::TempDir, Store, Plan) {
         let folder = tempfile::tempdir().unwrap();
         let document = document(sweep);
@@ -311,7 +316,7 @@ pub(crate) mod tests {
         let again = Store::open(store.root()).unwrap();
         assert_eq!(Plan::new(&again.document().unwrap()).unwrap(), plan);
         assert_eq!(again.name().unwrap(), "width");
-        // Started with its own plan file, it keeps its name.
+        // A sweep that is started from its own `sweep.yaml` keeps its name.
         store.start(&again.document().unwrap(), &plan).unwrap();
         assert_eq!(again.name().unwrap(), "width");
         std::fs::write(store.file(), "{data: {name: cifar10}, net: {name: smallnet}}").unwrap();
@@ -366,7 +371,8 @@ pub(crate) mod tests {
         assert!(refusal(store.result(trial)).contains("is the result of trial abc; delete it"));
     }
 
-    /// Each number of a result, changed to what no trial has, or not the trial with this config.
+    /// A result with any number changed, to a value that no trial or no trial with this config can
+    /// have, is reported as damaged.
     #[test]
     fn a_result_that_was_tampered_with_is_named_as_damaged() {
         let (_folder, store, plan) = started(WIDTHS);
@@ -395,7 +401,8 @@ pub(crate) mod tests {
                 *changed.pointer_mut(field).unwrap() = serde_json::from_str(value).unwrap();
                 std::fs::write(&path, changed.to_string()).unwrap();
                 let (line, name) = (refusal(store.result(trial)), field.rsplit('/').next().unwrap());
-                // One that makes another wrong is told by the other's name.
+                // A value that makes another value inconsistent may be reported under the other
+                // value's name.
                 let told = [name, "top5"].iter().any(|name| line.contains(&format!("damaged ({name}: ")));
                 assert!(told && line.starts_with(&path.display().to_string()), "{field} {value}: {line}");
             }
@@ -449,7 +456,8 @@ pub(crate) mod tests {
         assert_eq!(store.state(hash), State::Queued, "damaged: it is only a note");
     }
 
-    /// What another process deletes and writes meanwhile is there or not, and no error.
+    /// A result that another process repeatedly writes and deletes reads as whole or as absent,
+    /// without an error.
     #[test]
     fn a_result_that_comes_and_goes_is_read_whole_or_not_at_all() {
         let (_folder, store, plan) = started(WIDTHS);

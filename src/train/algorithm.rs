@@ -1,4 +1,5 @@
-//! How the training of each site is computed: as the config says, or the fastest way, measured at the shape that the site has.
+//! Training algorithm of each site: the one in the config, or the fastest, measured with the shape
+//! of the site's input.
 
 use crate::config::TrainConfig;
 use crate::net::Built;
@@ -7,22 +8,22 @@ use crate::net::Site;
 use crate::op::contract::algorithm::TrainAlgorithm;
 use crate::op::contract::operator::VariablePaths;
 use crate::precision::Precision;
-use crate::timing::synchronize;
-use crate::timing::{self, clock};
-use crate::trace;
-use crate::tune::channels_last;
+use crate::timing::{self, clock, synchronize};
+use crate::tune::{self, channels_last};
 use std::collections::BTreeMap;
-use std::time::Duration;
 use tch::{Device, Kind, Tensor, nn};
 
-/// Numbers that push everything else out of the caches near to the cores: 32 MiB.
+/// Count of float32 numbers, 32 MiB, that displaces everything else from the caches close to the
+/// cores.
 const CACHES: i64 = 1 << 23;
 
-/// The way of each site that has several, by its name.
+/// Training algorithm of each site that has several, by the site's name.
 pub type TrainAlgorithms = BTreeMap<String, TrainAlgorithm>;
 
-/// Sets how the training of each site is computed, and tells it. Earlier choices hold: they decide the order in which float32 sums are
-/// taken, so a trial that goes on must compute as it did before.
+/// Sets the training algorithm of each site, and returns the algorithms. If `earlier` holds any,
+/// they are used unchanged: an algorithm decides the order of float32 sums, so a resumed trial must
+/// compute as it did before. Otherwise sites train in branches with bf16, and with the config's
+/// algorithm or the fastest with other precisions.
 pub fn settle(network: &Built, spec: InputSpec, config: &TrainConfig, earlier: &TrainAlgorithms) -> TrainAlgorithms {
     let sites = network.network.sites();
     let several = |site: &&Site| site.algorithms().len() > 1;
@@ -41,7 +42,8 @@ pub fn settle(network: &Built, spec: InputSpec, config: &TrainConfig, earlier: &
     chosen
 }
 
-/// `11 sites in moments, 6 in branches`, of those that have several ways.
+/// Returns a summary such as `11 sites in moments, 6 in branches` of the sites that have several
+/// algorithms.
 pub fn summary(algorithms: &TrainAlgorithms) -> String {
     let count = |algorithm: TrainAlgorithm| algorithms.values().filter(|chosen| **chosen == algorithm).count();
     let counts = TrainAlgorithm::ALL.into_iter().map(|algorithm| (algorithm, count(algorithm))).filter(|(_, n)| *n > 0);
@@ -49,24 +51,16 @@ pub fn summary(algorithms: &TrainAlgorithms) -> String {
     parts.join(", ")
 }
 
-/// Times the ways of each site that has several, once for each shape.
+/// Returns the fastest algorithm of each site that has several.
 fn fastest(network: &Built, spec: InputSpec, batch: i64) -> TrainAlgorithms {
     let device = network.store.device();
-    let x = channels_last(&[batch, spec.channels, spec.size, spec.size], device);
-    let (_, trace) = trace::record(|| tch::no_grad(|| network.network.forward_t(&x, false)));
-    let mut known = BTreeMap::new();
-    let mut chosen = TrainAlgorithms::new();
-    for (site, trace) in network.network.sites().into_iter().zip(trace.sites) {
-        if site.algorithms().len() > 1 {
-            let shape = format!("{:?} {:?} {:?} {:?}", site.operator, site.geometry, site.activation, trace.input);
-            let algorithm = *known.entry(shape).or_insert_with(|| time(site, &trace.input, device));
-            chosen.insert(site.name.clone(), algorithm);
-        }
-    }
-    chosen
+    let several = |site: &Site, input: &[i64]| (site.algorithms().len() > 1).then(|| time(site, input, device));
+    let measured = tune::by_site(network, spec, batch, several);
+    measured.into_iter().map(|measured| (measured.site, measured.choice)).collect()
 }
 
-/// The fastest way of a site, forward and backward, measured on another operator of its kind.
+/// Returns the fastest algorithm of a site, forward and backward, measured on another operator with
+/// the same options and geometry.
 fn time(site: &Site, input: &[i64], device: Device) -> TrainAlgorithm {
     let store = nn::VarStore::new(device);
     let root = store.root();
@@ -76,8 +70,8 @@ fn time(site: &Site, input: &[i64], device: Device) -> TrainAlgorithm {
     let variables = store.trainable_variables();
     let inputs: Vec<&Tensor> = std::iter::once(&x).chain(&variables).collect();
     let gradient = tch::no_grad(|| operator.forward_t(&x, false)).randn_like();
-    // Between a map's last use and its next lies the rest of the network: it has left the caches by then, and a way that passes over it
-    // once more pays for that.
+    // In the network, other layers run between one use of a map and the next, so the map has left
+    // the caches. An algorithm that passes over the map once more pays for that, and here too.
     let others = Tensor::zeros(CACHES, (Kind::Float, device));
     let leave = || {
         let _ = others.shallow_clone().fill_(0.);
@@ -91,8 +85,5 @@ fn time(site: &Site, input: &[i64], device: Device) -> TrainAlgorithm {
         leave();
         forward + clock(device, || drop(Tensor::run_backward(&[loss], &inputs, false, false)))
     };
-    let algorithms = site.algorithms();
-    let runs: Vec<_> = algorithms.iter().map(|algorithm| || run(*algorithm)).collect();
-    let runs: Vec<&dyn Fn() -> Duration> = runs.iter().map(|run| run as _).collect();
-    algorithms[trace::unrecorded(|| timing::fastest(&runs))]
+    timing::select_fastest(site.algorithms(), run)
 }

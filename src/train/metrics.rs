@@ -1,17 +1,18 @@
-//! `metrics.csv`, a line an epoch: appended, so that an epoch costs the same however many there were before it.
+//! `metrics.csv`, one line per epoch. Lines are appended, so the cost of an epoch does not grow
+//! with the number of epochs before it.
 
 use crate::data::Watched;
 use crate::train::checkpoint::Row;
-use crate::{files, note};
+use crate::{bad_request, files, note};
 use anyhow::{Context, Result};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// The file of a trial.
+/// Name of the file in a trial's folder.
 pub const NAME: &str = "metrics.csv";
 
-/// The file, open at its end.
+/// The open `metrics.csv` of a trial, to which rows are appended.
 pub struct Metrics {
     path: PathBuf,
     file: File,
@@ -19,11 +20,12 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// The file of the trial in `folder`, which goes on after so many epochs: rows of later ones, and a half-written one, are what a
-    /// process left that did not live to write its checkpoint. They are cut off.
+    /// Opens the file of the trial in `folder`, which continues after `epochs` epochs. Cuts off
+    /// rows of later epochs and an incomplete row, which are left over from a process that ended
+    /// before it wrote its checkpoint.
     ///
     /// # Errors
-    /// The disk's.
+    /// I/O errors from reading or writing the file.
     pub fn open(folder: &Path, epochs: u64, watched: Watched) -> Result<Metrics> {
         let path = folder.join(NAME);
         let there = files::read_if_there(&path)?.unwrap_or_default();
@@ -39,10 +41,10 @@ impl Metrics {
         Ok(Metrics { path, file, watched })
     }
 
-    /// Appends a row; it is on the disk when this returns.
+    /// Appends a row, and returns once the row is on the disk.
     ///
     /// # Errors
-    /// The disk's.
+    /// I/O errors from writing the file.
     pub fn push(&mut self, row: &Row) -> Result<()> {
         let is_empty = self.file.metadata().is_ok_and(|about| about.len() == 0);
         let mut csv = csv::WriterBuilder::new().has_headers(false).from_writer(Vec::new());
@@ -57,13 +59,30 @@ impl Metrics {
     }
 }
 
-/// The lines of a file that are there whole: its last may be on its way.
-pub fn whole_lines(bytes: &[u8]) -> &[u8] {
+/// Reads the rows of the `metrics.csv` in a trial's folder. Returns no rows if there is no such
+/// file.
+///
+/// # Errors
+/// A [`crate::error::BadRequest`] that names a damaged file, or an I/O error from reading it.
+pub fn read(folder: &Path) -> Result<Vec<Row>> {
+    let path = folder.join(NAME);
+    let Some(bytes) = files::read_if_there(&path)? else { return Ok(Vec::new()) };
+    match csv::Reader::from_reader(whole_lines(&bytes)).deserialize().collect() {
+        Ok(rows) => Ok(rows),
+        Err(error) => {
+            bad_request!("{}: damaged ({error}); delete it, and the report has no curve of it", path.display())
+        }
+    }
+}
+
+/// Returns the complete lines of a file, without a last line that may still be being written.
+fn whole_lines(bytes: &[u8]) -> &[u8] {
     let end = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
     &bytes[..end]
 }
 
-/// How many bytes to keep of a file, and the rows in them: the header, and the epochs in their order up to that many.
+/// Returns the number of bytes of a file to keep, and the number of rows in them: the header, and
+/// the rows of epochs 1 to `epochs` as far as they follow each other.
 fn kept(bytes: &[u8], epochs: u64) -> (usize, u64) {
     let mut lines = whole_lines(bytes).split_inclusive(|byte| *byte == b'\n');
     let Some(header) = lines.next() else { return (0, 0) };
@@ -85,6 +104,27 @@ mod tests {
     }
 
     #[test]
+    fn a_file_is_read_as_training_writes_it_and_a_damaged_one_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        assert_eq!(read(folder).unwrap(), []);
+        Metrics::open(folder, 0, Watched::Test).unwrap().push(&row(1)).unwrap();
+        assert_eq!(read(folder).unwrap(), [row(1)]);
+        // The trial runs, and is writing the next row.
+        let rows = text(folder);
+        std::fs::write(folder.join(NAME), rows + "2,0.1,2").unwrap();
+        assert_eq!(read(folder).unwrap(), [row(1)]);
+        std::fs::write(folder.join(NAME), "epoch,lr\n1,x\n").unwrap();
+        let error = read(folder).unwrap_err();
+        assert!(error.to_string().contains("metrics.csv: damaged (CSV"), "{error}");
+        assert_eq!((crate::error::exit_status(&error), error.to_string().lines().count()), (2, 1));
+        // A file that can't be read is no missing file.
+        std::fs::remove_file(folder.join(NAME)).unwrap();
+        std::fs::create_dir(folder.join(NAME)).unwrap();
+        assert!(read(folder).is_err());
+    }
+
+    #[test]
     fn rows_that_no_checkpoint_knows_are_cut_off() {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path();
@@ -96,7 +136,7 @@ mod tests {
         let upto = |lines: usize| whole.split_inclusive('\n').take(lines + 1).collect::<String>();
         assert!(whole.starts_with("epoch,lr,train_loss,test_loss,top1,top5,images_per_second,seconds\n1,0.1,2"));
         assert_eq!((whole.lines().count(), upto(12) == whole), (13, true));
-        // Half of the last is there, and the checkpoint is of the epoch before it.
+        // The last row is incomplete, and the checkpoint is that of the epoch before it.
         std::fs::write(folder.join(NAME), &whole[..whole.len() - 9]).unwrap();
         Metrics::open(folder, 11, Watched::Test).unwrap().push(&row(12)).unwrap();
         assert_eq!(text(folder), whole);

@@ -1,57 +1,84 @@
-//! `result.json`: what a finished trial leaves for reports.
+//! `result.json`: the outcome of a finished trial, read by reports.
 
 use crate::config::Config;
 use crate::data::Watched;
 use crate::train::checkpoint::Best;
+use crate::{bad_request, files};
+use anyhow::Context;
 use serde::{Deserialize, Serialize};
+use std::path::Path;
 
-/// The outcome of a trial.
+/// Name of the file in a trial's folder.
+pub const NAME: &str = "result.json";
+
+/// Outcome of a trial.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrialResult {
-    /// The trial's name: the hash of its resolved config.
+    /// Name of the trial: the hash of its resolved config.
     pub hash: String,
-    /// Its seed.
+    /// Seed of the trial.
     pub seed: u64,
-    /// Epochs and steps trained.
+    /// Number of epochs trained.
     pub epochs: u64,
-    /// Optimizer steps in all.
+    /// Number of optimizer steps in all.
     pub steps: u64,
     /// Mean training loss of the last epoch.
     pub train_loss: f64,
-    /// The network as it was trained, on the test split.
+    /// Results of the network as it was trained (expanded form), on the test split.
     pub expanded: FormResult,
-    /// The folded network; none where the fold was refused.
+    /// Results of the folded network; none if the fold was refused.
     pub compact: Option<FormResult>,
-    /// How the two compare.
+    /// Comparison of the two forms.
     pub fold: FoldResult,
-    /// Where training images were held out: how the network did on them, and the epoch at which it did best.
+    /// Results on the held-out training images, with the best epoch; none if no images were held
+    /// out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation: Option<ValidationResult>,
-    /// Seconds of training and evaluation, restarts included.
+    /// Seconds of training and evaluation, earlier runs of an interrupted trial included.
     pub seconds: f64,
-    /// foldconv's version, and its git revision where it was built from a checkout.
+    /// foldconv's version, and its git revision if built from a checkout.
     pub version: String,
-    /// Device that trained, as `cpu` or `cuda:0`.
+    /// Device that trained, for example `cpu` or `cuda:0`.
     pub device: String,
-    /// Threads of the CPU; results are deterministic for one number of them.
+    /// Number of CPU threads; results are deterministic for a fixed number of threads.
     pub threads: usize,
 }
 
-/// Parameters and multiply-accumulates of a network at most.
+/// Largest plausible number of parameters or multiply-accumulates of a network.
 const MOST_COUNTED: i64 = 1 << 48;
-/// Steps of an epoch at most.
+/// Largest plausible number of steps of an epoch.
 const MOST_STEPS: u64 = 1 << 40;
-/// Threads of a machine at most.
+/// Largest plausible number of threads of a machine.
 const MOST_THREADS: usize = 1 << 16;
-/// What no loss, difference or time of a trial reaches: the arithmetic of a plot ends beyond it.
+/// Bound of every loss, difference and time of a trial: the arithmetic of a plot fails beyond it.
 const LARGEST: f64 = 1e30;
 
 impl TrialResult {
-    /// Reads a file's content as the result of the trial with this config, whose name is `hash`.
+    /// Reads `result.json` in a trial's folder as the result of the trial with this config and the
+    /// name `hash`. Returns none if there is no such file.
     ///
     /// # Errors
-    /// What is wrong with it.
-    pub fn read(json: &[u8], config: &Config, hash: &str) -> Result<TrialResult, String> {
+    /// A [`crate::error::BadRequest`] if the file is damaged or of another trial; an I/O error from
+    /// reading it.
+    pub fn read(folder: &Path, config: &Config, hash: &str) -> anyhow::Result<Option<TrialResult>> {
+        let path = folder.join(NAME);
+        let Some(bytes) = files::read_if_there(&path)? else { return Ok(None) };
+        match TrialResult::parse(&bytes, config, hash) {
+            Ok(result) => Ok(Some(result)),
+            Err(wrong) => bad_request!("{}: {wrong}; delete it to train the trial again", path.display()),
+        }
+    }
+
+    /// Writes `result.json` in the trial's folder.
+    ///
+    /// # Errors
+    /// I/O errors from writing the file.
+    pub fn write(&self, folder: &Path) -> anyhow::Result<()> {
+        let json = serde_json::to_vec_pretty(self).context(NAME)?;
+        files::write_atomic(&folder.join(NAME), &json)
+    }
+
+    fn parse(json: &[u8], config: &Config, hash: &str) -> Result<TrialResult, String> {
         let result: TrialResult = serde_json::from_slice(json).map_err(|error| format!("damaged ({error})"))?;
         if result.hash != hash {
             return Err(format!("is the result of trial {:.80}", result.hash));
@@ -60,10 +87,10 @@ impl TrialResult {
         Ok(result)
     }
 
-    /// Refuses numbers that no trial has, and those of another trial than the one with this config.
+    /// Refuses values that no trial can have, and values of a trial with another config.
     ///
     /// # Errors
-    /// Which, and what it is.
+    /// The key of the first such value, and the value.
     fn check(&self, config: &Config) -> Result<(), String> {
         let TrialResult { seed, epochs, steps, threads, .. } = *self;
         let by_config = [("seed", seed, config.seed), ("epochs", epochs, config.train.epochs)];
@@ -123,55 +150,56 @@ impl TrialResult {
     }
 }
 
-/// Whether a trial can have a number.
+/// Whether a loss, difference or time of a trial can have this value.
 pub fn is_plausible(value: f64) -> bool {
     value.abs() < LARGEST
 }
 
-/// One form of the network, measured on the test split.
+/// Results of one form of the network on the test split.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FormResult {
-    /// Percent of images whose class is predicted first.
+    /// Percentage of images whose class is predicted first.
     pub top1: f64,
-    /// Percent of images whose class is among the first five (all, if there are fewer classes).
+    /// Percentage of images whose class is among the first five predictions (all, if there are
+    /// fewer classes).
     pub top5: f64,
     /// Mean cross-entropy.
     pub loss: f64,
-    /// Parameters that training sets (running statistics not counted).
+    /// Number of trained parameters (running statistics not counted).
     pub parameters: i64,
     /// Multiply-accumulates for one image.
     pub macs: i64,
 }
 
-/// What the images held out say of a trial.
+/// Results of a trial on the held-out images.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ValidationResult {
-    /// Percent of them whose class is predicted first after the last epoch.
+    /// Percentage of held-out images whose class is predicted first after the last epoch.
     pub top1: f64,
-    /// The epoch that did best on them.
+    /// Epoch with the best result on the held-out images.
     pub best: Best,
-    /// The network of that epoch, on the test split.
+    /// Results of the expanded network of the best epoch, on the test split.
     pub expanded: FormResult,
-    /// The same, folded; none where the fold was refused.
+    /// Results of the same network in compact form; none if the fold was refused.
     pub compact: Option<FormResult>,
 }
 
-/// Expanded against compact, over the test split.
+/// Comparison of the expanded and the compact form over the test split.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum FoldResult {
-    /// Folded and compared.
+    /// The network folded, and both forms were compared.
     Verified {
-        /// Percent of images for which both predict the same class.
+        /// Percentage of images for which both forms predict the same class.
         agreement: f64,
         /// Largest difference of a logit.
         largest_difference: f64,
-        /// That over the largest logit.
+        /// Largest difference of a logit, divided by the largest logit.
         relative_difference: f64,
     },
-    /// Not foldable.
+    /// The network can't be folded.
     Refused {
-        /// Where and why.
+        /// Site and reason of the refusal.
         refused: String,
     },
 }

@@ -1,8 +1,9 @@
-//! A trial in its folder, a step at a time: so one can be trained to its end, or several in turns.
+//! A trial in its folder, advanced one step at a time, so that a caller can train one trial to its
+//! end or several in turns.
 
 use crate::config::{Config, EvalForm};
 use crate::data::batch::{Prepared, Stream};
-use crate::fold::{self, Refused};
+use crate::fold;
 use crate::model::{About, Model};
 use crate::net::Built;
 use crate::net::Form;
@@ -17,30 +18,30 @@ use crate::train::tensorboard::Events;
 use crate::train::trainer::Trainer;
 use crate::train::{best, evaluate, version};
 use crate::{bad_request, device, files, note};
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 
-/// Images whose gates are watched.
+/// Number of images whose gates are recorded in histograms.
 const WATCHED: usize = 64;
 
-/// A trial that is trained in its folder. It leaves config.yaml, metrics.csv, checkpoint.safetensors, model.safetensors,
-/// compact.safetensors, result.json, tensorboard/, where training images are held out best.safetensors, and while it trains
-/// progress.json.
+/// A trial that is trained in its folder. Writes config.yaml, metrics.csv, checkpoint.safetensors,
+/// model.safetensors, compact.safetensors, result.json and tensorboard/; best.safetensors if
+/// training images are held out; and progress.json during training.
 pub struct Trial {
     trainer: Trainer,
-    /// The network in compact form, for evaluation.
+    /// Network in compact form, for evaluation.
     compact: Built,
-    /// Whether that is what was evaluated last.
+    /// Whether the last evaluation was of the compact form.
     folds: bool,
     folder: PathBuf,
     progress: Progress,
     /// Loss of each step of the running epoch, on the device.
     losses: Tensor,
-    /// What is left of the running epoch; none between two.
+    /// State of the running epoch; none between two epochs.
     epoch: Option<Epoch>,
     stop: Arc<AtomicBool>,
     started: Instant,
@@ -49,18 +50,19 @@ pub struct Trial {
     bar: progress::Bar,
 }
 
-/// An epoch as it runs.
+/// State of a running epoch.
 struct Epoch {
     batches: Stream,
-    /// The step that it began with: not the first where an earlier run was interrupted.
+    /// Step that this run of the epoch began with: not 0 if an earlier run was interrupted.
     first: u64,
     clock: Instant,
 }
 
-/// The result of a trial that is done in its folder, which is made where it is missing.
+/// Returns the result of the trial if the trial is already finished in `folder`. Creates the folder
+/// if it is missing.
 ///
 /// # Errors
-/// The folder holds another trial, or a damaged result.
+/// If the folder holds another trial, or a damaged result.
 pub fn finished(config: &Config, folder: &Path) -> Result<Option<TrialResult>> {
     files::create_dir(folder)?;
     let (saved, hash) = (folder.join("config.yaml"), config.hash());
@@ -74,22 +76,19 @@ pub fn finished(config: &Config, folder: &Path) -> Result<Option<TrialResult>> {
             );
         }
     }
-    let path = folder.join("result.json");
-    let Some(bytes) = files::read_if_there(&path)? else { return Ok(None) };
-    match TrialResult::read(&bytes, config, &hash) {
-        Ok(result) => {
-            note!("{}: trial {hash} is done already", folder.display());
-            Ok(Some(result))
-        }
-        Err(wrong) => bad_request!("{}: {wrong}; delete it to run the trial again", path.display()),
+    let result = TrialResult::read(folder, config, &hash)?;
+    if result.is_some() {
+        note!("{}: trial {hash} is done already", folder.display());
     }
+    Ok(result)
 }
 
 impl Trial {
-    /// Begins the trial, or goes on from its checkpoint. Once `stop` is set it writes one and ends.
+    /// Starts the trial, or resumes it from its checkpoint. Once `stop` is set the trial writes a
+    /// checkpoint and ends.
     ///
     /// # Errors
-    /// Data that can't be read; a checkpoint of another trial; the disk's.
+    /// If the data can't be read or the checkpoint is of another trial, and I/O errors.
     pub fn open(config: &Config, folder: &Path, device: Device, stop: Arc<AtomicBool>) -> Result<Trial> {
         let hash = config.hash();
         let mut trainer = Trainer::new(config, config.data.load()?, device)?;
@@ -99,7 +98,7 @@ impl Trial {
         let compact = config.build(Form::Compact, device)?;
         let started = Instant::now();
         let mut progress = resume(&mut trainer, folder, hash, &mut losses)?;
-        settle_execs(&trainer, &mut progress);
+        settle_algorithms(&trainer, &mut progress);
         let (epochs, steps) = (config.train.epochs, trainer.steps_per_epoch());
         let done = progress.epoch * steps + progress.step;
         let bar = progress::Bar::new(folder, epochs * steps, done, epochs, config.data.watched());
@@ -123,11 +122,13 @@ impl Trial {
         })
     }
 
-    /// Does what is next: a step, or the end of an epoch, or the end of the trial, which is folded and whose forms are compared on every test
-    /// image. The result, when that is done.
+    /// Advances the trial by one unit: a step, the end of an epoch, or the end of the trial, which
+    /// folds the network and compares both forms on every test image. Returns the result after the
+    /// end of the trial.
     ///
     /// # Errors
-    /// A loss that is not finite; that it was told to stop; the disk's. What was trained until the last checkpoint is kept.
+    /// If a loss is not finite or the trial was told to stop, and I/O errors. Training up to the
+    /// last checkpoint is kept.
     pub fn advance(&mut self) -> Result<Option<TrialResult>> {
         if self.progress.epoch == self.trainer.config.train.epochs {
             self.bar.finish();
@@ -172,8 +173,8 @@ impl Trial {
         Ok(())
     }
 
-    /// What is worth a histogram: the kernels of the form that was evaluated, and what the attention of each site weighs the first
-    /// images with.
+    /// Returns the tensors for histograms: the kernels of the form evaluated last, and the gates of
+    /// each site's attention on the first `WATCHED` images.
     fn distributions(&self) -> Result<Vec<(String, Tensor)>> {
         let Trainer { network, .. } = &self.trainer;
         let store = if self.folds { &self.compact.store } else { &network.store };
@@ -192,7 +193,7 @@ impl Trial {
         Ok(all)
     }
 
-    /// Evaluates, and checkpoints.
+    /// Evaluates the network and writes a checkpoint.
     fn end_epoch(&mut self, running: &Epoch) -> Result<()> {
         let (epoch, steps) = (self.progress.epoch, self.trainer.steps_per_epoch());
         let train_loss = self.check_losses(steps)?;
@@ -209,7 +210,8 @@ impl Trial {
             images_per_second,
             seconds: self.seconds(),
         };
-        // Before the checkpoint, so that there is a row of every epoch that one knows.
+        // The row is written before the checkpoint, so that metrics.csv has a row for every epoch
+        // in the checkpoint.
         self.metrics.push(&row)?;
         self.progress.last = Some(row.clone());
         self.progress.epoch = epoch + 1;
@@ -222,7 +224,8 @@ impl Trial {
         Ok(())
     }
 
-    /// Writes a checkpoint; and where images are held out, and the network never did better on them, its weights.
+    /// Writes a checkpoint; if images are held out and the epoch is the best so far on them, also
+    /// writes the network's weights.
     fn save_best(&mut self, row: &Row) -> Result<()> {
         if self.trainer.validation.is_none() {
             return self.save();
@@ -238,22 +241,16 @@ impl Trial {
         Ok(())
     }
 
-    /// On the images that are watched, in the form that the config asks for, where the network folds.
+    /// Evaluates the network on the held-out images if any, else on the test split; in compact form
+    /// if the config asks for it and the network folds.
     fn evaluate(&mut self) -> Result<evaluate::Evaluation> {
         let Trainer { config, network, validation, test, evaluator, .. } = &mut self.trainer;
         let images = validation.as_ref().unwrap_or(test);
-        let folded = match config.train.eval_form {
-            EvalForm::Folded => fold::fold(&*network.network, &network.store).ok(),
-            EvalForm::Expanded => None,
+        self.folds = match config.train.eval_form {
+            EvalForm::Folded => fold::fold_into(network, &self.compact)?.is_ok(),
+            EvalForm::Expanded => false,
         };
-        self.folds = folded.is_some();
-        let evaluation = match folded {
-            Some(folded) => {
-                fold::assign(&self.compact.store, &folded)?;
-                evaluator.evaluate(&self.compact, images)?
-            }
-            None => evaluator.evaluate(network, images)?,
-        };
+        let evaluation = evaluator.evaluate(if self.folds { &self.compact } else { network }, images)?;
         if !evaluation.loss.is_finite() {
             bail!(
                 "the loss on the {} split is {} after epoch {}; lower train.lr",
@@ -269,10 +266,10 @@ impl Trial {
         self.progress.seconds + self.started.elapsed().as_secs_f64()
     }
 
-    /// The mean loss of the first `steps` of the epoch.
+    /// Returns the mean loss of the first `steps` steps of the epoch.
     ///
     /// # Errors
-    /// Names the first step whose loss is not finite; nothing after it is saved.
+    /// Names the first step whose loss is not finite; no later step is saved.
     fn check_losses(&self, steps: u64) -> Result<f64> {
         let losses: Vec<f64> = (&self.losses.narrow(0, 0, steps as i64).to_kind(Kind::Double)).try_into()?;
         if let Some(step) = losses.iter().position(|loss| !loss.is_finite()) {
@@ -303,18 +300,17 @@ impl Trial {
         }
     }
 
-    /// The network as it is now.
+    /// Returns the network in its current state as a model.
     fn model(&self) -> Model {
         Model { about: self.about(), tensors: self.trainer.network.store.variables() }
     }
 
-    /// Folds, compares and writes the result.
+    /// Folds the network, compares both forms and writes the result.
     fn finish(&self) -> Result<TrialResult> {
         let Trainer { config, network, .. } = &self.trainer;
         let device = network.store.device();
-        let model = self.model();
-        model.save(&self.folder.join("model.safetensors"))?;
-        let last = self.measure(&model, network, Some("compact.safetensors"))?;
+        self.model().save(&self.folder.join("model.safetensors"))?;
+        let last = self.measure(network, Some("compact.safetensors"))?;
         let validation = self.validation(&last)?;
         let (expanded, compact, fold) = last;
         let result = TrialResult {
@@ -332,52 +328,52 @@ impl Trial {
             device: device::name(device),
             threads: device::set_threads(None),
         };
-        let json = serde_json::to_string_pretty(&result).context("result.json")?;
-        files::write_atomic(&self.folder.join("result.json"), json.as_bytes())?;
+        result.write(&self.folder)?;
         checkpoint::forget_before(&self.folder);
         best::forget_others(&self.folder, &[]);
         Ok(result)
     }
 
-    /// Both forms of a network on the test split. The compact one is left in the folder under the name, if one is given.
-    fn measure(&self, model: &Model, network: &Built, name: Option<&str>) -> Result<Measured> {
+    /// Measures a network on the test split in expanded form, and in compact form if it folds. If a
+    /// name is given, the compact model is saved in the folder under it.
+    fn measure(&self, network: &Built, name: Option<&str>) -> Result<Measured> {
         let (spec, test) = (self.trainer.config.data.spec(), &self.trainer.test);
-        let (expanded, compact, fold) = match fold_model(model, network.store.device())? {
-            Ok((folded, compact)) => {
-                if let Some(name) = name {
-                    folded.save(&self.folder.join(name))?;
-                }
-                let both = evaluate::compare(network, &compact, test)?;
-                (both.expanded, Some(both.compact.with_cost(&compact, spec)), both.agreement.into())
-            }
-            Err(refused) => {
-                let fold = FoldResult::Refused { refused: refused.to_string() };
-                (evaluate::evaluate(network, test)?, None, fold)
-            }
-        };
-        Ok((expanded.with_cost(network, spec), compact, fold))
+        if let Err(refused) = fold::fold_into(network, &self.compact)? {
+            let expanded = evaluate::evaluate(network, test)?.with_cost(network, spec);
+            return Ok((expanded, None, FoldResult::Refused { refused: refused.to_string() }));
+        }
+        if let Some(name) = name {
+            let about = About { form: Form::Compact, ..self.about() };
+            let model = Model { about, tensors: self.compact.store.variables() };
+            model.save(&self.folder.join(name))?;
+        }
+        let both = evaluate::compare(network, &self.compact, test)?;
+        let compact = both.compact.with_cost(&self.compact, spec);
+        Ok((both.expanded.with_cost(network, spec), Some(compact), both.agreement.into()))
     }
 
-    /// What the images held out say, where some are: which epoch did best on them, and what its network does on the test split. The
-    /// last epoch's is given.
+    /// Returns the results on the held-out images, if any: the best epoch, and its network's
+    /// results on the test split. The argument holds the results of the last epoch.
     fn validation(&self, (expanded, compact, _): &Measured) -> Result<Option<ValidationResult>> {
         let Progress { last: Some(row), best: Some(best), .. } = &self.progress else { return Ok(None) };
         let model = best::settle(&self.folder, best.epoch)?;
         let (expanded, compact) = if best.epoch == row.epoch {
             (expanded.clone(), compact.clone())
         } else {
-            let (expanded, compact, _) =
-                self.measure(&model, &model.build(self.trainer.network.store.device())?, None)?;
+            let network = model.build(self.trainer.network.store.device())?;
+            let (expanded, compact, _) = self.measure(&network, None)?;
             (expanded, compact)
         };
         Ok(Some(ValidationResult { top1: row.top1, best: best.clone(), expanded, compact }))
     }
 }
 
-/// A network on the test split: expanded, compact where it folds, and how the two compare.
+/// Results of a network on the test split: the expanded form, the compact form if the network
+/// folds, and their comparison.
 type Measured = (FormResult, Option<FormResult>, FoldResult);
 
-/// Where training stands: at its beginning, or where the checkpoint in the folder is.
+/// Returns the progress of training: from the checkpoint in the folder, or from the start if there
+/// is none.
 fn resume(trainer: &mut Trainer, folder: &Path, hash: String, losses: &mut Tensor) -> Result<Progress> {
     let Trainer { network, sgd, .. } = trainer;
     let Some(progress) = checkpoint::load(folder, network, sgd, losses)? else {
@@ -390,23 +386,12 @@ fn resume(trainer: &mut Trainer, folder: &Path, hash: String, losses: &mut Tenso
     Ok(progress)
 }
 
-/// Decides how training is computed, as an earlier run did or anew.
-fn settle_execs(trainer: &Trainer, progress: &mut Progress) {
+/// Chooses how each site's training is computed: as an earlier run did, or anew.
+fn settle_algorithms(trainer: &Trainer, progress: &mut Progress) {
     let Trainer { config, network, .. } = trainer;
     let algorithms = algorithm::settle(network, config.data.spec(), &config.train, &progress.algorithms);
     if config.train.algorithm != WantedAlgorithm::Branches && !algorithms.is_empty() && progress.algorithms.is_empty() {
         note!("sites with several ways to compute their training: {}", algorithm::summary(&algorithms));
     }
     progress.algorithms = algorithms;
-}
-
-/// The compact form of a model, as a file and as a network; or why there is none.
-fn fold_model(model: &Model, device: Device) -> Result<Result<(Model, Built), Refused>> {
-    match model.fold() {
-        Ok(folded) => {
-            let built = folded.build(device)?;
-            Ok(Ok((folded, built)))
-        }
-        Err(error) => error.downcast::<Refused>().map(Err),
-    }
 }

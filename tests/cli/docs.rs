@@ -1,5 +1,6 @@
-//! The documentation is the code's: docs/operators.md has the tables of options of `foldconv describe --operators`, and docs/config.md
-//! every key of a config file. `UPDATE_DOCS=1 cargo test --test cli docs::` writes the latter.
+//! The documentation matches the code: docs/operators.md has the tables of options of
+//! `foldconv describe --operators`, and docs/config.md every key of a config file.
+//! `UPDATE_DOCS=1 cargo test --test cli docs::` writes both.
 
 use crate::common::{arg, folder, run, stdout};
 use foldconv::config::{Config, TrainConfig};
@@ -28,7 +29,7 @@ fn table(entry: &Entry) -> String {
     head.into_iter().chain(entry.options.iter().map(row)).collect::<Vec<_>>().join("\n")
 }
 
-/// A section with its table of options, or the line that there are none, replaced.
+/// Returns `section` with its table of options, or its line `No options.`, replaced.
 fn with_table(section: &str, table: &str) -> String {
     let is_table = |line: &&str| line.starts_with("| ") || line.starts_with("|---") || *line == "No options.";
     let lines: Vec<&str> = section.lines().collect();
@@ -49,7 +50,7 @@ fn the_tables_of_options_are_those_of_the_code() {
     for (chapter, entry) in
         chapters.iter().zip(&all).flat_map(|(chapter, all)| all.iter().map(move |entry| (chapter, entry)))
     {
-        // A heading may be of several names that have the same options.
+        // A heading may list several names that have the same options.
         let mut sections = chapter.split("\n## ").skip(1).filter_map(|part| part.split_once('\n'));
         let found = sections.find(|(names, _)| names.split(", ").any(|name| name == entry.name));
         let (_, body) = found.unwrap_or_else(|| panic!("docs/operators.md has no section on {}", entry.name));
@@ -65,7 +66,7 @@ fn the_tables_of_options_are_those_of_the_code() {
     }
 }
 
-/// What an option is where it is left out, and its meaning without that.
+/// Returns the default of an option, and its meaning without the default.
 fn default(option: &Choice) -> (String, String) {
     match (&option.default, told_default(&option.meaning)) {
         (None, _) => ("must be given".into(), option.meaning.clone()),
@@ -74,7 +75,7 @@ fn default(option: &Choice) -> (String, String) {
     }
 }
 
-/// Keys with all that is known of them.
+/// Returns the table of keys with their values, defaults, versions and meanings.
 fn keys(options: &[(String, &Choice)]) -> String {
     let rows = options.iter().map(|(key, option)| {
         let (default, meaning) = default(option);
@@ -85,7 +86,7 @@ fn keys(options: &[(String, &Choice)]) -> String {
     head.into_iter().chain(rows).collect::<Vec<_>>().join("\n")
 }
 
-/// Names with their options; those that have the same ones stand together.
+/// Returns the sections of names with their options; names with the same options share a section.
 fn names(key: &str, entries: Vec<Entry>) -> String {
     let mut groups: Vec<Vec<Entry>> = Vec::new();
     for entry in entries {
@@ -113,7 +114,7 @@ fn names(key: &str, entries: Vec<Entry>) -> String {
     groups.iter().map(group).collect::<Vec<_>>().join("\n\n")
 }
 
-/// The reference of the config file.
+/// Returns the text of docs/config.md.
 fn reference() -> String {
     let (trial, sweep) = (section::<Config>(), section::<SweepSection>());
     let top = |options: &[Choice]| {
@@ -166,7 +167,7 @@ fn the_reference_of_the_config_file_is_that_of_the_structs() {
     assert!(found == reference, "docs/config.md is not the code's (UPDATE_DOCS=1 writes it): {lines:#?}");
 }
 
-/// Every option of every section.
+/// Returns every option of every section.
 fn all() -> Vec<(String, Vec<Choice>)> {
     let named = [
         SourceConfig::entries(),
@@ -194,7 +195,7 @@ fn every_option_says_its_meaning_and_a_default_that_is_the_codes() {
             let first = told.split([',', ' ', ';', ':']).next().unwrap().trim_matches('`');
             let same = match (coded.parse::<f64>(), first.parse::<f64>()) {
                 (Ok(coded), Ok(told)) => coded == told,
-                // What the code has for a section, or leaves open, is told in words.
+                // Defaults that are sections, or that the code leaves open, are described in words.
                 _ if coded.starts_with(['{', '[']) || *coded == told => continue,
                 _ => coded == first,
             };
@@ -223,4 +224,13 @@ fn the_list_of_data_sets_is_what_the_command_prints() {
     let shown = text.split("$ foldconv data list\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
     let list = stdout(&run(["data", "list"]));
     assert_eq!(shown, list, "docs/data.md should have\n{list}");
+}
+
+#[test]
+fn the_readme_of_the_core_crate_shows_its_example() {
+    let core = Path::new(env!("CARGO_MANIFEST_DIR")).join("crates/foldconv-core");
+    let read = |name: &str| std::fs::read_to_string(core.join(name)).unwrap();
+    let (readme, example) = (read("README.md"), read("examples/own_network.rs"));
+    let code = &example[example.find("\nuse ").unwrap() + 1..];
+    assert!(readme.contains(&format!("```rust\n{code}```\n")), "the block in README.md is not examples/own_network.rs");
 }

@@ -2,7 +2,7 @@
 
 use crate::algebra::FoldError;
 use crate::finite;
-use crate::net::Network;
+use crate::net::{Built, Network};
 use anyhow::{Context, Result, ensure};
 use std::collections::HashMap;
 use tch::{Kind, Tensor, nn};
@@ -39,6 +39,18 @@ pub fn fold(network: &dyn Network, store: &nn::VarStore) -> Result<HashMap<Strin
         }
         Ok(variables)
     })
+}
+
+/// Folds `expanded` into `compact`, the compact form of the same network: sets all of its
+/// variables. Returns the refusal if a site has no exact fold; then `compact` stays as it is.
+///
+/// # Errors
+/// A variable of `compact` is not among those of the fold, or has another shape.
+pub fn fold_into(expanded: &Built, compact: &Built) -> Result<Result<(), Refused>> {
+    match fold(&*expanded.network, &expanded.store) {
+        Ok(folded) => assign(&compact.store, &folded).map(Ok),
+        Err(refused) => Ok(Err(refused)),
+    }
 }
 
 /// Sets every variable of a store from a tensor of the same name and shape, cast to the store's

@@ -1,16 +1,18 @@
-//! Clocks. What is compared is measured in turn, so that a slow moment of the machine falls on all alike.
+//! Clocks. Runs to compare are measured in turn, so that a slow moment of the machine affects all
+//! runs alike.
 
+use crate::trace;
 use std::time::{Duration, Instant};
 use tch::{Cuda, Device};
 
-/// Waits until the device has done what was asked of it, so that a clock can be read.
+/// Waits until the device has finished its queued work, so that a clock can be read.
 pub fn synchronize(device: Device) {
     if let Device::Cuda(index) = device {
         Cuda::synchronize(index as i64);
     }
 }
 
-/// How long a run takes, its work on the device included.
+/// Measures the time of a run, including its work on the device.
 pub fn clock(device: Device, run: impl FnOnce()) -> Duration {
     let clock = Instant::now();
     run();
@@ -18,7 +20,7 @@ pub fn clock(device: Device, run: impl FnOnce()) -> Duration {
     clock.elapsed()
 }
 
-/// The median, of an even number the mean of the two in the middle; 0 of none.
+/// Returns the median: the mean of the two middle times for an even number, 0 for no times.
 pub fn median(times: &mut [Duration]) -> Duration {
     times.sort();
     let middle = times.len() / 2;
@@ -29,15 +31,16 @@ pub fn median(times: &mut [Duration]) -> Duration {
     }
 }
 
-/// The median time of each run over `rounds` in which all run in turn. Each timed pass follows one of the same run that isn't timed:
-/// what the run before it left in the caches and in the allocator is no part of its time.
+/// Returns the median time of each run over `rounds` rounds in which the runs take turns. Before
+/// each timed pass the same run passes once untimed, so that the state in which the previous run
+/// left the caches and the allocator does not count.
 pub fn interleaved(device: Device, runs: &[&dyn Fn()], rounds: usize) -> Vec<Duration> {
     let clocked: Vec<_> = runs.iter().map(|run| move || clock(device, run)).collect();
     let clocked: Vec<&dyn Fn() -> Duration> = clocked.iter().map(|run| run as _).collect();
     in_turns(&clocked, rounds)
 }
 
-/// As [`interleaved`], of runs that tell themselves how long they took.
+/// Like [`interleaved`], for runs that return their own time.
 fn in_turns(runs: &[&dyn Fn() -> Duration], rounds: usize) -> Vec<Duration> {
     let mut times = vec![Vec::with_capacity(rounds); runs.len()];
     for _ in 0..rounds {
@@ -49,11 +52,23 @@ fn in_turns(runs: &[&dyn Fn() -> Duration], rounds: usize) -> Vec<Duration> {
     times.iter_mut().map(|times| median(times)).collect()
 }
 
-/// Which run is the fastest, by the times that they tell of themselves; the first unless another is a twentieth faster, so that noise
-/// doesn't choose among equals. Those that take three times as long as the best at their first pass are not run again.
-pub fn fastest(runs: &[&dyn Fn() -> Duration]) -> usize {
+/// Returns the fastest of several algorithms by the times that `time` measures. The rules are those
+/// of [`fastest`]. No record around the measurement shows it.
+///
+/// # Panics
+/// If there are no algorithms.
+pub fn select_fastest<A: Copy>(algorithms: &[A], time: impl Fn(A) -> Duration) -> A {
+    let runs: Vec<_> = algorithms.iter().map(|algorithm| || time(*algorithm)).collect();
+    let runs: Vec<&dyn Fn() -> Duration> = runs.iter().map(|run| run as _).collect();
+    algorithms[trace::unrecorded(|| fastest(&runs))]
+}
+
+/// Returns the index of the fastest run, by the times that the runs return. The first run wins
+/// unless another is 5 % faster, so that noise doesn't choose among equals. Runs that take more
+/// than three times as long as the best in the first round are not run again.
+fn fastest(runs: &[&dyn Fn() -> Duration]) -> usize {
     const ROUNDS: usize = 5;
-    // What the first pass sets up (threads, workspaces) is no part of a run's time.
+    // The minimum of two passes excludes the setup in the first pass (threads, workspaces).
     let first: Vec<Duration> = runs.iter().map(|run| run().min(run())).collect();
     let limit = first.iter().min().copied().unwrap_or_default() * 3;
     let left: Vec<usize> = (0..runs.len()).filter(|at| first[*at] <= limit).collect();

@@ -1,13 +1,13 @@
-//! Choice of the fastest algorithm of each compact operator, measured at the input shape of its
-//! site.
+//! Choice of the fastest algorithm of each site, measured with the shape of the site's input.
 
 use crate::net::Built;
 use crate::net::InputSpec;
 use crate::net::{CompactAlgorithms, Site};
 use crate::op::compact::per_sample::{CompactAlgorithm, PerSample};
 use crate::timing;
-use crate::trace;
+use crate::trace::{self, SiteTrace};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 
 /// The chosen algorithms of a model file, and the conditions under which they were measured.
@@ -37,20 +37,58 @@ pub struct Choice {
     pub chosen: CompactAlgorithm,
 }
 
-/// Times the algorithms of each site that has more than one, for a batch of `batch` images.
-pub fn by_latency(network: &Built, spec: InputSpec, batch: i64) -> Vec<Choice> {
-    let device = network.store.device();
-    let x = channels_last(&[batch, spec.channels, spec.size, spec.size], device);
-    let (_, trace) = trace::record(|| tch::no_grad(|| network.network.forward_t(&x, false)));
-    let sites = network.network.sites();
-    let several = |site: &&Site| site.per_sample().is_some_and(|kernels| kernels.algorithms().len() > 1);
-    let shapes = sites.into_iter().zip(trace.sites).filter(|(site, _)| several(site));
-    shapes.filter_map(|(site, trace)| Some(time(&site.name, site.per_sample()?, trace.input, device))).collect()
+/// The measured choice of one site.
+#[derive(Clone, Debug)]
+pub struct Measured<T> {
+    /// Name of the site.
+    pub site: String,
+    /// Shape of the input.
+    pub input: Vec<i64>,
+    /// The choice.
+    pub choice: T,
 }
 
-fn time(site: &str, kernels: &PerSample, input: Vec<i64>, device: Device) -> Choice {
+/// Measures the sites of a network in their order, each with the shape of its input for a batch of
+/// `batch` images. `measure` returns none for a site that has no choice. Sites with the same
+/// options and shapes are measured once.
+pub fn by_site<T: Clone>(
+    network: &Built,
+    spec: InputSpec,
+    batch: i64,
+    measure: impl Fn(&Site, &[i64]) -> Option<T>,
+) -> Vec<Measured<T>> {
+    let x = channels_last(&[batch, spec.channels, spec.size, spec.size], network.store.device());
+    let (_, trace) = trace::record(|| tch::no_grad(|| network.network.forward_t(&x, false)));
+    let mut known: BTreeMap<String, Option<T>> = BTreeMap::new();
+    let mut measured = Vec::new();
+    for (site, SiteTrace { input, .. }) in network.network.sites().into_iter().zip(trace.sites) {
+        let shape = format!("{:?} {:?} {:?} {input:?}", site.operator, site.geometry, site.activation);
+        let choice = known.entry(shape).or_insert_with(|| measure(site, &input)).clone();
+        measured.extend(choice.map(|choice| Measured { site: site.name.clone(), input, choice }));
+    }
+    measured
+}
+
+/// Times the algorithms of each compact operator that has more than one, for a batch of `batch`
+/// images.
+pub fn by_latency(network: &Built, spec: InputSpec, batch: i64) -> Vec<Choice> {
+    let device = network.store.device();
+    let timed = by_site(network, spec, batch, |site, input| {
+        let kernels = site.per_sample().filter(|kernels| kernels.algorithms().len() > 1)?;
+        Some(time(kernels, input, device))
+    });
+    let choice =
+        |Measured { site, input, choice: (milliseconds, chosen) }| Choice { site, input, milliseconds, chosen };
+    timed.into_iter().map(choice).collect()
+}
+
+/// Times of the algorithms of a compact operator in milliseconds, and the fastest.
+type Timed = (Vec<(CompactAlgorithm, f64)>, CompactAlgorithm);
+
+/// Times each algorithm of a compact operator. All rounds are run, since the times are shown.
+fn time(kernels: &PerSample, input: &[i64], device: Device) -> Timed {
     const ROUNDS: usize = 15;
-    let x = channels_last(&input, device);
+    let x = channels_last(input, device);
     let run = |algorithm| drop(tch::no_grad(|| kernels.apply_with(algorithm, &x, None)));
     let ways = kernels.algorithms();
     let runs: Vec<Box<dyn Fn()>> = ways.iter().map(|way| Box::new(move || run(*way)) as Box<dyn Fn()>).collect();
@@ -60,7 +98,7 @@ fn time(site: &str, kernels: &PerSample, input: Vec<i64>, device: Device) -> Cho
     let times = timing::interleaved(device, &runs, ROUNDS);
     let best = times.iter().enumerate().min_by_key(|(_, time)| **time).map_or(0, |(at, _)| at);
     let milliseconds = ways.iter().copied().zip(times.iter().map(|time| 1e3 * time.as_secs_f64())).collect();
-    Choice { site: site.to_string(), input, milliseconds, chosen: ways[best] }
+    (milliseconds, ways[best])
 }
 
 /// Returns random numbers (N, C, H, W) in channels_last memory format.
@@ -115,9 +153,9 @@ mod tests {
             [(long, short, CompactAlgorithm::Features), (short, long, CompactAlgorithm::Kernels)]
         {
             let compact = PerSample::new(Slow { kernels, features }, Geometry::same(3, 2, 1));
-            let choice = time("a", &compact, vec![1, 3, 2, 2], Device::Cpu);
-            assert_eq!(choice.chosen, fastest, "{choice:?}");
-            let ways = choice.milliseconds.iter().map(|(way, _)| *way);
+            let (milliseconds, chosen) = time(&compact, &[1, 3, 2, 2], Device::Cpu);
+            assert_eq!(chosen, fastest, "{milliseconds:?}");
+            let ways = milliseconds.iter().map(|(way, _)| *way);
             assert_eq!(ways.collect::<Vec<_>>(), [CompactAlgorithm::Kernels, CompactAlgorithm::Features]);
         }
     }

@@ -6,9 +6,9 @@
 // Weigh: a weight for each channel and sample, u = a h. The backward pass computes dh = a du and da
 // = sum over positions of h du in one pass. libtorch processes only a few channels at a time.
 
+#include "guarded.h"
 #include "maps.h"
 
-#include <cstring>
 
 namespace {
 
@@ -109,23 +109,15 @@ struct Pool : torch::autograd::Function<Pool> {
 // operations on it, and pooled[1], its means (N, C) in float64. Both are new tensors. Returns null,
 // or a message that the caller frees with `free`.
 extern "C" char* foldconv_pool(const Tensor* x, Tensor** pooled) {
-    try {
+    return guarded([&] {
         const variable_list all = Pool::apply(channels_last(*x));
         pooled[0] = new Tensor(all[0]);
         pooled[1] = new Tensor(all[1]);
-        return nullptr;
-    } catch (const std::exception& e) {
-        return strdup(e.what());
-    }
+    });
 }
 
-// Returns a h for a map h (N, C, H, W), float32 or float64 on the CPU, and a (N, C), as a new
-// tensor; or null and a message that the caller frees with `free`.
-extern "C" Tensor* foldconv_weigh(const Tensor* map, const Tensor* gates, char** error) {
-    try {
-        return new Tensor(Weigh::apply(*map, *gates));
-    } catch (const std::exception& e) {
-        *error = strdup(e.what());
-        return nullptr;
-    }
+// Computes `weighed`, a new tensor: a h for a map h (N, C, H, W), float32 or float64 on the CPU,
+// and a (N, C). Returns null, or a message that the caller frees with `free`.
+extern "C" char* foldconv_weigh(const Tensor* map, const Tensor* gates, Tensor** weighed) {
+    return guarded([&] { *weighed = new Tensor(Weigh::apply(*map, *gates)); });
 }

@@ -2,6 +2,8 @@
 // separate library that is opened if CUDA is present, because it needs libtorch's CUDA part, which
 // the program is not linked to.
 
+#include "guarded.h"
+
 #include <ATen/core/CachingHostAllocator.h>
 #include <ATen/cuda/CUDAGeneratorImpl.h>
 #include <ATen/cuda/CUDAGraph.h>
@@ -12,26 +14,14 @@
 #include <c10/cuda/CUDAStream.h>
 
 #include <cstdlib>
-#include <cstring>
 #include <optional>
 
 namespace {
 
-// Runs `work`. Returns null, or a message that the caller frees with `free`.
-template <typename Work>
-char* caught(Work work) {
-    try {
-        work();
-        return nullptr;
-    } catch (const std::exception& e) {
-        return strdup(e.what());
-    }
-}
-
 // Runs work that may fail because it has been done already.
 template <typename Work>
 void tried(Work work) {
-    std::free(caught(work));
+    std::free(guarded(work));
 }
 
 struct Graph : at::cuda::CUDAGraph {
@@ -82,7 +72,7 @@ struct Stream {
 }  // namespace
 
 extern "C" char* foldconv_stream_new(int device, void** stream) {
-    return caught([&] { *stream = new Stream(static_cast<c10::DeviceIndex>(device)); });
+    return guarded([&] { *stream = new Stream(static_cast<c10::DeviceIndex>(device)); });
 }
 
 extern "C" void foldconv_stream_free(void* handle) { delete static_cast<Stream*>(handle); }
@@ -94,7 +84,7 @@ extern "C" void foldconv_stream_free(void* handle) { delete static_cast<Stream*>
 // memory is reused only by this stream after it is freed.
 extern "C" char* foldconv_stream_enter(void* handle, void** guard) {
     auto& stream = *static_cast<Stream*>(handle);
-    return caught([&] {
+    return guarded([&] {
         const auto before = c10::cuda::getCurrentCUDAStream(stream.stream.device_index());
         if (before != stream.stream) {
             stream.earlier.record(before);
@@ -107,12 +97,12 @@ extern "C" char* foldconv_stream_enter(void* handle, void** guard) {
 extern "C" void foldconv_stream_leave(void* guard) { delete static_cast<c10::cuda::CUDAStreamGuard*>(guard); }
 
 extern "C" char* foldconv_recording_new(int device, void** recording) {
-    return caught([&] { *recording = new Recording(static_cast<c10::DeviceIndex>(device)); });
+    return guarded([&] { *recording = new Recording(static_cast<c10::DeviceIndex>(device)); });
 }
 
 extern "C" char* foldconv_recording_begin(void* handle) {
     auto& recording = *static_cast<Recording*>(handle);
-    return caught([&] {
+    return guarded([&] {
         // The default stream can't be recorded. As a recording runs nothing, the other stream needs
         // no event.
         auto stream = c10::cuda::getCurrentCUDAStream(recording.device);
@@ -130,7 +120,7 @@ extern "C" char* foldconv_recording_begin(void* handle) {
 // otherwise.
 extern "C" char* foldconv_recording_end(void* handle) {
     auto& recording = *static_cast<Recording*>(handle);
-    char* error = caught([&] { recording.graph.capture_end(); });
+    char* error = guarded([&] { recording.graph.capture_end(); });
     if (error) recording.graph.abandon();
     if (recording.before.defined()) recording.shared().graphsafe_set_state(recording.before);
     recording.before = {};
@@ -140,7 +130,7 @@ extern "C" char* foldconv_recording_end(void* handle) {
 
 extern "C" char* foldconv_recording_replay(void* handle) {
     auto& recording = *static_cast<Recording*>(handle);
-    return caught([&] {
+    return guarded([&] {
         auto& own = numbers(recording.generator);
         const auto shared = recording.shared();
         own.set_current_seed(shared.current_seed());

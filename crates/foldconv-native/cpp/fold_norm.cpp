@@ -8,10 +8,10 @@
 // Composed of libtorch's operations it would be forty, which take longer than the operations on the
 // maps in a small network.
 
+#include "guarded.h"
 #include "maps.h"
 
 #include <cmath>
-#include <cstring>
 
 namespace {
 
@@ -94,15 +94,12 @@ struct FoldNorm : torch::autograd::Function<FoldNorm> {
 // null. folded: W* (K', K) and b* (K'), new float64 tensors. Returns null, or a message that the
 // caller frees with `free`.
 extern "C" char* foldconv_fold_norm(const Tensor* const* inputs, double positions, double momentum, double eps, Tensor** folded) {
-    try {
+    return guarded([&] {
         const Tensor running[] = {inputs[5]->detach(), inputs[6]->detach()};
         const Tensor bias = inputs[7] ? *inputs[7] : at::empty({0}, at::kDouble);
         const variable_list all = FoldNorm::apply(*inputs[0], *inputs[1], *inputs[2], *inputs[3], *inputs[4], at::TensorList(running), bias,
                                                   positions, momentum, eps);
         folded[0] = new Tensor(all[0]);
         folded[1] = new Tensor(all[1]);
-        return nullptr;
-    } catch (const std::exception& e) {
-        return strdup(e.what());
-    }
+    });
 }

@@ -7,9 +7,9 @@
 // (an a_n beside a matrix stands for its diagonal matrix). Composed of libtorch's operations, the
 // first part would make matrices of all samples several times.
 
+#include "guarded.h"
 #include "maps.h"
 
-#include <cstring>
 #include <limits>
 
 namespace {
@@ -112,12 +112,9 @@ struct Gated : torch::autograd::Function<Gated> {
 // m). moments[0]: mean (m), moments[1]: covariance (m, m), new tensors. Returns null, or a message
 // that the caller frees with `free`.
 extern "C" char* foldconv_gated(const Tensor* const* inputs, Tensor** moments) {
-    try {
+    return guarded([&] {
         const variable_list all = Gated::apply(*inputs[0], *inputs[1], *inputs[2], *inputs[3], *inputs[4]);
         moments[0] = new Tensor(all[0]);
         moments[1] = new Tensor(all[1]);
-        return nullptr;
-    } catch (const std::exception& e) {
-        return strdup(e.what());
-    }
+    });
 }

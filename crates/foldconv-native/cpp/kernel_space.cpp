@@ -9,9 +9,9 @@
 // of the moments, which runs last and writes dx in one pass. All of this is for the whole batch, or
 // for each sample by itself; a group is the set of rows that share moments and kernels.
 
+#include "guarded.h"
 #include "maps.h"
 
-#include <cstring>
 
 namespace {
 
@@ -348,38 +348,28 @@ struct Space {
     Tensor x;
 };
 
-template <typename Result, typename Work>
-Result guarded(char** error, Work work) {
-    try {
-        return work();
-    } catch (const std::exception& e) {
-        *error = strdup(e.what());
-        return nullptr;
-    }
-}
-
 }  // namespace
 
-// Computes the moments of x (N, C, H, W), float32 or float64 on the CPU. Returns a handle that
-// foldconv_space_free frees, with the mean in moments[0] and the covariance in moments[1] as new
-// float64 tensors: (C) and (C, C), or (N, C) and (N, C, C) per sample. On failure returns null and
-// a message that the caller frees with `free`.
-extern "C" void* foldconv_space(const Tensor* x, bool per_sample, Tensor** moments, char** error) {
-    return guarded<void*>(error, [&] {
+// Computes the moments of x (N, C, H, W), float32 or float64 on the CPU: a handle in `space` that
+// foldconv_space_free frees, the mean in moments[0] and the covariance in moments[1] as new float64
+// tensors: (C) and (C, C), or (N, C) and (N, C, C) per sample. Returns null, or a message that the
+// caller frees with `free`.
+extern "C" char* foldconv_space(const Tensor* x, bool per_sample, void** space, Tensor** moments) {
+    return guarded([&] {
         auto uses = c10::make_intrusive<Uses>(per_sample);
         const variable_list all = Moments::apply(channels_last(*x), uses);
         moments[0] = new Tensor(all[1]);
         moments[1] = new Tensor(all[2]);
-        return new Space{std::move(uses), all[0]};
+        *space = new Space{std::move(uses), all[0]};
     });
 }
 
-// Computes y = clamp(sum of W_i x_i + b, low, high) from n maps, for W_i (C_out, C_i) and b
-// (C_out), or W_i (N, C_out, C_i) and b (N, C_out) per sample. Returns a new tensor, or null and a
-// message that the caller frees with `free`.
-extern "C" Tensor* foldconv_space_convolve(const void* const* spaces, const Tensor* const* weights, int64_t n, const Tensor* bias, double low,
-                                           double high, char** error) {
-    return guarded<Tensor*>(error, [&] {
+// Computes y = clamp(sum of W_i x_i + b, low, high), a new tensor, from n maps, for W_i (C_out, C_i)
+// and b (C_out), or W_i (N, C_out, C_i) and b (N, C_out) per sample. Returns null, or a message that
+// the caller frees with `free`.
+extern "C" char* foldconv_space_convolve(const void* const* spaces, const Tensor* const* weights, int64_t n, const Tensor* bias, double low,
+                                         double high, Tensor** y) {
+    return guarded([&] {
         auto uses = c10::make_intrusive<AllUses>();
         variable_list maps, kernels;
         for (int64_t i = 0; i < n; i++) {
@@ -388,7 +378,7 @@ extern "C" Tensor* foldconv_space_convolve(const void* const* spaces, const Tens
             maps.push_back(space.x);
             kernels.push_back(*weights[i]);
         }
-        return new Tensor(Convolve::apply(at::TensorList(maps), at::TensorList(kernels), *bias, low, high, uses));
+        *y = new Tensor(Convolve::apply(at::TensorList(maps), at::TensorList(kernels), *bias, low, high, uses));
     });
 }
 

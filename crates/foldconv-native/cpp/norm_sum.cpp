@@ -8,10 +8,10 @@
 // that writes y; in the backward pass one for the sums of the gradient and one that writes the
 // gradients. The mask of the clamp is recomputed, so only the x_i are saved.
 
+#include "guarded.h"
 #include "maps.h"
 
 #include <cmath>
-#include <cstring>
 
 namespace {
 
@@ -196,17 +196,14 @@ struct NormSum : torch::autograd::Function<NormSum> {
 }  // namespace
 
 // Inputs: n maps (N, C, H, W), n weights (C), n biases (C), n running means, n running variances;
-// all float32 or all float64, on the CPU. Returns a new tensor, or null and a message that the
-// caller frees with `free`.
-extern "C" Tensor* foldconv_norm_sum(Tensor* const* inputs, int64_t n, double momentum, double eps, double low, double high,
-                                     char** error) {
-    try {
+// all float32 or all float64, on the CPU. Computes `y`, a new tensor. Returns null, or a message
+// that the caller frees with `free`.
+extern "C" char* foldconv_norm_sum(Tensor* const* inputs, int64_t n, double momentum, double eps, double low, double high,
+                                   Tensor** y) {
+    return guarded([&] {
         std::vector<Tensor> differentiable, running;
         for (int64_t i = 0; i < 3 * n; i++) differentiable.push_back(*inputs[i]);
         for (int64_t i = 3 * n; i < 5 * n; i++) running.push_back(*inputs[i]);
-        return new Tensor(NormSum::apply(at::TensorList(differentiable), at::TensorList(running), momentum, eps, low, high));
-    } catch (const std::exception& e) {
-        *error = strdup(e.what());
-        return nullptr;
-    }
+        *y = new Tensor(NormSum::apply(at::TensorList(differentiable), at::TensorList(running), momentum, eps, low, high));
+    });
 }

@@ -1,6 +1,8 @@
 // Recording of a network as TorchScript: a tree of modules that hold its tensors under their names,
 // and the operations of its forward.
 
+#include "guarded.h"
+
 #include <torch/csrc/jit/api/module.h>
 #include <torch/csrc/jit/frontend/tracer.h>
 #include <torch/csrc/jit/ir/constants.h>
@@ -8,7 +10,6 @@
 #include <torch/csrc/jit/passes/dead_code_elimination.h>
 #include <torch/types.h>
 
-#include <cstring>
 #include <map>
 #include <memory>
 #include <string>
@@ -96,7 +97,7 @@ extern "C" char* foldconv_record(
     const Tensor* x,
     Tensor* (*forward)(void*, const Tensor*),
     void* context) {
-    try {
+    return guarded([&] {
         const torch::NoGradGuard guard;
         auto unit = std::make_shared<torch::jit::CompilationUnit>();
         Tree tree(unit);
@@ -112,8 +113,5 @@ extern "C" char* foldconv_record(
         follow(*state->graph, state->graph->inputs().at(1), x->scalar_type());
         module.type()->addMethod(unit->create_function(c10::QualifiedName(*module.type()->name(), "forward"), state->graph));
         module.save(path);
-        return nullptr;
-    } catch (const std::exception& e) {
-        return strdup(e.what());
-    }
+    });
 }

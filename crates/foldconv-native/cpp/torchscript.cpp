@@ -1,5 +1,7 @@
 // The operations of a TorchScript file: the graph of its forward with all calls inlined, as JSON.
 
+#include "guarded.h"
+
 #include <torch/csrc/jit/ir/ir.h>
 #include <torch/csrc/jit/passes/inliner.h>
 #include <torch/csrc/jit/serialization/import.h>
@@ -100,17 +102,17 @@ void run(std::ostringstream& out, Node* node, std::unordered_map<size_t, c10::IV
 
 }  // namespace
 
-// Returns the operations of the file's forward as JSON, {"inputs": [id], "nodes": [{"op", "inputs",
+// Writes the operations of the file's forward to `json`, {"inputs": [id], "nodes": [{"op", "inputs",
 // "outputs", "sizes", "value"?, "name"?}], "outputs": [id]}, in the order in which they run. Ids
 // are those of values; sizes are those of the outputs for the example x (null for an output that is
 // not a tensor). Constants, attributes of modules, and precision and device of the images have a
 // value; attributes have the name that `state_dict()` gives them. The `n_tensors` tensors that
 // values refer to are returned in `tensors`.
 //
-// The caller frees the string and the array with `free`, and owns the tensors. Returns null and a
-// message if the file can't be read.
-extern "C" char* foldconv_graph(const char* path, const Tensor* x, Tensor*** tensors, int64_t* n_tensors, char** error) {
-    try {
+// The caller frees the string `json` and the array with `free`, and owns the tensors. Returns null,
+// or a message if the file can't be read, which the caller frees with `free`.
+extern "C" char* foldconv_graph(const char* path, const Tensor* x, char** json, Tensor*** tensors, int64_t* n_tensors) {
+    return guarded([&] {
         const torch::NoGradGuard guard;
         auto module = torch::jit::load(path);
         auto graph = module.get_method("forward").graph()->copy();
@@ -152,9 +154,6 @@ extern "C" char* foldconv_graph(const char* path, const Tensor* x, Tensor*** ten
         *n_tensors = static_cast<int64_t>(all.size());
         *tensors = static_cast<Tensor**>(malloc(sizeof(Tensor*) * (all.size() + 1)));
         std::copy(all.begin(), all.end(), *tensors);
-        return strdup(out.str().c_str());
-    } catch (const std::exception& e) {
-        *error = strdup(e.what());
-        return nullptr;
-    }
+        *json = strdup(out.str().c_str());
+    });
 }

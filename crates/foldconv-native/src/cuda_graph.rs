@@ -185,15 +185,14 @@ impl Drop for CudaStream {
     }
 }
 
-/// Converts an error message of the library into a `Result`.
+/// Converts the error of a function of the library into a `Result`, with the first line of the
+/// message.
 ///
 /// # Safety
 /// `error` must be null or a string from strdup.
 unsafe fn check(error: *mut c_char) -> Result<(), String> {
-    if error.is_null() {
-        return Ok(());
-    }
-    Err(first_line(&unsafe { super::take(error) }))
+    // SAFETY: as the caller promises.
+    unsafe { super::check(error) }.map_err(|text| first_line(&text))
 }
 
 fn message(panic: &(dyn std::any::Any + Send)) -> String {

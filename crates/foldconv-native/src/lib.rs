@@ -45,8 +45,8 @@ unsafe extern "C" {
         eps: f64,
         low: f64,
         high: f64,
-        error: *mut *mut c_char,
-    ) -> *mut C_tensor;
+        y: *mut *mut C_tensor,
+    ) -> *mut c_char;
 
     fn foldconv_fold_norm(
         inputs: *const *const C_tensor,
@@ -59,9 +59,9 @@ unsafe extern "C" {
     fn foldconv_space(
         x: *const C_tensor,
         per_sample: bool,
+        space: *mut *mut c_void,
         moments: *mut *mut C_tensor,
-        error: *mut *mut c_char,
-    ) -> *mut c_void;
+    ) -> *mut c_char;
 
     fn foldconv_space_convolve(
         spaces: *const *const c_void,
@@ -70,14 +70,14 @@ unsafe extern "C" {
         bias: *const C_tensor,
         low: f64,
         high: f64,
-        error: *mut *mut c_char,
-    ) -> *mut C_tensor;
+        y: *mut *mut C_tensor,
+    ) -> *mut c_char;
 
     fn foldconv_gated(inputs: *const *const C_tensor, moments: *mut *mut C_tensor) -> *mut c_char;
 
     fn foldconv_pool(x: *const C_tensor, pooled: *mut *mut C_tensor) -> *mut c_char;
 
-    fn foldconv_weigh(map: *const C_tensor, gates: *const C_tensor, error: *mut *mut c_char) -> *mut C_tensor;
+    fn foldconv_weigh(map: *const C_tensor, gates: *const C_tensor, weighed: *mut *mut C_tensor) -> *mut c_char;
 
     fn foldconv_space_free(space: *mut c_void);
 
@@ -96,10 +96,35 @@ unsafe extern "C" {
     fn foldconv_graph(
         path: *const c_char,
         x: *const C_tensor,
+        json: *mut *mut c_char,
         tensors: *mut *mut *mut C_tensor,
         n_tensors: *mut i64,
-        error: *mut *mut c_char,
     ) -> *mut c_char;
+}
+
+/// Converts the error of a C++ function into a `Result`.
+///
+/// # Safety
+/// `error` must be null or a string from strdup.
+unsafe fn check(error: *mut c_char) -> Result<(), String> {
+    // SAFETY: as the caller promises.
+    if error.is_null() { Ok(()) } else { Err(unsafe { take(error) }) }
+}
+
+/// Returns the `N` tensors that a C++ function makes.
+///
+/// # Panics
+/// With libtorch's message if the function fails.
+///
+/// # Safety
+/// `make` must store `N` new tensors and return null, or return a message from strdup.
+unsafe fn made<const N: usize>(make: impl FnOnce(*mut *mut C_tensor) -> *mut c_char) -> [Tensor; N] {
+    let mut tensors = [std::ptr::null_mut(); N];
+    // SAFETY: as the caller promises; the tensors are new and owned by nothing else.
+    unsafe {
+        check(make(tensors.as_mut_ptr())).unwrap_or_else(|why| panic!("libtorch: {why}"));
+        tensors.map(|tensor| Tensor::from_ptr(tensor))
+    }
 }
 
 /// Limits the builds of the loops to those for this generation of processors or older ones: 0 any,
@@ -134,16 +159,10 @@ pub fn norm_sum(terms: &[Term], momentum: f64, eps: f64, low: f64, high: f64) ->
         |term| term.running_var.as_ptr(),
     ];
     let inputs: Vec<*const C_tensor> = columns.iter().flat_map(|column| terms.iter().map(column)).collect();
-    let mut error = std::ptr::null_mut();
-    // SAFETY: `inputs` are 5n live tensors, as the function requires. It returns a new tensor,
-    // which tch then owns, or null and a message from strdup.
-    unsafe {
-        let y = foldconv_norm_sum(inputs.as_ptr(), terms.len() as i64, momentum, eps, low, high, &mut error);
-        if y.is_null() {
-            panic!("norm_sum: {}", take(error));
-        }
-        Some(Tensor::from_ptr(y))
-    }
+    let n = terms.len() as i64;
+    // SAFETY: `inputs` are 5n live tensors, as the function requires.
+    let [y] = unsafe { made(|y| foldconv_norm_sum(inputs.as_ptr(), n, momentum, eps, low, high, y)) };
+    Some(y)
 }
 
 /// A batch norm after a 1x1 kernel: the arguments of PyTorch's batch_norm, each (C_out), and the
@@ -187,22 +206,7 @@ pub fn fold_norm(
         all.iter().map(|tensor| tensor.as_ptr()).chain([kernel_bias.map_or(none, |bias| bias.as_ptr())]).collect();
     // SAFETY: `inputs` are eight live tensors, of which the last may be null, as the function
     // requires.
-    Some(unsafe { two(|folded| foldconv_fold_norm(inputs.as_ptr(), positions, momentum, eps, folded)) })
-}
-
-/// Returns the two tensors that a C++ function makes.
-///
-/// # Safety
-/// `make` must store two new tensors and return null, or return a message from strdup.
-unsafe fn two(make: impl FnOnce(*mut *mut C_tensor) -> *mut c_char) -> [Tensor; 2] {
-    let mut tensors = [std::ptr::null_mut(); 2];
-    let error = make(tensors.as_mut_ptr());
-    if !error.is_null() {
-        // SAFETY: the error is a message from strdup.
-        panic!("libtorch: {}", unsafe { take(error) });
-    }
-    // SAFETY: the tensors are new and owned by nothing else.
-    tensors.map(|tensor| unsafe { Tensor::from_ptr(tensor) })
+    Some(unsafe { made(|folded| foldconv_fold_norm(inputs.as_ptr(), positions, momentum, eps, folded)) })
 }
 
 /// Returns the mean (m) and biased covariance (m, m) of the map g = a (A x + c), for A (m, C), c
@@ -218,7 +222,7 @@ pub fn gated(moments: [&Tensor; 2], kernel: &Tensor, bias: &Tensor, gates: &Tens
     let inputs = all.map(|tensor| tensor.as_ptr());
     let fit = all.iter().all(|tensor| tensor.device() == Device::Cpu && tensor.kind() == Kind::Double);
     // SAFETY: `inputs` are five live float64 tensors, as the function requires.
-    fit.then(|| unsafe { two(|moments| foldconv_gated(inputs.as_ptr(), moments)) })
+    fit.then(|| unsafe { made(|moments| foldconv_gated(inputs.as_ptr(), moments)) })
 }
 
 /// Returns a map x (N, C, H, W) itself, for all further operations on it, and its mean (N, C) over
@@ -228,7 +232,7 @@ pub fn gated(moments: [&Tensor; 2], kernel: &Tensor, bias: &Tensor, gates: &Tens
 /// If libtorch is out of memory.
 pub fn pool(x: &Tensor) -> Option<[Tensor; 2]> {
     // SAFETY: `x` is a live tensor that the loops support.
-    takes(x).then(|| unsafe { two(|pooled| foldconv_pool(x.as_ptr(), pooled)) })
+    takes(x).then(|| unsafe { made(|pooled| foldconv_pool(x.as_ptr(), pooled)) })
 }
 
 /// A map x (N, C, H, W) with its moments, for 1x1 convolutions whose kernels are computed from
@@ -265,17 +269,11 @@ impl MomentMap {
         if !takes(x) {
             return None;
         }
-        let (mut moments, mut error) = ([std::ptr::null_mut(); 2], std::ptr::null_mut());
-        // SAFETY: `x` is live and `moments` has room for two. The function returns a new handle and
-        // two new tensors, or null and a message from strdup.
-        unsafe {
-            let handle = foldconv_space(x.as_ptr(), per_sample, moments.as_mut_ptr(), &mut error);
-            if handle.is_null() {
-                panic!("moments: {}", take(error));
-            }
-            let [mean, covariance] = moments.map(|tensor| Tensor::from_ptr(tensor));
-            Some(MomentMap { handle, mean, covariance })
-        }
+        let mut handle = std::ptr::null_mut();
+        // SAFETY: `x` is live. The function makes two tensors, and a handle that is freed once.
+        let [mean, covariance] =
+            unsafe { made(|moments| foldconv_space(x.as_ptr(), per_sample, &mut handle, moments)) };
+        Some(MomentMap { handle, mean, covariance })
     }
 }
 
@@ -288,17 +286,10 @@ impl MomentMap {
 pub fn convolve(terms: &[(&MomentMap, &Tensor)], bias: &Tensor, low: f64, high: f64) -> Tensor {
     let spaces: Vec<*const c_void> = terms.iter().map(|(space, _)| space.handle.cast_const()).collect();
     let weights: Vec<*const C_tensor> = terms.iter().map(|(_, weight)| weight.as_ptr()).collect();
-    let mut error = std::ptr::null_mut();
-    // SAFETY: the handles live as long as the spaces, and the weights are as many live tensors. The
-    // function returns a new tensor, or null and a message from strdup.
-    unsafe {
-        let (n, bias) = (terms.len() as i64, bias.as_ptr());
-        let y = foldconv_space_convolve(spaces.as_ptr(), weights.as_ptr(), n, bias, low, high, &mut error);
-        if y.is_null() {
-            panic!("convolve: {}", take(error));
-        }
-        Tensor::from_ptr(y)
-    }
+    let (n, bias) = (terms.len() as i64, bias.as_ptr());
+    // SAFETY: the handles live as long as the spaces, and the weights are as many live tensors.
+    let [y] = unsafe { made(|y| foldconv_space_convolve(spaces.as_ptr(), weights.as_ptr(), n, bias, low, high, y)) };
+    y
 }
 
 /// Returns whether the loops support a map: (N, C, H, W), float32 or float64, on the CPU, not
@@ -316,16 +307,9 @@ pub fn weigh(map: &Tensor, gates: &Tensor) -> Option<Tensor> {
     if !takes(map) {
         return None;
     }
-    let mut error = std::ptr::null_mut();
-    // SAFETY: both tensors are live. The function returns a new tensor, or null and a message from
-    // strdup.
-    unsafe {
-        let weighed = foldconv_weigh(map.as_ptr(), gates.as_ptr(), &mut error);
-        if weighed.is_null() {
-            panic!("weigh: {}", take(error));
-        }
-        Some(Tensor::from_ptr(weighed))
-    }
+    // SAFETY: both tensors are live.
+    let [weighed] = unsafe { made(|weighed| foldconv_weigh(map.as_ptr(), gates.as_ptr(), weighed)) };
+    Some(weighed)
 }
 
 impl Drop for MomentMap {
@@ -357,7 +341,7 @@ pub fn record(
     // belongs to it; neither is used after the call. The function returns null, or a message to
     // free.
     unsafe {
-        let error = foldconv_record(
+        check(foldconv_record(
             path.as_ptr(),
             names.as_ptr(),
             pointers.as_ptr(),
@@ -365,8 +349,7 @@ pub fn record(
             x.as_ptr(),
             call,
             context,
-        );
-        if error.is_null() { Ok(()) } else { Err(take(error)) }
+        ))
     }
 }
 
@@ -396,14 +379,11 @@ fn trampoline<F: FnMut(&Tensor) -> Tensor>(forward: &mut F) -> (Forward, *mut c_
 /// libtorch's message if it can't read the file.
 pub fn torchscript(path: &Path, x: &Tensor) -> Result<(String, Vec<Tensor>), String> {
     let path = CString::new(path.as_os_str().as_encoded_bytes()).map_err(|error| error.to_string())?;
-    let (mut tensors, mut count, mut error) = (std::ptr::null_mut(), 0, std::ptr::null_mut());
+    let (mut json, mut tensors, mut count) = (std::ptr::null_mut(), std::ptr::null_mut(), 0);
     // SAFETY: `path` ends with a zero. On success the string and the array are ours to free, and
     // tch owns the tensors; otherwise there is a message to free.
     unsafe {
-        let json = foldconv_graph(path.as_ptr(), x.as_ptr(), &mut tensors, &mut count, &mut error);
-        if json.is_null() {
-            return Err(take(error));
-        }
+        check(foldconv_graph(path.as_ptr(), x.as_ptr(), &mut json, &mut tensors, &mut count))?;
         let owned = (0..count as usize).map(|at| Tensor::from_ptr(*tensors.add(at))).collect();
         libc::free(tensors.cast::<c_void>());
         Ok((take(json), owned))

@@ -1,35 +1,36 @@
-//! `report.html`: the whole report as one file that needs no network. maud escapes what is shown, and the page's security policy
-//! lets no script run but its own.
+//! `report.html`: the whole report as one file that needs no network access. maud escapes all shown
+//! text, and the page's content security policy allows only the page's own script.
 
 use crate::finite;
 use crate::report::comparison::Comparison;
 use crate::report::plot::{Figure, Section};
 use crate::report::summary::{PointSummary, Summary};
-use crate::report::table::{self, Table, rounded_down, scientific};
+use crate::report::table::{self, Table};
 use crate::report::{COSTS, DETAIL, LEGEND, PIVOT};
+use crate::text::{rounded_down, scientific};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use sha2::{Digest, Sha256};
 
 const STYLE: &str = include_str!("style.css");
 const SCRIPT: &str = include_str!("script.js");
 
-/// What a page shows.
+/// Contents of the page.
 #[derive(Debug)]
 pub struct Page<'a> {
-    /// The sweep.
+    /// Summary of the sweep.
     pub summary: &'a Summary,
-    /// Top-1 as a paper shows it.
+    /// Top-1 table in the layout of a paper.
     pub pivot: Option<&'a Table>,
-    /// Every point.
+    /// Table of all points.
     pub detail: &'a Table,
-    /// What is compared with what.
+    /// Comparisons of points.
     pub comparisons: &'a [Comparison],
-    /// The plots.
+    /// Sections of plots.
     pub sections: &'a [Section],
 }
 
 impl Page<'_> {
-    /// The file's content.
+    /// Returns the HTML of the page.
     pub fn render(&self) -> String {
         let Summary { title, base, .. } = self.summary;
         let policy = format!(
@@ -94,7 +95,7 @@ impl Page<'_> {
         }
     }
 
-    /// What one wants to know first.
+    /// Renders the key facts.
     fn facts(&self) -> Markup {
         let points = &self.summary.points;
         let best = self.summary.best().and_then(|(best, chosen_on)| Some((best, best.expanded_top1()?, chosen_on)));
@@ -137,7 +138,7 @@ impl Page<'_> {
         )
     }
 
-    /// The trials that ended without a result.
+    /// Renders the trials that ended without a result.
     fn ended(&self) -> Markup {
         let header = ["point", "seed", "state", "folder"].map(String::from).to_vec();
         let mut rows = Vec::new();
@@ -185,7 +186,8 @@ fn figures(figures: &[Figure]) -> Markup {
     }
 }
 
-/// A table that the script sorts. It scrolls by itself where it is too wide, by keyboard too.
+/// Renders a table that the page's script can sort. A table that is too wide scrolls by itself,
+/// also by keyboard.
 fn sortable(table: &Table) -> Markup {
     let numeric: Vec<bool> = (0..table.header.len()).map(|column| table.is_numeric(column)).collect();
     let class = |column: usize| numeric[column].then_some("number");
@@ -210,7 +212,7 @@ fn sortable(table: &Table) -> Markup {
     }
 }
 
-/// As a security policy names a hash.
+/// Encodes bytes in base64, as required for a hash in a content security policy.
 fn base64(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let group = |three: &[u8]| {

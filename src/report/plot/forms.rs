@@ -1,22 +1,23 @@
-//! Expanded against compact: top-1 of both, agreement and fold error, a row a point.
+//! Figure of expanded against compact form: top-1 of both, agreement and fold error, one row per
+//! point.
 
 use super::draw::{self, Axes, RowLabels, Scale, Sign};
 use super::figure::{Area, FAINT, Figure, INK, WIDTH};
 use super::{names, titled};
 use crate::report::summary::{PointSummary, Summary};
-use crate::report::table::{rounded_down, scientific};
+use crate::text::{rounded_down, scientific};
 use anyhow::Result;
 use plotters::style::text_anchor::HPos;
 
-/// Rows at most; further points are in the table.
+/// Maximum number of rows; further points are in the table.
 const MOST_ROWS: usize = 40;
 const ROW: i32 = 24;
-/// Of the two columns of numbers.
+/// Space at the right, for the two columns of numbers.
 const RIGHT: i32 = 158;
-/// Above the rows, for the heads of those columns.
+/// Space above the rows, for the headings of these columns.
 const HEAD: i32 = 20;
 
-/// None where nothing was folded.
+/// Returns the figure, or no figure if no point was folded.
 pub fn figures(summary: &Summary) -> Result<Vec<Figure>> {
     let folded: Vec<&PointSummary> = summary.points.iter().filter(|point| point.compact_top1().is_some()).collect();
     if folded.is_empty() {

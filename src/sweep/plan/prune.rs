@@ -1,19 +1,20 @@
-//! Which trials are stopped early because others are so much better: `prune: {rule: median, warmup: 10}`.
+//! Early stopping of trials that are much worse than others: `prune: {rule: median, warmup: 10}`.
 //!
-//! * `median`: from epoch `warmup` on, a trial whose best top-1 so far is below the median of the others' best at the
-//!   same epoch. After Golovin et al., Google Vizier (KDD 2017), who take the others' running means for their best.
-//! * `asha`: at the rungs `warmup`, `warmup * reduction`, `warmup * reduction²` …, a trial that is not among the best
-//!   1/`reduction` of those that have come as far. Li et al., A System for Massively Parallel Hyperparameter Tuning
-//!   (MLSys 2020), the variant that stops and never pauses.
+//! * `median`: from epoch `warmup` on, stops a trial whose best top-1 so far is below the median of
+//!   the other trials' best at the same epoch. After Golovin et al., Google Vizier (KDD 2017), who
+//!   compare with the running means of the other trials instead of their best.
+//! * `asha`: at the rungs `warmup`, `warmup * reduction`, `warmup * reduction²` …, stops a trial
+//!   that is not among the best 1/`reduction` of the trials that have reached the rung. Li et al.,
+//!   A System for Massively Parallel Hyperparameter Tuning (MLSys 2020), the variant that stops
+//!   trials and never pauses them.
 //!
-//! A decision needs nothing but the trials' metrics.csv, so it is the same for whoever makes it, and can be made again
-//! after a crash. A trial is judged again as better ones come up to its epoch; one that has done all its epochs is left
-//! alone.
+//! A decision depends only on the trials' metrics.csv, so it is the same in every process, and can
+//! be made again after a crash. A trial is judged again when better trials reach its epoch. A trial
+//! that has done all its epochs is not judged.
 
 use crate::bad_request;
 use crate::config::{Document, Value, schema};
 use crate::finite;
-use crate::train::checkpoint::Row;
 use crate::train::metrics;
 use anyhow::Result;
 use schemars::JsonSchema;
@@ -22,23 +23,24 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::time::SystemTime;
 
-/// The section `prune`.
+/// The section `prune`: a rule for stopping trials early.
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(tag = "rule", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Prune {
-    /// Stop what is below the median.
+    /// Stops trials below the median of the other trials.
     Median {
-        /// Epochs before which nothing is stopped.
+        /// Epochs before which no trial is stopped.
         warmup: usize,
-        /// Others that must have come as far. Default 4.
+        /// Minimum number of other trials that have reached the epoch. Default 4.
         #[serde(default = "four")]
         min_trials: usize,
     },
-    /// Stop what is not among the best at a rung.
+    /// Stops trials that are not among the best at a rung.
     Asha {
-        /// Epochs to the first rung.
+        /// Epoch of the first rung.
         warmup: usize,
-        /// Of how many trials one goes on, and how much farther the next rung is. Default 3.
+        /// One of `reduction` trials continues at a rung, and the next rung is `reduction` times as
+        /// far. Default 3.
         #[serde(default = "three")]
         reduction: usize,
     },
@@ -86,7 +88,8 @@ impl Prune {
         Ok(prune)
     }
 
-    /// Whether a trial stops, by the top-1 after each of its epochs and of the others'.
+    /// Returns true if a trial is to be stopped. `own` is its top-1 after each epoch, `others` are
+    /// those of the other trials.
     pub fn stops<'a>(&self, own: &[f64], others: impl Iterator<Item = &'a [f64]>) -> bool {
         let Some(epoch) = self.judged_at(own.len()) else { return false };
         let best = |curve: &[f64]| curve[..epoch].iter().copied().fold(f64::NEG_INFINITY, finite::larger);
@@ -97,13 +100,15 @@ impl Prune {
             Prune::Asha { reduction, .. } => {
                 let all = others.len() + 1;
                 let better = others.iter().filter(|other| **other > mine).count();
-                // Fewer than that many say nothing yet of the best part of them.
+                // With fewer than `reduction` trials the best 1/`reduction` of them is not known
+                // yet.
                 all >= *reduction && better >= all / reduction
             }
         }
     }
 
-    /// The epoch at which a trial of so many epochs is compared; none before the first.
+    /// Returns the epoch at which a trial that has done `epochs` epochs is compared, or `None`
+    /// before the first.
     fn judged_at(&self, epochs: usize) -> Option<usize> {
         match *self {
             Prune::Median { warmup, .. } => (epochs >= warmup).then_some(epochs),
@@ -115,21 +120,21 @@ impl Prune {
     }
 }
 
-/// Of at least one value.
+/// Returns the median of at least one value.
 fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
     if values.len() % 2 == 1 { values[middle] } else { 0.5 * (values[middle - 1] + values[middle]) }
 }
 
-/// What metrics.csv says of each trial, read again only where the file is another.
+/// Top-1 curves of trials from metrics.csv. A file is read again only if it has changed.
 #[derive(Debug, Default)]
 pub struct Curves {
     read: HashMap<String, (SystemTime, u64, Vec<f64>)>,
 }
 
 impl Curves {
-    /// Reads what is new of a trial in its folder; says whether anything is.
+    /// Reads the curve of a trial from its folder if the file has changed. Returns true if it has.
     pub fn update(&mut self, hash: &str, folder: &Path) -> bool {
         let path = folder.join(metrics::NAME);
         let Ok(about) = std::fs::metadata(&path) else { return self.read.remove(hash).is_some() };
@@ -137,15 +142,13 @@ impl Curves {
         if self.read.get(hash).is_some_and(|(time, length, _)| (*time, *length) == stamp) {
             return false;
         }
-        // What does not read is not ours; its last line may be on its way.
-        let bytes = std::fs::read(&path).unwrap_or_default();
-        let rows = csv::Reader::from_reader(metrics::whole_lines(&bytes)).into_deserialize::<Row>();
-        let top1 = rows.map_while(Result::ok).map(|row| row.top1).collect();
+        // A damaged file has no curve, so that its trial is neither stopped nor compared with.
+        let top1 = metrics::read(folder).unwrap_or_default().iter().map(|row| row.top1).collect();
         self.read.insert(hash.into(), (stamp.0, stamp.1, top1));
         true
     }
 
-    /// The top-1 after each epoch of a trial.
+    /// Returns the top-1 after each epoch of a trial.
     pub fn of(&self, hash: &str) -> &[f64] {
         self.read.get(hash).map_or(&[], |(_, _, top1)| top1)
     }
@@ -169,14 +172,15 @@ mod tests {
     fn the_median_rule_compares_the_best_so_far_at_the_same_epoch() {
         let rule = "{rule: median, warmup: 2, min_trials: 3}";
         let others: [&[f64]; 3] = [&[10., 20., 90.], &[10., 40., 30.], &[50., 30.]];
-        // Their best after two epochs: 20, 40 and 50; what comes later says nothing of epoch 2.
+        // Best of the other trials after two epochs: 20, 40 and 50. Later epochs don't count at
+        // epoch 2.
         assert!(stops(rule, &[10., 39.], &others));
         assert!(!stops(rule, &[10., 40.], &others), "at the median it goes on");
         assert!(!stops(rule, &[40., 10.], &others), "the best counts, not the last");
         assert!(!stops(rule, &[1.], &others), "it warms up");
         assert!(!stops(rule, &[1., 1., 1.], &others), "two others have come so far, and three are needed");
         assert!(!stops(rule, &[1., 1.], &others[..2]));
-        // Of an even number the mean of the two in the middle: 30 and 40.
+        // The median of an even number of values is the mean of the two in the middle, 30 and 40.
         let even: [&[f64]; 4] = [&[0., 20.], &[0., 30.], &[0., 40.], &[0., 50.]];
         assert!(stops(rule, &[0., 34.9], &even) && !stops(rule, &[0., 35.], &even));
     }
@@ -192,7 +196,7 @@ mod tests {
         assert!(!judged(&[1.], &[2.]), "two are too few to know the best third");
         assert!(judged(&[2.], &[1., 3.]) && !judged(&[3.], &[1., 2.]), "one of three goes on");
         assert!(!judged(&[3.], &[1., 2., 4., 0.5, 0.6]) && judged(&[2.], &[1., 3., 4., 0.5, 0.6]), "two of six");
-        // Rungs are 1, 3, 9: with 5 epochs it is compared at 3, by its best until then.
+        // The rungs are 1, 3 and 9: a trial of 5 epochs is compared at 3, by its best until then.
         let others: [&[f64]; 2] = [&[5., 5., 5.], &[4., 4., 4., 4., 99.]];
         assert!(stops(rule, &[0., 4.5, 4.9, 90., 90.], &others));
         assert!(!stops(rule, &[0., 5.5, 0., 0., 0.], &others));

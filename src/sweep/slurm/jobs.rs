@@ -1,7 +1,8 @@
-//! Which trial is in which job: `slurm/jobs.json` in the folder of a sweep.
+//! Assignment of trials to Slurm jobs: `slurm/jobs.json` in the folder of a sweep.
 //!
-//! It keeps a trial from being submitted twice, which would cost a place in the queue and no more: of two tasks with one trial
-//! the second waits for its lock, or finds it done.
+//! The file prevents a trial from being submitted twice. A second submission would only cost a
+//! place in the queue: of two tasks with the same trial, the second waits for the trial's lock or
+//! finds the trial done.
 
 use super::commands::{Slurm, Task};
 use crate::sweep::lock::Lock;
@@ -12,12 +13,12 @@ use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-/// An array that was submitted.
+/// A submitted array.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Job {
-    /// Its number.
+    /// Job number.
     pub id: u64,
-    /// The hashes of its trials, task by task.
+    /// Hashes of the array's trials, in the order of the tasks.
     pub trials: Vec<String>,
 }
 
@@ -25,33 +26,32 @@ pub struct Job {
 #[derive(Debug)]
 pub struct Jobs {
     folder: PathBuf,
-    /// Those that were not over when they were looked at last.
+    /// Arrays that still had tasks at the last check.
     pub list: Vec<Job>,
 }
 
 impl Jobs {
-    /// Of the sweep in a folder.
+    /// Reads `slurm/jobs.json` of the sweep in folder `root`. A missing file means no jobs.
     ///
     /// # Errors
-    /// A [`crate::error::BadRequest`]: the file is damaged.
+    /// A [`crate::error::BadRequest`] if the file is damaged or can't be read.
     pub fn read(root: &Path) -> Result<Jobs> {
         let folder = root.join("slurm");
         let path = folder.join("jobs.json");
-        let list = match std::fs::read(&path).map(|text| serde_json::from_slice(&text)) {
-            Ok(Ok(list)) => list,
-            Ok(Err(error)) => bad_request!(
+        let Some(text) = files::read_if_there(&path)? else { return Ok(Jobs { folder, list: Vec::new() }) };
+        match serde_json::from_slice(&text) {
+            Ok(list) => Ok(Jobs { folder, list }),
+            Err(error) => bad_request!(
                 "{}: damaged ({error}); delete it, and what is still queued is submitted once more, though run once",
                 path.display()
             ),
-            Err(_) => Vec::new(),
-        };
-        Ok(Jobs { folder, list })
+        }
     }
 
-    /// Keeps other processes from submitting, for as long as the lock is held.
+    /// Locks the sweep against submission by other processes, until the lock is dropped.
     ///
     /// # Errors
-    /// Another process has it; or the disk's.
+    /// If another process holds the lock, and I/O errors.
     pub fn lock(root: &Path) -> Result<Lock> {
         let folder = root.join("slurm");
         match Lock::take(&folder, Record::default)? {
@@ -60,24 +60,24 @@ impl Jobs {
         }
     }
 
-    /// Writes down a job.
+    /// Adds a job and writes the list to `slurm/jobs.json`.
     ///
     /// # Errors
-    /// The disk's.
+    /// I/O errors.
     pub fn add(&mut self, job: Job) -> Result<()> {
         self.list.push(job);
         files::write_atomic(&self.folder.join("jobs.json"), &serde_json::to_vec_pretty(&self.list)?)
     }
 
-    /// Forgets the jobs of which no task is left.
+    /// Drops the jobs that have no task in `live`. Does not write the file.
     pub fn keep(&mut self, live: &HashMap<String, Task>) {
         self.list.retain(|job| live.values().any(|task| task.job == job.id));
     }
 
-    /// The tasks that are queued or run, by the hash of their trial.
+    /// Returns the tasks that are queued or run, by the hash of their trial.
     ///
     /// # Errors
-    /// squeue's.
+    /// The errors of [`Slurm::tasks`].
     pub fn live(&self, slurm: &Slurm) -> Result<HashMap<String, Task>> {
         let mut live = HashMap::new();
         for task in slurm.tasks(&self.ids())? {
@@ -91,12 +91,13 @@ impl Jobs {
         Ok(live)
     }
 
-    /// The numbers of the jobs.
+    /// Returns the job numbers.
     pub fn ids(&self) -> Vec<u64> {
         self.list.iter().map(|job| job.id).collect()
     }
 
-    /// A place for the script and the list of a new array: `1.sh` and `1.trials`, or the first number that is free.
+    /// Returns unused paths for the script and the list of trials of a new array: `1.sh` and
+    /// `1.trials`, or the same with the first free number.
     pub fn place(&self) -> [PathBuf; 2] {
         let files = |number: usize| ["sh", "trials"].map(|end| self.folder.join(format!("{number}.{end}")));
         let free = (1..).map(files).find(|files| !files.iter().any(|file| file.exists()));
@@ -104,7 +105,7 @@ impl Jobs {
     }
 }
 
-/// `job 7`, `jobs 7, 8`.
+/// Formats job numbers: `job 7`, `jobs 7, 8`.
 pub fn named(ids: &[u64]) -> String {
     let ids: Vec<String> = ids.iter().map(u64::to_string).collect();
     format!("{} {}", if ids.len() == 1 { "job" } else { "jobs" }, ids.join(", "))

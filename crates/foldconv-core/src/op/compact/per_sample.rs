@@ -1,4 +1,4 @@
-//! One kernel for each sample of a batch, and how such kernels are applied.
+//! Convolutions with one kernel per sample of a batch, and the algorithms that apply such kernels.
 
 use crate::algebra::{self, Geometry};
 use crate::timing;
@@ -9,32 +9,32 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 use tch::Tensor;
 
 /// Makes the kernel and the bias of each sample from the input.
 pub trait KernelMaker: Debug + Send {
-    /// Kernels (N, C_out, C_in/groups, kh, kw) and biases (N, C_out), or (1, C_out) where all samples have one, for x
-    /// (N, C_in, H, W). `shared` is what the operators of the
-    /// site's block share, where they do.
+    /// Returns kernels (N, C_out, C_in/groups, kh, kw) and biases (N, C_out), or biases (1, C_out)
+    /// that all samples have in common, for x (N, C_in, H, W). `shared` is the tensor that the
+    /// operators of the site's block share, if they share one.
     fn make(&self, x: &Tensor, shared: Option<&Tensor>) -> (Tensor, Tensor);
 
-    /// The way to apply the kernels without making them, where there is one.
+    /// Returns the form that applies the kernels without making them, if there is one.
     fn features(&self) -> Option<&dyn FeatureForm> {
         None
     }
 
-    /// Its numbers, by their names below the site.
+    /// Returns the tensors of the maker by their names below the site.
     fn tensors(&self) -> Vec<(String, Tensor)>;
 }
 
-/// A static convolution and a low-rank part whose few middle maps are weighted by sample: no kernel is made.
+/// A static convolution and a low-rank part whose few middle maps are weighted per sample. No
+/// kernel is made.
 pub trait FeatureForm {
-    /// y (N, C_out, H', W') of x (N, C_in, H, W).
+    /// Returns y (N, C_out, H', W') for x (N, C_in, H, W).
     fn convolve(&self, x: &Tensor, geometry: &Geometry) -> Tensor;
 }
 
-/// How a compact operator is computed: the same function in both forms.
+/// Algorithm that computes a compact operator. All algorithms compute the same function.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum CompactAlgorithm {
@@ -46,7 +46,7 @@ pub enum CompactAlgorithm {
 }
 
 impl CompactAlgorithm {
-    /// Returns the name of the form in files.
+    /// Returns the name of the algorithm in files.
     pub fn name(self) -> &'static str {
         match self {
             CompactAlgorithm::Kernels => "kernels",
@@ -64,17 +64,19 @@ pub struct PerSample {
 }
 
 impl PerSample {
-    /// Kernels made by `maker`, applied with `geometry`.
+    /// Creates a convolution that applies the kernels made by `maker` with `geometry`.
     pub fn new(maker: impl KernelMaker + 'static, geometry: Geometry) -> PerSample {
         PerSample { maker: Box::new(maker), geometry, algorithm: CompactAlgorithm::Kernels }
     }
 
-    /// y (N, C_out, H', W') of x (N, C_in, H, W), with what the block's operators share.
+    /// Returns y (N, C_out, H', W') for x (N, C_in, H, W). `shared` is the tensor that the
+    /// operators of the block share, if they share one.
     pub fn apply(&self, x: &Tensor, shared: Option<&Tensor>) -> Tensor {
         self.apply_with(self.algorithm, x, shared)
     }
 
-    /// The same in one of its ways.
+    /// Returns the result of [`PerSample::apply`], computed by `algorithm` if available, else by
+    /// `Kernels`.
     pub fn apply_with(&self, algorithm: CompactAlgorithm, x: &Tensor, shared: Option<&Tensor>) -> Tensor {
         if algorithm == CompactAlgorithm::Features
             && let Some(features) = self.maker.features()
@@ -85,7 +87,7 @@ impl PerSample {
         conv2d(x, &weight, &bias, &self.geometry)
     }
 
-    /// The ways in which it can be computed.
+    /// Returns the available algorithms.
     pub fn algorithms(&self) -> &'static [CompactAlgorithm] {
         match self.maker.features() {
             Some(_) => &[CompactAlgorithm::Kernels, CompactAlgorithm::Features],
@@ -93,38 +95,38 @@ impl PerSample {
         }
     }
 
-    /// The way in which it is computed.
+    /// Returns the algorithm in use.
     pub fn algorithm(&self) -> CompactAlgorithm {
         self.algorithm
     }
 
-    /// Sets the way in which it is computed; one that it has not is ignored.
+    /// Sets the algorithm to use. An algorithm that is not available is ignored.
     pub fn set_algorithm(&mut self, algorithm: CompactAlgorithm) {
         if self.algorithms().contains(&algorithm) {
             self.algorithm = algorithm;
         }
     }
 
-    /// Its numbers, by their names below the site.
+    /// Returns the tensors of the convolution by their names below the site.
     pub fn tensors(&self) -> Vec<(String, Tensor)> {
         self.maker.tensors()
     }
 }
 
-/// A way to convolve each sample with its own kernel.
+/// Algorithm that convolves each sample with its own kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ConvAlgorithm {
-    /// One batched matrix product: 1x1 kernels without padding or channel groups.
+    /// One batched matrix product, for 1x1 kernels without padding or channel groups.
     Products,
     /// One convolution of the samples laid side by side, with N times as many channel groups.
     Groups,
-    /// A convolution a sample.
+    /// One convolution per sample.
     Loop,
 }
 
 impl ConvAlgorithm {
-    /// The ways for a geometry, the one that mostly wins first.
+    /// Returns the algorithms for a geometry, the one that is usually fastest first.
     fn candidates(geometry: &Geometry) -> &'static [ConvAlgorithm] {
         if geometry.is_matrix() {
             &[ConvAlgorithm::Products, ConvAlgorithm::Groups, ConvAlgorithm::Loop]
@@ -143,7 +145,7 @@ impl ConvAlgorithm {
 }
 
 fn products(x: &Tensor, weight: &Tensor, bias: &Tensor, geometry: &Geometry) -> Tensor {
-    // The rows (N, HW, C) are a view of a channels_last map.
+    // The rows (N, HW, C) are a view if the map is channels_last.
     let x = geometry.positions(x);
     let (n, c, h, w) = size4(&x);
     let out = geometry.out_channels;
@@ -177,7 +179,8 @@ thread_local! {
     static EXPORTING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs a pass in operations whose numbers don't depend on the batch, so that what is recorded of it serves any batch.
+/// Runs `pass` in operations whose sizes and constants don't depend on the batch size, so that a
+/// recording of the pass works for any batch.
 pub fn exporting<T>(pass: impl FnOnce() -> T) -> T {
     let outer = EXPORTING.replace(true);
     let result = pass();
@@ -185,18 +188,19 @@ pub fn exporting<T>(pass: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Whether a pass is recorded for another program: see [`exporting`].
+/// Returns whether a pass is being recorded for another program; see [`exporting`].
 pub fn is_exporting() -> bool {
     EXPORTING.get()
 }
 
-/// The convolutions as one batched product with the columns that each output reads.
+/// Computes the convolutions as one batched product with the columns that each output reads.
 fn columns(x: &Tensor, weight: &Tensor, bias: &Tensor, geometry: &Geometry) -> Tensor {
     let Geometry { in_channels, out_channels, kernel: [kh, kw], groups, .. } = *geometry;
     let read = if geometry.is_pointwise() {
         x.shallow_clone()
     } else {
-        // Channel c kk + t of the columns is tap t of channel c: a depthwise convolution with one-hot kernels.
+        // Channel c kh kw + t of the columns is tap t of channel c: a depthwise convolution with
+        // one-hot kernels.
         let taps =
             Tensor::eye(kh * kw, (x.kind(), x.device())).reshape([kh * kw, 1, kh, kw]).repeat([in_channels, 1, 1, 1]);
         let depthwise = Geometry { out_channels: in_channels * kh * kw, groups: in_channels, ..*geometry };
@@ -208,22 +212,24 @@ fn columns(x: &Tensor, weight: &Tensor, bias: &Tensor, geometry: &Geometry) -> T
     y.reshape([-1, out_channels, h, w]) + bias.reshape([-1, out_channels, 1, 1])
 }
 
-/// The way that was the fastest, by shape: see [`conv2d`].
+/// The fastest algorithm of each shape; see [`conv2d`].
 pub type Choices = BTreeMap<String, ConvAlgorithm>;
 
 static CHOICES: Mutex<Choices> = Mutex::new(Choices::new());
 
-/// The ways that were chosen in this process. They decide the order in which float32 sums are taken, so a checkpoint keeps them.
+/// Returns the choices made in this process. The choices decide the order of float32 sums, so a
+/// checkpoint stores them.
 pub fn choices() -> Choices {
     CHOICES.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
-/// Takes up earlier choices, so that what follows is computed as it was.
+/// Adopts earlier choices, so that later convolutions use the same algorithms as before.
 pub fn choose(choices: Choices) {
     CHOICES.lock().unwrap_or_else(PoisonError::into_inner).extend(choices);
 }
 
-/// Does the work of one trial of several in this process: with its own choices, which are known before, and kept behind it.
+/// Runs `work` for one of several trials in this process, with the trial's own choices. `own` holds
+/// the trial's choices before the call and, with the new ones, after the call.
 pub fn with_choices<T>(own: &mut Choices, work: impl FnOnce() -> T) -> T {
     let swap = |own: &mut Choices| std::mem::swap(&mut *CHOICES.lock().unwrap_or_else(PoisonError::into_inner), own);
     swap(own);
@@ -232,11 +238,12 @@ pub fn with_choices<T>(own: &mut Choices, work: impl FnOnce() -> T) -> T {
     done
 }
 
-/// Convolves each sample of x (N, C_in, H, W) with its own kernel (N, C_out, C_in/groups, kh, kw) and bias (N, C_out), or the bias
-/// (1, C_out) of all.
+/// Convolves each sample of x (N, C_in, H, W) with its own kernel (N, C_out, C_in/groups, kh, kw)
+/// and bias (N, C_out), or with one bias (1, C_out) for all samples.
 ///
-/// A single sample is a plain convolution. For a batch the [`ConvAlgorithm`] is the fastest for its shape: they are timed when a shape is
-/// first met (forward and, where there are gradients, backward), and the choice holds from then on.
+/// A single sample is a plain convolution. A batch is convolved by the [`ConvAlgorithm`] that is
+/// fastest for its shape: the algorithms are timed when a shape is first met (forward and, if there
+/// are gradients, backward), and the choice holds from then on.
 pub fn conv2d(x: &Tensor, weight: &Tensor, bias: &Tensor, geometry: &Geometry) -> Tensor {
     if is_exporting() {
         return columns(x, weight, bias, geometry);
@@ -257,7 +264,7 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, bias: &Tensor, geometry: &Geometry) -
     way.run(x, weight, bias, geometry)
 }
 
-/// The fastest way.
+/// Times the algorithms for this geometry and returns the fastest.
 fn time(x: &Tensor, weight: &Tensor, bias: &Tensor, geometry: &Geometry, trains: bool) -> ConvAlgorithm {
     let leaf = |tensor: &Tensor| tensor.detach().set_requires_grad(trains && tensor.requires_grad());
     let (x, weight, bias) = (leaf(x), leaf(weight), leaf(bias));
@@ -268,10 +275,7 @@ fn time(x: &Tensor, weight: &Tensor, bias: &Tensor, geometry: &Geometry, trains:
             Tensor::run_backward(&[y.sum(y.kind())], &inputs, false, false);
         }
     };
-    let candidates = ConvAlgorithm::candidates(geometry);
-    let runs: Vec<_> = candidates.iter().map(|way| || timing::clock(x.device(), || run(*way))).collect();
-    let runs: Vec<&dyn Fn() -> Duration> = runs.iter().map(|run| run as _).collect();
-    candidates[trace::unrecorded(|| timing::fastest(&runs))]
+    timing::select_fastest(ConvAlgorithm::candidates(geometry), |way| timing::clock(x.device(), || run(way)))
 }
 
 #[cfg(test)]
@@ -282,7 +286,7 @@ mod tests {
 
     const DOUBLE: (Kind, Device) = (Kind::Double, Device::Cpu);
 
-    /// What two trials of a process have chosen does not mix.
+    /// The choices of two trials in one process don't mix.
     #[test]
     fn each_of_several_trials_has_its_own_choices() {
         let names = |choices: &Choices| choices.keys().filter(|name| name.len() == 1).cloned().collect::<String>();
@@ -292,7 +296,8 @@ mod tests {
         assert_eq!([names(&a), names(&b), names(&choices())], ["ac", "b", ""]);
     }
 
-    /// Each sample convolved by itself is the definition; float64, so only the order of summation differs. Gradients too.
+    /// Every algorithm equals the definition, each sample convolved by itself, in values and
+    /// gradients. In float64 only the order of summation differs.
     #[test]
     fn every_way_equals_the_definition() {
         let shapes = [
