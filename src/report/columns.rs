@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 pub struct Column<'a> {
     /// The column of the table of points.
     pub shown: Option<Shown<'a>>,
-    /// Header and cell of each column of `report.csv`, of a finished trial. An absent value is an empty cell.
+    /// Header and cell of each column of `report.csv`, of a finished trial. An absent value is an
+    /// empty cell.
     pub csv: Vec<(String, OfTrial)>,
     /// Keys of a point in `report.json`, with their unrounded values.
     pub json: Vec<(&'static str, OfPoint<'a, Value>)>,

@@ -15,11 +15,15 @@ use std::io::{ErrorKind, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-/// A lock that is held. Dropping it releases the lock, unless a child process also has the file
-/// open.
+/// A lock that is held. Dropping it releases the lock, unless it was passed on to a process that
+/// still has the file open.
 #[derive(Debug)]
-pub struct Lock(File);
+pub struct Lock {
+    file: File,
+    passed_on: AtomicBool,
+}
 
 impl Lock {
     /// Takes the lock in `folder`, which is created if missing. Returns `None` if another process
@@ -34,16 +38,20 @@ impl Lock {
         files::create_dir(folder)?;
         let file = open(folder).with_context(|| format!("{}: cannot write", folder.join("lock").display()))?;
         Ok(match file.try_lock() {
-            Ok(()) => Some(Lock(signed(file))),
+            Ok(()) => Some(Lock::on(file)),
             Err(TryLockError::WouldBlock) => None,
             Err(TryLockError::Error(error)) if !knows_no_locks(&error) => {
                 return Err(error).with_context(|| format!("{}: cannot lock", folder.join("lock").display()));
             }
             Err(TryLockError::Error(_)) => {
                 let gone = record().owner.is_none_or(|owner| owner.is_gone() || owner == Owner::this());
-                gone.then(|| Lock(signed(file)))
+                gone.then(|| Lock::on(file))
             }
         })
+    }
+
+    fn on(file: File) -> Lock {
+        Lock { file: signed(file), passed_on: AtomicBool::new(false) }
     }
 
     /// Returns true if this process was started with the lock file of `folder` open, as the
@@ -71,9 +79,22 @@ impl Lock {
         }
     }
 
-    /// Returns the descriptor of the open file, which the process that trains keeps open.
+    /// Returns the descriptor of the open file, to pass it on to the process that trains, which
+    /// keeps it open.
     pub fn descriptor(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.passed_on.store(true, Ordering::Relaxed);
+        self.file.as_fd()
+    }
+}
+
+impl Drop for Lock {
+    /// Unlocks the file before it is closed: a process that another thread is just starting has a
+    /// copy of every descriptor until it runs its program, and the copy would hold the lock.
+    fn drop(&mut self) {
+        if !self.passed_on.load(Ordering::Relaxed) {
+            // A file system without locks has nothing to unlock.
+            let _ = self.file.unlock();
+        }
     }
 }
 
@@ -114,6 +135,23 @@ mod tests {
         drop(lock);
         assert!(!Lock::is_held(&folder, &record()), "to look is not to take");
         assert!(Lock::take(&folder, record).unwrap().is_some());
+    }
+
+    /// A process between fork and exec has copies of the descriptors of all threads.
+    #[test]
+    fn a_copy_of_the_descriptor_that_nobody_was_given_holds_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let lock = Lock::take(folder.path(), Record::default).unwrap().unwrap();
+        let copy = lock.file.try_clone().unwrap();
+        drop(lock);
+        assert!(!Lock::is_held(folder.path(), &Record::default()));
+        drop(copy);
+        let given = Lock::take(folder.path(), Record::default).unwrap().unwrap();
+        let copy = given.descriptor().try_clone_to_owned().unwrap();
+        drop(given);
+        assert!(Lock::is_held(folder.path(), &Record::default()));
+        drop(copy);
+        assert!(!Lock::is_held(folder.path(), &Record::default()));
     }
 
     #[test]
