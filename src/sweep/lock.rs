@@ -123,6 +123,7 @@ mod tests {
     use std::os::fd::AsRawFd;
     use std::os::unix::process::CommandExt;
     use std::process::{Command, Stdio};
+    use std::time::Duration;
 
     #[test]
     fn one_has_it_until_it_lets_go() {
@@ -151,7 +152,12 @@ mod tests {
         drop(given);
         assert!(Lock::is_held(folder.path(), &Record::default()));
         drop(copy);
-        assert!(!Lock::is_held(folder.path(), &Record::default()));
+        // Processes that other tests are just starting may have further copies.
+        let held = || Lock::is_held(folder.path(), &Record::default());
+        assert!((0..1000).any(|_| !held() || {
+            std::thread::sleep(Duration::from_millis(10));
+            false
+        }));
     }
 
     #[test]
