@@ -3,7 +3,7 @@
 
 use crate::report::summary::{PointSummary, Summary};
 use crate::text::{rounded_down, scientific, thousands};
-use crate::train::result::{FoldResult, FormResult, TrialResult, ValidationResult};
+use crate::train::result::{FormResult, TrialResult, ValidationResult};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -120,28 +120,17 @@ fn accuracy() -> Vec<Column<'static>> {
             .form("compact", |result| result.compact.as_ref())
             .json("compact_top1", PointSummary::compact_top1),
         Column::shown("agreement, %", |point| Some(rounded_down(point.worst_fold()?.0)))
-            .csv("agreement", |result| Some(verified(result)?.0.to_string()))
+            .csv("agreement", |result| Some(result.fold.verified()?.0.to_string()))
             .json("agreement", |point| point.worst_fold().map(|(agreement, _)| agreement)),
         Column::noted("fold error", |point| match point.refused() {
             Some(reason) => Some(Cell { text: "refused".into(), note: Some(reason.into()) }),
             None => Some(scientific(point.worst_fold()?.1).into()),
         })
-        .csv("relative_difference", |result| Some(verified(result)?.1.to_string()))
+        .csv("relative_difference", |result| Some(result.fold.verified()?.1.to_string()))
         .json("relative_difference", |point| point.worst_fold().map(|(_, difference)| difference))
-        .csv("refused", |result| match &result.fold {
-            FoldResult::Refused { refused } => Some(refused.clone()),
-            FoldResult::Verified { .. } => None,
-        })
+        .csv("refused", |result| result.fold.refused().map(String::from))
         .json("refused", |point| point.refused().map(String::from)),
     ]
-}
-
-/// Returns the agreement, in percent, and the relative difference of a fold that was verified.
-fn verified(result: &TrialResult) -> Option<(f64, f64)> {
-    match result.fold {
-        FoldResult::Verified { agreement, relative_difference, .. } => Some((agreement, relative_difference)),
-        FoldResult::Refused { .. } => None,
-    }
 }
 
 fn size() -> Vec<Column<'static>> {

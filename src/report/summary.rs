@@ -11,7 +11,7 @@ use crate::sweep::plan::{Coordinate, Plan, Point, Trial};
 use crate::sweep::state::State;
 use crate::sweep::store::Store;
 use crate::train::metrics;
-use crate::train::result::{FoldResult, FormResult, TrialResult, ValidationResult};
+use crate::train::result::{FormResult, TrialResult, ValidationResult};
 use anyhow::Result;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -324,19 +324,13 @@ impl PointSummary {
     /// Returns the worst fold over the seeds that folded: the least agreement, in percent, and the
     /// largest relative difference of a logit.
     pub fn worst_fold(&self) -> Option<(f64, f64)> {
-        let folds = self.results().filter_map(|result| match result.fold {
-            FoldResult::Verified { agreement, relative_difference, .. } => Some((agreement, relative_difference)),
-            FoldResult::Refused { .. } => None,
-        });
+        let folds = self.results().filter_map(|result| result.fold.verified());
         folds.reduce(|worst, next| (finite::smaller(worst.0, next.0), finite::larger(worst.1, next.1)))
     }
 
     /// Returns the reason why the point can't be folded, if any seed was refused.
     pub fn refused(&self) -> Option<&str> {
-        self.results().find_map(|result| match &result.fold {
-            FoldResult::Refused { refused } => Some(refused.as_str()),
-            FoldResult::Verified { .. } => None,
-        })
+        self.results().find_map(|result| result.fold.refused())
     }
 }
 
@@ -345,6 +339,7 @@ mod tests {
     use super::*;
     use crate::sweep::state::Record;
     use crate::sweep::store::tests::{result, started, write_result};
+    use crate::train::result::FoldResult;
 
     #[test]
     fn a_point_is_as_good_as_its_worst_fold() {

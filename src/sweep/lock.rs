@@ -73,7 +73,11 @@ impl Lock {
     pub fn is_held(folder: &Path, record: &Record) -> bool {
         let Ok(file) = File::open(folder.join("lock")) else { return false };
         match file.try_lock_shared() {
-            Ok(()) => false,
+            Ok(()) => {
+                // As in `drop`: a copy of the descriptor would keep others from taking the lock.
+                let _ = file.unlock();
+                false
+            }
             Err(TryLockError::WouldBlock) => true,
             Err(TryLockError::Error(_)) => record.owner.as_ref().is_some_and(|owner| !owner.is_gone()),
         }

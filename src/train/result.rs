@@ -203,3 +203,21 @@ pub enum FoldResult {
         refused: String,
     },
 }
+
+impl FoldResult {
+    /// Returns the agreement, in percent, and the relative difference of a verified fold.
+    pub fn verified(&self) -> Option<(f64, f64)> {
+        match *self {
+            FoldResult::Verified { agreement, relative_difference, .. } => Some((agreement, relative_difference)),
+            FoldResult::Refused { .. } => None,
+        }
+    }
+
+    /// Returns the site and reason of a refused fold.
+    pub fn refused(&self) -> Option<&str> {
+        match self {
+            FoldResult::Refused { refused } => Some(refused),
+            FoldResult::Verified { .. } => None,
+        }
+    }
+}

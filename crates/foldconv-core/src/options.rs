@@ -303,7 +303,7 @@ mod tests {
         let options = section::<Options>();
         let rows: Vec<[&str; 3]> = options.iter().map(|row| [&*row.key, &row.values, &row.meaning]).collect();
         let expected = [
-            ["count", "integer", "How many, in all. Default 2."],
+            ["count", "integer", "Number of windows, in all. Default 2."],
             ["way", "left_hand | right", "Which way. Default: none. `left_hand`: The first. `right`: The second."],
             ["flag", "true | false", ""],
             ["ways", "list of left_hand | right", " `left_hand`: The first. `right`: The second."],

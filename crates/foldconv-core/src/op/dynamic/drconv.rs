@@ -474,7 +474,9 @@ mod tests {
         tch::no_grad(|| other.variables().into_iter().for_each(|(name, mut v)| v.copy_(&variables[&name])));
         let x = Tensor::randn([2, 4, 6, 7], DOUBLE);
         let inside = same.maker.scores(&x, None).narrow(2, 1, 4).narrow(3, 1, 5);
-        assert_eq!(unpadded.maker.scores(&x, None), inside);
+        // The convolutions of the two maps may add in other orders on some processors.
+        let error = (unpadded.maker.scores(&x, None) - &inside).abs().max().double_value(&[]);
+        assert!(error < 1e-12 && inside.abs().max().double_value(&[]) > 0.1, "{error:e}");
     }
 
     /// If a block's guide is larger or smaller than the outputs, each output reads the nearest
