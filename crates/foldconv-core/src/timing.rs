@@ -53,7 +53,7 @@ fn in_turns(runs: &[&dyn Fn() -> Duration], rounds: usize) -> Vec<Duration> {
 }
 
 /// Returns the fastest of several algorithms by the times that `time` measures. The rules are those
-/// of [`fastest`]. No record around the measurement shows it.
+/// of `fastest`. No record around the measurement shows it.
 ///
 /// # Panics
 /// If there are no algorithms.
