@@ -28,7 +28,7 @@ $(VENV)/.torch-$(TORCH):
 
 # Packages that the tests compare with: torchvision's networks, a runtime for ONNX files, TensorBoard's reader. Users
 # don't need them.
-PEER := torchvision==0.26.0 onnxruntime==1.31.1 safetensors==0.8.0 tensorboard==2.21.0
+PEER := torchvision==0.26.0 timm==1.0.31 onnxruntime==1.31.1 safetensors==0.8.0 tensorboard==2.21.0
 PEER_STAMP = $(VENV)/.peer-$(subst $() ,-,$(subst ==,-,$(PEER)))
 
 setup-peer: $(VENV)/.torch-$(TORCH) $(PEER_STAMP)
@@ -69,7 +69,7 @@ docs/report.png: demo setup-browser
 	$(VENV)/bin/python tests/browser/picture.py "$$(command -v chromium)" $(CURDIR)/runs/quickstart/report.html $@
 
 test: setup
-	cargo test
+	cargo test --no-fail-fast
 
 lint: setup
 	cargo fmt --check

@@ -23,8 +23,8 @@
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::print_stderr))]
 
 pub use foldconv_core::{
-    algebra, bad_request, error, files, finite, fold, native, net, op, options, pickle, registry, timing, trace, tune,
-    weights,
+    algebra, bad_request, error, files, finite, fold, graph, native, net, op, options, pickle, registry, timing, trace,
+    tune, weights,
 };
 
 pub mod device;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 const LOOPS: [&str; 2] = ["cpp/passes.cpp", "cpp/products.cpp"];
 
 /// Sources that use libtorch.
-const SOURCES: [&str; 9] = [
+const SOURCES: [&str; 10] = [
     "cpp/maps.cpp",
     "cpp/norm_sum.cpp",
     "cpp/kernel_space.cpp",
@@ -17,6 +17,7 @@ const SOURCES: [&str; 9] = [
     "cpp/torchscript.cpp",
     "cpp/record.cpp",
     "cpp/device.cpp",
+    "cpp/dispatch.cpp",
 ];
 
 fn main() {

@@ -11,6 +11,7 @@ use crate::weights::tensors;
 use crate::{bad_request, files};
 use anyhow::Result;
 use clap::ValueEnum;
+pub use recorded::Network;
 pub use state_dict::Bn;
 use std::path::Path;
 
@@ -39,7 +40,16 @@ pub fn export(model: &Model, format: Format, bn: Bn, out: &Path) -> Result<()> {
         Format::Safetensors => tensors::write_with(out, ("format", "pt".into()), &state_dict::dict(model, bn)?),
         Format::Pytorch => files::write_atomic(out, &pytorch::save(&state_dict::dict(model, bn)?)?),
         _ if bn != Bn::Fused => bad_request!("--bn: is for state dicts; a recorded network has what it has"),
-        Format::Torchscript => recorded::torchscript(model, out),
-        Format::Onnx => files::write_atomic(out, &onnx::encode(model, &recorded::graph(model)?)?),
+        Format::Torchscript => Network::of(model)?.torchscript(out),
+        Format::Onnx => onnx(&Network::of(model)?, out),
     }
+}
+
+/// Writes a network as ONNX.
+///
+/// # Errors
+/// libtorch's error if it can't record the network; an error if ONNX has no translation of an
+/// operation; I/O errors from writing `out`.
+pub fn onnx(network: &Network, out: &Path) -> Result<()> {
+    files::write_atomic(out, &onnx::encode(network, &network.graph()?)?)
 }

@@ -1,4 +1,4 @@
-//! Recordings of a network's forward pass by libtorch, valid for any batch size.
+//! Recordings of a network's forward pass by libtorch.
 
 use super::state_dict;
 use crate::model::Model;
@@ -6,36 +6,91 @@ use crate::op::compact::per_sample::exporting;
 use crate::{files, native};
 use anyhow::{Context, Result, anyhow, ensure};
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::path::Path;
 use tch::{CModule, Device, Kind, Tensor};
 
-/// Writes the network as TorchScript.
-pub fn torchscript(model: &Model, out: &Path) -> Result<()> {
-    let folder = tempfile::tempdir().context("no folder for temporary files")?;
-    let file = folder.path().join("model.pt");
-    record(model, &file)?;
-    files::write_atomic(out, &files::read(&file)?)
+/// A network to record.
+pub struct Network<'a> {
+    /// Name of the graph.
+    pub name: String,
+    /// Tensors by their names in the state dict.
+    pub tensors: BTreeMap<String, Tensor>,
+    /// Forward pass in evaluation.
+    pub forward: Box<dyn Fn(&Tensor) -> Tensor + 'a>,
+    /// Shape of the input without the batch.
+    pub input: Vec<i64>,
+    /// Number of images in a batch, where the network takes no other.
+    pub batch: Option<i64>,
+    /// Metadata of an ONNX file.
+    pub metadata: Vec<(String, String)>,
 }
 
-/// Records a forward pass with a batch of 2, and checks that the recording gives the network's
-/// output for a batch of 3.
-fn record(model: &Model, file: &Path) -> Result<()> {
-    let built = model.build(Device::Cpu)?;
-    let forward = |x: &Tensor| tch::no_grad(|| built.network.forward_t(x, false));
-    native::record(file, &state_dict::tensors(&built), &images(model, 2), |x| exporting(|| forward(x)))
-        .map_err(|error| anyhow!("libtorch can't record this network: {error}"))?;
-    let x = images(model, 3);
-    let (expected, found) = (forward(&x), CModule::load(file)?.forward_ts(&[&x])?);
-    let error = (&found - &expected).abs().max().double_value(&[]) / expected.abs().max().double_value(&[]).max(1e-30);
-    // float32 sums in another order stay below this; a recording that is valid for one batch size
-    // only is off by 1 or has the wrong shape.
-    ensure!(error < 1e-3, "the recorded network differs by {error:.1e} of the largest logit; nothing was written");
-    Ok(())
-}
+impl Network<'_> {
+    /// Returns the network of a model, for any batch.
+    ///
+    /// # Errors
+    /// Those of [`Model::build`].
+    pub fn of(model: &Model) -> Result<Network<'static>> {
+        let built = model.build(Device::Cpu)?;
+        let spec = model.about.config.data.spec();
+        let metadata = [
+            ("normalisation", serde_json::to_string(&model.about.normalisation)?),
+            ("classes", serde_json::to_string(&model.about.classes)?),
+        ];
+        Ok(Network {
+            name: model.about.config.net.name().into(),
+            tensors: state_dict::tensors(&built),
+            forward: Box::new(move |x| tch::no_grad(|| built.network.forward_t(x, false))),
+            input: vec![spec.channels, spec.size, spec.size],
+            batch: None,
+            metadata: metadata.map(|(key, value)| (key.to_string(), value)).into(),
+        })
+    }
 
-fn images(model: &Model, batch: i64) -> Tensor {
-    let spec = model.about.config.data.spec();
-    Tensor::randn([batch, spec.channels, spec.size, spec.size], (Kind::Float, Device::Cpu))
+    /// Writes the network as TorchScript.
+    ///
+    /// # Errors
+    /// libtorch's message if it can't record the network; I/O errors from writing `out`.
+    pub fn torchscript(&self, out: &Path) -> Result<()> {
+        let folder = tempfile::tempdir().context("no folder for temporary files")?;
+        let file = folder.path().join("model.pt");
+        self.record(&file)?;
+        files::write_atomic(out, &files::read(&file)?)
+    }
+
+    /// Records the network and returns its operations.
+    ///
+    /// # Errors
+    /// libtorch's message if it can't record the network.
+    pub fn graph(&self) -> Result<Graph> {
+        let folder = tempfile::tempdir().context("no folder for temporary files")?;
+        let file = folder.path().join("model.pt");
+        self.record(&file)?;
+        let (json, tensors) = native::torchscript(&file, &self.images(2)).map_err(|error| anyhow!(error))?;
+        let graph: Graph = serde_json::from_str(&json).context("the graph of the record")?;
+        Ok(Graph { tensors, ..graph })
+    }
+
+    /// Records a forward pass with a batch of 2, and checks that the recording gives the network's
+    /// output for a batch of 3; with the network's own batch where it takes no other.
+    fn record(&self, file: &Path) -> Result<()> {
+        native::record(file, &self.tensors, &self.images(2), |x| exporting(|| (self.forward)(x)))
+            .map_err(|error| anyhow!("libtorch can't record this network: {error}"))?;
+        let x = self.images(3);
+        let (expected, found) = ((self.forward)(&x), CModule::load(file)?.forward_ts(&[&x])?);
+        let largest = expected.abs().max().double_value(&[]).max(1e-30);
+        let error = (&found - &expected).abs().max().double_value(&[]) / largest;
+        // float32 sums in another order stay below this; a recording that is valid for one batch
+        // size only is off by 1 or has the wrong shape.
+        ensure!(error < 1e-3, "the recorded network differs by {error:.1e} of the largest logit; nothing was written");
+        Ok(())
+    }
+
+    fn images(&self, batch: i64) -> Tensor {
+        let size = [&[self.batch.unwrap_or(batch)], &self.input[..]].concat();
+        Tensor::randn(size, (Kind::Float, Device::Cpu))
+    }
 }
 
 /// The operations of a forward pass in the order in which they run. Values are numbered.
@@ -69,14 +124,4 @@ pub struct Node {
     pub value: serde_json::Value,
     /// Name of an attribute in the state dict.
     pub name: Option<String>,
-}
-
-/// Records the network and returns its operations.
-pub fn graph(model: &Model) -> Result<Graph> {
-    let folder = tempfile::tempdir().context("no folder for temporary files")?;
-    let file = folder.path().join("model.pt");
-    record(model, &file)?;
-    let (json, tensors) = native::torchscript(&file, &images(model, 2)).map_err(|error| anyhow!(error))?;
-    let graph: Graph = serde_json::from_str(&json).context("the graph of the record")?;
-    Ok(Graph { tensors, ..graph })
 }

@@ -4,6 +4,7 @@
 mod common;
 
 mod algebra;
+mod graphs;
 mod kernel_space;
 mod native;
 mod networks;

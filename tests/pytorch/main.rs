@@ -8,6 +8,7 @@ mod augment;
 mod checkpoints;
 mod export;
 mod files;
+mod graphs;
 mod import;
 mod tensorboard;
 mod torchvision;

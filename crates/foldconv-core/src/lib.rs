@@ -10,6 +10,7 @@
 //! 3. [`net`] (networks: sites on which operators stand)
 //! 4. [`fold`] (a network to its compact form), [`tune`] (choice of the fastest algorithm of each
 //!    compact operator), [`weights`] (tensors in files, and PyTorch's checkpoints)
+//! 5. [`graph`] (networks of any blocks, read from files: run and folded)
 
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::print_stderr))]
 
@@ -30,5 +31,7 @@ pub mod net;
 pub mod fold;
 pub mod tune;
 pub mod weights;
+
+pub mod graph;
 
 pub use foldconv_native as native;

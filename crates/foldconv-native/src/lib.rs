@@ -8,6 +8,7 @@ mod cuda_graph;
 #[path = "no_cuda_graph.rs"]
 mod cuda_graph;
 mod device;
+pub mod dispatch;
 
 pub use cuda_graph::{CudaGraph, CudaStream};
 pub use device::{Waits, cudnn_version, in_bfloat16, tf32};

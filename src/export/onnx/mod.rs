@@ -4,8 +4,7 @@
 mod operations;
 
 use super::proto::*;
-use super::recorded::{Graph, Node};
-use crate::model::Model;
+use super::recorded::{Graph, Network, Node};
 use crate::train;
 use crate::weights::tensors::bytes;
 use anyhow::{Context, Result, bail, ensure};
@@ -19,43 +18,41 @@ const FLOAT: i32 = 1;
 const INT64: i32 = 7;
 
 /// Returns the bytes of the ONNX file.
-pub fn encode(model: &Model, graph: &Graph) -> Result<Vec<u8>> {
+pub fn encode(network: &Network, graph: &Graph) -> Result<Vec<u8>> {
     let mut writer = Writer::default();
-    let spec = model.about.config.data.spec();
-    let size = vec![2, spec.channels, spec.size, spec.size];
-    writer.known.insert(graph.inputs[1], Known::Tensor { name: "images".into(), size });
+    let size = [&[network.batch.unwrap_or(2)], &network.input[..]].concat();
+    writer.known.insert(graph.inputs[1], Known::Tensor { name: "images".into(), size: size.clone() });
     for node in &graph.nodes {
         writer.node(graph, node).with_context(|| format!("ONNX: {}", node.op))?;
     }
     let logits = writer.tensor(graph.outputs[0])?;
+    let result = writer.size(graph.outputs[0])?;
     writer.push("Identity", &[&logits], "logits", vec![]);
-    let (channels, size) = (Size::DimValue(spec.channels), Size::DimValue(spec.size));
     let graph = GraphProto {
         node: writer.nodes,
-        name: model.about.config.net.name().into(),
+        name: network.name.clone(),
         initializer: writer.initializers,
-        input: vec![value("images", vec![batch(), channels, size.clone(), size])],
-        output: vec![value("logits", vec![batch(), Size::DimValue(spec.classes)])],
+        input: vec![value("images", network, &size)],
+        output: vec![value("logits", network, &result)],
     };
-    let normalisation = serde_json::to_string(&model.about.normalisation)?;
-    let metadata = [("normalisation", normalisation), ("classes", serde_json::to_string(&model.about.classes)?)];
+    let metadata = network.metadata.iter();
+    let metadata = metadata.map(|(key, value)| StringStringEntryProto { key: key.clone(), value: value.clone() });
     let file = ModelProto {
         ir_version: 8,
         producer_name: "foldconv".into(),
         producer_version: train::version(),
         graph: Some(graph),
         opset_import: vec![OperatorSetIdProto { domain: String::new(), version: 17 }],
-        metadata_props: metadata.map(|(key, value)| StringStringEntryProto { key: key.into(), value }).into(),
+        metadata_props: metadata.collect(),
     };
     Ok(file.encode_to_vec())
 }
 
-fn batch() -> Size {
-    Size::DimParam("batch".into())
-}
-
-fn value(name: &str, size: Vec<Size>) -> ValueInfoProto {
-    let dim = size.into_iter().map(|size| Dimension { value: Some(size) }).collect();
+/// Describes an input or output of the network, of any batch where the network takes any.
+fn value(name: &str, network: &Network, size: &[i64]) -> ValueInfoProto {
+    let batch = network.batch.map_or(Size::DimParam("batch".into()), Size::DimValue);
+    let sizes = std::iter::once(batch).chain(size[1..].iter().map(|n| Size::DimValue(*n)));
+    let dim = sizes.map(|size| Dimension { value: Some(size) }).collect();
     let tensor_type = Some(TensorType { elem_type: FLOAT, shape: Some(TensorShapeProto { dim }) });
     ValueInfoProto { name: name.into(), r#type: Some(TypeProto { tensor_type }) }
 }

@@ -13,6 +13,23 @@ impl Writer {
         match op {
             "relu" => self.same("Relu", x, out, vec![]),
             "sigmoid" => self.same("Sigmoid", x, out, vec![]),
+            "tanh" => self.same("Tanh", x, out, vec![]),
+            "exp" | "sqrt" | "erf" | "abs" | "neg" | "reciprocal" | "log" => {
+                let name = match op {
+                    "exp" => "Exp",
+                    "sqrt" => "Sqrt",
+                    "erf" => "Erf",
+                    "abs" => "Abs",
+                    "neg" => "Neg",
+                    "reciprocal" => "Reciprocal",
+                    _ => "Log",
+                };
+                self.same(name, x, out, vec![])
+            }
+            "silu" | "gelu" | "mish" | "hardswish" | "hardsigmoid" | "leaky_relu" | "elu" | "prelu" => {
+                self.activation(op, x, out)
+            }
+            "pow" => self.pair("Pow", x, out),
             "dropout" | "contiguous" | "detach" | "alias" | "clone" => self.same("Identity", x, out, vec![]),
             "add" | "sub" | "mul" | "div" => self.arithmetic(op, x, out),
             "matmul" | "bmm" | "mm" => self.pair("MatMul", x, out),
@@ -136,6 +153,78 @@ impl Writer {
             _ => "Div",
         };
         self.pair(name, x, out)
+    }
+
+    /// Translates activations that opset 17 has under another name, or composes them.
+    fn activation(&mut self, op: &str, x: &[usize], out: &str) -> Result<()> {
+        let input = self.tensor(x[0])?;
+        let inner = format!("{out}_inner");
+        match op {
+            "silu" => {
+                self.push("Sigmoid", &[&input], &inner, vec![]);
+                self.push("Mul", &[&input, &inner], out, vec![]);
+            }
+            "mish" => {
+                let soft = format!("{out}_soft");
+                self.push("Softplus", &[&input], &soft, vec![]);
+                self.push("Tanh", &[&soft], &inner, vec![]);
+                self.push("Mul", &[&input, &inner], out, vec![]);
+            }
+            "hardswish" => self.push("HardSwish", &[&input], out, vec![]),
+            "hardsigmoid" => {
+                let attributes = vec![float("alpha", 1. / 6.), float("beta", 0.5)];
+                self.push("HardSigmoid", &[&input], out, attributes);
+            }
+            "leaky_relu" => {
+                let slope = self.number(x[1])?;
+                self.push("LeakyRelu", &[&input], out, vec![float("alpha", slope)]);
+            }
+            "elu" => {
+                let [alpha, scale, input_scale] = [self.number(x[1])?, self.number(x[2])?, self.number(x[3])?];
+                ensure!(scale == 1. && input_scale == 1., "an ELU with a scale");
+                self.push("Elu", &[&input], out, vec![float("alpha", alpha)]);
+            }
+            "prelu" => {
+                let (weight, rank) = (self.tensor(x[1])?, self.size(x[0])?.len());
+                // One slope for each channel: (C, 1, …) in ONNX, which aligns shapes at their ends.
+                let shape = [vec![-1], vec![1; rank.saturating_sub(2)]].concat();
+                let list = self.integers(&format!("{out}_list"), &shape)?;
+                self.push("Reshape", &[&weight, &list], &inner, vec![]);
+                self.push("PRelu", &[&input, &inner], out, vec![]);
+            }
+            _ => return self.gelu(x, &input, out),
+        }
+        Ok(())
+    }
+
+    /// Translates GELU, which opset 17 has not: x/2 (1 + erf(x / √2)), or x/2 (1 + tanh(√(2/π) (x +
+    /// 0.044715 x³))).
+    fn gelu(&mut self, x: &[usize], input: &str, out: &str) -> Result<()> {
+        let approximate = self.constant(x[1])?.get("text").and_then(Value::as_str).is_some_and(|mode| mode == "tanh");
+        let mut number =
+            |name: &str, value: f64| self.initializer(&format!("{out}_{name}"), &Tensor::from(value as f32));
+        let (half, one) = (number("half", 0.5)?, number("one", 1.)?);
+        let (inner, value, more, scaled) =
+            (format!("{out}_inner"), format!("{out}_value"), format!("{out}_more"), format!("{out}_scaled"));
+        if approximate {
+            let (factor, cubic) = (number("factor", (2. / std::f64::consts::PI).sqrt())?, number("cubic", 0.044715)?);
+            let [square, small, sum] = ["square", "small", "sum"].map(|name| format!("{out}_{name}"));
+            self.push("Mul", &[input, input], &square, vec![]);
+            self.push("Mul", &[&square, &cubic], &small, vec![]);
+            self.push("Add", &[&small, &one], &sum, vec![]);
+            let product = format!("{out}_product");
+            self.push("Mul", &[input, &sum], &product, vec![]);
+            self.push("Mul", &[&product, &factor], &inner, vec![]);
+            self.push("Tanh", &[&inner], &value, vec![]);
+        } else {
+            let factor = number("factor", std::f64::consts::FRAC_1_SQRT_2)?;
+            self.push("Mul", &[input, &factor], &inner, vec![]);
+            self.push("Erf", &[&inner], &value, vec![]);
+        }
+        self.push("Add", &[&value, &one], &more, vec![]);
+        self.push("Mul", &[input, &half], &scaled, vec![]);
+        self.push("Mul", &[&scaled, &more], out, vec![]);
+        Ok(())
     }
 
     fn clip(&mut self, x: usize, low: Option<f64>, high: Option<f64>, out: &str) -> Result<()> {

@@ -12,7 +12,7 @@ mod rebuild;
 mod safetensors;
 mod stored;
 mod tar;
-mod zip;
+pub(crate) mod zip;
 
 use crate::{bad_request, files};
 use anyhow::Result;
@@ -141,14 +141,14 @@ fn read(source: &Source) -> Result<(Format, Option<Entry>), String> {
 
 /// An open file that is read at given positions.
 #[derive(Debug)]
-struct Source {
+pub(crate) struct Source {
     file: File,
     length: u64,
     name: String,
 }
 
 impl Source {
-    fn open(path: &Path) -> std::io::Result<Source> {
+    pub(crate) fn open(path: &Path) -> std::io::Result<Source> {
         let length = files::plain_file(path)?;
         Ok(Source { file: File::open(path)?, length, name: path.display().to_string() })
     }

@@ -1,5 +1,6 @@
-//! Reader for zip archives as `torch.save` and `torch.jit.save` write them: uncompressed entries,
-//! of which `data.pkl` is the pickle and each `data/<key>` a storage (PKWARE, APPNOTE.TXT, 4.3).
+//! Reader for zip archives as `torch.save`, `torch.jit.save` and `torch.export.save` write them:
+//! uncompressed entries, of which `data.pkl` is the pickle and each `data/<key>` a storage (PKWARE,
+//! APPNOTE.TXT, 4.3).
 
 use super::rebuild::{self, Kept, StorageId};
 use super::stored::Storage;
@@ -20,7 +21,7 @@ const FOLDER: u64 = 0x10;
 const LONGEST_CODE: u64 = 1 << 24;
 
 /// A zip archive and its entries, by name.
-struct Archive<'s> {
+pub(crate) struct Archive<'s> {
     source: &'s Source,
     entries: HashMap<String, Item>,
 }
@@ -49,7 +50,7 @@ impl<'s> Archive<'s> {
     /// Opens an archive. Refuses archives that other readers may interpret differently: with local
     /// headers that disagree with the directory, overlapping entries, or two entries of the same
     /// name.
-    fn open(source: &'s Source) -> Result<Archive<'s>, String> {
+    pub(crate) fn open(source: &'s Source) -> Result<Archive<'s>, String> {
         let (start, bytes) = directory(source)?;
         let directory = source.bytes(start, bytes)?;
         let (mut entries, mut at) = (HashMap::new(), 0);
@@ -108,7 +109,18 @@ impl<'s> Archive<'s> {
         Ok(String::from_utf8(text).ok())
     }
 
-    fn bytes(&self, name: &str) -> Result<Vec<u8>, String> {
+    /// Returns the names of the entries.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.entries.keys().map(String::as_str)
+    }
+
+    /// Returns the size of the content of an entry in bytes.
+    pub(crate) fn size(&self, name: &str) -> Result<u64, String> {
+        Ok(self.item(name)?.bytes)
+    }
+
+    /// Returns the content of an uncompressed entry, whose checksum must be right.
+    pub(crate) fn bytes(&self, name: &str) -> Result<Vec<u8>, String> {
         let (start, item) = self.place(name)?;
         let bytes = self.source.bytes(start, item.bytes)?;
         let mut crc = Crc::new();

@@ -1,0 +1,383 @@
+//! Networks as graphs of libtorch's operators, read from files that other programs wrote.
+//!
+//! A graph holds each operator with all its arguments, and every tensor under the name that it has
+//! in the file. Operators are called by name, so a graph may hold any of libtorch's; a node that is
+//! not one of them is opaque: it is carried through, and only running it fails.
+
+pub mod fold;
+mod linear;
+pub mod pt2;
+pub mod regions;
+pub mod run;
+
+use crate::native::dispatch::{Operator, Value};
+use anyhow::{Result, bail, ensure};
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use tch::{Kind, Tensor};
+
+/// Index of a value in [`Graph::values`].
+pub type Id = usize;
+
+/// A network as a list of operations in the order in which they run.
+#[derive(Debug, Default)]
+pub struct Graph {
+    /// Values by index: inputs, constants, and the results of nodes.
+    pub values: Vec<Info>,
+    /// Operations. Each reads only values that stand before it.
+    pub nodes: Vec<Node>,
+    /// Inputs that are not constants.
+    pub inputs: Vec<Id>,
+    /// Results of the network.
+    pub outputs: Vec<Id>,
+    /// Values that share memory with a tensor of which a part is written in place. Nodes that read
+    /// them must run in their order.
+    pub written: BTreeSet<Id>,
+}
+
+/// A value of a graph.
+#[derive(Debug, Default)]
+pub struct Info {
+    /// Name in the file. Parameters and buffers have the name of the state dict.
+    pub name: String,
+    /// Shape, where the file or a run tells it.
+    pub size: Option<Vec<i64>>,
+    /// Numbers of a constant: a parameter, a buffer, or a tensor of the code.
+    pub tensor: Option<Tensor>,
+    /// An integer that the code computes from shapes, such as the batch, where a run tells it.
+    pub int: Option<i64>,
+}
+
+/// An operation.
+#[derive(Clone, Debug)]
+pub struct Node {
+    /// Name in the file.
+    pub name: String,
+    /// Path of the module that the operation belongs to, as in the state dict; empty where the file
+    /// does not tell.
+    pub module: String,
+    /// Operation.
+    pub op: Op,
+    /// Arguments in their order, none left out.
+    pub args: Vec<Arg>,
+    /// Results.
+    pub outputs: Vec<Id>,
+}
+
+/// Kind of an operation.
+#[derive(Clone, Debug)]
+pub enum Op {
+    /// An operator of libtorch.
+    Call {
+        /// Name, such as `aten::conv2d`.
+        name: String,
+        /// The operator with its overload.
+        operator: Operator,
+        /// Names of the arguments.
+        arguments: Arc<Vec<String>>,
+    },
+    /// Takes the items of a list apart, one a result.
+    Unpack,
+    /// An operation that can't be run, by its name in the file.
+    Opaque(String),
+}
+
+/// Argument of an operation.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Arg {
+    /// Python's None.
+    None,
+    /// A value of the graph.
+    Value(Id),
+    /// An integer.
+    Int(i64),
+    /// A floating-point number.
+    Float(f64),
+    /// A flag.
+    Bool(bool),
+    /// A name, such as the mode of a padding.
+    Text(String),
+    /// A list.
+    List(Vec<Arg>),
+    /// The device on which the graph runs.
+    Device,
+    /// The floating-point precision in which the graph runs.
+    Precision,
+}
+
+impl Arg {
+    /// Returns the values that the argument reads, those of a list included.
+    pub fn values(&self) -> Vec<Id> {
+        match self {
+            Arg::Value(id) => vec![*id],
+            Arg::List(items) => items.iter().flat_map(Arg::values).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Returns the integer; none for any other argument.
+    pub fn int(&self) -> Option<i64> {
+        match self {
+            Arg::Int(value) => Some(*value),
+            _ => None,
+        }
+    }
+
+    /// Returns the number; none for an argument that is no number.
+    pub fn number(&self) -> Option<f64> {
+        match self {
+            Arg::Int(value) => Some(*value as f64),
+            Arg::Float(value) => Some(*value),
+            _ => None,
+        }
+    }
+
+    /// Returns the flag; none for any other argument.
+    pub fn flag(&self) -> Option<bool> {
+        match self {
+            Arg::Bool(flag) => Some(*flag),
+            _ => None,
+        }
+    }
+
+    /// Returns the integers of a list; none for any other argument.
+    pub fn ints(&self) -> Option<Vec<i64>> {
+        match self {
+            Arg::List(items) => items.iter().map(Arg::int).collect(),
+            _ => None,
+        }
+    }
+}
+
+impl From<Value> for Arg {
+    /// Converts a default of an operator's schema, which holds no tensor.
+    fn from(value: Value) -> Arg {
+        match value {
+            Value::None | Value::Tensor(_) => Arg::None,
+            Value::Int(value) => Arg::Int(value),
+            Value::Float(value) => Arg::Float(value),
+            Value::Bool(value) => Arg::Bool(value),
+            Value::Text(text) => Arg::Text(text),
+            Value::List(items) => Arg::List(items.into_iter().map(Arg::from).collect()),
+        }
+    }
+}
+
+impl Node {
+    /// Returns the name of the operator without `aten::`, or of the opaque operation.
+    pub fn operator(&self) -> &str {
+        match &self.op {
+            Op::Call { name, .. } => name.strip_prefix("aten::").unwrap_or(name),
+            Op::Unpack => "unpack",
+            Op::Opaque(name) => name,
+        }
+    }
+
+    /// Returns the argument of a name.
+    pub fn arg(&self, name: &str) -> Option<&Arg> {
+        let Op::Call { arguments, .. } = &self.op else { return None };
+        arguments.iter().position(|argument| argument == name).and_then(|at| self.args.get(at))
+    }
+
+    /// Returns the value that the argument of a name reads.
+    pub fn value(&self, name: &str) -> Option<Id> {
+        match self.arg(name)? {
+            Arg::Value(id) => Some(*id),
+            _ => None,
+        }
+    }
+
+    /// Returns the values that the node reads.
+    pub fn inputs(&self) -> Vec<Id> {
+        self.args.iter().flat_map(Arg::values).collect()
+    }
+}
+
+/// Finds operators and their schemas once.
+#[derive(Debug, Default)]
+pub struct Operators {
+    known: HashMap<String, Option<Known>>,
+}
+
+#[derive(Clone, Debug)]
+struct Known {
+    operator: Operator,
+    names: Arc<Vec<String>>,
+    defaults: Arc<Vec<Option<Arg>>>,
+}
+
+impl Operators {
+    /// Returns the call of an operator of libtorch, with the defaults of the arguments that are not
+    /// given. Arguments are given in their order, then by name. An operator that libtorch has not
+    /// becomes opaque.
+    ///
+    /// # Errors
+    /// An argument that the operator does not have, or one without a default is missing.
+    pub fn call(
+        &mut self,
+        name: &str,
+        overload: &str,
+        given: Vec<Arg>,
+        named: Vec<(String, Arg)>,
+    ) -> Result<(Op, Vec<Arg>)> {
+        let key = format!("{name}.{overload}");
+        let known = self.known.entry(key).or_insert_with(|| find(name, overload)).clone();
+        let Some(Known { operator, names, defaults }) = known else {
+            let args = given.into_iter().chain(named.into_iter().map(|(_, arg)| arg)).collect();
+            return Ok((Op::Opaque(name.into()), args));
+        };
+        ensure!(given.len() <= names.len(), "{name} takes {} arguments, and there are {}", names.len(), given.len());
+        let mut args: Vec<Option<Arg>> = given.into_iter().map(Some).collect();
+        args.resize(names.len(), None);
+        for (argument, arg) in named {
+            match names.iter().position(|name| *name == argument) {
+                Some(at) => args[at] = Some(arg),
+                None => bail!("{name} has no argument {argument}"),
+            }
+        }
+        let mut complete = Vec::with_capacity(args.len());
+        for ((arg, default), argument) in args.into_iter().zip(defaults.iter()).zip(names.iter()) {
+            let arg = match (arg, default) {
+                (Some(arg), _) => arg,
+                (None, Some(default)) => default.clone(),
+                (None, None) => bail!("{name}: the argument {argument} is missing"),
+            };
+            complete.push(placed(argument, arg));
+        }
+        Ok((Op::Call { name: name.into(), operator, arguments: names }, complete))
+    }
+}
+
+fn find(name: &str, overload: &str) -> Option<Known> {
+    let operator = Operator::find(name, overload)?;
+    let (arguments, _) = operator.schema();
+    let (names, defaults) =
+        arguments.into_iter().map(|argument| (argument.name, argument.default.map(Arg::from))).unzip();
+    Some(Known { operator, names: Arc::new(names), defaults: Arc::new(defaults) })
+}
+
+/// Number of float32 among libtorch's element types.
+const FLOAT: i64 = 6;
+
+/// Returns the argument without the place where the file was written: a device becomes that of the
+/// run, and float32 its precision.
+fn placed(argument: &str, arg: Arg) -> Arg {
+    match (argument, &arg) {
+        ("device", Arg::Text(_)) => Arg::Device,
+        ("dtype", Arg::Int(FLOAT)) => Arg::Precision,
+        _ => arg,
+    }
+}
+
+impl Graph {
+    /// Adds a value and returns its index.
+    pub fn push_value(&mut self, info: Info) -> Id {
+        self.values.push(info);
+        self.values.len() - 1
+    }
+
+    /// Returns the node that makes each value; none for inputs and constants.
+    pub fn producers(&self) -> Vec<Option<usize>> {
+        let mut producers = vec![None; self.values.len()];
+        for (at, node) in self.nodes.iter().enumerate() {
+            for output in &node.outputs {
+                producers[*output] = Some(at);
+            }
+        }
+        producers
+    }
+
+    /// Checks that each value is made once, before it is read.
+    ///
+    /// # Errors
+    /// The name of a value that comes from nowhere, or is made twice.
+    pub fn check(&self) -> Result<()> {
+        let mut known = vec![false; self.values.len()];
+        let constants = self.values.iter().enumerate().filter(|(_, info)| info.tensor.is_some()).map(|(id, _)| id);
+        for id in constants.chain(self.inputs.iter().copied()) {
+            known[id] = true;
+        }
+        for node in &self.nodes {
+            for id in node.inputs() {
+                ensure!(
+                    known[id],
+                    "{}: its input {} comes from nowhere, or from behind it",
+                    node.name,
+                    self.values[id].name
+                );
+            }
+            for id in &node.outputs {
+                ensure!(!std::mem::replace(&mut known[*id], true), "{}: made twice", self.values[*id].name);
+            }
+        }
+        for id in &self.outputs {
+            ensure!(known[*id], "the output {} comes from nowhere", self.values[*id].name);
+        }
+        Ok(())
+    }
+
+    /// Removes nodes whose results nobody reads.
+    pub fn remove_dead(&mut self) {
+        let mut read: BTreeSet<Id> = self.outputs.iter().copied().collect();
+        let mut kept: Vec<Node> = Vec::new();
+        for node in std::mem::take(&mut self.nodes).into_iter().rev() {
+            if node.outputs.iter().any(|id| read.contains(id)) {
+                read.extend(node.inputs());
+                kept.push(node);
+            }
+        }
+        kept.reverse();
+        self.nodes = kept;
+    }
+}
+
+/// Returns the multiply-accumulates of a node at the shapes of the graph: those of convolutions and
+/// fully connected layers, and 0 for all other nodes.
+pub fn macs(graph: &Graph, at: usize) -> i64 {
+    let node = &graph.nodes[at];
+    let (Some(weight), Some(output)) = (node.value("weight"), node.outputs.first()) else { return 0 };
+    let numel = |id: Id| graph.values[id].size.as_ref().map(|size| size.iter().product::<i64>());
+    let (Some(weight), Some(output)) = (graph.values[weight].size.as_ref(), numel(*output)) else { return 0 };
+    match node.operator() {
+        "conv2d" | "convolution" | "_convolution" | "linear" | "conv1d" | "conv3d" => {
+            output.saturating_mul(weight.iter().skip(1).product())
+        }
+        _ => 0,
+    }
+}
+
+/// Totals of a graph.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Number of convolutions.
+    pub convolutions: i64,
+    /// Number of parameters and other constants that are no integers, of nodes that are left.
+    pub parameters: i64,
+    /// Multiply-accumulates of convolutions and fully connected layers at the shapes of the graph.
+    pub macs: i64,
+}
+
+impl Graph {
+    /// Returns the floating-point precision of the network's tensors.
+    pub fn precision(&self) -> Kind {
+        let tensors = self.values.iter().filter_map(|info| info.tensor.as_ref());
+        tensors.filter(|tensor| tensor.is_floating_point()).map(Tensor::kind).next().unwrap_or(Kind::Float)
+    }
+
+    /// Returns the constants that some node reads.
+    pub fn constants(&self) -> impl Iterator<Item = Id> {
+        let read: BTreeSet<Id> = self.nodes.iter().flat_map(Node::inputs).chain(self.outputs.iter().copied()).collect();
+        read.into_iter().filter(|id| self.values[*id].tensor.is_some())
+    }
+
+    /// Counts convolutions, parameters and multiply-accumulates.
+    pub fn totals(&self) -> Totals {
+        let convolution = |at: &usize| self.nodes[*at].operator().contains("conv");
+        let numbers = self.constants().filter_map(|id| self.values[id].tensor.as_ref());
+        Totals {
+            convolutions: (0..self.nodes.len()).filter(convolution).count() as i64,
+            parameters: numbers.filter(|tensor| tensor.is_floating_point()).map(|tensor| tensor.numel() as i64).sum(),
+            macs: (0..self.nodes.len()).map(|at| macs(self, at)).sum(),
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! Runs graphs on libtorch: whole networks, sub-graphs of constants, and shapes.
+
+use super::{Arg, Graph, Id, Info, Node, Op};
+use crate::native::dispatch::Value;
+use anyhow::{Context, Result, anyhow, bail};
+use std::collections::{BTreeSet, HashMap};
+use tch::{Device, Kind, Tensor};
+
+/// Conditions of a run.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    /// Floating-point precision of constants and of the operators that name one.
+    pub kind: Kind,
+    /// Device.
+    pub device: Device,
+    /// Whether batch norms use the statistics of the batch, and dropout drops.
+    pub train: bool,
+}
+
+impl Place {
+    /// Evaluation in float64 on the CPU, in which identities are tested.
+    pub const DOUBLE: Place = Place { kind: Kind::Double, device: Device::Cpu, train: false };
+    /// Evaluation in float32 on the CPU.
+    pub const FLOAT: Place = Place { kind: Kind::Float, device: Device::Cpu, train: false };
+
+    /// Returns a tensor on the device; numbers that are no integers in the precision of the run.
+    pub fn cast(&self, tensor: &Tensor) -> Tensor {
+        let kind = if tensor.is_floating_point() { self.kind } else { tensor.kind() };
+        tensor.to_device(self.device).to_kind(kind)
+    }
+}
+
+/// Maximum number of elements of a computed constant: 1 GiB of float64.
+const MOST_ELEMENTS: usize = 1 << 27;
+
+/// Name in libtorch's numbering of a floating-point precision.
+fn scalar_type(kind: Kind) -> i64 {
+    match kind {
+        Kind::Half => 5,
+        Kind::Double => 7,
+        Kind::BFloat16 => 15,
+        _ => 6,
+    }
+}
+
+impl Graph {
+    /// Runs the network and returns its outputs.
+    ///
+    /// # Errors
+    /// An operation that is opaque, or that libtorch refuses.
+    pub fn run(&self, inputs: &[Tensor], place: Place) -> Result<Vec<Tensor>> {
+        let values = self.walk(self.given(inputs, place), place, &self.outputs, |_, results| results)?;
+        self.outputs.iter().map(|id| tensor(&values, *id)).collect()
+    }
+
+    /// Returns the inputs and constants of a run by their index.
+    fn given(&self, inputs: &[Tensor], place: Place) -> HashMap<Id, Value> {
+        let constants = self.values.iter().enumerate().filter_map(|(id, info)| Some((id, info.tensor.as_ref()?)));
+        let given = self.inputs.iter().copied().zip(inputs);
+        constants.chain(given).map(|(id, tensor)| (id, Value::Tensor(place.cast(tensor)))).collect()
+    }
+
+    /// Runs all nodes and returns the values of `keep`. `after` gets the results of each node, or the
+    /// reason why it has none, and returns what the nodes behind it read. Every value that is not kept
+    /// is dropped after its last use.
+    ///
+    /// # Errors
+    /// Those of `after`.
+    fn walk(
+        &self,
+        mut known: HashMap<Id, Value>,
+        place: Place,
+        keep: &[Id],
+        mut after: impl FnMut(&Node, Result<Vec<Value>>) -> Result<Vec<Value>>,
+    ) -> Result<HashMap<Id, Value>> {
+        let uses =
+            self.nodes.iter().enumerate().flat_map(|(at, node)| node.inputs().into_iter().map(move |id| (id, at)));
+        let last: HashMap<Id, usize> = uses.collect();
+        for (at, node) in self.nodes.iter().enumerate() {
+            let results = after(node, step(node, &known, place))?;
+            known.extend(node.outputs.iter().copied().zip(results));
+            for id in node.inputs() {
+                if last.get(&id) == Some(&at) && !keep.contains(&id) {
+                    known.remove(&id);
+                }
+            }
+        }
+        Ok(known)
+    }
+
+    /// Returns the nodes that lead from one value to another, in the order in which they run: those
+    /// whose results the last one needs, up to the first value and to constants.
+    /// `producers` are those of the graph.
+    pub(super) fn cone(&self, producers: &[Option<usize>], from: Id, to: Id) -> Vec<usize> {
+        let (mut open, mut found) = (vec![to], BTreeSet::new());
+        while let Some(id) = open.pop() {
+            // Integers that were computed from shapes are known.
+            let open_ended = id != from && self.values[id].int.is_none();
+            let producer = producers[id].filter(|at| open_ended && !found.contains(at));
+            if let Some(at) = producer {
+                found.insert(at);
+                open.extend(self.nodes[at].inputs());
+            }
+        }
+        found.into_iter().collect()
+    }
+
+    /// Runs some nodes, for which the values in `known` and constants suffice.
+    ///
+    /// # Errors
+    /// Those of [`Graph::run`].
+    pub(super) fn run_nodes(&self, nodes: &[usize], known: &mut HashMap<Id, Value>, place: Place) -> Result<()> {
+        for node in nodes.iter().map(|at| &self.nodes[*at]) {
+            for id in node.inputs() {
+                if known.contains_key(&id) {
+                    continue;
+                }
+                let Info { tensor, int, .. } = &self.values[id];
+                let constant = tensor.as_ref().map(|tensor| Value::Tensor(place.cast(tensor)));
+                known.extend(constant.or(int.map(Value::Int)).map(|value| (id, value)));
+            }
+            let results = step(node, known, place)?;
+            known.extend(node.outputs.iter().copied().zip(results));
+        }
+        Ok(())
+    }
+
+    /// Computes the nodes that depend on constants alone, in float64, and makes their results
+    /// constants. Returns the number of nodes that are gone.
+    pub fn fold_constants(&mut self) -> usize {
+        let before = self.nodes.len();
+        let mut lists: HashMap<Id, Value> = HashMap::new();
+        let mut kept = Vec::new();
+        for node in std::mem::take(&mut self.nodes) {
+            match self.constant_results(&node, &lists) {
+                Some(results) => {
+                    for (id, result) in node.outputs.iter().zip(results) {
+                        match result {
+                            Value::Tensor(tensor) => self.values[*id].tensor = Some(tensor),
+                            other => drop(lists.insert(*id, other)),
+                        }
+                    }
+                }
+                None => kept.push(node),
+            }
+        }
+        // Numbers and lists of numbers become arguments of the nodes that read them.
+        for node in &mut kept {
+            node.args.iter_mut().for_each(|arg| inline(arg, &lists));
+        }
+        self.nodes = kept;
+        before - self.nodes.len()
+    }
+
+    /// Returns the results of a node that reads constants alone; none for any other, and for one
+    /// that draws random numbers or makes a large constant.
+    fn constant_results(&self, node: &Node, lists: &HashMap<Id, Value>) -> Option<Vec<Value>> {
+        let random = ["rand", "dropout", "bernoulli", "normal", "multinomial", "uniform", "empty"];
+        if matches!(node.op, Op::Opaque(_)) || random.iter().any(|name| node.operator().contains(name)) {
+            return None;
+        }
+        let mut known = HashMap::new();
+        for id in node.inputs() {
+            let value = match &self.values[id].tensor {
+                Some(tensor) => Value::Tensor(Place::DOUBLE.cast(tensor)),
+                None => lists.get(&id)?.clone(),
+            };
+            known.insert(id, value);
+        }
+        let results = tch::no_grad(|| step(node, &known, Place::DOUBLE)).ok()?;
+        let small = |value: &Value| !matches!(value, Value::Tensor(tensor) if tensor.numel() > MOST_ELEMENTS);
+        results.iter().all(small).then_some(results)
+    }
+
+    /// Runs the network on images of zeros of the given shapes and keeps the shape of every value.
+    /// Values behind an opaque node keep the shape that the file gives.
+    pub fn infer_sizes(&mut self, inputs: &[Vec<i64>]) {
+        let zeros: Vec<Tensor> = inputs.iter().map(|size| Tensor::zeros(size, (Kind::Float, Device::Cpu))).collect();
+        let (mut sizes, mut ints) = (Vec::new(), Vec::new());
+        let walked = tch::no_grad(|| {
+            self.walk(self.given(&zeros, Place::FLOAT), Place::FLOAT, &[], |node, results| {
+                // A node that can't be run has no results, nor have those that read them.
+                let results = results.unwrap_or_default();
+                for (id, value) in node.outputs.iter().zip(&results) {
+                    match value {
+                        Value::Tensor(tensor) => sizes.push((*id, tensor.size())),
+                        Value::Int(int) => ints.push((*id, *int)),
+                        _ => {}
+                    }
+                }
+                Ok(results)
+            })
+        });
+        debug_assert!(walked.is_ok());
+        let given = self.inputs.iter().copied().zip(inputs.iter().cloned());
+        for (id, size) in given.chain(sizes) {
+            self.values[id].size = Some(size);
+        }
+        for (id, int) in ints {
+            self.values[id].int = Some(int);
+        }
+        for info in &mut self.values {
+            if let Some(tensor) = &info.tensor {
+                info.size = Some(tensor.size());
+            }
+        }
+    }
+}
+
+/// Runs nodes of which each reads the result of the one before it, the first one `x`, and integers
+/// that are known.
+///
+/// # Errors
+/// Those of [`Graph::run`].
+pub(super) fn chain<'a>(graph: &Graph, nodes: impl Iterator<Item = &'a Node>, x: Id, map: Tensor) -> Result<Tensor> {
+    let ints = graph.values.iter().enumerate().filter_map(|(id, info)| Some((id, Value::Int(info.int?))));
+    let mut known: HashMap<Id, Value> = ints.chain([(x, Value::Tensor(map))]).collect();
+    let mut last = x;
+    for node in nodes {
+        let results = step(node, &known, Place::DOUBLE)?;
+        known.extend(node.outputs.iter().copied().zip(results));
+        last = *node.outputs.first().context("a node without a result")?;
+    }
+    tensor(&known, last)
+}
+
+/// Replaces a number or list that was computed, and keeps everything else.
+fn inline(arg: &mut Arg, lists: &HashMap<Id, Value>) {
+    match arg {
+        Arg::Value(id) => {
+            if let Some(value) = lists.get(id) {
+                *arg = value.clone().into();
+            }
+        }
+        Arg::List(items) => items.iter_mut().for_each(|item| inline(item, lists)),
+        _ => {}
+    }
+}
+
+/// Returns the tensor of a value.
+fn tensor(values: &HashMap<Id, Value>, id: Id) -> Result<Tensor> {
+    match values.get(&id) {
+        Some(Value::Tensor(tensor)) => Ok(tensor.shallow_clone()),
+        Some(_) => bail!("a result is not a tensor"),
+        None => bail!("a result was not computed"),
+    }
+}
+
+/// Runs one node.
+fn step(node: &Node, known: &HashMap<Id, Value>, place: Place) -> Result<Vec<Value>> {
+    let value = |arg: &Arg| resolve(arg, known, place).with_context(|| format!("{} ({})", node.name, node.operator()));
+    match &node.op {
+        Op::Call { name, operator, arguments } => {
+            let mut args = node.args.iter().map(value).collect::<Result<Vec<Value>>>()?;
+            if place.train && matches!(name.as_str(), "aten::batch_norm" | "aten::dropout" | "aten::feature_dropout") {
+                for (arg, argument) in args.iter_mut().zip(arguments.iter()) {
+                    if matches!(argument.as_str(), "training" | "train") {
+                        *arg = Value::Bool(true);
+                    }
+                }
+            }
+            operator.call(&args).map_err(|why| anyhow!("{} ({}): {}", node.name, node.operator(), first_line(&why)))
+        }
+        Op::Unpack => match node.args.first().map(value).transpose()? {
+            Some(Value::List(items)) if items.len() == node.outputs.len() => Ok(items),
+            _ => bail!("{}: a list of {} is missing", node.name, node.outputs.len()),
+        },
+        Op::Opaque(name) => bail!("{}: the operation {name} can't be run", node.name),
+    }
+}
+
+fn resolve(arg: &Arg, known: &HashMap<Id, Value>, place: Place) -> Result<Value> {
+    Ok(match arg {
+        Arg::None => Value::None,
+        Arg::Value(id) => known.get(id).context("one of its inputs can't be computed")?.clone(),
+        Arg::Int(value) => Value::Int(*value),
+        Arg::Float(value) => Value::Float(*value),
+        Arg::Bool(flag) => Value::Bool(*flag),
+        Arg::Text(text) => Value::Text(text.clone()),
+        Arg::List(items) => Value::List(items.iter().map(|item| resolve(item, known, place)).collect::<Result<_>>()?),
+        Arg::Device => Value::Text(match place.device {
+            Device::Cuda(index) => format!("cuda:{index}"),
+            _ => "cpu".into(),
+        }),
+        Arg::Precision => Value::Int(scalar_type(place.kind)),
+    })
+}
+
+fn first_line(text: &str) -> &str {
+    text.lines().next().unwrap_or_default()
+}

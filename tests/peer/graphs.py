@@ -1,0 +1,93 @@
+"""graphs.py make FOLDER SIZE NAME...: exports networks as .pt2, with an input and its output, and counts.
+graphs.py run FOLDER NAME...: runs NAME.onnx and NAME.pt and prints their largest relative differences from the output."""
+
+import copy
+import json
+import sys
+from pathlib import Path
+
+import numpy
+import torch
+import torchvision
+
+
+def settle(model):
+    """Gives batch norms running statistics and affine values of sane size, so that outputs neither vanish nor blow up."""
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda like, low, high: low + (high - low) * torch.rand(like.shape, generator=generator)
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+            module.running_mean.copy_(draw(module.running_mean, -0.2, 0.2))
+            module.running_var.copy_(draw(module.running_var, 0.5, 1.5))
+            if module.affine:
+                module.weight.data.copy_(draw(module.weight, 0.7, 1.3))
+                module.bias.data.copy_(draw(module.bias, -0.2, 0.2))
+
+
+def count(model, x):
+    """Convolutions, and multiply-accumulates of these and of fully connected layers, of one forward pass."""
+    convolutions, macs = 0, 0
+
+    def hook(module, _, output):
+        nonlocal convolutions, macs
+        convolutions += isinstance(module, (torch.nn.Conv2d, torch.nn.ConvTranspose2d))
+        macs += output.numel() * module.weight[0].numel()
+
+    hooks = [m.register_forward_hook(hook) for m in model.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))]
+    output = model(x)
+    for handle in hooks:
+        handle.remove()
+    return [convolutions, macs], output
+
+
+def build(name):
+    if name in torchvision.models.list_models(torchvision.models):
+        return torchvision.models.get_model(name, weights=None)
+    import timm
+
+    return timm.create_model(name)
+
+
+@torch.no_grad()
+def make(folder, size, names):
+    facts = {}
+    for name in names:
+        torch.manual_seed(0)
+        model = build(name).eval()
+        settle(model)
+        x = torch.randn(1, 3, size, size)
+        before, output = count(model, x)
+        torch.export.save(torch.export.export(model, (x,)), folder / f"{name}.pt2")
+        x.numpy().tofile(folder / f"{name}.x")
+        output.numpy().tofile(folder / f"{name}.y")
+        facts[name] = {"before": before, "shape": list(x.shape)}
+        if hasattr(model, "stages") or hasattr(model, "blocks"):
+            from timm.utils import reparameterize_model
+
+            facts[name]["after"] = count(reparameterize_model(copy.deepcopy(model)), x)[0]
+    print(json.dumps(facts))
+
+
+def run(folder, names):
+    import onnxruntime
+
+    errors = {}
+    for name in names:
+        y = numpy.fromfile(folder / f"{name}.y", numpy.float32)
+        size = round((numpy.fromfile(folder / f"{name}.x", numpy.float32).size / 3) ** 0.5)
+        x = numpy.fromfile(folder / f"{name}.x", numpy.float32).reshape(1, 3, size, size)
+        session = onnxruntime.InferenceSession(folder / f"{name}.onnx", providers=["CPUExecutionProvider"])
+        script = torch.jit.load(folder / f"{name}.pt")
+        found = {"onnx": session.run(None, {"images": x})[0], "pt": script(torch.from_numpy(x)).detach().numpy()}
+        for kind, output in found.items():
+            errors[f"{name}.{kind}"] = float(numpy.abs(output.reshape(-1) - y).max() / numpy.abs(y).max())
+    print(json.dumps(errors))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    mode, folder = sys.argv[1], Path(sys.argv[2])
+    if mode == "make":
+        make(folder, int(sys.argv[3]), sys.argv[4:])
+    else:
+        run(folder, sys.argv[3:])
