@@ -7,7 +7,7 @@ TORCH := 2.11.0
 VENV := .venv
 BINARY := $(or $(CARGO_TARGET_DIR),target)/release/foldconv
 
-.PHONY: setup setup-peer setup-browser setup-cuda demo build test lint soak fuzz bench-peer bench-report bench-sweep bench-data
+.PHONY: setup setup-peer setup-browser setup-cuda demo build test lint soak fuzz bench-peer bench-report bench-sweep bench-data bench-graphs
 
 setup: tools $(if $(LIBTORCH),,$(VENV)/.torch-$(TORCH))
 	@sh .ci/check-libtorch "$(or $(LIBTORCH),$(VENV)/libtorch)" $(TORCH)
@@ -28,7 +28,7 @@ $(VENV)/.torch-$(TORCH):
 
 # Packages that the tests compare with: torchvision's networks, a runtime for ONNX files, TensorBoard's reader. Users
 # don't need them.
-PEER := torchvision==0.26.0 timm==1.0.31 onnxruntime==1.31.1 safetensors==0.8.0 tensorboard==2.21.0
+PEER := torchvision==0.26.0 timm==1.0.31 onnx==1.23.2 onnxscript==0.7.2 onnxruntime==1.31.1 safetensors==0.8.0 tensorboard==2.21.0
 PEER_STAMP = $(VENV)/.peer-$(subst $() ,-,$(subst ==,-,$(PEER)))
 
 setup-peer: $(VENV)/.torch-$(TORCH) $(PEER_STAMP)
@@ -103,12 +103,16 @@ bench-data: build setup-peer
 	$(VENV)/bin/python benches/data.py --foldconv $(BINARY)
 	$(VENV)/bin/python benches/files.py --foldconv $(BINARY)
 
+# Folds networks of timm and torchvision, and prints the table of docs/graphs.md.
+bench-graphs: build setup-peer
+	$(VENV)/bin/python benches/graphs.py --foldconv $(BINARY)
+
 # Feeds damaged files to each reader of foreign files, for FUZZ_SECONDS each; docs/reliability.md lists the failures
 # that it looks for. Findings are written to fuzz/artifacts. It runs without the address sanitizer, because libtorch was
 # not built for it; the readers are safe Rust except for two casts in stored.rs. Checkpoints are also compared with the
 # result of torch.load.
 FUZZ_SECONDS := 60
-FUZZ := checkpoint model cifar svhn mnist config names sweep report
+FUZZ := checkpoint model cifar svhn mnist config names sweep report pt2 onnx
 FUZZ_FLAGS := -timeout=1 -max_len=8192 -rss_limit_mb=2048 -print_final_stats=1
 fuzz: setup
 	@cargo +nightly --version >/dev/null 2>&1 || \

@@ -9,6 +9,7 @@ import pickle
 import struct
 import sys
 import tarfile
+import zipfile
 import zlib
 
 import numpy
@@ -187,7 +188,73 @@ def states():
         seed("report", struct.pack(f"<{len(row)}d", *row))
 
 
+def graphs():
+    """Small networks, as torch.export and the ONNX exporter write them."""
+
+    class Network(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn, self.point = torch.nn.Conv2d(2, 4, 3, padding=1, bias=False), torch.nn.BatchNorm2d(4), torch.nn.Conv2d(2, 4, 1)
+
+        def forward(self, x):
+            y = self.bn(self.conv(x)) + self.point(x)
+            a, b = torch.nn.functional.relu(y).chunk(2, 1)
+            return torch.cat([b, a], 1).mean([2, 3])
+
+    class Shuffle(torch.nn.Module):
+        def forward(self, x):
+            n, c, h, w = x.shape
+            return torch.nn.functional.interpolate(x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w), scale_factor=2)
+
+    for model in [Network().eval(), Shuffle()]:
+        x = torch.randn(1, 2, 5, 4)
+        buffer = io.BytesIO()
+        torch.export.save(torch.export.export(model, (x,)), buffer)
+        archive = zipfile.ZipFile(buffer)
+        name = next(name for name in archive.namelist() if name.endswith("models/model.json"))
+        graph = json.loads(archive.read(name))
+        # What names files of the machine is left out.
+        for node in graph["graph_module"]["graph"]["nodes"]:
+            node["metadata"] = {key: value for key, value in node["metadata"].items() if key == "nn_module_stack"}
+        text = json.dumps(graph, separators=(",", ":"))
+        if len(text) < 8000:
+            seed("pt2", text, 1)
+        graph["graph_module"]["module_call_graph"], graph["graph_module"]["treespec_namedtuple_fields"] = [], {}
+        # Without weights: the reader says that they are missing.
+        seed("pt2", json.dumps(graph, separators=(",", ":"))[:8000], 1)
+        small = io.BytesIO()
+        with zipfile.ZipFile(small, "w", zipfile.ZIP_STORED) as out:
+            for item in archive.namelist():
+                if "sample_inputs" not in item and not item.endswith(".py"):
+                    out.writestr(item, text if item == name else archive.read(item))
+        if len(small.getvalue()) < 8191:
+            seed("pt2", small.getvalue(), 0)
+        for opset in [11, 17]:
+            buffer = io.BytesIO()
+            options = dict(training=torch.onnx.TrainingMode.PRESERVE, do_constant_folding=False, opset_version=opset, dynamo=False)
+            torch.onnx.export(model, (x,), buffer, **options)
+            seed("onnx", buffer.getvalue())
+        torch.onnx.export(model, (x,), buffer := io.BytesIO(), dynamic_axes={"x": [0]}, input_names=["x"], dynamo=False)
+        seed("onnx", buffer.getvalue())
+    for damaged in [b"PK\3\4", b"{}", b'{"graph_module":{"graph":{"nodes":[]},"signature":{"input_specs":[],"output_specs":[]}},"schema_version":{"major":8}}']:
+        seed("pt2", damaged, 1)
+        seed("pt2", damaged, 0)
+
+    def field(number, data):
+        return bytes([number << 3 | 2, len(data)]) + data if len(data) < 128 else bytes([number << 3 | 2, len(data) % 128 | 128, len(data) // 128]) + data
+
+    opset, node = field(8, b"\x10\x11"), lambda op, inputs, outputs, more=b"": field(
+        1, b"".join(field(1, name) for name in inputs) + b"".join(field(2, name) for name in outputs) + field(4, op) + more
+    )
+    output = field(12, field(1, b"y"))
+    lists = field(5, field(1, b"value") + field(5, b"\x08\x01\x10\x07" + field(9, b"\0\0\0\0\0\1\0\0")) + b"\xa0\x01\x04")
+    seed("onnx", opset + field(7, node(b"Relu", [b"y"], [b"y"]) + output))
+    seed("onnx", opset + field(7, node(b"Constant", [], [b"n"], lists) + node(b"ConstantOfShape", [b"n"], [b"y"]) + output))
+    seed("onnx", opset + field(7, field(1, b"") * 30 + output))
+
+
 checkpoints()
+graphs()
 models()
 images()
 texts()

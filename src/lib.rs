@@ -6,7 +6,8 @@
 //! 1. the crate [`foldconv_core`], whose modules are re-exported: [`algebra`], [`op`], [`net`],
 //!    [`fold`], [`weights`]
 //! 2. [`panics`], [`text`], [`yaml`], [`progress`], [`signals`], [`device`], [`gpus`],
-//!    [`precision`]
+//!    [`machine`], [`precision`], [`onnx`] (ONNX files: read, and rewritten), [`exchange`]
+//!    (networks of other programs)
 //! 3. [`data`] (data sets and batches)
 //! 4. [`config`] (experiment files, resolved)
 //! 5. [`model`] (model files, and import of PyTorch's weights)
@@ -28,7 +29,10 @@ pub use foldconv_core::{
 };
 
 pub mod device;
+pub mod exchange;
 pub mod gpus;
+pub mod machine;
+pub mod onnx;
 pub mod panics;
 pub mod precision;
 pub mod progress;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 const LOOPS: [&str; 2] = ["cpp/passes.cpp", "cpp/products.cpp"];
 
 /// Sources that use libtorch.
-const SOURCES: [&str; 10] = [
+const SOURCES: [&str; 11] = [
     "cpp/maps.cpp",
     "cpp/norm_sum.cpp",
     "cpp/kernel_space.cpp",
@@ -18,13 +18,23 @@ const SOURCES: [&str; 10] = [
     "cpp/record.cpp",
     "cpp/device.cpp",
     "cpp/dispatch.cpp",
+    "cpp/frozen.cpp",
 ];
 
 fn main() {
-    for file in ["build.rs", "cpp/guarded.h", "cpp/lanes.h", "cpp/passes.h", "cpp/products.h", "cpp/maps.h"]
-        .iter()
-        .chain(&LOOPS)
-        .chain(&SOURCES)
+    for file in [
+        "build.rs",
+        "cpp/guarded.h",
+        "cpp/json.h",
+        "cpp/lanes.h",
+        "cpp/libtorch.h",
+        "cpp/passes.h",
+        "cpp/products.h",
+        "cpp/maps.h",
+    ]
+    .iter()
+    .chain(&LOOPS)
+    .chain(&SOURCES)
     {
         println!("cargo:rerun-if-changed={file}");
     }
@@ -51,10 +61,13 @@ fn main() {
             .fold(&mut build, |build, flag| build.flag(flag))
             .compile(&format!("foldconv_loops_{processor}"));
     }
-    cc::Build::new()
+    let mut build = cc::Build::new();
+    build
         .cpp(true)
         .std("c++17")
         .opt_level(2)
+        // Information for debuggers doubles the time to compile libtorch's templates.
+        .debug(false)
         // As libtorch was built: without NDEBUG some of its classes have additional members.
         .define("NDEBUG", None)
         // at::parallel_for is a template over OpenMP; libtorch brings the runtime.
@@ -62,11 +75,26 @@ fn main() {
         .flag("-isystem")
         .flag(&include)
         .flag("-isystem")
-        .flag(include.join("torch/csrc/api/include"))
-        .files(SOURCES)
-        .compile("foldconv_native");
+        .flag(include.join("torch/csrc/api/include"));
+    precompile(&mut build);
+    build.files(SOURCES).compile("foldconv_native");
     if std::env::var_os("CARGO_FEATURE_CUDA_GRAPHS").is_some() {
         cuda_graph(&include);
+    }
+}
+
+/// Compiles libtorch's headers once for all sources, which takes most of the time of each. A
+/// compiler that can't do so reads them again for each source.
+fn precompile(build: &mut cc::Build) {
+    let out = std::env::var("OUT_DIR").expect("cargo says where output goes");
+    let header = Path::new(&out).join("libtorch.h");
+    if std::fs::copy("cpp/libtorch.h", &header).is_err() {
+        return;
+    }
+    let mut compiler = build.get_compiler().to_command();
+    compiler.args(["-x", "c++-header"]).arg(&header).arg("-o").arg(header.with_extension("h.gch"));
+    if compiler.status().is_ok_and(|status| status.success()) {
+        build.flag("-include").flag(&header);
     }
 }
 

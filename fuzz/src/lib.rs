@@ -14,7 +14,7 @@ use foldconv::error::{exit_status, one_line};
 type Reader = fn(&[u8]);
 
 /// Readers by the name of their fuzz target, which is also the folder name of their corpus.
-pub const TARGETS: [(&str, Reader); 9] = [
+pub const TARGETS: [(&str, Reader); 11] = [
     ("checkpoint", targets::checkpoint),
     ("model", targets::model),
     ("cifar", targets::cifar),
@@ -24,6 +24,8 @@ pub const TARGETS: [(&str, Reader); 9] = [
     ("names", targets::names),
     ("sweep", targets::sweep),
     ("report", targets::report),
+    ("pt2", targets::pt2),
+    ("onnx", targets::onnx),
 ];
 
 /// Bytes that a reader may allocate beyond four times its input. The YAML parser keeps 450 bytes

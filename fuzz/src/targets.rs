@@ -7,8 +7,10 @@ use foldconv::config::{self, Document};
 use foldconv::data::cifar::Cifar100Config;
 use foldconv::data::dataset::Source;
 use foldconv::data::{mnist, svhn};
+use foldconv::graph::{Graph, pt2 as exported};
 use foldconv::model::Model;
 use foldconv::model::import::{read_map, table};
+use foldconv::onnx as onnx_files;
 use foldconv::report;
 use foldconv::report::latency::Latency;
 use foldconv::sweep::plan::axes::SweepKeys;
@@ -271,4 +273,36 @@ pub fn report(bytes: &[u8]) {
     put(&format!("report/trials/{hash}/metrics.csv"), metrics.as_bytes());
     put("report/latency.json", latency.as_bytes());
     judged(report::make(store.root()));
+}
+
+/// Fuzzes the reader of torch.export's files: the whole archive, or the JSON of its graph.
+pub fn pt2(bytes: &[u8]) {
+    let (form, bytes) = choice(bytes, 2);
+    let path = match form {
+        0 => put("whole.pt2", bytes),
+        _ => {
+            let mut archive = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+            let stored = zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
+            archive.start_file("m/models/model.json", stored).expect("written to memory");
+            archive.write_all(bytes).expect("written to memory");
+            put("json.pt2", &archive.finish().expect("written to memory").into_inner())
+        }
+    };
+    judged(exported::read(&path)).iter().for_each(counted);
+}
+
+/// Fuzzes the reader of ONNX files, and the writer that replaces regions, here none.
+pub fn onnx(bytes: &[u8]) {
+    let Some((graph, original)) = judged(onnx_files::read(&put("fuzzed.onnx", bytes))) else { return };
+    counted(&graph);
+    let written = original.rewrite(&graph, &[], &folder()).expect("a file that was read can be written");
+    assert!(written.len() <= bytes.len() + 16, "{} bytes of {}", written.len(), bytes.len());
+    let (again, _) = onnx_files::decode(written.into(), &folder()).expect("a file that was written can be read");
+    assert_eq!(again.totals(), graph.totals());
+}
+
+/// Checks that a graph can be counted, and that its values are made before they are read.
+fn counted(graph: &Graph) {
+    graph.check().expect("a graph that was read is whole");
+    assert!(graph.totals().convolutions >= 0);
 }

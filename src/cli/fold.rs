@@ -4,7 +4,8 @@ mod graph;
 
 use super::Machine;
 use super::output::{json, print};
-use super::values::whole;
+use super::values::{Shape, whole};
+use crate::exchange::Format;
 use crate::files;
 use crate::fold::Agreement;
 use crate::model::Model;
@@ -29,11 +30,11 @@ fn images(spec: InputSpec) -> i64 {
 
 #[derive(Debug, Args)]
 pub struct Options {
-    /// Model file in expanded form, or a network of any blocks as torch.export.save writes it
-    /// (.pt2)
+    /// Model file in expanded form, or a network of any blocks: .pt2 (torch.export.save), .onnx, or
+    /// .pt (torch.jit.save)
     model: PathBuf,
-    /// File to write. For a .pt2 file the suffix gives the format: .onnx, .pt (TorchScript), or
-    /// .safetensors (the tensors alone)
+    /// File to write. For a network of any blocks the suffix gives the format: .onnx, .pt
+    /// (TorchScript), or .safetensors (the tensors alone)
     #[arg(short, long, value_name = "FILE")]
     out: PathBuf,
     /// Measure the best algorithm for each operator with per-sample kernels, and store the choice
@@ -43,19 +44,13 @@ pub struct Options {
     /// Batch size for which the plan is measured, in images
     #[arg(long, default_value_t = 1, requires = "plan", value_parser = whole::<i64>(1..=65536))]
     batch: i64,
-    /// Shape of the input of a .pt2 file, such as 1x3x224x224 [default: that of its example]
-    #[arg(long, value_name = "SHAPE", value_parser = shape)]
-    input: Option<Vec<i64>>,
-    /// List each folded region of a .pt2 file, and each composition that was refused
+    /// Shape of the input of a network of any blocks, such as 1x3x224x224 [default: that of its
+    /// file]
+    #[arg(long, value_name = "SHAPE")]
+    input: Option<Shape>,
+    /// List each folded region of a network of any blocks, and each composition that was refused
     #[arg(long)]
     explain: bool,
-}
-
-/// Parses a shape such as 1x3x224x224.
-fn shape(text: &str) -> Result<Vec<i64>, String> {
-    let sizes: Option<Vec<i64>> =
-        text.split('x').map(|n| n.parse().ok().filter(|n| (1..=1 << 20).contains(n))).collect();
-    sizes.ok_or_else(|| "give numbers such as 1x3x224x224".into())
 }
 
 /// Goal of a plan.
@@ -68,11 +63,11 @@ enum Goal {
 pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
     let device = machine.prepare()?;
     files::expect_writable(&options.out, &[&options.model])?;
-    if graph::is_graph(&options.model) {
-        return graph::run(options, as_json);
+    if let Some(format) = Format::of(&options.model) {
+        return graph::run(options, format, as_json);
     }
     if options.explain || options.input.is_some() {
-        bad_request!("--explain and --input: are for .pt2 files; {} is none", options.model.display());
+        bad_request!("--explain and --input: are for .pt2, .onnx and .pt files; {} is none", options.model.display());
     }
     let model = load_model(&options.model)?;
     if model.about.form == Form::Compact {

@@ -11,6 +11,7 @@ mod export;
 mod fold;
 mod import;
 mod output;
+mod prove;
 mod readings;
 mod report;
 mod sweep;
@@ -75,6 +76,8 @@ enum Command {
     Export(export::Options),
     /// Compare a model's expanded and compact form
     Compare(compare::Options),
+    /// Tell whether two networks are the same function; if not, where they begin to differ, and why
+    Prove(prove::Options),
     /// Evaluate a model on the test split
     Eval(eval::Options),
     /// Measure the speed of training, of batches, of operators or of imports
@@ -205,6 +208,10 @@ impl Cli {
             Command::Fold(options) => fold::run(options, machine, json),
             Command::Export(options) => export::run(options, json),
             Command::Compare(options) => compare::run(options, machine, json),
+            Command::Prove(options) => {
+                machine.prepare()?;
+                prove::run(options, json)
+            }
             Command::Eval(options) => eval::run(options, machine, json),
             Command::Bench(options) => bench::run(options, machine, json),
             Command::Data(options) => data::run(options, json),

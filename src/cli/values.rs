@@ -24,3 +24,17 @@ pub fn form() -> impl TypedValueParser<Value = Form> {
     PossibleValuesParser::new(forms.map(Form::name))
         .map(move |name| forms.into_iter().find(|form| form.name() == name).unwrap_or(Form::Expanded))
 }
+
+/// A shape such as 1x3x224x224.
+#[derive(Clone, Debug)]
+pub struct Shape(pub Vec<i64>);
+
+impl std::str::FromStr for Shape {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Shape, String> {
+        let size = |n: &str| n.parse().ok().filter(|n| (1..=1 << 20).contains(n));
+        let sizes: Option<Vec<i64>> = text.split('x').map(size).collect();
+        sizes.map(Shape).ok_or_else(|| "give numbers such as 1x3x224x224".into())
+    }
+}

@@ -1,7 +1,6 @@
 //! Export of models to other programs: state dicts for PyTorch, TorchScript, ONNX.
 
 mod onnx;
-mod proto;
 mod pytorch;
 mod recorded;
 mod state_dict;

@@ -16,13 +16,14 @@ pub mod view;
 
 use crate::config::Document;
 use crate::error::{DISK_FULL, exit_status, one_line};
+use crate::machine;
 use crate::{device, gpus, note, text};
 use anyhow::{Result, bail};
 use local::child::Limits;
 use local::launcher::{Launcher, Outcome};
 use local::program::{self, Program};
 use local::slots::{Parallelism, Resources, SlotLayout};
-use local::{concurrency, launcher, machine, mps};
+use local::{concurrency, launcher, mps};
 use plan::Plan;
 use queue::Policy;
 use serde::Serialize;

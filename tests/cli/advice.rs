@@ -81,7 +81,8 @@ fn every_flag_that_a_message_names_is_one_of_its_commands() {
     for file in files {
         let text = std::fs::read_to_string(&file).unwrap();
         let file = file.strip_prefix(root).unwrap().to_str().unwrap();
-        let own = file.strip_prefix("src/cli/").and_then(|name| name.strip_suffix(".rs")).filter(|name| *name != "mod");
+        let own =
+            file.strip_prefix("src/cli/").and_then(|name| name.split(&['/', '.']).next()).filter(|name| *name != "mod");
         for (command, flag) in named(&text) {
             let having = || commands.iter().filter(|(_, flags)| flags.contains(&flag)).map(|(way, _)| way.as_str());
             let missing = match WORKS_FOR.iter().find(|(part, _)| file.starts_with(part)) {

@@ -9,11 +9,11 @@ use std::process::Command;
 /// # Panics
 /// If FOLDCONV_PEER is set and a package is missing.
 pub fn peer() -> bool {
-    let imports = "import onnxruntime, safetensors, tensorboard, timm, torchvision";
+    let imports = "import onnxruntime, onnxscript, safetensors, tensorboard, timm, torchvision";
     let there = Command::new(python()).args(["-c", imports]).output().is_ok_and(|output| output.status.success());
     assert!(there || std::env::var_os("FOLDCONV_PEER").is_none(), "`make setup-peer` installs what is missing");
     if !there {
-        eprintln!("left out: `make setup-peer` installs torchvision, timm, onnxruntime and tensorboard");
+        eprintln!("left out: `make setup-peer` installs torchvision, timm, onnx and tensorboard");
     }
     there
 }

@@ -35,9 +35,9 @@ fn regions_fold_where_that_costs_less() {
     let report = fold(&mut graph).unwrap();
     graph.infer_sizes(&[vec![2, 4, 13, 11]]);
     let after = graph.totals();
-    // Five branches become one 3x3 kernel. The dilated branch stays beside it, because a 5x5 kernel for
-    // both costs more. A convolution behind a mean over windows becomes one, and the shuffle vanishes
-    // in the kernel behind it.
+    // Five branches become one 3x3 kernel. The dilated branch stays beside it, because a 5x5 kernel
+    // for both costs more. A convolution behind a mean over windows becomes one, and the shuffle
+    // vanishes in the kernel behind it.
     assert_eq!((before.convolutions, after.convolutions), (13, 10));
     assert!(after.macs < before.macs, "{before:?} {after:?}");
     let names: Vec<&str> = report.folded.iter().map(|folded| folded.name.as_str()).collect();
@@ -160,7 +160,8 @@ fn the_parts_of_a_split_fold_by_themselves() {
     assert!(!operators.contains(&"chunk") && !operators.contains(&"unpack"), "{operators:?}");
 }
 
-/// A weight that two nodes read, of which one is folded, keeps its name; the folded one gets another.
+/// A weight that two nodes read, of which one is folded, keeps its name; the folded one gets
+/// another.
 #[test]
 fn a_shared_weight_that_is_folded_once_gets_another_name() {
     let mut maker = Maker::default();

@@ -12,3 +12,4 @@ mod operators;
 mod parity;
 mod processors;
 mod properties;
+mod prove;

@@ -1,5 +1,7 @@
-"""graphs.py make FOLDER SIZE NAME...: exports networks as .pt2, with an input and its output, and counts.
-graphs.py run FOLDER NAME...: runs NAME.onnx and NAME.pt and prints their largest relative differences from the output."""
+"""graphs.py make FOLDER SIZE FORMATS NAME...: exports networks as NAME.pt2, NAME.onnx (by the exporter that traces), NAME.dynamo.onnx (by the newer
+one), NAME.pt (traced) and NAME.script.pt, as FORMATS (comma-separated) says, with an input NAME.x, its output NAME.y, and counts.
+graphs.py run FOLDER FILE...: runs each file, NAME.….onnx or NAME.….pt, and prints its largest relative difference from the output; ONNX files are
+checked."""
 
 import copy
 import json
@@ -48,8 +50,14 @@ def build(name):
     return timm.create_model(name)
 
 
+def onnx(model, x, path, dynamo):
+    preserve = torch.onnx.TrainingMode.PRESERVE
+    more = {"dynamo": True} if dynamo else {"dynamo": False, "training": preserve, "do_constant_folding": False}
+    torch.onnx.export(model, (x,), path, input_names=["images"], output_names=["logits"], verbose=False, **more)
+
+
 @torch.no_grad()
-def make(folder, size, names):
+def make(folder, size, formats, names):
     facts = {}
     for name in names:
         torch.manual_seed(0)
@@ -57,7 +65,16 @@ def make(folder, size, names):
         settle(model)
         x = torch.randn(1, 3, size, size)
         before, output = count(model, x)
-        torch.export.save(torch.export.export(model, (x,)), folder / f"{name}.pt2")
+        if "pt2" in formats:
+            torch.export.save(torch.export.export(model, (x,)), folder / f"{name}.pt2")
+        if "onnx" in formats:
+            onnx(model, x, folder / f"{name}.onnx", dynamo=False)
+        if "dynamo.onnx" in formats:
+            onnx(model, x, folder / f"{name}.dynamo.onnx", dynamo=True)
+        if "pt" in formats:
+            torch.jit.trace(model, x).save(folder / f"{name}.pt")
+        if "script.pt" in formats:
+            torch.jit.script(model).save(folder / f"{name}.script.pt")
         x.numpy().tofile(folder / f"{name}.x")
         output.numpy().tofile(folder / f"{name}.y")
         facts[name] = {"before": before, "shape": list(x.shape)}
@@ -65,22 +82,27 @@ def make(folder, size, names):
             from timm.utils import reparameterize_model
 
             facts[name]["after"] = count(reparameterize_model(copy.deepcopy(model)), x)[0]
-    print(json.dumps(facts))
+    # Exporters print too; the facts are the last line.
+    print("\n" + json.dumps(facts))
 
 
-def run(folder, names):
-    import onnxruntime
-
+def run(folder, files):
     errors = {}
-    for name in names:
+    for file in files:
+        name = file.split(".")[0]
         y = numpy.fromfile(folder / f"{name}.y", numpy.float32)
         size = round((numpy.fromfile(folder / f"{name}.x", numpy.float32).size / 3) ** 0.5)
         x = numpy.fromfile(folder / f"{name}.x", numpy.float32).reshape(1, 3, size, size)
-        session = onnxruntime.InferenceSession(folder / f"{name}.onnx", providers=["CPUExecutionProvider"])
-        script = torch.jit.load(folder / f"{name}.pt")
-        found = {"onnx": session.run(None, {"images": x})[0], "pt": script(torch.from_numpy(x)).detach().numpy()}
-        for kind, output in found.items():
-            errors[f"{name}.{kind}"] = float(numpy.abs(output.reshape(-1) - y).max() / numpy.abs(y).max())
+        if file.endswith(".onnx"):
+            import onnx
+            import onnxruntime
+
+            onnx.checker.check_model(folder / file)
+            session = onnxruntime.InferenceSession(folder / file, providers=["CPUExecutionProvider"])
+            output = session.run(None, {"images": x})[0]
+        else:
+            output = torch.jit.load(folder / file)(torch.from_numpy(x)).detach().numpy()
+        errors[file] = float(numpy.abs(output.reshape(-1) - y).max() / numpy.abs(y).max())
     print(json.dumps(errors))
 
 
@@ -88,6 +110,11 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     mode, folder = sys.argv[1], Path(sys.argv[2])
     if mode == "make":
-        make(folder, int(sys.argv[3]), sys.argv[4:])
+        import logging
+        import warnings
+
+        warnings.filterwarnings("ignore")
+        logging.disable(logging.WARNING)
+        make(folder, int(sys.argv[3]), sys.argv[4].split(","), sys.argv[5:])
     else:
         run(folder, sys.argv[3:])

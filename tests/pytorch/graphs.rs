@@ -1,10 +1,10 @@
-//! Networks that foldconv has never seen, exported by torch.export, are folded to at most the
-//! convolutions and multiply-accumulates of the package that they come from, and stay the same
-//! function. The tests need `make setup-peer`, as tests/pytorch/torchvision.rs does.
+//! Networks that foldconv has never seen, in the three formats that PyTorch writes, are folded to
+//! at most the convolutions and multiply-accumulates of the package that they come from, and stay
+//! the same function. The tests need `make setup-peer`, as tests/pytorch/torchvision.rs does.
 
 use crate::common::peer::{peer, script};
 use crate::common::{arg, run, stdout};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::path::Path;
 
 /// Networks with blocks that their package re-parameterises, by an own method for each block.
@@ -12,44 +12,83 @@ const REPARAMETERISED: [&str; 5] = ["repvgg_a0", "mobileone_s0", "repvit_m0_9", 
 /// Networks of which the batch norms vanish.
 const PLAIN: [&str; 5] = ["resnet18", "mobilenet_v2", "shufflenet_v2_x0_5", "squeezenet1_1", "mnasnet0_5"];
 
-/// Folds `name.pt2` to each format; returns the document of the fold.
-fn fold(folder: &Path, name: &str) -> Value {
-    let path = |suffix: &str| arg(&folder.join(format!("{name}.{suffix}")));
-    for suffix in ["pt", "safetensors"] {
-        stdout(&run(["fold", &path("pt2"), "-o", &path(suffix)]));
-    }
-    serde_json::from_str(&stdout(&run(["--json", "fold", &path("pt2"), "-o", &path("onnx")]))).unwrap()
+/// Exports networks; returns what their package says of each.
+fn make(folder: &Path, formats: &str, names: &[&str]) -> Map<String, Value> {
+    let fixed = ["make".to_string(), arg(folder), "64".into(), formats.into()];
+    let args = [&fixed[..], &names.iter().map(|name| name.to_string()).collect::<Vec<String>>()].concat();
+    let output = script("graphs.py", &args);
+    serde_json::from_str(output.lines().last().unwrap()).unwrap()
 }
 
-#[test]
-fn networks_of_other_packages_fold_as_far_as_their_own_methods_fold_them() {
+/// Folds `file` to `file.target`; returns the document of the fold.
+fn fold(folder: &Path, file: &str, target: &str) -> Value {
+    let path = |name: &str| arg(&folder.join(name));
+    let mut args = vec!["--json".into(), "fold".into(), path(file), "-o".into(), path(&format!("{file}.{target}"))];
+    if file.ends_with(".pt") {
+        // A TorchScript file does not tell the shape of its input.
+        args.extend(["--input".into(), "1x3x64x64".into()]);
+    }
+    serde_json::from_str(&stdout(&run(args.iter().map(String::as_str)))).unwrap()
+}
+
+/// Checks that a fold is as good as that of the package, and exact.
+fn check(file: &str, facts: &Map<String, Value>, document: &Value) {
+    let name = file.split('.').next().unwrap();
+    let count = |of: &str| [&document[of]["convolutions"], &document[of]["macs"]].map(|n| n.as_i64().unwrap());
+    let theirs = |of: &str| [0, 1].map(|at| facts[name][of][at].as_i64().unwrap());
+    assert_eq!(count("before"), theirs("before"), "{file}");
+    let expected = if facts[name]["after"].is_null() { theirs("before") } else { theirs("after") };
+    let found = count("after");
+    assert!(found[0] <= expected[0] && found[1] <= expected[1], "{file}: {found:?}, and {expected:?}");
+    // Each region is equal in float64; the whole network to the rounding of float32.
+    let regions = document["regions"].as_array().unwrap();
+    assert!(regions.iter().all(|region| region["error"].as_f64().unwrap() < 1e-12), "{file}");
+    // The newer exporter folds batch norms by itself.
+    let folded_before = name == "squeezenet1_1" || file.contains("dynamo");
+    assert!(!regions.is_empty() || folded_before, "{file}");
+    let error = document["relative_difference"].as_f64().unwrap_or_else(|| panic!("{file} was not run as a whole"));
+    assert!(error < 1e-5, "{file}: {error}");
+}
+
+/// Runs folded files in Python, and compares their outputs with those of the network.
+fn compare(folder: &Path, files: &[String]) {
+    let output = script("graphs.py", &[&["run".to_string(), arg(folder)], files].concat());
+    let errors: Map<String, Value> = serde_json::from_str(&output).unwrap();
+    assert_eq!(errors.len(), files.len());
+    assert!(errors.values().all(|error| error.as_f64().unwrap() < 1e-5), "{errors:?}");
+}
+
+/// Exports networks in some formats, folds each to `targets`, and checks all of them.
+fn try_out(formats: &str, names: &[&str], targets: &[&str]) {
     if !peer() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    let names: Vec<String> = REPARAMETERISED.iter().chain(&PLAIN).map(|name| name.to_string()).collect();
-    let make = [vec!["make".into(), arg(folder.path()), "64".into()], names.clone()].concat();
-    let facts: Value = serde_json::from_str(&script("graphs.py", &make)).unwrap();
-    for name in &names {
-        let document = fold(folder.path(), name);
-        let count = |of: &str| [&document[of]["convolutions"], &document[of]["macs"]].map(|n| n.as_i64().unwrap());
-        let theirs = |of: &str| [0, 1].map(|at| facts[name][of][at].as_i64().unwrap());
-        assert_eq!(count("before"), theirs("before"), "{name}");
-        let expected = if facts[name]["after"].is_null() { theirs("before") } else { theirs("after") };
-        let found = count("after");
-        assert!(found[0] <= expected[0] && found[1] <= expected[1], "{name}: {found:?}, and {expected:?}");
-        // Each region is equal in float64; the whole network to the rounding of float32.
-        let regions = document["regions"].as_array().unwrap();
-        assert!(regions.iter().all(|region| region["error"].as_f64().unwrap() < 1e-12), "{name}");
-        assert!(!regions.is_empty() || *name == "squeezenet1_1", "{name}");
-        assert!(
-            document["relative_difference"].as_f64().unwrap() < 1e-5,
-            "{name}: {}",
-            document["relative_difference"]
-        );
+    let facts = make(folder.path(), formats, names);
+    let mut files = Vec::new();
+    for file in names.iter().flat_map(|name| formats.split(',').map(move |format| format!("{name}.{format}"))) {
+        for target in targets {
+            check(&file, &facts, &fold(folder.path(), &file, target));
+            files.extend((*target != "safetensors").then(|| format!("{file}.{target}")));
+        }
     }
-    let errors = script("graphs.py", &[vec!["run".into(), arg(folder.path())], names.clone()].concat());
-    let errors: serde_json::Map<String, Value> = serde_json::from_str(&errors).unwrap();
-    assert_eq!(errors.len(), 2 * names.len());
-    assert!(errors.values().all(|error| error.as_f64().unwrap() < 1e-5), "{errors:?}");
+    compare(folder.path(), &files);
+}
+
+#[test]
+fn networks_of_torch_export_fold_as_far_as_their_own_methods_fold_them() {
+    try_out("pt2", &[&REPARAMETERISED[..], &PLAIN].concat(), &["onnx"]);
+    try_out("pt2", &["repvgg_a0", "mnasnet0_5"], &["pt", "safetensors"]);
+}
+
+#[test]
+fn networks_in_onnx_fold_as_far_as_their_own_methods_fold_them() {
+    try_out("onnx", &[&REPARAMETERISED[..], &PLAIN].concat(), &["onnx"]);
+    try_out("dynamo.onnx", &["mobileone_s0", "resnet18"], &["onnx"]);
+}
+
+#[test]
+fn networks_in_torchscript_fold_as_far_as_their_own_methods_fold_them() {
+    try_out("pt", &[&REPARAMETERISED[..], &PLAIN].concat(), &["onnx"]);
+    try_out("script.pt", &["resnet18", "mobilenet_v2"], &["onnx"]);
 }

@@ -1,13 +1,13 @@
 // Calls of libtorch's operators by name, for graphs whose operators are known at run time only.
 
 #include "guarded.h"
+#include "json.h"
 
 #include <torch/csrc/jit/runtime/operator.h>
 #include <torch/types.h>
 
 #include <cstdlib>
 #include <cstring>
-#include <iomanip>
 #include <sstream>
 #include <string>
 
@@ -119,38 +119,6 @@ Value from_ivalue(const IValue& value) {
     return result;
 }
 
-void quote(std::ostringstream& out, const std::string& text) {
-    out << '"';
-    for (const char c : text) out << (c == '"' || c == '\\' ? "\\" : "") << c;
-    out << '"';
-}
-
-// Writes the default of an argument as JSON; `null` stands for None and for what is neither a number, a flag nor a list of those.
-void write_default(std::ostringstream& out, const IValue& value) {
-    if (value.isBool()) {
-        out << (value.toBool() ? "true" : "false");
-    } else if (value.isInt()) {
-        out << value.toInt();
-    } else if (value.isDouble()) {
-        out << "{\"float\":" << value.toDouble() << "}";
-    } else if (value.isString()) {
-        out << "{\"text\":";
-        quote(out, value.toStringRef());
-        out << "}";
-    } else if (value.isList()) {
-        out << "[";
-        bool first = true;
-        for (const auto& item : value.toListRef()) {
-            out << (first ? "" : ",");
-            first = false;
-            write_default(out, item);
-        }
-        out << "]";
-    } else {
-        out << "null";
-    }
-}
-
 }  // namespace
 
 // Returns the operator `name` (as `aten::conv2d`) with the overload of that name, or null if libtorch has none. Operators
@@ -171,7 +139,7 @@ extern "C" const void* foldconv_operator(const char* name, const char* overload)
 extern "C" char* foldconv_operator_schema(const void* operator_, int64_t* results) {
     const auto& schema = static_cast<const Operator*>(operator_)->schema();
     std::ostringstream out;
-    out << std::setprecision(17) << "[";
+    out << "[";
     bool first = true;
     for (const auto& argument : schema.arguments()) {
         out << (first ? "" : ",") << "{\"name\":";
@@ -179,7 +147,7 @@ extern "C" char* foldconv_operator_schema(const void* operator_, int64_t* result
         quote(out, argument.name());
         if (argument.default_value()) {
             out << ",\"default\":";
-            write_default(out, *argument.default_value());
+            write(out, *argument.default_value(), nullptr);
         }
         out << "}";
     }

@@ -1,16 +1,15 @@
 // The operations of a TorchScript file: the graph of its forward with all calls inlined, as JSON.
 
 #include "guarded.h"
+#include "json.h"
 
 #include <torch/csrc/jit/ir/ir.h>
 #include <torch/csrc/jit/passes/inliner.h>
 #include <torch/csrc/jit/serialization/import.h>
 #include <torch/types.h>
 
-#include <cmath>
 #include <cstdlib>
 #include <cstring>
-#include <iomanip>
 #include <sstream>
 #include <string>
 #include <unordered_map>
@@ -20,37 +19,8 @@ namespace {
 using at::Tensor;
 using torch::jit::Node;
 
-// Writes a constant as JSON; a tensor as its index in the list of tensors.
-void write(std::ostringstream& out, const c10::IValue& value, std::vector<Tensor*>& tensors) {
-    if (value.isTensor()) {
-        out << "{\"tensor\":" << tensors.size() << "}";
-        tensors.push_back(new Tensor(value.toTensor()));
-    } else if (value.isBool()) {
-        out << (value.toBool() ? "true" : "false");
-    } else if (value.isInt()) {
-        out << value.toInt();
-    } else if (value.isDouble() && std::isfinite(value.toDouble())) {
-        out << "{\"float\":" << std::setprecision(17) << value.toDouble() << "}";
-    } else if (value.isIntList() || value.isBoolList() || value.isList()) {
-        out << "[";
-        bool first = true;
-        for (const auto& item : value.toListRef()) {
-            if (!first) out << ",";
-            first = false;
-            write(out, item, tensors);
-        }
-        out << "]";
-    } else if (value.isString()) {
-        // Strings are modes and names, in which nothing needs quoting.
-        out << "{\"text\":\"" << value.toStringRef() << "\"}";
-    } else {
-        // None, and values that no operation of a network needs: infinities, devices.
-        out << "null";
-    }
-}
-
 template <typename Values>
-void write(std::ostringstream& out, Values values) {
+void write_ids(std::ostringstream& out, Values values) {
     out << "[";
     for (size_t i = 0; i < values.size(); i++) out << (i ? "," : "") << values[i]->unique();
     out << "]";
@@ -120,7 +90,7 @@ extern "C" char* foldconv_graph(const char* path, const Tensor* x, char** json, 
         std::ostringstream out;
         std::vector<Tensor*> all;
         out << "{\"inputs\":";
-        write(out, graph->inputs());
+        write_ids(out, graph->inputs());
         out << ",\"nodes\":[";
         bool first = true;
         std::unordered_map<size_t, c10::IValue> values;
@@ -132,9 +102,9 @@ extern "C" char* foldconv_graph(const char* path, const Tensor* x, char** json, 
             if (!first) out << ",";
             first = false;
             out << "{\"op\":\"" << node->kind().toQualString() << "\",\"inputs\":";
-            write(out, node->inputs());
+            write_ids(out, node->inputs());
             out << ",\"outputs\":";
-            write(out, node->outputs());
+            write_ids(out, node->outputs());
             out << ",\"sizes\":";
             run(out, node, values);
             if (node->kind() == torch::jit::prim::GetAttr) {
@@ -144,12 +114,12 @@ extern "C" char* foldconv_graph(const char* path, const Tensor* x, char** json, 
             }
             if (is_known(node->kind())) {
                 out << ",\"value\":";
-                write(out, values.at(node->output()->unique()), all);
+                write(out, values.at(node->output()->unique()), &all);
             }
             out << "}";
         }
         out << "],\"outputs\":";
-        write(out, graph->outputs());
+        write_ids(out, graph->outputs());
         out << "}";
         *n_tensors = static_cast<int64_t>(all.size());
         *tensors = static_cast<Tensor**>(malloc(sizeof(Tensor*) * (all.size() + 1)));

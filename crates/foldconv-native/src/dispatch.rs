@@ -82,7 +82,7 @@ impl Operator {
         let arguments: Vec<serde_json::Value> = serde_json::from_str(&json).expect("written by dispatch.cpp");
         let argument = |of: &serde_json::Value| Argument {
             name: of["name"].as_str().unwrap_or_default().into(),
-            default: of.get("default").map(default),
+            default: of.get("default").map(value),
         };
         (arguments.iter().map(argument).collect(), results as usize)
     }
@@ -106,13 +106,19 @@ impl Operator {
     }
 }
 
-fn default(json: &serde_json::Value) -> Value {
+/// Returns a number that JSON does not have, which is written as text.
+fn special(text: &serde_json::Value) -> f64 {
+    text.as_str().and_then(|text| text.parse().ok()).unwrap_or(f64::NAN)
+}
+
+/// Converts a value that json.h wrote, and that is no tensor.
+pub fn value(json: &serde_json::Value) -> Value {
     match json {
         serde_json::Value::Bool(flag) => Value::Bool(*flag),
         serde_json::Value::Number(number) => Value::Int(number.as_i64().unwrap_or_default()),
-        serde_json::Value::Array(items) => Value::List(items.iter().map(default).collect()),
+        serde_json::Value::Array(items) => Value::List(items.iter().map(value).collect()),
         serde_json::Value::Object(of) => match (of.get("float"), of.get("text")) {
-            (Some(number), _) => Value::Float(number.as_f64().unwrap_or_default()),
+            (Some(number), _) => Value::Float(number.as_f64().unwrap_or_else(|| special(number))),
             (_, Some(text)) => Value::Text(text.as_str().unwrap_or_default().into()),
             _ => Value::None,
         },

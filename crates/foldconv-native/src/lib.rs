@@ -94,6 +94,13 @@ unsafe extern "C" {
         context: *mut c_void,
     ) -> *mut c_char;
 
+    fn foldconv_frozen(
+        path: *const c_char,
+        json: *mut *mut c_char,
+        tensors: *mut *mut *mut C_tensor,
+        n_tensors: *mut i64,
+    ) -> *mut c_char;
+
     fn foldconv_graph(
         path: *const c_char,
         x: *const C_tensor,
@@ -373,8 +380,8 @@ fn trampoline<F: FnMut(&Tensor) -> Tensor>(forward: &mut F) -> (Forward, *mut c_
     (call::<F>, std::ptr::from_mut(forward).cast())
 }
 
-/// Returns the operations of a TorchScript file's forward as JSON (see graph.cpp), with the sizes
-/// for an example x, and the tensors that its constants refer to.
+/// Returns the operations of a TorchScript file's forward as JSON (see torchscript.cpp), with the
+/// sizes for an example x, and the tensors that its constants refer to.
 ///
 /// # Errors
 /// libtorch's message if it can't read the file.
@@ -385,9 +392,36 @@ pub fn torchscript(path: &Path, x: &Tensor) -> Result<(String, Vec<Tensor>), Str
     // tch owns the tensors; otherwise there is a message to free.
     unsafe {
         check(foldconv_graph(path.as_ptr(), x.as_ptr(), &mut json, &mut tensors, &mut count))?;
+        Ok(owned(json, tensors, count))
+    }
+}
+
+/// Returns the operations of a TorchScript file that any program wrote, as JSON (see frozen.cpp):
+/// its forward in evaluation, with all calls inlined and all attributes as constants. The tensors
+/// are those that its constants refer to.
+///
+/// # Errors
+/// libtorch's message if it can't read the file.
+pub fn frozen(path: &Path) -> Result<(String, Vec<Tensor>), String> {
+    let path = CString::new(path.as_os_str().as_encoded_bytes()).map_err(|error| error.to_string())?;
+    let (mut json, mut tensors, mut count) = (std::ptr::null_mut(), std::ptr::null_mut(), 0);
+    // SAFETY: `path` ends with a zero. On success the string and the array are ours to free, and
+    // tch owns the tensors; otherwise there is a message to free.
+    unsafe {
+        check(foldconv_frozen(path.as_ptr(), &mut json, &mut tensors, &mut count))?;
+        Ok(owned(json, tensors, count))
+    }
+}
+
+/// Takes a string and an array of tensors.
+///
+/// # Safety
+/// Both must be results of one call of this library, and are taken once.
+unsafe fn owned(json: *mut c_char, tensors: *mut *mut C_tensor, count: i64) -> (String, Vec<Tensor>) {
+    unsafe {
         let owned = (0..count as usize).map(|at| Tensor::from_ptr(*tensors.add(at))).collect();
         libc::free(tensors.cast::<c_void>());
-        Ok((take(json), owned))
+        (take(json), owned)
     }
 }
 

@@ -1,104 +1,119 @@
-//! `foldconv fold NETWORK.pt2 -o OUT`: folds the linear regions of any network.
+//! `foldconv fold NETWORK -o OUT`: folds the linear regions of a network of another program.
 
 use super::Options;
 use crate::cli::output::{json, print};
-use crate::export::{self, Network};
+use crate::exchange::{self, Format};
+use crate::export;
 use crate::graph::fold::{Report, fold};
 use crate::graph::run::Place;
-use crate::graph::{Graph, Totals, pt2};
+use crate::graph::{Graph, Totals};
+use crate::onnx;
 use crate::text::{align_right, scientific, table, thousands};
 use crate::weights::tensors;
-use crate::{bad_request, say};
+use crate::{bad_request, files, say};
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
-/// Maximum number of numbers of the input.
-const MOST_NUMBERS: i64 = 1 << 28;
+/// Largest difference of a network after its fold, relative to the largest number of the output.
+/// float32 sums in another order stay far below; a wrong fold is off by 1e-1.
+const TOLERANCE: f64 = 1e-4;
 
 /// Output formats, by suffix.
 #[derive(Clone, Copy)]
-enum Format {
+enum Target {
     Onnx,
     TorchScript,
     Safetensors,
 }
 
-/// Returns whether a file is a network of torch.export.save, by its suffix.
-pub fn is_graph(path: &Path) -> bool {
-    path.extension().is_some_and(|suffix| suffix == "pt2")
-}
-
-pub fn run(options: &Options, as_json: bool) -> Result<()> {
+pub fn run(options: &Options, format: Format, as_json: bool) -> Result<()> {
     if options.plan.is_some() {
-        bad_request!("--plan: is for model files; a folded .pt2 file has static kernels alone");
+        bad_request!("--plan: is for model files; a network of another program has static kernels alone");
     }
-    let format = format(&options.out)?;
-    let mut graph = pt2::read(&options.model)?;
-    let input = input(&graph, options)?;
-    graph.infer_sizes(std::slice::from_ref(&input));
-    let before = graph.totals();
+    let target = target(&options.out)?;
+    let (mut network, inputs) = exchange::read(&options.model, format, options.input.as_ref().map(|shape| &*shape.0))?;
+    let before = network.graph.totals();
     tch::manual_seed(0);
-    let x = Tensor::randn(&input, (Kind::Float, Device::Cpu));
+    let x: Vec<Tensor> = inputs.iter().map(|size| Tensor::randn(size, (Kind::Float, Device::Cpu))).collect();
     // A network with an operation that can't be run is folded too: its regions are proved by
     // themselves.
-    let expected = tch::no_grad(|| graph.run(&[x.shallow_clone()], Place::FLOAT)).ok();
-    let report = fold(&mut graph)?;
-    graph.infer_sizes(std::slice::from_ref(&input));
-    let after = graph.totals();
-    let error = match &expected {
-        Some(expected) => Some(difference(expected, &tch::no_grad(|| graph.run(&[x], Place::FLOAT))?)),
-        None => None,
+    let expected = tch::no_grad(|| network.graph.run(&x, Place::FLOAT)).map_err(|error| format!("{error:#}"));
+    let report = fold(&mut network.graph)?;
+    network.graph.infer_sizes(&inputs);
+    let after = network.graph.totals();
+    let outcome = Outcome { report, before, after, error: Err(String::new()) };
+    let graph = network.graph;
+    let outcome = match (target, &network.original) {
+        (Target::Onnx, Some(original)) => {
+            let folder = options.out.parent().filter(|folder| !folder.as_os_str().is_empty());
+            let folder = folder.unwrap_or(Path::new("."));
+            let bytes = original.rewrite(&graph, &outcome.report.folded, folder)?;
+            // The file as another program will read it.
+            let (written, _) = onnx::decode(bytes.clone().into(), folder).context("the folded file")?;
+            let outcome = outcome.checked(&written, &x, expected.as_deref().map_err(Clone::clone), &options.model)?;
+            files::write_atomic(&options.out, &bytes)?;
+            outcome
+        }
+        _ => {
+            let outcome = outcome.checked(&graph, &x, expected.as_deref().map_err(Clone::clone), &options.model)?;
+            write(&graph, target, &inputs, options)?;
+            outcome
+        }
     };
-    // float32 sums in another order stay far below; a wrong fold is off by 1e-1. NaN is no
-    // agreement.
-    if error.is_some_and(|error| error.is_nan() || error >= 1e-4) {
-        bail!(
-            "{}: the folded outputs differ by {:.1e} of the largest; nothing was written (are its numbers finite?)",
-            options.model.display(),
-            error.unwrap_or(f64::NAN)
-        );
-    }
-    write(&graph, format, &input, options)?;
     if as_json {
-        return document(options, &report, [before, after], error);
+        return document(options, &outcome);
     }
     if options.explain {
-        explain(&report)?;
+        explain(&outcome.report)?;
     }
-    summary(options, &report, [before, after], error)
+    summary(options, &outcome)
+}
+
+/// A fold, and what it changed.
+struct Outcome {
+    report: Report,
+    before: Totals,
+    after: Totals,
+    /// Largest relative difference of the outputs, or why the network can't be run.
+    error: Result<f64, String>,
+}
+
+impl Outcome {
+    /// Compares the outputs of the folded network with those before.
+    fn checked(
+        self,
+        graph: &Graph,
+        x: &[Tensor],
+        expected: Result<&[Tensor], String>,
+        model: &Path,
+    ) -> Result<Outcome> {
+        let error = match expected {
+            Ok(expected) => Ok(difference(expected, &tch::no_grad(|| graph.run(x, Place::FLOAT))?)),
+            Err(reason) => Err(reason),
+        };
+        // NaN is no agreement.
+        if let Ok(error) = error
+            && (error.is_nan() || error >= TOLERANCE)
+        {
+            bail!(
+                "{}: the folded outputs differ by {error:.1e} of the largest; nothing was written (are its numbers finite?)",
+                model.display()
+            );
+        }
+        Ok(Outcome { error, ..self })
+    }
 }
 
 /// Returns the format of the output file.
-fn format(out: &Path) -> Result<Format> {
+fn target(out: &Path) -> Result<Target> {
     match out.extension().and_then(|suffix| suffix.to_str()) {
-        Some("onnx") => Ok(Format::Onnx),
-        Some("pt" | "pth") => Ok(Format::TorchScript),
-        Some("safetensors") => Ok(Format::Safetensors),
+        Some("onnx") => Ok(Target::Onnx),
+        Some("pt" | "pth" | "torchscript") => Ok(Target::TorchScript),
+        Some("safetensors") => Ok(Target::Safetensors),
         _ => bad_request!("{}: give a name that ends in .onnx, .pt or .safetensors", out.display()),
     }
-}
-
-/// Returns the shape of the input: the one that was given, or the example's.
-fn input(graph: &Graph, options: &Options) -> Result<Vec<i64>> {
-    let name = options.model.display();
-    let [id] = graph.inputs[..] else {
-        bad_request!("{name}: takes {} inputs; networks of one input are folded", graph.inputs.len());
-    };
-    let shape = match (&options.input, &graph.values[id].size) {
-        (Some(given), Some(own)) if given.len() != own.len() => {
-            bad_request!("--input: {} sizes, and {name} takes {}", given.len(), own.len())
-        }
-        (Some(given), _) => given,
-        (None, Some(own)) => own,
-        (None, None) => bad_request!("{name}: has no shape of its input; give --input 1x3x224x224"),
-    };
-    let numbers = shape.iter().fold(1i64, |numbers, n| numbers.saturating_mul(*n));
-    if shape.is_empty() || !(1..=MOST_NUMBERS).contains(&numbers) {
-        bad_request!("{name}: an input of {shape:?}; give 1 to 2^28 numbers with --input 1x3x224x224");
-    }
-    Ok(shape.clone())
 }
 
 /// Returns the largest difference of an output, relative to the largest number of that output.
@@ -112,39 +127,49 @@ fn difference(expected: &[Tensor], found: &[Tensor]) -> f64 {
     expected.iter().zip(found).map(one).fold(0., crate::finite::larger)
 }
 
-fn write(graph: &Graph, format: Format, input: &[i64], options: &Options) -> Result<()> {
+fn write(graph: &Graph, target: Target, inputs: &[Vec<i64>], options: &Options) -> Result<()> {
     let single = |tensor: &Tensor| {
         if tensor.kind() == Kind::Double { tensor.to_kind(Kind::Float) } else { tensor.shallow_clone() }
     };
     let values = graph.constants().map(|id| &graph.values[id]);
     let named: BTreeMap<String, Tensor> =
         values.filter_map(|info| Some((info.name.clone(), single(info.tensor.as_ref()?)))).collect();
-    if let Format::Safetensors = format {
+    if let Target::Safetensors = target {
         return tensors::write_with(&options.out, ("format", "pt".into()), &named);
     }
-    let [_] = graph.outputs[..] else {
-        bad_request!("{}: has {} outputs; write .safetensors", options.model.display(), graph.outputs.len());
+    let (input, 1) = (&inputs[0], inputs.len() * graph.outputs.len()) else {
+        bad_request!(
+            "{}: has {} inputs and {} outputs; write .safetensors, or .onnx from .onnx",
+            options.model.display(),
+            inputs.len(),
+            graph.outputs.len()
+        );
     };
     let forward = |x: &Tensor| tch::no_grad(|| graph.run(std::slice::from_ref(x), Place::FLOAT));
     let example = Tensor::randn(input, (Kind::Float, Device::Cpu));
     forward(&example).context("it can't be written as a network; write .safetensors")?;
-    // The code of a network may name the batch of its example.
+    let record = |batch: Option<i64>| {
+        let network = export::Network {
+            name: options.model.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default(),
+            tensors: named.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect(),
+            // The example has shown that the network can be run.
+            forward: Box::new(|x| forward(x).map(|y| y[0].shallow_clone()).unwrap_or_default()),
+            input: input[1..].to_vec(),
+            batch,
+            metadata: Vec::new(),
+        };
+        match target {
+            Target::Onnx => export::onnx(&network, &options.out),
+            _ => network.torchscript(&options.out),
+        }
+    };
+    // The code of a network may name the batch of its example, or compute with it.
     let any = |batch: i64| forward(&Tensor::randn([&[batch], &input[1..]].concat(), (Kind::Float, Device::Cpu)));
     let fits = |batch: i64| any(batch).is_ok_and(|y| y[0].size().first() == Some(&batch));
-    let batch = if fits(2) && fits(3) { None } else { Some(input[0]) };
-    let network = Network {
-        name: options.model.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default(),
-        tensors: named,
-        // The example has shown that the network can be run.
-        forward: Box::new(move |x| forward(x).map(|y| y[0].shallow_clone()).unwrap_or_default()),
-        input: input[1..].to_vec(),
-        batch,
-        metadata: Vec::new(),
-    };
-    match format {
-        Format::Onnx => export::onnx(&network, &options.out),
-        _ => network.torchscript(&options.out),
+    if fits(2) && fits(3) && record(None).is_ok() {
+        return Ok(());
     }
+    record(Some(input[0]))
 }
 
 fn explain(report: &Report) -> Result<()> {
@@ -162,7 +187,7 @@ fn explain(report: &Report) -> Result<()> {
     Ok(())
 }
 
-fn summary(options: &Options, report: &Report, [before, after]: [Totals; 2], error: Option<f64>) -> Result<()> {
+fn summary(options: &Options, Outcome { report, before, after, error }: &Outcome) -> Result<()> {
     let mut rows = table(["", "before", "after"]);
     let lines = [
         ("convolutions", before.convolutions, after.convolutions),
@@ -176,8 +201,8 @@ fn summary(options: &Options, report: &Report, [before, after]: [Totals; 2], err
     print(&rows)?;
     let worst = report.folded.iter().map(|folded| folded.error).fold(0., crate::finite::larger);
     let whole = match error {
-        Some(error) => format!("on a random input its output differs by {} of the largest number", scientific(error)),
-        None => "it has operations that can't be run here, so it was not run as a whole".into(),
+        Ok(error) => format!("on a random input its output differs by {} of the largest number", scientific(*error)),
+        Err(reason) => format!("it was not run as a whole ({reason})"),
     };
     say!(
         "{}: {} regions folded, each equal in float64 to {}; {whole}",
@@ -187,9 +212,8 @@ fn summary(options: &Options, report: &Report, [before, after]: [Totals; 2], err
     )
 }
 
-fn document(options: &Options, report: &Report, [before, after]: [Totals; 2], error: Option<f64>) -> Result<()> {
-    let totals =
-        |of: Totals| serde_json::json!({"convolutions": of.convolutions, "parameters": of.parameters, "macs": of.macs});
+fn document(options: &Options, Outcome { report, before, after, error }: &Outcome) -> Result<()> {
+    let totals = |of: &Totals| serde_json::json!({"convolutions": of.convolutions, "parameters": of.parameters, "macs": of.macs});
     let regions: Vec<_> = report
         .folded
         .iter()
@@ -203,7 +227,7 @@ fn document(options: &Options, report: &Report, [before, after]: [Totals; 2], er
     let refused: Vec<_> =
         report.refused.iter().map(|(node, reason)| serde_json::json!({"node": node, "reason": reason})).collect();
     json(&serde_json::json!({
-        "out": options.out, "before": totals(before), "after": totals(after), "relative_difference": error,
+        "out": options.out, "before": totals(before), "after": totals(after), "relative_difference": error.as_ref().ok(), "not_run": error.as_ref().err(),
         "regions": regions, "refused": refused,
     }))
 }

@@ -3,8 +3,8 @@
 
 mod operations;
 
-use super::proto::*;
 use super::recorded::{Graph, Network, Node};
+use crate::onnx::proto::*;
 use crate::train;
 use crate::weights::tensors::bytes;
 use anyhow::{Context, Result, bail, ensure};
@@ -34,6 +34,7 @@ pub fn encode(network: &Network, graph: &Graph) -> Result<Vec<u8>> {
         initializer: writer.initializers,
         input: vec![value("images", network, &size)],
         output: vec![value("logits", network, &result)],
+        value_info: vec![],
     };
     let metadata = network.metadata.iter();
     let metadata = metadata.map(|(key, value)| StringStringEntryProto { key: key.clone(), value: value.clone() });
@@ -104,6 +105,7 @@ impl Writer {
             name: output.to_string(),
             op_type: op.to_string(),
             attribute,
+            domain: String::new(),
         });
     }
 
@@ -115,7 +117,13 @@ impl Writer {
             kind => bail!("a constant of {kind:?}"),
         };
         let (dims, raw_data) = (tensor.size(), bytes(tensor));
-        self.initializers.push(TensorProto { dims, data_type, name: name.into(), raw_data });
+        self.initializers.push(TensorProto {
+            dims,
+            data_type,
+            name: name.into(),
+            raw_data: raw_data.into(),
+            ..TensorProto::default()
+        });
         Ok(name.to_string())
     }
 

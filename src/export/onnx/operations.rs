@@ -1,7 +1,7 @@
 //! Translation of each operation of libtorch to ONNX.
 
 use super::{FLOAT, Known, Writer, axis, float, int, ints, text};
-use crate::export::proto::AttributeProto;
+use crate::onnx::proto::AttributeProto;
 use anyhow::{Result, bail, ensure};
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};

@@ -2,7 +2,7 @@
 //! that dies doesn't take the launcher with it; and the interpretation of its exit status.
 
 use crate::error::{DISK_FULL, OUT_OF_MEMORY, gpu_lost, out_of_memory};
-use crate::sweep::local::machine;
+use crate::machine;
 use crate::sweep::local::program::{Program, last_line, signal};
 use crate::sweep::local::slots::Slot;
 use crate::sweep::local::worker::{Exit, Worker};

@@ -1,10 +1,10 @@
 //! Runs the trials of a sweep on this machine, one in each slot at a time.
 
 use crate::data::Watched;
+use crate::machine;
 use crate::signals;
 use crate::sweep::local::child::{Limits, Running};
 use crate::sweep::local::concurrency::ConcurrencyTuner;
-use crate::sweep::local::machine;
 use crate::sweep::local::program::Program;
 use crate::sweep::local::slots::Slot;
 use crate::sweep::local::worker::Worker;

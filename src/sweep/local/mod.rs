@@ -3,7 +3,6 @@
 pub mod child;
 pub mod concurrency;
 pub mod launcher;
-pub mod machine;
 pub mod mps;
 pub mod program;
 pub mod slots;

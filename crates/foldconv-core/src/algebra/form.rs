@@ -90,6 +90,12 @@ impl FormShape {
         self.kernel == [1; 2] && self.stride == [1; 2] && self.before == [0; 2] && self.after == [0; 2]
     }
 
+    /// Returns whether there are as many zeros after the map as before it, and none is taken away:
+    /// a convolution pads so by itself.
+    pub fn symmetric(&self) -> bool {
+        self.before == self.after && self.before.iter().all(|p| *p >= 0)
+    }
+
     /// Returns the length of the window along an axis.
     fn window(&self, axis: usize) -> i64 {
         (self.kernel[axis] - 1) * self.dilation[axis] + 1

@@ -3,7 +3,7 @@
 use super::regions::{Plan, Refusal, Region};
 use super::run::Place;
 use super::{Arg, Graph, Id, Info, Node, Operators, linear};
-use crate::algebra::Form;
+use crate::algebra::{Form, FormShape};
 use crate::finite;
 use crate::native::dispatch::Value;
 use anyhow::{Context, Result, ensure};
@@ -26,6 +26,10 @@ pub struct Folded {
     pub result: String,
     /// Name under which the kernel is stored, without `.weight`.
     pub name: String,
+    /// Shape of the form.
+    pub shape: FormShape,
+    /// Weight, and the bias if there is one, among the graph's values.
+    pub kernel: Vec<Id>,
     /// Nodes that the region replaces, as `operator name`.
     pub nodes: Vec<String>,
     /// Paths of their modules, each once.
@@ -61,19 +65,18 @@ pub fn fold(graph: &mut Graph) -> Result<Report> {
     let producers = graph.producers();
     let mut operators = Operators::default();
     let mut new: HashMap<usize, Vec<Node>> = HashMap::new();
-    let mut kernels = Vec::new();
     for region in &plan.regions {
         let form = region.form(graph, &producers)?;
         let error =
             prove(graph, &producers, region, &form).with_context(|| graph.values[region.result].name.clone())?;
-        report.folded.push(describe(graph, region, error));
         let at = producers[region.result].context("a region without a node")?;
         let (nodes, kernel) =
             realise(graph, &mut operators, region, &form.to_kind(kind), &graph.nodes[at].module.clone())?;
         new.entry(at).or_default().extend(nodes);
-        kernels.push(kernel);
+        report.folded.push(describe(graph, region, form.shape, kernel, error));
     }
-    // The nodes that made the results may have others, which something still reads. The rest is dead.
+    // The nodes that made the results may have others, which something still reads. The rest is
+    // dead.
     for region in &plan.regions {
         let (at, unread) = (producers[region.result].unwrap_or_default(), graph.push_value(Info::default()));
         graph.nodes[at].outputs.iter_mut().filter(|id| **id == region.result).for_each(|id| *id = unread);
@@ -81,22 +84,22 @@ pub fn fold(graph: &mut Graph) -> Result<Report> {
     let old = std::mem::take(&mut graph.nodes).into_iter().enumerate();
     graph.nodes = old.flat_map(|(at, node)| std::iter::once(node).chain(new.remove(&at).unwrap_or_default())).collect();
     graph.remove_dead();
-    name(graph, &mut report.folded, &kernels);
+    name(graph, &mut report.folded);
     Ok(report)
 }
 
 /// Names the kernels of the regions. A name that another tensor of the graph has gets a number.
-fn name(graph: &mut Graph, folded: &mut [Folded], kernels: &[Vec<Id>]) {
-    let ours: BTreeSet<Id> = kernels.iter().flatten().copied().collect();
+fn name(graph: &mut Graph, folded: &mut [Folded]) {
+    let ours: BTreeSet<Id> = folded.iter().flat_map(|folded| &folded.kernel).copied().collect();
     let others = graph.constants().filter(|id| !ours.contains(id)).map(|id| graph.values[id].name.clone());
     let mut taken: BTreeSet<String> = others.collect();
-    for (folded, kernel) in folded.iter_mut().zip(kernels) {
+    for folded in folded.iter_mut() {
         let names = |name: &str| ["weight", "bias"].map(|part| format!("{name}.{part}"));
         let numbered = (2..).map(|number| format!("{}.{number}", folded.name));
         let free = |name: &String| names(name).iter().all(|name| !taken.contains(name));
         let Some(name) = std::iter::once(folded.name.clone()).chain(numbered).find(free) else { continue };
         let parts = names(&name);
-        for (id, part) in kernel.iter().zip(&parts) {
+        for (id, part) in folded.kernel.iter().zip(&parts) {
             graph.values[*id].name.clone_from(part);
         }
         taken.extend(parts);
@@ -109,7 +112,7 @@ fn refused(graph: &Graph, refusal: &Refusal) -> (String, String) {
     (format!("{} {}", node.operator(), node.name), refusal.reason.to_string())
 }
 
-fn describe(graph: &Graph, region: &Region, error: f64) -> Folded {
+fn describe(graph: &Graph, region: &Region, shape: FormShape, kernel: Vec<Id>, error: f64) -> Folded {
     let nodes: Vec<&Node> = region.nodes.iter().map(|at| &graph.nodes[*at]).collect();
     let mut modules: Vec<String> = Vec::new();
     for node in &nodes {
@@ -129,9 +132,11 @@ fn describe(graph: &Graph, region: &Region, error: f64) -> Folded {
         // A single convolution keeps its name; several get that of the module around them.
         name: if kernels.len() == 1 { kernels.into_iter().next() } else { common(&modules).or(common(&kernels)) }
             .unwrap_or_else(|| name(region.result)),
+        shape,
+        kernel,
         nodes: nodes.iter().map(|node| format!("{} {}", node.operator(), node.name)).collect(),
         modules,
-        macs: [before, region.shape.macs() * positions],
+        macs: [before, shape.macs() * positions],
         error,
     }
 }
@@ -163,10 +168,9 @@ fn realise(
     let kernel = std::iter::once(weight).chain(bias).collect();
     let name = graph.values[region.result].name.clone();
     let ints = |values: &[i64]| Arg::List(values.iter().map(|value| Arg::Int(*value)).collect());
-    let symmetric = shape.before == shape.after && shape.before.iter().all(|p| *p >= 0);
     let mut nodes = Vec::new();
     let mut input = region.base;
-    if !symmetric {
+    if !shape.symmetric() {
         let [[top, left], [bottom, right]] = [shape.before, shape.after];
         let named = vec![("self".into(), Arg::Value(input)), ("pad".into(), ints(&[left, right, top, bottom]))];
         let (op, args) = operators.call("aten::constant_pad_nd", "", vec![], named)?;
@@ -176,7 +180,7 @@ fn realise(
         nodes.push(Node { name: format!("{name}.pad"), module: module.into(), op, args, outputs: vec![padded] });
         input = padded;
     }
-    let padding = if symmetric { shape.before } else { [0; 2] };
+    let padding = if shape.symmetric() { shape.before } else { [0; 2] };
     let named = vec![
         ("input".into(), Arg::Value(input)),
         ("weight".into(), Arg::Value(weight)),

@@ -54,6 +54,7 @@ impl Linear {
         match node.operator() {
             "conv2d" | "convolution" | "_convolution" => convolution(graph, node),
             "avg_pool2d" => mean(graph, node),
+            "constant_pad_nd" | "pad" => padding(graph, node),
             "batch_norm" | "_native_batch_norm_legit_no_training" => batch_norm(graph, node),
             "dropout" | "feature_dropout" => {
                 let flag = node.arg("train")?.flag()?;
@@ -149,6 +150,25 @@ fn convolution(graph: &Graph, node: &Node) -> Option<Linear> {
         bias: bias.is_some(),
     };
     Some(Linear::Form { x, shape, weight: Some(weight), bias })
+}
+
+/// Returns the form of a padding with zeros, or of a crop: one tap of 1.
+fn padding(graph: &Graph, node: &Node) -> Option<Linear> {
+    let x = node.value("self")?;
+    let zeros = node.arg("value").is_none_or(|value| *value == Arg::None || value.number() == Some(0.));
+    let mode = node.arg("mode").is_none_or(|mode| *mode == Arg::Text("constant".into()));
+    // The last axis comes first, and an axis that is left out is not padded.
+    let mut pad = node.arg("pad")?.ints()?;
+    if !zeros || !mode || pad.len() > 8 || pad.iter().any(|p| p.abs() > LARGEST) {
+        return None;
+    }
+    pad.resize(8, 0);
+    if pad[4..] != [0; 4] {
+        return None;
+    }
+    let identity = FormShape::identity(map(graph, x)?[1]);
+    let shape = FormShape { before: [pad[2], pad[0]], after: [pad[3], pad[1]], ..identity };
+    Some(Linear::Form { x, shape, weight: None, bias: None })
 }
 
 fn mean(graph: &Graph, node: &Node) -> Option<Linear> {

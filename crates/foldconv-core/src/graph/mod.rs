@@ -4,11 +4,14 @@
 //! in the file. Operators are called by name, so a graph may hold any of libtorch's; a node that is
 //! not one of them is opaque: it is carried through, and only running it fails.
 
+pub mod build;
 pub mod fold;
 mod linear;
+pub mod prove;
 pub mod pt2;
 pub mod regions;
 pub mod run;
+pub mod torchscript;
 
 use crate::native::dispatch::{Operator, Value};
 use anyhow::{Result, bail, ensure};
@@ -44,8 +47,11 @@ pub struct Info {
     pub size: Option<Vec<i64>>,
     /// Numbers of a constant: a parameter, a buffer, or a tensor of the code.
     pub tensor: Option<Tensor>,
-    /// An integer that the code computes from shapes, such as the batch, where a run tells it.
-    pub int: Option<i64>,
+    /// Integers that the code computes from shapes, such as the batch, where a run tells them.
+    pub known: Option<Value>,
+    /// Whether the value stands inside one operation of the file, so that the file has no name for
+    /// it. Regions do not begin or end there.
+    pub inner: bool,
 }
 
 /// An operation.
@@ -78,6 +84,8 @@ pub enum Op {
     },
     /// Takes the items of a list apart, one a result.
     Unpack,
+    /// Makes a list of the integers of a tensor.
+    Integers,
     /// An operation that can't be run, by its name in the file.
     Opaque(String),
 }
@@ -169,6 +177,7 @@ impl Node {
         match &self.op {
             Op::Call { name, .. } => name.strip_prefix("aten::").unwrap_or(name),
             Op::Unpack => "unpack",
+            Op::Integers => "integers",
             Op::Opaque(name) => name,
         }
     }
@@ -256,15 +265,15 @@ fn find(name: &str, overload: &str) -> Option<Known> {
     Some(Known { operator, names: Arc::new(names), defaults: Arc::new(defaults) })
 }
 
-/// Number of float32 among libtorch's element types.
-const FLOAT: i64 = 6;
+/// Numbers of float16, float32, float64 and bfloat16 among libtorch's element types.
+const FLOATS: [i64; 4] = [5, 6, 7, 15];
 
 /// Returns the argument without the place where the file was written: a device becomes that of the
-/// run, and float32 its precision.
+/// run, and a floating-point type its precision.
 fn placed(argument: &str, arg: Arg) -> Arg {
     match (argument, &arg) {
         ("device", Arg::Text(_)) => Arg::Device,
-        ("dtype", Arg::Int(FLOAT)) => Arg::Precision,
+        ("dtype", Arg::Int(kind)) if FLOATS.contains(kind) => Arg::Precision,
         _ => arg,
     }
 }
@@ -358,10 +367,17 @@ pub struct Totals {
 }
 
 impl Graph {
-    /// Returns the floating-point precision of the network's tensors.
+    /// Returns the floating-point precision of most of the network's numbers.
     pub fn precision(&self) -> Kind {
         let tensors = self.values.iter().filter_map(|info| info.tensor.as_ref());
-        tensors.filter(|tensor| tensor.is_floating_point()).map(Tensor::kind).next().unwrap_or(Kind::Float)
+        let mut counts: Vec<(Kind, usize)> = Vec::new();
+        for tensor in tensors.filter(|tensor| tensor.is_floating_point()) {
+            match counts.iter_mut().find(|(kind, _)| *kind == tensor.kind()) {
+                Some((_, count)) => *count += tensor.numel(),
+                None => counts.push((tensor.kind(), tensor.numel())),
+            }
+        }
+        counts.into_iter().max_by_key(|(_, count)| *count).map_or(Kind::Float, |(kind, _)| kind)
     }
 
     /// Returns the constants that some node reads.

@@ -1,9 +1,9 @@
 //! Reader for files of `torch.export.save`: a zip archive with the graph as JSON and each tensor as
 //! an entry of its own. The schema is that of torch/_export/serde/schema.py, major version 8.
 
-use super::{Arg, Graph, Id, Info, Node, Op, Operators};
+use super::build::{Builder, Call};
+use super::{Arg, Graph, Info};
 use crate::bad_request;
-use crate::native::dispatch::Operator;
 use crate::weights::pytorch::Source;
 use crate::weights::pytorch::zip::Archive;
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -119,13 +119,12 @@ fn open(path: &Path) -> Result<Graph> {
         reader.node(node).with_context(|| format!("{name}: {}", node.target))?;
     }
     for (name, meta) in &program.graph_module.graph.tensor_values {
-        if let Some(id) = reader.ids.get(name) {
-            reader.graph.values[*id].size = sizes(&meta.sizes).ok();
+        if let Some(id) = reader.builder.find(name) {
+            reader.builder.graph.values[id].size = sizes(&meta.sizes).ok();
         }
     }
     reader.outputs(&program.graph_module.signature)?;
-    reader.graph.check()?;
-    Ok(reader.graph)
+    reader.builder.finish()
 }
 
 /// The archive, whose entries lie in one folder of any name.
@@ -226,79 +225,35 @@ fn tensor(bytes: &[u8], meta: &Meta) -> Result<Tensor> {
 
 #[derive(Default)]
 struct Reader {
-    graph: Graph,
+    builder: Builder,
     tensors: HashMap<String, Tensor>,
-    ids: HashMap<String, Id>,
-    operators: Operators,
-    /// The tensor whose memory a view shares.
-    roots: HashMap<Id, Id>,
 }
-
-/// Operators whose result may share memory with their first argument.
-const VIEWS: [&str; 24] = [
-    "view",
-    "reshape",
-    "flatten",
-    "unflatten",
-    "slice",
-    "select",
-    "narrow",
-    "split",
-    "split_with_sizes",
-    "chunk",
-    "unbind",
-    "transpose",
-    "permute",
-    "expand",
-    "squeeze",
-    "unsqueeze",
-    "t",
-    "as_strided",
-    "view_as",
-    "contiguous",
-    "diagonal",
-    "detach",
-    "alias",
-    "to",
-];
 
 impl Reader {
     /// Adds the inputs, parameters and buffers of the signature.
     fn signature(&mut self, signature: &Signature) -> Result<()> {
         for spec in &signature.input_specs {
             let (kind, of) = spec.as_object().and_then(|of| of.iter().next()).context("an input is damaged")?;
-            let name_of = |key: &str| of[key].as_str().map(str::to_string).context("an input has no name");
-            let (name, stored) = match kind.as_str() {
-                "user_input" => {
-                    let Some(name) = of["arg"]["as_tensor"]["name"].as_str() else {
-                        // A number or None that forward was given, which the graph holds already.
+            let stored = match kind.as_str() {
+                // A number or None that forward was given is in the graph already.
+                "user_input" => match of["arg"]["as_tensor"]["name"].as_str() {
+                    Some(name) => {
+                        self.builder.input(name, None)?;
                         continue;
-                    };
-                    (name.to_string(), None)
-                }
-                "parameter" => {
-                    (of["arg"]["name"].as_str().context("no name")?.into(), Some(name_of("parameter_name")?))
-                }
-                "buffer" => (of["arg"]["name"].as_str().context("no name")?.into(), Some(name_of("buffer_name")?)),
-                "tensor_constant" => {
-                    (of["arg"]["name"].as_str().context("no name")?.into(), Some(name_of("tensor_constant_name")?))
-                }
+                    }
+                    None => continue,
+                },
                 "constant_input" => continue,
+                "parameter" => "parameter_name",
+                "buffer" => "buffer_name",
+                "tensor_constant" => "tensor_constant_name",
                 other => bail!("an input of the kind {other}"),
             };
-            let id = match stored {
-                Some(stored) => {
-                    let tensor = self.tensors.get(&stored).map(Tensor::shallow_clone);
-                    let tensor = tensor.with_context(|| format!("the tensor {stored:.200} is missing"))?;
-                    self.graph.push_value(Info { name: stored, tensor: Some(tensor), ..Info::default() })
-                }
-                None => {
-                    let id = self.graph.push_value(Info { name: name.clone(), ..Info::default() });
-                    self.graph.inputs.push(id);
-                    id
-                }
-            };
-            self.ids.insert(name, id);
+            let name = of["arg"]["name"].as_str().context("an input has no name")?;
+            let stored = of[stored].as_str().context("an input has no name")?;
+            let tensor = self.tensors.get(stored).map(Tensor::shallow_clone);
+            let tensor = tensor.with_context(|| format!("the tensor {stored:.200} is missing"))?;
+            self.builder.define(name, Info { name: stored.into(), tensor: Some(tensor), ..Info::default() })?;
         }
         Ok(())
     }
@@ -306,14 +261,10 @@ impl Reader {
     fn outputs(&mut self, signature: &Signature) -> Result<()> {
         for spec in &signature.output_specs {
             let Some(name) = spec["user_output"]["arg"]["as_tensor"]["name"].as_str() else { continue };
-            self.graph.outputs.push(self.id(name)?);
+            let id = self.builder.id(name)?;
+            self.builder.graph.outputs.push(id);
         }
-        ensure!(!self.graph.outputs.is_empty(), "it returns no tensor");
         Ok(())
-    }
-
-    fn id(&self, name: &str) -> Result<Id> {
-        self.ids.get(name).copied().with_context(|| format!("the value {name:.200} comes from nowhere"))
     }
 
     /// Adds a node, and one that takes a list of results apart.
@@ -327,97 +278,27 @@ impl Reader {
                 _ => named.push((input.name.clone(), arg)),
             }
         }
-        let (mut name, overload) = operator(&node.target);
-        let written = named.first().filter(|_| name.ends_with('_') && !name.ends_with("__"));
-        let written = written.and_then(|(_, arg)| arg.values().first().copied());
-        let functional = name.trim_end_matches('_');
-        let alone =
-            written.filter(|id| self.aliases(*id).len() == 1 && Operator::find(functional, &overload).is_some());
-        if alone.is_some() {
-            // The two may name their first argument differently, as dropout_ and dropout do.
-            given.insert(0, named.remove(0).1);
-            name = functional.into();
-        } else if let Some(id) = written {
-            self.graph.written.extend(self.aliases(id));
-        }
-        let (op, args) = match python(&node.target) {
-            Some(python) => {
-                self.operators.call(python, "int", named.into_iter().map(|(_, arg)| arg).collect(), vec![])?
-            }
+        let (mut name, mut overload) = operator(&node.target);
+        if let Some(python) = python(&node.target) {
+            (name, overload) = (python.into(), "int".into());
+            given.extend(named.drain(..).map(|(_, arg)| arg));
+        } else if overload == "Tensor" && named.iter().any(|(name, arg)| name == "other" && arg.number().is_some()) {
             // A number as the second operand is no tensor.
-            None if overload == "Tensor"
-                && named.iter().any(|(name, arg)| name == "other" && arg.number().is_some()) =>
-            {
-                self.operators.call(&name, "Scalar", given, named)?
-            }
-            None if name == "aten::sym_size" => self.operators.call("aten::size", "int", given, named)?,
-            None => self.operators.call(&name, &overload, given, named)?,
-        };
-        let mut outputs = Vec::new();
-        let mut parts = None;
-        for output in &node.outputs {
-            if let Some(list) = output["as_tensors"].as_array() {
-                let id = self.graph.push_value(Info::default());
-                outputs.push(id);
-                parts = Some((
-                    id,
-                    list.iter().map(|item| self.result(item["name"].as_str())).collect::<Result<Vec<Id>>>()?,
-                ));
-            } else {
-                let name = output["as_tensor"]["name"].as_str().or(output["as_sym_int"]["as_name"].as_str());
-                outputs.push(self.result(name)?);
-            }
+            overload = "Scalar".into();
+        } else if name == "aten::sym_size" {
+            (name, overload) = ("aten::size".into(), "int".into());
         }
-        self.follow(&op, &args, &outputs, alone, written);
-        let name = node.name.clone().unwrap_or_else(|| node.target.clone());
+        let list = |output: &Json| output["as_tensors"].as_array().cloned();
+        let results: Vec<&str> = node.outputs.iter().map(result).collect();
+        let title = node.name.as_deref().unwrap_or(&node.target);
         let module = node.metadata.get("nn_module_stack").map(|stack| module(stack)).unwrap_or_default();
-        self.graph.nodes.push(Node { name: name.clone(), module: module.clone(), op, args, outputs });
-        if let Some((list, outputs)) = parts {
-            let root = self.root(list);
-            self.roots.extend(outputs.iter().filter(|id| root != **id && root != list).map(|id| (*id, root)));
-            self.graph.nodes.push(Node { name, module, op: Op::Unpack, args: vec![Arg::Value(list)], outputs });
+        let call = Call { node: title, module: &module, name: &name, overload: &overload, given, named };
+        let outputs = self.builder.call(call, &results)?;
+        if let Some((list, id)) = node.outputs.iter().zip(outputs).find_map(|(output, id)| Some((list(output)?, id))) {
+            let parts: Vec<&str> = list.iter().map(|item| item["name"].as_str().unwrap_or_default()).collect();
+            self.builder.unpack(title, &module, id, &parts)?;
         }
         Ok(())
-    }
-
-    /// Returns the values that share memory with a value.
-    fn aliases(&self, id: Id) -> Vec<Id> {
-        let root = self.root(id);
-        let views = self.roots.iter().filter(|(_, of)| **of == root).map(|(view, _)| *view);
-        views.chain([root]).collect()
-    }
-
-    fn root(&self, id: Id) -> Id {
-        self.roots.get(&id).copied().unwrap_or(id)
-    }
-
-    /// Notes which results share memory with an argument, and lets later readers of a tensor that
-    /// was written in place read the result.
-    fn follow(&mut self, op: &Op, args: &[Arg], outputs: &[Id], functional: Option<Id>, written: Option<Id>) {
-        if let Some(old) = functional {
-            let names: Vec<String> =
-                self.ids.iter().filter(|(_, id)| **id == old).map(|(name, _)| name.clone()).collect();
-            self.ids.extend(names.into_iter().map(|name| (name, outputs[0])));
-            return;
-        }
-        let Op::Call { name, .. } = op else { return };
-        let view = VIEWS.contains(&name.trim_start_matches("aten::")) || written.is_some();
-        if let (true, Some(Arg::Value(base))) = (view, args.first()) {
-            let root = self.root(*base);
-            self.roots.extend(outputs.iter().map(|id| (*id, root)));
-            if written.is_some() {
-                self.graph.written.extend(outputs);
-            }
-        }
-    }
-
-    fn result(&mut self, name: Option<&str>) -> Result<Id> {
-        let name = name.unwrap_or_default().to_string();
-        let id = self.graph.push_value(Info { name: name.clone(), ..Info::default() });
-        if !name.is_empty() {
-            ensure!(self.ids.insert(name, id).is_none(), "its result has the name of another value");
-        }
-        Ok(id)
     }
 
     fn arg(&self, json: &Json) -> Result<Arg> {
@@ -425,9 +306,9 @@ impl Reader {
         let list = |item: &dyn Fn(&Json) -> Result<Arg>| -> Result<Arg> {
             Ok(Arg::List(of.as_array().context("a list is missing")?.iter().map(item).collect::<Result<_>>()?))
         };
-        let value = |of: &Json| self.id(of["name"].as_str().context("no name")?).map(Arg::Value);
+        let value = |of: &Json| self.builder.id(of["name"].as_str().context("no name")?).map(Arg::Value);
         let symbol = |of: &Json| match of["as_name"].as_str() {
-            Some(name) => self.id(name).map(Arg::Value),
+            Some(name) => self.builder.id(name).map(Arg::Value),
             None => of["as_int"]
                 .as_i64()
                 .map(Arg::Int)
@@ -476,6 +357,11 @@ impl Reader {
             other => bail!("an argument of the kind {other}"),
         }
     }
+}
+
+/// Returns the name of a result; none for a list.
+fn result(output: &Json) -> &str {
+    output["as_tensor"]["name"].as_str().or(output["as_sym_int"]["as_name"].as_str()).unwrap_or_default()
 }
 
 /// Returns a number; JSON has none for infinities, which are written as text.

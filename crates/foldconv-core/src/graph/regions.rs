@@ -127,7 +127,8 @@ impl Planner<'_> {
         let Some([_, channels, ..]) = linear::map(self.graph, id) else { return Vec::new() };
         let shape = FormShape::identity(channels);
         let itself = Way { base: id, shape, expression: Rc::new(Expression::Base(channels)), cost: self.flow(id) };
-        std::iter::once(itself).chain(self.ways[id].iter().cloned()).collect()
+        let named = !self.graph.values[id].inner;
+        named.then_some(itself).into_iter().chain(self.ways[id].iter().cloned()).collect()
     }
 
     /// Returns the share of a tensor's cost for one of its readers.
@@ -251,12 +252,14 @@ impl Planner<'_> {
     /// Returns the cheapest form of a tensor, if that is cheaper than its own node and replaces
     /// more than one, among them a convolution.
     fn region(&self, result: Id) -> Option<Region> {
-        let way = self.ways[result].first().filter(|way| way.cost < self.own[result])?;
+        let named = !self.graph.values[result].inner;
+        let way = self.ways[result].first().filter(|way| named && way.cost < self.own[result])?;
         let mut nodes = BTreeSet::new();
         way.expression.nodes(&mut nodes);
         let convolves = |at: &usize| matches!(self.linear[*at], Some(Linear::Form { weight: Some(_), .. }));
         let (base, shape) = (way.base, way.shape);
-        let worth = nodes.len() > 1 && nodes.iter().any(convolves);
+        // A padding that is not symmetric needs a node of its own.
+        let worth = nodes.len() > 1 + usize::from(!shape.symmetric()) && nodes.iter().any(convolves);
         worth.then(|| Region { base, result, shape, nodes, expression: way.expression.clone() })
     }
 }

@@ -49,8 +49,18 @@ impl Graph {
     /// # Errors
     /// An operation that is opaque, or that libtorch refuses.
     pub fn run(&self, inputs: &[Tensor], place: Place) -> Result<Vec<Tensor>> {
-        let values = self.walk(self.given(inputs, place), place, &self.outputs, |_, results| results)?;
+        let values =
+            self.walk(self.given(inputs, place), place, &self.outputs.iter().copied().collect(), |_, results| results)?;
         self.outputs.iter().map(|id| tensor(&values, *id)).collect()
+    }
+
+    /// Runs the network and returns every value, constants included.
+    ///
+    /// # Errors
+    /// Those of [`Graph::run`].
+    pub(super) fn run_all(&self, inputs: &[Tensor], place: Place) -> Result<HashMap<Id, Value>> {
+        let all: BTreeSet<Id> = (0..self.values.len()).collect();
+        self.walk(self.given(inputs, place), place, &all, |_, results| results)
     }
 
     /// Returns the inputs and constants of a run by their index.
@@ -60,9 +70,9 @@ impl Graph {
         constants.chain(given).map(|(id, tensor)| (id, Value::Tensor(place.cast(tensor)))).collect()
     }
 
-    /// Runs all nodes and returns the values of `keep`. `after` gets the results of each node, or the
-    /// reason why it has none, and returns what the nodes behind it read. Every value that is not kept
-    /// is dropped after its last use.
+    /// Runs all nodes and returns the values of `keep`. `after` gets the results of each node, or
+    /// the reason why it has none, and returns what the nodes behind it read. Every value that is
+    /// not kept is dropped after its last use.
     ///
     /// # Errors
     /// Those of `after`.
@@ -70,17 +80,18 @@ impl Graph {
         &self,
         mut known: HashMap<Id, Value>,
         place: Place,
-        keep: &[Id],
+        keep: &BTreeSet<Id>,
         mut after: impl FnMut(&Node, Result<Vec<Value>>) -> Result<Vec<Value>>,
     ) -> Result<HashMap<Id, Value>> {
         let uses =
             self.nodes.iter().enumerate().flat_map(|(at, node)| node.inputs().into_iter().map(move |id| (id, at)));
-        let last: HashMap<Id, usize> = uses.collect();
+        let mut last: HashMap<Id, usize> = uses.collect();
+        last.retain(|id, _| !keep.contains(id));
         for (at, node) in self.nodes.iter().enumerate() {
             let results = after(node, step(node, &known, place))?;
             known.extend(node.outputs.iter().copied().zip(results));
             for id in node.inputs() {
-                if last.get(&id) == Some(&at) && !keep.contains(&id) {
+                if last.get(&id) == Some(&at) {
                     known.remove(&id);
                 }
             }
@@ -95,7 +106,7 @@ impl Graph {
         let (mut open, mut found) = (vec![to], BTreeSet::new());
         while let Some(id) = open.pop() {
             // Integers that were computed from shapes are known.
-            let open_ended = id != from && self.values[id].int.is_none();
+            let open_ended = id != from && self.values[id].known.is_none();
             let producer = producers[id].filter(|at| open_ended && !found.contains(at));
             if let Some(at) = producer {
                 found.insert(at);
@@ -115,9 +126,9 @@ impl Graph {
                 if known.contains_key(&id) {
                     continue;
                 }
-                let Info { tensor, int, .. } = &self.values[id];
+                let Info { tensor, known: integers, .. } = &self.values[id];
                 let constant = tensor.as_ref().map(|tensor| Value::Tensor(place.cast(tensor)));
-                known.extend(constant.or(int.map(Value::Int)).map(|value| (id, value)));
+                known.extend(constant.or(integers.clone()).map(|value| (id, value)));
             }
             let results = step(node, known, place)?;
             known.extend(node.outputs.iter().copied().zip(results));
@@ -154,9 +165,12 @@ impl Graph {
 
     /// Returns the results of a node that reads constants alone; none for any other, and for one
     /// that draws random numbers or makes a large constant.
-    fn constant_results(&self, node: &Node, lists: &HashMap<Id, Value>) -> Option<Vec<Value>> {
+    pub(super) fn constant_results(&self, node: &Node, lists: &HashMap<Id, Value>) -> Option<Vec<Value>> {
         let random = ["rand", "dropout", "bernoulli", "normal", "multinomial", "uniform", "empty"];
         if matches!(node.op, Op::Opaque(_)) || random.iter().any(|name| node.operator().contains(name)) {
+            return None;
+        }
+        if made(node) > MOST_ELEMENTS as f64 {
             return None;
         }
         let mut known = HashMap::new();
@@ -172,20 +186,27 @@ impl Graph {
         results.iter().all(small).then_some(results)
     }
 
-    /// Runs the network on images of zeros of the given shapes and keeps the shape of every value.
-    /// Values behind an opaque node keep the shape that the file gives.
+    /// Runs the network on maps of zeros of the given shapes and keeps the shape of every value,
+    /// and the integers that are computed from shapes alone. Values behind an opaque node keep the
+    /// shape that the file gives.
     pub fn infer_sizes(&mut self, inputs: &[Vec<i64>]) {
         let zeros: Vec<Tensor> = inputs.iter().map(|size| Tensor::zeros(size, (Kind::Float, Device::Cpu))).collect();
-        let (mut sizes, mut ints) = (Vec::new(), Vec::new());
+        let constants = self.values.iter().enumerate().filter(|(_, info)| info.tensor.is_some());
+        let mut derived: BTreeSet<Id> = constants.map(|(id, _)| id).collect();
+        let (mut sizes, mut integers) = (Vec::new(), Vec::new());
         let walked = tch::no_grad(|| {
-            self.walk(self.given(&zeros, Place::FLOAT), Place::FLOAT, &[], |node, results| {
+            self.walk(self.given(&zeros, Place::FLOAT), Place::FLOAT, &BTreeSet::new(), |node, results| {
                 // A node that can't be run has no results, nor have those that read them.
                 let results = results.unwrap_or_default();
+                let of_shapes =
+                    SHAPES.contains(&node.operator()) || node.inputs().iter().all(|id| derived.contains(id));
                 for (id, value) in node.outputs.iter().zip(&results) {
-                    match value {
-                        Value::Tensor(tensor) => sizes.push((*id, tensor.size())),
-                        Value::Int(int) => ints.push((*id, *int)),
-                        _ => {}
+                    if let Value::Tensor(tensor) = value {
+                        sizes.push((*id, tensor.size()));
+                    }
+                    if of_shapes {
+                        derived.insert(*id);
+                        integers.extend(whole(value).then(|| (*id, value.clone())));
                     }
                 }
                 Ok(results)
@@ -196,8 +217,8 @@ impl Graph {
         for (id, size) in given.chain(sizes) {
             self.values[id].size = Some(size);
         }
-        for (id, int) in ints {
-            self.values[id].int = Some(int);
+        for (id, value) in integers {
+            self.values[id].known = Some(value);
         }
         for info in &mut self.values {
             if let Some(tensor) = &info.tensor {
@@ -207,14 +228,46 @@ impl Graph {
     }
 }
 
+/// Returns the number of elements of a tensor that a node makes of sizes alone, such as zeros; 0
+/// for any other node.
+fn made(node: &Node) -> f64 {
+    let sizes = |name: &str| node.arg(name).and_then(Arg::ints);
+    let product = |sizes: Vec<i64>| sizes.into_iter().map(|n| n as f64).product();
+    match node.operator() {
+        "zeros" | "ones" | "full" | "new_zeros" | "new_ones" | "new_full" => sizes("size").map_or(0., product),
+        "repeat" => sizes("repeats").map_or(0., product),
+        "arange" => {
+            let number = |name: &str, default: f64| node.arg(name).and_then(Arg::number).unwrap_or(default);
+            ((number("end", 0.) - number("start", 0.)) / number("step", 1.)).abs()
+        }
+        _ => 0.,
+    }
+}
+
+/// Operators that read the shape of a tensor, and none of its numbers.
+const SHAPES: [&str; 5] = ["size", "_shape_as_tensor", "numel", "dim", "len"];
+
+/// Returns whether a value is an integer, or some integers, as a shape is.
+fn whole(value: &Value) -> bool {
+    match value {
+        Value::Int(_) => true,
+        Value::List(items) => items.iter().all(|item| matches!(item, Value::Int(_))),
+        Value::Tensor(tensor) => tensor.kind() == Kind::Int64 && tensor.numel() <= 64,
+        _ => false,
+    }
+}
+
 /// Runs nodes of which each reads the result of the one before it, the first one `x`, and integers
 /// that are known.
 ///
 /// # Errors
 /// Those of [`Graph::run`].
 pub(super) fn chain<'a>(graph: &Graph, nodes: impl Iterator<Item = &'a Node>, x: Id, map: Tensor) -> Result<Tensor> {
-    let ints = graph.values.iter().enumerate().filter_map(|(id, info)| Some((id, Value::Int(info.int?))));
-    let mut known: HashMap<Id, Value> = ints.chain([(x, Value::Tensor(map))]).collect();
+    let integers = graph.values.iter().enumerate().filter_map(|(id, info)| Some((id, info.known.clone()?)));
+    let constants = graph.values.iter().enumerate().filter_map(|(id, info)| Some((id, info.tensor.as_ref()?)));
+    let small = constants.filter(|(_, tensor)| tensor.numel() <= 64);
+    let small = small.map(|(id, tensor)| (id, Value::Tensor(tensor.shallow_clone())));
+    let mut known: HashMap<Id, Value> = integers.chain(small).chain([(x, Value::Tensor(map))]).collect();
     let mut last = x;
     for node in nodes {
         let results = step(node, &known, Place::DOUBLE)?;
@@ -264,6 +317,13 @@ fn step(node: &Node, known: &HashMap<Id, Value>, place: Place) -> Result<Vec<Val
         Op::Unpack => match node.args.first().map(value).transpose()? {
             Some(Value::List(items)) if items.len() == node.outputs.len() => Ok(items),
             _ => bail!("{}: a list of {} is missing", node.name, node.outputs.len()),
+        },
+        Op::Integers => match node.args.first().map(value).transpose()? {
+            Some(Value::Tensor(tensor)) => {
+                let integers = Vec::<i64>::try_from(tensor.to_kind(Kind::Int64).flatten(0, -1))?;
+                Ok(vec![Value::List(integers.into_iter().map(Value::Int).collect())])
+            }
+            _ => bail!("{}: a tensor of integers is missing", node.name),
         },
         Op::Opaque(name) => bail!("{}: the operation {name} can't be run", node.name),
     }

@@ -20,6 +20,29 @@ pub fn free_memory() -> Option<u64> {
     machine.into_iter().chain(group.into_iter().filter_map(left)).min()
 }
 
+/// Lets this process take no more than the memory that is free now. A file that asks for more then
+/// gets an error of libtorch, and the kernel need not kill a process for it. Does nothing where the
+/// system doesn't report its memory.
+pub fn limit_memory() {
+    #[cfg(target_os = "linux")]
+    if let (Some(free), Some(taken)) = (free_memory(), address_space()) {
+        // SAFETY: both calls read or write the structure that is passed in.
+        unsafe {
+            let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+            if libc::getrlimit(libc::RLIMIT_AS, &mut limit) == 0 {
+                limit.rlim_cur = (taken + free).min(limit.rlim_max);
+                libc::setrlimit(libc::RLIMIT_AS, &limit);
+            }
+        }
+    }
+}
+
+/// Returns the size of this process's address space in bytes.
+#[cfg(target_os = "linux")]
+fn address_space() -> Option<u64> {
+    keyed(Path::new("/proc/self/status"), "VmSize:").map(|kilobytes| kilobytes << 10)
+}
+
 /// Returns the number of processes that the kernel has killed for lack of memory since it started:
 /// in this process's control group if the group counts them, otherwise on the whole machine. None
 /// if the system doesn't report it.

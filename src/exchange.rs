@@ -1,0 +1,101 @@
+//! Networks in the files of other programs: which format a file has, and reading it.
+
+use crate::graph::{Graph, pt2, torchscript};
+use crate::onnx::{self, Original};
+use crate::{bad_request, machine};
+use anyhow::Result;
+use std::path::Path;
+
+/// Maximum number of numbers of an input.
+const MOST_NUMBERS: i64 = 1 << 28;
+
+/// Formats of networks, by the suffix of their files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// torch.export.save
+    Exported,
+    /// ONNX
+    Onnx,
+    /// torch.jit.save
+    TorchScript,
+}
+
+impl Format {
+    /// Returns the format of a file; none for one that is no network of another program.
+    pub fn of(path: &Path) -> Option<Format> {
+        match path.extension()?.to_str()? {
+            "pt2" => Some(Format::Exported),
+            "onnx" => Some(Format::Onnx),
+            "pt" | "torchscript" => Some(Format::TorchScript),
+            _ => None,
+        }
+    }
+}
+
+/// A network that was read.
+#[derive(Debug)]
+pub struct Network {
+    /// Its graph.
+    pub graph: Graph,
+    /// The file of an ONNX model, of which a folded one can be made.
+    pub original: Option<Original>,
+}
+
+/// Reads a network, and finds the shape of every value by running it.
+///
+/// The shapes of the inputs are those of the file. `input` is the shape of the input of a network
+/// of one input, for a file that leaves it open.
+///
+/// # Errors
+/// A [`crate::error::BadRequest`] for a file that can't be read, or an open or impossible shape.
+pub fn read(path: &Path, format: Format, input: Option<&[i64]>) -> Result<(Network, Vec<Vec<i64>>)> {
+    // A file may ask for tensors of any size.
+    machine::limit_memory();
+    let mut network = open(path, format)?;
+    let inputs = inputs(&network.graph, path, input)?;
+    network.graph.infer_sizes(&inputs);
+    Ok((network, inputs))
+}
+
+/// Reads the graph of a network. Shapes are those that the file gives.
+///
+/// # Errors
+/// A [`crate::error::BadRequest`] for a file that can't be read.
+pub fn graph(path: &Path, format: Format) -> Result<Graph> {
+    Ok(open(path, format)?.graph)
+}
+
+fn open(path: &Path, format: Format) -> Result<Network> {
+    Ok(match format {
+        Format::Exported => Network { graph: pt2::read(path)?, original: None },
+        Format::TorchScript => Network { graph: torchscript::read(path)?, original: None },
+        Format::Onnx => {
+            let (graph, original) = onnx::read(path)?;
+            Network { graph, original: Some(original) }
+        }
+    })
+}
+
+/// Returns the shapes of the inputs: the one that was given, or those of the file.
+fn inputs(graph: &Graph, path: &Path, given: Option<&[i64]>) -> Result<Vec<Vec<i64>>> {
+    let name = path.display();
+    let sizes: Vec<Option<&[i64]>> = graph.inputs.iter().map(|id| graph.values[*id].size.as_deref()).collect();
+    let shapes = match (given, &sizes[..]) {
+        (Some(given), [Some(own)]) if given.len() != own.len() => {
+            bad_request!("--input: {} sizes, and {name} takes {}", given.len(), own.len())
+        }
+        (Some(given), [_]) => vec![given.to_vec()],
+        (Some(_), _) => bad_request!("--input: is for networks of one input; {name} takes {}", sizes.len()),
+        (None, _) => match sizes.iter().map(|size| size.map(<[i64]>::to_vec)).collect::<Option<Vec<Vec<i64>>>>() {
+            Some(sizes) => sizes,
+            None => bad_request!("{name}: leaves the shape of its input open; give --input 1x3x224x224"),
+        },
+    };
+    for shape in &shapes {
+        let numbers = shape.iter().fold(1i64, |numbers, n| numbers.saturating_mul(*n));
+        if !(1..=MOST_NUMBERS).contains(&numbers) {
+            bad_request!("{name}: an input of {shape:?}; give 1 to 2^28 numbers with --input 1x3x224x224");
+        }
+    }
+    Ok(shapes)
+}

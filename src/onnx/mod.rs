@@ -1,0 +1,16 @@
+//! ONNX files: their messages, the reader that makes a graph of libtorch's operators, and the writer
+//! that replaces folded regions in a file and keeps every other byte.
+
+mod node;
+mod operators;
+pub mod proto;
+mod read;
+mod rewrite;
+mod tensors;
+mod wire;
+
+pub use read::{Original, decode, read};
+pub use tensors::data_type;
+
+#[cfg(test)]
+mod tests;
