@@ -1,5 +1,5 @@
-//! `foldconv prove A B`: whether two networks are the same function, and if not, where they begin to
-//! differ and why.
+//! `foldconv prove A B`: whether two networks are the same function, and if not, where they begin
+//! to differ and why.
 
 use super::output::json;
 use super::values::Shape;
@@ -26,7 +26,7 @@ pub struct Options {
     #[arg(long, value_name = "SHAPE")]
     input: Option<Shape>,
     /// Largest difference of an output of two equal networks, relative to its largest number
-    #[arg(long, value_name = "NUMBER", default_value_t = 1e-5)]
+    #[arg(long, value_name = "NUMBER", default_value_t = 1e-5, value_parser = super::values::number)]
     tolerance: f64,
 }
 
@@ -58,6 +58,9 @@ impl Side {
 
 pub fn run(options: &Options, as_json: bool) -> Result<()> {
     let paths = [&options.first, &options.second];
+    if !(0. ..1.).contains(&options.tolerance) {
+        bad_request!("--tolerance: {}; give a number from 0 to less than 1", options.tolerance);
+    }
     let mut sides = Vec::new();
     for path in paths {
         sides.push(Side::read(path, options.input.as_ref().map(|shape| &*shape.0))?);

@@ -1,5 +1,5 @@
-//! ONNX files: their messages, the reader that makes a graph of libtorch's operators, and the writer
-//! that replaces folded regions in a file and keeps every other byte.
+//! ONNX files: their messages, the reader that makes a graph of libtorch's operators, and the
+//! writer that replaces folded regions in a file and keeps every other byte.
 
 mod node;
 mod operators;

@@ -92,8 +92,8 @@ enum Kind {
 /// Estimate of the memory in bytes that a field takes after it was decoded, beside its content.
 const FIELD: u64 = 256;
 
-/// Checks that a model takes at most `most` bytes after it was decoded, and is nested no deeper than
-/// models are. A field of two bytes may become a structure of hundreds.
+/// Checks that a model takes at most `most` bytes after it was decoded, and is nested no deeper
+/// than models are. A field of two bytes may become a structure of hundreds.
 ///
 /// # Errors
 /// The model is cut, or takes more.

@@ -60,7 +60,7 @@ impl VariablePaths {
             ("sweep", "out") => self.path("sweep"),
             (_, "config") => self.path("a.yaml"),
             (_, "out") => self.path("out"),
-            (_, "model") => self.path("model"),
+            (_, "model") | ("prove", "first" | "second") => self.path("model"),
             ("import" | "bench import", "file") => self.path("weights"),
             (_, "net") => "smallnet".into(),
             ("report", "sweep") => self.path("sweep"),

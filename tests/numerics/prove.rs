@@ -181,7 +181,8 @@ fn another_eps_is_told_in_numbers() {
     }
 }
 
-/// A mistake that was made before a fold shows in the fold too: only the numbers of the kernels tell.
+/// A mistake that was made before a fold shows in the fold too: only the numbers of the kernels
+/// tell.
 #[test]
 fn the_cause_is_named_where_the_other_network_is_folded() {
     let right = network(Planted::Nothing);

@@ -41,7 +41,7 @@ pub struct Proof {
     pub error: f64,
     /// Number of pairs of tensors inside the networks that were compared.
     pub pairs: usize,
-    /// Where the networks begin to differ, if an output differs by more than the tolerance.
+    /// The first difference inside, if an output differs by more than the tolerance.
     pub first: Option<Difference>,
 }
 
@@ -136,8 +136,8 @@ fn named(operator: &str) -> &str {
     }
 }
 
-/// Returns the pairs of cuts that correspond: the longest sequence of operations of the same name on
-/// tensors of the same shape that both have.
+/// Returns the pairs of cuts that correspond: the longest sequence of operations of the same name
+/// on tensors of the same shape that both have.
 fn align(a: &[Cut], b: &[Cut]) -> Vec<(usize, usize)> {
     let same = |i: usize, j: usize| a[i].operation == b[j].operation && a[i].size == b[j].size;
     let mut length = vec![vec![0u32; b.len() + 1]; a.len() + 1];
