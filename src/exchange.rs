@@ -49,8 +49,6 @@ pub struct Network {
 /// # Errors
 /// A [`crate::error::BadRequest`] for a file that can't be read, or an open or impossible shape.
 pub fn read(path: &Path, format: Format, input: Option<&[i64]>) -> Result<(Network, Vec<Vec<i64>>)> {
-    // A file may ask for tensors of any size.
-    machine::limit_memory();
     let mut network = open(path, format)?;
     let inputs = inputs(&network.graph, path, input)?;
     network.graph.infer_sizes(&inputs);
@@ -66,6 +64,8 @@ pub fn graph(path: &Path, format: Format) -> Result<Graph> {
 }
 
 fn open(path: &Path, format: Format) -> Result<Network> {
+    // A file may ask for tensors of any size, when it is read or run.
+    machine::limit_memory();
     Ok(match format {
         Format::Exported => Network { graph: pt2::read(path)?, original: None },
         Format::TorchScript => Network { graph: torchscript::read(path)?, original: None },
@@ -76,8 +76,11 @@ fn open(path: &Path, format: Format) -> Result<Network> {
     })
 }
 
-/// Returns the shapes of the inputs: the one that was given, or those of the file.
-fn inputs(graph: &Graph, path: &Path, given: Option<&[i64]>) -> Result<Vec<Vec<i64>>> {
+/// Returns the shapes of a network's inputs: the one that was given, or those of the file.
+///
+/// # Errors
+/// A [`crate::error::BadRequest`] for an open or impossible shape.
+pub fn inputs(graph: &Graph, path: &Path, given: Option<&[i64]>) -> Result<Vec<Vec<i64>>> {
     let name = path.display();
     let sizes: Vec<Option<&[i64]>> = graph.inputs.iter().map(|id| graph.values[*id].size.as_deref()).collect();
     let shapes = match (given, &sizes[..]) {

@@ -297,7 +297,7 @@ pub fn onnx(bytes: &[u8]) {
     counted(&graph);
     let written = original.rewrite(&graph, &[], &folder()).expect("a file that was read can be written");
     assert!(written.len() <= bytes.len() + 16, "{} bytes of {}", written.len(), bytes.len());
-    let (again, _) = onnx_files::decode(written.into(), &folder()).expect("a file that was written can be read");
+    let (again, _) = onnx_files::decode(written, &folder()).expect("a file that was written can be read");
     assert_eq!(again.totals(), graph.totals());
 }
 

@@ -3,6 +3,7 @@
 
 use super::output::json;
 use super::values::Shape;
+use crate::algebra::count;
 use crate::exchange::{self, Format};
 use crate::export;
 use crate::graph::prove::{Difference, Proof, prove};
@@ -37,13 +38,13 @@ struct Side {
 }
 
 impl Side {
-    fn read(path: &Path, input: Option<&[i64]>) -> Result<Side> {
+    fn read(path: &Path) -> Result<Side> {
         if let Some(format) = Format::of(path) {
             let graph = exchange::graph(path, format)?;
             let [id] = graph.inputs[..] else {
                 bad_request!("{}: takes {} inputs; networks of one are compared", path.display(), graph.inputs.len());
             };
-            let input = input.map(<[i64]>::to_vec).or_else(|| graph.values[id].size.clone());
+            let input = graph.values[id].size.clone();
             return Ok(Side { graph, input });
         }
         let model: Model = load_model(path)?;
@@ -61,17 +62,16 @@ pub fn run(options: &Options, as_json: bool) -> Result<()> {
     if !(0. ..1.).contains(&options.tolerance) {
         bad_request!("--tolerance: {}; give a number from 0 to less than 1", options.tolerance);
     }
-    let mut sides = Vec::new();
-    for path in paths {
-        sides.push(Side::read(path, options.input.as_ref().map(|shape| &*shape.0))?);
-    }
+    let mut sides = [Side::read(paths[0])?, Side::read(paths[1])?];
     // A network that was exported for one batch takes no other.
-    let shapes = sides.iter().filter_map(|side| side.input.as_ref());
-    let Some(shape) = shapes.min_by_key(|shape| shape.iter().product::<i64>()).cloned() else {
+    let given = options.input.as_ref().map(|shape| &shape.0);
+    let smallest = sides.iter().filter_map(|side| side.input.as_ref()).min_by_key(|shape| count(shape));
+    let Some(shape) = given.or(smallest).cloned() else {
         bad_request!("{}: does not give the shape of its input; give --input 1x3x224x224", options.first.display());
     };
-    for side in &mut sides {
-        side.graph.infer_sizes(std::slice::from_ref(&shape));
+    for (side, path) in sides.iter_mut().zip(paths) {
+        let inputs = exchange::inputs(&side.graph, path, Some(&shape))?;
+        side.graph.infer_sizes(&inputs);
     }
     tch::manual_seed(0);
     let inputs = [0, 1].map(|_| [Tensor::randn(&shape, (Kind::Double, Device::Cpu))]);

@@ -1,6 +1,7 @@
 //! ONNX files: their messages, the reader that makes a graph of libtorch's operators, and the
 //! writer that replaces folded regions in a file and keeps every other byte.
 
+mod moves;
 mod node;
 mod operators;
 pub mod proto;
@@ -10,7 +11,7 @@ mod tensors;
 mod wire;
 
 pub use read::{Original, decode, read};
-pub use tensors::data_type;
+pub use tensors::encode;
 
 #[cfg(test)]
 mod tests;

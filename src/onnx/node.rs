@@ -21,11 +21,6 @@ pub struct Site<'a> {
     module: String,
 }
 
-/// A list of integers as an argument.
-pub fn ints(values: &[i64]) -> Arg {
-    Arg::List(values.iter().map(|value| Arg::Int(*value)).collect())
-}
-
 impl<'a> Site<'a> {
     /// Returns the site of a node.
     pub fn new(builder: &'a mut Builder, node: &'a NodeProto, shapes: &'a Shapes, opset: i64) -> Site<'a> {
@@ -105,8 +100,8 @@ impl<'a> Site<'a> {
         self.numbers(at).filter(|numbers| numbers.len() == 1).map(|numbers| numbers[0])
     }
 
-    /// Returns the axes of a reduction: an attribute in older opsets, an input in newer ones. Err
-    /// where they are computed.
+    /// Returns a list that is an attribute in older opsets and an input in newer ones: none inside
+    /// where it is left out, none outside where it is computed when the network runs.
     pub fn axes(&self, name: &str, at: usize) -> Option<Option<Vec<i64>>> {
         match (self.ints(name), self.name(at)) {
             (Some(axes), _) => Some(Some(axes)),
@@ -118,7 +113,7 @@ impl<'a> Site<'a> {
     /// Returns an input as a list of integers, which may be computed when the network runs.
     pub fn list(&mut self, at: usize) -> Option<Arg> {
         match self.integers(at) {
-            Some(values) => Some(ints(&values)),
+            Some(values) => Some(Arg::integers(&values)),
             None => {
                 let (input, output) = (self.x(at)?, self.builder.inner());
                 self.builder.push(&self.node.name, &self.module, Op::Integers, vec![input], vec![output]);

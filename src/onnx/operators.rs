@@ -1,9 +1,8 @@
 //! Translation of each operator of ONNX to libtorch's.
 
-use super::node::{Site, ints};
-use super::tensors;
-use crate::graph::Arg;
-use tch::Kind;
+use super::node::Site;
+use super::{moves, tensors};
+use crate::graph::{Arg, scalar_type};
 
 /// Operators of one tensor that libtorch has under another name.
 const UNARY: [(&str, &str); 24] = [
@@ -96,109 +95,7 @@ pub fn translate(site: &mut Site) -> Option<()> {
             let args = vec![Arg::Text(site.text("equation", "").into()), Arg::List(site.all()?), Arg::None];
             site.out("aten::einsum", "", args)
         }
-        _ => moved(site),
-    }
-}
-
-/// Translates operators that move numbers and compute none.
-fn moved(site: &mut Site) -> Option<()> {
-    match site.node.op_type.as_str() {
-        "Concat" => {
-            let args = vec![Arg::List(site.all()?), Arg::Int(site.int("axis", 1))];
-            site.out("aten::cat", "", args)
-        }
-        "Split" => split(site),
-        "Slice" => slice(site),
-        "Gather" => gather(site),
-        "Reshape" => reshape(site),
-        "Flatten" => {
-            let x = site.x(0)?;
-            match site.int("axis", 1) {
-                0 => site.out("aten::reshape", "", vec![x, ints(&[1, -1])]),
-                1 => site.out("aten::flatten", "using_ints", vec![x, Arg::Int(1), Arg::Int(-1)]),
-                _ => None,
-            }
-        }
-        "Transpose" => {
-            let order = site.ints("perm").unwrap_or_else(|| (0..site.rank(0)).rev().collect());
-            let args = vec![site.x(0)?, ints(&order)];
-            site.out("aten::permute", "", args)
-        }
-        "Squeeze" => match site.axes("axes", 1)? {
-            Some(axes) => {
-                let args = vec![site.x(0)?, ints(&axes)];
-                site.out("aten::squeeze", "dims", args)
-            }
-            None => {
-                let x = site.x(0)?;
-                site.out("aten::squeeze", "", vec![x])
-            }
-        },
-        "Unsqueeze" => {
-            let mut axes = site.axes("axes", 1)??;
-            axes.sort_unstable();
-            let (last, first) = axes.split_last()?;
-            if *last < 0 && !first.is_empty() || axes[0] < 0 && *last >= 0 {
-                return None;
-            }
-            let mut x = site.x(0)?;
-            for axis in first {
-                x = site.inner("aten::unsqueeze", "", vec![x, Arg::Int(*axis)])?;
-            }
-            site.out("aten::unsqueeze", "", vec![x, Arg::Int(*last)])
-        }
-        "Expand" => {
-            // Both shapes are broadcast, so the larger one may be that of the tensor.
-            let shape = site.list(1)?;
-            let ones = site.inner("aten::ones", "", vec![shape, Arg::None, Arg::None, Arg::None, Arg::None])?;
-            let x = site.x(0)?;
-            site.out("aten::mul", "Tensor", vec![x, ones])
-        }
-        "Tile" => {
-            let args = vec![site.x(0)?, site.list(1)?];
-            site.out("aten::repeat", "", args)
-        }
-        "Shape" => shape(site),
-        "ConstantOfShape" => {
-            let value = match site.node.attribute.first() {
-                Some(attribute) => Some(tensors::tensor(attribute.t.as_ref()?, std::path::Path::new(".")).ok()??),
-                None => None,
-            };
-            let whole = value.as_ref().is_some_and(|value| !value.is_floating_point());
-            let number = value.map_or(0., |value| value.double_value(&[0]));
-            let number = if whole { Arg::Int(number as i64) } else { Arg::Float(number) };
-            let args = vec![site.list(0)?, number, Arg::None, Arg::None, Arg::None, Arg::None];
-            site.out("aten::full", "", args)
-        }
-        "Range" => {
-            let [start, end, step] = [site.number(0)?, site.number(1)?, site.number(2)?].map(Arg::Float);
-            let whole = site.integers(0).is_some();
-            let kind = if whole { Arg::Int(scalar_type(Kind::Int64)) } else { Arg::Precision };
-            site.out("aten::arange", "start_step", vec![start, end, step, kind, Arg::None, Arg::None, Arg::None])
-        }
-        "Pad" => pad(site),
-        "Resize" | "Upsample" => resize(site),
-        "DepthToSpace" if site.text("mode", "DCR") == "CRD" => {
-            let args = vec![site.x(0)?, Arg::Int(site.int("blocksize", 1))];
-            site.out("aten::pixel_shuffle", "", args)
-        }
-        _ => None,
-    }
-}
-
-/// Returns libtorch's number of an element type.
-fn scalar_type(kind: Kind) -> i64 {
-    match kind {
-        Kind::Uint8 => 0,
-        Kind::Int8 => 1,
-        Kind::Int16 => 2,
-        Kind::Int => 3,
-        Kind::Int64 => 4,
-        Kind::Half => 5,
-        Kind::Double => 7,
-        Kind::Bool => 11,
-        Kind::BFloat16 => 15,
-        _ => 6,
+        _ => moves::translate(site),
     }
 }
 
@@ -253,7 +150,7 @@ impl Window {
             return Some((x, before.clone()));
         }
         let pairs: Vec<i64> = before.iter().zip(after).rev().flat_map(|(before, after)| [*before, *after]).collect();
-        let x = site.inner("aten::constant_pad_nd", "", vec![x, ints(&pairs), Arg::Float(value)])?;
+        let x = site.inner("aten::constant_pad_nd", "", vec![x, Arg::integers(&pairs), Arg::Float(value)])?;
         Some((x, vec![0; before.len()]))
     }
 }
@@ -266,7 +163,15 @@ fn convolution(site: &mut Site) -> Option<()> {
     let input = site.x(0)?;
     if site.node.op_type == "Conv" {
         let (x, padding) = window.pad(site, input, 0., |_| i64::MAX)?;
-        let args = vec![x, weight, bias, ints(&window.stride), ints(&padding), ints(&window.dilation), groups];
+        let args = vec![
+            x,
+            weight,
+            bias,
+            Arg::integers(&window.stride),
+            Arg::integers(&padding),
+            Arg::integers(&window.dilation),
+            groups,
+        ];
         return site.out(&format!("aten::conv{dimensions}d"), "", args);
     }
     let given = site.has("output_shape") || !matches!(site.text("auto_pad", "NOTSET"), "NOTSET" | "VALID");
@@ -274,8 +179,8 @@ fn convolution(site: &mut Site) -> Option<()> {
         return None;
     }
     let more = site.ints("output_padding").unwrap_or_else(|| vec![0; dimensions]);
-    let [stride, padding, more] = [&window.stride, &window.pads[0], &more].map(|list| ints(list));
-    let args = vec![input, weight, bias, stride, padding, more, groups, ints(&window.dilation)];
+    let [stride, padding, more] = [&window.stride, &window.pads[0], &more].map(|list| Arg::integers(list));
+    let args = vec![input, weight, bias, stride, padding, more, groups, Arg::integers(&window.dilation)];
     site.out(&format!("aten::conv_transpose{dimensions}d"), if dimensions == 1 { "" } else { "input" }, args)
 }
 
@@ -287,7 +192,7 @@ fn pool(site: &mut Site) -> Option<()> {
     let half = |kernel: i64| kernel / 2;
     if site.node.op_type == "MaxPool" {
         let (x, padding) = window.pad(site, x, f64::NEG_INFINITY, half)?;
-        let lists = [&window.kernel, &window.stride, &padding, &window.dilation].map(|list| ints(list));
+        let lists = [&window.kernel, &window.stride, &padding, &window.dilation].map(|list| Arg::integers(list));
         let args = [vec![x], lists.into(), vec![ceil]].concat();
         return site.out(&format!("aten::max_pool{dimensions}d"), "", args);
     }
@@ -297,7 +202,7 @@ fn pool(site: &mut Site) -> Option<()> {
         return None;
     }
     let (x, padding) = window.pad(site, x, 0., half)?;
-    let lists = [&window.kernel, &window.stride, &padding].map(|list| ints(list));
+    let lists = [&window.kernel, &window.stride, &padding].map(|list| Arg::integers(list));
     let mut args = [vec![x], lists.into(), vec![ceil, Arg::Bool(counts_zeros)]].concat();
     if dimensions > 1 {
         args.push(Arg::None);
@@ -306,7 +211,7 @@ fn pool(site: &mut Site) -> Option<()> {
 }
 
 fn global(site: &mut Site) -> Option<()> {
-    let (x, axes) = (site.x(0)?, ints(&(2..site.rank(0)).collect::<Vec<i64>>()));
+    let (x, axes) = (site.x(0)?, Arg::integers(&(2..site.rank(0)).collect::<Vec<i64>>()));
     if site.node.op_type == "GlobalMaxPool" {
         return site.out("aten::amax", "", vec![x, axes, Arg::Bool(true)]);
     }
@@ -342,7 +247,7 @@ fn norm(site: &mut Site) -> Option<()> {
             if from != shape.len() as i64 {
                 return None;
             }
-            site.out("aten::layer_norm", "", vec![x, ints(&shape), weight, bias, eps, Arg::Bool(true)])
+            site.out("aten::layer_norm", "", vec![x, Arg::integers(&shape), weight, bias, eps, Arg::Bool(true)])
         }
         _ => None,
     }
@@ -394,7 +299,7 @@ fn activation(site: &mut Site) -> Option<()> {
                 return None;
             }
             let slope = site.x(1)?;
-            let slope = site.inner("aten::reshape", "", vec![slope, ints(&[-1])])?;
+            let slope = site.inner("aten::reshape", "", vec![slope, Arg::integers(&[-1])])?;
             site.out("aten::prelu", "", vec![x, slope])
         }
         "Clip" => {
@@ -432,8 +337,8 @@ fn reduction(site: &mut Site) -> Option<()> {
     if axes.is_none() && site.int("noop_with_empty_axes", 0) != 0 {
         return None;
     }
-    let all = axes.as_ref().map_or(Arg::None, |axes| ints(axes));
-    let some = ints(&axes.unwrap_or_default());
+    let all = axes.as_ref().map_or(Arg::None, |axes| Arg::integers(axes));
+    let some = Arg::integers(&axes.unwrap_or_default());
     match op {
         "ReduceMean" => site.out("aten::mean", "dim", vec![x, all, keep, Arg::None]),
         "ReduceSum" => site.out("aten::sum", "dim_IntList", vec![x, all, keep, Arg::None]),
@@ -458,141 +363,4 @@ fn several(site: &mut Site) -> Option<()> {
         sum = site.inner(name, overload, [vec![sum, x.clone()], more.clone()].concat())?;
     }
     site.out(name, overload, [vec![sum, last.clone()], more].concat())
-}
-
-fn split(site: &mut Site) -> Option<()> {
-    let (x, axis, n) = (site.x(0)?, Arg::Int(site.int("axis", 0)), site.node.output.len() as i64);
-    match site.axes("split", 1)? {
-        Some(sizes) => site.parts("aten::split_with_sizes", "", vec![x, ints(&sizes), axis]),
-        None => site.parts("aten::chunk", "", vec![x, Arg::Int(n), axis]),
-    }
-}
-
-fn slice(site: &mut Site) -> Option<()> {
-    let (old, axes) = (site.has("starts"), site.axes("axes", 3)?);
-    let count = match (&axes, site.ints("starts"), site.shape(1)) {
-        (Some(axes), ..) => axes.len(),
-        (None, Some(starts), _) => starts.len(),
-        (None, None, shape) => usize::try_from((*shape?.first()?)?).ok().filter(|n| *n <= 8)?,
-    };
-    let axes = axes.unwrap_or_else(|| (0..count as i64).collect());
-    let steps = if site.maybe(4) == Arg::None { vec![1; count] } else { site.integers(4)? };
-    if axes.len() != count || steps.len() != count || steps.iter().any(|step| *step < 1) {
-        return None;
-    }
-    let mut x = site.x(0)?;
-    for at in 0..count {
-        let [start, end] = match old {
-            true => ["starts", "ends"].map(|name| site.ints(name).and_then(|list| list.get(at).copied().map(Arg::Int))),
-            false => [site.item(1, at), site.item(2, at)],
-        };
-        let args = vec![x, Arg::Int(axes[at]), start?, end?, Arg::Int(steps[at])];
-        if at + 1 == count {
-            return site.out("aten::slice", "Tensor", args);
-        }
-        x = site.inner("aten::slice", "Tensor", args)?;
-    }
-    site.out("aten::alias", "", vec![x])
-}
-
-fn gather(site: &mut Site) -> Option<()> {
-    let (x, axis, index) = (site.x(0)?, Arg::Int(site.int("axis", 0)), site.x(1)?);
-    let shape = site.shape(1)?;
-    match (shape.len(), site.integers(1)) {
-        (0, Some(index)) => site.out("aten::select", "int", vec![x, axis, Arg::Int(*index.first()?)]),
-        (1, values) if values.as_ref().is_none_or(|values| values.iter().all(|value| *value >= 0)) => {
-            site.out("aten::index_select", "", vec![x, axis, index])
-        }
-        _ => None,
-    }
-}
-
-fn reshape(site: &mut Site) -> Option<()> {
-    let x = site.x(0)?;
-    let shape = match site.integers(1) {
-        Some(shape) if site.int("allowzero", 0) == 0 && shape.contains(&0) => {
-            // 0 keeps the size of the input.
-            let size = |(axis, n): (usize, &i64)| match n {
-                0 => site.inner("aten::size", "int", vec![x.clone(), Arg::Int(axis as i64)]),
-                n => Some(Arg::Int(*n)),
-            };
-            Arg::List(shape.iter().enumerate().map(size).collect::<Option<Vec<Arg>>>()?)
-        }
-        _ => site.list(1)?,
-    };
-    site.out("aten::reshape", "", vec![x, shape])
-}
-
-fn shape(site: &mut Site) -> Option<()> {
-    let x = site.x(0)?;
-    if !site.has("start") && !site.has("end") {
-        return site.out("aten::_shape_as_tensor", "", vec![x]);
-    }
-    let all = site.inner("aten::_shape_as_tensor", "", vec![x])?;
-    let [start, end] = [site.int("start", 0), site.int("end", i64::MAX)].map(Arg::Int);
-    site.out("aten::slice", "Tensor", vec![all, Arg::Int(0), start, end, Arg::Int(1)])
-}
-
-fn pad(site: &mut Site) -> Option<()> {
-    let x = site.x(0)?;
-    let pads = site.axes("pads", 1)??;
-    if site.maybe(3) != Arg::None || pads.len() % 2 != 0 {
-        return None;
-    }
-    let (before, after) = pads.split_at(pads.len() / 2);
-    // PyTorch begins at the last axis, and leaves out those that are not padded.
-    let mut pairs: Vec<i64> = before.iter().zip(after).rev().flat_map(|(before, after)| [*before, *after]).collect();
-    while pairs.ends_with(&[0, 0]) && pairs.len() > 2 {
-        pairs.truncate(pairs.len() - 2);
-    }
-    let value = if site.maybe(2) == Arg::None { site.float("value", 0.) } else { site.number(2)? };
-    let mode = match site.text("mode", "constant") {
-        "constant" => return site.out("aten::constant_pad_nd", "", vec![x, ints(&pairs), Arg::Float(value)]),
-        "reflect" => "reflect",
-        "edge" => "replicate",
-        "wrap" => "circular",
-        _ => return None,
-    };
-    site.out("aten::pad", "", vec![x, ints(&pairs), Arg::Text(mode.into()), Arg::None])
-}
-
-fn resize(site: &mut Site) -> Option<()> {
-    let old = site.node.op_type == "Upsample" || site.opset < 11;
-    let transform = site.text("coordinate_transformation_mode", if old { "asymmetric" } else { "half_pixel" });
-    let nearest = site.text("nearest_mode", if old { "floor" } else { "round_prefer_floor" });
-    let (scales, sizes) = if old { (1, usize::MAX) } else { (2, 3) };
-    let outside = site.has("axes") || site.int("antialias", 0) != 0 || site.rank(0) != 4;
-    let (size, factors) = match (site.maybe(sizes), site.numbers(scales).filter(|numbers| numbers.len() == 4)) {
-        (Arg::None, Some(numbers)) if numbers[..2] == [1., 1.] => {
-            (Arg::None, Arg::List(numbers[2..].iter().map(|number| Arg::Float(*number)).collect()))
-        }
-        (Arg::Value(_), _) => (Arg::List(vec![site.item(sizes, 2)?, site.item(sizes, 3)?]), Arg::None),
-        _ => return None,
-    };
-    let whole =
-        matches!(&factors, Arg::List(factors) if factors.iter().all(|f| f.number().is_some_and(|f| f.fract() == 0.)));
-    let x = site.x(0).filter(|_| !outside)?;
-    let corners = match transform {
-        "align_corners" => true,
-        "half_pixel" | "pytorch_half_pixel" => false,
-        // For nearest neighbours alone.
-        "asymmetric" if site.text("mode", "nearest") == "nearest" => false,
-        _ => return None,
-    };
-    let corners = Arg::Bool(corners);
-    match (site.text("mode", "nearest"), transform, nearest) {
-        ("nearest", "asymmetric", "floor") => site.out("aten::upsample_nearest2d", "vec", vec![x, size, factors]),
-        // Enlarged by whole factors, all roundings agree.
-        ("nearest", "half_pixel" | "pytorch_half_pixel", _) if whole => {
-            site.out("aten::upsample_nearest2d", "vec", vec![x, size, factors])
-        }
-        ("nearest", "half_pixel", "round_prefer_floor" | "round_prefer_ceil") => {
-            site.out("aten::_upsample_nearest_exact2d", "vec", vec![x, size, factors])
-        }
-        ("linear", ..) => site.out("aten::upsample_bilinear2d", "vec", vec![x, size, corners, factors]),
-        ("cubic", ..) if site.float("cubic_coeff_a", -0.75) == -0.75 => {
-            site.out("aten::upsample_bicubic2d", "vec", vec![x, size, corners, factors])
-        }
-        _ => None,
-    }
 }

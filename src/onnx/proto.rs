@@ -158,3 +158,37 @@ pub enum Size {
     #[prost(string, tag = "2")]
     DimParam(String),
 }
+
+impl AttributeProto {
+    pub fn float(name: &str, f: f64) -> AttributeProto {
+        AttributeProto { name: name.into(), f: f as f32, r#type: 1, ..AttributeProto::default() }
+    }
+
+    pub fn int(name: &str, i: i64) -> AttributeProto {
+        AttributeProto { name: name.into(), i, r#type: 2, ..AttributeProto::default() }
+    }
+
+    pub fn text(name: &str, text: &str) -> AttributeProto {
+        AttributeProto { name: name.into(), s: text.into(), r#type: 3, ..AttributeProto::default() }
+    }
+
+    pub fn ints(name: &str, ints: impl Into<Vec<i64>>) -> AttributeProto {
+        AttributeProto { name: name.into(), ints: ints.into(), r#type: 7, ..AttributeProto::default() }
+    }
+}
+
+impl NodeProto {
+    pub fn new(op: &str, name: &str, inputs: &[&str], outputs: &[&str], attribute: Vec<AttributeProto>) -> NodeProto {
+        let [input, output] = [inputs, outputs].map(|names| names.iter().map(|name| name.to_string()).collect());
+        NodeProto { input, output, name: name.into(), op_type: op.into(), attribute, domain: String::new() }
+    }
+}
+
+impl ValueInfoProto {
+    /// Describes a tensor by ONNX's number of its element type, and its shape.
+    pub fn of(name: &str, elem_type: i32, sizes: impl Iterator<Item = Size>) -> ValueInfoProto {
+        let dim = sizes.map(|size| Dimension { value: Some(size) }).collect();
+        let tensor_type = Some(TensorType { elem_type, shape: Some(TensorShapeProto { dim }) });
+        ValueInfoProto { name: name.into(), r#type: Some(TypeProto { tensor_type }) }
+    }
+}

@@ -7,7 +7,7 @@ use super::{operators, tensors, wire};
 use crate::bad_request;
 use crate::files;
 use crate::graph::build::Builder;
-use crate::graph::{Arg, Graph, Id, Info, Op};
+use crate::graph::{Arg, Graph, Info};
 use anyhow::{Context, Result, ensure};
 use prost::Message;
 use prost::bytes::Bytes;
@@ -37,8 +37,7 @@ pub struct Original {
 /// A [`crate::error::BadRequest`] that says what is wrong with the file.
 pub fn read(path: &Path) -> Result<(Graph, Original)> {
     let bytes = files::read(path)?;
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    match decode(bytes.into(), folder) {
+    match decode(bytes.into(), files::folder(path)) {
         Ok(read) => Ok(read),
         Err(error) => bad_request!("{}: {:#}", path.display(), error),
     }
@@ -102,7 +101,7 @@ impl Reader<'_> {
             match tensors::tensor(proto, self.folder).with_context(|| format!("the tensor {name:.200}"))? {
                 Some(tensor) => self.constant(name, tensor)?,
                 // A type that libtorch does not have, such as 4 bits.
-                None => self.opaque("Initializer", "", vec![], &[name.as_str()])?,
+                None => self.builder.opaque("Initializer", "", vec![], &[name.as_str()])?,
             }
         }
         for input in &graph.input {
@@ -117,12 +116,6 @@ impl Reader<'_> {
     fn constant(&mut self, name: &str, tensor: tch::Tensor) -> Result<()> {
         let info = Info { name: name.into(), tensor: Some(tensor), ..Info::default() };
         self.builder.define(name, info).map(drop)
-    }
-
-    fn opaque(&mut self, op: &str, node: &str, args: Vec<Arg>, results: &[&str]) -> Result<()> {
-        let results = results.iter().map(|name| self.builder.result(name)).collect::<Result<Vec<Id>>>()?;
-        self.builder.push(node, "", Op::Opaque(op.into()), args, results);
-        Ok(())
     }
 
     fn node(&mut self, node: &NodeProto) -> Result<()> {
@@ -141,7 +134,7 @@ impl Reader<'_> {
         self.builder.graph.nodes.truncate(before);
         let args = reads(node).into_iter().filter_map(|name| self.builder.find(name)).map(Arg::Value).collect();
         let results: Vec<&str> = node.output.iter().map(String::as_str).collect();
-        self.opaque(&node.op_type, &node.name, args, &results)
+        self.builder.opaque(&node.op_type, &node.name, args, &results)
     }
 
     /// Keeps the shapes that the file gives; an open first dimension, the batch, counts as 1.

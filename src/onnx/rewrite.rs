@@ -1,15 +1,14 @@
 //! Writer of folded ONNX files: regions become convolutions, and every other byte stays as it is.
 
-use super::proto::{AttributeProto, GraphProto, NodeProto, TensorProto, TypeProto, ValueInfoProto};
-use super::proto::{Dimension, Size, TensorShapeProto, TensorType};
+use super::proto::{AttributeProto, NodeProto, Size, TensorProto, ValueInfoProto};
 use super::read::{Original, reads};
 use super::tensors;
 use super::wire::{self, Field, put};
 use crate::graph::Graph;
 use crate::graph::fold::Folded;
-use crate::weights::tensors::bytes;
 use anyhow::{Context, Result, ensure};
 use prost::Message;
+use prost::bytes::Bytes;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::Path;
 use tch::Tensor;
@@ -19,14 +18,14 @@ const GRAPH: u32 = 7;
 const NODE: u32 = 1;
 const INITIALIZER: u32 = 5;
 const INPUT: u32 = 11;
+const OUTPUT: u32 = 12;
 const VALUE_INFO: u32 = 13;
 /// Field number of a node's results.
 const RESULT: u32 = 2;
+/// Field number of the place of a tensor that lies in a file of its own.
+const EXTERNAL_DATA: u32 = 13;
 /// Largest file that the format allows.
 const LARGEST: usize = i32::MAX as usize;
-/// Kinds of attributes.
-const INTEGER: i32 = 2;
-const INTEGERS: i32 = 7;
 
 /// A node of the file, and whether it stays.
 struct Node<'a> {
@@ -44,7 +43,7 @@ impl Original {
     ///
     /// # Errors
     /// The new file would have more than 2 GiB.
-    pub fn rewrite(&self, graph: &Graph, folded: &[Folded], folder: &Path) -> Result<Vec<u8>> {
+    pub fn rewrite(&self, graph: &Graph, folded: &[Folded], folder: &Path) -> Result<Bytes> {
         let mut out = Vec::with_capacity(self.bytes.len());
         for field in wire::fields(&self.bytes) {
             let field = field?;
@@ -54,7 +53,7 @@ impl Original {
             }
         }
         ensure!(out.len() <= LARGEST, "an ONNX file has at most 2 GiB; write .safetensors");
-        Ok(out)
+        Ok(out.into())
     }
 
     fn graph(&self, old: &[u8], graph: &Graph, folded: &[Folded], folder: &Path) -> Result<Vec<u8>> {
@@ -66,20 +65,17 @@ impl Original {
             let proto = NodeProto::decode(field.value.unwrap_or_default())?;
             nodes.push(Node { field: *field, proto, stays: false, folds: vec![] });
         }
-        let outputs = GraphProto::decode(old)?.output;
-        let read = choose(&mut nodes, &regions, folded, outputs.iter().map(|output| output.name.as_str()));
+        let outputs = fields.iter().filter(|field| field.number == OUTPUT).filter_map(name_of);
+        let read = choose(&mut nodes, &regions, folded, outputs);
         // Whatever was read before and is not now has gone into a kernel.
         let gone: HashSet<&str> = nodes.iter().filter(|node| !node.stays).flat_map(|node| reads(&node.proto)).collect();
         let gone: HashSet<&str> = gone.into_iter().filter(|name| !read.contains(*name)).collect();
-        let made: HashSet<&str> = nodes
-            .iter()
-            .filter(|node| node.stays || !node.folds.is_empty())
-            .flat_map(|node| node.proto.output.iter().map(String::as_str))
-            .collect();
-        let kept_nodes = nodes.iter().filter(|node| node.stays).map(|node| node.proto.name.clone());
-        let names = fields.iter().filter(|field| field.number == INITIALIZER).filter_map(|field| name_of(field, 8));
-        let names = names.filter(|name| !gone.contains(name.as_str())).chain(made.iter().map(|name| name.to_string()));
-        let mut names = Names { taken: kept_nodes.chain(names).collect() };
+        let is_gone = |field: &Field| name_of(field).is_some_and(|name| gone.contains(name.as_str()));
+        let kept = nodes.iter().filter(|node| node.stays).map(|node| node.proto.name.clone());
+        let results = nodes.iter().flat_map(|node| node.proto.output.iter().cloned());
+        let tensors = fields.iter().filter(|field| field.number == INITIALIZER && !is_gone(field)).filter_map(name_of);
+        let mut names = Names { taken: kept.chain(results).chain(tensors).collect() };
+        let moves = folder.canonicalize().ok() != self.folder.canonicalize().ok();
         let kernels =
             folded.iter().map(|folded| self.kernel(graph, folded, &mut names)).collect::<Result<Vec<Kernel>>>()?;
         let mut out = Vec::with_capacity(old.len());
@@ -95,10 +91,8 @@ impl Original {
                         kernels[*region].nodes.iter().for_each(|node| put(&mut out, NODE, &node.encode_to_vec()));
                     }
                 }
-                INITIALIZER if name_of(field, 8).is_some_and(|name| gone.contains(name.as_str())) => {}
-                INITIALIZER => put(&mut out, INITIALIZER, &self.initializer(field, folder)?),
-                INPUT if name_of(field, 1).is_some_and(|name| gone.contains(name.as_str())) => {}
-                VALUE_INFO if name_of(field, 1).is_some_and(|name| !made.contains(name.as_str())) => {}
+                INITIALIZER | INPUT | VALUE_INFO if is_gone(field) => {}
+                INITIALIZER if moves && lies_elsewhere(field) => put(&mut out, INITIALIZER, &self.moved(field)?),
                 _ => out.extend_from_slice(field.whole),
             }
         }
@@ -106,24 +100,17 @@ impl Original {
             put(&mut out, INITIALIZER, &tensor.encode_to_vec());
             // Up to version 3 of the format, every initializer is listed as an input too.
             if self.ir_version < 4 {
-                put(&mut out, INPUT, &described(tensor).encode_to_vec());
+                let sizes = tensor.dims.iter().map(|n| Size::DimValue(*n));
+                put(&mut out, INPUT, &ValueInfoProto::of(&tensor.name, tensor.data_type, sizes).encode_to_vec());
             }
         }
         Ok(out)
     }
 
-    /// Returns an initializer for the new file.
-    fn initializer(&self, field: &Field, folder: &Path) -> Result<Vec<u8>> {
-        let encoded = field.value.unwrap_or_default();
-        let same = folder.canonicalize().ok() == self.folder.canonicalize().ok();
-        let lies_elsewhere = |field: Result<Field>| field.is_ok_and(|field| field.number == 13);
-        if same || !wire::fields(encoded).any(lies_elsewhere) {
-            return Ok(encoded.to_vec());
-        }
-        let mut tensor = TensorProto::decode(encoded)?;
-        let kind = tensors::kind(tensor.data_type).context("an external tensor of a type that can't be moved")?;
-        let length = tensor.dims.iter().product::<i64>() as usize * kind.elt_size_in_bytes();
-        tensor.raw_data = tensors::external(&tensor, &self.folder, length)?;
+    /// Returns an initializer whose numbers lie in a file of their own, with the numbers in it.
+    fn moved(&self, field: &Field) -> Result<Vec<u8>> {
+        let mut tensor = TensorProto::decode(field.value.unwrap_or_default())?;
+        tensor.raw_data = tensors::external(&tensor, &self.folder)?;
         tensor.external_data.clear();
         tensor.data_location = 0;
         Ok(tensor.encode_to_vec())
@@ -140,9 +127,10 @@ impl Original {
         if pads.iter().any(|p| *p < 0) {
             let name = names.free(&format!("{}.padded", folded.name));
             let all = [0, 0, top, left, 0, 0, bottom, right];
-            let mut crop = node("Pad", &names.free(&format!("{}/Pad", folded.name)), &[&input], &name);
+            let mut crop =
+                NodeProto::new("Pad", &names.free(&format!("{}/Pad", folded.name)), &[&input], &[&name], vec![]);
             if self.opset < 11 {
-                crop.attribute.push(ints("pads", &all));
+                crop.attribute.push(AttributeProto::ints("pads", all));
             } else {
                 let list = names.free(&format!("{}.pads", folded.name));
                 tensors.push(tensor(&list, &Tensor::from_slice(&all))?);
@@ -151,20 +139,21 @@ impl Original {
             nodes.push(crop);
             (input, pads) = (name, vec![0; 4]);
         }
-        let mut convolution = node("Conv", &names.free(&folded.name), &[&input], &folded.result);
+        let attributes = vec![
+            AttributeProto::ints("dilations", shape.dilation),
+            AttributeProto::int("group", shape.groups),
+            AttributeProto::ints("kernel_shape", shape.kernel),
+            AttributeProto::ints("pads", pads),
+            AttributeProto::ints("strides", shape.stride),
+        ];
+        let mut convolution =
+            NodeProto::new("Conv", &names.free(&folded.name), &[&input], &[&folded.result], attributes);
         for (id, part) in folded.kernel.iter().zip(["weight", "bias"]) {
             let name = names.free(&format!("{}.{part}", folded.name));
             let value = graph.values[*id].tensor.as_ref().context("a kernel is missing")?;
             tensors.push(tensor(&name, value)?);
             convolution.input.push(name);
         }
-        convolution.attribute = vec![
-            ints("dilations", &shape.dilation),
-            AttributeProto { name: "group".into(), i: shape.groups, r#type: INTEGER, ..AttributeProto::default() },
-            ints("kernel_shape", &shape.kernel),
-            ints("pads", &pads),
-            ints("strides", &shape.stride),
-        ];
         nodes.push(convolution);
         Ok(Kernel { nodes, tensors })
     }
@@ -191,13 +180,13 @@ impl Names {
 
 /// Decides which nodes stay and where regions are folded, and returns what they read. Nodes whose
 /// results nobody has ever read stay, with all that they need.
-fn choose<'a>(
+fn choose(
     nodes: &mut [Node],
     regions: &HashMap<&str, usize>,
     folded: &[Folded],
-    outputs: impl Iterator<Item = &'a str>,
+    outputs: impl Iterator<Item = String>,
 ) -> HashSet<String> {
-    let mut read: HashSet<String> = outputs.map(str::to_string).collect();
+    let mut read: HashSet<String> = outputs.collect();
     let ever: HashSet<String> = nodes.iter().flat_map(|node| reads(&node.proto)).map(str::to_string).collect();
     let unread = nodes.iter().flat_map(|node| &node.proto.output).filter(|name| !ever.contains(*name));
     read.extend(unread.cloned().collect::<Vec<String>>());
@@ -233,36 +222,20 @@ fn without(node: &Node, folded: &[Folded], names: &mut Names) -> Result<Vec<u8>>
     Ok(out)
 }
 
-/// Returns the name in a message, which stands in the field of that number.
-fn name_of(field: &Field, number: u32) -> Option<String> {
+/// Returns the name in a tensor or in the description of a value.
+fn name_of(field: &Field) -> Option<String> {
+    let number = if field.number == INITIALIZER { 8 } else { 1 };
     let fields = wire::fields(field.value?).filter_map(Result::ok);
     let name = fields.filter(|field| field.number == number).last()?.value?;
     String::from_utf8(name.to_vec()).ok()
 }
 
-fn node(op: &str, name: &str, inputs: &[&str], output: &str) -> NodeProto {
-    NodeProto {
-        name: name.into(),
-        op_type: op.into(),
-        input: inputs.iter().map(|name| name.to_string()).collect(),
-        output: vec![output.into()],
-        ..NodeProto::default()
-    }
-}
-
-fn ints(name: &str, ints: &[i64]) -> AttributeProto {
-    AttributeProto { name: name.into(), ints: ints.into(), r#type: INTEGERS, ..AttributeProto::default() }
+/// Returns whether the numbers of an initializer lie in a file of their own.
+fn lies_elsewhere(field: &Field) -> bool {
+    let fields = wire::fields(field.value.unwrap_or_default());
+    fields.filter_map(Result::ok).any(|field| field.number == EXTERNAL_DATA)
 }
 
 fn tensor(name: &str, tensor: &Tensor) -> Result<TensorProto> {
-    let data_type = tensors::data_type(tensor.kind()).context("a kernel of a type that ONNX does not have")?;
-    let raw_data = bytes(tensor).into();
-    Ok(TensorProto { dims: tensor.size(), data_type, name: name.into(), raw_data, ..TensorProto::default() })
-}
-
-/// Returns the description of a tensor as an input.
-fn described(tensor: &TensorProto) -> ValueInfoProto {
-    let dim = tensor.dims.iter().map(|n| Dimension { value: Some(Size::DimValue(*n)) }).collect();
-    let tensor_type = Some(TensorType { elem_type: tensor.data_type, shape: Some(TensorShapeProto { dim }) });
-    ValueInfoProto { name: tensor.name.clone(), r#type: Some(TypeProto { tensor_type }) }
+    tensors::encode(name, tensor).context("a kernel of a type that ONNX does not have")
 }

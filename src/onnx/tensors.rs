@@ -2,6 +2,7 @@
 
 use super::proto::TensorProto;
 use crate::files;
+use crate::weights::tensors::bytes;
 use anyhow::{Context, Result, ensure};
 use prost::bytes::Bytes;
 use std::fs::File;
@@ -31,9 +32,17 @@ pub fn kind(data_type: i32) -> Option<Kind> {
     TYPES.iter().find(|(number, _)| *number == data_type).map(|(_, kind)| *kind)
 }
 
-/// Returns ONNX's number of an element type; none for one that is no type of a network.
-pub fn data_type(kind: Kind) -> Option<i32> {
-    TYPES.iter().find(|(_, of)| *of == kind).map(|(number, _)| *number)
+/// Returns a tensor as a file holds it; none if ONNX does not have its element type.
+pub fn encode(name: &str, tensor: &Tensor) -> Option<TensorProto> {
+    let (data_type, _) = TYPES.iter().find(|(_, of)| *of == tensor.kind())?;
+    let raw_data = bytes(tensor).into();
+    Some(TensorProto {
+        dims: tensor.size(),
+        data_type: *data_type,
+        name: name.into(),
+        raw_data,
+        ..TensorProto::default()
+    })
 }
 
 /// Returns a tensor; none if its element type is one that libtorch does not have. `folder` is that
@@ -43,12 +52,17 @@ pub fn data_type(kind: Kind) -> Option<i32> {
 /// Its numbers are missing, do not fit its shape, or lie outside the folder.
 pub fn tensor(of: &TensorProto, folder: &Path) -> Result<Option<Tensor>> {
     let Some(kind) = kind(of.data_type) else { return Ok(None) };
+    let bytes = if of.data_location == EXTERNAL { external(of, folder)? } else { content(of, kind) };
+    ensure!(bytes.len() == length(of)?, "{} bytes for the shape {:?}", bytes.len(), of.dims);
+    Ok(Some(Tensor::f_from_data_size(&bytes, &of.dims, kind)?))
+}
+
+/// Returns the number of bytes of a tensor's numbers.
+fn length(of: &TensorProto) -> Result<usize> {
+    let kind = kind(of.data_type).context("a type that libtorch does not have")?;
     let count = of.dims.iter().try_fold(1i64, |count, n| count.checked_mul(*n).filter(|_| *n >= 0));
     let length = count.and_then(|count| usize::try_from(count).ok()?.checked_mul(kind.elt_size_in_bytes()));
-    let length = length.filter(|length| *length < 1 << 40).with_context(|| format!("a shape of {:?}", of.dims))?;
-    let bytes = if of.data_location == EXTERNAL { external(of, folder, length)? } else { content(of, kind) };
-    ensure!(bytes.len() == length, "{} bytes for the shape {:?}", bytes.len(), of.dims);
-    Ok(Some(Tensor::f_from_data_size(&bytes, &of.dims, kind)?))
+    length.filter(|length| *length < 1 << 40).with_context(|| format!("a shape of {:?}", of.dims))
 }
 
 /// Returns the numbers in the file as bytes.
@@ -68,7 +82,8 @@ fn content(of: &TensorProto, kind: Kind) -> Bytes {
 }
 
 /// Returns the bytes of a tensor that lies in a file of its own, below the folder of the model.
-pub fn external(of: &TensorProto, folder: &Path, length: usize) -> Result<Bytes> {
+pub fn external(of: &TensorProto, folder: &Path) -> Result<Bytes> {
+    let length = length(of)?;
     let entry = |key: &str| of.external_data.iter().find(|entry| entry.key == key).map(|entry| entry.value.as_str());
     let location = entry("location").context("an external tensor without a location")?;
     let outside = || format!("its numbers lie outside the model's folder: {location:.200}");

@@ -4,7 +4,6 @@ use super::{Original, decode};
 use crate::graph::Graph;
 use crate::graph::fold::{Report, fold};
 use crate::graph::run::Place;
-use crate::weights::tensors::bytes;
 use anyhow::Result;
 use prost::Message;
 use std::path::Path;
@@ -12,31 +11,16 @@ use tch::{Device, Kind, Tensor};
 
 const FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
 
-fn node(op: &str, inputs: &[&str], outputs: &[&str], attribute: Vec<AttributeProto>) -> NodeProto {
-    let text = |names: &[&str]| names.iter().map(|name| name.to_string()).collect();
-    let name = format!("node of {}", outputs[0]);
-    NodeProto { input: text(inputs), output: text(outputs), name, op_type: op.into(), attribute, domain: String::new() }
-}
-
-fn ints(name: &str, ints: &[i64]) -> AttributeProto {
-    AttributeProto { name: name.into(), ints: ints.into(), r#type: 7, ..AttributeProto::default() }
+fn node(op: &str, inputs: &[&str], outputs: &[&str], attributes: Vec<AttributeProto>) -> NodeProto {
+    NodeProto::new(op, &format!("node of {}", outputs[0]), inputs, outputs, attributes)
 }
 
 fn tensor(name: &str, tensor: &Tensor) -> TensorProto {
-    let data_type = super::data_type(tensor.kind()).unwrap();
-    TensorProto {
-        dims: tensor.size(),
-        data_type,
-        name: name.into(),
-        raw_data: bytes(tensor).into(),
-        ..TensorProto::default()
-    }
+    super::encode(name, tensor).unwrap()
 }
 
 fn value(name: &str, size: &[i64]) -> ValueInfoProto {
-    let dim = size.iter().map(|n| Dimension { value: Some(Size::DimValue(*n)) }).collect();
-    let tensor_type = Some(TensorType { elem_type: 1, shape: Some(TensorShapeProto { dim }) });
-    ValueInfoProto { name: name.into(), r#type: Some(TypeProto { tensor_type }) }
+    ValueInfoProto::of(name, 1, size.iter().map(|n| Size::DimValue(*n)))
 }
 
 fn model(opset: i64, ir_version: i64, graph: GraphProto) -> ModelProto {
@@ -54,8 +38,8 @@ fn model(opset: i64, ir_version: i64, graph: GraphProto) -> ModelProto {
 /// then an operation of another domain, and a convolution by itself.
 fn network() -> GraphProto {
     let draw = |size: &[i64]| Tensor::randn(size, FLOAT);
-    let pads = ints("pads", &[1, 0, 2, 1]);
-    let mut own = node("Own", &["b"], &["c"], vec![ints("kept", &[4, 2])]);
+    let pads = AttributeProto::ints("pads", [1, 0, 2, 1]);
+    let mut own = node("Own", &["b"], &["c"], vec![AttributeProto::ints("kept", [4, 2])]);
     own.domain = "org.example".into();
     GraphProto {
         name: "net".into(),
@@ -86,7 +70,7 @@ fn folded(bytes: &[u8], size: &[i64]) -> (Vec<u8>, Report) {
     let (mut graph, original) = read(bytes).unwrap();
     graph.infer_sizes(&[size.to_vec()]);
     let report = fold(&mut graph).unwrap();
-    (original.rewrite(&graph, &report.folded, Path::new(".")).unwrap(), report)
+    (original.rewrite(&graph, &report.folded, Path::new(".")).unwrap().to_vec(), report)
 }
 
 /// Returns the value of a name for a map.
@@ -155,12 +139,7 @@ fn a_node_that_stays_loses_the_names_of_folded_results() {
     let graph = GraphProto {
         node: vec![
             node("Conv", &["x", "w"], &["a"], vec![]),
-            node(
-                "Split",
-                &["a"],
-                &["b", "c"],
-                vec![AttributeProto { name: "axis".into(), i: 1, r#type: 2, ..AttributeProto::default() }],
-            ),
+            node("Split", &["a"], &["b", "c"], vec![AttributeProto::int("axis", 1)]),
             node("Relu", &["b"], &["y"], vec![]),
             node("Relu", &["c"], &["z"], vec![]),
         ],

@@ -13,5 +13,6 @@ mod docs;
 mod errors;
 mod flags;
 mod folder;
+mod graphs;
 mod launcher;
 mod train;

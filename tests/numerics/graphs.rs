@@ -96,13 +96,21 @@ fn a_damaged_file_is_one_line() {
 }
 
 /// A graph under construction.
-#[derive(Default)]
 struct Maker {
     graph: Graph,
     operators: Operators,
+    /// The input.
+    x: Id,
 }
 
 impl Maker {
+    fn new() -> Maker {
+        let mut graph = Graph::default();
+        let x = graph.push_value(Info { name: "x".into(), ..Info::default() });
+        graph.inputs = vec![x];
+        Maker { graph, operators: Operators::default(), x }
+    }
+
     fn value(&mut self, name: &str, tensor: Option<Tensor>) -> Id {
         self.graph.push_value(Info { name: name.into(), tensor, ..Info::default() })
     }
@@ -142,11 +150,9 @@ fn numbers(size: &[i64]) -> Option<Tensor> {
 /// Each part of a split map is a kernel of its own, and the split is gone.
 #[test]
 fn the_parts_of_a_split_fold_by_themselves() {
-    let mut maker = Maker::default();
-    let x = maker.value("x", None);
-    maker.graph.inputs = vec![x];
+    let mut maker = Maker::new();
     let weight = maker.value("conv.weight", numbers(&[8, 4, 1, 1]));
-    let map = maker.conv(x, weight);
+    let map = maker.conv(maker.x, weight);
     let list = maker.call("aten::chunk", "", vec![Arg::Value(map), Arg::Int(2), Arg::Int(1)]);
     let parts = [maker.value("a", None), maker.value("b", None)];
     let args = vec![Arg::Value(list)];
@@ -164,11 +170,9 @@ fn the_parts_of_a_split_fold_by_themselves() {
 /// another.
 #[test]
 fn a_shared_weight_that_is_folded_once_gets_another_name() {
-    let mut maker = Maker::default();
-    let x = maker.value("x", None);
-    maker.graph.inputs = vec![x];
+    let mut maker = Maker::new();
     let weight = maker.value("conv.weight", numbers(&[4, 4, 1, 1]));
-    let first = maker.conv(x, weight);
+    let first = maker.conv(maker.x, weight);
     let scaled = maker.call("aten::mul", "Scalar", vec![Arg::Value(first), Arg::Float(3.)]);
     let middle = maker.call("aten::relu", "", vec![Arg::Value(scaled)]);
     let last = maker.conv(middle, weight);
@@ -181,16 +185,15 @@ fn a_shared_weight_that_is_folded_once_gets_another_name() {
 /// Arguments that no network has are no linear node, and none of them panics.
 #[test]
 fn impossible_arguments_are_left_alone() {
-    let ints = |n: i64| Arg::List(vec![Arg::Int(n), Arg::Int(n)]);
+    let ints = |n: i64| Arg::integers(&[n; 2]);
     for (stride, padding, dilation, groups) in
         [(0, 0, 1, 1), (1, i64::MAX, 1, 1), (1, 0, i64::MAX, 1), (1, 0, 1, 0), (1, 0, 1, i64::MAX), (-1, -1, 0, 3)]
     {
-        let mut maker = Maker::default();
-        let x = maker.value("x", None);
-        maker.graph.inputs = vec![x];
+        let mut maker = Maker::new();
         let [weight, scalar] = [numbers(&[4, 4, 3, 3]), numbers(&[])].map(|of| maker.value("weight", of));
         for weight in [weight, scalar] {
-            let args = vec![Arg::Value(x), Arg::Value(weight), Arg::None, ints(stride), ints(padding), ints(dilation)];
+            let args =
+                vec![Arg::Value(maker.x), Arg::Value(weight), Arg::None, ints(stride), ints(padding), ints(dilation)];
             let y = maker.call("aten::conv2d", "", [args, vec![Arg::Int(groups)]].concat());
             maker.graph.values[y].size = Some(vec![1, 4, 4, 3]);
             let negated = maker.call("aten::neg", "", vec![Arg::Value(y)]);
@@ -200,4 +203,33 @@ fn impossible_arguments_are_left_alone() {
         maker.graph.totals();
         assert!(fold(&mut maker.graph).unwrap().folded.is_empty());
     }
+}
+
+/// Strides and dilations whose products overflow are not composed, and sizes that a file claims
+/// behind an operation that can't be run are not made.
+#[test]
+fn products_that_overflow_are_not_made() {
+    let ints = |n: i64| Arg::integers(&[n; 2]);
+    let mut maker = Maker::new();
+    let weight = maker.value("weight", numbers(&[4, 4, 1, 1]));
+    let mut y = maker.x;
+    for _ in 0..8 {
+        let args = vec![Arg::Value(y), Arg::Value(weight), Arg::None, ints(1 << 16), ints(0), ints(1 << 16)];
+        y = maker.call("aten::conv2d", "", args);
+    }
+    let claimed = maker.value("claimed", None);
+    let (name, module, op) = ("own".to_string(), String::new(), Op::Opaque("Own".into()));
+    maker.graph.nodes.push(Node { name, module, op, args: vec![Arg::Value(y)], outputs: vec![claimed] });
+    maker.graph.values[claimed].size = Some(vec![1 << 30, 4, 1 << 30, 1 << 30]);
+    let conv = maker.conv(claimed, weight);
+    let negated = maker.call("aten::neg", "", vec![Arg::Value(conv)]);
+    for id in [conv, negated] {
+        maker.graph.values[id].size = Some(vec![1 << 30, 4, 1 << 30, 1 << 30]);
+    }
+    maker.graph.outputs = vec![negated];
+    maker.graph.infer_sizes(&[vec![1, 4, 6, 5]]);
+    assert_eq!(maker.graph.totals().macs, i64::MAX);
+    let report = fold(&mut maker.graph).unwrap();
+    assert!(report.folded.iter().all(|folded| folded.error < 1e-13), "{report:?}");
+    maker.graph.check().unwrap();
 }

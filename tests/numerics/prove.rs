@@ -50,7 +50,7 @@ impl Maker {
     fn conv(&mut self, name: &str, x: Arg, weight: Tensor, bias: Option<Tensor>, padding: i64) -> Arg {
         let weight = self.constant(&format!("{name}.weight"), weight);
         let bias = bias.map_or(Arg::None, |bias| self.constant(&format!("{name}.bias"), bias));
-        let pair = |n: i64| Arg::List(vec![Arg::Int(n), Arg::Int(n)]);
+        let pair = |n: i64| Arg::integers(&[n; 2]);
         self.call("aten::conv2d", vec![x, weight, bias, pair(1), pair(padding)])
     }
 
@@ -115,7 +115,7 @@ fn network(planted: Planted) -> Graph {
     let grouped = if planted == Planted::Order { grouped.flip([0]) } else { grouped };
     let order = |bias: Tensor| if planted == Planted::Order { bias.flip([0]) } else { bias };
     let bias = (planted != Planted::Bias).then(|| order(bias));
-    let pair = |n: i64| Arg::List(vec![Arg::Int(n), Arg::Int(n)]);
+    let pair = |n: i64| Arg::integers(&[n; 2]);
     let weight = maker.constant("grouped.weight", grouped);
     let bias = bias.map_or(Arg::None, |bias| maker.constant("grouped.bias", bias));
     // All groups read the same channels, so that their order is that of the rows alone.

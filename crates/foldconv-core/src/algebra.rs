@@ -73,6 +73,12 @@ pub struct Kernel {
     pub geometry: Geometry,
 }
 
+/// Returns the number of elements of a tensor of that size; the largest number where a size that a
+/// file claims has more.
+pub fn count(size: &[i64]) -> i64 {
+    size.iter().fold(1, |count, n| count.saturating_mul(*n))
+}
+
 /// Batch norm with its running statistics, as an affine map per channel: y = scale * x + shift.
 #[derive(Debug)]
 pub struct Affine {

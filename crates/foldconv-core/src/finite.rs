@@ -1,7 +1,7 @@
 //! Handling of numbers that are not finite. `f64::max` and `f64::min` ignore a NaN, so that a
 //! comparison of nothing but NaN would pass; these functions return NaN if either number is NaN.
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 /// Returns the larger of two numbers, or NaN if either is NaN.
 pub fn larger(a: f64, b: f64) -> f64 {
@@ -11,6 +11,17 @@ pub fn larger(a: f64, b: f64) -> f64 {
 /// Returns the smaller of two numbers, or NaN if either is NaN.
 pub fn smaller(a: f64, b: f64) -> f64 {
     -larger(-a, -b)
+}
+
+/// Returns the largest difference of two tensors, relative to the largest number of the first; NaN
+/// if a number of either is. Integers and flags are compared as numbers.
+pub fn relative_difference(a: &Tensor, b: &Tensor) -> f64 {
+    let [a, b] = [a, b].map(|tensor| tensor.to_kind(Kind::Double));
+    if a.numel() == 0 {
+        return 0.;
+    }
+    let largest = a.abs().max().double_value(&[]).max(f64::MIN_POSITIVE);
+    (a - b).abs().max().double_value(&[]) / largest
 }
 
 /// Returns the reason why a network can't compute with a variable, if there is one: a number is NaN
@@ -23,7 +34,7 @@ pub fn fault(name: &str, variable: &Tensor) -> Option<String> {
     // Any NaN or infinite term makes the sum not finite. The sum is faster to compute than a check
     // of each number, and only if it is not finite are the numbers checked.
     if !number(variable.sum(variable.kind())).is_finite() {
-        let count = variable.isfinite().logical_not().sum(tch::Kind::Int64).int64_value(&[]);
+        let count = variable.isfinite().logical_not().sum(Kind::Int64).int64_value(&[]);
         if count > 0 {
             return Some(format!("{name}: {count} of its {} numbers are NaN or infinite", variable.numel()));
         }

@@ -13,8 +13,6 @@
 #include <torch/csrc/jit/serialization/import.h>
 #include <torch/types.h>
 
-#include <algorithm>
-#include <cstdlib>
 #include <map>
 #include <set>
 #include <string>
@@ -143,9 +141,6 @@ extern "C" char* foldconv_frozen(const char* path, char** json, Tensor*** tensor
         out << "],\"outputs\":";
         write(out, std::vector<const Value*>(graph->outputs().begin(), graph->outputs().end()));
         out << "}";
-        *n_tensors = static_cast<int64_t>(all.size());
-        *tensors = static_cast<Tensor**>(malloc(sizeof(Tensor*) * (all.size() + 1)));
-        std::copy(all.begin(), all.end(), *tensors);
-        *json = strdup(out.str().c_str());
+        give(out, all, json, tensors, n_tensors);
     });
 }

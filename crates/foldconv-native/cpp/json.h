@@ -3,7 +3,10 @@
 
 #include <ATen/core/ivalue.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstdlib>
+#include <cstring>
 #include <iomanip>
 #include <sstream>
 #include <string>
@@ -58,4 +61,14 @@ inline void write(std::ostringstream& out, const c10::IValue& value, std::vector
     } else {
         out << "null";
     }
+}
+
+// Returns the text, which the caller frees, and the tensors that it refers to, which the caller
+// owns, in an array that the caller frees.
+inline void give(
+    const std::ostringstream& out, const std::vector<at::Tensor*>& all, char** json, at::Tensor*** tensors, int64_t* n_tensors) {
+    *n_tensors = static_cast<int64_t>(all.size());
+    *tensors = static_cast<at::Tensor**>(malloc(sizeof(at::Tensor*) * (all.size() + 1)));
+    std::copy(all.begin(), all.end(), *tensors);
+    *json = strdup(out.str().c_str());
 }

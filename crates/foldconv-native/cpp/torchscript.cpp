@@ -8,8 +8,6 @@
 #include <torch/csrc/jit/serialization/import.h>
 #include <torch/types.h>
 
-#include <cstdlib>
-#include <cstring>
 #include <sstream>
 #include <string>
 #include <unordered_map>
@@ -121,9 +119,6 @@ extern "C" char* foldconv_graph(const char* path, const Tensor* x, char** json, 
         out << "],\"outputs\":";
         write_ids(out, graph->outputs());
         out << "}";
-        *n_tensors = static_cast<int64_t>(all.size());
-        *tensors = static_cast<Tensor**>(malloc(sizeof(Tensor*) * (all.size() + 1)));
-        std::copy(all.begin(), all.end(), *tensors);
-        *json = strdup(out.str().c_str());
+        give(out, all, json, tensors, n_tensors);
     });
 }

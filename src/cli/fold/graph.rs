@@ -10,7 +10,7 @@ use crate::graph::{Graph, Totals};
 use crate::onnx;
 use crate::text::{align_right, scientific, table, thousands};
 use crate::weights::tensors;
-use crate::{bad_request, files, say};
+use crate::{bad_request, files, finite, say};
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -47,18 +47,17 @@ pub fn run(options: &Options, format: Format, as_json: bool) -> Result<()> {
     let graph = network.graph;
     let outcome = match (target, &network.original) {
         (Target::Onnx, Some(original)) => {
-            let folder = options.out.parent().filter(|folder| !folder.as_os_str().is_empty());
-            let folder = folder.unwrap_or(Path::new("."));
+            let folder = files::folder(&options.out);
             let bytes = original.rewrite(&graph, &outcome.report.folded, folder)?;
             // The file as another program will read it.
-            let (written, _) = onnx::decode(bytes.clone().into(), folder).context("the folded file")?;
+            let (written, _) = onnx::decode(bytes.clone(), folder).context("the folded file")?;
             let outcome = outcome.checked(&written, &x, expected.as_deref().map_err(Clone::clone), &options.model)?;
             files::write_atomic(&options.out, &bytes)?;
             outcome
         }
         _ => {
             let outcome = outcome.checked(&graph, &x, expected.as_deref().map_err(Clone::clone), &options.model)?;
-            write(&graph, target, &inputs, options)?;
+            write(&graph, target, &inputs, &outcome, options)?;
             outcome
         }
     };
@@ -118,16 +117,10 @@ fn target(out: &Path) -> Result<Target> {
 
 /// Returns the largest difference of an output, relative to the largest number of that output.
 fn difference(expected: &[Tensor], found: &[Tensor]) -> f64 {
-    let one = |(a, b): (&Tensor, &Tensor)| {
-        // Also of integers and flags.
-        let [a, b] = [a, b].map(|output| output.to_kind(Kind::Double));
-        let largest = a.abs().max().double_value(&[]).max(f64::MIN_POSITIVE);
-        (a - b).abs().max().double_value(&[]) / largest
-    };
-    expected.iter().zip(found).map(one).fold(0., crate::finite::larger)
+    expected.iter().zip(found).map(|(a, b)| finite::relative_difference(a, b)).fold(0., finite::larger)
 }
 
-fn write(graph: &Graph, target: Target, inputs: &[Vec<i64>], options: &Options) -> Result<()> {
+fn write(graph: &Graph, target: Target, inputs: &[Vec<i64>], outcome: &Outcome, options: &Options) -> Result<()> {
     let single = |tensor: &Tensor| {
         if tensor.kind() == Kind::Double { tensor.to_kind(Kind::Float) } else { tensor.shallow_clone() }
     };
@@ -145,9 +138,10 @@ fn write(graph: &Graph, target: Target, inputs: &[Vec<i64>], options: &Options) 
             graph.outputs.len()
         );
     };
+    if let Err(reason) = &outcome.error {
+        bail!("it can't be written as a network; write .safetensors: {reason}");
+    }
     let forward = |x: &Tensor| tch::no_grad(|| graph.run(std::slice::from_ref(x), Place::FLOAT));
-    let example = Tensor::randn(input, (Kind::Float, Device::Cpu));
-    forward(&example).context("it can't be written as a network; write .safetensors")?;
     let record = |batch: Option<i64>| {
         let network = export::Network {
             name: options.model.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default(),
@@ -199,7 +193,7 @@ fn summary(options: &Options, Outcome { report, before, after, error }: &Outcome
     }
     align_right(&mut rows, 1..3);
     print(&rows)?;
-    let worst = report.folded.iter().map(|folded| folded.error).fold(0., crate::finite::larger);
+    let worst = report.folded.iter().map(|folded| folded.error).fold(0., finite::larger);
     let whole = match error {
         Ok(error) => format!("on a random input its output differs by {} of the largest number", scientific(*error)),
         Err(reason) => format!("it was not run as a whole ({reason})"),

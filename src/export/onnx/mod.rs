@@ -4,18 +4,17 @@
 mod operations;
 
 use super::recorded::{Graph, Network, Node};
+use crate::onnx;
 use crate::onnx::proto::*;
 use crate::train;
-use crate::weights::tensors::bytes;
 use anyhow::{Context, Result, bail, ensure};
 use prost::Message;
 use serde_json::Value;
 use std::collections::HashMap;
 use tch::{Kind, Tensor};
 
-/// ONNX's numbers of element types.
+/// ONNX's number of float32.
 const FLOAT: i32 = 1;
-const INT64: i32 = 7;
 
 /// Returns the bytes of the ONNX file.
 pub fn encode(network: &Network, graph: &Graph) -> Result<Vec<u8>> {
@@ -53,9 +52,7 @@ pub fn encode(network: &Network, graph: &Graph) -> Result<Vec<u8>> {
 fn value(name: &str, network: &Network, size: &[i64]) -> ValueInfoProto {
     let batch = network.batch.map_or(Size::DimParam("batch".into()), Size::DimValue);
     let sizes = std::iter::once(batch).chain(size[1..].iter().map(|n| Size::DimValue(*n)));
-    let dim = sizes.map(|size| Dimension { value: Some(size) }).collect();
-    let tensor_type = Some(TensorType { elem_type: FLOAT, shape: Some(TensorShapeProto { dim }) });
-    ValueInfoProto { name: name.into(), r#type: Some(TypeProto { tensor_type }) }
+    ValueInfoProto::of(name, FLOAT, sizes)
 }
 
 /// State of a value of the recording during the translation.
@@ -76,22 +73,6 @@ struct Writer {
     initializers: Vec<TensorProto>,
 }
 
-fn int(name: &str, i: i64) -> AttributeProto {
-    AttributeProto { name: name.into(), i, r#type: 2, ..AttributeProto::default() }
-}
-
-fn ints(name: &str, ints: Vec<i64>) -> AttributeProto {
-    AttributeProto { name: name.into(), ints, r#type: 7, ..AttributeProto::default() }
-}
-
-fn float(name: &str, f: f64) -> AttributeProto {
-    AttributeProto { name: name.into(), f: f as f32, r#type: 1, ..AttributeProto::default() }
-}
-
-fn text(name: &str, text: &str) -> AttributeProto {
-    AttributeProto { name: name.into(), s: text.into(), r#type: 3, ..AttributeProto::default() }
-}
-
 /// Returns a dimension counted from the front; a negative one is counted from the end.
 fn axis(dimension: i64, rank: usize) -> i64 {
     if dimension < 0 { dimension + rank as i64 } else { dimension }
@@ -99,31 +80,14 @@ fn axis(dimension: i64, rank: usize) -> i64 {
 
 impl Writer {
     fn push(&mut self, op: &str, inputs: &[&str], output: &str, attribute: Vec<AttributeProto>) {
-        self.nodes.push(NodeProto {
-            input: inputs.iter().map(|name| name.to_string()).collect(),
-            output: vec![output.to_string()],
-            name: output.to_string(),
-            op_type: op.to_string(),
-            attribute,
-            domain: String::new(),
-        });
+        self.nodes.push(NodeProto::new(op, output, inputs, &[output], attribute));
     }
 
     /// Adds a tensor that is stored in the file; returns its name.
     fn initializer(&mut self, name: &str, tensor: &Tensor) -> Result<String> {
-        let data_type = match tensor.kind() {
-            Kind::Float => FLOAT,
-            Kind::Int64 => INT64,
-            kind => bail!("a constant of {kind:?}"),
-        };
-        let (dims, raw_data) = (tensor.size(), bytes(tensor));
-        self.initializers.push(TensorProto {
-            dims,
-            data_type,
-            name: name.into(),
-            raw_data: raw_data.into(),
-            ..TensorProto::default()
-        });
+        let known = matches!(tensor.kind(), Kind::Float | Kind::Int64);
+        let encoded = onnx::encode(name, tensor).filter(|_| known);
+        self.initializers.push(encoded.with_context(|| format!("a constant of {:?}", tensor.kind()))?);
         Ok(name.to_string())
     }
 

@@ -1,6 +1,6 @@
 //! Translation of each operation of libtorch to ONNX.
 
-use super::{FLOAT, Known, Writer, axis, float, int, ints, text};
+use super::{FLOAT, Known, Writer, axis};
 use crate::onnx::proto::AttributeProto;
 use anyhow::{Result, bail, ensure};
 use serde_json::Value;
@@ -42,21 +42,31 @@ impl Writer {
             }
             "softmax" => {
                 let dimension = self.integer(x[1])?;
-                self.same("Softmax", x, out, vec![int("axis", dimension)])
+                self.same("Softmax", x, out, vec![AttributeProto::int("axis", dimension)])
             }
             "argmax" => {
                 let (dimension, keep) = (self.integer(x[1])?, self.flag(x[2])?);
-                self.same("ArgMax", x, out, vec![int("axis", dimension), int("keepdims", keep.into())])
+                self.same(
+                    "ArgMax",
+                    x,
+                    out,
+                    vec![AttributeProto::int("axis", dimension), AttributeProto::int("keepdims", keep.into())],
+                )
             }
             // The only cast in a network turns a mask into numbers.
-            "to" => self.same("Cast", x, out, vec![int("to", FLOAT.into())]),
+            "to" => self.same("Cast", x, out, vec![AttributeProto::int("to", FLOAT.into())]),
             "mean" => {
                 let (axes, keep) = (self.list(x[1])?, self.flag(x[2])?);
-                self.same("ReduceMean", x, out, vec![ints("axes", axes), int("keepdims", keep.into())])
+                self.same(
+                    "ReduceMean",
+                    x,
+                    out,
+                    vec![AttributeProto::ints("axes", axes), AttributeProto::int("keepdims", keep.into())],
+                )
             }
             "sum" => {
                 let (axes, keep) = (self.list(x[1])?, self.flag(x[2])?);
-                self.with_integers("ReduceSum", x[0], &axes, out, vec![int("keepdims", keep.into())])
+                self.with_integers("ReduceSum", x[0], &axes, out, vec![AttributeProto::int("keepdims", keep.into())])
             }
             "_convolution" => self.convolution(x, out),
             "linear" => self.linear(x, out),
@@ -85,11 +95,11 @@ impl Writer {
                 let mut order: Vec<i64> = (0..rank as i64).collect();
                 let [a, b] = [self.integer(x[1])?, self.integer(x[2])?].map(|dimension| axis(dimension, rank) as usize);
                 order.swap(a, b);
-                self.same("Transpose", x, out, vec![ints("perm", order)])
+                self.same("Transpose", x, out, vec![AttributeProto::ints("perm", order)])
             }
             "permute" => {
                 let order = self.list(x[1])?;
-                self.same("Transpose", x, out, vec![ints("perm", order)])
+                self.same("Transpose", x, out, vec![AttributeProto::ints("perm", order)])
             }
             "expand" => {
                 // A size of 1 keeps a dimension in ONNX, as -1 does in PyTorch.
@@ -102,7 +112,7 @@ impl Writer {
             "select" => {
                 let (dimension, index) = (self.integer(x[1])?, self.integer(x[2])?);
                 let (input, at) = (self.tensor(x[0])?, self.initializer(&format!("{out}_at"), &Tensor::from(index))?);
-                self.push("Gather", &[&input, &at], out, vec![int("axis", dimension)]);
+                self.push("Gather", &[&input, &at], out, vec![AttributeProto::int("axis", dimension)]);
                 Ok(())
             }
             "constant_pad_nd" | "pad" => self.pad(op, x, out),
@@ -172,17 +182,17 @@ impl Writer {
             }
             "hardswish" => self.push("HardSwish", &[&input], out, vec![]),
             "hardsigmoid" => {
-                let attributes = vec![float("alpha", 1. / 6.), float("beta", 0.5)];
+                let attributes = vec![AttributeProto::float("alpha", 1. / 6.), AttributeProto::float("beta", 0.5)];
                 self.push("HardSigmoid", &[&input], out, attributes);
             }
             "leaky_relu" => {
                 let slope = self.number(x[1])?;
-                self.push("LeakyRelu", &[&input], out, vec![float("alpha", slope)]);
+                self.push("LeakyRelu", &[&input], out, vec![AttributeProto::float("alpha", slope)]);
             }
             "elu" => {
                 let [alpha, scale, input_scale] = [self.number(x[1])?, self.number(x[2])?, self.number(x[3])?];
                 ensure!(scale == 1. && input_scale == 1., "an ELU with a scale");
-                self.push("Elu", &[&input], out, vec![float("alpha", alpha)]);
+                self.push("Elu", &[&input], out, vec![AttributeProto::float("alpha", alpha)]);
             }
             "prelu" => {
                 let (weight, rank) = (self.tensor(x[1])?, self.size(x[0])?.len());
@@ -249,11 +259,11 @@ impl Writer {
         let (stride, padding, dilation) = (self.list(x[3])?, self.list(x[4])?, self.list(x[5])?);
         let kernel = self.size(x[1])?[2..].to_vec();
         let attributes = vec![
-            ints("kernel_shape", kernel),
-            ints("strides", stride),
-            ints("pads", [&padding[..], &padding[..]].concat()),
-            ints("dilations", dilation),
-            int("group", self.integer(x[8])?),
+            AttributeProto::ints("kernel_shape", kernel),
+            AttributeProto::ints("strides", stride),
+            AttributeProto::ints("pads", [&padding[..], &padding[..]].concat()),
+            AttributeProto::ints("dilations", dilation),
+            AttributeProto::int("group", self.integer(x[8])?),
         ];
         let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
         self.push("Conv", &inputs, out, attributes);
@@ -264,7 +274,7 @@ impl Writer {
     fn linear(&mut self, x: &[usize], out: &str) -> Result<()> {
         let (input, weight) = (self.tensor(x[0])?, self.tensor(x[1])?);
         let (turned, product) = (format!("{out}_turned"), format!("{out}_product"));
-        self.push("Transpose", &[&weight], &turned, vec![ints("perm", vec![1, 0])]);
+        self.push("Transpose", &[&weight], &turned, vec![AttributeProto::ints("perm", vec![1, 0])]);
         if self.is_none(x[2]) {
             self.push("MatMul", &[&input, &turned], out, vec![]);
         } else {
@@ -291,7 +301,7 @@ impl Writer {
         let names = x[..5].iter().map(|id| self.tensor(*id)).collect::<Result<Vec<_>>>()?;
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let eps = self.number(x[7])?;
-        self.push("BatchNormalization", &names, out, vec![float("epsilon", eps)]);
+        self.push("BatchNormalization", &names, out, vec![AttributeProto::float("epsilon", eps)]);
         Ok(())
     }
 
@@ -300,7 +310,7 @@ impl Writer {
         let names = [0, 2, 3].map(|at| self.tensor(x[at]));
         let [input, weight, bias] = names;
         let (axes, eps) = (self.list(x[1])?.len() as i64, self.number(x[4])?);
-        let attributes = vec![int("axis", -axes), float("epsilon", eps)];
+        let attributes = vec![AttributeProto::int("axis", -axes), AttributeProto::float("epsilon", eps)];
         self.push("LayerNormalization", &[&input?, &weight?, &bias?], out, attributes);
         Ok(())
     }
@@ -332,7 +342,7 @@ impl Writer {
             });
         }
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        self.push("Concat", &names, out, vec![int("axis", axis)]);
+        self.push("Concat", &names, out, vec![AttributeProto::int("axis", axis)]);
         Ok(())
     }
 
@@ -371,7 +381,7 @@ impl Writer {
             let dimension = rank - 1 - pair;
             (all[dimension], all[rank + dimension]) = (amounts[0], amounts[1]);
         }
-        self.with_integers("Pad", x[0], &all, out, vec![text("mode", mode)])
+        self.with_integers("Pad", x[0], &all, out, vec![AttributeProto::text("mode", mode)])
     }
 
     /// Translates a pooling. Inputs: x, kernel, stride, padding; then dilation and ceil for the
@@ -381,15 +391,19 @@ impl Writer {
         let stride = self.list(x[2])?;
         let stride = if stride.is_empty() { kernel.clone() } else { stride };
         let pads = [&padding[..], &padding[..]].concat();
-        let mut attributes = vec![ints("kernel_shape", kernel), ints("strides", stride), ints("pads", pads)];
+        let mut attributes = vec![
+            AttributeProto::ints("kernel_shape", kernel),
+            AttributeProto::ints("strides", stride),
+            AttributeProto::ints("pads", pads),
+        ];
         let name = if op == "max_pool2d" {
-            attributes.push(ints("dilations", self.list(x[4])?));
-            attributes.push(int("ceil_mode", self.flag(x[5])?.into()));
+            attributes.push(AttributeProto::ints("dilations", self.list(x[4])?));
+            attributes.push(AttributeProto::int("ceil_mode", self.flag(x[5])?.into()));
             "MaxPool"
         } else {
             ensure!(self.is_none(x[6]), "a divisor of its own");
-            attributes.push(int("ceil_mode", self.flag(x[4])?.into()));
-            attributes.push(int("count_include_pad", self.flag(x[5])?.into()));
+            attributes.push(AttributeProto::int("ceil_mode", self.flag(x[4])?.into()));
+            attributes.push(AttributeProto::int("count_include_pad", self.flag(x[5])?.into()));
             "AveragePool"
         };
         self.same(name, x, out, attributes)
@@ -401,7 +415,8 @@ impl Writer {
         let input = self.size(x[0])?;
         if [2, 3].iter().all(|axis| input[*axis] % size[*axis] == 0) {
             let window = [2, 3].map(|axis| input[axis] / size[axis]);
-            let attributes = vec![ints("kernel_shape", window.into()), ints("strides", window.into())];
+            let attributes =
+                vec![AttributeProto::ints("kernel_shape", window), AttributeProto::ints("strides", window)];
             return self.same("AveragePool", x, out, attributes);
         }
         let map = self.tensor(x[0])?;
@@ -421,8 +436,8 @@ impl Writer {
         let rows = self.integers(&format!("{out}_rows"), &index(2))?;
         let columns = self.integers(&format!("{out}_columns"), &index(3))?;
         let middle = format!("{out}_middle");
-        self.push("Gather", &[&input, &rows], &middle, vec![int("axis", 2)]);
-        self.push("Gather", &[&middle, &columns], out, vec![int("axis", 3)]);
+        self.push("Gather", &[&input, &rows], &middle, vec![AttributeProto::int("axis", 2)]);
+        self.push("Gather", &[&middle, &columns], out, vec![AttributeProto::int("axis", 3)]);
         Ok(())
     }
 }

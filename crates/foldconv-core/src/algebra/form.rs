@@ -6,7 +6,7 @@
 //! stack forms exactly, borders included, or refuse with a [`FoldError`]. Each rule works on shapes
 //! ([`FormShape`]) and on numbers ([`Form`]), so that a plan can be made without touching a weight.
 
-use super::{FoldError, convolve, gcd, respond};
+use super::{FoldError, convolve, count, gcd, respond};
 use tch::{Kind, Tensor};
 
 /// Shape of a form: channels, kernel and how its window moves. Pairs are (height, width).
@@ -43,6 +43,9 @@ pub struct Form {
     pub bias: Option<Tensor>,
 }
 
+/// Largest stride, dilation and window that are composed, so that no product of them overflows.
+const LARGEST_STEP: i64 = 1 << 20;
+
 impl FormShape {
     /// Returns the shape of a 1x1 kernel with `groups` groups and no bias.
     pub fn pointwise(in_channels: i64, out_channels: i64, groups: i64) -> FormShape {
@@ -76,7 +79,7 @@ impl FormShape {
 
     /// Returns the multiply-accumulates for one output position, over all output channels.
     pub fn macs(&self) -> i64 {
-        self.weight_size().iter().product()
+        count(&self.weight_size())
     }
 
     /// Returns the size (H', W') of the output for an input of that size. Not positive where the
@@ -126,6 +129,12 @@ impl FormShape {
         };
         for axis in 0..2 {
             let stride = self.stride[axis];
+            if [stride, second.stride[axis], second.dilation[axis], second.window(axis)]
+                .iter()
+                .any(|n| *n > LARGEST_STEP)
+            {
+                return Err(FoldError::Shape("a window or stride of more than a map has".into()));
+            }
             if second.before[axis] > 0 || second.after[axis] > 0 {
                 let reads_zeros = self.kernel[axis] == 1 && self.before[axis] == 0 && self.after[axis] == 0;
                 if !reads_zeros || self.bias {

@@ -144,6 +144,16 @@ impl Builder {
         self.graph.nodes.push(Node { name: node.into(), module: module.into(), op, args, outputs });
     }
 
+    /// Adds an operation that can't be run.
+    ///
+    /// # Errors
+    /// Those of [`Builder::result`].
+    pub fn opaque(&mut self, op: &str, node: &str, args: Vec<Arg>, results: &[&str]) -> Result<()> {
+        let outputs = results.iter().map(|name| self.result(name)).collect::<Result<Vec<Id>>>()?;
+        self.push(node, "", Op::Opaque(op.into()), args, outputs);
+        Ok(())
+    }
+
     /// Adds a node that takes the list apart which the last call returned.
     ///
     /// # Errors

@@ -13,6 +13,7 @@ pub mod regions;
 pub mod run;
 pub mod torchscript;
 
+use crate::algebra::count;
 use crate::native::dispatch::{Operator, Value};
 use anyhow::{Result, bail, ensure};
 use std::collections::{BTreeSet, HashMap};
@@ -114,6 +115,11 @@ pub enum Arg {
 }
 
 impl Arg {
+    /// Returns a list of integers.
+    pub fn integers(values: &[i64]) -> Arg {
+        Arg::List(values.iter().map(|value| Arg::Int(*value)).collect())
+    }
+
     /// Returns the values that the argument reads, those of a list included.
     pub fn values(&self) -> Vec<Id> {
         match self {
@@ -265,15 +271,31 @@ fn find(name: &str, overload: &str) -> Option<Known> {
     Some(Known { operator, names: Arc::new(names), defaults: Arc::new(defaults) })
 }
 
-/// Numbers of float16, float32, float64 and bfloat16 among libtorch's element types.
-const FLOATS: [i64; 4] = [5, 6, 7, 15];
+/// Returns libtorch's number of an element type, as operators take it.
+pub fn scalar_type(kind: Kind) -> i64 {
+    match kind {
+        Kind::Uint8 => 0,
+        Kind::Int8 => 1,
+        Kind::Int16 => 2,
+        Kind::Int => 3,
+        Kind::Int64 => 4,
+        Kind::Half => 5,
+        Kind::Double => 7,
+        Kind::Bool => 11,
+        Kind::BFloat16 => 15,
+        _ => 6,
+    }
+}
+
+/// Floating-point types.
+const FLOATS: [Kind; 4] = [Kind::Half, Kind::Float, Kind::Double, Kind::BFloat16];
 
 /// Returns the argument without the place where the file was written: a device becomes that of the
 /// run, and a floating-point type its precision.
 fn placed(argument: &str, arg: Arg) -> Arg {
     match (argument, &arg) {
         ("device", Arg::Text(_)) => Arg::Device,
-        ("dtype", Arg::Int(kind)) if FLOATS.contains(kind) => Arg::Precision,
+        ("dtype", Arg::Int(kind)) if FLOATS.map(scalar_type).contains(kind) => Arg::Precision,
         _ => arg,
     }
 }
@@ -345,11 +367,11 @@ impl Graph {
 pub fn macs(graph: &Graph, at: usize) -> i64 {
     let node = &graph.nodes[at];
     let (Some(weight), Some(output)) = (node.value("weight"), node.outputs.first()) else { return 0 };
-    let numel = |id: Id| graph.values[id].size.as_ref().map(|size| size.iter().product::<i64>());
-    let (Some(weight), Some(output)) = (graph.values[weight].size.as_ref(), numel(*output)) else { return 0 };
+    let size = |id: Id| graph.values[id].size.as_deref();
+    let (Some([_, taps @ ..]), Some(output)) = (size(weight), size(*output)) else { return 0 };
     match node.operator() {
         "conv2d" | "convolution" | "_convolution" | "linear" | "conv1d" | "conv3d" => {
-            output.saturating_mul(weight.iter().skip(1).product())
+            count(output).saturating_mul(count(taps))
         }
         _ => 0,
     }
@@ -393,7 +415,7 @@ impl Graph {
         Totals {
             convolutions: (0..self.nodes.len()).filter(convolution).count() as i64,
             parameters: numbers.filter(|tensor| tensor.is_floating_point()).map(|tensor| tensor.numel() as i64).sum(),
-            macs: (0..self.nodes.len()).map(|at| macs(self, at)).sum(),
+            macs: (0..self.nodes.len()).map(|at| macs(self, at)).fold(0, i64::saturating_add),
         }
     }
 }

@@ -2,7 +2,7 @@
 //! an entry of its own. The schema is that of torch/_export/serde/schema.py, major version 8.
 
 use super::build::{Builder, Call};
-use super::{Arg, Graph, Info};
+use super::{Arg, Graph, Info, scalar_type};
 use crate::bad_request;
 use crate::weights::pytorch::Source;
 use crate::weights::pytorch::zip::Archive;
@@ -339,12 +339,7 @@ impl Reader {
             "as_bools" => list(&|item| item.as_bool().map(Arg::Bool).context("a flag is missing")),
             "as_string" => of.as_str().map(|text| Arg::Text(text.into())).context("a text is missing"),
             "as_device" => Ok(Arg::Device),
-            // libtorch counts the element types from 0, this schema from 1.
-            "as_scalar_type" => {
-                let number = of.as_i64().context("no element type")?;
-                self::kind(number)?;
-                Ok(Arg::Int(if number == 13 { 15 } else { number - 1 }))
-            }
+            "as_scalar_type" => Ok(Arg::Int(scalar_type(self::kind(of.as_i64().context("no element type")?)?))),
             // Contiguous, channels_last, channels_last_3d, preserve: libtorch numbers them from 0.
             "as_memory_format" => match of.as_i64() {
                 Some(1) => Ok(Arg::Int(0)),

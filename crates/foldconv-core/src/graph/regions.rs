@@ -10,7 +10,7 @@
 
 use super::linear::{self, Linear};
 use super::{Graph, Id, Node};
-use crate::algebra::{FoldError, Form, FormShape};
+use crate::algebra::{FoldError, Form, FormShape, count};
 use anyhow::{Context, Result};
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -138,7 +138,7 @@ impl Planner<'_> {
 
     /// Returns the number of output positions of a tensor, over the batch.
     fn positions(&self, id: Id) -> f64 {
-        linear::map(self.graph, id).map_or(1., |[n, _, h, w]| (n * h * w) as f64)
+        linear::map(self.graph, id).map_or(1., |[n, _, h, w]| count(&[n, h, w]) as f64)
     }
 
     /// Finds the ways to compute the results of a node.

@@ -1,6 +1,6 @@
 //! Runs graphs on libtorch: whole networks, sub-graphs of constants, and shapes.
 
-use super::{Arg, Graph, Id, Info, Node, Op};
+use super::{Arg, Graph, Id, Info, Node, Op, scalar_type};
 use crate::native::dispatch::Value;
 use anyhow::{Context, Result, anyhow, bail};
 use std::collections::{BTreeSet, HashMap};
@@ -32,16 +32,6 @@ impl Place {
 
 /// Maximum number of elements of a computed constant: 1 GiB of float64.
 const MOST_ELEMENTS: usize = 1 << 27;
-
-/// Name in libtorch's numbering of a floating-point precision.
-fn scalar_type(kind: Kind) -> i64 {
-    match kind {
-        Kind::Half => 5,
-        Kind::Double => 7,
-        Kind::BFloat16 => 15,
-        _ => 6,
-    }
-}
 
 impl Graph {
     /// Runs the network and returns its outputs.

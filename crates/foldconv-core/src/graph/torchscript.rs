@@ -2,7 +2,7 @@
 //! inlines all calls; its operations become the nodes of a graph.
 
 use super::build::{Builder, Call};
-use super::{Arg, Graph, Info, Op};
+use super::{Arg, Graph, Info};
 use crate::native::dispatch;
 use crate::{bad_request, native};
 use anyhow::{Context, Result, anyhow};
@@ -114,7 +114,7 @@ impl Reader {
             // The values of a dictionary, whose keys come before them.
             "prim::DictConstruct" => self.define(results[0], Arg::List(args.into_iter().skip(1).step_by(2).collect())),
             "prim::ListUnpack" | "prim::TupleUnpack" => self.unpack(node, args, &results),
-            _ if node.blocks || !is_constant => self.opaque(node, args, &results),
+            _ if node.blocks || !is_constant => self.builder.opaque(&node.op, &node.op, args, &results),
             _ => {
                 // The path of a module is part of the names of its parameters.
                 let names = args.iter().flat_map(Arg::values).map(|id| &self.builder.graph.values[id].name);
@@ -150,13 +150,7 @@ impl Reader {
                 Ok(())
             }
             Some(Arg::Value(list)) => self.builder.unpack(&node.op, "", list, results),
-            _ => self.opaque(node, vec![], results),
+            _ => self.builder.opaque(&node.op, &node.op, vec![], results),
         }
-    }
-
-    fn opaque(&mut self, node: &StoredNode, args: Vec<Arg>, results: &[&str]) -> Result<()> {
-        let results = results.iter().map(|name| self.builder.result(name)).collect::<Result<Vec<_>>>()?;
-        self.builder.push(&node.op, "", Op::Opaque(node.op.clone()), args, results);
-        Ok(())
     }
 }

@@ -1,7 +1,7 @@
 //! Causes of a difference between two tensors that ought to be equal.
 
-use super::relative;
 use crate::algebra::double;
+use crate::finite::relative_difference;
 use crate::graph::{Arg, Graph, Id, Node};
 use std::fmt;
 use tch::{Kind, Tensor};
@@ -93,11 +93,13 @@ impl fmt::Display for Cause {
 
 /// A pair of tensors on two inputs.
 pub struct Causes<'a> {
-    pub graphs: [&'a Graph; 2],
-    pub pair: [Id; 2],
+    /// Finds the batch norms in front of each tensor.
+    pub norms: &'a dyn Fn() -> [Vec<Norm>; 2],
     pub first: [&'a Tensor; 2],
     pub second: [&'a Tensor; 2],
     pub tolerance: f64,
+    /// Result of [`one_is_rounded`].
+    pub rounded: bool,
 }
 
 /// Factor and summand of each channel that turn one tensor into another.
@@ -116,7 +118,7 @@ impl Causes<'_> {
         if a.size() != b.size() || a.dim() < 2 {
             return Cause::Unknown;
         }
-        if self.rounded() {
+        if self.rounded && relative_difference(a, b) < 0.05 {
             return Cause::Rounded;
         }
         if let Some(width) = self.border() {
@@ -126,16 +128,6 @@ impl Causes<'_> {
             return cause;
         }
         if permuted(a, b, self.tolerance) { Cause::Permutation } else { Cause::Unknown }
-    }
-
-    /// Returns whether the constants of one network are 16-bit numbers, those of the other one are
-    /// not, and the difference is as small as that explains.
-    fn rounded(&self) -> bool {
-        let [a, b] = self.first;
-        let kinds = [Kind::Half, Kind::BFloat16];
-        let rounded = |kind: Kind| self.graphs.map(|graph| is_rounded(graph, kind));
-        let one = kinds.iter().any(|kind| matches!(rounded(*kind), [true, false] | [false, true]));
-        one && relative(a, b) < 0.05
     }
 
     /// Returns the width of the ring at the edge of the map outside of which the tensors are equal.
@@ -169,7 +161,10 @@ impl Causes<'_> {
             return Some(Cause::Shift);
         }
         let channels = self.first[0].size()[1];
-        let norms = [0, 1].map(|side| norms(self.graphs[side], self.pair[side], channels));
+        let norms = (self.norms)().map(|mut norms| {
+            norms.retain(|norm| norm.variance.size() == [channels]);
+            norms
+        });
         // The second network's norm may be the one that is right.
         let inverse = Fit { scale: fit.scale.reciprocal(), shift: -&fit.shift / &fit.scale };
         let named = norms[0].iter().find_map(|norm| norm.explain(&fit, false));
@@ -181,6 +176,13 @@ impl Causes<'_> {
 /// Returns the flag in a tensor.
 fn bool_of(tensor: &Tensor) -> bool {
     tensor.int64_value(&[]) != 0
+}
+
+/// Returns whether the constants of one network are 16-bit numbers, and those of the other one are
+/// not.
+pub fn one_is_rounded(graphs: [&Graph; 2]) -> bool {
+    let rounded = |kind: Kind| graphs.map(|graph| is_rounded(graph, kind));
+    [Kind::Half, Kind::BFloat16].iter().any(|kind| matches!(rounded(*kind), [true, false] | [false, true]))
 }
 
 /// Returns whether all floating-point constants are numbers of a 16-bit type.
@@ -223,11 +225,11 @@ fn permuted(a: &Tensor, b: &Tensor, tolerance: f64) -> bool {
     let [a, b] = [a, b].map(rows);
     // Channels are put in the order of one number of theirs, which random inputs make unequal.
     let sorted = |rows: &Tensor| rows.index_select(0, &rows.sum_dim_intlist(1, false, None).argsort(0, false));
-    relative(&sorted(&a), &sorted(&b)) <= tolerance
+    relative_difference(&sorted(&a), &sorted(&b)) <= tolerance
 }
 
 /// A batch norm in front of a tensor.
-struct Norm {
+pub struct Norm {
     weight: Tensor,
     bias: Tensor,
     variance: Tensor,
@@ -235,15 +237,14 @@ struct Norm {
 }
 
 /// Returns the batch norms among the last operations that make a tensor.
-fn norms(graph: &Graph, result: Id, channels: i64) -> Vec<Norm> {
-    let producers = graph.producers();
+pub fn norms(graph: &Graph, producers: &[Option<usize>], result: Id) -> Vec<Norm> {
     let (mut open, mut found) = (vec![result], Vec::new());
     // A sum may stand between the norm and the tensor.
     for _ in 0..16 {
         let Some(id) = open.pop() else { break };
         let Some(node) = producers[id].map(|at| &graph.nodes[at]) else { continue };
         match node.operator() {
-            "batch_norm" => found.extend(norm(graph, node).filter(|norm| norm.variance.size() == [channels])),
+            "batch_norm" => found.extend(norm(graph, node)),
             "add" | "sub" | "alias" | "contiguous" => open.extend(node.inputs()),
             _ => {}
         }
@@ -266,7 +267,7 @@ impl Norm {
     /// Explains the fit of the other network's tensor by this norm's: another eps, or no weight and
     /// bias. `swapped` says that this norm is of the second network.
     fn explain(&self, fit: &Fit, swapped: bool) -> Option<Cause> {
-        let near = |a: &Tensor, b: &Tensor| relative(a, b) < 1e-4;
+        let near = |a: &Tensor, b: &Tensor| relative_difference(a, b) < 1e-4;
         // y' = (y - bias) / weight, on channels whose weight is not 0.
         if near(&(&fit.scale * &self.weight), &self.weight.ones_like())
             && (&fit.shift * &self.weight + &self.bias).abs().max().double_value(&[]) < 1e-4

@@ -12,12 +12,12 @@ pub use cause::Cause;
 use super::linear::Linear;
 use super::run::Place;
 use super::{Graph, Id, Node};
-use crate::finite;
+use crate::finite::{self, relative_difference};
 use crate::native::dispatch::Value;
 use anyhow::{Context, Result, ensure};
 use cause::Causes;
-use std::collections::HashMap;
-use tch::{Kind, Tensor};
+use std::collections::{BTreeSet, HashMap};
+use tch::Tensor;
 
 /// Two tensors that ought to be equal.
 #[derive(Clone, Debug)]
@@ -62,7 +62,7 @@ pub fn prove(graphs: [&Graph; 2], inputs: [&[Tensor]; 2], tolerance: f64) -> Res
         ensure!(a.size() == b.size(), "outputs of the shapes {:?} and {:?}", a.size(), b.size());
     }
     let outputs = a.outputs.iter().zip(&b.outputs);
-    let error = outputs.map(|(a, b)| relative(a, b)).fold(0., finite::larger);
+    let error = outputs.map(|(a, b)| relative_difference(a, b)).fold(0., finite::larger);
     let pairs = align(&a.cuts, &b.cuts);
     let mut proof = Proof { error, pairs: pairs.len(), first: None };
     if error <= tolerance {
@@ -70,23 +70,12 @@ pub fn prove(graphs: [&Graph; 2], inputs: [&[Tensor]; 2], tolerance: f64) -> Res
     }
     let others = run(inputs[1])?;
     let mut inside = pairs.iter().map(|(at, bt)| [a.cuts[*at].value, b.cuts[*bt].value]);
-    let equal = |ids: &[Id; 2]| relative(&a.tensors[&ids[0]], &b.tensors[&ids[1]]) <= tolerance;
+    let equal = |ids: &[Id; 2]| relative_difference(&a.tensors[&ids[0]], &b.tensors[&ids[1]]) <= tolerance;
     let outputs = [graphs[0].outputs[0], graphs[1].outputs[0]];
     // NaN is equal to nothing.
     let pair = inside.find(|ids| !equal(ids)).unwrap_or(outputs);
-    proof.first = Some(Search { graphs, records: [&records, &others], tolerance }.explain(pair)?);
+    proof.first = Some(Search::new(graphs, [&records, &others], tolerance).explain(pair));
     Ok(proof)
-}
-
-/// Returns the largest difference of two tensors, relative to the largest number of the first; NaN
-/// if a number of either is.
-pub fn relative(a: &Tensor, b: &Tensor) -> f64 {
-    let [a, b] = [a, b].map(|tensor| tensor.to_kind(Kind::Double));
-    if a.numel() == 0 {
-        return 0.;
-    }
-    let largest = a.abs().max().double_value(&[]).max(f64::MIN_POSITIVE);
-    (a - b).abs().max().double_value(&[]) / largest
 }
 
 /// A tensor that an operation reads which is not linear.
@@ -167,18 +156,27 @@ struct Search<'a> {
     /// Runs of both networks on two inputs.
     records: [&'a [Record; 2]; 2],
     tolerance: f64,
+    /// Node that makes each value, in each network.
+    producers: [Vec<Option<usize>>; 2],
+    /// Whether the constants of one network alone are 16-bit numbers.
+    rounded: bool,
 }
 
-impl Search<'_> {
+impl<'a> Search<'a> {
+    fn new(graphs: [&'a Graph; 2], records: [&'a [Record; 2]; 2], tolerance: f64) -> Search<'a> {
+        let producers = graphs.map(Graph::producers);
+        Search { graphs, records, tolerance, producers, rounded: cause::one_is_rounded(graphs) }
+    }
+
     /// Explains the difference of two tensors. Inside the linear parts that make them, there may be
     /// a pair whose difference is simpler: before a sum, or before a second convolution.
-    fn explain(&self, pair: [Id; 2]) -> Result<Difference> {
+    fn explain(&self, pair: [Id; 2]) -> Difference {
         let [first, _] = self.records;
-        let parts = [0, 1].map(|side| linear_part(self.graphs[side], &first[side], pair[side]));
+        let parts = [0, 1].map(|side| linear_part(self.graphs[side], &self.producers[side], &first[side], pair[side]));
         // Tensors that the other network has too are right.
         let equal = |a: &Id, b: &Id| {
             let (a, b) = (&first[0].tensors[a], &first[1].tensors[b]);
-            a.size() == b.size() && relative(a, b) <= self.tolerance
+            a.size() == b.size() && relative_difference(a, b) <= self.tolerance
         };
         let wrong = [
             parts[0].iter().copied().filter(|a| !parts[1].iter().any(|b| equal(a, b))).collect::<Vec<Id>>(),
@@ -186,43 +184,45 @@ impl Search<'_> {
         ];
         let mut fallback = (pair, self.cause(pair));
         if fallback.1.is_specific() {
-            return Ok(self.difference(fallback));
+            return self.difference(fallback);
         }
         let mut pairs: Vec<[Id; 2]> = wrong[1].iter().flat_map(|b| wrong[0].iter().map(|a| [*a, *b])).collect();
         // Results of the same operation come first.
-        let makers = [0, 1].map(|side| self.graphs[side].producers());
-        let operator = |side: usize, id: Id| Some(self.graphs[side].nodes[makers[side][id]?].operator());
+        let operator = |side: usize, id: Id| self.maker(side, id).map(Node::operator);
         pairs.sort_by_key(|[a, b]| operator(0, *a) != operator(1, *b));
         for pair in pairs {
             let found = (pair, self.cause(pair));
             if found.1.is_specific() {
-                return Ok(self.difference(found));
+                return self.difference(found);
             }
             if matches!(fallback.1, Cause::Unknown) && !matches!(found.1, Cause::Unknown) {
                 fallback = found;
             }
         }
-        Ok(self.difference(fallback))
+        self.difference(fallback)
     }
 
     fn cause(&self, pair: [Id; 2]) -> Cause {
         let tensors = self.records.map(|records| [0, 1].map(|side| records[side].tensors.get(&pair[side])));
         let [[Some(a), Some(b)], [Some(c), Some(d)]] = tensors else { return Cause::Unknown };
-        Causes { graphs: self.graphs, pair, first: [a, b], second: [c, d], tolerance: self.tolerance }.find()
+        let norms = || [0, 1].map(|side| cause::norms(self.graphs[side], &self.producers[side], pair[side]));
+        Causes { norms: &norms, first: [a, b], second: [c, d], tolerance: self.tolerance, rounded: self.rounded }.find()
+    }
+
+    /// Returns the node that makes a value.
+    fn maker(&self, side: usize, id: Id) -> Option<&Node> {
+        self.producers[side][id].map(|at| &self.graphs[side].nodes[at])
     }
 
     fn difference(&self, (pair, cause): ([Id; 2], Cause)) -> Difference {
         let tensors = [0, 1].map(|side| &self.records[0][side].tensors[&pair[side]]);
         let [a, b] = tensors;
-        let module = |side: usize| {
-            let made = self.graphs[side].nodes.iter().find(|node| node.outputs.contains(&pair[side]));
-            made.map(|node| node.module.clone()).unwrap_or_default()
-        };
+        let module = |side: usize| self.maker(side, pair[side]).map(|node| node.module.clone()).unwrap_or_default();
         let name = |side: usize| self.graphs[side].values[pair[side]].name.clone();
         Difference {
             names: [0, 1].map(name),
             modules: [0, 1].map(module),
-            error: relative(a, b),
+            error: relative_difference(a, b),
             position: position(a, b),
             cause,
         }
@@ -242,12 +242,11 @@ fn position(a: &Tensor, b: &Tensor) -> Vec<i64> {
 
 /// Returns the tensors from which a tensor is computed by linear operations, itself at the end, in
 /// the order in which they are made.
-fn linear_part(graph: &Graph, record: &Record, result: Id) -> Vec<Id> {
-    let producers = graph.producers();
-    let (mut open, mut found) = (vec![result], std::collections::BTreeSet::new());
+fn linear_part(graph: &Graph, producers: &[Option<usize>], record: &Record, result: Id) -> Vec<Id> {
+    let (mut open, mut found) = (vec![result], BTreeSet::new());
     while let Some(id) = open.pop() {
         let Some(at) = producers[id].filter(|at| found.insert((*at, id))) else { continue };
-        if let Some(linear) = Linear::of(graph, &producers, &graph.nodes[at]) {
+        if let Some(linear) = Linear::of(graph, producers, &graph.nodes[at]) {
             open.extend(linear.inputs());
         }
     }

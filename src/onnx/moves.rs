@@ -1,0 +1,232 @@
+//! Translation of the operators of ONNX that move numbers, or make them of shapes, and compute
+//! none.
+
+use super::node::Site;
+use super::tensors;
+use crate::graph::{Arg, scalar_type};
+use std::path::Path;
+use tch::Kind;
+
+/// Adds the calls that compute what the node computes. Returns none for a node that has no
+/// translation.
+pub fn translate(site: &mut Site) -> Option<()> {
+    match site.node.op_type.as_str() {
+        "Concat" => {
+            let args = vec![Arg::List(site.all()?), Arg::Int(site.int("axis", 1))];
+            site.out("aten::cat", "", args)
+        }
+        "Split" => split(site),
+        "Slice" => slice(site),
+        "Gather" => gather(site),
+        "Reshape" => reshape(site),
+        "Flatten" => {
+            let x = site.x(0)?;
+            match site.int("axis", 1) {
+                0 => site.out("aten::reshape", "", vec![x, Arg::integers(&[1, -1])]),
+                1 => site.out("aten::flatten", "using_ints", vec![x, Arg::Int(1), Arg::Int(-1)]),
+                _ => None,
+            }
+        }
+        "Transpose" => {
+            let order = site.ints("perm").unwrap_or_else(|| (0..site.rank(0)).rev().collect());
+            let args = vec![site.x(0)?, Arg::integers(&order)];
+            site.out("aten::permute", "", args)
+        }
+        "Squeeze" => match site.axes("axes", 1)? {
+            Some(axes) => {
+                let args = vec![site.x(0)?, Arg::integers(&axes)];
+                site.out("aten::squeeze", "dims", args)
+            }
+            None => {
+                let x = site.x(0)?;
+                site.out("aten::squeeze", "", vec![x])
+            }
+        },
+        "Unsqueeze" => {
+            let mut axes = site.axes("axes", 1)??;
+            axes.sort_unstable();
+            let (last, first) = axes.split_last()?;
+            if *last < 0 && !first.is_empty() || axes[0] < 0 && *last >= 0 {
+                return None;
+            }
+            let mut x = site.x(0)?;
+            for axis in first {
+                x = site.inner("aten::unsqueeze", "", vec![x, Arg::Int(*axis)])?;
+            }
+            site.out("aten::unsqueeze", "", vec![x, Arg::Int(*last)])
+        }
+        "Expand" => {
+            // Both shapes are broadcast, so the larger one may be that of the tensor.
+            let shape = site.list(1)?;
+            let ones = site.inner("aten::ones", "", vec![shape, Arg::None, Arg::None, Arg::None, Arg::None])?;
+            let x = site.x(0)?;
+            site.out("aten::mul", "Tensor", vec![x, ones])
+        }
+        "Tile" => {
+            let args = vec![site.x(0)?, site.list(1)?];
+            site.out("aten::repeat", "", args)
+        }
+        "Shape" => shape(site),
+        "ConstantOfShape" => {
+            let value = match site.node.attribute.first() {
+                Some(attribute) => Some(tensors::tensor(attribute.t.as_ref()?, Path::new(".")).ok()??),
+                None => None,
+            };
+            let whole = value.as_ref().is_some_and(|value| !value.is_floating_point());
+            let number = value.map_or(0., |value| value.double_value(&[0]));
+            let number = if whole { Arg::Int(number as i64) } else { Arg::Float(number) };
+            let args = vec![site.list(0)?, number, Arg::None, Arg::None, Arg::None, Arg::None];
+            site.out("aten::full", "", args)
+        }
+        "Range" => {
+            let [start, end, step] = [site.number(0)?, site.number(1)?, site.number(2)?].map(Arg::Float);
+            let whole = site.integers(0).is_some();
+            let kind = if whole { Arg::Int(scalar_type(Kind::Int64)) } else { Arg::Precision };
+            site.out("aten::arange", "start_step", vec![start, end, step, kind, Arg::None, Arg::None, Arg::None])
+        }
+        "Pad" => pad(site),
+        "Resize" | "Upsample" => resize(site),
+        "DepthToSpace" if site.text("mode", "DCR") == "CRD" => {
+            let args = vec![site.x(0)?, Arg::Int(site.int("blocksize", 1))];
+            site.out("aten::pixel_shuffle", "", args)
+        }
+        _ => None,
+    }
+}
+
+fn split(site: &mut Site) -> Option<()> {
+    let (x, axis, n) = (site.x(0)?, Arg::Int(site.int("axis", 0)), site.node.output.len() as i64);
+    match site.axes("split", 1)? {
+        Some(sizes) => site.parts("aten::split_with_sizes", "", vec![x, Arg::integers(&sizes), axis]),
+        None => site.parts("aten::chunk", "", vec![x, Arg::Int(n), axis]),
+    }
+}
+
+fn slice(site: &mut Site) -> Option<()> {
+    let (old, axes) = (site.has("starts"), site.axes("axes", 3)?);
+    let count = match (&axes, site.ints("starts"), site.shape(1)) {
+        (Some(axes), ..) => axes.len(),
+        (None, Some(starts), _) => starts.len(),
+        (None, None, shape) => usize::try_from((*shape?.first()?)?).ok().filter(|n| *n <= 8)?,
+    };
+    let axes = axes.unwrap_or_else(|| (0..count as i64).collect());
+    let steps = if site.maybe(4) == Arg::None { vec![1; count] } else { site.integers(4)? };
+    if axes.len() != count || steps.len() != count || steps.iter().any(|step| *step < 1) {
+        return None;
+    }
+    let mut x = site.x(0)?;
+    for at in 0..count {
+        let [start, end] = match old {
+            true => ["starts", "ends"].map(|name| site.ints(name).and_then(|list| list.get(at).copied().map(Arg::Int))),
+            false => [site.item(1, at), site.item(2, at)],
+        };
+        let args = vec![x, Arg::Int(axes[at]), start?, end?, Arg::Int(steps[at])];
+        if at + 1 == count {
+            return site.out("aten::slice", "Tensor", args);
+        }
+        x = site.inner("aten::slice", "Tensor", args)?;
+    }
+    site.out("aten::alias", "", vec![x])
+}
+
+fn gather(site: &mut Site) -> Option<()> {
+    let (x, axis, index) = (site.x(0)?, Arg::Int(site.int("axis", 0)), site.x(1)?);
+    let shape = site.shape(1)?;
+    match (shape.len(), site.integers(1)) {
+        (0, Some(index)) => site.out("aten::select", "int", vec![x, axis, Arg::Int(*index.first()?)]),
+        (1, values) if values.as_ref().is_none_or(|values| values.iter().all(|value| *value >= 0)) => {
+            site.out("aten::index_select", "", vec![x, axis, index])
+        }
+        _ => None,
+    }
+}
+
+fn reshape(site: &mut Site) -> Option<()> {
+    let x = site.x(0)?;
+    let shape = match site.integers(1) {
+        Some(shape) if site.int("allowzero", 0) == 0 && shape.contains(&0) => {
+            // 0 keeps the size of the input.
+            let size = |(axis, n): (usize, &i64)| match n {
+                0 => site.inner("aten::size", "int", vec![x.clone(), Arg::Int(axis as i64)]),
+                n => Some(Arg::Int(*n)),
+            };
+            Arg::List(shape.iter().enumerate().map(size).collect::<Option<Vec<Arg>>>()?)
+        }
+        _ => site.list(1)?,
+    };
+    site.out("aten::reshape", "", vec![x, shape])
+}
+
+fn shape(site: &mut Site) -> Option<()> {
+    let x = site.x(0)?;
+    if !site.has("start") && !site.has("end") {
+        return site.out("aten::_shape_as_tensor", "", vec![x]);
+    }
+    let all = site.inner("aten::_shape_as_tensor", "", vec![x])?;
+    let [start, end] = [site.int("start", 0), site.int("end", i64::MAX)].map(Arg::Int);
+    site.out("aten::slice", "Tensor", vec![all, Arg::Int(0), start, end, Arg::Int(1)])
+}
+
+fn pad(site: &mut Site) -> Option<()> {
+    let x = site.x(0)?;
+    let pads = site.axes("pads", 1)??;
+    if site.maybe(3) != Arg::None || pads.len() % 2 != 0 {
+        return None;
+    }
+    let (before, after) = pads.split_at(pads.len() / 2);
+    // PyTorch begins at the last axis, and leaves out those that are not padded.
+    let mut pairs: Vec<i64> = before.iter().zip(after).rev().flat_map(|(before, after)| [*before, *after]).collect();
+    while pairs.ends_with(&[0, 0]) && pairs.len() > 2 {
+        pairs.truncate(pairs.len() - 2);
+    }
+    let value = if site.maybe(2) == Arg::None { site.float("value", 0.) } else { site.number(2)? };
+    let mode = match site.text("mode", "constant") {
+        "constant" => return site.out("aten::constant_pad_nd", "", vec![x, Arg::integers(&pairs), Arg::Float(value)]),
+        "reflect" => "reflect",
+        "edge" => "replicate",
+        "wrap" => "circular",
+        _ => return None,
+    };
+    site.out("aten::pad", "", vec![x, Arg::integers(&pairs), Arg::Text(mode.into()), Arg::None])
+}
+
+fn resize(site: &mut Site) -> Option<()> {
+    let old = site.node.op_type == "Upsample" || site.opset < 11;
+    let transform = site.text("coordinate_transformation_mode", if old { "asymmetric" } else { "half_pixel" });
+    let nearest = site.text("nearest_mode", if old { "floor" } else { "round_prefer_floor" });
+    let (scales, sizes) = if old { (1, usize::MAX) } else { (2, 3) };
+    let outside = site.has("axes") || site.int("antialias", 0) != 0 || site.rank(0) != 4;
+    let (size, factors) = match (site.maybe(sizes), site.numbers(scales).filter(|numbers| numbers.len() == 4)) {
+        (Arg::None, Some(numbers)) if numbers[..2] == [1., 1.] => {
+            (Arg::None, Arg::List(numbers[2..].iter().map(|number| Arg::Float(*number)).collect()))
+        }
+        (Arg::Value(_), _) => (Arg::List(vec![site.item(sizes, 2)?, site.item(sizes, 3)?]), Arg::None),
+        _ => return None,
+    };
+    let whole =
+        matches!(&factors, Arg::List(factors) if factors.iter().all(|f| f.number().is_some_and(|f| f.fract() == 0.)));
+    let x = site.x(0).filter(|_| !outside)?;
+    let corners = match transform {
+        "align_corners" => true,
+        "half_pixel" | "pytorch_half_pixel" => false,
+        // For nearest neighbours alone.
+        "asymmetric" if site.text("mode", "nearest") == "nearest" => false,
+        _ => return None,
+    };
+    let corners = Arg::Bool(corners);
+    match (site.text("mode", "nearest"), transform, nearest) {
+        ("nearest", "asymmetric", "floor") => site.out("aten::upsample_nearest2d", "vec", vec![x, size, factors]),
+        // Enlarged by whole factors, all roundings agree.
+        ("nearest", "half_pixel" | "pytorch_half_pixel", _) if whole => {
+            site.out("aten::upsample_nearest2d", "vec", vec![x, size, factors])
+        }
+        ("nearest", "half_pixel", "round_prefer_floor" | "round_prefer_ceil") => {
+            site.out("aten::_upsample_nearest_exact2d", "vec", vec![x, size, factors])
+        }
+        ("linear", ..) => site.out("aten::upsample_bilinear2d", "vec", vec![x, size, corners, factors]),
+        ("cubic", ..) if site.float("cubic_coeff_a", -0.75) == -0.75 => {
+            site.out("aten::upsample_bicubic2d", "vec", vec![x, size, corners, factors])
+        }
+        _ => None,
+    }
+}
