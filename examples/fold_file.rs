@@ -17,14 +17,8 @@ fn untrained() -> Result<Model> {
     let keys = named("--config", "{data: {name: shapes}, net: {name: smallnet}, operator: {name: mdconv}}")?;
     let config = Config::new(&keys, "fold_file")?;
     let tensors = config.build(Form::Expanded, Device::Cpu)?.store.variables();
-    let about = About {
-        version: foldconv::train::version(),
-        form: Form::Expanded,
-        normalisation: Normalisation { mean: vec![0.; 3], std: vec![1.; 3] },
-        classes: Vec::new(),
-        config,
-        tuned: None,
-    };
+    let normalisation = Normalisation { mean: vec![0.; 3], std: vec![1.; 3] };
+    let about = About::new(Form::Expanded, config, normalisation, Vec::new());
     Ok(Model { about, tensors })
 }
 

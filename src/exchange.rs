@@ -1,8 +1,8 @@
 //! Networks in the files of other programs: which format a file has, and reading it.
 
+use crate::bad_request;
 use crate::graph::{Graph, pt2, torchscript};
 use crate::onnx::{self, Original};
-use crate::{bad_request, machine};
 use anyhow::Result;
 use std::path::Path;
 
@@ -64,8 +64,6 @@ pub fn graph(path: &Path, format: Format) -> Result<Graph> {
 }
 
 fn open(path: &Path, format: Format) -> Result<Network> {
-    // A file may ask for tensors of any size, when it is read or run.
-    machine::limit_memory();
     Ok(match format {
         Format::Exported => Network { graph: pt2::read(path)?, original: None },
         Format::TorchScript => Network { graph: torchscript::read(path)?, original: None },

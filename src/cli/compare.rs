@@ -1,8 +1,9 @@
 //! `foldconv compare MODEL`: comparison of a model's expanded and compact form.
 
+use super::Machine;
 use super::output::{json, print};
 use super::readings::{self, Tried};
-use super::{FromModel, Machine};
+use super::source::FromModel;
 use crate::bench::latency;
 use crate::data::batch::Batches;
 use crate::net::Form;

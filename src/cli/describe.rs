@@ -2,10 +2,13 @@
 //! options that a config file may contain.
 
 use super::output::{json, print};
+use super::source::model_of;
+use super::values::Shape;
 use crate::algebra::Geometry;
 use crate::config::{Config, Document, TrainConfig, Value};
 use crate::data::{Common, SourceConfig};
 use crate::error::suggest;
+use crate::exchange::Format;
 use crate::model::{About, Model};
 use crate::net::NetConfig;
 use crate::net::{CompactAlgorithms, Form, Site};
@@ -17,7 +20,6 @@ use crate::sweep::plan::prune::Prune;
 use crate::sweep::plan::section::SweepSection;
 use crate::text::{align_right, table, thousands, wrapped};
 use crate::trace::SiteTrace;
-use crate::train::checkpoint::load_model;
 use crate::tune::Tuned;
 use crate::{bad_request, note, say};
 use anyhow::Result;
@@ -29,13 +31,17 @@ use tch::{Device, nn};
 
 #[derive(Debug, Args)]
 pub struct Options {
-    /// YAML file of a trial or of a sweep (its base is described, without the axes), or a model
-    /// file
+    /// YAML file of a trial or of a sweep (its base is described, without the axes), a model file,
+    /// or a network of another program: .pt2, .onnx or .pt
     #[arg(required_unless_present = "lists")]
     target: Option<PathBuf>,
     /// Override a key of the YAML file, as train.epochs=3
     #[arg(long = "set", value_name = "KEY=VALUE", conflicts_with = "lists")]
     overrides: Vec<String>,
+    /// Shape of the input of a network of another program, such as 1x3x224x224 [default: that of
+    /// its file]
+    #[arg(long, value_name = "SHAPE", conflicts_with = "lists")]
+    input: Option<Shape>,
     #[command(flatten)]
     lists: Lists,
 }
@@ -169,14 +175,17 @@ pub fn run(options: &Options, as_json: bool) -> Result<()> {
         return catalogue(&parts, as_json);
     }
     let Some(target) = &options.target else { bad_request!("describe: give a file, or --operators") };
-    let description = if target.extension().is_some_and(|extension| extension == "safetensors") || Model::is_in(target)
-    {
+    let is_model = target.extension().is_some_and(|extension| extension == "safetensors") || Model::is_in(target);
+    let description = if is_model || Format::of(target).is_some() {
         if !options.overrides.is_empty() {
             bad_request!("--set: overrides the keys of a YAML file, and {} is a model", target.display());
         }
-        let About { form, config, tuned, .. } = load_model(target)?.about;
+        let About { form, config, tuned, .. } = model_of(target, options.input.as_ref())?.about;
         describe(Some(form), tuned, &config)?
     } else {
+        if options.input.is_some() {
+            bad_request!("--input: is for networks of other programs; {} is none", target.display());
+        }
         let document = Document::read(target, &options.overrides)?;
         let keys: Vec<&str> = document.sweep.keys().filter_map(Value::as_str).collect();
         if !keys.is_empty() {
@@ -298,7 +307,7 @@ fn parameters(site: &Site) -> (i64, i64) {
     let count = |build: &dyn Fn(&VariablePaths)| {
         let store = nn::VarStore::new(Device::Cpu);
         let root = store.root();
-        build(&VariablePaths { conv: &root / "conv", bn: Some(&root / "bn"), block: site.block });
+        build(&site.paths(&root));
         store.trainable_variables().iter().map(|variable| variable.numel() as i64).sum()
     };
     let expanded = count(&|place| drop(site.operator.expanded(place, site.geometry)));

@@ -1,8 +1,9 @@
 //! `foldconv eval MODEL`: top-1, top-5 and loss on the test split.
 
+use super::Machine;
 use super::output::json;
 use super::readings::{self, Tried};
-use super::{FromModel, Machine};
+use super::source::FromModel;
 use crate::data::batch::Batches;
 use crate::say;
 use crate::train::evaluate::evaluate;

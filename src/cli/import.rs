@@ -2,10 +2,10 @@
 
 use super::Machine;
 use super::output::json;
+use super::source::Pixels;
 use super::values::{form, number};
 use crate::config::{Config, Mapping, Value, anchor, data_section, named};
-use crate::data::augment::normalise::Normalisation;
-use crate::data::{DataConfig, SourceConfig};
+use crate::data::SourceConfig;
 use crate::error::printable;
 use crate::files;
 use crate::model::import::{ImportPlan, read_map, table};
@@ -46,13 +46,8 @@ pub struct Options {
     /// Folder that holds the data set [default: FOLDCONV_DATA]
     #[arg(long, value_name = "FOLDER")]
     root: Option<PathBuf>,
-    /// Mean of each channel in the model's normalisation, for pixels in [0, 1] [default: that
-    /// of the data set]
-    #[arg(long, value_name = "M,M,M", value_delimiter = ',', requires = "std", value_parser = number)]
-    mean: Vec<f64>,
-    /// Standard deviation of each channel in the model's normalisation, for pixels in [0, 1]
-    #[arg(long, value_name = "S,S,S", value_delimiter = ',', requires = "mean", value_parser = number)]
-    std: Vec<f64>,
+    #[command(flatten)]
+    pixels: Pixels,
     /// eps of the batch norms, which a state dict does not record [default: the value in a
     /// TorchScript file, else 1e-5]
     #[arg(long, value_name = "EPS", value_parser = number)]
@@ -93,10 +88,10 @@ pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
     let plan = ImportPlan::new(&config, &state, options.form)?;
     let (network, operator) = (config.net.name(), config.operator.name());
     options.accept(&plan.pairing, network)?;
-    let (normalisation, classes) = options.images(&config)?;
+    let (normalisation, classes) = options.pixels.images(&config)?;
     let kinds = plan.read(&checkpoint, &state)?;
     let (form, built, pairing) = (plan.form, &plan.built, &plan.pairing);
-    let about = About { version: env!("CARGO_PKG_VERSION").into(), form, config, normalisation, classes, tuned: None };
+    let about = About::new(form, config, normalisation, classes);
     Model { about, tensors: built.store.variables() }.save(&options.out)?;
     let read = pairing.pairs.len();
     if as_json {
@@ -222,38 +217,6 @@ impl Options {
         keys.insert("apply_to".into(), self.apply_to.iter().map(|site| Value::from(site.as_str())).collect());
         Config::new(&keys, "command line")
     }
-
-    /// Returns the normalisation of the model's images and the names of its classes. Loads the data
-    /// set if `--mean` and `--std` aren't given.
-    fn images(&self, config: &Config) -> Result<(Normalisation, Vec<String>)> {
-        let spec = config.data.spec();
-        if self.mean.is_empty() {
-            let dataset = config.data.load().map_err(|error| error.context("--mean and --std are not given"))?;
-            return Ok((Normalisation::for_images(&dataset.train)?, dataset.classes));
-        }
-        for (flag, values) in [("--mean", &self.mean), ("--std", &self.std)] {
-            if values.len() as i64 != spec.channels {
-                bad_request!("{flag}: {} numbers; give one for each of the {} channels", values.len(), spec.channels);
-            }
-        }
-        if let Some(bad) = self.std.iter().find(|std| !(std.is_finite() && **std > 0.)) {
-            bad_request!("--std: {bad}; give numbers above 0");
-        }
-        if let Some(bad) = self.mean.iter().find(|mean| !mean.is_finite()) {
-            bad_request!("--mean: {bad}; give finite numbers");
-        }
-        Ok((Normalisation { mean: self.mean.clone(), std: self.std.clone() }, class_names(&config.data)))
-    }
-}
-
-/// Returns the class names: those that the set knows, else those read from its folder if there is
-/// one, else numbers.
-fn class_names(data: &DataConfig) -> Vec<String> {
-    let read = || data.root().and_then(|_| Some(data.load().ok()?.classes));
-    data.source.recipe().class_names().or_else(read).unwrap_or_else(|| {
-        let numbers = 0..data.spec().classes;
-        numbers.map(|class| class.to_string()).collect()
-    })
 }
 
 /// Returns the number of classes in a file: the rows of its last matrix. None without a matrix.

@@ -14,16 +14,14 @@ mod output;
 mod prove;
 mod readings;
 mod report;
+mod source;
 mod sweep;
 mod train;
 mod values;
 mod worker;
 
 use crate::config::Document;
-use crate::data::dataset::{Dataset, Images};
-use crate::model::Model;
-use crate::train::checkpoint::load_model;
-use crate::{bad_request, config, device, note};
+use crate::{bad_request, device};
 use anyhow::Result;
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
@@ -111,58 +109,6 @@ impl FromConfig {
             overrides.push(format!("data.root={}", serde_json::to_string(&root.to_string_lossy())?));
         }
         Document::read(&self.config, &overrides)
-    }
-}
-
-/// A model file and the data to run it on.
-#[derive(Debug, Args)]
-struct FromModel {
-    /// Model file, as `train` writes it
-    model: PathBuf,
-    /// Data set to use instead of the model's own, as cifar10 or '{name: folder, size: 64}'
-    #[arg(long, value_name = "NAME|YAML")]
-    data: Option<String>,
-    /// Folder that holds the data set [default: the folder used in training, or FOLDCONV_DATA]
-    #[arg(long, value_name = "FOLDER")]
-    root: Option<PathBuf>,
-}
-
-impl FromModel {
-    /// Loads the model and sets the data in its config to `--data` and `--root`.
-    ///
-    /// # Errors
-    /// A [`crate::error::BadRequest`] if the data set has another number of classes than the model.
-    fn load(&self) -> Result<Model> {
-        let mut model = load_model(&self.model)?;
-        let about = &mut model.about;
-        let own = about.config.data.clone();
-        if let Some(text) = &self.data {
-            about.config.data = config::data_for(&own, text)?;
-        }
-        if let Some(root) = &self.root {
-            about.config.data.common.root = Some(root.clone());
-        }
-        let (classes, found) = (own.spec().classes, about.config.data.spec().classes);
-        if found != classes {
-            bad_request!("--data: the set has {found} classes, and the model was trained on {classes}");
-        }
-        Ok(model)
-    }
-
-    /// Loads the test split of the model's data set. Prints a note if its class names differ from
-    /// those that the model was trained on, unless either are mere numbers.
-    fn test(&self, model: &Model) -> Result<Images> {
-        let Dataset { test, classes, .. } = model.about.config.data.load()?;
-        let are_numbers = |names: &[String]| names.iter().all(|name| name.parse::<u32>().is_ok());
-        let known = &model.about.classes;
-        let differ = known.iter().zip(&classes).find(|(ours, theirs)| ours != theirs);
-        if let (Some((ours, theirs)), false) = (differ, are_numbers(known) || are_numbers(&classes)) {
-            note!(
-                "{}: its classes are other ones than those of the data (`{ours}` is `{theirs}` there): labels are compared by their numbers",
-                self.model.display()
-            );
-        }
-        Ok(test)
     }
 }
 

@@ -11,7 +11,7 @@ use crate::graph::{Graph, torchscript};
 use crate::model::Model;
 use crate::text::scientific;
 use crate::train::checkpoint::load_model;
-use crate::{bad_request, say};
+use crate::{bad_request, machine, say};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use std::path::{Path, PathBuf};
@@ -62,6 +62,8 @@ pub fn run(options: &Options, as_json: bool) -> Result<()> {
     if !(0. ..1.).contains(&options.tolerance) {
         bad_request!("--tolerance: {}; give a number from 0 to less than 1", options.tolerance);
     }
+    // A file may ask for tensors of any size, when it is read or run.
+    machine::limit_memory();
     let mut sides = [Side::read(paths[0])?, Side::read(paths[1])?];
     // A network that was exported for one batch takes no other.
     let given = options.input.as_ref().map(|shape| &shape.0);

@@ -1,7 +1,7 @@
 //! Reading of YAML files and `--set` into keys, before these are interpreted as a trial or a sweep.
 
 use super::schema::{self, Wrong};
-use super::{Config, NAMED, anchor, open};
+use super::{Config, NAMED, anchor, network, open};
 use crate::error::BadRequest;
 use crate::{bad_request, files, yaml};
 use anyhow::Result;
@@ -81,8 +81,8 @@ impl Document {
             overrides.iter().filter_map(|text| Some(text.split_once('=')?.0.into())).collect();
         give_way(&mut keys, overridden.iter().any(|key| key == "seeds"));
         set_all(&mut keys, overrides)?;
-        // A root that is still relative comes from `--set`, and refers to the current folder.
-        anchor_data(&mut keys, Path::new("."));
+        // A path that is still relative comes from `--set`, and refers to the current folder.
+        anchor_paths(&mut keys, Path::new("."));
         let (sweep, trial) =
             keys.into_iter().partition(|(key, _)| key.as_str().is_some_and(|key| SWEEP_KEYS.contains(&key)));
         Ok(Document { trial, sweep, origin, sources, overridden })
@@ -203,7 +203,7 @@ fn read_mapping(path: &Path) -> Result<(Source, Mapping)> {
             // The folder of a pipe (such as /dev/fd) is not one of the user's, so relative paths
             // refer to the current folder.
             let folder = path.parent().filter(|_| files::plain_file(path).is_ok()).unwrap_or(Path::new("."));
-            anchor_data(&mut mapping, folder);
+            anchor_paths(&mut mapping, folder);
             Ok((Source { name, text }, mapping))
         }
         Ok(_) => bad_request!("{name}: holds no `key: value` pairs"),
@@ -211,11 +211,38 @@ fn read_mapping(path: &Path) -> Result<(Source, Mapping)> {
     }
 }
 
-/// Makes a relative `data.root` absolute, taking it as relative to `folder`.
-fn anchor_data(keys: &mut Mapping, folder: &Path) {
-    if let Some(Value::Mapping(data)) = keys.get_mut("data") {
-        anchor(data, folder);
+/// Makes a relative `data.root` and `net.file` absolute, also those of a sweep's points, taking
+/// them as relative to `folder`; and writes down the content of a network's file, so that a sweep
+/// that was started does not need it to be reported.
+fn anchor_paths(keys: &mut Mapping, folder: &Path) {
+    for section in ["data", "net"] {
+        if let Some(Value::Mapping(options)) = keys.get_mut(section) {
+            anchor(options, folder);
+            network::pin(options);
+        }
     }
+    for of in ["axes", "vary"] {
+        let Some(Value::Mapping(axes)) = keys.get_mut(of) else { continue };
+        for (axis, points) in axes.iter_mut() {
+            let points = points.as_sequence_mut().into_iter().flatten();
+            match axis.as_str() {
+                Some("net" | "data") => points.filter_map(Value::as_mapping_mut).for_each(|options| {
+                    anchor(options, folder);
+                    network::pin(options);
+                }),
+                Some(key @ ("net.file" | "data.root")) => points.for_each(|path| anchor_point(key, path, folder)),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Makes the path of a point of the axis `key` absolute.
+fn anchor_point(key: &str, path: &mut Value, folder: &Path) {
+    let key = key.rsplit('.').next().unwrap_or_default();
+    let mut options = Mapping::from_iter([(Value::from(key), std::mem::take(path))]);
+    anchor(&mut options, folder);
+    *path = options.remove(key).unwrap_or_default();
 }
 
 /// Applies `key.key=value` overrides.

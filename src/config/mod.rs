@@ -7,6 +7,7 @@
 //! module and [`mod@yaml`] parse YAML that users write.
 
 mod document;
+pub mod network;
 mod placement;
 pub mod schema;
 mod train;
@@ -19,7 +20,7 @@ use crate::error::{BadRequest, suggest};
 use crate::net::InputSpec;
 use crate::net::{Builder, CompactAlgorithms, Form, Site, SiteSelector};
 use crate::net::{Built, NetConfig};
-use crate::op::layers;
+use crate::op::layers::{self, BnOptions};
 use crate::op::{AttentionConfig, ClassifierConfig, OperatorConfig, Resolved};
 use crate::registry;
 use crate::{bad_request, yaml};
@@ -31,7 +32,7 @@ use serde::{Deserialize, Serialize};
 pub use serde_yaml::{Mapping, Value};
 use sha2::{Digest, Sha256};
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use tch::Device;
 
@@ -103,19 +104,49 @@ impl Config {
         for (section, check) in checks {
             check.map_err(|reason| Wrong::in_section(section, &reason))?;
         }
-        match config.bn_eps > 0. && config.bn_eps <= 1. {
-            true => Ok(config),
-            false => Err(Wrong::new(&format!("bn_eps: {}; give a number above 0 and at most 1", config.bn_eps))),
+        if !(config.bn_eps > 0. && config.bn_eps <= 1.) {
+            return Err(Wrong::new(&format!("bn_eps: {}; give a number above 0 and at most 1", config.bn_eps)));
         }
+        config.hashed()
+    }
+
+    /// Fills in the hash of a network's file.
+    fn hashed(mut self) -> Result<Config, Wrong> {
+        let NetConfig::Graph(net) = &mut self.net else { return Ok(self) };
+        if self.bn_eps != layers::BN_EPS {
+            return Err(Wrong::new("bn_eps: the file of the network says it for each batch norm; leave it out"));
+        }
+        if net.sha256.is_none() {
+            let hash = network::sha256(&net.file);
+            net.sha256 = Some(hash.map_err(|error| Wrong::in_section("net", &format!("file: {error:#}")))?);
+        }
+        Ok(self)
+    }
+
+    /// Returns the config with the layout of the network, if a file describes that.
+    ///
+    /// # Errors
+    /// Those of [`network::layout`].
+    pub fn with_layout(&self) -> Result<Config> {
+        let mut config = self.clone();
+        if let NetConfig::Graph(net) = &mut config.net
+            && net.layout.is_none()
+        {
+            net.layout = network::layout(net, self.data.spec())?;
+        }
+        Ok(config)
     }
 
     /// Returns the name of the trial: a hash of everything that its result depends on. The hash
-    /// leaves out the folder of the data (`data.root`), the form that is evaluated after each epoch
-    /// (`train.eval_form`; both forms are evaluated at the end), and whether steps are recorded as
-    /// CUDA graphs (`train.graphs`).
+    /// leaves out the folder of the data (`data.root`) and of a network's file, of which the
+    /// content counts, the form that is evaluated after each epoch (`train.eval_form`; both forms
+    /// are evaluated at the end), and whether steps are recorded as CUDA graphs (`train.graphs`).
     pub fn hash(&self) -> String {
         let mut identity = self.clone();
         identity.data.common.root = None;
+        if let NetConfig::Graph(net) = &mut identity.net {
+            net.file = PathBuf::new();
+        }
         identity.train.eval_form = EvalForm::default();
         identity.train.graphs = Graphs::default();
         let text = with_former_names(serde_json::to_value(&identity).unwrap_or_default()).to_string();
@@ -149,8 +180,9 @@ impl Config {
     pub fn build_with(&self, form: Form, plan: &CompactAlgorithms, device: Device) -> Result<Built> {
         let (apply_to, attention, classifier) = (&*self.apply_to, self.attention.as_ref(), &self.classifier);
         let builder = Builder { apply_to, attention, classifier, plan, ..Builder::new(&self.operator, form) };
-        let build = || Built::new(&self.net, &builder, self.data.spec(), device);
-        let built = layers::with_bn_eps(self.bn_eps, build)?;
+        let net = self.with_layout()?.net;
+        let build = || Built::new(&net, &builder, self.data.spec(), device);
+        let built = layers::with_bn(BnOptions { eps: self.bn_eps, ..BnOptions::DEFAULT }, build)?;
         self.check_sites(&built.network.sites())?;
         Ok(built)
     }
@@ -158,6 +190,10 @@ impl Config {
     /// Checks that each word of `apply_to` is a kind or the name of a site, and that the operator
     /// stands on at least one site if `apply_to` chooses none.
     fn check_sites(&self, sites: &[&Site]) -> Result<()> {
+        // The sites of a folded network of a file are those that could not be folded.
+        if self.net.graph().and_then(|net| net.layout.0.as_ref()).is_some_and(|layout| layout.folded) {
+            return Ok(());
+        }
         for wanted in self.apply_to.iter().map(|word| SiteSelector::read(word).sites) {
             if !SiteSelector::general().any(|kind| kind == wanted) && !sites.iter().any(|site| site.name == *wanted) {
                 let hint = suggest(wanted, SiteSelector::general());
@@ -297,13 +333,15 @@ pub fn data_for(own: &DataConfig, text: &str) -> Result<DataConfig> {
     checked_data(keys).map_err(|wrong| BadRequest(format!("--data {text}: {wrong}")).into())
 }
 
-/// Makes a relative `root` of a section `data` absolute, taking it as relative to `folder`, so that
-/// the root stays valid when the program is run from another folder.
-pub(crate) fn anchor(data: &mut Mapping, folder: &Path) {
-    if let Some(Value::String(root)) = data.get_mut("root")
-        && let Ok(absolute) = std::path::absolute(folder.join(&*root))
-    {
-        *root = absolute.to_string_lossy().into_owned();
+/// Makes a relative `root` of a section `data`, or `file` of a section `net`, absolute, taking it
+/// as relative to `folder`, so that it stays valid when the program is run from another folder.
+pub(crate) fn anchor(section: &mut Mapping, folder: &Path) {
+    for key in ["root", "file"] {
+        if let Some(Value::String(path)) = section.get_mut(key)
+            && let Ok(absolute) = std::path::absolute(folder.join(&*path))
+        {
+            *path = absolute.to_string_lossy().into_owned();
+        }
     }
 }
 

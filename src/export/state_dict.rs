@@ -4,6 +4,7 @@ use crate::bad_request;
 use crate::model::Model;
 use crate::net::Built;
 use crate::net::{Form, Site};
+use crate::op::contract::operator::After;
 use anyhow::Result;
 use clap::ValueEnum;
 use std::collections::BTreeMap;
@@ -33,6 +34,11 @@ pub fn dict(model: &Model, bn: Bn) -> Result<BTreeMap<String, Tensor>> {
                 "--bn identity: the model is in expanded form and has its batch norms; fold it first, or leave --bn out"
             );
         }
+        if model.about.config.net.graph().is_some() {
+            bad_request!(
+                "--bn identity: is for the networks of foldconv; the folded regions of a file have no batch norms"
+            );
+        }
         identities(&built, model.about.config.bn_eps, &mut all)?;
     }
     count(&mut all);
@@ -59,13 +65,14 @@ fn count(all: &mut BTreeMap<String, Tensor>) {
 /// Moves the bias of each site into a batch norm that is otherwise the identity.
 fn identities(built: &Built, eps: f64, all: &mut BTreeMap<String, Tensor>) -> Result<()> {
     for site in built.network.sites() {
-        let Site { name, bn, operator, .. } = site;
+        let Site { name, after, operator, .. } = site;
         if site.kernel().is_none() {
             bad_request!(
                 "--bn identity: {name} ({}) is not one kernel, so no plain model loads it; use --bn fused",
                 operator.name()
             );
         }
+        let After::Norm(bn) = after else { continue };
         let Some(bias) = all.remove(&format!("{name}.bias")) else { continue };
         let ones = bias.ones_like();
         // The variance is 1 - eps, so that (x - 0) / sqrt(var + eps) = x.

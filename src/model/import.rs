@@ -5,6 +5,7 @@ use crate::error::printable;
 use crate::net::Built;
 use crate::net::{Form, Network};
 use crate::op::contract::naming::ATTENTION;
+use crate::op::contract::operator::After;
 use crate::weights::pairing::{Aliases, Pairing, Problem, Theirs, Wrong};
 use crate::weights::pytorch::{Buffer, Checkpoint, Stored};
 use crate::weights::state_dict::{NameMap, StateDict};
@@ -134,7 +135,8 @@ pub fn table(pairing: &Pairing) -> String {
 fn take_biases(pairing: &mut Pairing, theirs: &[Theirs], network: &dyn Network) -> Vec<(String, usize)> {
     let mut biases = Vec::new();
     for site in network.sites() {
-        let (bias, mean) = (format!("{}.bias", site.name), format!("{}.running_mean", site.bn));
+        let After::Norm(bn) = &site.after else { continue };
+        let (bias, mean) = (format!("{}.bias", site.name), format!("{bn}.running_mean"));
         let is_bias = |tensor: &Theirs| {
             tensor.name == bias && tensor.unfit.is_none() && tensor.size == [site.geometry.out_channels]
         };

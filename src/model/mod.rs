@@ -9,7 +9,8 @@ use crate::config::Config;
 use crate::data::augment::normalise::Normalisation;
 use crate::finite;
 use crate::fold;
-use crate::net::Built;
+use crate::net::graph::Layout;
+use crate::net::{Built, NetConfig};
 use crate::net::{CompactAlgorithms, Form};
 use crate::tune::Tuned;
 use crate::weights::tensors;
@@ -19,6 +20,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
+use std::sync::{Arc, PoisonError};
 use tch::{Device, Tensor};
 
 /// A network as stored in a model file.
@@ -50,6 +52,26 @@ pub struct About {
     /// its kernels per sample.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tuned: Option<Tuned>,
+    /// The layout of a network that a file of another program describes, so that the model does not
+    /// need that file.
+    #[serde(default, skip_serializing_if = "Layout::is_none")]
+    pub layout: Layout,
+}
+
+impl About {
+    /// Describes a network; `config` has the layout that its network needs.
+    pub fn new(form: Form, config: Config, normalisation: Normalisation, classes: Vec<String>) -> About {
+        let layout = config.net.graph().map(|net| net.layout.clone()).unwrap_or_default();
+        About { version: env!("CARGO_PKG_VERSION").into(), form, config, normalisation, classes, tuned: None, layout }
+    }
+
+    /// Gives the config the layout of the network.
+    pub fn settled(mut self) -> About {
+        if let NetConfig::Graph(net) = &mut self.config.net {
+            net.layout = self.layout.clone();
+        }
+        self
+    }
 }
 
 impl Model {
@@ -72,7 +94,7 @@ impl Model {
     /// are not finite.
     pub fn load(path: &Path) -> Result<Model> {
         let (about, tensors): (About, HashMap<String, Tensor>) = tensors::read(path)?;
-        Model { about, tensors }.expect_finite(path)
+        Model { about: about.settled(), tensors }.expect_finite(path)
     }
 
     /// Checks that all numbers are finite; `path` is the file that they come from.
@@ -110,7 +132,23 @@ impl Model {
         let expanded = self.build(Device::Cpu)?;
         let compact = self.about.config.build(Form::Compact, Device::Cpu)?;
         fold::fold_into(&expanded, &compact)??;
-        let about = About { form: Form::Compact, ..self.about.clone() };
-        Ok(Model { about, tensors: compact.store.variables() })
+        Model::compact(&self.about, &compact)
+    }
+
+    /// Returns the model of a network that is folded site by site. Of a network that a file
+    /// describes, the linear regions around its sites are folded too.
+    pub fn compact(about: &About, compact: &Built) -> Result<Model> {
+        let mut about = About { form: Form::Compact, ..about.clone() };
+        let spec = about.config.data.spec();
+        let Some(folded) = compact.network.fold_regions(&compact.store, spec)? else {
+            return Ok(Model { about, tensors: compact.store.variables() });
+        };
+        let tensors = std::mem::take(&mut *folded.weights.lock().unwrap_or_else(PoisonError::into_inner));
+        let tensors: HashMap<String, Tensor> = tensors.into_iter().collect();
+        about.layout = Layout(Some(Arc::new(folded)));
+        let about = about.settled();
+        let built = about.config.build(Form::Compact, Device::Cpu)?;
+        fold::assign(&built.store, &tensors)?;
+        Ok(Model { about, tensors: built.store.variables() })
     }
 }

@@ -114,6 +114,10 @@ fn facts(config: &Config) -> Vec<(String, Value)> {
     ];
     for (section, entries) in sections {
         let name = keys.get(section).and_then(|options| options.get("name")).and_then(Value::as_str);
+        // The file of a network says what its weights mean.
+        if section == "net" && config.net.graph().is_some() {
+            continue;
+        }
         let Some(entry) = entries.iter().find(|entry| Some(&*entry.name) == name) else { continue };
         for option in &entry.options {
             let key = format!("{section}.{}", option.key);
@@ -136,5 +140,9 @@ fn keys_of(config: &Config) -> Mapping {
 fn with(config: &Config, key: &str, value: Value) -> Option<Config> {
     let mut keys = keys_of(config);
     config::set(&mut keys, key, value).ok()?;
-    Config::new(&keys, "").ok()
+    let mut changed = Config::new(&keys, "").ok()?;
+    if let (NetConfig::Graph(net), Some(own)) = (&mut changed.net, config.net.graph()) {
+        net.layout = own.layout.clone();
+    }
+    Some(changed)
 }

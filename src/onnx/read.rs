@@ -99,7 +99,7 @@ impl Reader<'_> {
         for proto in &graph.initializer {
             let name = &proto.name;
             match tensors::tensor(proto, self.folder).with_context(|| format!("the tensor {name:.200}"))? {
-                Some(tensor) => self.constant(name, tensor)?,
+                Some(tensor) => self.constant(name, tensor, None)?,
                 // A type that libtorch does not have, such as 4 bits.
                 None => self.builder.opaque("Initializer", "", vec![], &[name.as_str()])?,
             }
@@ -113,8 +113,9 @@ impl Reader<'_> {
         Ok(())
     }
 
-    fn constant(&mut self, name: &str, tensor: tch::Tensor) -> Result<()> {
-        let info = Info { name: name.into(), tensor: Some(tensor), ..Info::default() };
+    /// Adds a constant. The file does not tell parameters from buffers.
+    fn constant(&mut self, name: &str, tensor: tch::Tensor, trained: Option<bool>) -> Result<()> {
+        let info = Info { name: name.into(), tensor: Some(tensor), trained, ..Info::default() };
         self.builder.define(name, info).map(drop)
     }
 
@@ -124,7 +125,7 @@ impl Reader<'_> {
         }
         let constant = constant(node).map(|tensor| tensors::tensor(&tensor, self.folder)).transpose()?;
         if let (Some(Some(tensor)), [name]) = (constant, &node.output[..]) {
-            return self.constant(name, tensor);
+            return self.constant(name, tensor, Some(false));
         }
         let before = self.builder.graph.nodes.len();
         let mut site = Site::new(&mut self.builder, node, &self.shapes, self.opset);

@@ -6,7 +6,6 @@ use crate::net::Built;
 use crate::net::InputSpec;
 use crate::net::Site;
 use crate::op::contract::algorithm::TrainAlgorithm;
-use crate::op::contract::operator::VariablePaths;
 use crate::precision::Precision;
 use crate::timing::{self, clock, synchronize};
 use crate::tune::{self, channels_last};
@@ -64,7 +63,7 @@ fn fastest(network: &Built, spec: InputSpec, batch: i64) -> TrainAlgorithms {
 fn time(site: &Site, input: &[i64], device: Device) -> TrainAlgorithm {
     let store = nn::VarStore::new(device);
     let root = store.root();
-    let place = VariablePaths { conv: &root / "conv", bn: Some(&root / "bn"), block: site.block };
+    let place = site.paths(&root);
     let operator = site.operator.expanded(&place, site.geometry);
     let x = channels_last(input, device).set_requires_grad(true);
     let variables = store.trainable_variables();

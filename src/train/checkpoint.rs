@@ -140,7 +140,8 @@ pub fn load(folder: &Path, network: &Built, sgd: &mut Sgd, losses: &mut Tensor) 
 pub fn load_model(path: &Path) -> Result<Model> {
     let (document, mut tensors): (serde_json::Value, _) = tensors::read(path)?;
     if document.get("epoch").is_none() {
-        return Model { about: tensors::meant(path, document)?, tensors }.expect_finite(path);
+        let about: About = tensors::meant(path, document)?;
+        return Model { about: about.settled(), tensors }.expect_finite(path);
     }
     let Progress { epoch, step, about, .. } = tensors::meant(path, document)?;
     let Some(about) = about else {
@@ -150,7 +151,7 @@ pub fn load_model(path: &Path) -> Result<Model> {
     let (epochs, steps) =
         (about.config.train.epochs, if step > 0 { format!(" and {step} steps") } else { String::new() });
     note!("{}: the weights after epoch {epoch} of {epochs}{steps}", path.display());
-    Model { about, tensors }.expect_finite(path)
+    Model { about: about.settled(), tensors }.expect_finite(path)
 }
 
 /// Deletes the checkpoint before the last, which a finished trial does not need.

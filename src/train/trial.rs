@@ -90,7 +90,7 @@ impl Trial {
     /// # Errors
     /// If the data can't be read or the checkpoint is of another trial, and I/O errors.
     pub fn open(config: &Config, folder: &Path, device: Device, stop: Arc<AtomicBool>) -> Result<Trial> {
-        let hash = config.hash();
+        let (hash, config) = (config.hash(), &config.with_layout()?);
         let mut trainer = Trainer::new(config, config.data.load()?, device)?;
         let about = format!("# foldconv {}, trial {hash}\n", version());
         files::write_atomic(&folder.join("config.yaml"), (about + &config.to_yaml()).as_bytes())?;
@@ -290,14 +290,9 @@ impl Trial {
 
     /// Description of a network in a model file.
     fn about(&self) -> About {
-        About {
-            tuned: None,
-            version: version(),
-            form: Form::Expanded,
-            config: self.trainer.config.clone(),
-            normalisation: self.trainer.normalisation.clone(),
-            classes: self.trainer.classes.clone(),
-        }
+        let Trainer { config, normalisation, classes, .. } = &self.trainer;
+        let about = About::new(Form::Expanded, config.clone(), normalisation.clone(), classes.clone());
+        About { version: version(), ..about }
     }
 
     /// Returns the network in its current state as a model.
@@ -342,13 +337,15 @@ impl Trial {
             let expanded = evaluate::evaluate(network, test)?.with_cost(network, spec);
             return Ok((expanded, None, FoldResult::Refused { refused: refused.to_string() }));
         }
+        let model = Model::compact(&self.about(), &self.compact)?;
         if let Some(name) = name {
-            let about = About { form: Form::Compact, ..self.about() };
-            let model = Model { about, tensors: self.compact.store.variables() };
             model.save(&self.folder.join(name))?;
         }
-        let both = evaluate::compare(network, &self.compact, test)?;
-        let compact = both.compact.with_cost(&self.compact, spec);
+        // Of a network that a file describes, more is folded than its sites.
+        let joined = model.about.config.net.graph().map(|_| model.build(network.store.device())).transpose()?;
+        let compact = joined.as_ref().unwrap_or(&self.compact);
+        let both = evaluate::compare(network, compact, test)?;
+        let compact = both.compact.with_cost(compact, spec);
         Ok((both.expanded.with_cost(network, spec), Some(compact), both.agreement.into()))
     }
 

@@ -73,3 +73,78 @@ fn what_can_not_be_is_one_line() {
     }
     assert!(error(&run(["fold", &fixture, "-o", &file("a.txt")]), 2).contains("give a name that ends in"));
 }
+
+/// The JSON documents of `eval` and `compare` without what a run measures.
+fn without_times(mut document: Value) -> Value {
+    for form in ["expanded", "compact"] {
+        if let Some(of) = document[form].as_object_mut() {
+            of.retain(|key, _| !key.starts_with("latency"));
+        }
+    }
+    document
+}
+
+/// The commands that take a model file take the file of another program, and say the same of it.
+#[test]
+fn a_network_of_another_program_is_used_like_a_model_file() {
+    let data = "{name: shapes, train: 256, test: 100}";
+    let (_guard, root) = folder(&[("a.yaml", TINY.as_bytes())]);
+    let at = |name: &str| arg(&root.join(name));
+    stdout(&run(["train", &at("a.yaml"), "--out", &at("own"), "--set", "operator=plain", "--set", "train.epochs=1"]));
+    let (model, script) = (at("own/model.safetensors"), at("a.pt"));
+    stdout(&run(["export", &model, "--format", "torchscript", "-o", &script]));
+    assert_eq!(json(&["eval", &script, "--data", data]), json(&["eval", &model]));
+    let [found, own] = [vec!["compare", &script, "--data", data], vec!["compare", &model]].map(|args| json(&args));
+    let (found, own) = (without_times(found), without_times(own));
+    for form in ["expanded", "compact"] {
+        for key in ["top1", "parameters", "macs"] {
+            assert_eq!(found[form][key], own[form][key], "{form} {key}");
+        }
+    }
+    assert!(found["fold"]["relative_difference"].as_f64().unwrap() < 1e-5);
+    let described = json(&["describe", &script, "--input", "1x3x32x32"]);
+    let count = |of: &Value| of["sites"].as_array().unwrap().len();
+    assert_eq!(count(&described), count(&json(&["describe", &model])));
+    stdout(&run(["export", &script, "--format", "onnx", "-o", &at("a.onnx"), "--input", "1x3x32x32"]));
+    assert!(stdout(&run(["prove", &at("a.onnx"), &model])).starts_with("the same function:"));
+    for (args, said) in [
+        (vec!["eval", &script], "does not say its data set; give --data"),
+        (vec!["eval", &script, "--data", "cifar100", "--mean", "0,0,0", "--std", "1,1,1"], "the set has 100 classes"),
+        (vec!["eval", &model, "--mean", "0,0,0", "--std", "1,1,1"], "has its own"),
+        (vec!["describe", &model, "--input", "1x3x32x32"], "is a model file"),
+        (vec!["describe", &script], "leaves the shape of its input open; give --input"),
+        (vec!["export", &script, "--format", "onnx", "-o", &at("b.onnx"), "--input", "1x3x32x31"], "square images"),
+    ] {
+        let line = error(&run(&args), 2);
+        assert!(line.contains(said), "{args:?}: {line}");
+    }
+}
+
+/// A sweep over operators on the sites of a file, which lies beside its config.
+#[test]
+fn a_sweep_trains_operators_on_the_network_of_a_file() {
+    let sweep = "data: {name: shapes, train: 256, test: 100}
+net: {name: graph, file: a.pt, init: scratch}
+apply_to: [pointwise]
+train: {epochs: 1, batch: 64, algorithm: moments}
+axes: {operator: [plain, maconv, mdconv]}
+";
+    let (_guard, root) = folder(&[("a.yaml", TINY.as_bytes()), ("sweep.yaml", sweep.as_bytes())]);
+    let at = |name: &str| arg(&root.join(name));
+    stdout(&run(["train", &at("a.yaml"), "--out", &at("own"), "--set", "operator=plain", "--set", "train.epochs=1"]));
+    stdout(&run(["export", &at("own/model.safetensors"), "--format", "torchscript", "-o", &at("a.pt")]));
+    stdout(&run(["sweep", &at("sweep.yaml"), "--out", &at("runs")]));
+    let trials: Vec<PathBuf> =
+        std::fs::read_dir(root.join("runs/trials")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(trials.len(), 3);
+    std::fs::remove_file(root.join("a.pt")).unwrap();
+    for trial in &trials {
+        let result: Value = serde_json::from_slice(&std::fs::read(trial.join("result.json")).unwrap()).unwrap();
+        assert_eq!(result["fold"]["agreement"], 100., "{result}");
+        // Its models need the file no longer, and neither does the report.
+        for form in ["model", "compact"] {
+            stdout(&run(["eval", &arg(&trial.join(format!("{form}.safetensors")))]));
+        }
+    }
+    stdout(&run(["report", &at("runs")]));
+}

@@ -6,6 +6,7 @@ pub mod disk;
 pub mod draw;
 pub mod network;
 pub mod peer;
+pub mod steps;
 pub mod sweep;
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 pub mod trace;

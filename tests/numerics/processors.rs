@@ -9,6 +9,7 @@ use crate::common::network::{operator, try_network_on};
 use foldconv::net::{Form, Network, Site};
 use foldconv::op::OperatorConfig;
 use foldconv::op::contract::algorithm::TrainAlgorithm;
+use foldconv::op::contract::operator::After;
 use foldconv::trace;
 use std::collections::{HashMap, HashSet};
 use std::process::{Command, Stdio};
@@ -161,7 +162,8 @@ fn gradients(
     x: &Tensor,
     probe: &Tensor,
 ) -> Vec<(String, Tensor)> {
-    let own = |name: &str| [&site.name, &site.bn].into_iter().any(|path| name.starts_with(&format!("{path}.")));
+    let After::Norm(bn) = &site.after else { panic!("{} has no batch norm", site.name) };
+    let own = |name: &str| [&site.name, bn].into_iter().any(|path| name.starts_with(&format!("{path}.")));
     let mut inputs: Vec<(String, Tensor)> = store.variables().into_iter().filter(|(name, _)| own(name)).collect();
     tch::no_grad(|| inputs.iter_mut().for_each(|(name, variable)| variable.copy_(&before[name])));
     inputs.retain(|(_, variable)| variable.requires_grad());

@@ -59,7 +59,7 @@ impl Expanded {
         let root = store.root();
         let block = config.shares().then_some(geometry.in_channels);
         let shared = block.and_then(|channels| config.shared(&(&root / "block"), channels));
-        let place = VariablePaths { conv: &root / "conv", bn: Some(&root / "bn"), block };
+        let place = VariablePaths { block, ..VariablePaths::new(&root / "conv", Some(&root / "bn")) };
         let operator = config.expanded(&place, geometry);
         store.double();
         // Running statistics and affine values as training leaves them: none is 0 or 1.
@@ -91,7 +91,7 @@ impl Expanded {
 fn loaded(config: &Resolved<OperatorConfig>, geometry: Geometry, folded: &Compact) -> Compact {
     let mut store = nn::VarStore::new(Device::Cpu);
     let block = config.shares().then_some(geometry.in_channels);
-    let compact = config.compact(&VariablePaths { conv: store.root(), bn: None, block }, geometry);
+    let compact = config.compact(&VariablePaths { block, ..VariablePaths::new(store.root(), None) }, geometry);
     store.double();
     let tensors: HashMap<String, Tensor> = folded.tensors().into_iter().collect();
     assert_eq!(tensors.len(), store.variables().len());

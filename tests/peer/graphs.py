@@ -1,5 +1,6 @@
 """graphs.py make FOLDER SIZE FORMATS NAME...: exports networks as NAME.pt2, NAME.onnx (by the exporter that traces), NAME.dynamo.onnx (by the newer
 one), NAME.pt (traced) and NAME.script.pt, as FORMATS (comma-separated) says, with an input NAME.x, its output NAME.y, and counts.
+graphs.py train FOLDER SIZE FORMATS NAME...: exports networks as `make` does, in evaluation; then trains each in float64 and prints its losses.
 graphs.py run FOLDER FILE...: runs each file, NAME.….onnx or NAME.….pt, and prints its largest relative difference from the output; ONNX files are
 checked."""
 
@@ -13,6 +14,11 @@ import torch
 import torchvision
 
 
+# Steps of training whose losses are compared.
+STEPS = 3
+
+
+@torch.no_grad()
 def settle(model):
     """Gives batch norms running statistics and affine values of sane size, so that outputs neither vanish nor blow up."""
     generator = torch.Generator().manual_seed(0)
@@ -86,6 +92,33 @@ def make(folder, size, formats, names):
     print("\n" + json.dumps(facts))
 
 
+def batch(step, size, classes):
+    """The images and labels of a step; tests/common/steps.rs has the same."""
+    number = lambda count: torch.arange(count, dtype=torch.float64) + step % 2 * 7919
+    x = (number(4 * 3 * size * size) * 12.9898).sin().reshape(4, 3, size, size) * 2.0
+    return x, (number(4) * 3.7).long() % classes
+
+
+def train(folder, size, formats, names):
+    make(folder, size, formats, names)
+    losses = {}
+    for name in names:
+        torch.manual_seed(0)
+        model = build(name)
+        settle(model)
+        model = model.double().train()
+        sgd = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+        losses[name] = []
+        for step in range(STEPS):
+            x, labels = batch(step, size, 1000)
+            loss = torch.nn.functional.cross_entropy(model(x), labels)
+            sgd.zero_grad()
+            loss.backward()
+            sgd.step()
+            losses[name].append(loss.item())
+    print("\n" + json.dumps(losses))
+
+
 def run(folder, files):
     errors = {}
     for file in files:
@@ -109,12 +142,12 @@ def run(folder, files):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     mode, folder = sys.argv[1], Path(sys.argv[2])
-    if mode == "make":
+    if mode in ("make", "train"):
         import logging
         import warnings
 
         warnings.filterwarnings("ignore")
         logging.disable(logging.WARNING)
-        make(folder, int(sys.argv[3]), sys.argv[4].split(","), sys.argv[5:])
+        {"make": make, "train": train}[mode](folder, int(sys.argv[3]), sys.argv[4].split(","), sys.argv[5:])
     else:
         run(folder, sys.argv[3:])

@@ -1,20 +1,27 @@
 //! Networks that foldconv has never seen, in the three formats that PyTorch writes, are folded to
 //! at most the convolutions and multiply-accumulates of the package that they come from, and stay
-//! the same function. The tests need `make setup-peer`, as tests/pytorch/torchvision.rs does.
+//! the same function; and they train as in PyTorch. The tests need `make setup-peer`, as
+//! tests/pytorch/torchvision.rs does.
 
 use crate::common::peer::{peer, script};
+use crate::common::steps::{difference, losses};
 use crate::common::{arg, run, stdout};
+use foldconv::config::{Config, named};
+use foldconv::fold;
+use foldconv::net::{Built, Form};
 use serde_json::{Map, Value};
 use std::path::Path;
+use tch::Device;
 
 /// Networks with blocks that their package re-parameterises, by an own method for each block.
 const REPARAMETERISED: [&str; 5] = ["repvgg_a0", "mobileone_s0", "repvit_m0_9", "fastvit_t8", "repghostnet_050"];
 /// Networks of which the batch norms vanish.
 const PLAIN: [&str; 5] = ["resnet18", "mobilenet_v2", "shufflenet_v2_x0_5", "squeezenet1_1", "mnasnet0_5"];
 
-/// Exports networks; returns what their package says of each.
-fn make(folder: &Path, formats: &str, names: &[&str]) -> Map<String, Value> {
-    let fixed = ["make".to_string(), arg(folder), "64".into(), formats.into()];
+/// Exports networks; returns what their package says of each: its counts (`make`), or its losses in
+/// training (`train`).
+fn make(mode: &str, folder: &Path, formats: &str, names: &[&str]) -> Map<String, Value> {
+    let fixed = [mode.to_string(), arg(folder), "64".into(), formats.into()];
     let args = [&fixed[..], &names.iter().map(|name| name.to_string()).collect::<Vec<String>>()].concat();
     let output = script("graphs.py", &args);
     serde_json::from_str(output.lines().last().unwrap()).unwrap()
@@ -64,7 +71,7 @@ fn try_out(formats: &str, names: &[&str], targets: &[&str]) {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    let facts = make(folder.path(), formats, names);
+    let facts = make("make", folder.path(), formats, names);
     let mut files = Vec::new();
     for file in names.iter().flat_map(|name| formats.split(',').map(move |format| format!("{name}.{format}"))) {
         for target in targets {
@@ -91,4 +98,52 @@ fn networks_in_onnx_fold_as_far_as_their_own_methods_fold_them() {
 fn networks_in_torchscript_fold_as_far_as_their_own_methods_fold_them() {
     try_out("pt", &[&REPARAMETERISED[..], &PLAIN].concat(), &["onnx"]);
     try_out("script.pt", &["resnet18", "mobilenet_v2"], &["onnx"]);
+}
+
+/// Builds a network of a file, or one of our own, with an operator.
+fn built(net: &str, more: &str) -> Built {
+    let keys = format!("{{data: {{name: external, size: 64}}, net: {net}{more}}}");
+    let config = Config::new(&named("--config", &keys).unwrap(), "a.yaml").unwrap();
+    config.build(Form::Expanded, Device::Cpu).unwrap_or_else(|error| panic!("{net}: {error:#}"))
+}
+
+fn graph(file: &Path) -> String {
+    format!("{{name: graph, file: {}}}", file.display())
+}
+
+#[test]
+fn networks_that_were_exported_in_evaluation_train_as_in_pytorch() {
+    if !peer() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let all = ["resnet18", "shufflenet_v2_x0_5", "regnet_y_400mf", "repvgg_a0"];
+    for (formats, names) in [("pt2,onnx,pt,script.pt", &all[..1]), ("pt2", &all[1..])] {
+        let facts = make("train", folder.path(), formats, names);
+        for (name, format) in names.iter().flat_map(|name| formats.split(',').map(move |format| (name, format))) {
+            let expected: Vec<f64> = serde_json::from_value(facts[*name].clone()).unwrap();
+            let file = folder.path().join(format!("{name}.{format}"));
+            let found = losses(&mut built(&graph(&file), ""), expected.len() as i64, [4, 64], 1000, 0.01);
+            let error = difference(&expected, &found);
+            // float64 sums in another order; each step makes the differences larger.
+            assert!(error < 1e-8, "{name}.{format}: {error:e}\n{expected:?}\n{found:?}");
+        }
+    }
+}
+
+#[test]
+fn an_operator_on_torchvisions_resnet_trains_as_on_our_own_loss_for_loss() {
+    if !peer() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    make("make", folder.path(), "pt2", &["resnet18"]);
+    let operator = ", operator: maconv, apply_to: [spatial]";
+    let net = graph(&folder.path().join("resnet18.pt2"));
+    let (mut of_file, mut own) = (built(&net, operator), built("resnet18", operator));
+    assert_eq!(of_file.names(), own.names());
+    fold::assign(&of_file.store, &own.store.variables()).unwrap();
+    let [expected, found] = [&mut own, &mut of_file].map(|built| losses(built, 20, [4, 64], 1000, 0.01));
+    let error = difference(&expected, &found);
+    assert!(error < 1e-8, "{error:e}\n{expected:?}\n{found:?}");
 }

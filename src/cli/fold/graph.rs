@@ -10,7 +10,7 @@ use crate::graph::{Graph, Totals};
 use crate::onnx;
 use crate::text::{align_right, scientific, table, thousands};
 use crate::weights::tensors;
-use crate::{bad_request, files, finite, say};
+use crate::{bad_request, files, finite, machine, say};
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -33,6 +33,8 @@ pub fn run(options: &Options, format: Format, as_json: bool) -> Result<()> {
         bad_request!("--plan: is for model files; a network of another program has static kernels alone");
     }
     let target = target(&options.out)?;
+    // A file may ask for tensors of any size, when it is read or run.
+    machine::limit_memory();
     let (mut network, inputs) = exchange::read(&options.model, format, options.input.as_ref().map(|shape| &*shape.0))?;
     let before = network.graph.totals();
     tch::manual_seed(0);
@@ -44,7 +46,7 @@ pub fn run(options: &Options, format: Format, as_json: bool) -> Result<()> {
     network.graph.infer_sizes(&inputs);
     let after = network.graph.totals();
     let outcome = Outcome { report, before, after, error: Err(String::new()) };
-    let graph = network.graph;
+    let mut graph = network.graph;
     let outcome = match (target, &network.original) {
         (Target::Onnx, Some(original)) => {
             let folder = files::folder(&options.out);
@@ -56,6 +58,7 @@ pub fn run(options: &Options, format: Format, as_json: bool) -> Result<()> {
             outcome
         }
         _ => {
+            graph.free_batch(&inputs);
             let outcome = outcome.checked(&graph, &x, expected.as_deref().map_err(Clone::clone), &options.model)?;
             write(&graph, target, &inputs, &outcome, options)?;
             outcome

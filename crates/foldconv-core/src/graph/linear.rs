@@ -278,18 +278,27 @@ fn concat(graph: &Graph, node: &Node) -> Option<Linear> {
 
 fn select(graph: &Graph, node: &Node) -> Option<Linear> {
     let x = node.value("self")?;
-    let [_, channels, ..] = map(graph, x)?;
-    if !matches!(node.arg("dim")?.int()?, 1 | -3) {
-        return None;
-    }
+    let [_, channels, height, width] = map(graph, x)?;
+    let axis = node.arg("dim")?.int()?;
+    let size = match axis.rem_euclid(4) {
+        1 => channels,
+        2 => height,
+        3 => width,
+        _ => return None,
+    };
     let at = |name: &str, default: i64| match node.arg(name) {
         Some(Arg::None) | None => Some(default),
-        Some(arg) => arg.int().map(|n| if n < 0 { (n + channels).max(0) } else { n.min(channels) }),
+        Some(arg) => arg.int().map(|n| if n < 0 { (n + size).max(0) } else { n.min(size) }),
     };
+    if axis.rem_euclid(4) != 1 {
+        let step = node.arg("step")?.int().filter(|step| (1..=LARGEST).contains(step))?;
+        let along = usize::try_from(axis.rem_euclid(4) - 2).ok()?;
+        return strided(x, channels, along, [at("start", 0)?, at("end", size)? - size], step);
+    }
     let selected = match node.operator() {
         "slice" => {
             let step = node.arg("step")?.int().filter(|step| *step > 0)?;
-            vec![(at("start", 0)?..at("end", channels)?).step_by(usize::try_from(step).ok()?).collect()]
+            vec![(at("start", 0)?..at("end", size)?).step_by(usize::try_from(step).ok()?).collect()]
         }
         "narrow" => {
             let start = at("start", 0)?;
@@ -300,6 +309,14 @@ fn select(graph: &Graph, node: &Node) -> Option<Linear> {
     };
     let inside = selected.iter().flatten().all(|channel| (0..channels).contains(channel));
     inside.then_some(Linear::Select { x, channels: selected })
+}
+
+/// Returns the form of rows or columns that are a step apart: one tap with a stride. `cut` is the
+/// place of the first, and that of the end less the size of the map.
+fn strided(x: Id, channels: i64, along: usize, cut: [i64; 2], step: i64) -> Option<Linear> {
+    let mut shape = FormShape::identity(channels);
+    (shape.stride[along], shape.before[along], shape.after[along]) = (step, -cut[0], cut[1]);
+    Some(Linear::Form { x, shape, weight: None, bias: None })
 }
 
 /// Returns the parts of a map that was split along its channels.

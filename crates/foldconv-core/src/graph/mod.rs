@@ -4,9 +4,10 @@
 //! in the file. Operators are called by name, so a graph may hold any of libtorch's; a node that is
 //! not one of them is opaque: it is carried through, and only running it fails.
 
+mod batch;
 pub mod build;
 pub mod fold;
-mod linear;
+pub(crate) mod linear;
 pub mod prove;
 pub mod pt2;
 pub mod regions;
@@ -16,6 +17,7 @@ pub mod torchscript;
 use crate::algebra::count;
 use crate::native::dispatch::{Operator, Value};
 use anyhow::{Result, bail, ensure};
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use tch::{Kind, Tensor};
@@ -50,6 +52,8 @@ pub struct Info {
     pub tensor: Option<Tensor>,
     /// Integers that the code computes from shapes, such as the batch, where a run tells them.
     pub known: Option<Value>,
+    /// Whether training sets the constant; absent where the file does not tell.
+    pub trained: Option<bool>,
     /// Whether the value stands inside one operation of the file, so that the file has no name for
     /// it. Regions do not begin or end there.
     pub inner: bool,
@@ -78,6 +82,8 @@ pub enum Op {
     Call {
         /// Name, such as `aten::conv2d`.
         name: String,
+        /// Name of the overload; empty for most.
+        overload: String,
         /// The operator with its overload.
         operator: Operator,
         /// Names of the arguments.
@@ -92,7 +98,8 @@ pub enum Op {
 }
 
 /// Argument of an operation.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Arg {
     /// Python's None.
     None,
@@ -101,6 +108,7 @@ pub enum Arg {
     /// An integer.
     Int(i64),
     /// A floating-point number.
+    #[serde(with = "number")]
     Float(f64),
     /// A flag.
     Bool(bool),
@@ -112,6 +120,19 @@ pub enum Arg {
     Device,
     /// The floating-point precision in which the graph runs.
     Precision,
+}
+
+/// Numbers in JSON, which has none for infinities and NaN: all are written as texts.
+mod number {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(number: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(number)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
 }
 
 impl Arg {
@@ -259,7 +280,7 @@ impl Operators {
             };
             complete.push(placed(argument, arg));
         }
-        Ok((Op::Call { name: name.into(), operator, arguments: names }, complete))
+        Ok((Op::Call { name: name.into(), overload: overload.into(), operator, arguments: names }, complete))
     }
 }
 
@@ -345,6 +366,11 @@ impl Graph {
             ensure!(known[*id], "the output {} comes from nowhere", self.values[*id].name);
         }
         Ok(())
+    }
+
+    /// Returns the first operation that can't be run.
+    pub fn opaque(&self) -> Option<&Node> {
+        self.nodes.iter().find(|node| matches!(node.op, Op::Opaque(_)))
     }
 
     /// Removes nodes whose results nobody reads.

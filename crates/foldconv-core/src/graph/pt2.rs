@@ -253,7 +253,9 @@ impl Reader {
             let stored = of[stored].as_str().context("an input has no name")?;
             let tensor = self.tensors.get(stored).map(Tensor::shallow_clone);
             let tensor = tensor.with_context(|| format!("the tensor {stored:.200} is missing"))?;
-            self.builder.define(name, Info { name: stored.into(), tensor: Some(tensor), ..Info::default() })?;
+            let trained = Some(kind == "parameter");
+            self.builder
+                .define(name, Info { name: stored.into(), tensor: Some(tensor), trained, ..Info::default() })?;
         }
         Ok(())
     }

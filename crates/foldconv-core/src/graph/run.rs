@@ -92,7 +92,7 @@ impl Graph {
     /// Returns the nodes that lead from one value to another, in the order in which they run: those
     /// whose results the last one needs, up to the first value and to constants.
     /// `producers` are those of the graph.
-    pub(super) fn cone(&self, producers: &[Option<usize>], from: Id, to: Id) -> Vec<usize> {
+    pub(crate) fn cone(&self, producers: &[Option<usize>], from: Id, to: Id) -> Vec<usize> {
         let (mut open, mut found) = (vec![to], BTreeSet::new());
         while let Some(id) = open.pop() {
             // Integers that were computed from shapes are known.
@@ -290,10 +290,13 @@ fn tensor(values: &HashMap<Id, Value>, id: Id) -> Result<Tensor> {
 }
 
 /// Runs one node.
-fn step(node: &Node, known: &HashMap<Id, Value>, place: Place) -> Result<Vec<Value>> {
+///
+/// # Errors
+/// Those of [`Graph::run`].
+pub(crate) fn step(node: &Node, known: &HashMap<Id, Value>, place: Place) -> Result<Vec<Value>> {
     let value = |arg: &Arg| resolve(arg, known, place).with_context(|| format!("{} ({})", node.name, node.operator()));
     match &node.op {
-        Op::Call { name, operator, arguments } => {
+        Op::Call { name, operator, arguments, .. } => {
             let mut args = node.args.iter().map(value).collect::<Result<Vec<Value>>>()?;
             if place.train && matches!(name.as_str(), "aten::batch_norm" | "aten::dropout" | "aten::feature_dropout") {
                 for (arg, argument) in args.iter_mut().zip(arguments.iter()) {

@@ -31,6 +31,8 @@ struct StoredNode {
     value: Json,
     #[serde(default)]
     name: String,
+    #[serde(default)]
+    parameter: bool,
 }
 
 /// Operators that change a list.
@@ -138,9 +140,10 @@ impl Reader {
         let Some(at) = node.value["tensor"].as_u64() else {
             return self.define(output, dispatch::value(&node.value).into());
         };
-        let tensor = self.tensors.get(at as usize).context("a tensor is missing")?.shallow_clone();
+        let tensor = self.tensors.get(at as usize).context("a tensor is missing")?.detach();
         let name = if node.name.is_empty() { format!("constant_{at}") } else { node.name.clone() };
-        self.builder.define(output, Info { name, tensor: Some(tensor), ..Info::default() }).map(drop)
+        let info = Info { name, tensor: Some(tensor), trained: Some(node.parameter), ..Info::default() };
+        self.builder.define(output, info).map(drop)
     }
 
     fn unpack(&mut self, node: &StoredNode, args: Vec<Arg>, results: &[&str]) -> Result<()> {

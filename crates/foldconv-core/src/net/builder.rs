@@ -5,7 +5,7 @@ use crate::bad_request;
 use crate::net::site::{Form, Module, Site, SiteKind};
 use crate::op::activation::Activation;
 use crate::op::compact::per_sample::CompactAlgorithm;
-use crate::op::contract::operator::{Shared, VariablePaths};
+use crate::op::contract::operator::{After, Shared, VariablePaths};
 use crate::op::layers::below;
 use crate::op::{AttentionConfig, ClassifierConfig, OperatorConfig, Resolved};
 use anyhow::Result;
@@ -20,8 +20,9 @@ use tch::nn::{self, ModuleT};
 pub struct SitePlan<'a> {
     /// Dotted name of the convolution, relative to the network or block.
     pub conv: &'a str,
-    /// Dotted name of the batch norm, relative to the network or block.
-    pub bn: &'a str,
+    /// The layer behind the convolution; a batch norm by its dotted name, relative to the network
+    /// or block.
+    pub after: After<&'a str>,
     /// Role of the convolution in its network.
     pub kind: SiteKind,
     /// Shape of the convolution.
@@ -42,6 +43,8 @@ pub enum DefaultOperator<'a> {
     Operator,
     /// An operator that is part of the network itself.
     Own(&'a Resolved<OperatorConfig>),
+    /// The plain convolution, whatever `apply_to` says: the convolution is one that was folded.
+    Folded,
 }
 
 /// Resolves the options of an operator that is part of a network.
@@ -147,8 +150,14 @@ impl<'a> Builder<'a> {
     /// A [`crate::error::BadRequest`] if the operator can't stand on the site.
     pub fn conv(&self, path: &nn::Path, name: &str, geometry: Geometry, activation: Activation) -> Result<Site> {
         let (conv, bn) = (&*format!("{name}.conv"), &*format!("{name}.bn"));
-        let plan =
-            SitePlan { conv, bn, kind: SiteKind::Spatial, geometry, activation, default: DefaultOperator::Operator };
+        let plan = SitePlan {
+            conv,
+            after: After::Norm(bn),
+            kind: SiteKind::Spatial,
+            geometry,
+            activation,
+            default: DefaultOperator::Operator,
+        };
         self.site(path, plan)
     }
 
@@ -182,10 +191,11 @@ impl<'a> Builder<'a> {
 
     /// Builds a site; also returns whether it got the operator of the config.
     fn place(&self, root: &nn::Path, plan: SitePlan, block: Option<i64>) -> Result<(Site, bool)> {
-        let SitePlan { conv, bn, kind, geometry, activation, default } = plan;
-        let (conv, bn) = (below(root, conv), below(root, bn));
-        let (name, bn_name) = (dotted(&conv), dotted(&bn));
+        let SitePlan { conv, after, kind, geometry, activation, default } = plan;
+        let (conv, after) = (below(root, conv), after.map(|bn| below(root, bn)));
+        let (name, norm) = (dotted(&conv), after.clone().map(|bn| dotted(&bn)));
         let (chosen, operator) = match (self.wants(kind, &name), default) {
+            (_, DefaultOperator::Folded) => (false, Resolved::plain()),
             (Some(true), _) => (true, self.operator),
             (None, DefaultOperator::Operator) if self.keeps_defaults() => (true, self.operator),
             (_, DefaultOperator::Own(own)) => (false, own),
@@ -201,7 +211,7 @@ impl<'a> Builder<'a> {
         if block.is_none() && recipe.shares() {
             bad_request!("operator.shared: {name} is in no block of the network; choose others with `apply_to`");
         }
-        let place = VariablePaths { conv, bn: Some(bn), block };
+        let place = VariablePaths { conv, after, block };
         let module = match self.form {
             Form::Expanded => Module::Expanded(recipe.expanded(&place, geometry)),
             Form::Compact => {
@@ -211,7 +221,7 @@ impl<'a> Builder<'a> {
         };
         let operator = operator.clone();
         let algorithm = Cell::default();
-        Ok((Site { name, bn: bn_name, kind, geometry, operator, activation, block, algorithm, module }, chosen))
+        Ok((Site { name, after: norm, kind, geometry, operator, activation, block, algorithm, module }, chosen))
     }
 }
 
@@ -288,6 +298,7 @@ impl BlockExtras {
     }
 }
 
-fn dotted(path: &nn::Path) -> String {
+/// Returns the dotted name of a path.
+pub(super) fn dotted(path: &nn::Path) -> String {
     path.components().collect::<Vec<_>>().join(".")
 }

@@ -12,6 +12,7 @@ use crate::net::network::InputSpec;
 use crate::net::network::{NetRecipe, Network, Stem};
 use crate::net::site::SiteKind;
 use crate::op::activation::Activation;
+use crate::op::contract::operator::After;
 use crate::op::layers::below;
 use crate::registry;
 use anyhow::Result;
@@ -79,7 +80,7 @@ impl NetRecipe for Config {
         let site = |at: usize, kind, geometry| {
             let (conv, bn) = (&*format!("features.{at}.0"), &*format!("features.{at}.1"));
             let (activation, default) = (self.activation.into(), DefaultOperator::Plain);
-            builder.site(root, SitePlan { conv, bn, kind, geometry, activation, default })
+            builder.site(root, SitePlan { conv, after: After::Norm(bn), kind, geometry, activation, default })
         };
         let mut inputs = make_divisible(32. * self.width);
         let first = Geometry::same(spec.channels, inputs, 3).stride(if cifar { 1 } else { 2 });
@@ -128,7 +129,14 @@ impl Config {
         let mut main = Parts::new();
         let mut add = |conv: &str, bn: &str, kind, geometry, activation| -> Result<()> {
             let default = DefaultOperator::operator_if(kind == SiteKind::Pointwise);
-            main.push(Box::new(block.site(SitePlan { conv, bn, kind, geometry, activation, default })?));
+            main.push(Box::new(block.site(SitePlan {
+                conv,
+                after: After::Norm(bn),
+                kind,
+                geometry,
+                activation,
+                default,
+            })?));
             Ok(())
         };
         if expansion != 1 {

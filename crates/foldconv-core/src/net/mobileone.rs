@@ -21,6 +21,7 @@ use crate::net::network::InputSpec;
 use crate::net::network::Network;
 use crate::net::site::{Site, SiteKind};
 use crate::op::activation::Activation;
+use crate::op::contract::operator::After;
 use crate::op::layers::below;
 use crate::op::layers::se::{self, Se, SeLayout};
 use crate::op::{self, OperatorConfig};
@@ -112,7 +113,8 @@ fn new_conv(
 ) -> Result<Box<dyn Part>> {
     let bn = &*format!("{conv}.bn");
     let activation = if gated { Activation::None } else { Activation::Relu };
-    let site = block.site_below(root, SitePlan { conv, bn, kind, geometry, activation, default })?;
+    let site =
+        block.site_below(root, SitePlan { conv, after: After::Norm(bn), kind, geometry, activation, default })?;
     if !gated {
         return Ok(Box::new(site));
     }

@@ -5,6 +5,7 @@ mod built;
 pub mod chain;
 pub mod cifar_resnet;
 pub mod family;
+pub mod graph;
 pub mod mobilenet_v2;
 pub mod mobileone;
 mod network;
@@ -23,6 +24,16 @@ pub use built::Built;
 use family::Member;
 pub use network::{InputSpec, NetRecipe, Network, Stem};
 pub use site::{Form, Site, SiteKind};
+
+impl NetConfig {
+    /// Returns the options of a network that a file describes.
+    pub fn graph(&self) -> Option<&graph::Config> {
+        match self {
+            NetConfig::Graph(net) => Some(net),
+            _ => None,
+        }
+    }
+}
 
 crate::registry! {
     /// A network and its options, as in `net: {name: mobilenet_v2, width: 0.35}`.
@@ -121,5 +132,7 @@ crate::registry! {
         /// The plain topology of MobileOne-S4 (Vasu et al., CVPR 2023); add
         /// `operator: {name: mobileone}` for MobileOne itself.
         "mobileone_s4" => MobileOneS4(Member<mobileone::Config, 4>),
+        /// A network of another program, from its file.
+        "graph" => Graph(graph::Config),
     }
 }

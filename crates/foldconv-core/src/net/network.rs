@@ -1,6 +1,7 @@
 //! The contract of a network, and the checks of options that several networks have.
 
 use crate::net::builder::{BlockExtras, Builder};
+use crate::net::graph::blueprint::Blueprint;
 use crate::net::site::Site;
 use anyhow::Result;
 use schemars::JsonSchema;
@@ -53,6 +54,15 @@ pub trait Network: nn::ModuleT {
     /// Returns the modules that the blocks have in addition to their sites.
     fn extras(&self) -> Vec<&BlockExtras> {
         Vec::new()
+    }
+
+    /// Folds the linear regions around the folded sites of a network in compact form, and returns
+    /// the layout of the result with its tensors; none for a network that no file describes.
+    ///
+    /// # Errors
+    /// A fold that is not exact.
+    fn fold_regions(&self, _store: &nn::VarStore, _spec: InputSpec) -> Result<Option<Blueprint>> {
+        Ok(None)
     }
 
     /// Sets annealed quantities, such as a softmax temperature, to their values after `epochs`

@@ -14,6 +14,7 @@ use crate::net::network::InputSpec;
 use crate::net::network::Network;
 use crate::net::site::SiteKind;
 use crate::op::activation::Activation;
+use crate::op::contract::operator::After;
 use anyhow::Result;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -71,7 +72,8 @@ impl Family for Config {
             let (conv, bn, activation, default) =
                 (name, &*format!("{name}.bn"), Activation::Relu, DefaultOperator::Operator);
             let mut block = builder.block(&(root / "blocks" / at), inputs);
-            let site = block.site_below(root, SitePlan { conv, bn, kind, geometry, activation, default })?;
+            let site = block
+                .site_below(root, SitePlan { conv, after: After::Norm(bn), kind, geometry, activation, default })?;
             let (main, extras): (Parts, _) = (vec![Box::new(site)], block.finish(outputs)?);
             parts.push(Box::new(Residual { main, shortcut: None, activation: Activation::None, extras }));
             inputs = outputs;

@@ -8,6 +8,7 @@ use crate::net::network::InputSpec;
 use crate::net::network::Stem;
 use crate::net::site::SiteKind;
 use crate::op::activation::Activation;
+use crate::op::contract::operator::After;
 use anyhow::Result;
 use tch::nn;
 
@@ -94,7 +95,7 @@ pub fn stem(root: &nn::Path, builder: &Builder, spec: InputSpec, stem: Stem, cha
         Stem::Cifar => Geometry::same(spec.channels, channels, 3),
     };
     let (kind, activation, default) = (SiteKind::Stem, Activation::Relu, DefaultOperator::Plain);
-    let plan = SitePlan { conv: "conv1", bn: "bn1", kind, geometry, activation, default };
+    let plan = SitePlan { conv: "conv1", after: After::Norm("bn1"), kind, geometry, activation, default };
     let mut parts: Parts = vec![Box::new(builder.site(root, plan)?)];
     if stem == Stem::Imagenet {
         parts.push(Box::new(MaxPool::new(3, 2, 1)));
@@ -112,7 +113,14 @@ pub fn main_branch(block: &mut Block, convs: &[(SiteKind, Geometry, DefaultOpera
     for (at, &(kind, geometry, default)) in convs.iter().enumerate() {
         let activation = if at + 1 < convs.len() { Activation::Relu } else { Activation::None };
         let (conv, bn) = (&*format!("conv{}", at + 1), &*format!("bn{}", at + 1));
-        parts.push(Box::new(block.site(SitePlan { conv, bn, kind, geometry, activation, default })?));
+        parts.push(Box::new(block.site(SitePlan {
+            conv,
+            after: After::Norm(bn),
+            kind,
+            geometry,
+            activation,
+            default,
+        })?));
     }
     Ok(parts)
 }
@@ -128,5 +136,5 @@ pub fn projection(block: &mut Block, shape: &Shape, conv: &str, bn: &str) -> Res
     }
     let geometry = Geometry::same(shape.inputs, shape.outputs, 1).stride(shape.stride);
     let (kind, activation, default) = (SiteKind::Shortcut, Activation::None, DefaultOperator::Plain);
-    Ok(vec![Box::new(block.site(SitePlan { conv, bn, kind, geometry, activation, default })?)])
+    Ok(vec![Box::new(block.site(SitePlan { conv, after: After::Norm(bn), kind, geometry, activation, default })?)])
 }

@@ -20,6 +20,7 @@ use crate::net::site::{Site, SiteKind};
 use crate::net::{builder, network};
 use crate::op::OperatorConfig;
 use crate::op::activation::Activation;
+use crate::op::contract::operator::After;
 use crate::op::layers::tied::{MatrixShape, Tied};
 use crate::op::layers::{BatchNorm, Norm};
 use crate::op::reparam::tbc;
@@ -72,7 +73,9 @@ fn deep_stem(root: &nn::Path, builder: &Builder, spec: InputSpec, channels: i64)
         ("conv1.3", "conv1.4", Geometry::same(half, half, 3)),
         ("conv1.6", "bn1", Geometry::same(half, channels, 3)),
     ] {
-        parts.push(Box::new(builder.site(root, SitePlan { conv, bn, kind, geometry, activation, default })?));
+        parts.push(Box::new(
+            builder.site(root, SitePlan { conv, after: After::Norm(bn), kind, geometry, activation, default })?,
+        ));
     }
     parts.push(Box::new(MaxPool::new(3, 2, 1)));
     Ok(parts)
@@ -85,7 +88,7 @@ fn new_block(path: &nn::Path, builder: &Builder, shape: Shape, standing: Default
     let mut block = builder.block(path, inputs);
     let pointwise = |conv, bn, geometry, activation| {
         let (kind, default) = (SiteKind::Pointwise, DefaultOperator::Plain);
-        SitePlan { conv, bn, kind, geometry, activation, default }
+        SitePlan { conv, after: After::Norm(bn), kind, geometry, activation, default }
     };
     let mut main: Parts = Vec::new();
     main.push(Box::new(block.site(pointwise("conv1", "bn1", Geometry::same(inputs, planes, 1), Activation::Relu))?));
@@ -134,7 +137,8 @@ impl SplitAttention {
     fn new(path: &nn::Path, block: &mut Block, planes: i64, default: DefaultOperator) -> Result<SplitAttention> {
         let (kind, activation) = (SiteKind::Spatial, Activation::Relu);
         let geometry = Geometry::same(planes, RADIX * planes, 3).groups(RADIX);
-        let plan = SitePlan { conv: "conv2.conv", bn: "conv2.bn0", kind, geometry, activation, default };
+        let plan =
+            SitePlan { conv: "conv2.conv", after: After::Norm("conv2.bn0"), kind, geometry, activation, default };
         let path = path / "conv2";
         let hidden = (planes * RADIX / 4).max(32);
         let layer = |name, size| Tied::new(&(&path / name), size, 1, MatrixShape::Pointwise, true);

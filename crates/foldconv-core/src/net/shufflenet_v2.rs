@@ -15,6 +15,7 @@ use crate::net::network::InputSpec;
 use crate::net::network::{NetRecipe, Network, Stem};
 use crate::net::site::{Site, SiteKind};
 use crate::op::activation::Activation;
+use crate::op::contract::operator::After;
 use anyhow::Result;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -71,7 +72,7 @@ impl NetRecipe for Config {
         let (channels, last) = self.channels().unwrap_or_default();
         let site = |conv, bn, kind, geometry| {
             let (activation, default) = (Activation::Relu, DefaultOperator::Plain);
-            builder.site(root, SitePlan { conv, bn, kind, geometry, activation, default })
+            builder.site(root, SitePlan { conv, after: After::Norm(bn), kind, geometry, activation, default })
         };
         let imagenet = self.stem == Stem::Imagenet;
         let first = Geometry::same(spec.channels, STEM, 3).stride(if imagenet { 2 } else { 1 });
@@ -135,7 +136,14 @@ fn branch(block: &mut Block, name: &str, convs: &[(usize, Geometry)]) -> Result<
         };
         let (conv, bn) = (&*format!("{name}.{at}"), &*format!("{name}.{}", at + 1));
         let default = DefaultOperator::operator_if(kind == SiteKind::Pointwise);
-        parts.push(Box::new(block.site(SitePlan { conv, bn, kind, geometry, activation, default })?));
+        parts.push(Box::new(block.site(SitePlan {
+            conv,
+            after: After::Norm(bn),
+            kind,
+            geometry,
+            activation,
+            default,
+        })?));
     }
     Ok(parts)
 }

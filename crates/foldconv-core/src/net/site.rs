@@ -5,7 +5,7 @@ use crate::algebra::{FoldError, Geometry, Kernel};
 use crate::op::activation::Activation;
 use crate::op::compact::per_sample::PerSample;
 use crate::op::contract::algorithm::TrainAlgorithm;
-use crate::op::contract::operator::{Compact, Operator};
+use crate::op::contract::operator::{After, Compact, Operator, VariablePaths};
 use crate::op::{OperatorConfig, Resolved};
 use crate::trace;
 use serde::{Deserialize, Serialize};
@@ -34,7 +34,8 @@ impl Form {
 }
 
 /// The role of a convolution in its network.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum SiteKind {
     /// The first convolution.
     Stem,
@@ -69,8 +70,8 @@ impl SiteKind {
 pub struct Site {
     /// Dotted path of the convolution; PyTorch's name if PyTorch has the network.
     pub name: String,
-    /// Dotted path of the batch norm after the convolution.
-    pub bn: String,
+    /// The layer behind the convolution; a batch norm by its dotted path.
+    pub after: After<String>,
     /// Role of the convolution in its network.
     pub kind: SiteKind,
     /// Shape of the convolution.
@@ -94,6 +95,12 @@ pub(super) enum Module {
 }
 
 impl Site {
+    /// Returns paths below `root` for a copy of the site's operator.
+    pub fn paths<'a>(&self, root: &nn::Path<'a>) -> VariablePaths<'a> {
+        let after = self.after.as_ref().map(|_| root / "bn");
+        VariablePaths { conv: root / "conv", after, block: self.block }
+    }
+
     /// Returns y of x (N, C_in, H, W); `shared` is the tensor that the operators of the block
     /// share.
     pub fn forward(&self, x: &Tensor, shared: Option<&Tensor>, train: bool) -> Tensor {

@@ -13,6 +13,7 @@ use crate::net::network::InputSpec;
 use crate::net::network::{NetRecipe, Network};
 use crate::net::site::SiteKind;
 use crate::op::activation::Activation;
+use crate::op::contract::operator::After;
 use anyhow::Result;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -42,7 +43,7 @@ impl NetRecipe for Config {
     fn build(&self, root: &nn::Path, builder: &Builder, spec: InputSpec) -> Result<Box<dyn Network>> {
         let (kind, geometry) = (SiteKind::Stem, Geometry::same(spec.channels, 16, 3));
         let (activation, default) = (Activation::Relu, DefaultOperator::Plain);
-        let stem = SitePlan { conv: "stem.conv", bn: "stem.bn", kind, geometry, activation, default };
+        let stem = SitePlan { conv: "stem.conv", after: After::Norm("stem.bn"), kind, geometry, activation, default };
         let mut parts: Parts = vec![Box::new(builder.site(root, stem)?)];
         let mut inputs = 16;
         for (at, base) in [16., 32., 64.].into_iter().enumerate() {
@@ -61,7 +62,7 @@ fn block(path: &nn::Path, builder: &Builder, inputs: i64, outputs: i64) -> Resul
     let mut site = |name: &str, kind, geometry| {
         let (conv, bn) = (&*format!("{name}.conv"), &*format!("{name}.bn"));
         let default = DefaultOperator::operator_if(kind == SiteKind::Pointwise);
-        block.site(SitePlan { conv, bn, kind, geometry, activation: Activation::Relu, default })
+        block.site(SitePlan { conv, after: After::Norm(bn), kind, geometry, activation: Activation::Relu, default })
     };
     let depthwise = Geometry::same(outputs, outputs, 3).stride(2).groups(outputs);
     let main: Parts = vec![

@@ -28,6 +28,7 @@ use crate::net::network::{Network, Stem};
 use crate::net::residual::{self, PLANES, Shape, Stages};
 use crate::net::site::{Site, SiteKind};
 use crate::op::activation::Activation;
+use crate::op::contract::operator::After;
 use crate::op::reparam::tbc;
 use crate::op::{OperatorConfig, Resolved};
 use anyhow::Result;
@@ -132,7 +133,7 @@ impl Config {
         let mut block = builder.block(path, inputs);
         let pointwise = |conv, bn, geometry, activation, default| SitePlan {
             conv,
-            bn,
+            after: After::Norm(bn),
             kind: SiteKind::Pointwise,
             geometry,
             activation,
@@ -163,7 +164,7 @@ impl Config {
             let (conv, bn) = (&*format!("conv2.{at}"), &*format!("bn2.{at}"));
             let (kind, activation, own) = (SiteKind::Spatial, Activation::Relu, tied(blocks)?);
             let default = DefaultOperator::Own(&own);
-            sites.push(block.site(SitePlan { conv, bn, kind, geometry, activation, default })?);
+            sites.push(block.site(SitePlan { conv, after: After::Norm(bn), kind, geometry, activation, default })?);
         }
         Ok(Splits(sites))
     }

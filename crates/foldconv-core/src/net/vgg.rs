@@ -17,6 +17,7 @@ use crate::net::network::InputSpec;
 use crate::net::network::{NetRecipe, Network};
 use crate::net::site::SiteKind;
 use crate::op::activation::Activation;
+use crate::op::contract::operator::After;
 use anyhow::Result;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -63,7 +64,14 @@ impl NetRecipe for Config {
                 let (conv, bn) = (&*format!("features.{at}"), &*format!("features.{}", at + 1));
                 let kind = if at == 0 { SiteKind::Stem } else { SiteKind::Spatial };
                 let (geometry, activation) = (Geometry::same(inputs, outputs, 3), Activation::Relu);
-                let plan = SitePlan { conv, bn, kind, geometry, activation, default: DefaultOperator::Operator };
+                let plan = SitePlan {
+                    conv,
+                    after: After::Norm(bn),
+                    kind,
+                    geometry,
+                    activation,
+                    default: DefaultOperator::Operator,
+                };
                 main.push(Box::new(block.site_below(root, plan)?));
                 // torchvision's Sequential numbers convolution, batch norm and ReLU.
                 (inputs, at) = (outputs, at + 3);

@@ -1,9 +1,11 @@
 //! Activations behind a convolution and its batch norm.
 
+use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 /// Activation behind a convolution and its batch norm.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Activation {
     /// The identity.
     None,

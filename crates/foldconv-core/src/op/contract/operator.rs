@@ -10,6 +10,7 @@ use crate::op::contract::naming::Naming;
 use crate::op::layers::se::Se;
 use crate::op::layers::tiling::TiedKernel;
 use crate::op::layers::{BatchNorm, Norm, empty_kernel};
+use serde::{Deserialize, Serialize};
 use tch::{Tensor, nn, nn::ModuleT};
 
 /// A replacement of one convolution and the batch norm behind it: maps x (N, C_in, H, W) to y (N,
@@ -102,29 +103,64 @@ pub trait Shared: nn::ModuleT {
     fn anneal(&self, _epochs: f64) {}
 }
 
+/// The layer behind a convolution. `N` says where the variables of a batch norm are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum After<N> {
+    /// A batch norm.
+    Norm(N),
+    /// A bias, below the convolution's own path.
+    Bias,
+    /// Nothing.
+    Nothing,
+}
+
+impl<N> After<N> {
+    /// Returns the layer with a reference to where its batch norm is.
+    pub fn as_ref(&self) -> After<&N> {
+        match self {
+            After::Norm(norm) => After::Norm(norm),
+            After::Bias => After::Bias,
+            After::Nothing => After::Nothing,
+        }
+    }
+
+    /// Returns the same layer with its batch norm elsewhere.
+    pub fn map<M>(self, place: impl FnOnce(N) -> M) -> After<M> {
+        match self {
+            After::Norm(norm) => After::Norm(place(norm)),
+            After::Bias => After::Bias,
+            After::Nothing => After::Nothing,
+        }
+    }
+}
+
 /// Paths of an operator's variables. There are two because PyTorch's networks name a convolution
 /// and its batch norm separately.
 #[derive(Debug)]
 pub struct VariablePaths<'a> {
     /// Path of the convolution's variables, and of all variables that an operator adds.
     pub conv: nn::Path<'a>,
-    /// Path of the batch norm's variables; `None` if nothing stands behind the convolution.
-    pub bn: Option<nn::Path<'a>>,
+    /// The layer behind the convolution, with the path of its variables.
+    pub after: After<nn::Path<'a>>,
     /// Number of input channels of the block that contains the operator, for tensors shared within
     /// the block; `None` for an operator outside a block.
     pub block: Option<i64>,
 }
 
 impl<'a> VariablePaths<'a> {
-    /// Creates the paths of an operator outside a block.
+    /// Creates the paths of an operator outside a block, with nothing or a batch norm behind it.
     pub fn new(conv: nn::Path<'a>, bn: Option<nn::Path<'a>>) -> VariablePaths<'a> {
-        VariablePaths { conv, bn, block: None }
+        VariablePaths { conv, after: bn.map_or(After::Nothing, After::Norm), block: None }
     }
 
-    /// Creates the batch norm behind the operator, for operators without batch norms of their own.
-    /// Returns [`Norm::None`] if there is no path for it.
-    pub fn norm(&self, channels: i64) -> Norm {
-        self.bn.as_ref().map_or(Norm::None, |bn| Norm::Batch(BatchNorm::new(bn, channels)))
+    /// Creates the layer behind the operator, for operators without batch norms of their own.
+    pub fn norm(&self, geometry: &Geometry) -> Norm {
+        match &self.after {
+            After::Norm(bn) => Norm::Batch(BatchNorm::new(bn, geometry.out_channels)),
+            After::Bias => Norm::bias(&self.conv, geometry.out_channels, geometry.fan_in()),
+            After::Nothing => Norm::None,
+        }
     }
 }
 
@@ -195,6 +231,8 @@ impl Compact {
 }
 
 fn kernel_tensors(kernel: &Kernel) -> impl Iterator<Item = (String, Tensor)> {
-    let weight = ("weight".to_string(), kernel.weight.shallow_clone());
-    std::iter::once(weight).chain(kernel.bias.iter().map(|bias| ("bias".to_string(), bias.shallow_clone())))
+    // The variables of the compact form include a bias in any case.
+    [("weight", kernel.weight.shallow_clone()), ("bias", kernel.bias_or_zeros())]
+        .into_iter()
+        .map(|(name, tensor)| (name.to_string(), tensor))
 }

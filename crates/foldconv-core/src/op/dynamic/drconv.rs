@@ -318,7 +318,7 @@ impl DrConv {
     /// `conv_kernel.3`, or `masknet`, `conv.weight`, `conv.bias` and `conv.routing_fc`; and the
     /// batch norm at `place`.
     pub(crate) fn new(place: &VariablePaths, geometry: Geometry, config: &Config) -> DrConv {
-        DrConv { maker: Maker::new(&place.conv, geometry, config), norm: place.norm(geometry.out_channels) }
+        DrConv { maker: Maker::new(&place.conv, geometry, config), norm: place.norm(&geometry) }
     }
 
     /// Computes the convolution without the norm.

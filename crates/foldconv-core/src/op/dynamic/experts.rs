@@ -317,7 +317,7 @@ pub struct Dynamic<M> {
 impl<M: TrainedMaker> Dynamic<M> {
     /// Creates the operator with the batch norm at `place`.
     pub fn new(maker: M, place: &VariablePaths, geometry: Geometry) -> Dynamic<M> {
-        Dynamic { maker, norm: place.norm(geometry.out_channels), geometry }
+        Dynamic { maker, norm: place.norm(&geometry), geometry }
     }
 
     fn run(&self, x: &Tensor, shared: Option<&Tensor>, activation: Activation, train: bool) -> Tensor {

@@ -50,33 +50,45 @@ pub fn empty_kernel(path: &nn::Path, geometry: Geometry) -> Kernel {
 /// Default number that a batch norm adds to the variance, as in PyTorch.
 pub const BN_EPS: f64 = 1e-5;
 
+/// Numbers that batch norms do not learn.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BnOptions {
+    /// Number that is added to the variance.
+    pub eps: f64,
+    /// Share of the batch in the running statistics.
+    pub momentum: f64,
+}
+
+impl BnOptions {
+    /// PyTorch's: eps 1e-5, momentum 0.1.
+    pub const DEFAULT: BnOptions = BnOptions { eps: BN_EPS, momentum: 0.1 };
+}
+
 thread_local! {
-    static EPS: Cell<f64> = const { Cell::new(BN_EPS) };
+    static BN: Cell<BnOptions> = const { Cell::new(BnOptions::DEFAULT) };
 }
 
 /// Runs `build` such that all batch norms that it creates, including those of the operators'
-/// branches, add `eps` to the variance.
-pub fn with_bn_eps<T>(eps: f64, build: impl FnOnce() -> T) -> T {
-    let outer = EPS.replace(eps);
+/// branches, have these options.
+pub fn with_bn<T>(options: BnOptions, build: impl FnOnce() -> T) -> T {
+    let outer = BN.replace(options);
     let built = build();
-    EPS.set(outer);
+    BN.set(outer);
     built
 }
 
-/// Batch norm over (N, C, H, W), as torch.nn.BatchNorm2d: momentum 0.1, weight 1, bias 0, and the
-/// eps of [`with_bn_eps`], or [`BN_EPS`] outside of it.
+/// Batch norm over (N, C, H, W), as torch.nn.BatchNorm2d: weight 1, bias 0, and the eps and
+/// momentum of [`with_bn`], or PyTorch's outside of it.
 #[derive(Debug)]
 pub struct BatchNorm {
     weight: Tensor,
     bias: Tensor,
     running_mean: Tensor,
     running_var: Tensor,
-    eps: f64,
+    options: BnOptions,
 }
 
 impl BatchNorm {
-    const MOMENTUM: f64 = 0.1;
-
     /// Creates the variables on `path`: `weight`, `bias`, `running_mean`, `running_var`, each (C).
     pub fn new(path: &nn::Path, channels: i64) -> BatchNorm {
         BatchNorm {
@@ -84,7 +96,7 @@ impl BatchNorm {
             bias: path.var("bias", &[channels], Init::Const(0.)),
             running_mean: path.zeros_no_train("running_mean", &[channels]),
             running_var: path.ones_no_train("running_var", &[channels]),
-            eps: EPS.get(),
+            options: BN.get(),
         }
     }
 
@@ -96,7 +108,7 @@ impl BatchNorm {
     /// Returns the scale and shift at evaluation, from the running statistics, in float64.
     pub fn affine(&self) -> Affine {
         let double = |tensor: &Tensor| tensor.detach().to_kind(Kind::Double);
-        let scale = double(&self.weight) / (double(&self.running_var) + self.eps).sqrt();
+        let scale = double(&self.weight) / (double(&self.running_var) + self.options.eps).sqrt();
         let shift = double(&self.bias) - double(&self.running_mean) * &scale;
         Affine { scale, shift }
     }
@@ -105,11 +117,11 @@ impl BatchNorm {
     /// `moments` are the moments of the kernel's input. Updates the running statistics.
     /// Differentiable; float64.
     fn fold_batch(&self, kernel: &Kernel, moments: &Statistics) -> Kernel {
-        let BatchNorm { weight, bias, running_mean, running_var, eps } = self;
+        let BatchNorm { weight, bias, running_mean, running_var, options: BnOptions { eps, momentum } } = self;
         let norm = BatchNormArgs { weight, bias, running_mean, running_var, kernel_bias: kernel.bias.as_ref() };
         let (mean, covariance, positions) = (&moments.mean, &moments.covariance, moments.positions as f64);
         let matrix = kernel.weight.flatten(1, -1);
-        let folded = native::fold_norm(&matrix, &norm, [mean, covariance], positions, Self::MOMENTUM, *eps);
+        let folded = native::fold_norm(&matrix, &norm, [mean, covariance], positions, *momentum, *eps);
         let [weight, bias] = folded.unwrap_or_else(|| self.fold_composed(&kernel.to_kind(Kind::Double), moments));
         Kernel { weight: weight.view_as(&kernel.weight), bias: Some(bias), geometry: kernel.geometry }
     }
@@ -128,13 +140,13 @@ impl BatchNorm {
     fn affine_batch(&self, mean: &Tensor, variance: &Tensor, positions: i64) -> Affine {
         tch::no_grad(|| {
             let follow = |running: &Tensor, value: &Tensor| {
-                let _ = running.shallow_clone().lerp_(&value.to_kind(running.kind()), Self::MOMENTUM);
+                let _ = running.shallow_clone().lerp_(&value.to_kind(running.kind()), self.options.momentum);
             };
             let n = positions as f64;
             follow(&self.running_mean, mean);
             follow(&self.running_var, &(variance * (n / (n - 1.))));
         });
-        let scale = self.weight.to_kind(Kind::Double) * (variance + self.eps).rsqrt();
+        let scale = self.weight.to_kind(Kind::Double) * (variance + self.options.eps).rsqrt();
         let shift = self.bias.to_kind(Kind::Double) - mean * &scale;
         Affine { scale, shift }
     }
@@ -144,7 +156,8 @@ impl BatchNorm {
     fn forward(&self, x: &Tensor, train: bool) -> Tensor {
         let (weight, bias) = (Some(&self.weight), Some(&self.bias));
         let (mean, var) = (Some(&self.running_mean), Some(&self.running_var));
-        x.batch_norm(weight, bias, mean, var, train, Self::MOMENTUM, self.eps, true)
+        let BnOptions { eps, momentum } = self.options;
+        x.batch_norm(weight, bias, mean, var, train, momentum, eps, true)
     }
 }
 
@@ -200,16 +213,16 @@ impl Norm {
     fn sum_native(terms: &[(&Norm, Tensor)], activation: Activation) -> Option<Tensor> {
         let (mut all, mut common) = (Vec::with_capacity(terms.len()), None);
         for (norm, x) in terms {
-            let Norm::Batch(BatchNorm { weight, bias, running_mean, running_var, eps }) = norm else { return None };
-            if *common.get_or_insert(*eps) != *eps {
+            let Norm::Batch(BatchNorm { weight, bias, running_mean, running_var, options }) = norm else { return None };
+            if *common.get_or_insert(*options) != *options {
                 return None;
             }
             all.push(Term { x, weight, bias, running_mean, running_var });
         }
-        let eps = common?;
+        let BnOptions { eps, momentum } = common?;
         let sum = |part: &[Term], activation: Activation| {
             let (low, high) = activation.bounds();
-            native::norm_sum(part, BatchNorm::MOMENTUM, eps, low, high)
+            native::norm_sum(part, momentum, eps, low, high)
         };
         if all.len() <= native::MAX_TERMS {
             return sum(&all, activation);

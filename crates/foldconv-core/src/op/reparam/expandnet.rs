@@ -171,7 +171,7 @@ impl ExpandNet {
         ExpandNet {
             chain: config.chain(&geometry).into_iter().enumerate().map(convolution).collect(),
             padding: config.padding,
-            norm: place.norm(geometry.out_channels),
+            norm: place.norm(&geometry),
         }
     }
 

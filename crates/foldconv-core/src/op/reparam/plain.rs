@@ -31,7 +31,7 @@ pub struct Plain {
 impl Plain {
     /// Creates `weight` and the batch norm on the paths of `place`.
     pub fn new(place: &VariablePaths, geometry: Geometry) -> Plain {
-        Plain { branch: ConvNorm::new(&place.conv, geometry, place.norm(geometry.out_channels)), geometry }
+        Plain { branch: ConvNorm::new(&place.conv, geometry, place.norm(&geometry)), geometry }
     }
 }
 

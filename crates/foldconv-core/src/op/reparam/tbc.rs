@@ -143,7 +143,7 @@ impl Tbc {
             blocks: config.blocks,
             order: config.order,
             keep_tied: config.keep_tied,
-            norm: place.norm(geometry.out_channels),
+            norm: place.norm(&geometry),
         }
     }
 }

@@ -285,7 +285,7 @@ impl Dcd {
             weight: normal_weight(&(path / "conv"), &geometry),
             latent: config.channel_fusion.then(latent),
             branch: config.branch(path, &geometry),
-            norm: place.norm(geometry.out_channels),
+            norm: place.norm(&geometry),
             geometry,
         }
     }

@@ -1,0 +1,149 @@
+//! The file of `net: {name: graph}`: its hash, and the layout of the network in it.
+
+use super::{Config, Mapping, anchor};
+use crate::error::one_line;
+use crate::exchange::{self, Format};
+use crate::graph::run::Place;
+use crate::net::InputSpec;
+use crate::net::graph::blueprint::Blueprint;
+use crate::net::graph::{self, Layout};
+use crate::{bad_request, files};
+use anyhow::Result;
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::time::SystemTime;
+use tch::{Device, Kind, Tensor};
+
+/// A file as it is now: its path, length and time of change.
+type State = (PathBuf, u64, Option<SystemTime>);
+
+/// Hashes of files that were read: each point of a sweep needs that of its file.
+static HASHES: LazyLock<Mutex<BTreeMap<State, String>>> = LazyLock::new(Mutex::default);
+
+/// The layout that was read last: a trial builds its network several times.
+static LAST: Mutex<Option<(String, InputSpec, Layout)>> = Mutex::new(None);
+
+/// Returns the SHA-256 of a file in hexadecimal digits.
+///
+/// # Errors
+/// A [`crate::error::BadRequest`] if the file can't be read.
+pub fn sha256(path: &Path) -> Result<String> {
+    let state = std::fs::metadata(path).map(|of| (path.to_path_buf(), of.len(), of.modified().ok()));
+    let mut hashes = HASHES.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(hash) = state.as_ref().ok().and_then(|state| hashes.get(state)) {
+        return Ok(hash.clone());
+    }
+    let hash: String = Sha256::digest(files::read(path)?).iter().map(|byte| format!("{byte:02x}")).collect();
+    hashes.extend(state.ok().map(|state| (state, hash.clone())));
+    Ok(hash)
+}
+
+/// Writes the SHA-256 of the file into the keys of a network that a file describes. Does nothing if
+/// they have it, or if the file can't be read: reading the keys as a config says so.
+pub fn pin(net: &mut Mapping) {
+    let file = net.get("file").and_then(|file| file.as_str()).map(PathBuf::from);
+    let is_graph = net.get("name").is_some_and(|name| name.as_str() == Some("graph"));
+    if let Some(hash) = file.filter(|_| is_graph && !net.contains_key("sha256")).and_then(|file| sha256(&file).ok()) {
+        net.insert("sha256".into(), hash.into());
+    }
+}
+
+/// Reads the layout of the network in a file, as it is for images of `spec`.
+///
+/// # Errors
+/// A [`crate::error::BadRequest`] if the file has changed or can't be read, or if the network can't
+/// be trained on such images.
+pub fn layout(net: &graph::Config, spec: InputSpec) -> Result<Layout> {
+    let path = &net.file;
+    let hash = sha256(path)?;
+    if let Some(expected) = net.sha256.as_ref().filter(|expected| **expected != hash) {
+        bad_request!(
+            "net.file: {}: has changed: its SHA-256 was {expected:.12}… and is {hash:.12}…; leave net.sha256 out to take it as it is",
+            path.display()
+        );
+    }
+    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, _, layout)) = last.as_ref().filter(|(known, of, _)| *known == hash && *of == spec) {
+        return Ok(layout.clone());
+    }
+    let layout = match read(path, spec) {
+        Ok(blueprint) => Layout(Some(Arc::new(blueprint))),
+        Err(error) => bad_request!("net.file: {}", one_line(&error)),
+    };
+    *last = Some((hash, spec, layout.clone()));
+    Ok(layout)
+}
+
+/// Returns the config of a network of another program on a data set.
+///
+/// # Errors
+/// A [`crate::error::BadRequest`] for a data set that is none, or a file that can't be read.
+pub fn config(path: &Path, data: Mapping) -> Result<Config> {
+    let mut net = Mapping::from_iter(
+        [("name", "graph"), ("file", &path.to_string_lossy())].map(|(key, of)| (key.into(), of.into())),
+    );
+    anchor(&mut net, Path::new("."));
+    Config::new(&Mapping::from_iter([("data".into(), data.into()), ("net".into(), net.into())]), "command line")
+}
+
+/// Returns the number of classes of a network whose layout is known.
+pub fn classes(config: &Config) -> i64 {
+    config.net.graph().and_then(|net| net.layout.0.as_ref()).map_or(0, |layout| layout.classes)
+}
+
+/// Returns the images and classes of a network of another program. `input` is the shape of its
+/// input where the file leaves it open.
+///
+/// # Errors
+/// A [`crate::error::BadRequest`] for a file that can't be read, or a network that does not take
+/// square images and return logits.
+pub fn spec(path: &Path, input: Option<&[i64]>) -> Result<InputSpec> {
+    let name = path.display();
+    let Some(format) = Format::of(path) else { bad_request!("{name}: give a file that ends in .pt2, .onnx or .pt") };
+    let (network, inputs) = exchange::read(path, format, input)?;
+    let Some(&[_, channels, size, _]) = inputs.first().map(Vec::as_slice).filter(|of| of.len() == 4 && of[2] == of[3])
+    else {
+        bad_request!("{name}: takes inputs of {inputs:?}; networks of square images (N, C, H, H) are taken");
+    };
+    let logits = network.graph.outputs.first().and_then(|id| network.graph.values[*id].size.clone());
+    match logits.as_deref() {
+        Some(&[_, classes]) => Ok(InputSpec { classes, channels, size }),
+        _ => bad_request!("{name}: returns {logits:?}; networks with logits (N, classes) are taken"),
+    }
+}
+
+fn read(path: &Path, spec: InputSpec) -> Result<Blueprint> {
+    let name = path.display();
+    let Some(format) = Format::of(path) else {
+        bad_request!("{name}: give a file that ends in .pt2, .onnx or .pt");
+    };
+    let mut graph = exchange::graph(path, format)?;
+    let own = graph.inputs.first().and_then(|id| graph.values[*id].size.clone());
+    // The batch of the file's example, which its code may name.
+    let batch = own.as_ref().and_then(|size| size.first().copied()).unwrap_or(1);
+    let images = vec![batch, spec.channels, spec.size, spec.size];
+    graph.infer_sizes(std::slice::from_ref(&images));
+    let blueprint = |graph| match Blueprint::new(graph) {
+        Ok(blueprint) => Ok(blueprint),
+        Err(error) => bad_request!("{name}: {error:#}"),
+    };
+    // An operation that can't be run is named before the values behind it are missed.
+    if graph.inputs.len() == 1 && graph.opaque().is_none() {
+        let zeros = Tensor::zeros(&images, (Kind::Float, Device::Cpu));
+        if let Err(error) = tch::no_grad(|| graph.run(&[zeros], Place::FLOAT)) {
+            bad_request!(
+                "{name}: can't be run on {0}x{0} images of {1} channels; export it with such an example: {error:#}",
+                spec.size,
+                spec.channels
+            );
+        }
+        if !graph.free_batch(&[images]) {
+            bad_request!(
+                "{name}: takes batches of {batch} alone, or mixes their images; export it for any batch (docs/graphs.md)"
+            );
+        }
+    }
+    blueprint(graph)
+}
