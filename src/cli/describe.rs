@@ -1,8 +1,8 @@
 //! `foldconv describe`: layers, parameters and MACs of a model in both forms; or lists of the
 //! options that a config file may contain.
 
+use super::imageless::model_of;
 use super::output::{json, print};
-use super::source::model_of;
 use super::values::Shape;
 use crate::algebra::Geometry;
 use crate::config::{Config, Document, TrainConfig, Value};

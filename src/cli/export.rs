@@ -1,7 +1,7 @@
 //! `foldconv export MODEL --format …`: export of a model to other programs.
 
+use super::imageless::model_of;
 use super::output::json;
-use super::source::model_of;
 use super::values::Shape;
 use crate::export::{self, Bn, Format};
 use crate::text::thousands;

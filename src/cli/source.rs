@@ -1,10 +1,10 @@
 //! The source of a command's network: a model file, or the file of another program.
 
-use super::values::{Shape, number};
-use crate::config::{self, Config, Mapping, anchor, named, network};
+use super::values::number;
+use crate::config::{self, Config, anchor, named, network};
+use crate::data::DataConfig;
 use crate::data::augment::normalise::Normalisation;
 use crate::data::dataset::{Dataset, Images};
-use crate::data::{DataConfig, SourceConfig};
 use crate::exchange::Format;
 use crate::model::{About, Model};
 use crate::net::Form;
@@ -53,7 +53,7 @@ impl Pixels {
 
 /// Returns the class names: those that the set knows, else those read from its folder if there is
 /// one, else numbers.
-fn class_names(data: &DataConfig) -> Vec<String> {
+pub fn class_names(data: &DataConfig) -> Vec<String> {
     let read = || data.root().and_then(|_| Some(data.load().ok()?.classes));
     data.source.recipe().class_names().or_else(read).unwrap_or_else(|| {
         let numbers = 0..data.spec().classes;
@@ -142,32 +142,8 @@ impl FromModel {
     }
 }
 
-/// Reads a model file, or a network of another program without data, whose images are taken as they
-/// are. `input` is the shape of the input where such a file leaves it open.
-///
-/// # Errors
-/// A [`crate::error::BadRequest`] if the file can't be read.
-pub fn model_of(path: &Path, input: Option<&Shape>) -> Result<Model> {
-    if Format::of(path).is_none() {
-        if input.is_some() {
-            bad_request!("--input: is for networks of other programs; {} is a model file", path.display());
-        }
-        return load_model(path);
-    }
-    let spec = network::spec(path, input.map(|shape| &*shape.0))?;
-    let keys = [("classes", spec.classes), ("size", spec.size), ("channels", spec.channels)];
-    let keys = keys.map(|(key, value)| (key.into(), value.into()));
-    let data = Mapping::from_iter([("name".into(), "external".into())].into_iter().chain(keys));
-    let config = network::config(path, data)?.with_layout()?;
-    let channels = spec.channels as usize;
-    let as_they_are = Normalisation { mean: vec![0.; channels], std: vec![1.; channels] };
-    let names = class_names(&config.data);
-    debug_assert!(matches!(config.data.source, SourceConfig::External(_)));
-    model(config, as_they_are, names)
-}
-
 /// Returns a network of another program as a model.
-fn model(config: Config, normalisation: Normalisation, classes: Vec<String>) -> Result<Model> {
+pub fn model(config: Config, normalisation: Normalisation, classes: Vec<String>) -> Result<Model> {
     let tensors = config.build(Form::Expanded, Device::Cpu)?.store.variables();
     Ok(Model { about: About::new(Form::Expanded, config, normalisation, classes), tensors })
 }

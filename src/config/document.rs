@@ -211,9 +211,9 @@ fn read_mapping(path: &Path) -> Result<(Source, Mapping)> {
     }
 }
 
-/// Makes a relative `data.root` and `net.file` absolute, also those of a sweep's points, taking
-/// them as relative to `folder`; and writes down the content of a network's file, so that a sweep
-/// that was started does not need it to be reported.
+/// Makes a relative `data.root` and `net.file` absolute, the latter also at the points of a sweep,
+/// taking them as relative to `folder`; and writes down the content of a network's file, so that a
+/// sweep that was started does not need it to be reported.
 fn anchor_paths(keys: &mut Mapping, folder: &Path) {
     for section in ["data", "net"] {
         if let Some(Value::Mapping(options)) = keys.get_mut(section) {
@@ -226,23 +226,22 @@ fn anchor_paths(keys: &mut Mapping, folder: &Path) {
         for (axis, points) in axes.iter_mut() {
             let points = points.as_sequence_mut().into_iter().flatten();
             match axis.as_str() {
-                Some("net" | "data") => points.filter_map(Value::as_mapping_mut).for_each(|options| {
+                Some("net") => points.filter_map(Value::as_mapping_mut).for_each(|options| {
                     anchor(options, folder);
                     network::pin(options);
                 }),
-                Some(key @ ("net.file" | "data.root")) => points.for_each(|path| anchor_point(key, path, folder)),
+                Some("net.file") => points.for_each(|path| anchor_point(path, folder)),
                 _ => {}
             }
         }
     }
 }
 
-/// Makes the path of a point of the axis `key` absolute.
-fn anchor_point(key: &str, path: &mut Value, folder: &Path) {
-    let key = key.rsplit('.').next().unwrap_or_default();
-    let mut options = Mapping::from_iter([(Value::from(key), std::mem::take(path))]);
+/// Makes the path of a point of the axis `net.file` absolute.
+fn anchor_point(path: &mut Value, folder: &Path) {
+    let mut options = Mapping::from_iter([("file".into(), std::mem::take(path))]);
     anchor(&mut options, folder);
-    *path = options.remove(key).unwrap_or_default();
+    *path = options.remove("file").unwrap_or_default();
 }
 
 /// Applies `key.key=value` overrides.

@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 
 /// The commands that use a part of the sources: each of them must have every flag that this part
 /// names. For all other files one command with the flag suffices.
-const WORKS_FOR: [(&str, &[&str]); 10] = [
+const WORKS_FOR: [(&str, &[&str]); 12] = [
+    ("src/cli/imageless.rs", &["describe", "export"]),
+    ("src/cli/source.rs", &["eval", "compare"]),
     ("src/cli/readings.rs", &["eval", "compare"]),
     ("src/config/document.rs", &["train", "sweep", "describe", "bench train", "bench data", "data check"]),
     ("src/data/dataset.rs", READERS),

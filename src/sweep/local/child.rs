@@ -278,6 +278,7 @@ fn cause(status: ExitStatus, last: &str, memory_kills: Option<bool>) -> (State, 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sweep::lock::tests::soon;
     use crate::sweep::queue::{Policy, Queue};
     use crate::sweep::store::tests::started;
     use std::ffi::OsString;
@@ -344,6 +345,6 @@ mod tests {
         // SAFETY: the child has not been waited for.
         unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGKILL) };
         { child }.wait().unwrap();
-        assert_eq!((store.state(&hash), store.claim(&hash).unwrap().is_some()), (State::Queued, true));
+        assert!(soon(|| (store.state(&hash), store.claim(&hash).unwrap().is_some()) == (State::Queued, true)));
     }
 }
