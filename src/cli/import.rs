@@ -2,9 +2,9 @@
 
 use super::Machine;
 use super::output::json;
-use super::source::Pixels;
+use super::source::{Pixels, data_keys};
 use super::values::{form, number};
-use crate::config::{Config, Mapping, Value, anchor, data_section, named};
+use crate::config::{Config, Mapping, Value, data_section, named};
 use crate::data::SourceConfig;
 use crate::error::printable;
 use crate::files;
@@ -197,12 +197,7 @@ impl Options {
     /// Builds the config of the model, on the data set `data`, given by name or as YAML.
     fn config_on(&self, data: &str, bn_eps: Option<f64>) -> Result<Config> {
         let mut keys = Mapping::new();
-        let mut data = named("--data", data)?;
-        if let Some(root) = &self.root {
-            data.insert("root".into(), root.to_string_lossy().into_owned().into());
-        }
-        anchor(&mut data, Path::new("."));
-        keys.insert("data".into(), data.into());
+        keys.insert("data".into(), data_keys(data, self.root.as_deref())?.into());
         keys.insert("net".into(), named("--net", &self.net)?.into());
         if let Some(eps) = bn_eps {
             keys.insert("bn_eps".into(), eps.into());

@@ -1,7 +1,7 @@
 //! The source of a command's network: a model file, or the file of another program.
 
 use super::values::number;
-use crate::config::{self, Config, anchor, named, network};
+use crate::config::{self, Config, Mapping, anchor, named, network};
 use crate::data::DataConfig;
 use crate::data::augment::normalise::Normalisation;
 use crate::data::dataset::{Dataset, Images};
@@ -61,6 +61,19 @@ pub fn class_names(data: &DataConfig) -> Vec<String> {
     })
 }
 
+/// Returns the keys of a data set from `--data` and `--root`.
+///
+/// # Errors
+/// A [`crate::error::BadRequest`] for a text that is neither a name nor keys.
+pub fn data_keys(text: &str, root: Option<&Path>) -> Result<Mapping> {
+    let mut data = named("--data", text)?;
+    if let Some(root) = root {
+        data.insert("root".into(), root.to_string_lossy().into_owned().into());
+    }
+    anchor(&mut data, Path::new("."));
+    Ok(data)
+}
+
 /// A model file and the data to run it on.
 #[derive(Debug, Args)]
 pub struct FromModel {
@@ -111,12 +124,7 @@ impl FromModel {
         let Some(text) = &self.data else {
             bad_request!("{}: does not say its data set; give --data, as cifar10", self.model.display());
         };
-        let mut data = named("--data", text)?;
-        if let Some(root) = &self.root {
-            data.insert("root".into(), root.to_string_lossy().into_owned().into());
-        }
-        anchor(&mut data, Path::new("."));
-        let config = network::config(&self.model, data)?.with_layout()?;
+        let config = network::config(&self.model, data_keys(text, self.root.as_deref())?)?.with_layout()?;
         let (classes, found) = (network::classes(&config), config.data.spec().classes);
         if found != classes {
             bad_request!("--data: the set has {found} classes, and {} returns {classes}", self.model.display());

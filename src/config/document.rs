@@ -1,7 +1,7 @@
 //! Reading of YAML files and `--set` into keys, before these are interpreted as a trial or a sweep.
 
 use super::schema::{self, Wrong};
-use super::{Config, NAMED, anchor, network, open};
+use super::{Config, NAMED, anchor, make_absolute, network, open};
 use crate::error::BadRequest;
 use crate::{bad_request, files, yaml};
 use anyhow::Result;
@@ -83,6 +83,7 @@ impl Document {
         set_all(&mut keys, overrides)?;
         // A path that is still relative comes from `--set`, and refers to the current folder.
         anchor_paths(&mut keys, Path::new("."));
+        pin_files(&mut keys);
         let (sweep, trial) =
             keys.into_iter().partition(|(key, _)| key.as_str().is_some_and(|key| SWEEP_KEYS.contains(&key)));
         Ok(Document { trial, sweep, origin, sources, overridden })
@@ -212,36 +213,33 @@ fn read_mapping(path: &Path) -> Result<(Source, Mapping)> {
 }
 
 /// Makes a relative `data.root` and `net.file` absolute, the latter also at the points of a sweep,
-/// taking them as relative to `folder`; and writes down the content of a network's file, so that a
-/// sweep that was started does not need it to be reported.
+/// taking them as relative to `folder`.
 fn anchor_paths(keys: &mut Mapping, folder: &Path) {
     for section in ["data", "net"] {
         if let Some(Value::Mapping(options)) = keys.get_mut(section) {
             anchor(options, folder);
-            network::pin(options);
         }
     }
-    for of in ["axes", "vary"] {
-        let Some(Value::Mapping(axes)) = keys.get_mut(of) else { continue };
-        for (axis, points) in axes.iter_mut() {
-            let points = points.as_sequence_mut().into_iter().flatten();
-            match axis.as_str() {
-                Some("net") => points.filter_map(Value::as_mapping_mut).for_each(|options| {
-                    anchor(options, folder);
-                    network::pin(options);
-                }),
-                Some("net.file") => points.for_each(|path| anchor_point(path, folder)),
-                _ => {}
-            }
-        }
+    points(keys, "net").filter_map(Value::as_mapping_mut).for_each(|net| anchor(net, folder));
+    points(keys, "net.file").for_each(|file| make_absolute(file, folder));
+}
+
+/// Writes down the content of a network's file, so that a sweep that was started does not need the
+/// file to be reported. An axis of files has the content of each point's own.
+fn pin_files(keys: &mut Mapping) {
+    points(keys, "net").filter_map(Value::as_mapping_mut).for_each(network::pin);
+    if points(keys, "net.file").next().is_none()
+        && let Some(Value::Mapping(net)) = keys.get_mut("net")
+    {
+        network::pin(net);
     }
 }
 
-/// Makes the path of a point of the axis `net.file` absolute.
-fn anchor_point(path: &mut Value, folder: &Path) {
-    let mut options = Mapping::from_iter([("file".into(), std::mem::take(path))]);
-    anchor(&mut options, folder);
-    *path = options.remove("file").unwrap_or_default();
+/// Returns the values of an axis.
+fn points<'k>(keys: &'k mut Mapping, axis: &'k str) -> impl Iterator<Item = &'k mut Value> {
+    let sections = keys.iter_mut().filter(|(key, _)| matches!(key.as_str(), Some("axes" | "vary")));
+    let axes = sections.filter_map(move |(_, axes)| axes.as_mapping_mut()?.get_mut(axis));
+    axes.filter_map(Value::as_sequence_mut).flatten()
 }
 
 /// Applies `key.key=value` overrides.
@@ -377,6 +375,31 @@ mod tests {
         assert_eq!(root("{data: {name: shapes, root: /sets}}", &[]), Path::new("/sets"));
         let here = std::env::current_dir().unwrap();
         assert_eq!(root("{data: {name: shapes, root: sets}}", &["data.root=mine"]), here.join("mine"));
+    }
+
+    #[test]
+    fn the_content_of_a_network_is_that_of_the_file_that_is_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.yaml");
+        for name in ["a.pt", "b.pt"] {
+            std::fs::write(folder.path().join(name), name).unwrap();
+        }
+        let read = |text: &str, overrides: &[String]| {
+            std::fs::write(&path, text).unwrap();
+            Document::read(&path, overrides).unwrap()
+        };
+        let hash = |document: &Document| document.config().unwrap().net.graph().unwrap().sha256.clone().unwrap();
+        let file = "{data: shapes, net: {name: graph, file: a.pt}}";
+        let first = read(file, &[]);
+        assert_eq!(first.trial["net"]["sha256"], hash(&first).as_str(), "a sweep keeps it");
+        let other = format!("net.file={}", folder.path().join("b.pt").display());
+        assert_ne!(hash(&read(file, &[other])), hash(&first));
+        // Each point has a file of its own, below the folder of the config.
+        let sweep = read("{data: shapes, net: {name: graph, file: a.pt}, axes: {net.file: [a.pt, b.pt]}}", &[]);
+        assert_eq!(sweep.trial["net"].get("sha256"), None);
+        assert_eq!(sweep.sweep["axes"]["net.file"][1], folder.path().join("b.pt").to_str().unwrap());
+        let sweep = read("{data: shapes, axes: {net: [smallnet, {name: graph, file: a.pt}]}}", &[]);
+        assert_eq!(sweep.sweep["axes"]["net"][1]["sha256"], hash(&first).as_str());
     }
 
     #[test]

@@ -191,7 +191,7 @@ impl Config {
     /// stands on at least one site if `apply_to` chooses none.
     fn check_sites(&self, sites: &[&Site]) -> Result<()> {
         // The sites of a folded network of a file are those that could not be folded.
-        if self.net.graph().and_then(|net| net.layout.0.as_ref()).is_some_and(|layout| layout.folded) {
+        if self.net.layout().is_some_and(|layout| layout.folded) {
             return Ok(());
         }
         for wanted in self.apply_to.iter().map(|word| SiteSelector::read(word).sites) {
@@ -337,11 +337,18 @@ pub fn data_for(own: &DataConfig, text: &str) -> Result<DataConfig> {
 /// as relative to `folder`, so that it stays valid when the program is run from another folder.
 pub(crate) fn anchor(section: &mut Mapping, folder: &Path) {
     for key in ["root", "file"] {
-        if let Some(Value::String(path)) = section.get_mut(key)
-            && let Ok(absolute) = std::path::absolute(folder.join(&*path))
-        {
-            *path = absolute.to_string_lossy().into_owned();
+        if let Some(path) = section.get_mut(key) {
+            make_absolute(path, folder);
         }
+    }
+}
+
+/// Makes a relative path absolute, taking it as relative to `folder`.
+fn make_absolute(path: &mut Value, folder: &Path) {
+    if let Value::String(path) = path
+        && let Ok(absolute) = std::path::absolute(folder.join(&*path))
+    {
+        *path = absolute.to_string_lossy().into_owned();
     }
 }
 

@@ -90,7 +90,7 @@ pub fn config(path: &Path, data: Mapping) -> Result<Config> {
 
 /// Returns the number of classes of a network whose layout is known.
 pub fn classes(config: &Config) -> i64 {
-    config.net.graph().and_then(|net| net.layout.0.as_ref()).map_or(0, |layout| layout.classes)
+    config.net.layout().map_or(0, |layout| layout.classes)
 }
 
 /// Returns the images and classes of a network of another program. `input` is the shape of its
@@ -101,8 +101,7 @@ pub fn classes(config: &Config) -> i64 {
 /// square images and return logits.
 pub fn spec(path: &Path, input: Option<&[i64]>) -> Result<InputSpec> {
     let name = path.display();
-    let Some(format) = Format::of(path) else { bad_request!("{name}: give a file that ends in .pt2, .onnx or .pt") };
-    let (network, inputs) = exchange::read(path, format, input)?;
+    let (network, inputs) = exchange::read(path, format(path)?, input)?;
     let Some(&[_, channels, size, _]) = inputs.first().map(Vec::as_slice).filter(|of| of.len() == 4 && of[2] == of[3])
     else {
         bad_request!("{name}: takes inputs of {inputs:?}; networks of square images (N, C, H, H) are taken");
@@ -116,21 +115,15 @@ pub fn spec(path: &Path, input: Option<&[i64]>) -> Result<InputSpec> {
 
 fn read(path: &Path, spec: InputSpec) -> Result<Blueprint> {
     let name = path.display();
-    let Some(format) = Format::of(path) else {
-        bad_request!("{name}: give a file that ends in .pt2, .onnx or .pt");
-    };
-    let mut graph = exchange::graph(path, format)?;
+    let mut graph = exchange::graph(path, format(path)?)?;
     let own = graph.inputs.first().and_then(|id| graph.values[*id].size.clone());
     // The batch of the file's example, which its code may name.
     let batch = own.as_ref().and_then(|size| size.first().copied()).unwrap_or(1);
     let images = vec![batch, spec.channels, spec.size, spec.size];
     graph.infer_sizes(std::slice::from_ref(&images));
-    let blueprint = |graph| match Blueprint::new(graph) {
-        Ok(blueprint) => Ok(blueprint),
-        Err(error) => bad_request!("{name}: {error:#}"),
-    };
     // An operation that can't be run is named before the values behind it are missed.
-    if graph.inputs.len() == 1 && graph.opaque().is_none() {
+    let is_known = graph.inputs.len() == 1 && graph.opaque().is_none();
+    if is_known && !graph.free_batch(std::slice::from_ref(&images)) {
         let zeros = Tensor::zeros(&images, (Kind::Float, Device::Cpu));
         if let Err(error) = tch::no_grad(|| graph.run(&[zeros], Place::FLOAT)) {
             bad_request!(
@@ -139,11 +132,19 @@ fn read(path: &Path, spec: InputSpec) -> Result<Blueprint> {
                 spec.channels
             );
         }
-        if !graph.free_batch(&[images]) {
-            bad_request!(
-                "{name}: takes batches of {batch} alone, or mixes their images; export it for any batch (docs/graphs.md)"
-            );
-        }
+        bad_request!(
+            "{name}: takes batches of {batch} alone, or mixes their images; export it for any batch (docs/graphs.md)"
+        );
     }
-    blueprint(graph)
+    match Blueprint::new(graph) {
+        Ok(blueprint) => Ok(blueprint),
+        Err(error) => bad_request!("{name}: {error:#}"),
+    }
+}
+
+fn format(path: &Path) -> Result<Format> {
+    match Format::of(path) {
+        Some(format) => Ok(format),
+        None => bad_request!("{}: give a file that ends in .pt2, .onnx or .pt", path.display()),
+    }
 }

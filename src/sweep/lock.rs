@@ -189,12 +189,12 @@ pub mod tests {
     /// Returns whether something holds within 5 seconds: a process that another test begins holds
     /// a copy of the lock until it runs its program.
     pub fn soon(holds: impl Fn() -> bool) -> bool {
-        (0..100).any(|_| {
-            let done = holds();
-            if !done {
-                std::thread::sleep(Duration::from_millis(50));
+        for _ in 0..100 {
+            if holds() {
+                return true;
             }
-            done
-        })
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        false
     }
 }

@@ -8,7 +8,7 @@ use foldconv::error::one_line;
 use foldconv::export;
 use foldconv::fold::{self, Agreement};
 use foldconv::model::{About, Model};
-use foldconv::net::graph::blueprint::Step;
+use foldconv::net::graph::blueprint::{Blueprint, Step};
 use foldconv::net::{Built, Form, SiteKind};
 use foldconv::op::OperatorConfig;
 use std::path::{Path, PathBuf};
@@ -336,5 +336,31 @@ fn mistakes_are_one_line() {
         let error = refusal(&text);
         assert!(error.contains(reason), "{text}: {error}");
         assert!(!error.contains('\n') && !error.contains("C++"), "{error}");
+    }
+}
+
+/// Layouts travel in model files, which anyone can write.
+#[test]
+fn impossible_layouts_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, _) = exported(folder.path(), "{name: smallnet}");
+    let config = graph(&file, "").with_layout().unwrap();
+    let layout = serde_json::to_value(config.net.layout().unwrap()).unwrap();
+    let read = |layout: &serde_json::Value| serde_json::from_value::<Blueprint>(layout.clone()).unwrap();
+    assert!(read(&layout).check().is_ok());
+    let changes = [
+        ("/values", serde_json::json!(u64::MAX)),
+        ("/values", serde_json::json!(3)),
+        ("/output", serde_json::json!(1u64 << 40)),
+        ("/steps/0/site/input", serde_json::json!(1u64 << 40)),
+        ("/steps/0/site/geometry/stride/0", serde_json::json!(0)),
+        ("/steps/0/site/geometry/groups", serde_json::json!(5)),
+        ("/steps/0/site/geometry/in_channels", serde_json::json!(i64::MAX)),
+        ("/steps/0/site/geometry/padding/1", serde_json::json!(-1)),
+    ];
+    for (place, value) in changes {
+        let mut changed = layout.clone();
+        *changed.pointer_mut(place).unwrap() = value.clone();
+        assert!(read(&changed).check().is_err(), "{place} {value}");
     }
 }

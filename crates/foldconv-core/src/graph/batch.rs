@@ -2,6 +2,7 @@
 
 use super::run::Place;
 use super::{Arg, Graph, Id, Info, Node, Operators};
+use crate::algebra::count;
 use crate::finite;
 use std::collections::BTreeSet;
 use tch::{Device, Kind, Tensor};
@@ -47,13 +48,7 @@ impl Graph {
 
     /// Runs two images together and each alone, and compares the results.
     fn is_of_any_batch(&self, inputs: &[Vec<i64>]) -> bool {
-        let pair: Option<Vec<Tensor>> = inputs
-            .iter()
-            .map(|size| {
-                let size = [&[2], size.get(1..)?].concat();
-                Tensor::f_randn(size, (Kind::Float, Device::Cpu)).ok()
-            })
-            .collect();
+        let pair: Option<Vec<Tensor>> = inputs.iter().map(|size| images(&[&[2], size.get(1..)?].concat())).collect();
         let Some(pair) = pair else { return false };
         let run = |x: &[Tensor]| tch::no_grad(|| self.run(x, Place::FLOAT)).ok();
         let alone = |at: i64| run(&pair.iter().map(|x| x.narrow(0, at, 1)).collect::<Vec<_>>());
@@ -122,6 +117,13 @@ impl Graph {
     }
 }
 
+/// Returns images of a shape, of which no two are alike. They are not drawn: libtorch's generator
+/// belongs to the training that may follow.
+fn images(size: &[i64]) -> Option<Tensor> {
+    let numbers = Tensor::f_arange(count(size), (Kind::Double, Device::Cpu)).ok()?;
+    (numbers * 12.9898).sin().to_kind(Kind::Float).f_reshape(size).ok()
+}
+
 /// Returns the place of a node's argument that is a shape, for some operators.
 fn position(node: &Node, operators: &[(&str, &str)]) -> Option<usize> {
     let super::Op::Call { arguments, .. } = &node.op else { return None };
@@ -135,5 +137,60 @@ fn leading(node: &Node) -> Option<(usize, i64)> {
     match &node.args[position] {
         Arg::List(items) => items.first()?.int().filter(|n| *n > 0).map(|n| (position, n)),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::build::{Builder, Call};
+
+    /// Adds a call whose result has the name of the node.
+    fn call(builder: &mut Builder, node: &str, name: &str, given: Vec<Arg>) {
+        builder.call(Call { node, name, given, ..Call::default() }, &[node]).unwrap();
+    }
+
+    fn value(builder: &Builder, name: &str) -> Arg {
+        Arg::Value(builder.id(name).unwrap())
+    }
+
+    /// A token in front of the positions of each image, as in a transformer, recorded with one
+    /// image. `last` is an operation on (N, 3, 17).
+    fn tokens(last: &str, more: Vec<Arg>) -> Graph {
+        let mut builder = Builder::default();
+        builder.input("x", Some(vec![1, 3, 4, 4])).unwrap();
+        let token = Tensor::arange(3, (Kind::Float, Device::Cpu)).reshape([1, 3, 1]);
+        builder.define("token", Info { tensor: Some(token), ..Info::default() }).unwrap();
+        let x = value(&builder, "x");
+        call(&mut builder, "flat", "aten::view", vec![x, Arg::integers(&[1, 3, 16])]);
+        let token = value(&builder, "token");
+        call(&mut builder, "tokens", "aten::expand", vec![token, Arg::integers(&[1, -1, -1])]);
+        let both = Arg::List(vec![value(&builder, "tokens"), value(&builder, "flat")]);
+        call(&mut builder, "all", "aten::cat", vec![both, Arg::Int(2)]);
+        let given = [vec![value(&builder, "all")], more].concat();
+        call(&mut builder, "y", last, given);
+        builder.graph.outputs.push(builder.id("y").unwrap());
+        let mut graph = builder.finish().unwrap();
+        graph.infer_sizes(&[vec![1, 3, 4, 4]]);
+        graph
+    }
+
+    #[test]
+    fn a_graph_of_one_image_takes_several() {
+        let mut graph = tokens("aten::relu", vec![]);
+        let x = images(&[3, 3, 4, 4]).unwrap();
+        assert!(graph.run(&[x.shallow_clone()], Place::FLOAT).is_err());
+        assert!(graph.free_batch(&[vec![1, 3, 4, 4]]));
+        let y = &graph.run(&[x.shallow_clone()], Place::FLOAT).unwrap()[0];
+        assert_eq!(y.narrow(2, 1, 16), x.reshape([3, 3, 16]).relu());
+        assert_eq!(Vec::<f32>::try_from(y.select(2, 0).flatten(0, -1)).unwrap(), [0., 1., 2., 0., 1., 2., 0., 1., 2.]);
+    }
+
+    #[test]
+    fn images_that_mix_are_no_batch() {
+        let mut graph = tokens("aten::cumsum", vec![Arg::Int(0)]);
+        let nodes = graph.nodes.len();
+        assert!(!graph.free_batch(&[vec![1, 3, 4, 4]]));
+        assert_eq!(graph.nodes.len(), nodes);
     }
 }

@@ -209,6 +209,11 @@ impl Node {
         }
     }
 
+    /// Returns whether the node is a convolution or a fully connected layer.
+    pub(crate) fn is_layer(&self) -> bool {
+        ["conv1d", "conv2d", "conv3d", "convolution", "_convolution", "linear"].contains(&self.operator())
+    }
+
     /// Returns the argument of a name.
     pub fn arg(&self, name: &str) -> Option<&Arg> {
         let Op::Call { arguments, .. } = &self.op else { return None };
@@ -394,13 +399,15 @@ pub fn macs(graph: &Graph, at: usize) -> i64 {
     let node = &graph.nodes[at];
     let (Some(weight), Some(output)) = (node.value("weight"), node.outputs.first()) else { return 0 };
     let size = |id: Id| graph.values[id].size.as_deref();
-    let (Some([_, taps @ ..]), Some(output)) = (size(weight), size(*output)) else { return 0 };
-    match node.operator() {
-        "conv2d" | "convolution" | "_convolution" | "linear" | "conv1d" | "conv3d" => {
-            count(output).saturating_mul(count(taps))
-        }
-        _ => 0,
-    }
+    let (Some(weight @ [_, ..]), Some(output)) = (size(weight), size(*output)) else { return 0 };
+    if node.is_layer() { layer_macs(weight, output) } else { 0 }
+}
+
+/// Returns the multiply-accumulates of a convolution or fully connected layer with a weight
+/// (C_out, …) and a result of these shapes.
+pub(crate) fn layer_macs(weight: &[i64], result: &[i64]) -> i64 {
+    let taps = weight.get(1..).map_or(0, count);
+    count(result).saturating_mul(taps)
 }
 
 /// Totals of a graph.

@@ -128,15 +128,8 @@ impl Config {
         let mut block = builder.block(path, inputs);
         let mut main = Parts::new();
         let mut add = |conv: &str, bn: &str, kind, geometry, activation| -> Result<()> {
-            let default = DefaultOperator::operator_if(kind == SiteKind::Pointwise);
-            main.push(Box::new(block.site(SitePlan {
-                conv,
-                after: After::Norm(bn),
-                kind,
-                geometry,
-                activation,
-                default,
-            })?));
+            let (after, default) = (After::Norm(bn), DefaultOperator::operator_if(kind == SiteKind::Pointwise));
+            main.push(Box::new(block.site(SitePlan { conv, after, kind, geometry, activation, default })?));
             Ok(())
         };
         if expansion != 1 {

@@ -33,6 +33,11 @@ impl NetConfig {
             _ => None,
         }
     }
+
+    /// Returns the layout of a network that a file describes, once the file was read.
+    pub fn layout(&self) -> Option<&graph::blueprint::Blueprint> {
+        self.graph()?.layout.0.as_deref()
+    }
 }
 
 crate::registry! {

@@ -112,15 +112,8 @@ pub fn main_branch(block: &mut Block, convs: &[(SiteKind, Geometry, DefaultOpera
     let mut parts = Parts::new();
     for (at, &(kind, geometry, default)) in convs.iter().enumerate() {
         let activation = if at + 1 < convs.len() { Activation::Relu } else { Activation::None };
-        let (conv, bn) = (&*format!("conv{}", at + 1), &*format!("bn{}", at + 1));
-        parts.push(Box::new(block.site(SitePlan {
-            conv,
-            after: After::Norm(bn),
-            kind,
-            geometry,
-            activation,
-            default,
-        })?));
+        let (conv, after) = (&*format!("conv{}", at + 1), After::Norm(&*format!("bn{}", at + 1)));
+        parts.push(Box::new(block.site(SitePlan { conv, after, kind, geometry, activation, default })?));
     }
     Ok(parts)
 }

@@ -134,16 +134,9 @@ fn branch(block: &mut Block, name: &str, convs: &[(usize, Geometry)]) -> Result<
             true => (SiteKind::Pointwise, Activation::Relu),
             false => (SiteKind::Depthwise, Activation::None),
         };
-        let (conv, bn) = (&*format!("{name}.{at}"), &*format!("{name}.{}", at + 1));
+        let (conv, after) = (&*format!("{name}.{at}"), After::Norm(&*format!("{name}.{}", at + 1)));
         let default = DefaultOperator::operator_if(kind == SiteKind::Pointwise);
-        parts.push(Box::new(block.site(SitePlan {
-            conv,
-            after: After::Norm(bn),
-            kind,
-            geometry,
-            activation,
-            default,
-        })?));
+        parts.push(Box::new(block.site(SitePlan { conv, after, kind, geometry, activation, default })?));
     }
     Ok(parts)
 }

@@ -1,7 +1,7 @@
 //! The layout of a network that a file describes: sites, and the operators of libtorch between
 //! them.
 
-use crate::algebra::Geometry;
+use crate::algebra::{Geometry, count};
 use crate::graph::{Arg, Id, Node, Op, Operators};
 use crate::net::site::SiteKind;
 use crate::op::activation::Activation;
@@ -145,6 +145,36 @@ pub struct Constant {
     pub numbers: Vec<i64>,
 }
 
+/// Values of a network at most.
+const MOST_VALUES: usize = 1 << 20;
+
+/// Numbers of a tensor at most.
+const MOST_NUMBERS: i64 = 1 << 30;
+
+/// Channels, taps and steps of a convolution at most.
+const LARGEST: i64 = 1 << 16;
+
+/// Returns whether a tensor can have a shape.
+fn is_size(size: &[i64]) -> bool {
+    size.iter().all(|n| *n >= 0) && count(size) <= MOST_NUMBERS
+}
+
+/// Returns whether a convolution can have a shape.
+fn is_convolution(geometry: &Geometry) -> bool {
+    let Geometry { in_channels, out_channels, kernel, stride, padding, dilation, groups, .. } = geometry;
+    let positive = [&[*in_channels, *out_channels, *groups][..], kernel, stride, dilation].concat();
+    positive.iter().all(|n| (1..=LARGEST).contains(n))
+        && padding.iter().all(|n| (0..=LARGEST).contains(n))
+        && in_channels % groups == 0
+        && out_channels % groups == 0
+        && is_size(&geometry.weight_size())
+}
+
+/// Returns whether the dotted name of a variable lies below a path.
+pub(super) fn is_below(name: &str, path: &str) -> bool {
+    name.strip_prefix(path).is_some_and(|rest| rest.starts_with('.'))
+}
+
 impl Constant {
     /// Returns the tensor on a device.
     ///
@@ -207,12 +237,32 @@ impl Step {
 }
 
 impl Blueprint {
-    /// Checks that each value is known before it is read, as a file that was written by hand may
-    /// not have it.
+    /// Checks a layout that a file claims: each value is known before it is read, and shapes are
+    /// those of layers.
     ///
     /// # Errors
-    /// The number of a value that comes from nowhere.
+    /// The number of a value that comes from nowhere, or the name of a layer of impossible shape.
     pub fn check(&self) -> Result<()> {
+        ensure!(self.values <= MOST_VALUES, "{} values", self.values);
+        let made = self.steps.iter().flat_map(Step::outputs);
+        let given = self.variables.iter().map(|of| of.id).chain(self.constants.iter().map(|of| of.id));
+        for id in made.chain(given).chain([self.input]) {
+            ensure!(id < self.values, "the value {id} of {}", self.values);
+        }
+        for variable in &self.variables {
+            ensure!(is_size(&variable.size), "{}: a shape of {:?}", variable.name, variable.size);
+        }
+        for step in &self.steps {
+            match step {
+                Step::Site(site) => {
+                    ensure!(is_convolution(&site.geometry), "{}: a convolution of {:?}", site.name, site.geometry)
+                }
+                Step::Classifier { name, features, .. } => {
+                    ensure!(is_size(&[*features]), "{name}: {features} features")
+                }
+                Step::Call(_) => {}
+            }
+        }
         let constants = self.variables.iter().map(|variable| variable.id);
         let constants = constants.chain(self.constants.iter().map(|constant| constant.id));
         let mut known: BTreeSet<Id> = constants.chain([self.input]).collect();

@@ -81,13 +81,6 @@ impl<'de> Deserialize<'de> for Layout {
     }
 }
 
-impl Config {
-    /// Returns the options with the layout of the file.
-    pub fn with(&self, layout: &Layout) -> Config {
-        Config { layout: layout.clone(), ..self.clone() }
-    }
-}
-
 impl NetRecipe for Config {
     fn check(&self) -> Result<(), String> {
         match self.file.as_os_str().is_empty() {

@@ -1,10 +1,10 @@
 //! A network that a file describes, in expanded or compact form.
 
 use super::Init;
-use super::blueprint::{self, Blueprint, Fill, Step};
+use super::blueprint::{self, Blueprint, Fill, Step, is_below};
 use crate::algebra::count;
 use crate::graph::run::{Place, step};
-use crate::graph::{Id, Node, Operators};
+use crate::graph::{Id, Node, Operators, layer_macs};
 use crate::native::dispatch::Value;
 use crate::net::builder::{Builder, DefaultOperator, SitePlan};
 use crate::net::network::{InputSpec, Network};
@@ -70,18 +70,17 @@ impl GraphNetwork {
             self.layout.variables.iter().any(|variable| variable.name == name && variable.fill == Fill::Kept)
         };
         let replaced = |name: &str| {
-            self.sites().iter().filter(|site| form == Form::Compact || site.operator.name() != "plain").any(|site| {
-                let below = |path: &String| name.strip_prefix(&**path).is_some_and(|rest| rest.starts_with('.'));
-                below(&site.name) || matches!(&site.after, After::Norm(bn) if below(bn))
-            })
+            self.sites()
+                .iter()
+                .filter(|site| form == Form::Compact || site.operator.name() != "plain")
+                .any(|site| is_below(name, &site.name) || matches!(&site.after, After::Norm(bn) if is_below(name, bn)))
         };
         let weights = self.layout.weights.lock().unwrap_or_else(PoisonError::into_inner);
         for (name, tensor) in weights.iter() {
             if init == Init::Scratch && !kept(name) || replaced(name) {
                 continue;
             }
-            let (path, last) = name.rsplit_once('.').unwrap_or(("", name));
-            let path = if path.is_empty() { root.clone() } else { below(root, path) };
+            let (path, last) = place(root, name);
             // A last layer of another number of classes has another shape.
             if let Some(mut variable) = path.get(last).filter(|variable| variable.size() == tensor.size()) {
                 tch::no_grad(|| variable.f_copy_(tensor))?;
@@ -177,8 +176,7 @@ fn part(step: &Step, root: &nn::Path, builder: &Builder, spec: InputSpec, operat
 /// Creates a variable of an operator that is no site.
 fn created(root: &nn::Path, variable: &blueprint::Variable) -> Tensor {
     let blueprint::Variable { name, size, fill, trained, .. } = variable;
-    let (path, last) = name.rsplit_once('.').unwrap_or(("", name));
-    let path = if path.is_empty() { root.clone() } else { below(root, path) };
+    let (path, last) = place(root, name);
     if !trained {
         return if *fill == Fill::Ones { path.ones_no_train(last, size) } else { path.zeros_no_train(last, size) };
     }
@@ -188,6 +186,14 @@ fn created(root: &nn::Path, variable: &blueprint::Variable) -> Tensor {
         Fill::Zeros | Fill::Kept => Values::Const(0.),
     };
     path.var(last, size, init)
+}
+
+/// Returns the path and the last part of a dotted name.
+fn place<'p, 'n>(root: &nn::Path<'p>, name: &'n str) -> (nn::Path<'p>, &'n str) {
+    match name.rsplit_once('.') {
+        Some((path, last)) => (below(root, path), last),
+        None => (root.clone(), name),
+    }
 }
 
 /// Returns the map that a site or the classifier reads.
@@ -205,13 +211,9 @@ fn macs(node: &Node, known: &HashMap<Id, Value>, results: &[Value]) -> i64 {
         _ => None,
     };
     let Some(Value::Tensor(y)) = results.first() else { return 0 };
-    let result = count(&y.size());
-    let taps = |size: Option<Vec<i64>>| size.map_or(0, |size| count(size.get(1..).unwrap_or_default()));
+    let (weight, result) = (size("weight").unwrap_or_default(), count(&y.size()));
     match node.operator() {
-        "conv1d" | "conv2d" | "conv3d" | "convolution" | "_convolution" | "linear" => {
-            result.saturating_mul(taps(size("weight")))
-        }
-        "conv_transpose2d" => size("input").map_or(0, |x| count(&x)).saturating_mul(taps(size("weight"))),
+        "conv_transpose2d" => size("input").map_or(0, |x| layer_macs(&weight, &x)),
         "matmul" | "bmm" | "mm" => {
             let inner = size("self").and_then(|size| size.last().copied()).unwrap_or(0);
             result.saturating_mul(inner)
@@ -226,6 +228,7 @@ fn macs(node: &Node, known: &HashMap<Id, Value>, results: &[Value]) -> i64 {
             let queries = size("query").map_or(0, |size| count(&size));
             (queries.saturating_add(result)).saturating_mul(keys)
         }
+        _ if node.is_layer() => layer_macs(&weight, &y.size()),
         _ => 0,
     }
 }

@@ -1,7 +1,7 @@
 //! Folds the linear regions of a network whose sites are folded: the sites that are one kernel are
 //! convolutions among the others, and all other sites stay as they are.
 
-use super::blueprint::{self, Blueprint, Step};
+use super::blueprint::{self, Blueprint, Step, is_below};
 use super::network::{GraphNetwork, Part};
 use crate::algebra::Kernel;
 use crate::graph::{self, Arg, Graph, Id, Info, Node, Op, Operators};
@@ -18,7 +18,7 @@ use tch::{Kind, Tensor, nn};
 /// # Errors
 /// A region whose fold is not exact.
 pub fn fold(network: &GraphNetwork, store: &nn::VarStore, spec: InputSpec) -> Result<Blueprint> {
-    let (mut graph, known) = Writer::new(network, store).graph()?;
+    let (mut graph, known) = Writer::new(network).graph()?;
     sizes(&mut graph, network, store, spec)?;
     graph::fold::fold(&mut graph)?;
     let mut folded = Blueprint { folded: true, ..Blueprint::around(&graph, &known)? };
@@ -33,7 +33,7 @@ pub fn fold(network: &GraphNetwork, store: &nn::VarStore, spec: InputSpec) -> Re
     // Sites and layers that stay have their variables.
     let mut weights = folded.weights.lock().unwrap_or_else(PoisonError::into_inner);
     for (name, tensor) in store.variables() {
-        if kept.iter().any(|path| name.strip_prefix(path.as_str()).is_some_and(|rest| rest.starts_with('.'))) {
+        if kept.iter().any(|path| is_below(&name, path)) {
             weights.insert(name, tensor);
         }
     }
@@ -84,7 +84,7 @@ struct Writer<'n> {
 }
 
 impl<'n> Writer<'n> {
-    fn new(network: &'n GraphNetwork, store: &nn::VarStore) -> Writer<'n> {
+    fn new(network: &'n GraphNetwork) -> Writer<'n> {
         let layout = &network.layout;
         let mut graph = Graph { inputs: vec![layout.input], outputs: vec![layout.output], ..Graph::default() };
         graph.values.resize_with(layout.values, Info::default);
@@ -95,7 +95,6 @@ impl<'n> Writer<'n> {
             graph.values[variable.id].name.clone_from(&variable.name);
             graph.values[variable.id].trained = Some(variable.trained);
         }
-        debug_assert!(layout.variables.iter().all(|of| store.variables().contains_key(&of.name)));
         Writer { network, graph, operators: Operators::default(), known: BTreeMap::new() }
     }
 
