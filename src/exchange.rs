@@ -55,15 +55,11 @@ pub fn read(path: &Path, format: Format, input: Option<&[i64]>) -> Result<(Netwo
     Ok((network, inputs))
 }
 
-/// Reads the graph of a network. Shapes are those that the file gives.
+/// Reads a network. Shapes are those that the file gives.
 ///
 /// # Errors
 /// A [`crate::error::BadRequest`] for a file that can't be read.
-pub fn graph(path: &Path, format: Format) -> Result<Graph> {
-    Ok(open(path, format)?.graph)
-}
-
-fn open(path: &Path, format: Format) -> Result<Network> {
+pub fn open(path: &Path, format: Format) -> Result<Network> {
     Ok(match format {
         Format::Exported => Network { graph: pt2::read(path)?, original: None },
         Format::TorchScript => Network { graph: torchscript::read(path)?, original: None },

@@ -1,6 +1,7 @@
 //! State of this machine: cores, free memory, and the number of processes that its kernel killed
 //! for lack of memory.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// Returns the number of cores that this process may use.
@@ -34,6 +35,18 @@ pub fn limit_memory() {
                 libc::setrlimit(libc::RLIMIT_AS, &limit);
             }
         }
+    }
+}
+
+/// Ends this process without the destructors of libtorch's globals, which take a fifth of a second
+/// to forget every operator.
+pub fn end(status: i32) -> ! {
+    let _ = std::io::stdout().flush();
+    // SAFETY: a null pointer flushes every stream of C, and the process ends without running
+    // anything else.
+    unsafe {
+        libc::fflush(std::ptr::null_mut());
+        libc::_exit(status)
     }
 }
 

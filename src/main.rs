@@ -3,10 +3,9 @@
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::print_stderr)]
 
 use foldconv::cli::Cli;
-use foldconv::panics;
-use std::process::ExitCode;
+use foldconv::{machine, panics};
 
-fn main() -> ExitCode {
+fn main() {
     // If the reader of a pipe ends early (`| head`), the program ends silently, as other tools do.
     // SAFETY: called before any thread is started.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
@@ -15,7 +14,7 @@ fn main() -> ExitCode {
     if let Some(line) = line {
         panics::say(&line);
     }
-    ExitCode::from(status)
+    machine::end(status.into())
 }
 
 /// Makes the allocator keep freed memory for the next allocation. By default glibc returns large

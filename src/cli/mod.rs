@@ -133,7 +133,8 @@ impl Cli {
             Err(error) => error,
         };
         if !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-            error.exit();
+            let _ = error.print();
+            crate::machine::end(error.exit_code());
         }
         let text = error.render().to_string();
         let is_usage = |line: &&str| line.starts_with("Usage:") || line.starts_with("For more information");

@@ -40,7 +40,7 @@ struct Side {
 impl Side {
     fn read(path: &Path) -> Result<Side> {
         if let Some(format) = Format::of(path) {
-            let graph = exchange::graph(path, format)?;
+            let graph = exchange::open(path, format)?.graph;
             let [id] = graph.inputs[..] else {
                 bad_request!("{}: takes {} inputs; networks of one are compared", path.display(), graph.inputs.len());
             };

@@ -3,7 +3,6 @@
 use super::{Config, Mapping, anchor};
 use crate::error::one_line;
 use crate::exchange::{self, Format};
-use crate::graph::run::Place;
 use crate::net::InputSpec;
 use crate::net::graph::blueprint::Blueprint;
 use crate::net::graph::{self, Layout};
@@ -115,17 +114,16 @@ pub fn spec(path: &Path, input: Option<&[i64]>) -> Result<InputSpec> {
 
 fn read(path: &Path, spec: InputSpec) -> Result<Blueprint> {
     let name = path.display();
-    let mut graph = exchange::graph(path, format(path)?)?;
+    let mut graph = exchange::open(path, format(path)?)?.graph;
     let own = graph.inputs.first().and_then(|id| graph.values[*id].size.clone());
     // The batch of the file's example, which its code may name.
     let batch = own.as_ref().and_then(|size| size.first().copied()).unwrap_or(1);
     let images = vec![batch, spec.channels, spec.size, spec.size];
-    graph.infer_sizes(std::slice::from_ref(&images));
+    let seen = graph.observe(&[Tensor::zeros(&images, (Kind::Float, Device::Cpu))]);
     // An operation that can't be run is named before the values behind it are missed.
     let is_known = graph.inputs.len() == 1 && graph.opaque().is_none();
     if is_known && !graph.free_batch(std::slice::from_ref(&images)) {
-        let zeros = Tensor::zeros(&images, (Kind::Float, Device::Cpu));
-        if let Err(error) = tch::no_grad(|| graph.run(&[zeros], Place::FLOAT)) {
+        if let Err(error) = seen {
             bad_request!(
                 "{name}: can't be run on {0}x{0} images of {1} channels; export it with such an example: {error:#}",
                 spec.size,

@@ -35,7 +35,7 @@ pub fn kind(data_type: i32) -> Option<Kind> {
 /// Returns a tensor as a file holds it; none if ONNX does not have its element type.
 pub fn encode(name: &str, tensor: &Tensor) -> Option<TensorProto> {
     let (data_type, _) = TYPES.iter().find(|(_, of)| *of == tensor.kind())?;
-    let raw_data = bytes(tensor).into();
+    let raw_data = bytes(tensor).into_owned().into();
     Some(TensorProto {
         dims: tensor.size(),
         data_type: *data_type,

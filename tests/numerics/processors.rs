@@ -56,7 +56,8 @@ fn every_operator_trains_on_every_network_under_every_instruction_set() {
 
 /// Takes two training steps of each operator on each network: on the given sites if the operator
 /// fits them, otherwise on the sites of its paper. Then checks each shape of a site by itself,
-/// whose gradients can be compared closely.
+/// whose gradients can be compared closely. On a stem alone, operators differ in that site alone,
+/// so the network around it takes its steps once.
 #[test]
 #[ignore = "a part of every_operator_trains_on_every_network_under_every_instruction_set"]
 fn under_this_instruction_set() {
@@ -68,7 +69,9 @@ fn under_this_instruction_set() {
             let options = operator(&format!("{{name: {name}}}"));
             let build = |words: &[String]| try_network_on(words, net, &options, Form::Expanded, 10);
             let Ok((mut store, network)) = build(&[sites.to_string()]).or_else(|_| build(&[])) else { continue };
-            take_two_steps(&format!("{net} {name}"), &store, &*network);
+            if sites == "all" || fitting == 0 {
+                take_two_steps(&format!("{net} {name}"), &store, &*network);
+            }
             check_sites(&mut store, &*network, &mut seen);
             fitting += 1;
         }
@@ -99,9 +102,6 @@ fn take_two_steps(what: &str, store: &VarStore, network: &dyn Network) {
 fn check_sites(store: &mut VarStore, network: &dyn Network, seen: &mut HashSet<String>) {
     let images = channels_last(&random(&[2, 3, 32, 32]));
     let (_, trace) = tch::no_grad(|| trace::record(|| network.forward_t(&images, false)));
-    // A step changes the running statistics, on which the next step of some operators depends.
-    let copy = |(name, variable): (String, Tensor)| (name, variable.to_kind(Kind::Double).copy());
-    let before: HashMap<String, Tensor> = store.variables().into_iter().map(copy).collect();
     let mut left = Vec::new();
     for (site, trace) in network.sites().into_iter().zip(trace.sites) {
         // Wide sites take most of the time, and oneDNN's kernels for them are those of the narrow
@@ -114,6 +114,12 @@ fn check_sites(store: &mut VarStore, network: &dyn Network, seen: &mut HashSet<S
             );
         }
     }
+    if left.is_empty() {
+        return;
+    }
+    // A step changes the running statistics, on which the next step of some operators depends.
+    let copy = |(name, variable): (String, Tensor)| (name, variable.to_kind(Kind::Double).copy());
+    let before: HashMap<String, Tensor> = store.variables().into_iter().map(copy).collect();
     for draw in 0..4 {
         store.float();
         let map = |size: &[i64]| random(&[4, size[1], size[2], size[3]]);
@@ -138,6 +144,9 @@ fn check_sites(store: &mut VarStore, network: &dyn Network, seen: &mut HashSet<S
                 (!agrees).then_some(place)
             })
             .collect();
+        if left.is_empty() {
+            break;
+        }
     }
 }
 

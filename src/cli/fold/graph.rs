@@ -14,6 +14,7 @@ use crate::{bad_request, files, finite, machine, say};
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 
 /// Largest difference of a network after its fold, relative to the largest number of the output.
@@ -35,17 +36,20 @@ pub fn run(options: &Options, format: Format, as_json: bool) -> Result<()> {
     let target = target(&options.out)?;
     // A file may ask for tensors of any size, when it is read or run.
     machine::limit_memory();
-    let (mut network, inputs) = exchange::read(&options.model, format, options.input.as_ref().map(|shape| &*shape.0))?;
-    let before = network.graph.totals();
+    let mut network = exchange::open(&options.model, format)?;
+    let given = options.input.as_ref().map(|shape| &*shape.0);
+    let inputs = exchange::inputs(&network.graph, &options.model, given)?;
     tch::manual_seed(0);
     let x: Vec<Tensor> = inputs.iter().map(|size| Tensor::randn(size, (Kind::Float, Device::Cpu))).collect();
     // A network with an operation that can't be run is folded too: its regions are proved by
     // themselves.
-    let expected = tch::no_grad(|| network.graph.run(&x, Place::FLOAT)).map_err(|error| format!("{error:#}"));
+    let expected = network.graph.observe(&x).map_err(|error| format!("{error:#}"));
+    let before = network.graph.totals();
+    let clock = Instant::now();
     let report = fold(&mut network.graph)?;
-    network.graph.infer_sizes(&inputs);
+    let seconds = clock.elapsed().as_secs_f64();
     let after = network.graph.totals();
-    let outcome = Outcome { report, before, after, error: Err(String::new()) };
+    let outcome = Outcome { report, before, after, seconds, error: Err(String::new()) };
     let mut graph = network.graph;
     let outcome = match (target, &network.original) {
         (Target::Onnx, Some(original)) => {
@@ -58,7 +62,10 @@ pub fn run(options: &Options, format: Format, as_json: bool) -> Result<()> {
             outcome
         }
         _ => {
-            graph.free_batch(&inputs);
+            // Tensors have no batch.
+            if !matches!(target, Target::Safetensors) {
+                graph.free_batch(&inputs);
+            }
             let outcome = outcome.checked(&graph, &x, expected.as_deref().map_err(Clone::clone), &options.model)?;
             write(&graph, target, &inputs, &outcome, options)?;
             outcome
@@ -78,6 +85,8 @@ struct Outcome {
     report: Report,
     before: Totals,
     after: Totals,
+    /// Seconds in which the regions were found, folded and proved.
+    seconds: f64,
     /// Largest relative difference of the outputs, or why the network can't be run.
     error: Result<f64, String>,
 }
@@ -184,7 +193,7 @@ fn explain(report: &Report) -> Result<()> {
     Ok(())
 }
 
-fn summary(options: &Options, Outcome { report, before, after, error }: &Outcome) -> Result<()> {
+fn summary(options: &Options, Outcome { report, before, after, error, .. }: &Outcome) -> Result<()> {
     let mut rows = table(["", "before", "after"]);
     let lines = [
         ("convolutions", before.convolutions, after.convolutions),
@@ -209,7 +218,7 @@ fn summary(options: &Options, Outcome { report, before, after, error }: &Outcome
     )
 }
 
-fn document(options: &Options, Outcome { report, before, after, error }: &Outcome) -> Result<()> {
+fn document(options: &Options, Outcome { report, before, after, seconds, error }: &Outcome) -> Result<()> {
     let totals = |of: &Totals| serde_json::json!({"convolutions": of.convolutions, "parameters": of.parameters, "macs": of.macs});
     let regions: Vec<_> = report
         .folded
@@ -225,6 +234,6 @@ fn document(options: &Options, Outcome { report, before, after, error }: &Outcom
         report.refused.iter().map(|(node, reason)| serde_json::json!({"node": node, "reason": reason})).collect();
     json(&serde_json::json!({
         "out": options.out, "before": totals(before), "after": totals(after), "relative_difference": error.as_ref().ok(), "not_run": error.as_ref().err(),
-        "regions": regions, "refused": refused,
+        "seconds": seconds, "regions": regions, "refused": refused,
     }))
 }

@@ -261,7 +261,13 @@ impl Form {
     /// Those of [`FormShape::plus`].
     pub fn plus(&self, other: &Form) -> Result<Form, FoldError> {
         let shape = self.shape.plus(&other.shape)?;
-        let weight = self.embedded(&shape, shape.groups) + other.embedded(&shape, shape.groups);
+        // A large kernel is copied once, and the smaller one is added to the taps that it has.
+        let fills = |form: &Form| form.shape.kernel == shape.kernel;
+        let (whole, rest) = if fills(other) { (other, self) } else { (self, other) };
+        let whole = whole.embedded(&shape, shape.groups);
+        let mut weight = whole.empty_like();
+        weight.copy_(&whole);
+        let _ = rest.taps(&weight, &shape).g_add_(&rest.regrouped(shape.groups));
         let bias = match (&self.bias, &other.bias) {
             (Some(a), Some(b)) => Some(a + b),
             (one, other) => one.as_ref().or(other.as_ref()).map(Tensor::shallow_clone),
@@ -339,15 +345,20 @@ impl Form {
             return weight;
         }
         let whole = Tensor::zeros(&size, (weight.kind(), weight.device()));
-        let mut place = whole.shallow_clone();
+        self.taps(&whole, into).copy_(&weight);
+        whole
+    }
+
+    /// Returns the taps of this form in a kernel of the shape `into`, which has all of them.
+    fn taps(&self, kernel: &Tensor, into: &FormShape) -> Tensor {
+        let mut taps = kernel.shallow_clone();
         for axis in 0..2 {
             let first = (into.before[axis] - self.shape.before[axis]) / into.dilation[axis];
             let step = if self.shape.kernel[axis] == 1 { 1 } else { self.shape.dilation[axis] / into.dilation[axis] };
             let end = first + (self.shape.kernel[axis] - 1) * step + 1;
-            place = place.slice(2 + axis as i64, first, end, step);
+            taps = taps.slice(2 + axis as i64, first, end, step);
         }
-        place.copy_(&weight);
-        whole
+        taps
     }
 }
 

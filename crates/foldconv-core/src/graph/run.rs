@@ -106,26 +106,6 @@ impl Graph {
         found.into_iter().collect()
     }
 
-    /// Runs some nodes, for which the values in `known` and constants suffice.
-    ///
-    /// # Errors
-    /// Those of [`Graph::run`].
-    pub(super) fn run_nodes(&self, nodes: &[usize], known: &mut HashMap<Id, Value>, place: Place) -> Result<()> {
-        for node in nodes.iter().map(|at| &self.nodes[*at]) {
-            for id in node.inputs() {
-                if known.contains_key(&id) {
-                    continue;
-                }
-                let Info { tensor, known: integers, .. } = &self.values[id];
-                let constant = tensor.as_ref().map(|tensor| Value::Tensor(place.cast(tensor)));
-                known.extend(constant.or(integers.clone()).map(|value| (id, value)));
-            }
-            let results = step(node, known, place)?;
-            known.extend(node.outputs.iter().copied().zip(results));
-        }
-        Ok(())
-    }
-
     /// Computes the nodes that depend on constants alone, in float64, and makes their results
     /// constants. Returns the number of nodes that are gone.
     pub fn fold_constants(&mut self) -> usize {
@@ -137,7 +117,10 @@ impl Graph {
                 Some(results) => {
                     for (id, result) in node.outputs.iter().zip(results) {
                         match result {
-                            Value::Tensor(tensor) => self.values[*id].tensor = Some(tensor),
+                            Value::Tensor(tensor) => {
+                                self.values[*id].size = Some(tensor.size());
+                                self.values[*id].tensor = Some(tensor);
+                            }
                             other => drop(lists.insert(*id, other)),
                         }
                     }
@@ -181,13 +164,27 @@ impl Graph {
     /// shape that the file gives.
     pub fn infer_sizes(&mut self, inputs: &[Vec<i64>]) {
         let zeros: Vec<Tensor> = inputs.iter().map(|size| Tensor::zeros(size, (Kind::Float, Device::Cpu))).collect();
+        // A network that has no result still has the shapes that lead to it.
+        let _ = self.observe(&zeros);
+    }
+
+    /// Runs the network in float32, keeps what [`Graph::infer_sizes`] does, and returns its
+    /// outputs.
+    ///
+    /// # Errors
+    /// Those of [`Graph::run`]; the shapes are kept nevertheless.
+    pub fn observe(&mut self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
         let constants = self.values.iter().enumerate().filter(|(_, info)| info.tensor.is_some());
         let mut derived: BTreeSet<Id> = constants.map(|(id, _)| id).collect();
-        let (mut sizes, mut integers) = (Vec::new(), Vec::new());
+        let (mut sizes, mut integers, mut failed) = (Vec::new(), Vec::new(), None);
+        let outputs: BTreeSet<Id> = self.outputs.iter().copied().collect();
         let walked = tch::no_grad(|| {
-            self.walk(self.given(&zeros, Place::FLOAT), Place::FLOAT, &BTreeSet::new(), |node, results| {
+            self.walk(self.given(inputs, Place::FLOAT), Place::FLOAT, &outputs, |node, results| {
                 // A node that can't be run has no results, nor have those that read them.
-                let results = results.unwrap_or_default();
+                let results = results.unwrap_or_else(|error| {
+                    failed.get_or_insert(error);
+                    Vec::new()
+                });
                 let of_shapes =
                     SHAPES.contains(&node.operator()) || node.inputs().iter().all(|id| derived.contains(id));
                 for (id, value) in node.outputs.iter().zip(&results) {
@@ -202,8 +199,7 @@ impl Graph {
                 Ok(results)
             })
         });
-        debug_assert!(walked.is_ok());
-        let given = self.inputs.iter().copied().zip(inputs.iter().cloned());
+        let given = self.inputs.iter().copied().zip(inputs.iter().map(Tensor::size));
         for (id, size) in given.chain(sizes) {
             self.values[id].size = Some(size);
         }
@@ -215,6 +211,49 @@ impl Graph {
                 info.size = Some(tensor.size());
             }
         }
+        let values = walked?;
+        let output = |id: &Id| tensor(&values, *id);
+        // The first operation that failed is the reason why an output is missing.
+        self.outputs.iter().map(output).collect::<Result<_>>().map_err(|missing| failed.unwrap_or(missing))
+    }
+}
+
+/// The part of a network between two values, with the constants that it reads, which are cast once
+/// for all runs.
+pub(super) struct Part<'g> {
+    graph: &'g Graph,
+    nodes: Vec<usize>,
+    given: HashMap<Id, Value>,
+    ends: [Id; 2],
+    place: Place,
+}
+
+impl<'g> Part<'g> {
+    /// Takes the nodes between the values `ends`. `producers` are those of the graph.
+    pub(super) fn new(graph: &'g Graph, producers: &[Option<usize>], ends: [Id; 2], place: Place) -> Part<'g> {
+        let nodes = graph.cone(producers, ends[0], ends[1]);
+        let reads: BTreeSet<Id> = nodes.iter().flat_map(|at| graph.nodes[*at].inputs()).collect();
+        let given = reads.into_iter().filter_map(|id| {
+            let Info { tensor, known, .. } = &graph.values[id];
+            let constant = tensor.as_ref().map(|tensor| Value::Tensor(place.cast(tensor)));
+            Some((id, constant.or(known.clone())?))
+        });
+        let given = given.collect();
+        Part { graph, nodes, given, ends, place }
+    }
+
+    /// Computes the last value from the first.
+    ///
+    /// # Errors
+    /// Those of [`Graph::run`].
+    pub(super) fn run(&self, x: &Tensor) -> Result<Tensor> {
+        let mut known = self.given.clone();
+        known.insert(self.ends[0], Value::Tensor(x.shallow_clone()));
+        for node in self.nodes.iter().map(|at| &self.graph.nodes[*at]) {
+            let results = tch::no_grad(|| step(node, &known, self.place))?;
+            known.extend(node.outputs.iter().copied().zip(results));
+        }
+        tensor(&known, self.ends[1])
     }
 }
 

@@ -95,7 +95,7 @@ fn unseal(text: &str) -> (Option<&str>, Cow<'_, str>) {
     }
 }
 
-/// A tensor whose bytes are made when they are written, so that at most one tensor is copied at a
+/// A tensor whose bytes are taken when they are written, so that at most one tensor is copied at a
 /// time.
 struct Output<'a> {
     tensor: &'a Tensor,
@@ -113,7 +113,7 @@ impl View for Output<'_> {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        Cow::Owned(bytes(self.tensor))
+        bytes(self.tensor)
     }
 
     fn data_len(&self) -> usize {
@@ -121,13 +121,19 @@ impl View for Output<'_> {
     }
 }
 
-/// Returns the numbers of a tensor as bytes in contiguous order. A channels_last tensor is
-/// reordered.
-pub fn bytes(tensor: &Tensor) -> Vec<u8> {
+/// Returns the numbers of a tensor as bytes in contiguous order: those of the tensor itself if they
+/// lie so in memory, and a copy else. A channels_last tensor is reordered.
+pub fn bytes(tensor: &Tensor) -> Cow<'_, [u8]> {
+    let length = tensor.numel() * tensor.kind().elt_size_in_bytes();
+    if length > 0 && tensor.device() == Device::Cpu && tensor.is_contiguous() {
+        // SAFETY: a contiguous tensor on the CPU is one block of this length, which lives as long
+        // as the tensor; nothing writes to it meanwhile.
+        return Cow::Borrowed(unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), length) });
+    }
     let tensor = tensor.detach().to_device(Device::Cpu).contiguous();
-    let mut bytes = vec![0; tensor.numel() * tensor.kind().elt_size_in_bytes()];
+    let mut bytes = vec![0; length];
     tensor.copy_data_u8(&mut bytes, tensor.numel());
-    bytes
+    Cow::Owned(bytes)
 }
 
 /// Reads a file that [`write()`] wrote.
