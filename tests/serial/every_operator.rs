@@ -97,7 +97,7 @@ fn every_row_trains_in_bfloat16_and_keeps_float32() {
         let losses = ["fp32", "bf16"].map(|precision| {
             let mut config = config(row).unwrap();
             config.train =
-                serde_yaml::from_str(&format!("{{batch: 64, precision: {precision}, algorithm: branches}}")).unwrap();
+                serde_yaml::from_str(&format!("{{batch: 16, precision: {precision}, algorithm: branches}}")).unwrap();
             let mut trainer = Trainer::new(&config, config.data.load().unwrap(), Device::Cpu).unwrap();
             let batch = trainer.batches(0, 0).next().unwrap().unwrap();
             let losses = [0, 1].map(|step| trainer.step(&batch, 0, step).double_value(&[]));
