@@ -147,23 +147,44 @@ fn numbers(size: &[i64]) -> Option<Tensor> {
     Some(Tensor::randn(size, (Kind::Double, Device::Cpu)))
 }
 
-/// Each part of a split map is a kernel of its own, and the split is gone.
+/// The parts of a split map are rows of one kernel, which reads the map once. Where only one part
+/// is read, the rows of the other are not computed.
 #[test]
-fn the_parts_of_a_split_fold_by_themselves() {
+fn a_split_keeps_the_rows_that_are_read() {
+    for both in [true, false] {
+        let mut maker = Maker::new();
+        let weight = maker.value("conv.weight", numbers(&[8, 4, 1, 1]));
+        let map = maker.conv(maker.x, weight);
+        let map = maker.call("aten::mul", "Scalar", vec![Arg::Value(map), Arg::Float(3.)]);
+        let list = maker.call("aten::chunk", "", vec![Arg::Value(map), Arg::Int(2), Arg::Int(1)]);
+        let parts = [maker.value("a", None), maker.value("b", None)];
+        let args = vec![Arg::Value(list)];
+        let (name, module) = ("parts".to_string(), String::new());
+        maker.graph.nodes.push(Node { name, module, op: Op::Unpack, args, outputs: parts.to_vec() });
+        let [a, b] =
+            [parts[0], parts[usize::from(both)]].map(|part| maker.call("aten::relu", "", vec![Arg::Value(part)]));
+        let product = maker.call("aten::mul", "Tensor", vec![Arg::Value(a), Arg::Value(b)]);
+        let graph = maker.fold(product);
+        let operators: Vec<&str> = graph.nodes.iter().map(|node| node.operator()).collect();
+        assert_eq!(operators.iter().filter(|name| **name == "conv2d").count(), 1, "{operators:?}");
+        assert_eq!(operators.contains(&"chunk"), both, "{operators:?}");
+        assert_eq!(graph.totals().macs, 6 * 5 * 4 * if both { 8 } else { 4 }, "{operators:?}");
+    }
+}
+
+/// A view that names rows and columns makes channels of the numbers of a smaller map, so the region
+/// is proved with its own size alone.
+#[test]
+fn a_view_that_names_its_size_is_proved_with_that_size() {
     let mut maker = Maker::new();
-    let weight = maker.value("conv.weight", numbers(&[8, 4, 1, 1]));
+    let weight = maker.value("conv.weight", numbers(&[40, 4, 1, 1]));
     let map = maker.conv(maker.x, weight);
-    let list = maker.call("aten::chunk", "", vec![Arg::Value(map), Arg::Int(2), Arg::Int(1)]);
-    let parts = [maker.value("a", None), maker.value("b", None)];
-    let args = vec![Arg::Value(list)];
-    let (name, module) = ("parts".to_string(), String::new());
-    maker.graph.nodes.push(Node { name, module, op: Op::Unpack, args, outputs: parts.to_vec() });
-    let [a, b] = parts.map(|part| maker.call("aten::relu", "", vec![Arg::Value(part)]));
-    let product = maker.call("aten::mul", "Tensor", vec![Arg::Value(a), Arg::Value(b)]);
-    let graph = maker.fold(product);
+    let map = maker.call("aten::mul", "Scalar", vec![Arg::Value(map), Arg::Float(3.)]);
+    let map = maker.call("aten::view", "", vec![Arg::Value(map), Arg::integers(&[1, -1, 6, 5])]);
+    let output = maker.call("aten::relu", "", vec![Arg::Value(map)]);
+    let graph = maker.fold(output);
     let operators: Vec<&str> = graph.nodes.iter().map(|node| node.operator()).collect();
-    assert_eq!(operators.iter().filter(|name| **name == "conv2d").count(), 2, "{operators:?}");
-    assert!(!operators.contains(&"chunk") && !operators.contains(&"unpack"), "{operators:?}");
+    assert_eq!(operators, ["conv2d", "relu"]);
 }
 
 /// A weight that two nodes read, of which one is folded, keeps its name; the folded one gets

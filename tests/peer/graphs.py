@@ -36,19 +36,98 @@ def count(model, x):
     """Convolutions, and multiply-accumulates of these and of fully connected layers, of one forward pass."""
     convolutions, macs = 0, 0
 
-    def hook(module, _, output):
+    def hook(module, inputs, output):
         nonlocal convolutions, macs
-        convolutions += isinstance(module, (torch.nn.Conv2d, torch.nn.ConvTranspose2d))
-        macs += output.numel() * module.weight[0].numel()
+        convolutions += not isinstance(module, torch.nn.Linear)
+        # A transposed convolution spreads each number of its input.
+        spread = isinstance(module, torch.nn.ConvTranspose2d)
+        macs += (inputs[0] if spread else output).numel() * module.weight[0].numel()
 
-    hooks = [m.register_forward_hook(hook) for m in model.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))]
+    layers = (torch.nn.Conv2d, torch.nn.ConvTranspose2d, torch.nn.Linear)
+    hooks = [m.register_forward_hook(hook) for m in model.modules() if isinstance(m, layers)]
     output = model(x)
     for handle in hooks:
         handle.remove()
     return [convolutions, macs], output
 
 
-def build(name):
+class Block(torch.nn.Module):
+    """A 3x3 and a 1x1 convolution and the identity, each with its batch norm, added; deployed, one 3x3 convolution."""
+
+    def __init__(self, channels, out, deploy):
+        super().__init__()
+        conv = lambda size: torch.nn.Sequential(torch.nn.Conv2d(channels, out, size, padding=size // 2, bias=False), torch.nn.BatchNorm2d(out))
+        branches = [conv(3), conv(1)] + [torch.nn.BatchNorm2d(out)] * (channels == out)
+        self.branches = torch.nn.ModuleList([torch.nn.Conv2d(channels, out, 3, padding=1)] if deploy else branches)
+
+    def forward(self, x):
+        return torch.nn.functional.silu(sum(branch(x) for branch in self.branches))
+
+
+class UNet(torch.nn.Module):
+    """A map of classes larger than the image: two steps down, two up by transposed convolutions, with the maps of the way down."""
+
+    def __init__(self, deploy):
+        super().__init__()
+        block = lambda channels, out: torch.nn.Sequential(Block(channels, out, deploy), Block(out, out, deploy))
+        self.down = torch.nn.ModuleList([block(3, 8), block(8, 16), block(16, 32)])
+        self.wide = torch.nn.ModuleList([torch.nn.ConvTranspose2d(32, 16, 2, 2), torch.nn.ConvTranspose2d(16, 8, 2, 2)])
+        self.up = torch.nn.ModuleList([block(32, 16), block(16, 8)])
+        self.head = torch.nn.Conv2d(8, 3, 1)
+
+    def forward(self, x):
+        x = self.down[0](x)
+        maps = []
+        for down in self.down[1:]:
+            maps.append(x)
+            x = down(torch.nn.functional.max_pool2d(x, 2))
+        for wide, up in zip(self.wide, self.up):
+            x = up(torch.cat([wide(x), maps.pop()], 1))
+        x = torch.nn.functional.interpolate(self.head(x), scale_factor=2.0, mode="bilinear")
+        return torch.nn.functional.interpolate(x, size=(96, 80), mode="bilinear", align_corners=True)
+
+
+class Detector(torch.nn.Module):
+    """Boxes and classes on two scales: a tuple of two maps, whose paths meet by upsampling."""
+
+    def __init__(self, deploy):
+        super().__init__()
+        self.down = torch.nn.ModuleList([Block(3, 8, deploy), Block(8, 16, deploy), Block(16, 32, deploy)])
+        self.squeeze = torch.nn.Sequential(torch.nn.Conv2d(64, 16, 1, bias=False), torch.nn.BatchNorm2d(16))
+        self.merge = Block(32, 16, deploy)
+        self.heads = torch.nn.ModuleList([torch.nn.Conv2d(16, 7, 1), torch.nn.Conv2d(16, 7, 1)])
+
+    def forward(self, x):
+        fine, coarse = None, x
+        for down in self.down:
+            fine, coarse = coarse, torch.nn.functional.max_pool2d(down(coarse), 2)
+        pooled = torch.nn.functional.max_pool2d(coarse, 5, 1, 2)
+        coarse = torch.relu(self.squeeze(torch.cat([coarse, pooled], 1)))
+        fine = self.merge(torch.cat([fine, torch.nn.functional.interpolate(coarse, scale_factor=2.0)], 1))
+        return self.heads[0](fine), self.heads[1](coarse).sigmoid()
+
+
+class Framed(torch.nn.Module):
+    """A block behind masks that are written in place through views, as shifted windows of attention are masked."""
+
+    def __init__(self, deploy):
+        super().__init__()
+        self.blocks = torch.nn.ModuleList([Block(3, 8, deploy), Block(8, 8, deploy)])
+
+    def forward(self, x):
+        constant, own = torch.zeros(1, 1, *x.shape[2:]), x.new_zeros(x.shape[2:])
+        constant[..., 5:-9, 3:] = 1.0
+        own[:7, :] = 0.5
+        own[7:, 4:] = 2.0
+        return self.blocks[1](self.blocks[0](x * constant) * own)
+
+
+OWN = {"unet": UNet, "detector": Detector, "framed": Framed}
+
+
+def build(name, deploy=False):
+    if name in OWN:
+        return OWN[name](deploy)
     if name in torchvision.models.list_models(torchvision.models):
         return torchvision.models.get_model(name, weights=None)
     import timm
@@ -56,10 +135,16 @@ def build(name):
     return timm.create_model(name)
 
 
+def flat(outputs):
+    """The numbers of all outputs, one behind the other."""
+    outputs = outputs if isinstance(outputs, (list, tuple)) else [outputs]
+    return numpy.concatenate([numpy.asarray(output.detach() if torch.is_tensor(output) else output).reshape(-1) for output in outputs])
+
+
 def onnx(model, x, path, dynamo):
     preserve = torch.onnx.TrainingMode.PRESERVE
     more = {"dynamo": True} if dynamo else {"dynamo": False, "training": preserve, "do_constant_folding": False}
-    torch.onnx.export(model, (x,), path, input_names=["images"], output_names=["logits"], verbose=False, **more)
+    torch.onnx.export(model, (x,), path, input_names=["images"], verbose=False, **more)
 
 
 @torch.no_grad()
@@ -82,9 +167,11 @@ def make(folder, size, formats, names):
         if "script.pt" in formats:
             torch.jit.script(model).save(folder / f"{name}.script.pt")
         x.numpy().tofile(folder / f"{name}.x")
-        output.numpy().tofile(folder / f"{name}.y")
+        flat(output).tofile(folder / f"{name}.y")
         facts[name] = {"before": before, "shape": list(x.shape)}
-        if hasattr(model, "stages") or hasattr(model, "blocks"):
+        if name in OWN:
+            facts[name]["after"] = count(build(name, deploy=True).eval(), x)[0]
+        elif hasattr(model, "stages") or hasattr(model, "blocks"):
             from timm.utils import reparameterize_model
 
             facts[name]["after"] = count(reparameterize_model(copy.deepcopy(model)), x)[0]
@@ -132,10 +219,10 @@ def run(folder, files):
 
             onnx.checker.check_model(folder / file)
             session = onnxruntime.InferenceSession(folder / file, providers=["CPUExecutionProvider"])
-            output = session.run(None, {"images": x})[0]
+            output = flat(session.run(None, {"images": x}))
         else:
-            output = torch.jit.load(folder / file)(torch.from_numpy(x)).detach().numpy()
-        errors[file] = float(numpy.abs(output.reshape(-1) - y).max() / numpy.abs(y).max())
+            output = flat(torch.jit.load(folder / file)(torch.from_numpy(x)))
+        errors[file] = float(numpy.abs(output - y).max() / numpy.abs(y).max())
     print(json.dumps(errors))
 
 

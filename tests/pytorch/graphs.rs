@@ -100,6 +100,21 @@ fn networks_in_torchscript_fold_as_far_as_their_own_methods_fold_them() {
     try_out("script.pt", &["resnet18", "mobilenet_v2"], &["onnx"]);
 }
 
+/// Networks that are no classifiers: their transposed convolutions, upsampling and pooling stay,
+/// and the blocks between them fold. A network of several outputs goes from ONNX to ONNX.
+#[test]
+fn a_u_net_and_a_detector_fold_around_their_other_operations() {
+    try_out("pt2", &["unet"], &["onnx", "pt"]);
+    try_out("onnx", &["unet", "detector"], &["onnx"]);
+    try_out("pt2,pt", &["detector"], &["safetensors"]);
+}
+
+/// Nobody reads the result of a write through a view, and what shares its memory depends on it.
+#[test]
+fn masks_that_are_written_in_place_stay() {
+    try_out("pt2,pt", &["framed"], &["pt"]);
+}
+
 /// Builds a network of a file, or one of our own, with an operator.
 fn built(net: &str, more: &str) -> Built {
     let keys = format!("{{data: {{name: external, size: 64}}, net: {net}{more}}}");

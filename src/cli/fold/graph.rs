@@ -109,7 +109,7 @@ impl Outcome {
             && (error.is_nan() || error >= TOLERANCE)
         {
             bail!(
-                "{}: the folded outputs differ by {error:.1e} of the largest; nothing was written (are its numbers finite?)",
+                "{}: the folded outputs differ by {error:.1e} of the largest, though each region is equal in float64; nothing was written (are its numbers finite, and does rounding change its outputs?)",
                 model.display()
             );
         }

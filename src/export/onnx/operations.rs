@@ -119,6 +119,7 @@ impl Writer {
             "max_pool2d" | "avg_pool2d" => self.pool(op, x, out),
             "adaptive_avg_pool2d" => self.adaptive_pool(x, out, size),
             "upsample_nearest2d" => self.nearest(x, out, size),
+            "upsample_bilinear2d" => self.bilinear(x, out, size),
             "eye" => self.made(Tensor::eye(size[0], (Kind::Float, Device::Cpu)), out),
             "zeros" | "new_zeros" => self.made(Tensor::zeros(size, (Kind::Float, Device::Cpu)), out),
             "ones" | "new_ones" => self.made(Tensor::ones(size, (Kind::Float, Device::Cpu)), out),
@@ -251,22 +252,25 @@ impl Writer {
     /// Translates a convolution. Inputs: x, weight, bias, stride, padding, dilation, transposed,
     /// output padding, groups.
     fn convolution(&mut self, x: &[usize], out: &str) -> Result<()> {
-        ensure!(!self.flag(x[6])?, "a transposed convolution");
         let mut inputs = vec![self.tensor(x[0])?, self.tensor(x[1])?];
         if !self.is_none(x[2]) {
             inputs.push(self.tensor(x[2])?);
         }
         let (stride, padding, dilation) = (self.list(x[3])?, self.list(x[4])?, self.list(x[5])?);
         let kernel = self.size(x[1])?[2..].to_vec();
-        let attributes = vec![
+        let mut attributes = vec![
             AttributeProto::ints("kernel_shape", kernel),
             AttributeProto::ints("strides", stride),
             AttributeProto::ints("pads", [&padding[..], &padding[..]].concat()),
             AttributeProto::ints("dilations", dilation),
             AttributeProto::int("group", self.integer(x[8])?),
         ];
+        let transposed = self.flag(x[6])?;
+        if transposed {
+            attributes.push(AttributeProto::ints("output_padding", self.list(x[7])?));
+        }
         let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
-        self.push("Conv", &inputs, out, attributes);
+        self.push(if transposed { "ConvTranspose" } else { "Conv" }, &inputs, out, attributes);
         Ok(())
     }
 
@@ -419,13 +423,36 @@ impl Writer {
                 vec![AttributeProto::ints("kernel_shape", window), AttributeProto::ints("strides", window)];
             return self.same("AveragePool", x, out, attributes);
         }
-        let map = self.tensor(x[0])?;
-        let rows = self.initializer(&format!("{out}_rows"), &windows(input[2], size[2]))?;
-        let columns = self.initializer(&format!("{out}_columns"), &windows(input[3], size[3]).tr())?;
-        let middle = format!("{out}_middle");
-        self.push("MatMul", &[&map, &columns], &middle, vec![]);
-        self.push("MatMul", &[&rows, &middle], out, vec![]);
+        self.separable(x[0], &windows(input[2], size[2]), &windows(input[3], size[3]), out)
+    }
+
+    /// Multiplies the columns of a map by one matrix (H', H), and its rows by another (W', W).
+    fn separable(&mut self, x: usize, columns: &Tensor, rows: &Tensor, out: &str) -> Result<()> {
+        let (map, middle) = (self.tensor(x)?, format!("{out}_middle"));
+        let left = self.initializer(&format!("{out}_columns"), columns)?;
+        let right = self.initializer(&format!("{out}_rows"), &rows.tr())?;
+        self.push("MatMul", &[&map, &right], &middle, vec![]);
+        self.push("MatMul", &[&left, &middle], out, vec![]);
         Ok(())
+    }
+
+    /// Translates bilinear upsampling. Inputs: x, size, align_corners, and factors, which are
+    /// absent or those of the sizes.
+    fn bilinear(&mut self, x: &[usize], out: &str, size: &[i64]) -> Result<()> {
+        let (from, align) = (self.size(x[0])?, self.flag(x[2])?);
+        let mut factors = Vec::new();
+        for id in &x[3..] {
+            match self.constant(*id)? {
+                Value::Null => {}
+                Value::Array(items) => factors.extend(items.iter().filter_map(Value::as_f64)),
+                factor => factors.extend(factor.as_f64()),
+            }
+        }
+        for (factor, axis) in factors.into_iter().zip([2, 3]) {
+            ensure!(factor * from[axis] as f64 == size[axis] as f64, "a factor of {factor} for {} numbers", from[axis]);
+        }
+        let matrix = |axis: usize| interpolation(from[axis], size[axis], align);
+        self.separable(x[0], &matrix(2), &matrix(3), out)
     }
 
     /// Translates nearest-neighbour upsampling: row i of the output is row floor(i h / H) of the
@@ -451,4 +478,22 @@ fn windows(length: i64, windows: i64) -> Tensor {
     };
     let all: Vec<f32> = (0..windows).flat_map(|window| (0..length).map(move |at| weight(window, at))).collect();
     Tensor::from_slice(&all).reshape([windows, length])
+}
+
+/// Returns the matrix (to, from) that interpolates linearly between numbers: output i lies at
+/// (i + 1/2) from/to − 1/2, or at i (from − 1)/(to − 1) where the first and the last number stay.
+fn interpolation(from: i64, to: i64, align_corners: bool) -> Tensor {
+    let mut all = vec![0f32; usize::try_from(from * to).unwrap_or_default()];
+    for i in 0..to {
+        let place = match (align_corners, to) {
+            (true, 1) => 0.,
+            (true, _) => i as f64 * (from - 1) as f64 / (to - 1) as f64,
+            _ => ((i as f64 + 0.5) * from as f64 / to as f64 - 0.5).max(0.),
+        };
+        let low = (place.floor() as i64).min(from - 1);
+        for (at, weight) in [(low, 1. - (place - low as f64)), ((low + 1).min(from - 1), place - low as f64)] {
+            all[(i * from + at) as usize] += weight as f32;
+        }
+    }
+    Tensor::from_slice(&all).reshape([to, from])
 }

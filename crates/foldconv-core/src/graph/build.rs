@@ -1,6 +1,6 @@
 //! A graph while a file is read: values by their names in the file, and which of them share memory.
 
-use super::{Arg, Graph, Id, Info, Node, Op, Operators};
+use super::{Arg, Graph, Id, Info, Node, Op, Operators, is_in_place};
 use crate::native::dispatch::{Operator, Value};
 use anyhow::{Context, Result, ensure};
 use std::collections::HashMap;
@@ -116,9 +116,8 @@ impl Builder {
     /// # Errors
     /// Those of [`Operators::call`], and of [`Builder::result`].
     pub fn call(&mut self, mut call: Call, results: &[&str]) -> Result<Vec<Id>> {
-        let in_place = call.name.ends_with('_') && !call.name.ends_with("__");
         let first = call.given.first().or(call.named.first().map(|(_, arg)| arg));
-        let written = first.filter(|_| in_place).and_then(|arg| arg.values().first().copied());
+        let written = first.filter(|_| is_in_place(call.name)).and_then(|arg| arg.values().first().copied());
         let functional = call.name.trim_end_matches('_');
         let alone =
             written.filter(|id| self.aliases(*id).len() == 1 && Operator::find(functional, call.overload).is_some());

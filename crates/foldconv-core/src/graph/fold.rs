@@ -209,7 +209,7 @@ fn prove(graph: &Graph, producers: &[Option<usize>], region: &Region, form: &For
     let mut worst: f64 = 0.;
     let mut proved = 0;
     for size in sizes(form, own) {
-        // A region that names its own shape runs with that shape alone.
+        // A region that names its own shape is proved with that shape alone.
         let costly = size == own && count(&own) > SMALL || count(&form.shape.weight_size()) > LARGE;
         if proved > 0 && costly {
             continue;
@@ -218,12 +218,11 @@ fn prove(graph: &Graph, producers: &[Option<usize>], region: &Region, form: &For
         let Ok(x) = Tensor::f_randn(size, (Kind::Double, Device::Cpu)) else { continue };
         let Ok(expected) = part.run(&x) else { continue };
         let found = tch::no_grad(|| form.apply(&x));
-        ensure!(
-            found.size() == expected.size(),
-            "its fold has another shape: {:?} for {:?}",
-            found.size(),
-            expected.size()
-        );
+        if found.size() != expected.size() {
+            // A view that names the size of its map makes channels of the numbers of another size.
+            ensure!(size != own, "its fold has another shape: {:?} for {:?}", found.size(), expected.size());
+            continue;
+        }
         worst = finite::larger(worst, finite::relative_difference(&expected, &found));
         proved += 1;
     }

@@ -209,9 +209,17 @@ impl Node {
         }
     }
 
-    /// Returns whether the node is a convolution or a fully connected layer.
-    pub(crate) fn is_layer(&self) -> bool {
-        ["conv1d", "conv2d", "conv3d", "convolution", "_convolution", "linear"].contains(&self.operator())
+    /// Returns the multiply-accumulates of a convolution or a fully connected layer whose result
+    /// has the shape `result`, and 0 for any other node. `size` returns the shape of an argument.
+    pub(crate) fn layer_macs(&self, size: impl Fn(&str) -> Option<Vec<i64>>, result: &[i64]) -> i64 {
+        let name = self.operator();
+        let transposed = name.starts_with("conv_transpose") || self.arg("transposed") == Some(&Arg::Bool(true));
+        let layers = ["conv1d", "conv2d", "conv3d", "convolution", "_convolution", "linear"];
+        // The kernel of a transposed convolution is (C_in, C_out/groups, …), and each number of the
+        // input goes into its products.
+        let map = if transposed { size("input") } else { layers.contains(&name).then(|| result.to_vec()) };
+        let (Some(map), Some(weight)) = (map, size("weight")) else { return 0 };
+        count(&map).saturating_mul(weight.get(1..).map_or(0, count))
     }
 
     /// Returns the argument of a name.
@@ -297,6 +305,11 @@ fn find(name: &str, overload: &str) -> Option<Known> {
     Some(Known { operator, names: Arc::new(names), defaults: Arc::new(defaults) })
 }
 
+/// Returns whether an operator writes its first argument.
+fn is_in_place(operator: &str) -> bool {
+    operator.ends_with('_') && !operator.ends_with("__")
+}
+
 /// Returns libtorch's number of an element type, as operators take it.
 pub fn scalar_type(kind: Kind) -> i64 {
     match kind {
@@ -373,17 +386,24 @@ impl Graph {
         Ok(())
     }
 
+    /// Returns whether a node reads or makes a value of which a part is written in place.
+    pub(crate) fn shares(&self, node: &Node) -> bool {
+        node.inputs().iter().chain(&node.outputs).any(|id| self.written.contains(id))
+    }
+
     /// Returns the first operation that can't be run.
     pub fn opaque(&self) -> Option<&Node> {
         self.nodes.iter().find(|node| matches!(node.op, Op::Opaque(_)))
     }
 
-    /// Removes nodes whose results nobody reads.
+    /// Removes nodes whose results nobody reads. A node that writes into memory which others share
+    /// stays: they read what it wrote.
     pub fn remove_dead(&mut self) {
         let mut read: BTreeSet<Id> = self.outputs.iter().copied().collect();
         let mut kept: Vec<Node> = Vec::new();
         for node in std::mem::take(&mut self.nodes).into_iter().rev() {
-            if node.outputs.iter().any(|id| read.contains(id)) {
+            let writes = is_in_place(node.operator()) && self.shares(&node);
+            if writes || node.outputs.iter().any(|id| read.contains(id)) {
                 read.extend(node.inputs());
                 kept.push(node);
             }
@@ -397,17 +417,9 @@ impl Graph {
 /// fully connected layers, and 0 for all other nodes.
 pub fn macs(graph: &Graph, at: usize) -> i64 {
     let node = &graph.nodes[at];
-    let (Some(weight), Some(output)) = (node.value("weight"), node.outputs.first()) else { return 0 };
-    let size = |id: Id| graph.values[id].size.as_deref();
-    let (Some(weight @ [_, ..]), Some(output)) = (size(weight), size(*output)) else { return 0 };
-    if node.is_layer() { layer_macs(weight, output) } else { 0 }
-}
-
-/// Returns the multiply-accumulates of a convolution or fully connected layer with a weight
-/// (C_out, …) and a result of these shapes.
-pub(crate) fn layer_macs(weight: &[i64], result: &[i64]) -> i64 {
-    let taps = weight.get(1..).map_or(0, count);
-    count(result).saturating_mul(taps)
+    let size = |id: Id| graph.values[id].size.clone();
+    let result = node.outputs.first().and_then(|id| size(*id));
+    result.map_or(0, |result| node.layer_macs(|argument| size(node.value(argument)?), &result))
 }
 
 /// Totals of a graph.

@@ -4,9 +4,9 @@
 //! Every tensor has some ways to be computed: by its own node from that node's inputs, or by one
 //! form from a tensor farther up. Going forward through the graph, the ways are composed and the
 //! cheapest kept; going backward from the outputs, one way is chosen for each tensor that something
-//! needs. The cost of a way is its multiply-accumulates and those of the tensors it reads, where
-//! the cost of a tensor is shared by all that read it (area flow, as in the mapping of circuits:
-//! Cong & Ding, FlowMap, 1994; Manohararajah et al., 2006).
+//! needs. The cost of a way is its multiply-accumulates, the numbers that it reads, and the cost of
+//! the tensors that hold them, which is shared by all that read them (area flow, as in the mapping
+//! of circuits: Cong & Ding, FlowMap, 1994; Manohararajah et al., 2006).
 
 use super::linear::{self, Linear};
 use super::{Graph, Id, Node};
@@ -58,7 +58,7 @@ struct Way {
     base: Id,
     shape: FormShape,
     expression: Rc<Expression>,
-    /// Multiply-accumulates of the form and its share of those of the base.
+    /// Work of the form, and its share of the cost of the base.
     cost: f64,
 }
 
@@ -98,7 +98,7 @@ impl Plan {
             linear: graph
                 .nodes
                 .iter()
-                .map(|node| independent(graph, node).and_then(|node| Linear::of(graph, &producers, node)))
+                .map(|node| if graph.shares(node) { None } else { Linear::of(graph, &producers, node) })
                 .collect(),
             readers,
             ways: vec![Vec::new(); n],
@@ -141,6 +141,20 @@ impl Planner<'_> {
         linear::map(self.graph, id).map_or(1., |[n, _, h, w]| count(&[n, h, w]) as f64)
     }
 
+    /// Returns the multiply-accumulates of a form, and the numbers that it reads: three parts of a
+    /// convolution are as many products as the whole, and read its map three times.
+    fn work(&self, shape: &FormShape, base: Id, result: Id) -> f64 {
+        shape.macs() as f64 * self.positions(result) + shape.in_channels as f64 * self.positions(base)
+    }
+
+    /// Returns the share of one result in the cost of a node: that of its channels among those that
+    /// something reads, as for the parts of a split.
+    fn share(&self, node: &Node, output: usize) -> f64 {
+        let channels = |id: &Id| linear::map(self.graph, *id).map_or(0., |[_, channels, ..]| channels as f64);
+        let read = node.outputs.iter().filter(|id| self.readers[**id] > 0.);
+        channels(&node.outputs[output]) / read.map(channels).sum::<f64>().max(1.)
+    }
+
     /// Finds the ways to compute the results of a node.
     fn forward(&mut self, at: usize) {
         let node = &self.graph.nodes[at];
@@ -148,13 +162,14 @@ impl Planner<'_> {
         for (output, id) in node.outputs.iter().copied().enumerate() {
             let Some([_, channels, ..]) = linear::map(self.graph, id) else { continue };
             let work = match &linear {
-                Linear::Form { shape, .. } => shape.macs() as f64,
-                // Moving and scaling numbers costs little, and more than nothing.
-                _ => channels as f64,
+                Linear::Form { x, shape, .. } => self.work(shape, *x, id),
+                // Scaling and adding numbers costs little, moving them less, and more than nothing.
+                Linear::Same(_) | Linear::Select { .. } => channels as f64 * self.positions(id) / 4.,
+                _ => channels as f64 * self.positions(id),
             };
             let inputs: BTreeSet<Id> = linear.inputs().into_iter().collect();
             let shared: f64 = inputs.iter().map(|input| self.flow(*input)).sum();
-            self.own[id] = work * self.positions(id) + shared;
+            self.own[id] = work + shared * self.share(node, output);
             let mut ways = self.composed(at, output, &linear);
             ways.retain(|way| {
                 // The graph tells the size of the result; a form of another size would be no way to
@@ -172,18 +187,17 @@ impl Planner<'_> {
 
     fn composed(&mut self, at: usize, output: usize, linear: &Linear) -> Vec<Way> {
         let id = self.graph.nodes[at].outputs[output];
-        let positions = self.positions(id);
         let mut found: Vec<Way> = Vec::new();
         let mut refused = None;
-        let mut push =
-            |base: Id, base_flow: f64, shape: Result<FormShape, FoldError>, inputs: Vec<Rc<Expression>>| match shape {
-                Ok(shape) if !found.iter().any(|way| (way.base, way.shape) == (base, shape)) => {
-                    let expression = Rc::new(Expression::Node { node: at, output, inputs });
-                    found.push(Way { base, shape, expression, cost: shape.macs() as f64 * positions + base_flow });
-                }
-                Ok(_) => {}
-                Err(reason) => refused = Some(reason),
-            };
+        let mut push = |base: Id, shape: Result<FormShape, FoldError>, inputs: Vec<Rc<Expression>>| match shape {
+            Ok(shape) if !found.iter().any(|way| (way.base, way.shape) == (base, shape)) => {
+                let expression = Rc::new(Expression::Node { node: at, output, inputs });
+                let cost = self.work(&shape, base, id) + self.flow(base);
+                found.push(Way { base, shape, expression, cost });
+            }
+            Ok(_) => {}
+            Err(reason) => refused = Some(reason),
+        };
         match linear {
             Linear::Same(x) | Linear::Form { x, .. } | Linear::Affine { x, .. } | Linear::Select { x, .. } => {
                 for way in self.alternatives(*x) {
@@ -193,7 +207,7 @@ impl Planner<'_> {
                         Linear::Select { channels, .. } => Ok(selected(&way.shape, &channels[output])),
                         _ => Ok(way.shape),
                     };
-                    push(way.base, self.flow(way.base), shape, vec![way.expression]);
+                    push(way.base, shape, vec![way.expression]);
                 }
             }
             Linear::Sum(terms) => {
@@ -201,7 +215,7 @@ impl Planner<'_> {
                 for first in &a {
                     for second in b.iter().filter(|second| second.base == first.base) {
                         let inputs = vec![first.expression.clone(), second.expression.clone()];
-                        push(first.base, self.flow(first.base), first.shape.plus(&second.shape), inputs);
+                        push(first.base, first.shape.plus(&second.shape), inputs);
                     }
                 }
             }
@@ -222,7 +236,7 @@ impl Planner<'_> {
                         shape = shape.and_then(|shape| shape.beside(&way.shape));
                     }
                     let inputs = std::iter::once(first).chain(ways).map(|way| way.expression.clone()).collect();
-                    push(first.base, self.flow(first.base), shape, inputs);
+                    push(first.base, shape, inputs);
                 }
             }
         }
@@ -262,12 +276,6 @@ impl Planner<'_> {
         let worth = nodes.len() > 1 + usize::from(!shape.symmetric()) && nodes.iter().any(convolves);
         worth.then(|| Region { base, result, shape, nodes, expression: way.expression.clone() })
     }
-}
-
-/// Returns the node if nothing that it reads or makes is written in place.
-fn independent<'g>(graph: &Graph, node: &'g Node) -> Option<&'g Node> {
-    let mut touched = node.inputs().into_iter().chain(node.outputs.iter().copied());
-    touched.all(|id| !graph.written.contains(&id)).then_some(node)
 }
 
 /// Returns the shape of a form of which some channels are selected.

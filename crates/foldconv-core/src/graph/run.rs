@@ -53,11 +53,12 @@ impl Graph {
         self.walk(self.given(inputs, place), place, &all, |_, results| results)
     }
 
-    /// Returns the inputs and constants of a run by their index.
+    /// Returns the inputs and constants of a run by their index; copies of those that it writes.
     fn given(&self, inputs: &[Tensor], place: Place) -> HashMap<Id, Value> {
         let constants = self.values.iter().enumerate().filter_map(|(id, info)| Some((id, info.tensor.as_ref()?)));
         let given = self.inputs.iter().copied().zip(inputs);
-        constants.chain(given).map(|(id, tensor)| (id, Value::Tensor(place.cast(tensor)))).collect()
+        let own = |id: Id, tensor: Tensor| if self.written.contains(&id) { tensor.copy() } else { tensor };
+        constants.chain(given).map(|(id, tensor)| (id, Value::Tensor(own(id, place.cast(tensor))))).collect()
     }
 
     /// Runs all nodes and returns the values of `keep`. `after` gets the results of each node, or
@@ -137,13 +138,14 @@ impl Graph {
     }
 
     /// Returns the results of a node that reads constants alone; none for any other, and for one
-    /// that draws random numbers or makes a large constant.
+    /// that draws random numbers, makes a large constant or shares memory that is written.
     pub(super) fn constant_results(&self, node: &Node, lists: &HashMap<Id, Value>) -> Option<Vec<Value>> {
         let random = ["rand", "dropout", "bernoulli", "normal", "multinomial", "uniform", "empty"];
         if matches!(node.op, Op::Opaque(_)) || random.iter().any(|name| node.operator().contains(name)) {
             return None;
         }
-        if made(node) > MOST_ELEMENTS as f64 {
+        // Constants would each have memory of their own.
+        if made(node) > MOST_ELEMENTS as f64 || self.shares(node) {
             return None;
         }
         let mut known = HashMap::new();

@@ -4,7 +4,7 @@ use super::Init;
 use super::blueprint::{self, Blueprint, Fill, Step, is_below};
 use crate::algebra::count;
 use crate::graph::run::{Place, step};
-use crate::graph::{Id, Node, Operators, layer_macs};
+use crate::graph::{Id, Node, Operators};
 use crate::native::dispatch::Value;
 use crate::net::builder::{Builder, DefaultOperator, SitePlan};
 use crate::net::network::{InputSpec, Network};
@@ -211,9 +211,8 @@ fn macs(node: &Node, known: &HashMap<Id, Value>, results: &[Value]) -> i64 {
         _ => None,
     };
     let Some(Value::Tensor(y)) = results.first() else { return 0 };
-    let (weight, result) = (size("weight").unwrap_or_default(), count(&y.size()));
+    let result = count(&y.size());
     match node.operator() {
-        "conv_transpose2d" => size("input").map_or(0, |x| layer_macs(&weight, &x)),
         "matmul" | "bmm" | "mm" => {
             let inner = size("self").and_then(|size| size.last().copied()).unwrap_or(0);
             result.saturating_mul(inner)
@@ -228,7 +227,6 @@ fn macs(node: &Node, known: &HashMap<Id, Value>, results: &[Value]) -> i64 {
             let queries = size("query").map_or(0, |size| count(&size));
             (queries.saturating_add(result)).saturating_mul(keys)
         }
-        _ if node.is_layer() => layer_macs(&weight, &y.size()),
-        _ => 0,
+        _ => node.layer_macs(size, &y.size()),
     }
 }
