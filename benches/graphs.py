@@ -82,19 +82,6 @@ def millions(macs):
     return f"{macs / 1e6:,.2f}"
 
 
-def settle_on(model, x):
-    """Gives batch norms the statistics of their maps, as training does; otherwise some deep networks magnify rounding a million times."""
-    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.train()
-        norm.momentum = 1.0
-    model(x)
-    for norm, momentum in zip(norms, momenta):
-        norm.eval()
-        norm.momentum = momentum
-
-
 def line(args, name, suffix, folder):
     """The row of one network, and whether its fold is as good as timm's."""
     torch.manual_seed(0)
@@ -103,7 +90,6 @@ def line(args, name, suffix, folder):
         size = SIZES.get(name, args.size)
         x = torch.randn(1, 3, size, size)
         graphs.settle(model)
-        settle_on(model, torch.randn(8, 3, size, size))
         path = folder / f"{name}{suffix}"
         export(model, x, path)
         document, seconds = fold(args, path, x)
