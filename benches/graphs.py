@@ -87,9 +87,9 @@ def line(args, name, suffix, folder):
     torch.manual_seed(0)
     with contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
         model = graphs.build(name).eval()
+        graphs.settle(model)
         size = SIZES.get(name, args.size)
         x = torch.randn(1, 3, size, size)
-        graphs.settle(model)
         path = folder / f"{name}{suffix}"
         export(model, x, path)
         document, seconds = fold(args, path, x)

@@ -62,6 +62,11 @@ pub fn run(options: &Options, format: Format, as_json: bool) -> Result<()> {
             outcome
         }
         _ => {
+            // These files are in float32, and the fold computes constants in float64.
+            let constants = graph.values.iter_mut().filter_map(|info| info.tensor.as_mut());
+            for tensor in constants.filter(|tensor| tensor.kind() == Kind::Double) {
+                *tensor = tensor.to_kind(Kind::Float);
+            }
             // Tensors have no batch.
             if !matches!(target, Target::Safetensors) {
                 graph.free_batch(&inputs);
@@ -133,12 +138,9 @@ fn difference(expected: &[Tensor], found: &[Tensor]) -> f64 {
 }
 
 fn write(graph: &Graph, target: Target, inputs: &[Vec<i64>], outcome: &Outcome, options: &Options) -> Result<()> {
-    let single = |tensor: &Tensor| {
-        if tensor.kind() == Kind::Double { tensor.to_kind(Kind::Float) } else { tensor.shallow_clone() }
-    };
     let values = graph.constants().map(|id| &graph.values[id]);
     let named: BTreeMap<String, Tensor> =
-        values.filter_map(|info| Some((info.name.clone(), single(info.tensor.as_ref()?)))).collect();
+        values.filter_map(|info| Some((info.name.clone(), info.tensor.as_ref()?.shallow_clone()))).collect();
     if let Target::Safetensors = target {
         return tensors::write_with(&options.out, ("format", "pt".into()), &named);
     }

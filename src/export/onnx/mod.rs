@@ -85,9 +85,6 @@ impl Writer {
 
     /// Adds a tensor that is stored in the file; returns its name.
     fn initializer(&mut self, name: &str, tensor: &Tensor) -> Result<String> {
-        // A number in float64 does not change the precision of the tensor that it meets.
-        let single = (tensor.kind() == Kind::Double && tensor.dim() == 0).then(|| tensor.to_kind(Kind::Float));
-        let tensor = single.as_ref().unwrap_or(tensor);
         let known = matches!(tensor.kind(), Kind::Float | Kind::Int64);
         let encoded = onnx::encode(name, tensor).filter(|_| known);
         self.initializers.push(encoded.with_context(|| format!("a constant of {:?}", tensor.kind()))?);

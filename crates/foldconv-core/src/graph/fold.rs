@@ -207,10 +207,10 @@ fn prove(graph: &Graph, producers: &[Option<usize>], region: &Region, form: &For
     let own = linear::map(graph, region.base).context("a region of unknown shape")?;
     let part = Part::new(graph, producers, [region.base, region.result], Place::DOUBLE);
     let mut worst: f64 = 0.;
-    let mut proved = 0;
+    let (mut proved, mut names_size) = (0, false);
     for size in sizes(form, own) {
-        // A region that names its own shape is proved with that shape alone.
-        let costly = size == own && count(&own) > SMALL || count(&form.shape.weight_size()) > LARGE;
+        // A region that names its own shape must be proved with that shape.
+        let costly = size == own && count(&own) > SMALL && !names_size || count(&form.shape.weight_size()) > LARGE;
         if proved > 0 && costly {
             continue;
         }
@@ -221,6 +221,7 @@ fn prove(graph: &Graph, producers: &[Option<usize>], region: &Region, form: &For
         if found.size() != expected.size() {
             // A view that names the size of its map makes channels of the numbers of another size.
             ensure!(size != own, "its fold has another shape: {:?} for {:?}", found.size(), expected.size());
+            names_size = true;
             continue;
         }
         worst = finite::larger(worst, finite::relative_difference(&expected, &found));
