@@ -55,13 +55,13 @@ impl fmt::Display for Held {
 }
 
 /// Runs a command. Returns the resources that it holds in the second and in the last quarter of its
-/// run; the first quarter is warm-up.
-fn watch(mut command: Command, what: &str, pause: u64) -> [Held; 2] {
+/// run after `started`; the first quarter is warm-up.
+fn watch(mut command: Command, what: &str, pause: u64, started: impl Fn() -> bool) -> [Held; 2] {
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let (pid, mut status) = (child.id(), None);
     let held = sample(what, pause, || {
         status = child.try_wait().unwrap();
-        status.is_none().then_some(Some(pid))
+        status.is_none().then(|| started().then_some(pid))
     });
     assert!(status.unwrap().success(), "{what}: {status:?}");
     held
@@ -95,8 +95,10 @@ fn trial(epochs: u64, percent: f64) {
     let mut command = foldconv();
     command.args(["train", &arg(&root.join("a.yaml")), "--out", &arg(&root.join("out"))]);
     command.args(["--device", "cpu", "--threads", "1"]);
-    holds_steady(watch(command, &format!("a trial of {epochs} epochs"), 5), percent);
-    let rows = std::fs::read_to_string(root.join("out/metrics.csv")).unwrap().lines().count() as u64;
+    // The files that a trial holds open all the time are open from its first epoch on.
+    let (what, metrics) = (format!("a trial of {epochs} epochs"), root.join("out/metrics.csv"));
+    holds_steady(watch(command, &what, 5, || metrics.is_file()), percent);
+    let rows = std::fs::read_to_string(metrics).unwrap().lines().count() as u64;
     assert_eq!(rows, epochs + 1);
 }
 
@@ -106,8 +108,9 @@ fn sweep(trials: u64, percent: f64) {
     let mut command = foldconv();
     command.args(["sweep", &arg(&root.join("a.yaml")), "--out", &arg(&root.join("out"))]);
     command.args(["--device", "cpu", "--threads", "1", "--jobs", "2"]);
-    holds_steady(watch(command, &format!("the runner of {trials} trials"), 5), percent);
-    assert_eq!(finished(&root.join("out/trials")), trials);
+    let out = root.join("out/trials");
+    holds_steady(watch(command, &format!("the runner of {trials} trials"), 5, || finished(&out) > 0), percent);
+    assert_eq!(finished(&out), trials);
 }
 
 /// Runs a worker that trains `trials` trials one after the other.

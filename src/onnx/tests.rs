@@ -136,6 +136,7 @@ fn kernels_of_an_old_file_are_listed_as_inputs() {
 #[test]
 fn a_node_that_stays_loses_the_names_of_folded_results() {
     let draw = |size: &[i64]| Tensor::randn(size, FLOAT);
+    // Reading one channel twice costs less than moving eight.
     let graph = GraphProto {
         node: vec![
             node("Conv", &["x", "w"], &["a"], vec![]),
@@ -143,18 +144,18 @@ fn a_node_that_stays_loses_the_names_of_folded_results() {
             node("Relu", &["b"], &["y"], vec![]),
             node("Relu", &["c"], &["z"], vec![]),
         ],
-        initializer: vec![tensor("w", &draw(&[8, 3, 1, 1]))],
-        input: vec![value("x", &[1, 3, 4, 4])],
+        initializer: vec![tensor("w", &draw(&[8, 1, 1, 1]))],
+        input: vec![value("x", &[1, 1, 4, 4])],
         output: vec![value("y", &[1, 4, 4, 4]), value("z", &[1, 4, 4, 4])],
         ..GraphProto::default()
     };
     let bytes = model(17, 8, graph).encode_to_vec();
-    let (written, report) = folded(&bytes, &[1, 3, 4, 4]);
+    let (written, report) = folded(&bytes, &[1, 1, 4, 4]);
     assert_eq!(report.folded.len(), 2, "{report:?}");
     let after = ModelProto::decode(&written[..]).unwrap().graph.unwrap();
     let operators: Vec<&str> = after.node.iter().map(|node| node.op_type.as_str()).collect();
     assert_eq!(operators, ["Conv", "Conv", "Relu", "Relu"]);
-    let x = Tensor::randn([1, 3, 4, 4], (Kind::Double, Device::Cpu));
+    let x = Tensor::randn([1, 1, 4, 4], (Kind::Double, Device::Cpu));
     for output in ["y", "z"] {
         let error = (run(&bytes, output, &x) - run(&written, output, &x)).abs().max();
         assert!(error.double_value(&[]) < 1e-5, "{output}: {error}");

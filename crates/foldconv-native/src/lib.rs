@@ -35,6 +35,9 @@ pub struct Term<'a> {
     pub running_var: &'a Tensor,
 }
 
+/// Whether this build records work as CUDA graphs: its cargo feature `cuda-graphs`.
+pub const CUDA_GRAPHS: bool = cfg!(feature = "cuda-graphs");
+
 /// Maximum number of terms that the loops are compiled for (MAX_TERMS in passes.h).
 pub const MAX_TERMS: usize = 4;
 

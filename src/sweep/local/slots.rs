@@ -1,6 +1,6 @@
 //! The number of trials side by side on this machine, and each trial's share of it.
 
-use crate::bad_request;
+use crate::{bad_request, native};
 use anyhow::Result;
 use clap::ValueEnum;
 
@@ -40,7 +40,7 @@ impl Share {
     /// Returns the default: a worker if steps are recorded as CUDA graphs, because without recorded
     /// steps one thread can't keep a GPU busy.
     fn usual() -> Share {
-        if cfg!(feature = "cuda-graphs") { Share::Worker } else { Share::Processes }
+        if native::CUDA_GRAPHS { Share::Worker } else { Share::Processes }
     }
 }
 
@@ -264,7 +264,7 @@ mod tests {
         let two = PerGpu::Count(2);
         assert_eq!(shared(Some(Share::Worker), two), (true, true, "0011".into()));
         assert_eq!(shared(Some(Share::Processes), two), (false, false, "0011".into()));
-        assert_eq!(shared(None, two).0, cfg!(feature = "cuda-graphs"));
+        assert_eq!(shared(None, two).0, native::CUDA_GRAPHS);
         assert_eq!(shared(Some(Share::Worker), PerGpu::Count(1)), (false, false, "00".into()), "nothing to share");
 
         let auto = Parallelism { per_gpu: Some(PerGpu::Auto), share: Some(Share::Processes), ..Parallelism::default() };
