@@ -10,7 +10,7 @@ use crate::weights::tensors;
 use crate::{bad_request, files};
 use anyhow::Result;
 use clap::ValueEnum;
-pub use recorded::Network;
+pub use recorded::{Forward, Network};
 pub use state_dict::Bn;
 use std::path::Path;
 

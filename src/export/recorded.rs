@@ -3,12 +3,15 @@
 use super::state_dict;
 use crate::model::Model;
 use crate::op::compact::per_sample::exporting;
-use crate::{files, native};
+use crate::{files, finite, native};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::Path;
-use tch::{CModule, Device, Kind, Tensor};
+use tch::{CModule, Device, IValue, Kind, Tensor};
+
+/// A forward pass, from the inputs to the results; no result is a failure.
+pub type Forward<'a> = Box<dyn Fn(&[Tensor]) -> Vec<Tensor> + 'a>;
 
 /// A network to record.
 pub struct Network<'a> {
@@ -17,9 +20,9 @@ pub struct Network<'a> {
     /// Tensors by their names in the state dict.
     pub tensors: BTreeMap<String, Tensor>,
     /// Forward pass in evaluation.
-    pub forward: Box<dyn Fn(&Tensor) -> Tensor + 'a>,
-    /// Shape of the input without the batch.
-    pub input: Vec<i64>,
+    pub forward: Forward<'a>,
+    /// Shapes of the inputs without the batch.
+    pub inputs: Vec<Vec<i64>>,
     /// Number of images in a batch, where the network takes no other.
     pub batch: Option<i64>,
     /// Metadata of an ONNX file.
@@ -41,14 +44,14 @@ impl Network<'_> {
         Ok(Network {
             name: model.about.config.net.name().into(),
             tensors: state_dict::tensors(&built),
-            forward: Box::new(move |x| tch::no_grad(|| built.network.forward_t(x, false))),
-            input: vec![spec.channels, spec.size, spec.size],
+            forward: Box::new(move |x| vec![tch::no_grad(|| built.network.forward_t(&x[0], false))]),
+            inputs: vec![vec![spec.channels, spec.size, spec.size]],
             batch: None,
             metadata: metadata.map(|(key, value)| (key.to_string(), value)).into(),
         })
     }
 
-    /// Writes the network as TorchScript.
+    /// Writes the network as TorchScript. Several results are a tuple.
     ///
     /// # Errors
     /// libtorch's message if it can't record the network; I/O errors from writing `out`.
@@ -66,48 +69,75 @@ impl Network<'_> {
     pub fn graph(&self) -> Result<Graph> {
         let folder = tempfile::tempdir().context("no folder for temporary files")?;
         let file = folder.path().join("model.pt");
-        self.record(&file)?;
+        let results = self.record(&file)?;
         let (json, tensors) = native::torchscript(&file, &self.images(2)).map_err(|error| anyhow!(error))?;
         let graph: Graph = serde_json::from_str(&json).context("the graph of the record")?;
-        Ok(Graph { tensors, ..graph })
+        Ok(Graph { tensors, results, ..graph })
+    }
+
+    /// Returns the names of the inputs: `images`, or `input_0` and so on.
+    pub fn input_names(&self) -> Vec<String> {
+        numbered("images", "input", self.inputs.len())
     }
 
     /// Records a forward pass with a batch of 2, and checks that the recording gives the network's
-    /// output for a batch of 3; with the network's own batch where it takes no other.
-    fn record(&self, file: &Path) -> Result<()> {
-        native::record(file, &self.tensors, &self.images(2), |x| exporting(|| (self.forward)(x)))
+    /// results for a batch of 3; with the network's own batch where it takes no other. Returns the
+    /// results for that batch.
+    fn record(&self, file: &Path) -> Result<Vec<Tensor>> {
+        let named: Vec<(String, Tensor)> = self.input_names().into_iter().zip(self.images(2)).collect();
+        native::record(file, &self.tensors, &named, |x| exporting(|| (self.forward)(x)))
             .map_err(|error| anyhow!("libtorch can't record this network: {error}"))?;
         let x = self.images(3);
-        let (expected, found) = ((self.forward)(&x), CModule::load(file)?.forward_ts(&[&x]));
-        let Ok(found) = found else {
-            bail!("it computes with the number of images, and a recording has that of one batch alone");
+        let inputs: Vec<IValue> = x.iter().map(|x| IValue::Tensor(x.shallow_clone())).collect();
+        let (expected, found) = ((self.forward)(&x), CModule::load(file)?.forward_is(&inputs));
+        let found = match found {
+            Ok(IValue::Tensor(y)) => vec![y],
+            Ok(IValue::Tuple(items)) => {
+                items.into_iter().map(Tensor::try_from).collect::<Result<_, _>>().context("a result is no tensor")?
+            }
+            _ => bail!("it computes with the number of images, and a recording has that of one batch alone"),
         };
-        let largest = expected.abs().max().double_value(&[]).max(1e-30);
-        let error = (&found - &expected).abs().max().double_value(&[]) / largest;
+        let sizes = |results: &[Tensor]| results.iter().map(Tensor::size).collect::<Vec<_>>();
+        ensure!(
+            sizes(&expected) == sizes(&found),
+            "the recorded network returns {:?} for 3 images, and the network {:?}; nothing was written",
+            sizes(&found),
+            sizes(&expected)
+        );
+        let errors = expected.iter().zip(&found).map(|(a, b)| finite::relative_difference(a, b));
+        let error = errors.fold(0., finite::larger);
         // float32 sums in another order stay below this; a recording that is valid for one batch
-        // size only is off by 1 or has the wrong shape.
-        ensure!(error < 1e-3, "the recorded network differs by {error:.1e} of the largest logit; nothing was written");
-        Ok(())
+        // size only is off by 1.
+        ensure!(error < 1e-3, "the recorded network differs by {error:.1e} of the largest result; nothing was written");
+        Ok(expected)
     }
 
-    fn images(&self, batch: i64) -> Tensor {
-        let size = [&[self.batch.unwrap_or(batch)], &self.input[..]].concat();
-        Tensor::randn(size, (Kind::Float, Device::Cpu))
+    fn images(&self, batch: i64) -> Vec<Tensor> {
+        let sizes = self.inputs.iter().map(|size| [&[self.batch.unwrap_or(batch)], &size[..]].concat());
+        sizes.map(|size| Tensor::randn(size, (Kind::Float, Device::Cpu))).collect()
     }
+}
+
+/// Returns the names of inputs or results: `one` where there is one, else `many_0` and so on.
+pub fn numbered(one: &str, many: &str, count: usize) -> Vec<String> {
+    if count == 1 { vec![one.into()] } else { (0..count).map(|at| format!("{many}_{at}")).collect() }
 }
 
 /// The operations of a forward pass in the order in which they run. Values are numbered.
 #[derive(Debug, Deserialize)]
 pub struct Graph {
-    /// The module itself, and the images.
+    /// The module itself, and the inputs.
     pub inputs: Vec<usize>,
     /// The operations.
     pub nodes: Vec<Node>,
-    /// The logits.
+    /// The result, which is a tuple where there are several.
     pub outputs: Vec<usize>,
     /// Tensors that constants and attributes refer to.
     #[serde(skip)]
     pub tensors: Vec<Tensor>,
+    /// Results for a batch of 3, or for the network's own batch where it takes no other.
+    #[serde(skip)]
+    pub results: Vec<Tensor>,
 }
 
 /// An operation of libtorch.

@@ -11,7 +11,7 @@ mod tensors;
 mod wire;
 
 pub use read::{Original, decode, read};
-pub use tensors::encode;
+pub use tensors::{encode, number};
 
 #[cfg(test)]
 mod tests;

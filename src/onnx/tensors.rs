@@ -32,13 +32,17 @@ pub fn kind(data_type: i32) -> Option<Kind> {
     TYPES.iter().find(|(number, _)| *number == data_type).map(|(_, kind)| *kind)
 }
 
+/// Returns ONNX's number of an element type; none if it does not have it.
+pub fn number(kind: Kind) -> Option<i32> {
+    TYPES.iter().find(|(_, of)| *of == kind).map(|(number, _)| *number)
+}
+
 /// Returns a tensor as a file holds it; none if ONNX does not have its element type.
 pub fn encode(name: &str, tensor: &Tensor) -> Option<TensorProto> {
-    let (data_type, _) = TYPES.iter().find(|(_, of)| *of == tensor.kind())?;
     let raw_data = bytes(tensor).into_owned().into();
     Some(TensorProto {
         dims: tensor.size(),
-        data_type: *data_type,
+        data_type: number(tensor.kind())?,
         name: name.into(),
         raw_data,
         ..TensorProto::default()

@@ -49,6 +49,7 @@ impl Trainer {
         config.train.precision.check(device)?;
         tch::manual_seed(config.seed as i64);
         let network = config.build(Form::Expanded, device)?;
+        network.network.try_training(&network.store, config.data.spec())?;
         let sgd = Sgd::new(&network.store, &config.train);
         let normalisation = Normalisation::for_images(&dataset.train)?;
         let augment = &config.data.augment();

@@ -145,6 +145,12 @@ fn biased(folder: &Path) -> PathBuf {
         let y = bn.forward_t(&middle.forward(&stem.forward(x).relu()), false).clamp(0., 6.);
         linear.forward(&last.forward(&y).mean_dim([2i64, 3].as_slice(), false, Kind::Float))
     };
+    scripted(&file, &store, forward);
+    file
+}
+
+/// Writes a network of 4 classes as TorchScript, with other numbers than initial ones.
+fn scripted(file: &Path, store: &nn::VarStore, forward: impl Fn(&Tensor) -> Tensor + 'static) {
     tch::no_grad(|| {
         for (name, mut variable) in store.variables() {
             let shift = if name.ends_with("running_var") { 1.5 } else { 0.1 };
@@ -152,15 +158,44 @@ fn biased(folder: &Path) -> PathBuf {
         }
     });
     let network = export::Network {
-        name: "biased".into(),
+        name: "scripted".into(),
         tensors: store.variables().into_iter().collect(),
-        forward: Box::new(move |x| tch::no_grad(|| forward(x))),
-        input: vec![3, 32, 32],
+        forward: Box::new(move |x| vec![tch::no_grad(|| forward(&x[0]))]),
+        inputs: vec![vec![3, 32, 32]],
         batch: None,
         metadata: vec![],
     };
-    network.torchscript(&file).unwrap();
-    file
+    network.torchscript(file).unwrap();
+}
+
+/// A sigmoid of which a part is written in place has no gradient, which is told before training.
+/// Trying a step changes nothing of a network that trains.
+#[test]
+fn a_network_that_can_not_be_trained_is_refused_with_the_reason() {
+    let (folder, store) = (tempfile::tempdir().unwrap(), nn::VarStore::new(Device::Cpu));
+    let conv = nn::conv2d(store.root() / "conv", 3, 8, 3, nn::ConvConfig::default());
+    let linear = nn::linear(store.root() / "fc", 8, 4, nn::LinearConfig::default());
+    let file = folder.path().join("written.pt");
+    scripted(&file, &store, move |x| {
+        use tch::nn::Module;
+        let gate = conv.forward(x).sigmoid();
+        let _ = gate.narrow(1, 0, 2).f_mul_scalar_(2.).unwrap();
+        linear.forward(&gate.mean_dim([2i64, 3].as_slice(), false, Kind::Float))
+    });
+    let try_out = |file: &Path| {
+        let config = graph(file, "");
+        let built = config.build(Form::Expanded, Device::Cpu).unwrap();
+        let before: Vec<(String, Tensor)> =
+            built.store.variables().into_iter().map(|(name, variable)| (name, variable.copy())).collect();
+        let outcome = built.network.try_training(&built.store, config.data.spec());
+        let after = built.store.variables();
+        assert!(before.iter().all(|(name, variable)| variable.equal(&after[name])));
+        assert!(after.values().all(|variable| !variable.grad().defined()));
+        outcome
+    };
+    let refusal = one_line(&try_out(&file).unwrap_err());
+    assert!(refusal.starts_with("net.file: it can't be trained: ") && refusal.contains("inplace"), "{refusal}");
+    try_out(&biased(folder.path())).unwrap();
 }
 
 #[test]

@@ -4,6 +4,7 @@
 mod common;
 
 mod algebra;
+mod graph_frames;
 mod graph_networks;
 mod graphs;
 mod kernel_space;

@@ -122,7 +122,51 @@ class Framed(torch.nn.Module):
         return self.blocks[1](self.blocks[0](x * constant) * own)
 
 
-OWN = {"unet": UNet, "detector": Detector, "framed": Framed}
+class PaddedNorm(torch.nn.BatchNorm2d):
+    """A batch norm whose result is padded with its value at 0, which is written over each edge."""
+
+    def __init__(self, channels, pad):
+        super().__init__(channels)
+        self.pad = pad
+
+    def forward(self, x):
+        y = torch.nn.functional.pad(super().forward(x), [self.pad] * 4)
+        edge = (self.bias - self.running_mean * self.weight / torch.sqrt(self.running_var + self.eps)).view(1, -1, 1, 1)
+        y[:, :, : self.pad], y[:, :, -self.pad :] = edge, edge
+        y[..., : self.pad], y[..., -self.pad :] = edge, edge
+        return y
+
+
+class DiverseBlock(torch.nn.Module):
+    """The four branches of a diverse branch block: KxK, 1x1, 1x1 before KxK, 1x1 before a mean; deployed, one KxK convolution."""
+
+    def __init__(self, channels, out, size, deploy):
+        super().__init__()
+        pad = size // 2
+        conv = lambda inputs, outputs, size, pad=0: torch.nn.Conv2d(inputs, outputs, size, padding=pad, bias=False)
+        norm, after = torch.nn.BatchNorm2d, PaddedNorm
+        branches = [
+            [conv(channels, out, size, pad), norm(out)],
+            [conv(channels, out, 1), norm(out)],
+            [conv(channels, channels, 1), after(channels, pad), conv(channels, out, size), norm(out)],
+            [conv(channels, out, 1), after(out, pad), torch.nn.AvgPool2d(size, 1), norm(out)],
+        ]
+        deployed = [[torch.nn.Conv2d(channels, out, size, padding=pad)]]
+        self.branches = torch.nn.ModuleList(torch.nn.Sequential(*branch) for branch in (deployed if deploy else branches))
+
+    def forward(self, x):
+        return torch.relu(sum(branch(x) for branch in self.branches))
+
+
+class Diverse(torch.nn.Sequential):
+    """Two diverse branch blocks, 3x3 and 5x5, and a classifier."""
+
+    def __init__(self, deploy):
+        mean = torch.nn.AdaptiveAvgPool2d(1)
+        super().__init__(DiverseBlock(3, 8, 3, deploy), DiverseBlock(8, 12, 5, deploy), mean, torch.nn.Flatten(), torch.nn.Linear(12, 10))
+
+
+OWN = {"unet": UNet, "detector": Detector, "framed": Framed, "diverse": Diverse}
 
 
 def build(name, deploy=False):

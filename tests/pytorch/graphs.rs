@@ -101,12 +101,19 @@ fn networks_in_torchscript_fold_as_far_as_their_own_methods_fold_them() {
 }
 
 /// Networks that are no classifiers: their transposed convolutions, upsampling and pooling stay,
-/// and the blocks between them fold. A network of several outputs goes from ONNX to ONNX.
+/// and the blocks between them fold. The detector has several outputs.
 #[test]
 fn a_u_net_and_a_detector_fold_around_their_other_operations() {
     try_out("pt2", &["unet"], &["onnx", "pt"]);
     try_out("onnx", &["unet", "detector"], &["onnx"]);
-    try_out("pt2,pt", &["detector"], &["safetensors"]);
+    try_out("pt2", &["detector"], &["onnx", "pt", "safetensors"]);
+    try_out("pt", &["detector"], &["onnx"]);
+}
+
+/// Their code pads the result of a batch norm with the batch norm's value at 0, in place.
+#[test]
+fn diverse_branch_blocks_fold_to_one_convolution_each() {
+    try_out("pt2,pt", &["diverse"], &["onnx"]);
 }
 
 /// Nobody reads the result of a write through a view, and what shares its memory depends on it.

@@ -10,9 +10,11 @@
 #include <torch/csrc/jit/passes/dead_code_elimination.h>
 #include <torch/types.h>
 
+#include <cstdlib>
 #include <map>
 #include <memory>
 #include <string>
+#include <vector>
 
 namespace {
 
@@ -83,19 +85,33 @@ void follow(torch::jit::Graph& graph, torch::jit::Value* images, at::ScalarType 
     torch::jit::EliminateDeadCode(graph.block());
 }
 
+// Takes the tensors of an array that ends with null, and frees the array.
+std::vector<c10::IValue> taken(Tensor** array) {
+    std::vector<c10::IValue> tensors;
+    for (Tensor** at = array; at && *at; at++) {
+        tensors.emplace_back(**at);
+        delete *at;
+    }
+    free(array);
+    return tensors;
+}
+
 }  // namespace
 
-// Runs forward(context, x), which returns a new tensor or null, and writes the recorded operations
-// to `path`. If the work reads one of the `n` tensors, the recording reads the module's attribute
-// of that name: a parameter if the tensor requires a gradient, else a buffer. Other tensors that it
-// reads become constants. Returns null, or a message that the caller frees.
+// Runs forward(context, inputs, n_inputs), which returns an array of new tensors that ends with null,
+// made by malloc, or null, and writes the recorded operations to `path`: several results are a tuple.
+// If the work reads one of the `n` tensors, the recording reads the module's attribute of that name:
+// a parameter if the tensor requires a gradient, else a buffer. Other tensors that it reads become
+// constants. Returns null, or a message that the caller frees.
 extern "C" char* foldconv_record(
     const char* path,
     const char* const* names,
     const Tensor* const* tensors,
     int64_t n,
-    const Tensor* x,
-    Tensor* (*forward)(void*, const Tensor*),
+    const char* const* input_names,
+    const Tensor* const* inputs,
+    int64_t n_inputs,
+    Tensor** (*forward)(void*, const Tensor* const*, int64_t),
     void* context) {
     return guarded([&] {
         const torch::NoGradGuard guard;
@@ -103,14 +119,20 @@ extern "C" char* foldconv_record(
         Tree tree(unit);
         for (int64_t i = 0; i < n; i++) tree.add(names[i], *tensors[i]);
         auto& module = tree.root();
-        const auto run = [&](torch::jit::Stack inputs) {
-            const std::unique_ptr<Tensor> y(forward(context, &inputs.at(0).toTensor()));
-            TORCH_CHECK(y, "the network could not be run");
-            return torch::jit::Stack{*y};
+        const auto run = [&](torch::jit::Stack stack) {
+            std::vector<const Tensor*> x;
+            for (const auto& input : stack) x.push_back(&input.toTensor());
+            auto results = taken(forward(context, x.data(), static_cast<int64_t>(x.size())));
+            TORCH_CHECK(!results.empty(), "the network could not be run");
+            if (results.size() == 1) return torch::jit::Stack{results[0]};
+            return torch::jit::Stack{c10::ivalue::Tuple::create(std::move(results))};
         };
+        torch::jit::Stack examples;
+        for (int64_t i = 0; i < n_inputs; i++) examples.emplace_back(*inputs[i]);
         const auto unnamed = [](const torch::autograd::Variable&) { return std::string(); };
-        const auto state = torch::jit::tracer::trace({*x}, run, unnamed, /*strict=*/true, /*force_outplace=*/false, &module, {"images"}).first;
-        follow(*state->graph, state->graph->inputs().at(1), x->scalar_type());
+        const std::vector<std::string> arguments(input_names, input_names + n_inputs);
+        const auto state = torch::jit::tracer::trace(examples, run, unnamed, /*strict=*/true, /*force_outplace=*/false, &module, arguments).first;
+        follow(*state->graph, state->graph->inputs().at(1), inputs[0]->scalar_type());
         module.type()->addMethod(unit->create_function(c10::QualifiedName(*module.type()->name(), "forward"), state->graph));
         module.save(path);
     });

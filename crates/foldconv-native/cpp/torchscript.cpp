@@ -45,6 +45,8 @@ void run(std::ostringstream& out, Node* node, std::unordered_map<size_t, c10::IV
         c10::impl::GenericList list(node->output()->type()->expectRef<c10::ListType>().getElementType());
         for (const auto& item : stack) list.push_back(item);
         stack.push_back(list);
+    } else if (node->kind() == torch::jit::prim::TupleConstruct) {
+        stack.push_back(c10::ivalue::Tuple::create(std::vector<c10::IValue>(stack.begin(), stack.end())));
     } else if (node->kind() == torch::jit::prim::ListUnpack) {
         const auto list = stack.back().toListRef().vec();
         for (const auto& item : list) stack.push_back(item);
@@ -72,14 +74,15 @@ void run(std::ostringstream& out, Node* node, std::unordered_map<size_t, c10::IV
 
 // Writes the operations of the file's forward to `json`, {"inputs": [id], "nodes": [{"op", "inputs",
 // "outputs", "sizes", "value"?, "name"?}], "outputs": [id]}, in the order in which they run. Ids
-// are those of values; sizes are those of the outputs for the example x (null for an output that is
-// not a tensor). Constants, attributes of modules, and precision and device of the images have a
+// are those of values; sizes are those of the outputs for the example inputs (null for an output that
+// is not a tensor). Constants, attributes of modules, and precision and device of the images have a
 // value; attributes have the name that `state_dict()` gives them. The `n_tensors` tensors that
 // values refer to are returned in `tensors`.
 //
 // The caller frees the string `json` and the array with `free`, and owns the tensors. Returns null,
 // or a message if the file can't be read, which the caller frees with `free`.
-extern "C" char* foldconv_graph(const char* path, const Tensor* x, char** json, Tensor*** tensors, int64_t* n_tensors) {
+extern "C" char* foldconv_graph(
+    const char* path, const Tensor* const* inputs, int64_t n_inputs, char** json, Tensor*** tensors, int64_t* n_tensors) {
     return guarded([&] {
         const torch::NoGradGuard guard;
         auto module = torch::jit::load(path);
@@ -93,7 +96,7 @@ extern "C" char* foldconv_graph(const char* path, const Tensor* x, char** json, 
         bool first = true;
         std::unordered_map<size_t, c10::IValue> values;
         values[graph->inputs()[0]->unique()] = module._ivalue();
-        values[graph->inputs()[1]->unique()] = *x;
+        for (int64_t i = 0; i < n_inputs; i++) values[graph->inputs().at(i + 1)->unique()] = *inputs[i];
         // Prefixes of the names of a module's attributes, by the value of the module.
         std::unordered_map<size_t, std::string> prefixes;
         for (Node* node : graph->nodes()) {

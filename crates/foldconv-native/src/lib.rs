@@ -92,8 +92,10 @@ unsafe extern "C" {
         names: *const *const c_char,
         tensors: *const *const C_tensor,
         n: i64,
-        x: *const C_tensor,
-        forward: extern "C" fn(*mut c_void, *const C_tensor) -> *mut C_tensor,
+        input_names: *const *const c_char,
+        inputs: *const *const C_tensor,
+        n_inputs: i64,
+        forward: Forward,
         context: *mut c_void,
     ) -> *mut c_char;
 
@@ -106,7 +108,8 @@ unsafe extern "C" {
 
     fn foldconv_graph(
         path: *const c_char,
-        x: *const C_tensor,
+        inputs: *const *const C_tensor,
+        n_inputs: i64,
         json: *mut *mut c_char,
         tensors: *mut *mut *mut C_tensor,
         n_tensors: *mut i64,
@@ -330,23 +333,26 @@ impl Drop for MomentMap {
     }
 }
 
-/// Runs `forward` on x and writes its libtorch operations to `path` as TorchScript. The module has
-/// the `tensors` as attributes under their names: parameters if they require a gradient, else
-/// buffers. Other tensors that `forward` reads become constants in its code.
+/// Runs `forward` on the named inputs and writes its libtorch operations to `path` as TorchScript;
+/// several results are a tuple. The module has the `tensors` as attributes under their names:
+/// parameters if they require a gradient, else buffers. Other tensors that `forward` reads become
+/// constants in its code. No result at all is a failure.
 ///
 /// # Errors
 /// libtorch's message if it can't record the network or write the file.
 pub fn record(
     path: &Path,
     tensors: &BTreeMap<String, Tensor>,
-    x: &Tensor,
-    mut forward: impl FnMut(&Tensor) -> Tensor,
+    inputs: &[(String, Tensor)],
+    mut forward: impl FnMut(&[Tensor]) -> Vec<Tensor>,
 ) -> Result<(), String> {
-    let text = |bytes: &[u8]| CString::new(bytes).map_err(|error| error.to_string());
     let path = text(path.as_os_str().as_encoded_bytes())?;
     let names = tensors.keys().map(|name| text(name.as_bytes())).collect::<Result<Vec<_>, _>>()?;
-    let names: Vec<*const c_char> = names.iter().map(|name| name.as_ptr()).collect();
+    let input_names = inputs.iter().map(|(name, _)| text(name.as_bytes())).collect::<Result<Vec<_>, _>>()?;
+    let [names, input_names] =
+        [&names, &input_names].map(|names| names.iter().map(|name| name.as_ptr()).collect::<Vec<*const c_char>>());
     let pointers: Vec<*const C_tensor> = tensors.values().map(|tensor| tensor.as_ptr()).collect();
+    let examples: Vec<*const C_tensor> = inputs.iter().map(|(_, tensor)| tensor.as_ptr()).collect();
     let (call, context) = trampoline(&mut forward);
     // SAFETY: the strings end with a zero, the tensors are live, and `call` gets the context that
     // belongs to it; neither is used after the call. The function returns null, or a message to
@@ -357,44 +363,78 @@ pub fn record(
             names.as_ptr(),
             pointers.as_ptr(),
             pointers.len() as i64,
-            x.as_ptr(),
+            input_names.as_ptr(),
+            examples.as_ptr(),
+            examples.len() as i64,
             call,
             context,
         ))
     }
 }
 
-type Forward = extern "C" fn(*mut c_void, *const C_tensor) -> *mut C_tensor;
+fn text(bytes: &[u8]) -> Result<CString, String> {
+    CString::new(bytes).map_err(|error| error.to_string())
+}
+
+/// A forward pass for C++: its context, and the inputs. It returns an array of tensors that ends
+/// with null; C++ owns both.
+type Forward = extern "C" fn(*mut c_void, *const *const C_tensor, i64) -> *mut *mut C_tensor;
 
 /// Converts a closure for C++: a function and its first argument. A panic must not unwind through
 /// C++; it becomes null.
-fn trampoline<F: FnMut(&Tensor) -> Tensor>(forward: &mut F) -> (Forward, *mut c_void) {
-    extern "C" fn call<F: FnMut(&Tensor) -> Tensor>(context: *mut c_void, x: *const C_tensor) -> *mut C_tensor {
-        // SAFETY: `context` is the closure passed below, and x a live tensor, of which tch gets its
-        // own handle.
-        let (forward, x) = unsafe { (&mut *context.cast::<F>(), Tensor::clone_from_ptr(x.cast_mut())) };
-        let y = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| forward(&x)));
-        y.map_or(std::ptr::null_mut(), |y| {
-            // From here on C++ owns the handle and deletes it.
-            let y = std::mem::ManuallyDrop::new(y);
-            y.as_ptr().cast_mut()
-        })
+fn trampoline<F: FnMut(&[Tensor]) -> Vec<Tensor>>(forward: &mut F) -> (Forward, *mut c_void) {
+    extern "C" fn call<F: FnMut(&[Tensor]) -> Vec<Tensor>>(
+        context: *mut c_void,
+        inputs: *const *const C_tensor,
+        n: i64,
+    ) -> *mut *mut C_tensor {
+        // SAFETY: `context` is the closure passed below, and the inputs are live tensors, of which
+        // tch gets its own handles.
+        let (forward, inputs) = unsafe {
+            let inputs = std::slice::from_raw_parts(inputs, n as usize);
+            let own = inputs.iter().map(|x| Tensor::clone_from_ptr(x.cast_mut()));
+            (&mut *context.cast::<F>(), own.collect::<Vec<Tensor>>())
+        };
+        let results = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| forward(&inputs)));
+        results.map_or(std::ptr::null_mut(), given)
     }
     (call::<F>, std::ptr::from_mut(forward).cast())
 }
 
+/// Gives tensors to C++, in an array that ends with null.
+fn given(tensors: Vec<Tensor>) -> *mut *mut C_tensor {
+    // SAFETY: the array has a place for each tensor and the null.
+    unsafe {
+        let array = libc::calloc(tensors.len() + 1, size_of::<*mut C_tensor>()).cast::<*mut C_tensor>();
+        if !array.is_null() {
+            for (at, tensor) in tensors.into_iter().enumerate() {
+                *array.add(at) = std::mem::ManuallyDrop::new(tensor).as_ptr().cast_mut();
+            }
+        }
+        array
+    }
+}
+
 /// Returns the operations of a TorchScript file's forward as JSON (see torchscript.cpp), with the
-/// sizes for an example x, and the tensors that its constants refer to.
+/// sizes for example inputs, and the tensors that its constants refer to.
 ///
 /// # Errors
 /// libtorch's message if it can't read the file.
-pub fn torchscript(path: &Path, x: &Tensor) -> Result<(String, Vec<Tensor>), String> {
-    let path = CString::new(path.as_os_str().as_encoded_bytes()).map_err(|error| error.to_string())?;
+pub fn torchscript(path: &Path, inputs: &[Tensor]) -> Result<(String, Vec<Tensor>), String> {
+    let path = text(path.as_os_str().as_encoded_bytes())?;
+    let inputs: Vec<*const C_tensor> = inputs.iter().map(|x| x.as_ptr()).collect();
     let (mut json, mut tensors, mut count) = (std::ptr::null_mut(), std::ptr::null_mut(), 0);
     // SAFETY: `path` ends with a zero. On success the string and the array are ours to free, and
     // tch owns the tensors; otherwise there is a message to free.
     unsafe {
-        check(foldconv_graph(path.as_ptr(), x.as_ptr(), &mut json, &mut tensors, &mut count))?;
+        check(foldconv_graph(
+            path.as_ptr(),
+            inputs.as_ptr(),
+            inputs.len() as i64,
+            &mut json,
+            &mut tensors,
+            &mut count,
+        ))?;
         Ok(owned(json, tensors, count))
     }
 }
@@ -406,7 +446,7 @@ pub fn torchscript(path: &Path, x: &Tensor) -> Result<(String, Vec<Tensor>), Str
 /// # Errors
 /// libtorch's message if it can't read the file.
 pub fn frozen(path: &Path) -> Result<(String, Vec<Tensor>), String> {
-    let path = CString::new(path.as_os_str().as_encoded_bytes()).map_err(|error| error.to_string())?;
+    let path = text(path.as_os_str().as_encoded_bytes())?;
     let (mut json, mut tensors, mut count) = (std::ptr::null_mut(), std::ptr::null_mut(), 0);
     // SAFETY: `path` ends with a zero. On success the string and the array are ours to free, and
     // tch owns the tensors; otherwise there is a message to free.

@@ -4,9 +4,10 @@ use super::Options;
 use crate::cli::output::{json, print};
 use crate::exchange::{self, Format};
 use crate::export;
+use crate::graph::Graph;
+use crate::graph::counts::Totals;
 use crate::graph::fold::{Report, fold};
 use crate::graph::run::Place;
-use crate::graph::{Graph, Totals};
 use crate::onnx;
 use crate::text::{align_right, scientific, table, thousands};
 use crate::weights::tensors;
@@ -67,12 +68,11 @@ pub fn run(options: &Options, format: Format, as_json: bool) -> Result<()> {
             for tensor in constants.filter(|tensor| tensor.kind() == Kind::Double) {
                 *tensor = tensor.to_kind(Kind::Float);
             }
-            // Tensors have no batch.
-            if !matches!(target, Target::Safetensors) {
-                graph.free_batch(&inputs);
-            }
+            // Tensors have no batch. The code of a network may name that of its example, or compute
+            // with it.
+            let any_batch = !matches!(target, Target::Safetensors) && graph.free_batch(&inputs);
             let outcome = outcome.checked(&graph, &x, expected.as_deref().map_err(Clone::clone), &options.model)?;
-            write(&graph, target, &inputs, &outcome, options)?;
+            write(&graph, target, (&inputs, any_batch), &outcome, options)?;
             outcome
         }
     };
@@ -137,32 +137,32 @@ fn difference(expected: &[Tensor], found: &[Tensor]) -> f64 {
     expected.iter().zip(found).map(|(a, b)| finite::relative_difference(a, b)).fold(0., finite::larger)
 }
 
-fn write(graph: &Graph, target: Target, inputs: &[Vec<i64>], outcome: &Outcome, options: &Options) -> Result<()> {
+/// Writes a folded network. `inputs` are the shapes of its inputs, and whether it takes any batch.
+fn write(
+    graph: &Graph,
+    target: Target,
+    (inputs, any_batch): (&[Vec<i64>], bool),
+    outcome: &Outcome,
+    options: &Options,
+) -> Result<()> {
     let values = graph.constants().map(|id| &graph.values[id]);
     let named: BTreeMap<String, Tensor> =
         values.filter_map(|info| Some((info.name.clone(), info.tensor.as_ref()?.shallow_clone()))).collect();
     if let Target::Safetensors = target {
         return tensors::write_with(&options.out, ("format", "pt".into()), &named);
     }
-    let (input, 1) = (&inputs[0], inputs.len() * graph.outputs.len()) else {
-        bad_request!(
-            "{}: has {} inputs and {} outputs; write .safetensors, or .onnx from .onnx",
-            options.model.display(),
-            inputs.len(),
-            graph.outputs.len()
-        );
-    };
     if let Err(reason) = &outcome.error {
         bail!("it can't be written as a network; write .safetensors: {reason}");
     }
-    let forward = |x: &Tensor| tch::no_grad(|| graph.run(std::slice::from_ref(x), Place::FLOAT));
+    let forward = |x: &[Tensor]| tch::no_grad(|| graph.run(x, Place::FLOAT));
+    let images: Vec<Vec<i64>> = inputs.iter().map(|size| size[1..].to_vec()).collect();
     let record = |batch: Option<i64>| {
         let network = export::Network {
             name: options.model.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default(),
             tensors: named.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect(),
             // The example has shown that the network can be run.
-            forward: Box::new(|x| forward(x).map(|y| y[0].shallow_clone()).unwrap_or_default()),
-            input: input[1..].to_vec(),
+            forward: Box::new(|x| forward(x).unwrap_or_default()),
+            inputs: images.clone(),
             batch,
             metadata: Vec::new(),
         };
@@ -171,13 +171,10 @@ fn write(graph: &Graph, target: Target, inputs: &[Vec<i64>], outcome: &Outcome, 
             _ => network.torchscript(&options.out),
         }
     };
-    // The code of a network may name the batch of its example, or compute with it.
-    let any = |batch: i64| forward(&Tensor::randn([&[batch], &input[1..]].concat(), (Kind::Float, Device::Cpu)));
-    let fits = |batch: i64| any(batch).is_ok_and(|y| y[0].size().first() == Some(&batch));
-    if fits(2) && fits(3) && record(None).is_ok() {
+    if any_batch && record(None).is_ok() {
         return Ok(());
     }
-    record(Some(input[0]))
+    record(inputs[0].first().copied())
 }
 
 fn explain(report: &Report) -> Result<()> {

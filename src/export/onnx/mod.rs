@@ -3,7 +3,7 @@
 
 mod operations;
 
-use super::recorded::{Graph, Network, Node};
+use super::recorded::{Graph, Network, Node, numbered};
 use crate::onnx;
 use crate::onnx::proto::*;
 use crate::train;
@@ -19,20 +19,34 @@ const FLOAT: i32 = 1;
 /// Returns the bytes of the ONNX file.
 pub fn encode(network: &Network, graph: &Graph) -> Result<Vec<u8>> {
     let mut writer = Writer::default();
-    let size = [&[network.batch.unwrap_or(2)], &network.input[..]].concat();
-    writer.known.insert(graph.inputs[1], Known::Tensor { name: "images".into(), size: size.clone() });
+    let names = network.input_names();
+    let mut inputs = Vec::new();
+    for ((name, size), id) in names.iter().zip(&network.inputs).zip(&graph.inputs[1..]) {
+        let size = [&[network.batch.unwrap_or(2)], &size[..]].concat();
+        writer.known.insert(*id, Known::Tensor { name: name.clone(), size: size.clone() });
+        inputs.push(ValueInfoProto::of(name, FLOAT, sizes(&size, network.batch.is_none())));
+    }
     for node in &graph.nodes {
         writer.node(graph, node).with_context(|| format!("ONNX: {}", node.op))?;
     }
-    let logits = writer.tensor(graph.outputs[0])?;
-    let result = writer.size(graph.outputs[0])?;
-    writer.push("Identity", &[&logits], "logits", vec![]);
+    let results = match writer.known(graph.outputs[0])? {
+        Known::List(items) => items.clone(),
+        _ => vec![graph.outputs[0]],
+    };
+    let mut outputs = Vec::new();
+    for ((id, name), result) in results.iter().zip(numbered("logits", "output", results.len())).zip(&graph.results) {
+        let (value, size) = (writer.tensor(*id)?, writer.size(*id)?);
+        writer.push("Identity", &[&value], &name, vec![]);
+        // A result whose first size is another one for another batch has an image in each row.
+        let rows = result.size().first() != size.first();
+        outputs.push(ValueInfoProto::of(&name, element_type(result.kind())?, sizes(&size, rows)));
+    }
     let graph = GraphProto {
         node: writer.nodes,
         name: network.name.clone(),
         initializer: writer.initializers,
-        input: vec![value("images", network, &size)],
-        output: vec![value("logits", network, &result)],
+        input: inputs,
+        output: outputs,
         value_info: vec![],
     };
     let metadata = network.metadata.iter();
@@ -48,11 +62,15 @@ pub fn encode(network: &Network, graph: &Graph) -> Result<Vec<u8>> {
     Ok(file.encode_to_vec())
 }
 
-/// Describes an input or output of the network, of any batch where the network takes any.
-fn value(name: &str, network: &Network, size: &[i64]) -> ValueInfoProto {
-    let batch = network.batch.map_or(Size::DimParam("batch".into()), Size::DimValue);
-    let sizes = std::iter::once(batch).chain(size[1..].iter().map(|n| Size::DimValue(*n)));
-    ValueInfoProto::of(name, FLOAT, sizes)
+fn element_type(kind: Kind) -> Result<i32> {
+    onnx::number(kind).with_context(|| format!("ONNX has no {kind:?}"))
+}
+
+/// Returns the sizes of an input or result as ONNX writes them, the first one open for `any` batch.
+fn sizes(size: &[i64], any: bool) -> impl Iterator<Item = Size> {
+    let batch = any.then(|| Size::DimParam("batch".into()));
+    let own = size.iter().map(|n| Size::DimValue(*n)).skip(usize::from(any));
+    batch.into_iter().chain(own)
 }
 
 /// State of a value of the recording during the translation.
@@ -166,7 +184,7 @@ impl Writer {
                 };
                 self.known.insert(out, known);
             }
-            "prim::ListConstruct" => {
+            "prim::ListConstruct" | "prim::TupleConstruct" => {
                 self.known.insert(out, Known::List(node.inputs.clone()));
             }
             "prim::ListUnpack" => {

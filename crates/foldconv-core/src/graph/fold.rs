@@ -60,6 +60,7 @@ pub struct Report {
 pub fn fold(graph: &mut Graph) -> Result<Report> {
     let kind = graph.precision();
     graph.fold_constants();
+    graph.pad_before_layers();
     graph.remove_dead();
     let plan = Plan::new(graph);
     let mut report =
@@ -127,7 +128,7 @@ fn describe(graph: &Graph, region: &Region, shape: FormShape, kernel: Vec<Id>, e
     let kernels = convolutions.filter_map(|node| Some(name(node.value("weight")?)));
     let kernels: Vec<String> = kernels.map(|name| name.strip_suffix(".weight").unwrap_or(&name).to_string()).collect();
     let positions = linear::map(graph, region.result).map_or(0, |[n, _, h, w]| count(&[n, h, w]));
-    let before = region.nodes.iter().map(|at| super::macs(graph, *at)).fold(0, i64::saturating_add);
+    let before = region.nodes.iter().map(|at| graph.macs(*at)).fold(0, i64::saturating_add);
     Folded {
         base: name(region.base),
         result: name(region.result),

@@ -6,7 +6,9 @@
 
 mod batch;
 pub mod build;
+pub mod counts;
 pub mod fold;
+mod frames;
 pub(crate) mod linear;
 pub mod prove;
 pub mod pt2;
@@ -14,7 +16,6 @@ pub mod regions;
 pub mod run;
 pub mod torchscript;
 
-use crate::algebra::count;
 use crate::native::dispatch::{Operator, Value};
 use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
@@ -209,19 +210,6 @@ impl Node {
         }
     }
 
-    /// Returns the multiply-accumulates of a convolution or a fully connected layer whose result
-    /// has the shape `result`, and 0 for any other node. `size` returns the shape of an argument.
-    pub(crate) fn layer_macs(&self, size: impl Fn(&str) -> Option<Vec<i64>>, result: &[i64]) -> i64 {
-        let name = self.operator();
-        let transposed = name.starts_with("conv_transpose") || self.arg("transposed") == Some(&Arg::Bool(true));
-        let layers = ["conv1d", "conv2d", "conv3d", "convolution", "_convolution", "linear"];
-        // The kernel of a transposed convolution is (C_in, C_out/groups, …), and each number of the
-        // input goes into its products.
-        let map = if transposed { size("input") } else { layers.contains(&name).then(|| result.to_vec()) };
-        let (Some(map), Some(weight)) = (map, size("weight")) else { return 0 };
-        count(&map).saturating_mul(weight.get(1..).map_or(0, count))
-    }
-
     /// Returns the argument of a name.
     pub fn arg(&self, name: &str) -> Option<&Arg> {
         let Op::Call { arguments, .. } = &self.op else { return None };
@@ -413,26 +401,6 @@ impl Graph {
     }
 }
 
-/// Returns the multiply-accumulates of a node at the shapes of the graph: those of convolutions and
-/// fully connected layers, and 0 for all other nodes.
-pub fn macs(graph: &Graph, at: usize) -> i64 {
-    let node = &graph.nodes[at];
-    let size = |id: Id| graph.values[id].size.clone();
-    let result = node.outputs.first().and_then(|id| size(*id));
-    result.map_or(0, |result| node.layer_macs(|argument| size(node.value(argument)?), &result))
-}
-
-/// Totals of a graph.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Totals {
-    /// Number of convolutions.
-    pub convolutions: i64,
-    /// Number of parameters and other constants that are no integers, of nodes that are left.
-    pub parameters: i64,
-    /// Multiply-accumulates of convolutions and fully connected layers at the shapes of the graph.
-    pub macs: i64,
-}
-
 impl Graph {
     /// Returns the floating-point precision of most of the network's numbers.
     pub fn precision(&self) -> Kind {
@@ -451,16 +419,5 @@ impl Graph {
     pub fn constants(&self) -> impl Iterator<Item = Id> {
         let read: BTreeSet<Id> = self.nodes.iter().flat_map(Node::inputs).chain(self.outputs.iter().copied()).collect();
         read.into_iter().filter(|id| self.values[*id].tensor.is_some())
-    }
-
-    /// Counts convolutions, parameters and multiply-accumulates.
-    pub fn totals(&self) -> Totals {
-        let convolution = |at: &usize| self.nodes[*at].operator().contains("conv");
-        let numbers = self.constants().filter_map(|id| self.values[id].tensor.as_ref());
-        Totals {
-            convolutions: (0..self.nodes.len()).filter(convolution).count() as i64,
-            parameters: numbers.filter(|tensor| tensor.is_floating_point()).map(|tensor| tensor.numel() as i64).sum(),
-            macs: (0..self.nodes.len()).map(|at| macs(self, at)).fold(0, i64::saturating_add),
-        }
     }
 }

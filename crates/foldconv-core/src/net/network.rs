@@ -65,6 +65,15 @@ pub trait Network: nn::ModuleT {
         Ok(None)
     }
 
+    /// Runs a step of training on random images, for a network that a file describes: libtorch may
+    /// refuse in training what it does in evaluation. No variable changes.
+    ///
+    /// # Errors
+    /// A [`crate::error::BadRequest`] with the reason.
+    fn try_training(&self, _store: &nn::VarStore, _spec: InputSpec) -> Result<()> {
+        Ok(())
+    }
+
     /// Sets annealed quantities, such as a softmax temperature, to their values after `epochs`
     /// epochs.
     fn anneal(&self, epochs: f64) {

@@ -2,7 +2,7 @@
 
 use super::Init;
 use super::blueprint::{self, Blueprint, Fill, Step, is_below};
-use crate::algebra::count;
+use crate::error::one_line;
 use crate::graph::run::{Place, step};
 use crate::graph::{Id, Node, Operators};
 use crate::native::dispatch::Value;
@@ -135,7 +135,8 @@ impl GraphNetwork {
 
 impl nn::ModuleT for GraphNetwork {
     /// # Panics
-    /// libtorch refuses an operation, which building the network has run in evaluation.
+    /// libtorch refuses an operation, which building the network has run in evaluation, and
+    /// [`Network::try_training`] in training.
     fn forward_t(&self, x: &Tensor, train: bool) -> Tensor {
         self.run(x, train, |_, _| {}).unwrap_or_else(|error| panic!("net.file: {error:#}"))
     }
@@ -144,6 +145,23 @@ impl nn::ModuleT for GraphNetwork {
 impl Network for GraphNetwork {
     fn fold_regions(&self, store: &nn::VarStore, spec: InputSpec) -> Result<Option<Blueprint>> {
         super::regions::fold(self, store, spec).map(Some)
+    }
+
+    fn try_training(&self, store: &nn::VarStore, spec: InputSpec) -> Result<()> {
+        let (trained, kept): (Vec<Tensor>, Vec<Tensor>) =
+            store.variables().into_values().partition(|variable| variable.requires_grad());
+        let before: Vec<Tensor> = kept.iter().map(Tensor::copy).collect();
+        let step = || -> Result<()> {
+            let size = [2, spec.channels, spec.size, spec.size];
+            let logits = self.run(&Tensor::f_randn(size, (store.kind(), store.device()))?, true, |_, _| {})?;
+            Tensor::f_run_backward(&[logits.f_sum(logits.kind())?], &trained, false, false)?;
+            Ok(())
+        };
+        let outcome = trace::unrecorded(step);
+        for (mut variable, before) in kept.into_iter().zip(&before) {
+            tch::no_grad(|| variable.f_copy_(before))?;
+        }
+        outcome.or_else(|error| bad_request!("net.file: it can't be trained: {}", one_line(&error)))
     }
 
     fn sites(&self) -> Vec<&Site> {
@@ -204,29 +222,14 @@ fn input(known: &HashMap<Id, Value>, step: &Step) -> Result<Tensor> {
     }
 }
 
-/// Returns the multiply-accumulates of a call: those of convolutions and matrix products.
+/// Returns the multiply-accumulates of a call.
 fn macs(node: &Node, known: &HashMap<Id, Value>, results: &[Value]) -> i64 {
     let size = |argument: &str| match known.get(&node.value(argument)?)? {
         Value::Tensor(tensor) => Some(tensor.size()),
         _ => None,
     };
-    let Some(Value::Tensor(y)) = results.first() else { return 0 };
-    let result = count(&y.size());
-    match node.operator() {
-        "matmul" | "bmm" | "mm" => {
-            let inner = size("self").and_then(|size| size.last().copied()).unwrap_or(0);
-            result.saturating_mul(inner)
-        }
-        "addmm" => {
-            let inner = size("mat1").and_then(|size| size.last().copied()).unwrap_or(0);
-            result.saturating_mul(inner)
-        }
-        // The products of the queries with the keys, and of the weights with the values.
-        "scaled_dot_product_attention" => {
-            let keys = size("key").and_then(|size| size.iter().rev().nth(1).copied()).unwrap_or(0);
-            let queries = size("query").map_or(0, |size| count(&size));
-            (queries.saturating_add(result)).saturating_mul(keys)
-        }
-        _ => node.layer_macs(size, &y.size()),
+    match results.first() {
+        Some(Value::Tensor(y)) => node.macs(size, &y.size()),
+        _ => 0,
     }
 }

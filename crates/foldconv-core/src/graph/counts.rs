@@ -1,0 +1,68 @@
+//! Convolutions, parameters and multiply-accumulates of graphs.
+
+use super::{Arg, Graph, Id, Node};
+use crate::algebra::count;
+
+/// Totals of a graph.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Number of convolutions.
+    pub convolutions: i64,
+    /// Number of parameters and other constants that are no integers, of nodes that are left.
+    pub parameters: i64,
+    /// Multiply-accumulates at the shapes of the graph, as [`Node::macs`] counts them.
+    pub macs: i64,
+}
+
+impl Graph {
+    /// Counts convolutions, parameters and multiply-accumulates.
+    pub fn totals(&self) -> Totals {
+        let convolution = |at: &usize| self.nodes[*at].operator().contains("conv");
+        let numbers = self.constants().filter_map(|id| self.values[id].tensor.as_ref());
+        Totals {
+            convolutions: (0..self.nodes.len()).filter(convolution).count() as i64,
+            parameters: numbers.filter(|tensor| tensor.is_floating_point()).map(|tensor| tensor.numel() as i64).sum(),
+            macs: (0..self.nodes.len()).map(|at| self.macs(at)).fold(0, i64::saturating_add),
+        }
+    }
+
+    /// Returns the multiply-accumulates of a node at the shapes of the graph.
+    pub fn macs(&self, at: usize) -> i64 {
+        let node = &self.nodes[at];
+        let size = |id: Id| self.values[id].size.clone();
+        let result = node.outputs.first().and_then(|id| size(*id));
+        result.map_or(0, |result| node.macs(|argument| size(node.value(argument)?), &result))
+    }
+}
+
+impl Node {
+    /// Returns the multiply-accumulates of a convolution, a fully connected layer, a matrix product
+    /// or an attention whose result has the shape `result`, and 0 for any other node. `size`
+    /// returns the shape of an argument.
+    pub fn macs(&self, size: impl Fn(&str) -> Option<Vec<i64>>, result: &[i64]) -> i64 {
+        let from_the_end = |argument: &str, at: usize| size(argument)?.iter().rev().nth(at).copied();
+        let products = count(result);
+        match self.operator() {
+            "matmul" | "bmm" | "mm" => products.saturating_mul(from_the_end("self", 0).unwrap_or(0)),
+            "addmm" => products.saturating_mul(from_the_end("mat1", 0).unwrap_or(0)),
+            "baddbmm" => products.saturating_mul(from_the_end("batch1", 0).unwrap_or(0)),
+            // The products of the queries with the keys, and of the weights with the values.
+            "scaled_dot_product_attention" => {
+                let queries = size("query").map_or(0, |size| count(&size));
+                queries.saturating_add(products).saturating_mul(from_the_end("key", 1).unwrap_or(0))
+            }
+            _ => self.layer_macs(size, result),
+        }
+    }
+
+    fn layer_macs(&self, size: impl Fn(&str) -> Option<Vec<i64>>, result: &[i64]) -> i64 {
+        let name = self.operator();
+        let transposed = name.starts_with("conv_transpose") || self.arg("transposed") == Some(&Arg::Bool(true));
+        let layers = ["conv1d", "conv2d", "conv3d", "convolution", "_convolution", "linear"];
+        // The kernel of a transposed convolution is (C_in, C_out/groups, …), and each number of the
+        // input goes into its products.
+        let map = if transposed { size("input") } else { layers.contains(&name).then(|| result.to_vec()) };
+        let (Some(map), Some(weight)) = (map, size("weight")) else { return 0 };
+        count(&map).saturating_mul(weight.get(1..).map_or(0, count))
+    }
+}
