@@ -41,10 +41,15 @@ impl Held {
         Some(Held { memory: number("RssAnon:")?, descriptors, threads: number("Threads:")? })
     }
 
-    /// Returns the minimum of each resource: what is held between two epochs or trials.
-    fn least(samples: &[Held]) -> Held {
-        let least = |of: fn(&Held) -> u64| samples.iter().map(of).min().unwrap_or(0);
-        Held { memory: least(|s| s.memory), descriptors: least(|s| s.descriptors), threads: least(|s| s.threads) }
+    /// Returns the median of each resource. The least is held for a moment between two trials,
+    /// which samples may miss.
+    fn median(samples: &[Held]) -> Held {
+        let median = |of: fn(&Held) -> u64| {
+            let mut all: Vec<u64> = samples.iter().map(of).collect();
+            all.sort_unstable();
+            all.get(all.len() / 2).copied().unwrap_or(0)
+        };
+        Held { memory: median(|s| s.memory), descriptors: median(|s| s.descriptors), threads: median(|s| s.threads) }
     }
 }
 
@@ -77,7 +82,7 @@ fn sample(what: &str, pause: u64, mut pid: impl FnMut() -> Option<Option<u32>>) 
     }
     let quarter = samples.len() / 4;
     assert!(quarter >= 5, "{what}: only {} samples", samples.len());
-    let held = [&samples[quarter..2 * quarter], &samples[3 * quarter..4 * quarter]].map(Held::least);
+    let held = [&samples[quarter..2 * quarter], &samples[3 * quarter..4 * quarter]].map(Held::median);
     let growth = 100. * (held[1].memory as f64 / held[0].memory as f64 - 1.);
     println!("{what}: {}; at the end {} ({growth:+.2} % of memory, {} samples)", held[0], held[1], samples.len());
     held
