@@ -7,10 +7,9 @@
 //! nothing in place, and which the algebra of forms knows.
 
 use super::linear::{Linear, map};
-use super::run::{Place, step};
+use super::run::{Part, Place};
 use super::{Arg, Graph, Id, Info, Node, is_in_place};
 use crate::finite;
-use crate::native::dispatch::Value;
 use std::collections::{BTreeSet, HashMap};
 use tch::{Device, Kind, Tensor};
 
@@ -34,46 +33,43 @@ struct Frame {
 
 impl Graph {
     /// Pads the map in front of a layer where the code pads behind the layer and writes the layer's
-    /// value at 0 over the edges. Returns the number of such paddings. Constants must be computed
-    /// ([`Graph::fold_constants`]).
-    pub(super) fn pad_before_layers(&mut self) -> usize {
+    /// value at 0 over the edges. Constants must be computed ([`Graph::fold_constants`]).
+    pub(super) fn pad_before_layers(&mut self) {
         let producers = self.producers();
         let frames: Vec<Frame> = (0..self.nodes.len()).filter_map(|at| frame(self, &producers, at)).collect();
-        let mut nodes: Vec<Option<Vec<Node>>> = self.nodes.drain(..).map(|node| Some(vec![node])).collect();
+        let mut replaced: HashMap<usize, Vec<Node>> = HashMap::new();
         for frame in &frames {
-            let [layer, pad] =
-                [frame.layer, frame.pad].map(|at| nodes[at].as_ref().and_then(|all| all.last()).cloned());
-            let (Some(mut layer), Some(mut pad)) = (layer, pad) else { continue };
-            let padded = pad.outputs[0];
-            let mut size = self.values[padded].size.clone();
+            let [mut layer, mut pad] = [frame.layer, frame.pad].map(|at| self.nodes[at].clone());
+            let mut size = self.values[pad.outputs[0]].size.clone();
             if let (Some(size), Some([_, channels, ..])) = (&mut size, map(self, frame.input)) {
                 size[1] = channels;
             }
-            let id = self.push_value(Info { name: format!("{}.before", pad.name), size, ..Info::default() });
-            pad.args[0] = Arg::Value(frame.input);
-            pad.outputs = vec![id];
-            layer.args.iter_mut().filter(|arg| **arg == Arg::Value(frame.input)).for_each(|arg| *arg = Arg::Value(id));
-            layer.outputs = vec![padded];
-            frame.nodes.iter().for_each(|at| nodes[*at] = None);
-            nodes[frame.pad] = Some(vec![pad, layer]);
+            let padded = self.push_value(Info { name: format!("{}.before", pad.name), size, ..Info::default() });
+            let input = Arg::Value(frame.input);
+            layer.args.iter_mut().filter(|arg| **arg == input).for_each(|arg| *arg = Arg::Value(padded));
+            layer.outputs = std::mem::replace(&mut pad.outputs, vec![padded]);
+            pad.args[0] = input;
+            replaced.extend(frame.nodes.iter().map(|at| (*at, Vec::new())));
+            replaced.insert(frame.pad, vec![pad, layer]);
             self.written.retain(|id| !frame.memory.contains(id));
         }
-        self.nodes = nodes.into_iter().flatten().flatten().collect();
-        frames.len()
+        let old = std::mem::take(&mut self.nodes).into_iter().enumerate();
+        self.nodes = old.flat_map(|(at, node)| replaced.remove(&at).unwrap_or_else(|| vec![node])).collect();
     }
 }
 
 /// Returns the frame that begins with a node, if it is such a padding.
 fn frame(graph: &Graph, producers: &[Option<usize>], at: usize) -> Option<Frame> {
     let pad = &graph.nodes[at];
-    if !matches!(pad.operator(), "pad" | "constant_pad_nd") || !graph.written.contains(&pad.outputs[0]) {
+    let padded = *pad.outputs.first()?;
+    if !matches!(pad.operator(), "pad" | "constant_pad_nd") || !graph.written.contains(&padded) {
         return None;
     }
     let Linear::Form { x, .. } = Linear::of(graph, producers, pad)? else { return None };
-    let (nodes, memory) = writes(graph, at)?;
-    let edge = edge(graph, &nodes, x, pad.outputs[0])?;
+    let (nodes, memory) = writes(graph, at, padded)?;
+    let edge = edge(graph, at, &nodes, [x, padded])?;
     let layer = producers[x].filter(|layer| !graph.shares(&graph.nodes[*layer]))?;
-    let (input, at_zero) = at_zero(graph, producers, layer)?;
+    let (input, at_zero) = at_zero(graph, producers, layer, x)?;
     let fits = at_zero.size() == edge.size() && finite::relative_difference(&at_zero, &edge) < TOLERANCE;
     fits.then_some(Frame { pad: at, layer, input, nodes, memory })
 }
@@ -81,8 +77,7 @@ fn frame(graph: &Graph, producers: &[Option<usize>], at: usize) -> Option<Frame>
 /// Returns the nodes that write constants into the result of a padding, with the padding and the
 /// views between them, and the values that share its memory; none if something reads the result
 /// before the last write, or a view of it.
-fn writes(graph: &Graph, pad: usize) -> Option<(BTreeSet<usize>, BTreeSet<Id>)> {
-    let padded = graph.nodes[pad].outputs[0];
+fn writes(graph: &Graph, pad: usize, padded: Id) -> Option<(BTreeSet<usize>, BTreeSet<Id>)> {
     let (mut nodes, mut memory) = (BTreeSet::from([pad]), BTreeSet::from([padded]));
     let mut is_read = false;
     for (at, node) in graph.nodes.iter().enumerate().skip(pad + 1) {
@@ -108,49 +103,32 @@ fn writes(graph: &Graph, pad: usize) -> Option<(BTreeSet<usize>, BTreeSet<Id>)> 
     (nodes.len() > 1 && !views_leave).then_some((nodes, memory))
 }
 
-/// Runs a padding of x and the writes into its result. Returns the number of each channel (C) on
-/// the edge, if the edge has one for each channel and the inside is x.
-fn edge(graph: &Graph, nodes: &BTreeSet<usize>, x: Id, padded: Id) -> Option<Tensor> {
-    let image = Tensor::f_randn(map(graph, x)?, (Kind::Double, Device::Cpu)).ok()?;
-    let inside = image.ones_like();
-    let run = |x_is: &Tensor, nodes: &mut dyn Iterator<Item = &usize>| {
-        let mut known = HashMap::from([(x, Value::Tensor(x_is.shallow_clone()))]);
-        for node in nodes.map(|at| &graph.nodes[*at]) {
-            for id in node.inputs() {
-                if let (Some(tensor), false) = (&graph.values[id].tensor, known.contains_key(&id)) {
-                    known.insert(id, Value::Tensor(tensor.to_kind(Kind::Double)));
-                }
-            }
-            let results = step(node, &known, Place::DOUBLE).ok()?;
-            known.extend(node.outputs.iter().copied().zip(results));
-        }
-        match known.remove(&padded) {
-            Some(Value::Tensor(result)) => Some(result),
-            _ => None,
-        }
-    };
-    let result = run(&image, &mut nodes.iter())?;
-    let [zeros, mask] = [&image, &inside].map(|map| run(map, &mut nodes.iter().take(1)));
-    let (zeros, outside): (Tensor, Tensor) = (zeros?, 1. - mask?);
+/// Runs a padding and the writes into its result. Returns the number of each channel (C) on the
+/// edge, if the edge has one for each channel and the inside is the map that was padded.
+fn edge(graph: &Graph, pad: usize, nodes: &BTreeSet<usize>, ends: [Id; 2]) -> Option<Tensor> {
+    let image = Tensor::f_randn(map(graph, ends[0])?, (Kind::Double, Device::Cpu)).ok()?;
+    let run = |nodes: Vec<usize>, x: &Tensor| Part::of(graph, nodes, ends, Place::DOUBLE).run(x).ok();
+    let result = run(nodes.iter().copied().collect(), &image)?;
+    let (with_zeros, inside) = (run(vec![pad], &image)?, run(vec![pad], &image.ones_like())?);
+    if result.size() != with_zeros.size() || result.numel() == 0 {
+        return None;
+    }
     // The first row or column must be one of the edge.
-    let first = outside.select(0, 0).select(0, 0).select(0, 0).select(0, 0).double_value(&[]);
-    let edge = result.select(0, 0).select(2, 0).select(1, 0);
-    let expected = zeros + outside * edge.reshape([1, -1, 1, 1]);
-    (first == 1. && result.size() == expected.size() && result.equal(&expected)).then_some(edge)
+    let corner = |map: &Tensor| map.select(0, 0).select(2, 0).select(1, 0);
+    let edge = corner(&result);
+    let expected: Tensor = with_zeros + (1. - &inside) * edge.reshape([1, -1, 1, 1]);
+    (corner(&inside).count_nonzero(0).int64_value(&[]) == 0 && result.equal(&expected)).then_some(edge)
 }
 
 /// Returns the map that a layer reads, and the layer's value at 0 (C), for a layer that computes
-/// each position from the same position of the map.
-fn at_zero(graph: &Graph, producers: &[Option<usize>], layer: usize) -> Option<(Id, Tensor)> {
-    let node = &graph.nodes[layer];
-    let [_, channels, ..] = map(graph, node.outputs[0])?;
-    let zeros = || Tensor::zeros([channels], (Kind::Double, Device::Cpu));
-    match Linear::of(graph, producers, node)? {
-        Linear::Affine { x, shift, .. } => Some((x, shift.unwrap_or_else(zeros).expand([channels], false))),
-        Linear::Form { x, shape, weight: Some(_), bias } if shape.is_pointwise() => {
-            let bias = bias.and_then(|id| graph.values[id].tensor.as_ref());
-            Some((x, bias.map_or_else(zeros, |bias| bias.to_kind(Kind::Double))))
-        }
-        _ => None,
-    }
+/// each position of its result from the same position of the map.
+fn at_zero(graph: &Graph, producers: &[Option<usize>], layer: usize, result: Id) -> Option<(Id, Tensor)> {
+    let x = match Linear::of(graph, producers, &graph.nodes[layer])? {
+        Linear::Affine { x, .. } => x,
+        Linear::Form { x, shape, weight: Some(_), .. } if shape.is_pointwise() => x,
+        _ => return None,
+    };
+    let zeros = Tensor::zeros([1, map(graph, x)?[1], 1, 1], (Kind::Double, Device::Cpu));
+    let value = Part::of(graph, vec![layer], [x, result], Place::DOUBLE).run(&zeros).ok()?;
+    Some((x, value.flatten(0, -1)))
 }

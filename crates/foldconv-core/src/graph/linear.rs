@@ -1,5 +1,6 @@
 //! The nodes of a graph that are linear in a feature map, as forms.
 
+use super::run::{Part, Place};
 use super::{Arg, Graph, Id, Node, Op};
 use crate::algebra::{Form, FormShape, double};
 use tch::{Device, Kind, Tensor};
@@ -350,21 +351,24 @@ const MOVES: [&str; 8] =
 /// Returns the selection of channels that a chain of moves computes, such as the shuffle of
 /// ShuffleNet. The chain is run on a map whose numbers are those of its channels.
 fn moved(graph: &Graph, producers: &[Option<usize>], node: &Node) -> Option<Linear> {
-    map(graph, node.outputs[0])?;
-    let mut chain = vec![node];
+    let result = *node.outputs.first()?;
+    map(graph, result)?;
+    let mut chain = vec![producers[result]?];
     let x = loop {
-        let Some(Arg::Value(x)) = chain.last()?.args.first().cloned() else { return None };
-        match producers[x].map(|at| &graph.nodes[at]) {
-            Some(before) if MOVES.contains(&before.operator()) && chain.len() < 8 => chain.push(before),
+        let Some(Arg::Value(x)) = graph.nodes[*chain.last()?].args.first().cloned() else { return None };
+        match producers[x] {
+            Some(before) if MOVES.contains(&graph.nodes[before].operator()) && chain.len() < 8 => chain.push(before),
             _ => break x,
         }
     };
+    chain.reverse();
     let [n, c, h, w] = map(graph, x)?;
     let channels = Tensor::arange(c, (Kind::Double, Device::Cpu)).reshape([1, c, 1, 1]).expand([n, c, h, w], false);
     let places = Tensor::arange(h * w, (Kind::Double, Device::Cpu)).reshape([1, 1, h, w]).expand([n, c, h, w], false);
-    let run = |map: Tensor| super::run::chain(graph, chain.iter().rev().copied(), x, map).ok();
+    let part = Part::of(graph, chain, [x, result], Place::DOUBLE);
+    let run = |map: Tensor| part.run(&map).ok();
     let (rows, places_after) = (run(channels)?, run(places.shallow_clone())?);
-    let [_, m, ..] = map(graph, node.outputs[0])?;
+    let [_, m, ..] = map(graph, result)?;
     let size = [n, m, h, w];
     if rows.size() != size || places_after.size() != size || rows.numel() == 0 {
         return None;

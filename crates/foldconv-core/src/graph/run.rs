@@ -220,8 +220,8 @@ impl Graph {
     }
 }
 
-/// The part of a network between two values, with the constants that it reads, which are cast once
-/// for all runs.
+/// Some nodes of a network between two values, with the constants that they read, which are cast
+/// once for all runs.
 pub(super) struct Part<'g> {
     graph: &'g Graph,
     nodes: Vec<usize>,
@@ -233,7 +233,11 @@ pub(super) struct Part<'g> {
 impl<'g> Part<'g> {
     /// Takes the nodes between the values `ends`. `producers` are those of the graph.
     pub(super) fn new(graph: &'g Graph, producers: &[Option<usize>], ends: [Id; 2], place: Place) -> Part<'g> {
-        let nodes = graph.cone(producers, ends[0], ends[1]);
+        Part::of(graph, graph.cone(producers, ends[0], ends[1]), ends, place)
+    }
+
+    /// Takes nodes that compute the second of the values `ends` from the first, in their order.
+    pub(super) fn of(graph: &'g Graph, nodes: Vec<usize>, ends: [Id; 2], place: Place) -> Part<'g> {
         let reads: BTreeSet<Id> = nodes.iter().flat_map(|at| graph.nodes[*at].inputs()).collect();
         let given = reads.into_iter().filter_map(|id| {
             let Info { tensor, known, .. } = &graph.values[id];
@@ -286,26 +290,6 @@ fn whole(value: &Value) -> bool {
         Value::Tensor(tensor) => tensor.kind() == Kind::Int64 && tensor.numel() <= 64,
         _ => false,
     }
-}
-
-/// Runs nodes of which each reads the result of the one before it, the first one `x`, and integers
-/// that are known.
-///
-/// # Errors
-/// Those of [`Graph::run`].
-pub(super) fn chain<'a>(graph: &Graph, nodes: impl Iterator<Item = &'a Node>, x: Id, map: Tensor) -> Result<Tensor> {
-    let integers = graph.values.iter().enumerate().filter_map(|(id, info)| Some((id, info.known.clone()?)));
-    let constants = graph.values.iter().enumerate().filter_map(|(id, info)| Some((id, info.tensor.as_ref()?)));
-    let small = constants.filter(|(_, tensor)| tensor.numel() <= 64);
-    let small = small.map(|(id, tensor)| (id, Value::Tensor(tensor.shallow_clone())));
-    let mut known: HashMap<Id, Value> = integers.chain(small).chain([(x, Value::Tensor(map))]).collect();
-    let mut last = x;
-    for node in nodes {
-        let results = step(node, &known, Place::DOUBLE)?;
-        known.extend(node.outputs.iter().copied().zip(results));
-        last = *node.outputs.first().context("a node without a result")?;
-    }
-    tensor(&known, last)
 }
 
 /// Replaces a number or list that was computed, and keeps everything else.
