@@ -76,7 +76,7 @@ impl Network<'_> {
     }
 
     /// Returns the names of the inputs: `images`, or `input_0` and so on.
-    pub fn input_names(&self) -> Vec<String> {
+    pub(super) fn input_names(&self) -> Vec<String> {
         numbered("images", "input", self.inputs.len())
     }
 

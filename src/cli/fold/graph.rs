@@ -155,7 +155,12 @@ fn write(
         bail!("it can't be written as a network; write .safetensors: {reason}");
     }
     let forward = |x: &[Tensor]| tch::no_grad(|| graph.run(x, Place::FLOAT));
-    let images: Vec<Vec<i64>> = inputs.iter().map(|size| size[1..].to_vec()).collect();
+    let Some((batch, images)) = batched(inputs) else {
+        bad_request!(
+            "{}: its inputs {inputs:?} are no batches of one size; write .safetensors, or .onnx from .onnx",
+            options.model.display()
+        );
+    };
     let record = |batch: Option<i64>| {
         let network = export::Network {
             name: options.model.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default(),
@@ -174,7 +179,15 @@ fn write(
     if any_batch && record(None).is_ok() {
         return Ok(());
     }
-    record(inputs[0].first().copied())
+    record(Some(batch))
+}
+
+/// Returns the number of images of the example, and the shapes of the inputs without it; none if
+/// there are no inputs, or some of another number of images.
+fn batched(inputs: &[Vec<i64>]) -> Option<(i64, Vec<Vec<i64>>)> {
+    let batch = *inputs.first()?.first()?;
+    let image = |size: &Vec<i64>| size.split_first().filter(|(n, _)| **n == batch).map(|(_, image)| image.to_vec());
+    Some((batch, inputs.iter().map(image).collect::<Option<_>>()?))
 }
 
 fn explain(report: &Report) -> Result<()> {
@@ -235,4 +248,17 @@ fn document(options: &Options, Outcome { report, before, after, seconds, error }
         "out": options.out, "before": totals(before), "after": totals(after), "relative_difference": error.as_ref().ok(), "not_run": error.as_ref().err(),
         "seconds": seconds, "regions": regions, "refused": refused,
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::batched;
+
+    #[test]
+    fn inputs_are_batches_of_one_size_or_none() {
+        assert_eq!(batched(&[vec![2, 3, 8], vec![2]]), Some((2, vec![vec![3, 8], vec![]])));
+        for inputs in [vec![], vec![vec![]], vec![vec![2, 3], vec![]], vec![vec![2, 3], vec![1, 3]]] {
+            assert_eq!(batched(&inputs), None, "{inputs:?}");
+        }
+    }
 }
