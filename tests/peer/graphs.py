@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy
 import torch
 import torchvision
+from torch.utils.flop_counter import FlopCounterMode
 
 
 # Steps of training whose losses are compared.
@@ -33,22 +34,24 @@ def settle(model):
 
 
 def count(model, x):
-    """Convolutions, and multiply-accumulates of these and of fully connected layers, of one forward pass."""
-    convolutions, macs = 0, 0
+    """Convolutions, and multiply-accumulates of these and of matrix products as PyTorch counts them, of one forward pass; and its output."""
+    called = 0
 
     def hook(module, inputs, output):
-        nonlocal convolutions, macs
-        convolutions += not isinstance(module, torch.nn.Linear)
-        # A transposed convolution spreads each number of its input.
-        spread = isinstance(module, torch.nn.ConvTranspose2d)
-        macs += (inputs[0] if spread else output).numel() * module.weight[0].numel()
+        nonlocal called
+        called += 1
 
-    layers = (torch.nn.Conv2d, torch.nn.ConvTranspose2d, torch.nn.Linear)
+    layers = (torch.nn.Conv2d, torch.nn.ConvTranspose2d)
     hooks = [m.register_forward_hook(hook) for m in model.modules() if isinstance(m, layers)]
-    output = model(x)
+    # The fused attention of evaluation is not counted.
+    torch.backends.mha.set_fastpath_enabled(False)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        output = model(x)
+    torch.backends.mha.set_fastpath_enabled(True)
     for handle in hooks:
         handle.remove()
-    return [convolutions, macs], output
+    # A multiplication and an addition each.
+    return [called, counter.get_total_flops() // 2], output
 
 
 class Block(torch.nn.Module):

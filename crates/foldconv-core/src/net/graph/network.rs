@@ -224,7 +224,7 @@ fn input(known: &HashMap<Id, Value>, step: &Step) -> Result<Tensor> {
 
 /// Returns the multiply-accumulates of a call.
 fn macs(node: &Node, known: &HashMap<Id, Value>, results: &[Value]) -> i64 {
-    let size = |argument: &str| match known.get(&node.value(argument)?)? {
+    let size = |id: Id| match known.get(&id)? {
         Value::Tensor(tensor) => Some(tensor.size()),
         _ => None,
     };
