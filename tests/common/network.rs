@@ -116,8 +116,8 @@ pub fn fold_error(apply_to: &[String], net: &str, options: &str, size: i64) -> f
     tch::no_grad(|| relative(&compact.forward_t(&x, false), &expanded.forward_t(&x, false)))
 }
 
-/// Returns numbers from -1 to 1 that follow from a formula. Tests that run at the same time draw from
-/// one generator, so that drawn numbers are others in each run.
+/// Returns numbers from -1 to 1 that follow from a formula. Tests that run at the same time draw
+/// from one generator, so that drawn numbers are others in each run.
 pub fn fixed(name: &str, size: &[i64]) -> Tensor {
     let phase = name.bytes().fold(0u64, |phase, byte| (phase * 31 + u64::from(byte)) % 10_007);
     let number = Tensor::arange(size.iter().product::<i64>(), (Kind::Double, Device::Cpu));
