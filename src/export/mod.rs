@@ -8,7 +8,7 @@ mod state_dict;
 use crate::model::Model;
 use crate::weights::tensors;
 use crate::{bad_request, files};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::ValueEnum;
 pub use recorded::{Forward, Network};
 pub use state_dict::Bn;
@@ -44,11 +44,18 @@ pub fn export(model: &Model, format: Format, bn: Bn, out: &Path) -> Result<()> {
     }
 }
 
-/// Writes a network as ONNX.
+/// Writes a network as ONNX, after it was read again and run.
 ///
 /// # Errors
 /// libtorch's error if it can't record the network; an error if ONNX has no translation of an
-/// operation; I/O errors from writing `out`.
+/// operation, or the translation is another function; I/O errors from writing `out`.
 pub fn onnx(network: &Network, out: &Path) -> Result<()> {
-    files::write_atomic(out, &onnx::encode(network, &network.graph()?)?)
+    let graph = network.graph()?;
+    let bytes = onnx::encode(network, &graph)?;
+    let written = || -> Result<()> {
+        let (written, _) = crate::onnx::decode(bytes.clone().into(), files::folder(out))?;
+        network.expect_equal(&graph.recording, &written)
+    };
+    written().context("the ONNX file")?;
+    files::write_atomic(out, &bytes)
 }

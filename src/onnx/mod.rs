@@ -10,6 +10,7 @@ mod rewrite;
 mod tensors;
 mod wire;
 
+pub use operators::UNARY;
 pub use read::{Original, decode, read};
 pub use tensors::{encode, number};
 

@@ -5,7 +5,7 @@ use super::{moves, tensors};
 use crate::graph::{Arg, scalar_type};
 
 /// Operators of one tensor that libtorch has under another name.
-const UNARY: [(&str, &str); 24] = [
+pub const UNARY: [(&str, &str); 24] = [
     ("Abs", "abs"),
     ("Ceil", "ceil"),
     ("Cos", "cos"),

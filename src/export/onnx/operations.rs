@@ -1,8 +1,10 @@
 //! Translation of each operation of libtorch to ONNX.
 
-use super::{FLOAT, Known, Writer, axis};
+use super::{Known, Writer, axis};
+use crate::graph::element_type;
 use crate::onnx::proto::AttributeProto;
-use anyhow::{Result, bail, ensure};
+use crate::onnx::{self, UNARY};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
@@ -10,22 +12,10 @@ impl Writer {
     /// Translates an operation with one output, called `out`, whose size for a batch of 2 is
     /// `size`.
     pub(super) fn operation(&mut self, op: &str, x: &[usize], out: &str, size: &[i64]) -> Result<()> {
+        if let Some((name, _)) = UNARY.iter().find(|(_, of)| *of == op).filter(|_| x.len() == 1) {
+            return self.same(name, x, out, vec![]);
+        }
         match op {
-            "relu" => self.same("Relu", x, out, vec![]),
-            "sigmoid" => self.same("Sigmoid", x, out, vec![]),
-            "tanh" => self.same("Tanh", x, out, vec![]),
-            "exp" | "sqrt" | "erf" | "abs" | "neg" | "reciprocal" | "log" => {
-                let name = match op {
-                    "exp" => "Exp",
-                    "sqrt" => "Sqrt",
-                    "erf" => "Erf",
-                    "abs" => "Abs",
-                    "neg" => "Neg",
-                    "reciprocal" => "Reciprocal",
-                    _ => "Log",
-                };
-                self.same(name, x, out, vec![])
-            }
             "silu" | "gelu" | "mish" | "hardswish" | "hardsigmoid" | "leaky_relu" | "elu" | "prelu" => {
                 self.activation(op, x, out)
             }
@@ -40,9 +30,10 @@ impl Writer {
                 let (low, high) = (bound(1)?, bound(2)?);
                 self.clip(x[0], low, high, out)
             }
-            "softmax" => {
+            "softmax" | "log_softmax" => {
                 let dimension = self.integer(x[1])?;
-                self.same("Softmax", x, out, vec![AttributeProto::int("axis", dimension)])
+                let name = if op == "softmax" { "Softmax" } else { "LogSoftmax" };
+                self.same(name, x, out, vec![AttributeProto::int("axis", dimension)])
             }
             "argmax" => {
                 let (dimension, keep) = (self.integer(x[1])?, self.flag(x[2])?);
@@ -53,8 +44,16 @@ impl Writer {
                     vec![AttributeProto::int("axis", dimension), AttributeProto::int("keepdims", keep.into())],
                 )
             }
-            // The only cast in a network turns a mask into numbers.
-            "to" => self.same("Cast", x, out, vec![AttributeProto::int("to", FLOAT.into())]),
+            "to" => self.cast(x, out),
+            "square" => self.pair("Mul", &[x[0], x[0]], out),
+            "maximum" => self.pair("Max", x, out),
+            "minimum" => self.pair("Min", x, out),
+            "rsqrt" => {
+                let root = format!("{out}_root");
+                self.same("Sqrt", x, &root, vec![])?;
+                self.push("Reciprocal", &[&root], out, vec![]);
+                Ok(())
+            }
             "mean" => {
                 let (axes, keep) = (self.list(x[1])?, self.flag(x[2])?);
                 self.same(
@@ -123,7 +122,12 @@ impl Writer {
             "eye" => self.made(Tensor::eye(size[0], (Kind::Float, Device::Cpu)), out),
             "zeros" | "new_zeros" => self.made(Tensor::zeros(size, (Kind::Float, Device::Cpu)), out),
             "ones" | "new_ones" => self.made(Tensor::ones(size, (Kind::Float, Device::Cpu)), out),
-            "arange" => self.made(Tensor::arange(size[0], (Kind::Int64, Device::Cpu)), out),
+            "arange" => {
+                // Overloads of an end, of a start and an end, and of a step as well.
+                let start = if x.len() > 5 { self.integer(x[0])? } else { 0 };
+                let step = if x.len() > 6 { self.integer(x[2])? } else { 1 };
+                self.made(Tensor::arange(size[0], (Kind::Int64, Device::Cpu)) * step + start, out)
+            }
             _ => bail!("this operation is not translated; export the compact form, or TorchScript"),
         }
     }
@@ -145,6 +149,12 @@ impl Writer {
         Ok(())
     }
 
+    /// Returns a list of a number for each axis, of which PyTorch takes one for all.
+    fn per_axis(&self, id: usize, axes: usize) -> Result<Vec<i64>> {
+        let list = self.list(id)?;
+        Ok(if list.len() == 1 { vec![list[0]; axes] } else { list })
+    }
+
     /// Writes an operation whose inputs are a tensor and a list of integers.
     fn with_integers(&mut self, op: &str, x: usize, list: &[i64], out: &str, more: Vec<AttributeProto>) -> Result<()> {
         let (input, list) = (self.tensor(x)?, self.integers(&format!("{out}_list"), list)?);
@@ -157,6 +167,9 @@ impl Writer {
         if let ("add" | "sub", Some(alpha)) = (op, x.get(2)) {
             ensure!(self.number(*alpha)? == 1., "alpha is not 1");
         }
+        if let ("div", Some(rounding)) = (op, x.get(2)) {
+            ensure!(self.is_none(*rounding), "a division that rounds");
+        }
         let name = match op {
             "add" => "Add",
             "sub" => "Sub",
@@ -164,6 +177,18 @@ impl Writer {
             _ => "Div",
         };
         self.pair(name, x, out)
+    }
+
+    /// Translates a conversion of numbers; one of the device alone changes none.
+    fn cast(&mut self, x: &[usize], out: &str) -> Result<()> {
+        // The number of the type comes first, or behind the device.
+        let kind = x[1..].iter().take(2).find_map(|id| self.integer(*id).ok());
+        let to =
+            |kind: i64| element_type(kind).and_then(onnx::number).with_context(|| format!("numbers of type {kind}"));
+        match kind {
+            Some(kind) => self.same("Cast", x, out, vec![AttributeProto::int("to", to(kind)?.into())]),
+            None => self.same("Identity", x, out, vec![]),
+        }
     }
 
     /// Translates activations that opset 17 has under another name, or composes them.
@@ -256,8 +281,9 @@ impl Writer {
         if !self.is_none(x[2]) {
             inputs.push(self.tensor(x[2])?);
         }
-        let (stride, padding, dilation) = (self.list(x[3])?, self.list(x[4])?, self.list(x[5])?);
         let kernel = self.size(x[1])?[2..].to_vec();
+        let [stride, padding, dilation] = [3, 4, 5].map(|at| self.per_axis(x[at], kernel.len()));
+        let (stride, padding, dilation) = (stride?, padding?, dilation?);
         let mut attributes = vec![
             AttributeProto::ints("kernel_shape", kernel),
             AttributeProto::ints("strides", stride),
@@ -267,7 +293,7 @@ impl Writer {
         ];
         let transposed = self.flag(x[6])?;
         if transposed {
-            attributes.push(AttributeProto::ints("output_padding", self.list(x[7])?));
+            attributes.push(AttributeProto::ints("output_padding", self.per_axis(x[7], 2)?));
         }
         let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
         self.push(if transposed { "ConvTranspose" } else { "Conv" }, &inputs, out, attributes);
@@ -385,14 +411,19 @@ impl Writer {
             let dimension = rank - 1 - pair;
             (all[dimension], all[rank + dimension]) = (amounts[0], amounts[1]);
         }
-        self.with_integers("Pad", x[0], &all, out, vec![AttributeProto::text("mode", mode)])
+        let value = x.get(if op == "pad" { 3 } else { 2 }).filter(|id| mode == "constant" && !self.is_none(**id));
+        let value = value.map_or(Ok(0.), |id| self.number(*id))?;
+        let (input, list) = (self.tensor(x[0])?, self.integers(&format!("{out}_list"), &all)?);
+        let value = self.initializer(&format!("{out}_value"), &Tensor::from(value as f32))?;
+        self.push("Pad", &[&input, &list, &value], out, vec![AttributeProto::text("mode", mode)]);
+        Ok(())
     }
 
     /// Translates a pooling. Inputs: x, kernel, stride, padding; then dilation and ceil for the
     /// maximum, or ceil, count_include_pad and divisor for the mean.
     fn pool(&mut self, op: &str, x: &[usize], out: &str) -> Result<()> {
-        let (kernel, padding) = (self.list(x[1])?, self.list(x[3])?);
-        let stride = self.list(x[2])?;
+        let (kernel, padding) = (self.per_axis(x[1], 2)?, self.per_axis(x[3], 2)?);
+        let stride = self.per_axis(x[2], 2)?;
         let stride = if stride.is_empty() { kernel.clone() } else { stride };
         let pads = [&padding[..], &padding[..]].concat();
         let mut attributes = vec![
@@ -401,7 +432,7 @@ impl Writer {
             AttributeProto::ints("pads", pads),
         ];
         let name = if op == "max_pool2d" {
-            attributes.push(AttributeProto::ints("dilations", self.list(x[4])?));
+            attributes.push(AttributeProto::ints("dilations", self.per_axis(x[4], 2)?));
             attributes.push(AttributeProto::int("ceil_mode", self.flag(x[5])?.into()));
             "MaxPool"
         } else {

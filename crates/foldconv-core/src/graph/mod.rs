@@ -298,20 +298,29 @@ fn is_in_place(operator: &str) -> bool {
     operator.ends_with('_') && !operator.ends_with("__")
 }
 
-/// Returns libtorch's number of an element type, as operators take it.
+/// Element types with libtorch's numbers of them.
+const SCALAR_TYPES: [(i64, Kind); 10] = [
+    (0, Kind::Uint8),
+    (1, Kind::Int8),
+    (2, Kind::Int16),
+    (3, Kind::Int),
+    (4, Kind::Int64),
+    (5, Kind::Half),
+    (6, Kind::Float),
+    (7, Kind::Double),
+    (11, Kind::Bool),
+    (15, Kind::BFloat16),
+];
+
+/// Returns libtorch's number of an element type, as operators take it; that of float32 for a type
+/// that no network has.
 pub fn scalar_type(kind: Kind) -> i64 {
-    match kind {
-        Kind::Uint8 => 0,
-        Kind::Int8 => 1,
-        Kind::Int16 => 2,
-        Kind::Int => 3,
-        Kind::Int64 => 4,
-        Kind::Half => 5,
-        Kind::Double => 7,
-        Kind::Bool => 11,
-        Kind::BFloat16 => 15,
-        _ => 6,
-    }
+    SCALAR_TYPES.iter().find(|(_, of)| *of == kind).map_or(6, |(number, _)| *number)
+}
+
+/// Returns the element type of one of libtorch's numbers.
+pub fn element_type(number: i64) -> Option<Kind> {
+    SCALAR_TYPES.iter().find(|(of, _)| *of == number).map(|(_, kind)| *kind)
 }
 
 /// Floating-point types.
@@ -402,7 +411,9 @@ impl Graph {
 }
 
 impl Graph {
-    /// Returns the floating-point precision of most of the network's numbers.
+    /// Returns the floating-point precision of most of the network's numbers. Constants that were
+    /// computed from others are in float64 in any network, so that one counts only if there is no
+    /// other.
     pub fn precision(&self) -> Kind {
         let tensors = self.values.iter().filter_map(|info| info.tensor.as_ref());
         let mut counts: Vec<(Kind, usize)> = Vec::new();
@@ -412,7 +423,8 @@ impl Graph {
                 None => counts.push((tensor.kind(), tensor.numel())),
             }
         }
-        counts.into_iter().max_by_key(|(_, count)| *count).map_or(Kind::Float, |(kind, _)| kind)
+        let most = counts.into_iter().max_by_key(|(kind, count)| (*kind != Kind::Double, *count));
+        most.map_or(Kind::Float, |(kind, _)| kind)
     }
 
     /// Returns the constants that some node reads.

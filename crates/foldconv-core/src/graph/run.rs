@@ -26,7 +26,11 @@ impl Place {
     /// Returns a tensor on the device; numbers that are no integers in the precision of the run.
     pub fn cast(&self, tensor: &Tensor) -> Tensor {
         let kind = if tensor.is_floating_point() { self.kind } else { tensor.kind() };
-        tensor.to_device(self.device).to_kind(kind)
+        // A recording keeps a conversion that changes nothing.
+        match (tensor.device(), tensor.kind()) == (self.device, kind) {
+            true => tensor.shallow_clone(),
+            false => tensor.to_device(self.device).to_kind(kind),
+        }
     }
 }
 
@@ -114,7 +118,9 @@ impl Graph {
         let mut lists: HashMap<Id, Value> = HashMap::new();
         let mut kept = Vec::new();
         for node in std::mem::take(&mut self.nodes) {
-            match self.constant_results(&node, &lists) {
+            // A list of tensors has no place in a graph without the node that makes it.
+            let is_kept = |results: &Vec<Value>| !results.iter().any(holds_tensors);
+            match self.constant_results(&node, &lists).filter(is_kept) {
                 Some(results) => {
                     for (id, result) in node.outputs.iter().zip(results) {
                         match result {
@@ -290,6 +296,11 @@ fn whole(value: &Value) -> bool {
         Value::Tensor(tensor) => tensor.kind() == Kind::Int64 && tensor.numel() <= 64,
         _ => false,
     }
+}
+
+/// Returns whether a value is a list that holds tensors.
+fn holds_tensors(value: &Value) -> bool {
+    matches!(value, Value::List(items) if items.iter().any(|item| matches!(item, Value::Tensor(_) | Value::List(_))))
 }
 
 /// Replaces a number or list that was computed, and keeps everything else.
