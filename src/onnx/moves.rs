@@ -57,9 +57,9 @@ pub fn translate(site: &mut Site) -> Option<()> {
         }
         "Expand" => {
             // Both shapes are broadcast, so the larger one may be that of the tensor.
-            let shape = site.list(1)?;
-            let ones = site.inner("aten::ones", "", vec![shape, Arg::None, Arg::None, Arg::None, Arg::None])?;
-            let x = site.x(0)?;
+            let (x, shape) = (site.x(0)?, site.list(1)?);
+            let args = vec![x.clone(), shape, Arg::None, Arg::None, Arg::None, Arg::None];
+            let ones = site.inner("aten::new_ones", "", args)?;
             site.out("aten::mul", "Tensor", vec![x, ones])
         }
         "Tile" => {
@@ -78,11 +78,12 @@ pub fn translate(site: &mut Site) -> Option<()> {
             let args = vec![site.list(0)?, number, Arg::None, Arg::None, Arg::None, Arg::None];
             site.out("aten::full", "", args)
         }
-        "Range" => {
-            let [start, end, step] = [site.number(0)?, site.number(1)?, site.number(2)?].map(Arg::Float);
-            let whole = site.integers(0).is_some();
-            let kind = if whole { Arg::Int(scalar_type(Kind::Int64)) } else { Arg::Precision };
-            site.out("aten::arange", "start_step", vec![start, end, step, kind, Arg::None, Arg::None, Arg::None])
+        "Range" => range(site),
+        "ScatterND" if site.text("reduction", "none") == "none" => {
+            // The last axis of the indices has one for each axis of the map.
+            let (x, indices, updates) = (site.x(0)?, site.x(1)?, site.x(2)?);
+            let indices = site.inner("aten::unbind", "int", vec![indices, Arg::Int(-1)])?;
+            site.out("aten::index_put", "", vec![x, indices, updates, Arg::Bool(false)])
         }
         "Pad" => pad(site),
         "Resize" | "Upsample" => resize(site),
@@ -92,6 +93,25 @@ pub fn translate(site: &mut Site) -> Option<()> {
         }
         _ => None,
     }
+}
+
+/// The numbers of a range have one type. Whole ones may be computed when the network runs.
+fn range(site: &mut Site) -> Option<()> {
+    let is_whole = (0..3).any(|at| site.integers(at).is_some());
+    let mut args = Vec::new();
+    for at in 0..3 {
+        args.push(match site.number(at) {
+            Some(number) => Arg::Float(number),
+            None if is_whole => {
+                let number = site.x(at)?;
+                site.inner("aten::Int", "Tensor", vec![number])?
+            }
+            None => return None,
+        });
+    }
+    args.push(if is_whole { Arg::Int(scalar_type(Kind::Int64)) } else { Arg::Precision });
+    args.extend([Arg::None, Arg::None, Arg::None]);
+    site.out("aten::arange", "start_step", args)
 }
 
 fn split(site: &mut Site) -> Option<()> {
@@ -111,7 +131,7 @@ fn slice(site: &mut Site) -> Option<()> {
     };
     let axes = axes.unwrap_or_else(|| (0..count as i64).collect());
     let steps = if site.maybe(4) == Arg::None { vec![1; count] } else { site.integers(4)? };
-    if axes.len() != count || steps.len() != count || steps.iter().any(|step| *step < 1) {
+    if axes.len() != count || steps.len() != count || steps.iter().any(|step| *step == 0 || *step == i64::MIN) {
         return None;
     }
     let mut x = site.x(0)?;
@@ -120,7 +140,14 @@ fn slice(site: &mut Site) -> Option<()> {
             true => ["starts", "ends"].map(|name| site.ints(name).and_then(|list| list.get(at).copied().map(Arg::Int))),
             false => [site.item(1, at), site.item(2, at)],
         };
-        let args = vec![x, Arg::Int(axes[at]), start?, end?, Arg::Int(steps[at])];
+        let (mut start, mut end, step) = (start?, end?, steps[at]);
+        if step < 0 {
+            // Slices of the reversed axis, since libtorch has no steps back.
+            let (Arg::Int(first), Arg::Int(last)) = (start, end) else { return None };
+            (start, end) = (Arg::Int(-1 - first), Arg::Int(-1 - last));
+            x = site.inner("aten::flip", "", vec![x, Arg::integers(&[axes[at]])])?;
+        }
+        let args = vec![x, Arg::Int(axes[at]), start, end, Arg::Int(step.abs())];
         if at + 1 == count {
             return site.out("aten::slice", "Tensor", args);
         }

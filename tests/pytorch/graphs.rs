@@ -113,7 +113,7 @@ fn a_u_net_and_a_detector_fold_around_their_other_operations() {
 /// Their code pads the result of a batch norm with the batch norm's value at 0, in place.
 #[test]
 fn diverse_branch_blocks_fold_to_one_convolution_each() {
-    try_out("pt2,pt", &["diverse"], &["onnx"]);
+    try_out("pt2,pt,onnx,dynamo.onnx", &["diverse"], &["onnx"]);
 }
 
 /// Nobody reads the result of a write through a view, and what shares its memory depends on it.
