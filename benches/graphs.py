@@ -99,10 +99,11 @@ def line(args, name, suffix, folder):
     before, after = document["before"], document["after"]
     theirs = ("", "", "") if own is None else (own[0][0], millions(own[0][1]), f"{own[1]:.2f}")
     as_good = own is None or after["convolutions"] <= own[0][0] and after["macs"] <= own[0][1]
-    error = document["relative_difference"]
+    single, double = document["relative_difference"], document["relative_difference_float64"]
+    error = single if double is None else double
     row = [
         name, size, f"{before['convolutions']} → {after['convolutions']}", theirs[0], f"{millions(before['macs'])} → {millions(after['macs'])}", theirs[1],
-        "not run" if error is None else f"{error:.0e}", f"{seconds[0]:.2f}", theirs[2], f"{seconds[1]:.2f}",
+        "not run" if error is None else f"{error:.0e}" + ("" if double is None else " (float64)"), f"{seconds[0]:.2f}", theirs[2], f"{seconds[1]:.2f}",
     ]
     return "| " + " | ".join(map(str, row)) + " |", as_good and error is not None and error < 1e-5
 

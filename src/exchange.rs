@@ -1,7 +1,7 @@
 //! Networks in the files of other programs: which format a file has, and reading it.
 
 use crate::bad_request;
-use crate::graph::{Graph, pt2, torchscript};
+use crate::graph::{Graph, Id, pt2, torchscript};
 use crate::onnx::{self, Original};
 use anyhow::Result;
 use std::path::Path;
@@ -43,14 +43,13 @@ pub struct Network {
 
 /// Reads a network, and finds the shape of every value by running it.
 ///
-/// The shapes of the inputs are those of the file. `input` is the shape of the input of a network
-/// of one input, for a file that leaves it open.
+/// `given` has the shape of each input; if it is empty, the shapes are those of the file.
 ///
 /// # Errors
 /// A [`crate::error::BadRequest`] for a file that can't be read, or an open or impossible shape.
-pub fn read(path: &Path, format: Format, input: Option<&[i64]>) -> Result<(Network, Vec<Vec<i64>>)> {
+pub fn read(path: &Path, format: Format, given: &[Vec<i64>]) -> Result<(Network, Vec<Vec<i64>>)> {
     let mut network = open(path, format)?;
-    let inputs = inputs(&network.graph, path, input)?;
+    let inputs = inputs(&network.graph, path, given)?;
     network.graph.infer_sizes(&inputs);
     Ok((network, inputs))
 }
@@ -70,24 +69,32 @@ pub fn open(path: &Path, format: Format) -> Result<Network> {
     })
 }
 
-/// Returns the shapes of a network's inputs: the one that was given, or those of the file.
+/// Returns the shapes of a network's inputs: those that were given, or those of the file.
 ///
 /// # Errors
-/// A [`crate::error::BadRequest`] for an open or impossible shape.
-pub fn inputs(graph: &Graph, path: &Path, given: Option<&[i64]>) -> Result<Vec<Vec<i64>>> {
-    let name = path.display();
-    let sizes: Vec<Option<&[i64]>> = graph.inputs.iter().map(|id| graph.values[*id].size.as_deref()).collect();
-    let shapes = match (given, &sizes[..]) {
-        (Some(given), [Some(own)]) if given.len() != own.len() => {
-            bad_request!("--input: {} sizes, and {name} takes {}", given.len(), own.len())
+/// A [`crate::error::BadRequest`] for shapes of another number, and for an open or impossible one.
+pub fn inputs(graph: &Graph, path: &Path, given: &[Vec<i64>]) -> Result<Vec<Vec<i64>>> {
+    let (name, count) = (path.display(), graph.inputs.len());
+    if !given.is_empty() && given.len() != count {
+        bad_request!("--input: {} shapes, and {name} takes {count} inputs; give it once for each", given.len());
+    }
+    let shape = |(at, id): (usize, &Id)| {
+        let info = &graph.values[*id];
+        match (given.get(at), &info.size) {
+            (Some(given), Some(own)) if given.len() != own.len() => {
+                bad_request!("--input: {} sizes, and {name} takes {}", given.len(), own.len())
+            }
+            (Some(shape), _) | (None, Some(shape)) => Ok(shape.clone()),
+            (None, None) if count == 1 => {
+                bad_request!("{name}: leaves the shape of its input open; give --input 1x3x224x224")
+            }
+            (None, None) => bad_request!(
+                "{name}: leaves the shape of its input {} open; give --input 1x3x224x224 for each of its {count}",
+                info.name
+            ),
         }
-        (Some(given), [_]) => vec![given.to_vec()],
-        (Some(_), _) => bad_request!("--input: is for networks of one input; {name} takes {}", sizes.len()),
-        (None, _) => match sizes.iter().map(|size| size.map(<[i64]>::to_vec)).collect::<Option<Vec<Vec<i64>>>>() {
-            Some(sizes) => sizes,
-            None => bad_request!("{name}: leaves the shape of its input open; give --input 1x3x224x224"),
-        },
     };
+    let shapes = graph.inputs.iter().enumerate().map(shape).collect::<Result<Vec<_>>>()?;
     for shape in &shapes {
         let numbers = shape.iter().fold(1i64, |numbers, n| numbers.saturating_mul(*n));
         if !(1..=MOST_NUMBERS).contains(&numbers) {

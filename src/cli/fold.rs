@@ -1,6 +1,7 @@
 //! `foldconv fold MODEL -o COMPACT`: folds a model and verifies the result.
 
 mod graph;
+mod whole;
 
 use super::Machine;
 use super::output::{json, print};
@@ -44,10 +45,10 @@ pub struct Options {
     /// Batch size for which the plan is measured, in images
     #[arg(long, default_value_t = 1, requires = "plan", value_parser = whole::<i64>(1..=65536))]
     batch: i64,
-    /// Shape of the input of a network of any blocks, such as 1x3x224x224 [default: that of its
-    /// file]
+    /// Shape of the input of a network of any blocks, such as 1x3x224x224; of several inputs, once
+    /// for each, in their order [default: those of its file]
     #[arg(long, value_name = "SHAPE")]
-    input: Option<Shape>,
+    input: Vec<Shape>,
     /// List each folded region of a network of any blocks, and each composition that was refused
     #[arg(long)]
     explain: bool,
@@ -66,7 +67,7 @@ pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
     if let Some(format) = Format::of(&options.model) {
         return graph::run(options, format, as_json);
     }
-    if options.explain || options.input.is_some() {
+    if options.explain || !options.input.is_empty() {
         bad_request!("--explain and --input: are for .pt2, .onnx and .pt files; {} is none", options.model.display());
     }
     let model = load_model(&options.model)?;

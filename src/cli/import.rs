@@ -88,7 +88,7 @@ pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
     let plan = ImportPlan::new(&config, &state, options.form)?;
     let (network, operator) = (config.net.name(), config.operator.name());
     options.accept(&plan.pairing, network)?;
-    let (normalisation, classes) = options.pixels.images(&config)?;
+    let (normalisation, classes) = options.pixels.images(&config.data)?;
     let kinds = plan.read(&checkpoint, &state)?;
     let (form, built, pairing) = (plan.form, &plan.built, &plan.pairing);
     let about = About::new(form, config, normalisation, classes);

@@ -28,12 +28,17 @@ pub struct Pixels {
 }
 
 impl Pixels {
+    /// Whether `--mean` and `--std` are given.
+    pub fn are_given(&self) -> bool {
+        !self.mean.is_empty()
+    }
+
     /// Returns the normalisation of the model's images and the names of its classes. Loads the data
     /// set if `--mean` and `--std` aren't given.
-    pub fn images(&self, config: &Config) -> Result<(Normalisation, Vec<String>)> {
-        let spec = config.data.spec();
-        if self.mean.is_empty() {
-            let dataset = config.data.load().map_err(|error| error.context("--mean and --std are not given"))?;
+    pub fn images(&self, data: &DataConfig) -> Result<(Normalisation, Vec<String>)> {
+        let spec = data.spec();
+        if !self.are_given() {
+            let dataset = data.load().map_err(|error| error.context("--mean and --std are not given"))?;
             return Ok((Normalisation::for_images(&dataset.train)?, dataset.classes));
         }
         for (flag, values) in [("--mean", &self.mean), ("--std", &self.std)] {
@@ -47,7 +52,7 @@ impl Pixels {
         if let Some(bad) = self.mean.iter().find(|mean| !mean.is_finite()) {
             bad_request!("--mean: {bad}; give finite numbers");
         }
-        Ok((Normalisation { mean: self.mean.clone(), std: self.std.clone() }, class_names(&config.data)))
+        Ok((Normalisation { mean: self.mean.clone(), std: self.std.clone() }, class_names(data)))
     }
 }
 
@@ -100,7 +105,7 @@ impl FromModel {
         if Format::of(&self.model).is_some() {
             return self.foreign();
         }
-        if !self.pixels.mean.is_empty() {
+        if self.pixels.are_given() {
             bad_request!("--mean and --std: are for networks of other programs; {} has its own", self.model.display());
         }
         let mut model = load_model(&self.model)?;
@@ -129,7 +134,7 @@ impl FromModel {
         if found != classes {
             bad_request!("--data: the set has {found} classes, and {} returns {classes}", self.model.display());
         }
-        let (normalisation, names) = self.pixels.images(&config)?;
+        let (normalisation, names) = self.pixels.images(&config.data)?;
         model(config, normalisation, names)
     }
 

@@ -362,6 +362,14 @@ pub fn data_section(name: &str, overrides: &[String]) -> Result<DataConfig> {
     checked_data(keys).map_err(|wrong| BadRequest(wrong.to_string()).into())
 }
 
+/// Reads the section `data` of a command without a config from its keys.
+///
+/// # Errors
+/// A [`crate::error::BadRequest`]: `flag: data.key: reason`.
+pub fn data_set(flag: &str, keys: Mapping) -> Result<DataConfig> {
+    checked_data(keys).map_err(|wrong| BadRequest(format!("{flag}: {wrong}")).into())
+}
+
 /// Reads the section `data` and refuses options that are out of range.
 fn checked_data(keys: Mapping) -> Result<DataConfig, Wrong> {
     let data: DataConfig = section("data", keys)?;

@@ -100,7 +100,7 @@ pub fn classes(config: &Config) -> i64 {
 /// square images and return logits.
 pub fn spec(path: &Path, input: Option<&[i64]>) -> Result<InputSpec> {
     let name = path.display();
-    let (network, inputs) = exchange::read(path, format(path)?, input)?;
+    let (network, inputs) = exchange::read(path, format(path)?, input.map(<[i64]>::to_vec).as_slice())?;
     let Some(&[_, channels, size, _]) = inputs.first().map(Vec::as_slice).filter(|of| of.len() == 4 && of[2] == of[3])
     else {
         bad_request!("{name}: takes inputs of {inputs:?}; networks of square images (N, C, H, H) are taken");

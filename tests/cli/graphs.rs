@@ -2,8 +2,11 @@
 //! packages publish.
 
 use crate::common::{TINY, arg, error, folder, run, stdout};
+use foldconv::export;
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use tch::{Device, Kind, Tensor};
 
 /// A network of tests/peer/branches.py.
 fn fixture() -> String {
@@ -64,11 +67,16 @@ fn what_can_not_be_is_one_line() {
     }
     let fixture = fixture();
     for (more, said) in [
-        (["--input", "1x4x13"], "3 sizes"),
-        (["--input", "1x4x1000000x1000000"], "2^28"),
-        (["--tolerance", "NaN"], "from 0 to less than 1"),
+        (vec!["--input", "1x4x13"], "3 sizes"),
+        (vec!["--input", "1x4x1000000x1000000"], "2^28"),
+        (vec!["--input", "1x4x13x11", "--input", "1x4"], "2 shapes, and"),
+        (vec!["--tolerance", "NaN"], "from 0 to less than 1"),
+        (vec!["--data", "shapes"], "images of [3, 32, 32], and"),
+        (vec!["--data", "{name: shapes, tests: 3}"], "--data: data: unknown key"),
+        (vec!["--mean", "0,0,0", "--std", "1,1,1"], "give --data"),
+        (vec!["--data", "shapes", "--input", "1x3x32x32"], "cannot be used with"),
     ] {
-        let said_by = error(&run(["prove", &fixture, &fixture, more[0], more[1]]), 2);
+        let said_by = error(&run([&["prove", &fixture, &fixture], &more[..]].concat()), 2);
         assert!(said_by.contains(said), "{said_by}");
     }
     assert!(error(&run(["fold", &fixture, "-o", &file("a.txt")]), 2).contains("give a name that ends in"));
@@ -147,4 +155,116 @@ axes: {operator: [plain, maconv, mdconv]}
         }
     }
     stdout(&run(["report", &at("runs")]));
+}
+
+/// Writes a network of a 3x3 and a 1x1 convolution whose sum `behind` reads; of two inputs, each
+/// convolution reads its own.
+fn branches(file: &str, inputs: usize, behind: impl Fn(Tensor) -> Tensor) {
+    let kernel = |size: i64| {
+        let numbers = Tensor::arange(12 * size * size, (Kind::Float, Device::Cpu));
+        ((numbers * 0.7).sin() * 0.3).reshape([4, 3, size, size])
+    };
+    let (large, small) = (kernel(3), kernel(1));
+    let tensors =
+        BTreeMap::from([("large", &large), ("small", &small)].map(|(name, of)| (name.into(), of.shallow_clone())));
+    let forward = |x: &[Tensor]| {
+        let conv = |x: &Tensor, w: &Tensor, pad| x.conv2d(w, None::<Tensor>, [1], [pad], [1], 1);
+        behind(conv(&x[0], &large, 1) + conv(x.last().unwrap(), &small, 0))
+    };
+    let network = export::Network {
+        name: "branches".into(),
+        tensors,
+        forward: Box::new(|x| vec![forward(x)]),
+        inputs: vec![vec![3, 8, 8]; inputs],
+        batch: None,
+        metadata: vec![],
+    };
+    network.torchscript(Path::new(file)).unwrap();
+}
+
+/// In float32 the outputs of the first network are infinite, and those of the second have nothing
+/// to do with its function: float64 tells that the fold is right. Outputs that are NaN tell
+/// nothing.
+#[test]
+fn float64_decides_where_float32_overflows_or_rounds_too_much() {
+    let (_guard, root) = folder(&[]);
+    let at = |name: &str| arg(&root.join(name));
+    branches(&at("large.pt"), 1, |y| y.square() * 1e30 * 1e30);
+    branches(&at("rounded.pt"), 1, |y| (y * 1e7).sin());
+    branches(&at("none.pt"), 1, |y| (y.square() * -1.0 - 1.0).sqrt());
+    for name in ["large", "rounded"] {
+        let [input, onnx, script] = ["pt", "onnx", "folded.pt"].map(|suffix| at(&format!("{name}.{suffix}")));
+        for out in [&onnx, &script] {
+            let folded = json(&["fold", &input, "-o", out, "--input", "1x3x8x8"]);
+            assert_eq!((&folded["before"]["convolutions"], &folded["after"]["convolutions"]), (&2.into(), &1.into()));
+            assert!(folded["relative_difference"].as_f64().is_none_or(|error| error > 1e-2), "{folded}");
+            assert!(folded["relative_difference_float64"].as_f64().unwrap() < 1e-6, "{folded}");
+        }
+        let text = stdout(&run(["fold", &onnx, "-o", &at("again.onnx")]));
+        assert!(text.contains("0 regions folded"), "{text}");
+        // The files take any batch: the batch was no longer told from the outputs in float32.
+        stdout(&run(["fold", &script, "-o", &at("again.pt"), "--input", "5x3x8x8"]));
+    }
+    let none = at("none.pt");
+    let text = stdout(&run(["fold", &none, "-o", &at("a.safetensors"), "--input", "1x3x8x8"]));
+    assert!(text.contains("1 regions folded") && text.contains("its outputs are infinite or NaN"), "{text}");
+    let line = error(&run(["fold", &none, "-o", &at("a.onnx"), "--input", "1x3x8x8"]), 1);
+    assert!(line.contains("write .safetensors") && !root.join("a.onnx").exists(), "{line}");
+}
+
+/// Settings of one number for both axes, other numbers in a padding, conversions and ranges reach
+/// the ONNX file: it is read again before it is written, and is the same function.
+#[test]
+fn an_onnx_file_has_what_the_operations_say() {
+    let (_guard, root) = folder(&[]);
+    let at = |name: &str| arg(&root.join(name));
+    type Behind = fn(Tensor) -> Tensor;
+    let variants: [(&str, Behind); 5] = [
+        ("pool", |y| y.avg_pool2d([3], [1], [1], false, false, None).max_pool2d([2], [2], [1], [1], false)),
+        ("pad", |y| y.constant_pad_nd([1, 0, 2, 1]) + y.pad([1, 0, 2, 1], "constant", 0.5)),
+        ("cast", |y| (&y * 0. + 1.5).to_kind(Kind::Int64).to_kind(Kind::Float) + (y.square() + 1.).rsqrt().maximum(&y)),
+        ("range", |y| &y + Tensor::arange_start_step(3, 19, 2, (Kind::Int64, Device::Cpu)).to_kind(Kind::Float)),
+        ("log", |y| y.log_softmax(1, Kind::Float).minimum(&y.sin())),
+    ];
+    for (name, behind) in variants {
+        let (script, onnx) = (at(&format!("{name}.pt")), at(&format!("{name}.onnx")));
+        branches(&script, 1, behind);
+        stdout(&run(["fold", &script, "-o", &onnx, "--input", "1x3x8x8"]));
+        let text = stdout(&run(["prove", &script, &onnx]));
+        assert!(text.starts_with("the same function:"), "{name}: {text}");
+    }
+}
+
+/// Two inputs, whose shapes a TorchScript file leaves open, and test images in place of random
+/// numbers.
+#[test]
+fn networks_of_two_inputs_and_of_images_are_compared() {
+    let (_guard, root) = folder(&[]);
+    let at = |name: &str| arg(&root.join(name));
+    let (two, onnx) = (at("two.pt"), at("two.onnx"));
+    branches(&two, 2, |y| y.relu());
+    let shapes = ["--input", "1x3x8x8", "--input", "1x3x8x8"];
+    stdout(&run([&["fold", &two, "-o", &onnx][..], &shapes].concat()));
+    let text = stdout(&run(["prove", &two, &onnx]));
+    assert!(text.starts_with("the same function:") && text.contains("1x3x8x8, 1x3x8x8"), "{text}");
+    let one = at("one.pt");
+    branches(&one, 1, |y| y.relu());
+    for (args, said) in [
+        (vec!["fold", &two, "-o", &onnx], "leaves the shape of its input input_0"),
+        (vec!["fold", &two, "-o", &onnx, "--input", "1x3x8x8"], "1 shapes, and"),
+        (vec!["prove", &two, &one], "takes 2 inputs, and"),
+    ] {
+        let line = error(&run(&args), 2);
+        assert!(line.contains(said), "{line}");
+    }
+    let (folded, other) = (at("one.onnx"), at("other.pt"));
+    stdout(&run(["fold", &one, "-o", &folded, "--input", "1x3x8x8"]));
+    branches(&other, 1, |y| y.relu() * 1.5);
+    let data = ["--data", "{name: shapes, test: 40}", "--images", "33"];
+    let output = run([&["--json", "prove", &one, &other], &data[..]].concat());
+    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&document["on"], &document["input"]), (&"32 test images".into(), &serde_json::json!([16, 3, 32, 32])));
+    assert_eq!(document["first"]["cause"], "scale", "{document}");
+    let line = error(&run([&["prove", &one, &folded], &data[..]].concat()), 2);
+    assert!(line.contains("takes inputs of [[1, 3, 8, 8]]"), "{line}");
 }

@@ -1,6 +1,7 @@
 //! `foldconv fold NETWORK -o OUT`: folds the linear regions of a network of another program.
 
 use super::Options;
+use super::whole::{Before, Whole, convert};
 use crate::cli::output::{json, print};
 use crate::exchange::{self, Format};
 use crate::export;
@@ -18,10 +19,6 @@ use std::path::Path;
 use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 
-/// Largest difference of a network after its fold, relative to the largest number of the output.
-/// float32 sums in another order stay far below; a wrong fold is off by 1e-1.
-const TOLERANCE: f64 = 1e-4;
-
 /// Output formats, by suffix.
 #[derive(Clone, Copy)]
 enum Target {
@@ -38,44 +35,45 @@ pub fn run(options: &Options, format: Format, as_json: bool) -> Result<()> {
     // A file may ask for tensors of any size, when it is read or run.
     machine::limit_memory();
     let mut network = exchange::open(&options.model, format)?;
-    let given = options.input.as_ref().map(|shape| &*shape.0);
-    let inputs = exchange::inputs(&network.graph, &options.model, given)?;
+    let given: Vec<Vec<i64>> = options.input.iter().map(|shape| shape.0.clone()).collect();
+    let inputs = exchange::inputs(&network.graph, &options.model, &given)?;
     tch::manual_seed(0);
     let x: Vec<Tensor> = inputs.iter().map(|size| Tensor::randn(size, (Kind::Float, Device::Cpu))).collect();
     // A network with an operation that can't be run is folded too: its regions are proved by
     // themselves.
-    let expected = network.graph.observe(&x).map_err(|error| format!("{error:#}"));
+    let outputs = network.graph.observe(&x).map_err(|error| format!("{error:#}"));
+    let original = Before { path: &options.model, format, x, outputs };
     let before = network.graph.totals();
     let clock = Instant::now();
     let report = fold(&mut network.graph)?;
     let seconds = clock.elapsed().as_secs_f64();
     let after = network.graph.totals();
-    let outcome = Outcome { report, before, after, seconds, error: Err(String::new()) };
     let mut graph = network.graph;
-    let outcome = match (target, &network.original) {
-        (Target::Onnx, Some(original)) => {
+    let whole = match (target, &network.original) {
+        (Target::Onnx, Some(file)) => {
             let folder = files::folder(&options.out);
-            let bytes = original.rewrite(&graph, &outcome.report.folded, folder)?;
+            let bytes = file.rewrite(&graph, &report.folded, folder)?;
             // The file as another program will read it.
             let (written, _) = onnx::decode(bytes.clone(), folder).context("the folded file")?;
-            let outcome = outcome.checked(&written, &x, expected.as_deref().map_err(Clone::clone), &options.model)?;
+            let whole = original.compare(&written)?;
             files::write_atomic(&options.out, &bytes)?;
-            outcome
+            whole
         }
         _ => {
-            // These files are in float32, and the fold computes constants in float64.
-            let constants = graph.values.iter_mut().filter_map(|info| info.tensor.as_mut());
-            for tensor in constants.filter(|tensor| tensor.kind() == Kind::Double) {
-                *tensor = tensor.to_kind(Kind::Float);
-            }
+            // The files hold float32, and the fold computes constants in float64.
+            convert(&mut graph, Kind::Float);
             // Tensors have no batch. The code of a network may name that of its example, or compute
             // with it.
             let any_batch = !matches!(target, Target::Safetensors) && graph.free_batch(&inputs);
-            let outcome = outcome.checked(&graph, &x, expected.as_deref().map_err(Clone::clone), &options.model)?;
-            write(&graph, target, (&inputs, any_batch), &outcome, options)?;
-            outcome
+            let whole = original.compare(&graph)?;
+            if let (Err(reason), Target::Onnx | Target::TorchScript) = (&whole, target) {
+                bail!("it can't be written as a network; write .safetensors: {reason}");
+            }
+            write(&graph, target, (&inputs, any_batch), options)?;
+            whole
         }
     };
+    let outcome = Outcome { report, before, after, seconds, whole };
     if as_json {
         return document(options, &outcome);
     }
@@ -92,34 +90,8 @@ struct Outcome {
     after: Totals,
     /// Seconds in which the regions were found, folded and proved.
     seconds: f64,
-    /// Largest relative difference of the outputs, or why the network can't be run.
-    error: Result<f64, String>,
-}
-
-impl Outcome {
-    /// Compares the outputs of the folded network with those before.
-    fn checked(
-        self,
-        graph: &Graph,
-        x: &[Tensor],
-        expected: Result<&[Tensor], String>,
-        model: &Path,
-    ) -> Result<Outcome> {
-        let error = match expected {
-            Ok(expected) => Ok(difference(expected, &tch::no_grad(|| graph.run(x, Place::FLOAT))?)),
-            Err(reason) => Err(reason),
-        };
-        // NaN is no agreement.
-        if let Ok(error) = error
-            && (error.is_nan() || error >= TOLERANCE)
-        {
-            bail!(
-                "{}: the folded outputs differ by {error:.1e} of the largest, though each region is equal in float64; nothing was written (are its numbers finite, and does rounding change its outputs?)",
-                model.display()
-            );
-        }
-        Ok(Outcome { error, ..self })
-    }
+    /// Differences of the outputs, or why the network can't be run.
+    whole: Result<Whole, String>,
 }
 
 /// Returns the format of the output file.
@@ -132,27 +104,13 @@ fn target(out: &Path) -> Result<Target> {
     }
 }
 
-/// Returns the largest difference of an output, relative to the largest number of that output.
-fn difference(expected: &[Tensor], found: &[Tensor]) -> f64 {
-    expected.iter().zip(found).map(|(a, b)| finite::relative_difference(a, b)).fold(0., finite::larger)
-}
-
 /// Writes a folded network. `inputs` are the shapes of its inputs, and whether it takes any batch.
-fn write(
-    graph: &Graph,
-    target: Target,
-    (inputs, any_batch): (&[Vec<i64>], bool),
-    outcome: &Outcome,
-    options: &Options,
-) -> Result<()> {
+fn write(graph: &Graph, target: Target, (inputs, any_batch): (&[Vec<i64>], bool), options: &Options) -> Result<()> {
     let values = graph.constants().map(|id| &graph.values[id]);
     let named: BTreeMap<String, Tensor> =
         values.filter_map(|info| Some((info.name.clone(), info.tensor.as_ref()?.shallow_clone()))).collect();
     if let Target::Safetensors = target {
         return tensors::write_with(&options.out, ("format", "pt".into()), &named);
-    }
-    if let Err(reason) = &outcome.error {
-        bail!("it can't be written as a network; write .safetensors: {reason}");
     }
     let forward = |x: &[Tensor]| tch::no_grad(|| graph.run(x, Place::FLOAT));
     let Some((batch, images)) = batched(inputs) else {
@@ -205,7 +163,7 @@ fn explain(report: &Report) -> Result<()> {
     Ok(())
 }
 
-fn summary(options: &Options, Outcome { report, before, after, error, .. }: &Outcome) -> Result<()> {
+fn summary(options: &Options, Outcome { report, before, after, whole, .. }: &Outcome) -> Result<()> {
     let mut rows = table(["", "before", "after"]);
     let lines = [
         ("convolutions", before.convolutions, after.convolutions),
@@ -218,8 +176,15 @@ fn summary(options: &Options, Outcome { report, before, after, error, .. }: &Out
     align_right(&mut rows, 1..3);
     print(&rows)?;
     let worst = report.folded.iter().map(|folded| folded.error).fold(0., finite::larger);
-    let whole = match error {
-        Ok(error) => format!("on a random input its output differs by {} of the largest number", scientific(*error)),
+    let whole = match whole {
+        Ok(Whole { single, double: None }) => {
+            format!("on a random input its output differs by {} of the largest number", scientific(*single))
+        }
+        Ok(Whole { single, double: Some(double) }) => format!(
+            "on a random input its output differs by {} of the largest number in float64, and by {} in float32, whose rounding or range is too small for this network",
+            scientific(*double),
+            scientific(*single)
+        ),
         Err(reason) => format!("it was not run as a whole ({reason})"),
     };
     say!(
@@ -230,7 +195,7 @@ fn summary(options: &Options, Outcome { report, before, after, error, .. }: &Out
     )
 }
 
-fn document(options: &Options, Outcome { report, before, after, seconds, error }: &Outcome) -> Result<()> {
+fn document(options: &Options, Outcome { report, before, after, seconds, whole }: &Outcome) -> Result<()> {
     let totals = |of: &Totals| serde_json::json!({"convolutions": of.convolutions, "parameters": of.parameters, "macs": of.macs});
     let regions: Vec<_> = report
         .folded
@@ -245,7 +210,9 @@ fn document(options: &Options, Outcome { report, before, after, seconds, error }
     let refused: Vec<_> =
         report.refused.iter().map(|(node, reason)| serde_json::json!({"node": node, "reason": reason})).collect();
     json(&serde_json::json!({
-        "out": options.out, "before": totals(before), "after": totals(after), "relative_difference": error.as_ref().ok(), "not_run": error.as_ref().err(),
+        "out": options.out, "before": totals(before), "after": totals(after), "not_run": whole.as_ref().err(),
+        "relative_difference": whole.as_ref().ok().map(|whole| whole.single),
+        "relative_difference_float64": whole.as_ref().ok().and_then(|whole| whole.double),
         "seconds": seconds, "regions": regions, "refused": refused,
     }))
 }

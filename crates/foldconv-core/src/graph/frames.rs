@@ -167,8 +167,8 @@ fn upstream(graph: &Graph, makers: &BTreeMap<Id, usize>, value: Id) -> BTreeSet<
     found
 }
 
-/// Runs a padding of a map `x` and the writes over its edges. Returns the number of each channel (C)
-/// on the edge, if the edge has one for each channel and the inside is the map that was padded.
+/// Runs a padding of a map `x` and the writes over its edges. Returns the number of each channel
+/// (C) on the edge, if the edge has one for each channel and the inside is the map that was padded.
 fn edge(graph: &Graph, pad: usize, edges: &Edges, x: Id) -> Option<Tensor> {
     let image = Tensor::f_randn(map(graph, x)?, (Kind::Double, Device::Cpu)).ok()?;
     let run =
