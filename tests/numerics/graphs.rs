@@ -172,6 +172,30 @@ fn a_split_keeps_the_rows_that_are_read() {
     }
 }
 
+/// A mean behind a convolution folds into it, unless something else reads the map of the
+/// convolution, which is then computed anyway.
+#[test]
+fn a_map_that_something_else_reads_is_not_computed_twice() {
+    for read_twice in [false, true] {
+        let mut maker = Maker::new();
+        let weight = maker.value("conv.weight", numbers(&[8, 4, 3, 3]));
+        let map = maker.conv(maker.x, weight);
+        let window = || Arg::integers(&[2, 2]);
+        let padding = Arg::integers(&[0, 0]);
+        let args = vec![Arg::Value(map), window(), window(), padding, Arg::Bool(false), Arg::Bool(true), Arg::None];
+        let mut output = maker.call("aten::avg_pool2d", "", args);
+        if read_twice {
+            let other = maker.call("aten::relu", "", vec![Arg::Value(map)]);
+            let other = maker.call("aten::amax", "", vec![Arg::Value(other), Arg::integers(&[2, 3]), Arg::Bool(true)]);
+            output = maker.call("aten::mul", "Tensor", vec![Arg::Value(output), Arg::Value(other)]);
+        }
+        let graph = maker.fold(output);
+        let operators: Vec<&str> = graph.nodes.iter().map(|node| node.operator()).collect();
+        assert_eq!(operators.iter().filter(|name| **name == "conv2d").count(), 1, "{operators:?}");
+        assert_eq!(operators.contains(&"avg_pool2d"), read_twice, "{operators:?}");
+    }
+}
+
 /// A view that names rows and columns makes channels of the numbers of a smaller map, so the region
 /// is proved with its own size alone.
 #[test]

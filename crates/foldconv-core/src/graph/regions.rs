@@ -6,7 +6,9 @@
 //! cheapest kept; going backward from the outputs, one way is chosen for each tensor that something
 //! needs. The cost of a way is its multiply-accumulates, the numbers that it reads, and the cost of
 //! the tensors that hold them, which is shared by all that read them (area flow, as in the mapping
-//! of circuits: Cong & Ding, FlowMap, 1994; Manohararajah et al., 2006).
+//! of circuits: Cong & Ding, FlowMap, 1994; Manohararajah et al., 2006). A share is a guess: where
+//! a tensor inside a region is computed anyway, for another reader, the costs of the whole network
+//! with the region and without it decide.
 
 use super::linear::{self, Linear};
 use super::{Graph, Id, Node};
@@ -77,7 +79,9 @@ struct Planner<'g> {
     /// Number of readers of each value, at least 1.
     readers: Vec<f64>,
     ways: Vec<Vec<Way>>,
-    /// Cost of each value by its own node, and by the cheapest way.
+    /// Work of the own node of each value; its cost with the shares of what it reads; and the cost
+    /// by the cheapest way.
+    alone: Vec<f64>,
     own: Vec<f64>,
     cost: Vec<f64>,
     refusals: Vec<Refusal>,
@@ -102,6 +106,7 @@ impl Plan {
                 .collect(),
             readers,
             ways: vec![Vec::new(); n],
+            alone: vec![0.; n],
             own: vec![0.; n],
             cost: vec![0.; n],
             refusals: Vec::new(),
@@ -169,6 +174,7 @@ impl Planner<'_> {
             };
             let inputs: BTreeSet<Id> = linear.inputs().into_iter().collect();
             let shared: f64 = inputs.iter().map(|input| self.flow(*input)).sum();
+            self.alone[id] = work;
             self.own[id] = work + shared * self.share(node, output);
             let mut ways = self.composed(at, output, &linear);
             ways.retain(|way| {
@@ -244,23 +250,46 @@ impl Planner<'_> {
         found
     }
 
-    /// Chooses a way for every tensor that is needed, from the outputs on.
+    /// Chooses a way for every tensor that is needed.
     fn choose(&self) -> Vec<Region> {
+        let mut apart = BTreeSet::new();
+        let (mut regions, needed, mut cost) = self.choose_without(&apart);
+        let is_needed = |region: &&Region| {
+            let inside = region.nodes.iter().flat_map(|at| &self.graph.nodes[*at].outputs);
+            inside.filter(|id| **id != region.result).any(|id| needed.contains(id))
+        };
+        for result in regions.iter().filter(is_needed).map(|region| region.result).collect::<Vec<Id>>() {
+            apart.insert(result);
+            match self.choose_without(&apart) {
+                (fewer, _, less) if less < cost => (regions, cost) = (fewer, less),
+                _ => drop(apart.remove(&result)),
+            }
+        }
+        regions
+    }
+
+    /// Chooses the cheapest way for every tensor that is needed, from the outputs on, but no form
+    /// for those of `apart`. Returns the regions, the tensors that are needed, and the work.
+    fn choose_without(&self, apart: &BTreeSet<Id>) -> (Vec<Region>, BTreeSet<Id>, f64) {
         let mut needed: BTreeSet<Id> = self.graph.outputs.iter().copied().collect();
-        let mut regions = Vec::new();
+        let (mut regions, mut work) = (Vec::new(), 0.);
         for node in self.graph.nodes.iter().rev() {
             for id in node.outputs.iter().copied().filter(|id| needed.contains(id)).collect::<Vec<_>>() {
-                match self.region(id) {
+                match self.region(id).filter(|_| !apart.contains(&id)) {
                     Some(region) => {
+                        work += self.work(&region.shape, region.base, id);
                         needed.insert(region.base);
                         regions.push(region);
                     }
-                    None => needed.extend(node.inputs()),
+                    None => {
+                        work += self.alone[id];
+                        needed.extend(node.inputs());
+                    }
                 }
             }
         }
         regions.reverse();
-        regions
+        (regions, needed, work)
     }
 
     /// Returns the cheapest form of a tensor, if that is cheaper than its own node and replaces
