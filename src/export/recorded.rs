@@ -10,7 +10,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::Path;
-use tch::{CModule, Device, IValue, Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// A forward pass, from the inputs to the results; no result is a failure.
 pub type Forward<'a> = Box<dyn Fn(&[Tensor]) -> Vec<Tensor> + 'a>;
@@ -71,10 +71,10 @@ impl Network<'_> {
     pub fn graph(&self) -> Result<Graph> {
         let folder = tempfile::tempdir().context("no folder for temporary files")?;
         let file = folder.path().join("model.pt");
-        let results = self.record(&file)?;
+        let (results, recording) = self.record(&file)?;
         let (json, tensors) = native::torchscript(&file, &self.images(2)).map_err(|error| anyhow!(error))?;
         let graph: Graph = serde_json::from_str(&json).context("the graph of the record")?;
-        Ok(Graph { tensors, results, recording: torchscript::read(&file)?, ..graph })
+        Ok(Graph { tensors, results, recording, ..graph })
     }
 
     /// Returns the names of the inputs: `images`, or `input_0` and so on.
@@ -84,20 +84,16 @@ impl Network<'_> {
 
     /// Records a forward pass with a batch of 2, and checks that the recording gives the network's
     /// results for a batch of 3; with the network's own batch where it takes no other. Returns the
-    /// results for that batch.
-    fn record(&self, file: &Path) -> Result<Vec<Tensor>> {
+    /// results for that batch, and the recording.
+    fn record(&self, file: &Path) -> Result<(Vec<Tensor>, graph::Graph)> {
         let named: Vec<(String, Tensor)> = self.input_names().into_iter().zip(self.images(2)).collect();
         native::record(file, &self.tensors, &named, |x| exporting(|| (self.forward)(x)))
             .map_err(|error| anyhow!("libtorch can't record this network: {error}"))?;
         let x = self.images(3);
-        let inputs: Vec<IValue> = x.iter().map(|x| IValue::Tensor(x.shallow_clone())).collect();
-        let (expected, found) = ((self.forward)(&x), CModule::load(file)?.forward_is(&inputs));
-        let found = match found {
-            Ok(IValue::Tensor(y)) => vec![y],
-            Ok(IValue::Tuple(items)) => {
-                items.into_iter().map(Tensor::try_from).collect::<Result<_, _>>().context("a result is no tensor")?
-            }
-            _ => bail!("it computes with the number of images, and a recording has that of one batch alone"),
+        let recording = torchscript::read(file)?;
+        let expected = (self.forward)(&x);
+        let Ok(found) = tch::no_grad(|| recording.run(&x, Place::FLOAT)) else {
+            bail!("it computes with the number of images, and a recording has that of one batch alone");
         };
         let sizes = |results: &[Tensor]| results.iter().map(Tensor::size).collect::<Vec<_>>();
         ensure!(
@@ -113,7 +109,7 @@ impl Network<'_> {
         // float32 sums in another order stay below this; a recording that is valid for one batch
         // size only is off by 1.
         ensure!(error < 1e-3, "the recorded network differs by {error:.1e} of the largest result; nothing was written");
-        Ok(expected)
+        Ok((expected, recording))
     }
 
     /// Checks that a graph is the function that was recorded, on random inputs.

@@ -24,8 +24,23 @@ pub fn translate(site: &mut Site) -> Option<()> {
             match site.int("axis", 1) {
                 0 => site.out("aten::reshape", "", vec![x, Arg::integers(&[1, -1])]),
                 1 => site.out("aten::flatten", "using_ints", vec![x, Arg::Int(1), Arg::Int(-1)]),
-                _ => None,
+                // Two axes come out: all before this one, and all from it on.
+                axis => {
+                    let before = if axis > 0 { axis - 1 } else { axis - 1 + site.shape(0)?.len() as i64 };
+                    let behind =
+                        site.inner("aten::flatten", "using_ints", vec![x, Arg::Int(before + 1), Arg::Int(-1)])?;
+                    site.out("aten::flatten", "using_ints", vec![behind, Arg::Int(0), Arg::Int(before)])
+                }
             }
+        }
+        "Size" => {
+            let x = site.x(0)?;
+            let shape = site.inner("aten::_shape_as_tensor", "", vec![x])?;
+            site.out("aten::prod", "", vec![shape, Arg::None])
+        }
+        "CumSum" if site.int("exclusive", 0) == 0 && site.int("reverse", 0) == 0 => {
+            let (x, axis) = (site.x(0)?, site.integers(1)?);
+            site.out("aten::cumsum", "", vec![x, Arg::Int(*axis.first()?), Arg::None])
         }
         "Transpose" => {
             let order = site.ints("perm").unwrap_or_else(|| (0..site.rank(0)).rev().collect());
@@ -79,6 +94,11 @@ pub fn translate(site: &mut Site) -> Option<()> {
             site.out("aten::full", "", args)
         }
         "Range" => range(site),
+        "GatherND" if site.int("batch_dims", 0) == 0 => {
+            let (x, indices) = (site.x(0)?, site.x(1)?);
+            let indices = site.inner("aten::unbind", "int", vec![indices, Arg::Int(-1)])?;
+            site.out("aten::index", "Tensor", vec![x, indices])
+        }
         "ScatterND" if site.text("reduction", "none") == "none" => {
             // The last axis of the indices has one for each axis of the map.
             let (x, indices, updates) = (site.x(0)?, site.x(1)?, site.x(2)?);
@@ -97,7 +117,7 @@ pub fn translate(site: &mut Site) -> Option<()> {
 
 /// The numbers of a range have one type. Whole ones may be computed when the network runs.
 fn range(site: &mut Site) -> Option<()> {
-    let is_whole = (0..3).any(|at| site.integers(at).is_some());
+    let is_whole = site.is_whole(0);
     let mut args = Vec::new();
     for at in 0..3 {
         args.push(match site.number(at) {
@@ -157,14 +177,18 @@ fn slice(site: &mut Site) -> Option<()> {
 }
 
 fn gather(site: &mut Site) -> Option<()> {
-    let (x, axis, index) = (site.x(0)?, Arg::Int(site.int("axis", 0)), site.x(1)?);
-    let shape = site.shape(1)?;
-    match (shape.len(), site.integers(1)) {
-        (0, Some(index)) => site.out("aten::select", "int", vec![x, axis, Arg::Int(*index.first()?)]),
-        (1, values) if values.as_ref().is_none_or(|values| values.iter().all(|value| *value >= 0)) => {
-            site.out("aten::index_select", "", vec![x, axis, index])
+    let (x, axis, index) = (site.x(0)?, site.int("axis", 0), site.x(1)?);
+    let rank = site.shape(1).map(|shape| shape.len());
+    match (rank, site.integers(1)) {
+        (Some(0), Some(index)) => site.out("aten::select", "int", vec![x, Arg::Int(axis), Arg::Int(*index.first()?)]),
+        (Some(1), Some(values)) if values.iter().all(|value| *value >= 0) => {
+            site.out("aten::index_select", "", vec![x, Arg::Int(axis), index])
         }
-        _ => None,
+        _ => {
+            let axis = if axis < 0 { axis + site.shape(0)?.len() as i64 } else { axis };
+            let whole_axes = (0..axis.clamp(0, 8)).map(|_| Arg::None);
+            site.out("aten::index", "Tensor", vec![x, Arg::List(whole_axes.chain([index]).collect())])
+        }
     }
 }
 
@@ -196,25 +220,47 @@ fn shape(site: &mut Site) -> Option<()> {
 
 fn pad(site: &mut Site) -> Option<()> {
     let x = site.x(0)?;
-    let pads = site.axes("pads", 1)??;
-    if site.maybe(3) != Arg::None || pads.len() % 2 != 0 {
+    if site.maybe(3) != Arg::None {
         return None;
     }
-    let (before, after) = pads.split_at(pads.len() / 2);
-    // PyTorch begins at the last axis, and leaves out those that are not padded.
-    let mut pairs: Vec<i64> = before.iter().zip(after).rev().flat_map(|(before, after)| [*before, *after]).collect();
-    while pairs.ends_with(&[0, 0]) && pairs.len() > 2 {
-        pairs.truncate(pairs.len() - 2);
-    }
+    // ONNX has all beginnings, then all ends. PyTorch has pairs, the last axis first.
+    let pairs = match site.axes("pads", 1) {
+        Some(pads) => Arg::integers(&pairs(&pads?)?),
+        None => {
+            let mut pads = site.x(1)?;
+            for (name, overload, more) in [
+                ("aten::reshape", "", vec![Arg::integers(&[2, -1])]),
+                ("aten::transpose", "int", vec![Arg::Int(0), Arg::Int(1)]),
+                ("aten::flip", "", vec![Arg::integers(&[0])]),
+                ("aten::flatten", "using_ints", vec![Arg::Int(0), Arg::Int(-1)]),
+            ] {
+                pads = site.inner(name, overload, [vec![pads], more].concat())?;
+            }
+            site.listed(pads)
+        }
+    };
     let value = if site.maybe(2) == Arg::None { site.float("value", 0.) } else { site.number(2)? };
     let mode = match site.text("mode", "constant") {
-        "constant" => return site.out("aten::constant_pad_nd", "", vec![x, Arg::integers(&pairs), Arg::Float(value)]),
+        "constant" => return site.out("aten::constant_pad_nd", "", vec![x, pairs, Arg::Float(value)]),
         "reflect" => "reflect",
         "edge" => "replicate",
         "wrap" => "circular",
         _ => return None,
     };
-    site.out("aten::pad", "", vec![x, Arg::integers(&pairs), Arg::Text(mode.into()), Arg::None])
+    site.out("aten::pad", "", vec![x, pairs, Arg::Text(mode.into()), Arg::None])
+}
+
+/// Returns the pairs of a padding, without those at the end that pad nothing.
+fn pairs(pads: &[i64]) -> Option<Vec<i64>> {
+    if !pads.len().is_multiple_of(2) {
+        return None;
+    }
+    let (before, after) = pads.split_at(pads.len() / 2);
+    let mut pairs: Vec<i64> = before.iter().zip(after).rev().flat_map(|(before, after)| [*before, *after]).collect();
+    while pairs.ends_with(&[0, 0]) && pairs.len() > 2 {
+        pairs.truncate(pairs.len() - 2);
+    }
+    Some(pairs)
 }
 
 fn resize(site: &mut Site) -> Option<()> {

@@ -2,20 +2,27 @@
 //! becomes.
 
 use super::proto::{AttributeProto, NodeProto};
+use super::tensors;
 use crate::graph::build::{Builder, Call};
 use crate::graph::{Arg, Id, Op};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use tch::{Kind, Tensor};
 
-/// Shapes that a file gives, by the names of values. A dimension that is left open is none.
-pub type Shapes = HashMap<String, Vec<Option<i64>>>;
+/// Facts about the values of a file, by their names.
+#[derive(Default)]
+pub struct Facts {
+    /// Shapes that the file gives. A dimension that is left open is none.
+    pub shapes: HashMap<String, Vec<Option<i64>>>,
+    /// Values of integers that are no constants. One operator of ONNX does another thing to them.
+    pub whole: HashSet<String>,
+}
 
 /// A node, and the graph that it is added to.
 pub struct Site<'a> {
     builder: &'a mut Builder,
     /// The node.
     pub node: &'a NodeProto,
-    shapes: &'a Shapes,
+    facts: &'a Facts,
     /// Version of the set of operators.
     pub opset: i64,
     module: String,
@@ -23,10 +30,10 @@ pub struct Site<'a> {
 
 impl<'a> Site<'a> {
     /// Returns the site of a node.
-    pub fn new(builder: &'a mut Builder, node: &'a NodeProto, shapes: &'a Shapes, opset: i64) -> Site<'a> {
+    pub fn new(builder: &'a mut Builder, node: &'a NodeProto, facts: &'a Facts, opset: i64) -> Site<'a> {
         // A parameter `layer1.0.conv1.weight` says which module the node belongs to.
         let module = node.input.iter().skip(1).find_map(|name| name.strip_suffix(".weight")).unwrap_or_default();
-        Site { builder, node, shapes, opset, module: module.into() }
+        Site { builder, node, facts, opset, module: module.into() }
     }
 
     fn attribute(&self, name: &str) -> Option<&'a AttributeProto> {
@@ -115,11 +122,17 @@ impl<'a> Site<'a> {
         match self.integers(at) {
             Some(values) => Some(Arg::integers(&values)),
             None => {
-                let (input, output) = (self.x(at)?, self.builder.inner());
-                self.builder.push(&self.node.name, &self.module, Op::Integers, vec![input], vec![output]);
-                Some(Arg::Value(output))
+                let input = self.x(at)?;
+                Some(self.listed(input))
             }
         }
+    }
+
+    /// Returns a computed tensor of integers as a list.
+    pub fn listed(&mut self, tensor: Arg) -> Arg {
+        let output = self.builder.inner();
+        self.builder.push(&self.node.name, &self.module, Op::Integers, vec![tensor], vec![output]);
+        Arg::Value(output)
     }
 
     /// Returns one integer of an input, which may be computed when the network runs.
@@ -138,7 +151,31 @@ impl<'a> Site<'a> {
     pub fn shape(&self, at: usize) -> Option<Vec<Option<i64>>> {
         match self.tensor(at) {
             Some(tensor) => Some(tensor.size().into_iter().map(Some).collect()),
-            None => self.shapes.get(self.name(at)?).cloned(),
+            None => self.facts.shapes.get(self.name(at)?).cloned(),
+        }
+    }
+
+    /// Returns whether an input holds integers, as far as that is known.
+    pub fn is_whole(&self, at: usize) -> bool {
+        match self.tensor(at) {
+            Some(tensor) => is_integer(tensor.kind()),
+            None => self.name(at).is_some_and(|name| self.facts.whole.contains(name)),
+        }
+    }
+
+    /// Returns whether the results of the node are integers, as far as that is known.
+    pub fn makes_whole(&self) -> bool {
+        match self.node.op_type.as_str() {
+            "Shape" | "Size" | "ArgMax" | "ArgMin" | "NonZero" => true,
+            "Cast" => tensors::kind(self.int("to", 0) as i32).is_some_and(is_integer),
+            "ConstantOfShape" => {
+                let value = self.attribute("value").and_then(|value| value.t.as_ref());
+                value.and_then(|value| tensors::kind(value.data_type)).is_some_and(is_integer)
+            }
+            "Equal" | "Greater" | "GreaterOrEqual" | "Less" | "LessOrEqual" | "IsNaN" | "Dropout" => false,
+            "Where" => self.is_whole(1),
+            // Every other operator has results of the type of its first input.
+            _ => self.is_whole(0),
         }
     }
 
@@ -176,6 +213,15 @@ impl<'a> Site<'a> {
         Some(())
     }
 
+    /// Adds the call whose result is the first of this node; its other results can't be computed.
+    pub fn first_out(&mut self, name: &str, overload: &str, given: Vec<Arg>) -> Option<()> {
+        let [output, rest @ ..] = &self.node.output[..] else { return None };
+        let rest: Vec<&str> = rest.iter().map(String::as_str).collect();
+        self.call(name, overload, given.clone(), &[output])?;
+        self.builder.settle();
+        self.builder.opaque(&self.node.op_type, &self.node.name, given, &rest).ok()
+    }
+
     /// Adds the call whose result is the list of this node's results.
     pub fn parts(&mut self, name: &str, overload: &str, given: Vec<Arg>) -> Option<()> {
         let list = *self.call(name, overload, given, &[""])?.first()?;
@@ -183,4 +229,9 @@ impl<'a> Site<'a> {
         let results: Vec<&str> = self.node.output.iter().map(String::as_str).collect();
         self.builder.unpack(&self.node.name, &self.module, list, &results).ok()
     }
+}
+
+/// Returns whether a type is that of integers.
+pub fn is_integer(kind: Kind) -> bool {
+    [Kind::Int64, Kind::Int, Kind::Int16, Kind::Int8, Kind::Uint8].contains(&kind)
 }

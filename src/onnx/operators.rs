@@ -58,6 +58,10 @@ pub fn translate(site: &mut Site) -> Option<()> {
         let x = site.x(0)?;
         return site.out(&format!("aten::{name}"), "", vec![x]);
     }
+    if op == "Div" && site.is_whole(0) {
+        let args = vec![site.x(0)?, site.x(1)?, Arg::Text("trunc".into())];
+        return site.out("aten::div", "Tensor_mode", args);
+    }
     if let Some((_, name, overload)) = BINARY.iter().find(|(of, ..)| *of == op) {
         let args = vec![site.x(0)?, site.x(1)?];
         return site.out(&format!("aten::{name}"), overload, args);
@@ -77,6 +81,11 @@ pub fn translate(site: &mut Site) -> Option<()> {
             let ratio = site.number(1).unwrap_or(site.float("ratio", 0.5));
             let x = site.x(0)?;
             site.out("aten::dropout", "", vec![x, Arg::Float(ratio), Arg::Bool(false)])
+        }
+        "Mod" => {
+            let name = if site.int("fmod", 0) == 0 { "aten::remainder" } else { "aten::fmod" };
+            let args = vec![site.x(0)?, site.x(1)?];
+            site.out(name, "Tensor", args)
         }
         "Where" => {
             let args = vec![site.x(0)?, site.x(1)?, site.x(2)?];
@@ -223,7 +232,11 @@ fn norm(site: &mut Site) -> Option<()> {
     match site.node.op_type.as_str() {
         "BatchNormalization" => {
             if site.int("training_mode", 0) != 0 {
-                return None;
+                // Of one image, as of weights that are standardised, that is the norm of each map.
+                let is_one = site.shape(0)?.first() == Some(&Some(1));
+                let rest = [Arg::None, Arg::None, Arg::Bool(true), Arg::Float(0.), eps, Arg::Bool(true)];
+                let args = [vec![x, weight, bias], rest.into()].concat();
+                return if is_one { site.first_out("aten::instance_norm", "", args) } else { None };
             }
             // ONNX's momentum is the share of the old statistics, PyTorch's that of the new ones.
             let momentum = Arg::Float(1. - site.float("momentum", 0.9));

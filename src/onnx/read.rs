@@ -1,8 +1,8 @@
 //! Reader of ONNX files: every node becomes one or more calls of libtorch's operators, or stays
 //! opaque.
 
-use super::node::{Shapes, Site};
-use super::proto::{GraphProto, ModelProto, NodeProto, Size, TensorProto, ValueInfoProto};
+use super::node::{Facts, Site, is_integer};
+use super::proto::{GraphProto, ModelProto, NodeProto, Size, TensorProto};
 use super::{operators, tensors, wire};
 use crate::bad_request;
 use crate::files;
@@ -54,7 +54,7 @@ pub fn decode(bytes: Bytes, folder: &Path) -> Result<(Graph, Original)> {
     let opset = opset.context("names no opset: it is no ONNX file")?;
     ensure!(OPSETS.contains(&opset), "opset {opset}; {} to {} are read", OPSETS.start(), OPSETS.end());
     let graph = model.graph.context("has no graph")?;
-    let mut reader = Reader { builder: Builder::default(), shapes: shapes(&graph), opset, folder };
+    let mut reader = Reader { builder: Builder::default(), facts: facts(&graph), opset, folder };
     reader.tensors(&graph)?;
     for node in &graph.node {
         reader.node(node).with_context(|| format!("{:.200}: {:.200}", node.name, node.op_type))?;
@@ -65,7 +65,10 @@ pub fn decode(bytes: Bytes, folder: &Path) -> Result<(Graph, Original)> {
     }
     reader.sizes();
     let (folder, ir_version) = (folder.to_path_buf(), model.ir_version);
-    Ok((reader.builder.finish()?, Original { bytes, folder, ir_version, opset }))
+    let mut graph = reader.builder.finish()?;
+    // What nobody reads may be of any operation.
+    graph.remove_dead();
+    Ok((graph, Original { bytes, folder, ir_version, opset }))
 }
 
 /// Returns whether a domain is that of ONNX's own operators.
@@ -73,22 +76,28 @@ pub fn is_standard(domain: &str) -> bool {
     matches!(domain, "" | "ai.onnx")
 }
 
-fn shapes(graph: &GraphProto) -> Shapes {
-    let values = graph.value_info.iter().chain(&graph.input).chain(&graph.output);
-    let shape = |value: &ValueInfoProto| {
-        let shape = value.r#type.as_ref()?.tensor_type.as_ref()?.shape.as_ref()?;
+/// Returns what the file says of its values.
+fn facts(graph: &GraphProto) -> Facts {
+    let mut facts = Facts::default();
+    for value in graph.value_info.iter().chain(&graph.input).chain(&graph.output) {
+        let Some(of) = value.r#type.as_ref().and_then(|of| of.tensor_type.as_ref()) else { continue };
+        if tensors::kind(of.elem_type).is_some_and(is_integer) {
+            facts.whole.insert(value.name.clone());
+        }
+        let Some(shape) = &of.shape else { continue };
         let size = |size: Option<&Size>| match size {
             Some(Size::DimValue(n)) if (1..1 << 31).contains(n) => Some(*n),
             _ => None,
         };
-        Some((value.name.clone(), shape.dim.iter().map(|dimension| size(dimension.value.as_ref())).collect()))
-    };
-    values.filter_map(shape).collect()
+        let sizes = shape.dim.iter().map(|dimension| size(dimension.value.as_ref())).collect();
+        facts.shapes.insert(value.name.clone(), sizes);
+    }
+    facts
 }
 
 struct Reader<'a> {
     builder: Builder,
-    shapes: Shapes,
+    facts: Facts,
     opset: i64,
     folder: &'a Path,
 }
@@ -128,8 +137,13 @@ impl Reader<'_> {
             return self.constant(name, tensor, Some(false));
         }
         let before = self.builder.graph.nodes.len();
-        let mut site = Site::new(&mut self.builder, node, &self.shapes, self.opset);
-        if is_standard(&node.domain) && operators::translate(&mut site).is_some() {
+        let mut site = Site::new(&mut self.builder, node, &self.facts, self.opset);
+        let is_whole = is_standard(&node.domain) && site.makes_whole();
+        let is_translated = is_standard(&node.domain) && operators::translate(&mut site).is_some();
+        if is_whole {
+            self.facts.whole.extend(node.output.iter().cloned());
+        }
+        if is_translated {
             return Ok(());
         }
         self.builder.graph.nodes.truncate(before);
@@ -140,7 +154,7 @@ impl Reader<'_> {
 
     /// Keeps the shapes that the file gives; an open first dimension, the batch, counts as 1.
     fn sizes(&mut self) {
-        for (name, shape) in &self.shapes {
+        for (name, shape) in &self.facts.shapes {
             let batch = shape.iter().enumerate().map(|(axis, size)| size.or((axis == 0).then_some(1)));
             if let Some(id) = self.builder.find(name) {
                 self.builder.graph.values[id].size = batch.collect();

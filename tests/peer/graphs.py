@@ -170,7 +170,44 @@ class Diverse(torch.nn.Sequential):
         super().__init__(DiverseBlock(3, 8, 3, deploy), DiverseBlock(8, 12, 5, deploy), mean, torch.nn.Flatten(), torch.nn.Linear(12, 10))
 
 
-OWN = {"unet": UNet, "detector": Detector, "framed": Framed, "diverse": Diverse}
+class Computed(torch.nn.Module):
+    """Two blocks around shapes and indexes that the code computes, a part without autocast, and a table that is looked up."""
+
+    def __init__(self, deploy):
+        super().__init__()
+        self.blocks = torch.nn.ModuleList([Block(3, 8, deploy), Block(8, 8, deploy)])
+        self.last = torch.nn.Linear(8, 10)
+        self.order = [2, 0, 1, 3]
+        self.register_buffer("table", torch.linspace(-1, 1, 5))
+        self.register_buffer("index", torch.arange(16).reshape(4, 4) % 5)
+
+    def forward(self, x):
+        y = torch.nn.functional.max_pool2d(torch.relu(self.blocks[0](x)), 21)
+        height, width = y.shape[2:]
+        # To a multiple of 4 on the right, and a row below.
+        y = torch.nn.functional.pad(y, (0, (4 - width % 4) % 4, 0, 4 // height), value=0.5)
+        y = y[:, :, self.order] + self.table[self.index]
+        with torch.autocast("cpu", enabled=False):
+            y = y.float() * 2.0
+            y = y + 0.1 * torch.cumsum(y, 2)
+        first, second = y.reshape(y.shape[0], 2, y.shape[1] // 2, *y.shape[2:]).unbind(1)
+        y = torch.relu(self.blocks[1](torch.cat([second, first], 1)))
+        return self.last(y.mean((2, 3)))
+
+
+class Recurrent(torch.nn.Module):
+    """A block, and an LSTM over its rows, whose first state has the batch of the example."""
+
+    def __init__(self, deploy):
+        super().__init__()
+        self.block, self.rows = Block(3, 8, deploy), torch.nn.LSTM(8, 10, batch_first=True, bidirectional=True)
+
+    def forward(self, x):
+        rows = torch.relu(self.block(x)).mean(3).transpose(1, 2)
+        return self.rows(rows)[0][:, -1]
+
+
+OWN = {"unet": UNet, "detector": Detector, "framed": Framed, "diverse": Diverse, "computed": Computed, "recurrent": Recurrent}
 
 
 def build(name, deploy=False):

@@ -117,6 +117,14 @@ fn diverse_branch_blocks_fold_to_one_convolution_each() {
 }
 
 /// Nobody reads the result of a write through a view, and what shares its memory depends on it.
+/// Integers that divide without a rest to keep, indexes in lists and tables, paddings of computed
+/// sizes; and an LSTM, which can't be written for another batch than that of its first state.
+#[test]
+fn shapes_and_indexes_that_the_code_computes_are_followed() {
+    try_out("onnx,dynamo.onnx", &["computed"], &["onnx"]);
+    try_out("pt2,pt", &["computed", "recurrent"], &["pt"]);
+}
+
 #[test]
 fn masks_that_are_written_in_place_stay() {
     try_out("pt2,pt", &["framed"], &["pt"]);

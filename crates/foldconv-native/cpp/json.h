@@ -50,6 +50,10 @@ inline void write(std::ostringstream& out, const c10::IValue& value, std::vector
         out << "{\"text\":";
         quote(out, value.toStringRef());
         out << "}";
+    } else if (value.isDevice()) {
+        out << "{\"text\":";
+        quote(out, value.toDevice().str());
+        out << "}";
     } else if (value.isList() || value.isTuple()) {
         const auto items = value.isList() ? value.toListRef().vec() : value.toTupleRef().elements().vec();
         out << "[";

@@ -114,10 +114,7 @@ fn open(path: &Path) -> Result<Graph> {
     tensors.extend(files.tensors("data/constants/model_constants_config.json", "data/constants")?);
     let mut reader = Reader { tensors, ..Reader::default() };
     reader.signature(&program.graph_module.signature)?;
-    for node in &program.graph_module.graph.nodes {
-        let name = node.name.as_deref().unwrap_or(&node.target);
-        reader.node(node).with_context(|| format!("{name}: {}", node.target))?;
-    }
+    reader.nodes(&program.graph_module.graph.nodes)?;
     for (name, meta) in &program.graph_module.graph.tensor_values {
         if let Some(id) = reader.builder.find(name) {
             reader.builder.graph.values[id].size = sizes(&meta.sizes).ok();
@@ -269,6 +266,18 @@ impl Reader {
         Ok(())
     }
 
+    fn nodes(&mut self, nodes: &[StoredNode]) -> Result<()> {
+        for node in nodes {
+            let name = node.name.as_deref().unwrap_or(&node.target);
+            let added = match wrapped(node) {
+                Some(graph) => inlined(node, graph).and_then(|nodes| self.nodes(&nodes)),
+                None => self.node(node),
+            };
+            added.with_context(|| format!("{name}: {}", node.target))?;
+        }
+        Ok(())
+    }
+
     /// Adds a node, and one that takes a list of results apart.
     fn node(&mut self, node: &StoredNode) -> Result<()> {
         let (mut given, mut named) = (Vec::new(), Vec::new());
@@ -351,8 +360,69 @@ impl Reader {
             },
             // Strided: the only layout of a dense tensor.
             "as_layout" => Ok(Arg::Int(0)),
+            // The operation that runs it stays opaque, and reads all that the graph reads.
+            "as_graph" => Ok(Arg::None),
             other => bail!("an argument of the kind {other}"),
         }
+    }
+}
+
+/// Returns the graph of a node that runs one with or without gradients, or without the lower
+/// precision of autocast: its operations compute what they would outside.
+fn wrapped(node: &StoredNode) -> Option<&Json> {
+    let arg = |at: usize| node.inputs.get(at).map(|input| &input.arg);
+    let at = match node.target.as_str() {
+        "torch.ops.higher_order.wrap_with_set_grad_enabled" => 1,
+        "torch.ops.higher_order.wrap_with_autocast" if arg(2)?["as_bool"] == false => 4,
+        _ => return None,
+    };
+    arg(at)?.get("as_graph")
+}
+
+/// Returns the nodes of a graph inside a node, with the names of the graph around it.
+fn inlined(node: &StoredNode, inner: &Json) -> Result<Vec<StoredNode>> {
+    let (graph, own) = (&inner["graph"], inner["name"].as_str().unwrap_or_default());
+    let name = |of: &Json| of["as_tensor"]["name"].as_str().map(str::to_string);
+    let names = |of: &Json| of.as_array().map(|items| items.iter().filter_map(name).collect::<Vec<String>>());
+    let (inputs, outputs) = names(&graph["inputs"]).zip(names(&graph["outputs"])).context("a graph is damaged")?;
+    let is_graph = |input: &Named| input.arg.get("as_graph").is_some();
+    let given = node.inputs.iter().skip_while(|input| !is_graph(input)).filter_map(|input| name(&input.arg));
+    let given: Vec<String> = given.collect();
+    ensure!(given.len() == inputs.len(), "a graph takes {} tensors, and gets {}", inputs.len(), given.len());
+    let outer: HashMap<String, String> = inputs.into_iter().zip(given).collect();
+    let rename = |inner: &str| outer.get(inner).cloned().unwrap_or_else(|| format!("{own}.{inner}"));
+    let mut nodes = graph["nodes"].clone();
+    renamed(&mut nodes, &rename);
+    let mut nodes: Vec<StoredNode> = serde_json::from_value(nodes)?;
+    for (output, result) in outputs.iter().zip(&node.outputs) {
+        let from = serde_json::json!({"as_tensor": {"name": rename(output)}});
+        nodes.push(StoredNode {
+            target: "torch.ops.aten.alias.default".into(),
+            inputs: vec![Named { name: "self".into(), arg: from, kind: Some(1) }],
+            outputs: vec![result.clone()],
+            metadata: HashMap::new(),
+            name: None,
+        });
+    }
+    Ok(nodes)
+}
+
+/// Renames the values that some nodes read and make.
+fn renamed(json: &mut Json, rename: &dyn Fn(&str) -> String) {
+    let text = |json: Option<&mut Json>| {
+        if let Some(Json::String(name)) = json {
+            *name = rename(name);
+        }
+    };
+    match json {
+        Json::Array(items) => items.iter_mut().for_each(|item| renamed(item, rename)),
+        Json::Object(of) => of.iter_mut().for_each(|(key, item)| match (key.as_str(), item) {
+            ("as_name", item) => text(Some(item)),
+            ("as_tensor", item) => text(item.get_mut("name")),
+            ("as_tensors", Json::Array(items)) => items.iter_mut().for_each(|item| text(item.get_mut("name"))),
+            (_, item) => renamed(item, rename),
+        }),
+        _ => {}
     }
 }
 

@@ -138,12 +138,30 @@ impl Reader {
     fn constant(&mut self, node: &StoredNode) -> Result<()> {
         let output = node.outputs.first().context("a constant without a name")?;
         let Some(at) = node.value["tensor"].as_u64() else {
-            return self.define(output, dispatch::value(&node.value).into());
+            let value = self.value(&node.value)?;
+            return self.define(output, value);
         };
-        let tensor = self.tensors.get(at as usize).context("a tensor is missing")?.detach();
         let name = if node.name.is_empty() { format!("constant_{at}") } else { node.name.clone() };
-        let info = Info { name, tensor: Some(tensor), trained: Some(node.parameter), ..Info::default() };
+        let info = Info { name, trained: Some(node.parameter), ..self.tensor(at)? };
         self.builder.define(output, info).map(drop)
+    }
+
+    fn tensor(&self, at: u64) -> Result<Info> {
+        let tensor = self.tensors.get(at as usize).context("a tensor is missing")?.detach();
+        let name = format!("constant_{at}");
+        Ok(Info { name, tensor: Some(tensor), trained: Some(false), ..Info::default() })
+    }
+
+    /// Returns a constant that is no tensor, but may be a list of such.
+    fn value(&mut self, json: &Json) -> Result<Arg> {
+        match (json, json["tensor"].as_u64()) {
+            (_, Some(at)) => {
+                let info = self.tensor(at)?;
+                Ok(Arg::Value(self.builder.graph.push_value(info)))
+            }
+            (Json::Array(items), _) => Ok(Arg::List(items.iter().map(|item| self.value(item)).collect::<Result<_>>()?)),
+            _ => Ok(dispatch::value(json).into()),
+        }
     }
 
     fn unpack(&mut self, node: &StoredNode, args: Vec<Arg>, results: &[&str]) -> Result<()> {
