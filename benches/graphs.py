@@ -1,7 +1,7 @@
 """Networks of other packages folded by foldconv: convolutions, multiply-accumulates, error and seconds, beside timm's own re-parameterisation.
 
-`make bench-graphs` runs it. Every network is built with random weights and batch norms of sane statistics, exported, folded by `foldconv fold`, and,
-where timm re-parameterises it, by timm.utils.reparameterize_model in this process. Seconds of the fold are those in which the regions are found, folded
+`make bench-graphs` runs it. Every network is built with random weights and batch norms of sane statistics, exported in three formats, folded by
+`foldconv fold`, and, where timm re-parameterises it, by timm.utils.reparameterize_model in this process. Seconds of the fold are those in which the regions are found, folded
 and proved; those of the command are all: starting, reading the file, running the network before and after, folding, writing.
 """
 
@@ -48,12 +48,13 @@ def export(model, x, path):
         torch.jit.trace(model, x).save(path)
 
 
-def fold(args, path, x):
+def fold(args, path, x, rounds):
     """The document of a fold, and the seconds of the fold and of the whole command."""
-    command = [args.foldconv, "--json", "--threads", str(args.threads), "fold", path, "-o", path.with_suffix(".folded.safetensors")]
+    out = path.with_suffix(".folded.safetensors" if path.suffix == ".pt2" else ".folded" + path.suffix)
+    command = [args.foldconv, "--json", "--threads", str(args.threads), "fold", path, "-o", out]
     command += ["--input", "x".join(map(str, x.shape))]
     folds, times = [], []
-    for _ in range(args.rounds):
+    for _ in range(rounds):
         clock = time.perf_counter()
         done = subprocess.run(command, capture_output=True, text=True)
         times.append(time.perf_counter() - clock)
@@ -82,7 +83,27 @@ def millions(macs):
     return f"{macs / 1e6:,.2f}"
 
 
-def line(args, name, suffix, folder):
+def error_of(document):
+    """The largest relative difference of the outputs, and how it is shown; in float64 where float32 tells nothing."""
+    single, double = document["relative_difference"], document["relative_difference_float64"]
+    error = single if double is None else double
+    return error, "not run" if error is None else f"{error:.0e}" + ("" if double is None else " (float64)")
+
+
+def other(args, model, x, path, document):
+    """The cell of another format, and whether its fold is as good as that of the first one."""
+    export(model, x, path)
+    found, seconds = fold(args, path, x, 1)
+    path.unlink()
+    if seconds is None:
+        return found["failed"], False
+    counts = [[of["after"][key] for key in ("convolutions", "macs")] for of in (found, document)]
+    (error, shown), as_good = error_of(found), counts[0][0] <= counts[1][0] and counts[0][1] <= counts[1][1]
+    counted = "" if counts[0] == counts[1] else f"{counts[0][0]}, {millions(counts[0][1])} M, "
+    return counted + shown, as_good and error is not None and error < 1e-5
+
+
+def line(args, name, folder):
     """The row of one network, and whether its fold is as good as timm's."""
     torch.manual_seed(0)
     with contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
@@ -90,22 +111,23 @@ def line(args, name, suffix, folder):
         graphs.settle(model)
         size = SIZES.get(name, args.size)
         x = torch.randn(1, 3, size, size)
-        path = folder / f"{name}{suffix}"
+        path = folder / f"{name}.pt2"
         export(model, x, path)
-        document, seconds = fold(args, path, x)
+        document, seconds = fold(args, path, x, args.rounds)
+        if seconds is None:
+            return f"| {name} | {size} | {document['failed']} | | | | | | | | |", False
         own = timm_fold(args, model, x) if name in TIMM else None
-    if seconds is None:
-        return f"| {name} | {size} | {document['failed']} | | | | | | |", False
+        path.unlink()
+        others = [other(args, model, x, path.with_suffix(suffix), document) for suffix in (".onnx", ".pt")]
     before, after = document["before"], document["after"]
     theirs = ("", "", "") if own is None else (own[0][0], millions(own[0][1]), f"{own[1]:.2f}")
     as_good = own is None or after["convolutions"] <= own[0][0] and after["macs"] <= own[0][1]
-    single, double = document["relative_difference"], document["relative_difference_float64"]
-    error = single if double is None else double
+    error, shown = error_of(document)
     row = [
         name, size, f"{before['convolutions']} → {after['convolutions']}", theirs[0], f"{millions(before['macs'])} → {millions(after['macs'])}", theirs[1],
-        "not run" if error is None else f"{error:.0e}" + ("" if double is None else " (float64)"), f"{seconds[0]:.2f}", theirs[2], f"{seconds[1]:.2f}",
+        shown, *(cell for cell, _ in others), f"{seconds[0]:.2f}", theirs[2], f"{seconds[1]:.2f}",
     ]
-    return "| " + " | ".join(map(str, row)) + " |", as_good and error is not None and error < 1e-5
+    return "| " + " | ".join(map(str, row)) + " |", as_good and error is not None and error < 1e-5 and all(good for _, good in others)
 
 
 def main():
@@ -114,7 +136,6 @@ def main():
     parser.add_argument("--rounds", type=common.positive, default=3, help="folds of each network; the seconds are their median")
     parser.add_argument("--threads", type=common.positive, default=2, help="threads of each side")
     parser.add_argument("--size", type=common.positive, default=64, help="height and width of the images")
-    parser.add_argument("--format", choices=["pt2", "onnx", "pt"], default="pt2", help="format of the files")
     parser.add_argument("names", nargs="*", help="networks of timm or torchvision [default: all of the table]")
     args = parser.parse_args()
     if not args.foldconv.is_file():
@@ -124,14 +145,14 @@ def main():
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     names, worse = args.names or TIMM + TORCHVISION, []
-    print("| network | image | convolutions | timm's | MACs, millions | timm's | error | fold, s | timm's | command, s |")
-    print("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|", flush=True)
+    print("| network | image | convolutions | timm's | MACs, millions | timm's | error | of ONNX | of TorchScript | fold, s | timm's | command, s |")
+    print("|---|" + "---:|" * 11, flush=True)
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
-            row, as_good = line(args, name, "." + args.format, Path(folder))
+            row, as_good = line(args, name, Path(folder))
         print(row, flush=True)
         worse += [] if as_good else [name]
-    print(f"\n{args.format} files, medians of {args.rounds}, {args.threads} threads, torch {torch.__version__}, {common.cpu_model()}")
+    print(f"\nSeconds of .pt2 files, medians of {args.rounds}, {args.threads} threads, torch {torch.__version__}, {common.cpu_model()}")
     print("As good as timm's, and equal to 1e-5: " + ("all" if not worse else "not " + ", ".join(worse)))
 
 
