@@ -1,11 +1,12 @@
 //! `foldconv export MODEL --format …`: export of a model to other programs.
 
+use super::foreign;
 use super::imageless::model_of;
 use super::output::json;
 use super::values::Shape;
 use crate::export::{self, Bn, Format};
 use crate::text::thousands;
-use crate::{files, say};
+use crate::{exchange, files, say};
 use anyhow::Result;
 use clap::Args;
 use std::path::PathBuf;
@@ -25,16 +26,26 @@ pub struct Options {
     /// File to write
     #[arg(short, long, value_name = "FILE")]
     out: PathBuf,
-    /// Shape of the input of a network of another program, such as 1x3x224x224 [default: that of
-    /// its file]
+    /// Shape of the input of a network of another program, such as 1x3x224x224; of several inputs,
+    /// once for each, in their order [default: those of its file]
     #[arg(long, value_name = "SHAPE")]
-    input: Option<Shape>,
+    input: Vec<Shape>,
 }
 
 pub fn run(options: &Options, as_json: bool) -> Result<()> {
     files::expect_writable(&options.out, &[&options.model])?;
-    let model = model_of(&options.model, options.input.as_ref())?;
-    export::export(&model, options.format, options.bn, &options.out)?;
+    match exchange::Format::of(&options.model) {
+        // Of any kind, where a model is one that classifies images.
+        Some(from) if matches!(options.format, Format::Onnx | Format::Torchscript) => {
+            export::expect_fused(options.bn)?;
+            let given: Vec<Vec<i64>> = options.input.iter().map(|shape| shape.0.clone()).collect();
+            foreign::convert(&options.model, from, &given, options.format, &options.out)?;
+        }
+        _ => {
+            let model = model_of(&options.model, options.input.first())?;
+            export::export(&model, options.format, options.bn, &options.out)?;
+        }
+    }
     let bytes = std::fs::metadata(&options.out)?.len();
     if as_json {
         return json(&serde_json::json!({"out": options.out, "bytes": bytes}));

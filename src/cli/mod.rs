@@ -9,6 +9,7 @@ mod doctor;
 mod eval;
 mod export;
 mod fold;
+mod foreign;
 mod imageless;
 mod import;
 mod output;

@@ -103,12 +103,19 @@ pub fn spec(path: &Path, input: Option<&[i64]>) -> Result<InputSpec> {
     let (network, inputs) = exchange::read(path, format(path)?, input.map(<[i64]>::to_vec).as_slice())?;
     let Some(&[_, channels, size, _]) = inputs.first().map(Vec::as_slice).filter(|of| of.len() == 4 && of[2] == of[3])
     else {
-        bad_request!("{name}: takes inputs of {inputs:?}; networks of square images (N, C, H, H) are taken");
+        bad_request!(
+            "{name}: takes inputs of {inputs:?}; networks of square images (N, C, H, H) are taken here, and any by `foldconv fold`"
+        );
     };
     let logits = network.graph.outputs.first().and_then(|id| network.graph.values[*id].size.clone());
     match logits.as_deref() {
         Some(&[_, classes]) => Ok(InputSpec { classes, channels, size }),
-        _ => bad_request!("{name}: returns {logits:?}; networks with logits (N, classes) are taken"),
+        logits => {
+            let shape = logits.map_or("a tensor of unknown shape".into(), |shape| format!("{shape:?}"));
+            bad_request!(
+                "{name}: returns {shape}; networks with logits (N, classes) are taken here, and any by `foldconv fold`"
+            )
+        }
     }
 }
 

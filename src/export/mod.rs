@@ -38,10 +38,20 @@ pub fn export(model: &Model, format: Format, bn: Bn, out: &Path) -> Result<()> {
         // The Python package `safetensors` takes this pair as the mark of PyTorch's layout.
         Format::Safetensors => tensors::write_with(out, ("format", "pt".into()), &state_dict::dict(model, bn)?),
         Format::Pytorch => files::write_atomic(out, &pytorch::save(&state_dict::dict(model, bn)?)?),
-        _ if bn != Bn::Fused => bad_request!("--bn: is for state dicts; a recorded network has what it has"),
-        Format::Torchscript => Network::of(model)?.torchscript(out),
-        Format::Onnx => onnx(&Network::of(model)?, out),
+        Format::Torchscript => expect_fused(bn).and_then(|()| Network::of(model)?.torchscript(out)),
+        Format::Onnx => expect_fused(bn).and_then(|()| onnx(&Network::of(model)?, out)),
     }
+}
+
+/// Refuses batch norms in a format that has none of its own.
+///
+/// # Errors
+/// A [`crate::error::BadRequest`].
+pub fn expect_fused(bn: Bn) -> Result<()> {
+    if bn != Bn::Fused {
+        bad_request!("--bn: is for state dicts; a recorded network has what it has");
+    }
+    Ok(())
 }
 
 /// Writes a network as ONNX, after it was read again and run.

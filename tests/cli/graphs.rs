@@ -121,7 +121,8 @@ fn a_network_of_another_program_is_used_like_a_model_file() {
         (vec!["eval", &model, "--mean", "0,0,0", "--std", "1,1,1"], "has its own"),
         (vec!["describe", &model, "--input", "1x3x32x32"], "is a model file"),
         (vec!["describe", &script], "leaves the shape of its input open; give --input"),
-        (vec!["export", &script, "--format", "onnx", "-o", &at("b.onnx"), "--input", "1x3x32x31"], "square images"),
+        (vec!["export", &script, "--format", "pytorch", "-o", &at("b.pth"), "--input", "1x3x32x31"], "square images"),
+        (vec!["export", &script, "--format", "onnx", "-o", &at("b.onnx"), "--input", "1x4x32x32"], "can't be run"),
     ] {
         let line = error(&run(&args), 2);
         assert!(line.contains(said), "{args:?}: {line}");
@@ -219,7 +220,11 @@ fn an_onnx_file_has_what_the_operations_say() {
     let (_guard, root) = folder(&[]);
     let at = |name: &str| arg(&root.join(name));
     type Behind = fn(Tensor) -> Tensor;
-    let variants: [(&str, Behind); 5] = [
+    let variants: [(&str, Behind); 6] = [
+        ("whole", |y| {
+            let numbers = Tensor::arange(8, (Kind::Int64, Device::Cpu));
+            y / numbers.select(0, 2) - (&numbers + numbers.select(0, 1) * 3) * 0.5
+        }),
         ("pool", |y| y.avg_pool2d([3], [1], [1], false, false, None).max_pool2d([2], [2], [1], [1], false)),
         ("pad", |y| y.constant_pad_nd([1, 0, 2, 1]) + y.pad([1, 0, 2, 1], "constant", 0.5)),
         ("cast", |y| (&y * 0. + 1.5).to_kind(Kind::Int64).to_kind(Kind::Float) + (y.square() + 1.).rsqrt().maximum(&y)),
@@ -247,6 +252,14 @@ fn networks_of_two_inputs_and_of_images_are_compared() {
     stdout(&run([&["fold", &two, "-o", &onnx][..], &shapes].concat()));
     let text = stdout(&run(["prove", &two, &onnx]));
     assert!(text.starts_with("the same function:") && text.contains("1x3x8x8, 1x3x8x8"), "{text}");
+    // It is written as it is, too, though it classifies nothing.
+    let (script, again) = (at("again.pt"), at("again.onnx"));
+    stdout(&run([&["export", &two, "--format", "onnx", "-o", &again][..], &shapes].concat()));
+    stdout(&run(["export", &again, "--format", "torchscript", "-o", &script]));
+    for other in [&again, &script] {
+        let text = stdout(&run([&["prove", &two, other][..], &shapes].concat()));
+        assert!(text.starts_with("the same function:"), "{text}");
+    }
     let one = at("one.pt");
     branches(&one, 1, |y| y.relu());
     for (args, said) in [

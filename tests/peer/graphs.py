@@ -1,6 +1,6 @@
-"""graphs.py make FOLDER SIZE FORMATS NAME...: exports networks as NAME.pt2, NAME.onnx (by the exporter that traces), NAME.dynamo.onnx (by the newer
+"""graphs.py make FOLDER SIZE NAME=FORMATS...: exports networks as NAME.pt2, NAME.onnx (by the exporter that traces), NAME.dynamo.onnx (by the newer
 one), NAME.pt (traced) and NAME.script.pt, as FORMATS (comma-separated) says, with an input NAME.x, its output NAME.y, and counts.
-graphs.py train FOLDER SIZE FORMATS NAME...: exports networks as `make` does, in evaluation; then trains each in float64 and prints its losses.
+graphs.py train FOLDER SIZE NAME=FORMATS...: exports networks as `make` does, in evaluation; then trains each in float64 and prints its losses.
 graphs.py run FOLDER FILE...: runs each file, NAME.….onnx or NAME.….pt, and prints its largest relative difference from the output; ONNX files are
 checked."""
 
@@ -233,9 +233,9 @@ def onnx(model, x, path, dynamo):
 
 
 @torch.no_grad()
-def make(folder, size, formats, names):
+def make(folder, size, networks):
     facts = {}
-    for name in names:
+    for name, formats in networks.items():
         torch.manual_seed(0)
         model = build(name).eval()
         settle(model)
@@ -271,10 +271,10 @@ def batch(step, size, classes):
     return x, (number(4) * 3.7).long() % classes
 
 
-def train(folder, size, formats, names):
-    make(folder, size, formats, names)
+def train(folder, size, networks):
+    make(folder, size, networks)
     losses = {}
-    for name in names:
+    for name in networks:
         torch.manual_seed(0)
         model = build(name)
         settle(model)
@@ -320,6 +320,7 @@ if __name__ == "__main__":
 
         warnings.filterwarnings("ignore")
         logging.disable(logging.WARNING)
-        {"make": make, "train": train}[mode](folder, int(sys.argv[3]), sys.argv[4].split(","), sys.argv[5:])
+        networks = dict(spec.split("=") for spec in sys.argv[4:])
+        {"make": make, "train": train}[mode](folder, int(sys.argv[3]), {name: of.split(",") for name, of in networks.items()})
     else:
         run(folder, sys.argv[3:])

@@ -10,6 +10,7 @@ use foldconv::config::{Config, named};
 use foldconv::fold;
 use foldconv::net::{Built, Form};
 use serde_json::{Map, Value};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use tch::Device;
 
@@ -18,12 +19,10 @@ const REPARAMETERISED: [&str; 5] = ["repvgg_a0", "mobileone_s0", "repvit_m0_9", 
 /// Networks of which the batch norms vanish.
 const PLAIN: [&str; 5] = ["resnet18", "mobilenet_v2", "shufflenet_v2_x0_5", "squeezenet1_1", "mnasnet0_5"];
 
-/// Exports networks; returns what their package says of each: its counts (`make`), or its losses in
-/// training (`train`).
-fn make(mode: &str, folder: &Path, formats: &str, names: &[&str]) -> Map<String, Value> {
-    let fixed = [mode.to_string(), arg(folder), "64".into(), formats.into()];
-    let args = [&fixed[..], &names.iter().map(|name| name.to_string()).collect::<Vec<String>>()].concat();
-    let output = script("graphs.py", &args);
+/// Exports networks, each in some formats (`resnet18=pt2,onnx`); returns what their package says of
+/// each: its counts (`make`), or its losses in training (`train`).
+fn make(mode: &str, folder: &Path, names: &[String]) -> Map<String, Value> {
+    let output = script("graphs.py", &[&[mode.to_string(), arg(folder), "64".into()], names].concat());
     serde_json::from_str(output.lines().last().unwrap()).unwrap()
 }
 
@@ -65,18 +64,29 @@ fn compare(folder: &Path, files: &[String]) {
     assert!(errors.values().all(|error| error.as_f64().unwrap() < 1e-5), "{errors:?}");
 }
 
-/// Exports networks in some formats, folds each to `targets`, and checks all of them.
-fn try_out(formats: &str, names: &[&str], targets: &[&str]) {
+/// Formats, the networks that are exported in them, and the formats to which they are folded.
+type Case<'a> = (&'a str, &'a [&'a str], &'a [&'a str]);
+
+/// Exports the networks of all cases in one process, which takes as long to start as an export,
+/// folds each, and checks all of them.
+fn try_out(cases: &[Case]) {
     if !peer() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    let facts = make("make", folder.path(), formats, names);
+    let mut formats: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for (all, names, _) in cases {
+        names.iter().for_each(|name| formats.entry(name).or_default().extend(all.split(',')));
+    }
+    let names = formats.iter().map(|(name, all)| format!("{name}={}", Vec::from_iter(all.iter().copied()).join(",")));
+    let facts = make("make", folder.path(), &names.collect::<Vec<String>>());
     let mut files = Vec::new();
-    for file in names.iter().flat_map(|name| formats.split(',').map(move |format| format!("{name}.{format}"))) {
-        for target in targets {
-            check(&file, &facts, &fold(folder.path(), &file, target));
-            files.extend((*target != "safetensors").then(|| format!("{file}.{target}")));
+    for (all, names, targets) in cases {
+        for file in names.iter().flat_map(|name| all.split(',').map(move |format| format!("{name}.{format}"))) {
+            for target in *targets {
+                check(&file, &facts, &fold(folder.path(), &file, target));
+                files.extend((*target != "safetensors").then(|| format!("{file}.{target}")));
+            }
         }
     }
     compare(folder.path(), &files);
@@ -84,50 +94,50 @@ fn try_out(formats: &str, names: &[&str], targets: &[&str]) {
 
 #[test]
 fn networks_of_torch_export_fold_as_far_as_their_own_methods_fold_them() {
-    try_out("pt2", &[&REPARAMETERISED[..], &PLAIN].concat(), &["onnx"]);
-    try_out("pt2", &["repvgg_a0", "mnasnet0_5"], &["pt", "safetensors"]);
+    try_out(&[
+        ("pt2", &REPARAMETERISED, &["onnx"]),
+        ("pt2", &PLAIN, &["onnx"]),
+        ("pt2", &["repvgg_a0", "mnasnet0_5"], &["pt", "safetensors"]),
+    ]);
 }
 
 #[test]
 fn networks_in_onnx_fold_as_far_as_their_own_methods_fold_them() {
-    try_out("onnx", &[&REPARAMETERISED[..], &["shufflenet_v2_x0_5", "mobilenet_v2"]].concat(), &["onnx"]);
-    try_out("dynamo.onnx", &["mobileone_s0", "resnet18"], &["onnx"]);
+    try_out(&[
+        ("onnx", &REPARAMETERISED, &["onnx"]),
+        ("onnx", &["shufflenet_v2_x0_5", "mobilenet_v2"], &["onnx"]),
+        ("dynamo.onnx", &["mobileone_s0", "resnet18"], &["onnx"]),
+    ]);
 }
 
 #[test]
 fn networks_in_torchscript_fold_as_far_as_their_own_methods_fold_them() {
-    try_out("pt", &[&REPARAMETERISED[..], &["shufflenet_v2_x0_5", "squeezenet1_1"]].concat(), &["onnx"]);
-    try_out("script.pt", &["resnet18", "mobilenet_v2"], &["onnx"]);
+    try_out(&[
+        ("pt", &REPARAMETERISED, &["onnx"]),
+        ("pt", &["shufflenet_v2_x0_5", "squeezenet1_1"], &["onnx"]),
+        ("script.pt", &["resnet18", "mobilenet_v2"], &["onnx"]),
+    ]);
 }
 
-/// Networks that are no classifiers: their transposed convolutions, upsampling and pooling stay,
-/// and the blocks between them fold. The detector has several outputs.
+/// Networks of blocks that are no classifiers, whose transposed convolutions, upsampling and pooling
+/// stay, or hold other things that a fold must not lose:
+///
+/// * a detector with several outputs;
+/// * paddings of the result of a batch norm with the batch norm's value at 0, in place;
+/// * writes through views, whose result nobody reads, but what shares its memory;
+/// * integers that divide with a rest, indexes in lists and tables, paddings of computed sizes;
+/// * an LSTM, which can't be written for another batch than that of its first state.
 #[test]
-fn a_u_net_and_a_detector_fold_around_their_other_operations() {
-    try_out("pt2", &["unet"], &["onnx", "pt"]);
-    try_out("onnx", &["unet", "detector"], &["onnx"]);
-    try_out("pt2", &["detector"], &["onnx", "pt", "safetensors"]);
-    try_out("pt", &["detector"], &["onnx"]);
-}
-
-/// Their code pads the result of a batch norm with the batch norm's value at 0, in place.
-#[test]
-fn diverse_branch_blocks_fold_to_one_convolution_each() {
-    try_out("pt2,pt,onnx,dynamo.onnx", &["diverse"], &["onnx"]);
-}
-
-/// Nobody reads the result of a write through a view, and what shares its memory depends on it.
-/// Integers that divide without a rest to keep, indexes in lists and tables, paddings of computed
-/// sizes; and an LSTM, which can't be written for another batch than that of its first state.
-#[test]
-fn shapes_and_indexes_that_the_code_computes_are_followed() {
-    try_out("onnx,dynamo.onnx", &["computed"], &["onnx"]);
-    try_out("pt2,pt", &["computed", "recurrent"], &["pt"]);
-}
-
-#[test]
-fn masks_that_are_written_in_place_stay() {
-    try_out("pt2,pt", &["framed"], &["pt"]);
+fn networks_of_other_kinds_fold_around_what_is_no_convolution() {
+    try_out(&[
+        ("pt2", &["unet"], &["onnx", "pt"]),
+        ("onnx", &["unet", "detector"], &["onnx"]),
+        ("pt2", &["detector"], &["onnx", "pt", "safetensors"]),
+        ("pt", &["detector"], &["onnx"]),
+        ("pt2,pt,onnx,dynamo.onnx", &["diverse"], &["onnx"]),
+        ("pt2,pt", &["framed", "computed", "recurrent"], &["pt"]),
+        ("onnx,dynamo.onnx", &["computed"], &["onnx"]),
+    ]);
 }
 
 /// Builds a network of a file, or one of our own, with an operator.
@@ -149,7 +159,8 @@ fn networks_that_were_exported_in_evaluation_train_as_in_pytorch() {
     let folder = tempfile::tempdir().unwrap();
     let all = ["resnet18", "shufflenet_v2_x0_5", "regnet_y_400mf", "repvgg_a0"];
     for (formats, names) in [("pt2,onnx,pt,script.pt", &all[..1]), ("pt2", &all[1..])] {
-        let facts = make("train", folder.path(), formats, names);
+        let of = names.iter().map(|name| format!("{name}={formats}"));
+        let facts = make("train", folder.path(), &of.collect::<Vec<String>>());
         for (name, format) in names.iter().flat_map(|name| formats.split(',').map(move |format| (name, format))) {
             let expected: Vec<f64> = serde_json::from_value(facts[*name].clone()).unwrap();
             let file = folder.path().join(format!("{name}.{format}"));
@@ -167,7 +178,7 @@ fn an_operator_on_torchvisions_resnet_trains_as_on_our_own_loss_for_loss() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    make("make", folder.path(), "pt2", &["resnet18"]);
+    make("make", folder.path(), &["resnet18=pt2".to_string()]);
     let operator = ", operator: maconv, apply_to: [spatial]";
     let net = graph(&folder.path().join("resnet18.pt2"));
     let (mut of_file, mut own) = (built(&net, operator), built("resnet18", operator));

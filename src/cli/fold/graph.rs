@@ -2,29 +2,28 @@
 
 use super::Options;
 use super::whole::{Before, Whole, convert};
+use crate::cli::foreign;
 use crate::cli::output::{json, print};
 use crate::exchange::{self, Format};
 use crate::export;
-use crate::graph::Graph;
 use crate::graph::counts::Totals;
 use crate::graph::fold::{Report, fold};
-use crate::graph::run::Place;
 use crate::onnx;
 use crate::text::{align_right, scientific, table, thousands};
 use crate::weights::tensors;
 use crate::{bad_request, files, finite, machine, say};
 use anyhow::{Context, Result, bail};
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 
-/// Output formats, by suffix.
+/// Kinds of output files.
 #[derive(Clone, Copy)]
 enum Target {
-    Onnx,
-    TorchScript,
-    Safetensors,
+    /// The tensors alone.
+    Tensors,
+    /// The network.
+    Network(export::Format),
 }
 
 pub fn run(options: &Options, format: Format, as_json: bool) -> Result<()> {
@@ -48,31 +47,7 @@ pub fn run(options: &Options, format: Format, as_json: bool) -> Result<()> {
     let report = fold(&mut network.graph)?;
     let seconds = clock.elapsed().as_secs_f64();
     let after = network.graph.totals();
-    let mut graph = network.graph;
-    let whole = match (target, &network.original) {
-        (Target::Onnx, Some(file)) => {
-            let folder = files::folder(&options.out);
-            let bytes = file.rewrite(&graph, &report.folded, folder)?;
-            // The file as another program will read it.
-            let (written, _) = onnx::decode(bytes.clone(), folder).context("the folded file")?;
-            let whole = original.compare(&written)?;
-            files::write_atomic(&options.out, &bytes)?;
-            whole
-        }
-        _ => {
-            // The files hold float32, and the fold computes constants in float64.
-            convert(&mut graph, Kind::Float);
-            // Tensors have no batch. The code of a network may name that of its example, or compute
-            // with it.
-            let any_batch = !matches!(target, Target::Safetensors) && graph.free_batch(&inputs);
-            let whole = original.compare(&graph)?;
-            if let (Err(reason), Target::Onnx | Target::TorchScript) = (&whole, target) {
-                bail!("it can't be written as a network; write .safetensors: {reason}");
-            }
-            write(&graph, target, (&inputs, any_batch), options)?;
-            whole
-        }
-    };
+    let whole = write(options, target, network, &report, &original, &inputs)?;
     let outcome = Outcome { report, before, after, seconds, whole };
     if as_json {
         return document(options, &outcome);
@@ -81,6 +56,43 @@ pub fn run(options: &Options, format: Format, as_json: bool) -> Result<()> {
         explain(&outcome.report)?;
     }
     summary(options, &outcome)
+}
+
+/// Compares a folded network with the one before, and writes it if it is the same function, or can't
+/// be run. Returns the comparison.
+fn write(
+    options: &Options,
+    target: Target,
+    network: exchange::Network,
+    report: &Report,
+    before: &Before,
+    inputs: &[Vec<i64>],
+) -> Result<Result<Whole, String>> {
+    let (mut graph, out) = (network.graph, &options.out);
+    if let (Target::Network(export::Format::Onnx), Some(file)) = (target, &network.original) {
+        let folder = files::folder(out);
+        let bytes = file.rewrite(&graph, &report.folded, folder)?;
+        // The file as another program will read it.
+        let (written, _) = onnx::decode(bytes.clone(), folder).context("the folded file")?;
+        let whole = before.compare(&written)?;
+        files::write_atomic(out, &bytes)?;
+        return Ok(whole);
+    }
+    // The files hold float32, and the fold computes constants in float64.
+    convert(&mut graph, Kind::Float);
+    let Target::Network(format) = target else {
+        let whole = before.compare(&graph)?;
+        tensors::write_with(out, ("format", "pt".into()), &foreign::constants(&graph))?;
+        return Ok(whole);
+    };
+    // The code of a network may name the batch of its example, or compute with it.
+    let any_batch = graph.free_batch(inputs);
+    let whole = before.compare(&graph)?;
+    if let Err(reason) = &whole {
+        bail!("it can't be written as a network; write .safetensors: {reason}");
+    }
+    foreign::write(&graph, &options.model, (inputs, any_batch), format, out)?;
+    Ok(whole)
 }
 
 /// A fold, and what it changed.
@@ -94,58 +106,14 @@ struct Outcome {
     whole: Result<Whole, String>,
 }
 
-/// Returns the format of the output file.
+/// Returns the kind of the output file, by its suffix.
 fn target(out: &Path) -> Result<Target> {
     match out.extension().and_then(|suffix| suffix.to_str()) {
-        Some("onnx") => Ok(Target::Onnx),
-        Some("pt" | "pth" | "torchscript") => Ok(Target::TorchScript),
-        Some("safetensors") => Ok(Target::Safetensors),
+        Some("onnx") => Ok(Target::Network(export::Format::Onnx)),
+        Some("pt" | "pth" | "torchscript") => Ok(Target::Network(export::Format::Torchscript)),
+        Some("safetensors") => Ok(Target::Tensors),
         _ => bad_request!("{}: give a name that ends in .onnx, .pt or .safetensors", out.display()),
     }
-}
-
-/// Writes a folded network. `inputs` are the shapes of its inputs, and whether it takes any batch.
-fn write(graph: &Graph, target: Target, (inputs, any_batch): (&[Vec<i64>], bool), options: &Options) -> Result<()> {
-    let values = graph.constants().map(|id| &graph.values[id]);
-    let named: BTreeMap<String, Tensor> =
-        values.filter_map(|info| Some((info.name.clone(), info.tensor.as_ref()?.shallow_clone()))).collect();
-    if let Target::Safetensors = target {
-        return tensors::write_with(&options.out, ("format", "pt".into()), &named);
-    }
-    let forward = |x: &[Tensor]| tch::no_grad(|| graph.run(x, Place::FLOAT));
-    let Some((batch, images)) = batched(inputs) else {
-        bad_request!(
-            "{}: its inputs {inputs:?} are no batches of one size; write .safetensors, or .onnx from .onnx",
-            options.model.display()
-        );
-    };
-    let record = |batch: Option<i64>| {
-        let network = export::Network {
-            name: options.model.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default(),
-            tensors: named.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect(),
-            // The example has shown that the network can be run.
-            forward: Box::new(|x| forward(x).unwrap_or_default()),
-            inputs: images.clone(),
-            batch,
-            metadata: Vec::new(),
-        };
-        match target {
-            Target::Onnx => export::onnx(&network, &options.out),
-            _ => network.torchscript(&options.out),
-        }
-    };
-    if any_batch && record(None).is_ok() {
-        return Ok(());
-    }
-    record(Some(batch))
-}
-
-/// Returns the number of images of the example, and the shapes of the inputs without it; none if
-/// there are no inputs, or some of another number of images.
-fn batched(inputs: &[Vec<i64>]) -> Option<(i64, Vec<Vec<i64>>)> {
-    let batch = *inputs.first()?.first()?;
-    let image = |size: &Vec<i64>| size.split_first().filter(|(n, _)| **n == batch).map(|(_, image)| image.to_vec());
-    Some((batch, inputs.iter().map(image).collect::<Option<_>>()?))
 }
 
 fn explain(report: &Report) -> Result<()> {
@@ -215,17 +183,4 @@ fn document(options: &Options, Outcome { report, before, after, seconds, whole }
         "relative_difference_float64": whole.as_ref().ok().and_then(|whole| whole.double),
         "seconds": seconds, "regions": regions, "refused": refused,
     }))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::batched;
-
-    #[test]
-    fn inputs_are_batches_of_one_size_or_none() {
-        assert_eq!(batched(&[vec![2, 3, 8], vec![2]]), Some((2, vec![vec![3, 8], vec![]])));
-        for inputs in [vec![], vec![vec![]], vec![vec![2, 3], vec![]], vec![vec![2, 3], vec![1, 3]]] {
-            assert_eq!(batched(&inputs), None, "{inputs:?}");
-        }
-    }
 }

@@ -10,7 +10,7 @@ use crate::train;
 use anyhow::{Context, Result, bail, ensure};
 use prost::Message;
 use serde_json::Value;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use tch::{Kind, Tensor};
 
 /// ONNX's number of float32.
@@ -89,6 +89,8 @@ struct Writer {
     known: HashMap<usize, Known>,
     nodes: Vec<NodeProto>,
     initializers: Vec<TensorProto>,
+    /// Names of the tensors of integers, which ONNX does not mix with other numbers.
+    whole: HashSet<String>,
 }
 
 /// Returns a dimension counted from the front; a negative one is counted from the end.
@@ -104,6 +106,9 @@ impl Writer {
     /// Adds a tensor that is stored in the file; returns its name.
     fn initializer(&mut self, name: &str, tensor: &Tensor) -> Result<String> {
         let known = matches!(tensor.kind(), Kind::Float | Kind::Int64);
+        if tensor.kind() == Kind::Int64 {
+            self.whole.insert(name.into());
+        }
         let encoded = onnx::encode(name, tensor).filter(|_| known);
         self.initializers.push(encoded.with_context(|| format!("a constant of {:?}", tensor.kind()))?);
         Ok(name.to_string())
@@ -196,8 +201,11 @@ impl Writer {
             }
             "aten::chunk" => self.chunk(node)?,
             op => {
-                let name = format!("value_{out}");
-                self.operation(op.trim_start_matches("aten::").trim_end_matches('_'), &node.inputs, &name, &size(0))?;
+                let (name, op) = (format!("value_{out}"), op.trim_start_matches("aten::").trim_end_matches('_'));
+                self.operation(op, &node.inputs, &name, &size(0))?;
+                if self.makes_whole(op, &node.inputs) {
+                    self.whole.insert(name.clone());
+                }
                 self.known.insert(out, Known::Tensor { name, size: size(0) });
             }
         }

@@ -1,7 +1,7 @@
 //! Translation of each operation of libtorch to ONNX.
 
-use super::{Known, Writer, axis};
-use crate::graph::element_type;
+use super::{FLOAT, Known, Writer, axis};
+use crate::graph::{element_type, scalar_type};
 use crate::onnx::proto::AttributeProto;
 use crate::onnx::{self, UNARY};
 use anyhow::{Context, Result, bail, ensure};
@@ -143,10 +143,56 @@ impl Writer {
         Ok(())
     }
 
+    /// Writes an operation of two inputs, which must have one type: integers stay integers only
+    /// beside others, and not in a division.
     fn pair(&mut self, op: &str, x: &[usize], out: &str) -> Result<()> {
-        let (a, b) = (self.tensor(x[0])?, self.tensor(x[1])?);
-        self.push(op, &[&a, &b], out, vec![]);
+        let mut types = [x[0], x[1]].map(|id| self.is_whole(id)).into_iter().flatten().peekable();
+        let whole = op != "Div" && types.peek().is_some() && types.all(|whole| whole);
+        let mut names = Vec::new();
+        for (at, id) in x[..2].iter().enumerate() {
+            names.push(match (self.known(*id)?.clone(), self.is_whole(*id)) {
+                (Known::Constant(value), _) if whole => {
+                    let number = value.as_i64().context("no integer")?;
+                    self.initializer(&format!("{out}_number_{at}"), &Tensor::from(number))?
+                }
+                (Known::Tensor { name, .. }, Some(true)) if !whole => {
+                    let float = format!("{out}_float_{at}");
+                    self.push("Cast", &[&name], &float, vec![AttributeProto::int("to", FLOAT.into())]);
+                    float
+                }
+                _ => self.tensor(*id)?,
+            });
+        }
+        self.push(op, &[&names[0], &names[1]], out, vec![]);
         Ok(())
+    }
+
+    /// Returns whether a value holds integers; none for a whole number, which may be of any type.
+    fn is_whole(&self, id: usize) -> Option<bool> {
+        match self.known.get(&id)? {
+            Known::Tensor { name, .. } => Some(self.whole.contains(name)),
+            Known::Constant(value) if value.is_i64() => None,
+            _ => Some(false),
+        }
+    }
+
+    /// Returns whether the result of an operation holds integers.
+    pub(super) fn makes_whole(&self, op: &str, x: &[usize]) -> bool {
+        match op {
+            "argmax" | "arange" => true,
+            "eq" | "div" | "mean" => false,
+            "to" => x[1..].iter().take(2).find_map(|id| self.integer(*id).ok()) == Some(scalar_type(Kind::Int64)),
+            _ => {
+                let known: Vec<&Known> = x.iter().filter_map(|id| self.known.get(id)).collect();
+                let fraction = |of: &&Known| matches!(of, Known::Constant(value) if value.get("float").is_some());
+                let names = known.iter().filter_map(|of| match of {
+                    Known::Tensor { name, .. } => Some(name),
+                    _ => None,
+                });
+                let names: Vec<&String> = names.collect();
+                !names.is_empty() && names.iter().all(|name| self.whole.contains(*name)) && !known.iter().any(fraction)
+            }
+        }
     }
 
     /// Returns a list of a number for each axis, of which PyTorch takes one for all.
