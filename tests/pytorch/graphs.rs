@@ -119,8 +119,8 @@ fn networks_in_torchscript_fold_as_far_as_their_own_methods_fold_them() {
     ]);
 }
 
-/// Networks of blocks that are no classifiers, whose transposed convolutions, upsampling and pooling
-/// stay, or hold other things that a fold must not lose:
+/// Networks of blocks that are no classifiers, whose transposed convolutions, upsampling and
+/// pooling stay, or hold other things that a fold must not lose:
 ///
 /// * a detector with several outputs;
 /// * paddings of the result of a batch norm with the batch norm's value at 0, in place;

@@ -58,8 +58,8 @@ pub fn run(options: &Options, format: Format, as_json: bool) -> Result<()> {
     summary(options, &outcome)
 }
 
-/// Compares a folded network with the one before, and writes it if it is the same function, or can't
-/// be run. Returns the comparison.
+/// Compares a folded network with the one before, and writes it if it is the same function, or
+/// can't be run. Returns the comparison.
 fn write(
     options: &Options,
     target: Target,
