@@ -2,6 +2,7 @@
 //! more equivalent operations of ONNX.
 
 mod operations;
+mod shaping;
 
 use super::recorded::{Graph, Network, Node, numbered};
 use crate::onnx;
