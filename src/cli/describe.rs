@@ -180,7 +180,7 @@ pub fn run(options: &Options, as_json: bool) -> Result<()> {
         if !options.overrides.is_empty() {
             bad_request!("--set: overrides the keys of a YAML file, and {} is a model", target.display());
         }
-        let About { form, config, tuned, .. } = model_of(target, options.input.as_ref())?.about;
+        let About { form, config, tuned, .. } = model_of(target, options.input.as_slice())?.about;
         describe(Some(form), tuned, &config)?
     } else {
         if options.input.is_some() {

@@ -38,11 +38,11 @@ pub fn run(options: &Options, as_json: bool) -> Result<()> {
         // Of any kind, where a model is one that classifies images.
         Some(from) if matches!(options.format, Format::Onnx | Format::Torchscript) => {
             export::expect_fused(options.bn)?;
-            let given: Vec<Vec<i64>> = options.input.iter().map(|shape| shape.0.clone()).collect();
+            let given = Shape::sizes(&options.input);
             foreign::convert(&options.model, from, &given, options.format, &options.out)?;
         }
         _ => {
-            let model = model_of(&options.model, options.input.first())?;
+            let model = model_of(&options.model, &options.input)?;
             export::export(&model, options.format, options.bn, &options.out)?;
         }
     }

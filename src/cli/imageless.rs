@@ -13,18 +13,18 @@ use anyhow::Result;
 use std::path::Path;
 
 /// Reads a model file, or a network of another program without data, whose images are taken as they
-/// are. `input` is the shape of the input where such a file leaves it open.
+/// are. `input` has the shape of the input where such a file leaves it open.
 ///
 /// # Errors
 /// A [`crate::error::BadRequest`] if the file can't be read.
-pub fn model_of(path: &Path, input: Option<&Shape>) -> Result<Model> {
+pub fn model_of(path: &Path, input: &[Shape]) -> Result<Model> {
     if Format::of(path).is_none() {
-        if input.is_some() {
+        if !input.is_empty() {
             bad_request!("--input: is for networks of other programs; {} is a model file", path.display());
         }
         return load_model(path);
     }
-    let spec = network::spec(path, input.map(|shape| &*shape.0))?;
+    let spec = network::spec(path, &Shape::sizes(input))?;
     let keys = [("classes", spec.classes), ("size", spec.size), ("channels", spec.channels)];
     let keys = keys.map(|(key, value)| (key.into(), value.into()));
     let data = Mapping::from_iter([("name".into(), "external".into())].into_iter().chain(keys));

@@ -42,7 +42,7 @@ pub struct Options {
     /// Folder that holds the data set [default: FOLDCONV_DATA]
     #[arg(long, value_name = "FOLDER", requires = "data")]
     root: Option<PathBuf>,
-    /// Number of test images, spread evenly over the set
+    /// Number of test images, spread evenly over the set; whole batches of the network are taken
     #[arg(long, default_value_t = 64, requires = "data", value_parser = whole::<u32>(2..=1 << 20))]
     images: u32,
     #[command(flatten)]
@@ -148,7 +148,7 @@ fn smallest(sides: &[Side; 2]) -> Option<&Vec<Vec<i64>>> {
 
 /// Returns two inputs of random numbers, float64.
 fn random(options: &Options, sides: &[Side; 2]) -> Result<Vec<Vec<Tensor>>> {
-    let given: Vec<Vec<i64>> = options.input.iter().map(|shape| shape.0.clone()).collect();
+    let given = Shape::sizes(&options.input);
     let shapes = match smallest(sides) {
         _ if !given.is_empty() => given,
         Some(shapes) => shapes.clone(),
@@ -166,7 +166,8 @@ fn random(options: &Options, sides: &[Side; 2]) -> Result<Vec<Vec<Tensor>>> {
 }
 
 /// Returns batches of test images, float64 (N, C, H, H), normalised as those of the first model
-/// file, or of the data set. At least two batches, all of one size.
+/// file, or of the data set. All batches have one size, and there are two or more if the set has
+/// as many images.
 fn images(options: &Options, text: &str, sides: &[Side; 2]) -> Result<Vec<Vec<Tensor>>> {
     let data = config::data_set("--data", data_keys(text, options.root.as_deref())?)?;
     let spec = data.spec();

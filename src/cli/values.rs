@@ -29,6 +29,13 @@ pub fn form() -> impl TypedValueParser<Value = Form> {
 #[derive(Clone, Debug)]
 pub struct Shape(pub Vec<i64>);
 
+impl Shape {
+    /// Returns the sizes of some shapes.
+    pub fn sizes(shapes: &[Shape]) -> Vec<Vec<i64>> {
+        shapes.iter().map(|shape| shape.0.clone()).collect()
+    }
+}
+
 impl std::str::FromStr for Shape {
     type Err = String;
 

@@ -92,15 +92,15 @@ pub fn classes(config: &Config) -> i64 {
     config.net.layout().map_or(0, |layout| layout.classes)
 }
 
-/// Returns the images and classes of a network of another program. `input` is the shape of its
+/// Returns the images and classes of a network of another program. `given` has the shape of its
 /// input where the file leaves it open.
 ///
 /// # Errors
 /// A [`crate::error::BadRequest`] for a file that can't be read, or a network that does not take
 /// square images and return logits.
-pub fn spec(path: &Path, input: Option<&[i64]>) -> Result<InputSpec> {
+pub fn spec(path: &Path, given: &[Vec<i64>]) -> Result<InputSpec> {
     let name = path.display();
-    let (network, inputs) = exchange::read(path, format(path)?, input.map(<[i64]>::to_vec).as_slice())?;
+    let (network, inputs) = exchange::read(path, format(path)?, given)?;
     let Some(&[_, channels, size, _]) = inputs.first().map(Vec::as_slice).filter(|of| of.len() == 4 && of[2] == of[3])
     else {
         bad_request!(

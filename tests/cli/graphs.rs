@@ -121,6 +121,21 @@ fn a_network_of_another_program_is_used_like_a_model_file() {
         (vec!["eval", &model, "--mean", "0,0,0", "--std", "1,1,1"], "has its own"),
         (vec!["describe", &model, "--input", "1x3x32x32"], "is a model file"),
         (vec!["describe", &script], "leaves the shape of its input open; give --input"),
+        (
+            vec![
+                "export",
+                &script,
+                "--format",
+                "pytorch",
+                "-o",
+                &at("b.pth"),
+                "--input",
+                "1x3x32x32",
+                "--input",
+                "1x3",
+            ],
+            "2 shapes, and",
+        ),
         (vec!["export", &script, "--format", "pytorch", "-o", &at("b.pth"), "--input", "1x3x32x31"], "square images"),
         (vec!["export", &script, "--format", "onnx", "-o", &at("b.onnx"), "--input", "1x4x32x32"], "can't be run"),
     ] {

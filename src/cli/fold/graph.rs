@@ -1,9 +1,10 @@
 //! `foldconv fold NETWORK -o OUT`: folds the linear regions of a network of another program.
 
 use super::Options;
-use super::whole::{Before, Whole, convert};
+use super::whole::{Before, Whole, set_precision};
 use crate::cli::foreign;
 use crate::cli::output::{json, print};
+use crate::cli::values::Shape;
 use crate::exchange::{self, Format};
 use crate::export;
 use crate::graph::counts::Totals;
@@ -34,7 +35,7 @@ pub fn run(options: &Options, format: Format, as_json: bool) -> Result<()> {
     // A file may ask for tensors of any size, when it is read or run.
     machine::limit_memory();
     let mut network = exchange::open(&options.model, format)?;
-    let given: Vec<Vec<i64>> = options.input.iter().map(|shape| shape.0.clone()).collect();
+    let given = Shape::sizes(&options.input);
     let inputs = exchange::inputs(&network.graph, &options.model, &given)?;
     tch::manual_seed(0);
     let x: Vec<Tensor> = inputs.iter().map(|size| Tensor::randn(size, (Kind::Float, Device::Cpu))).collect();
@@ -79,7 +80,7 @@ fn write(
         return Ok(whole);
     }
     // The files hold float32, and the fold computes constants in float64.
-    convert(&mut graph, Kind::Float);
+    set_precision(&mut graph, Kind::Float);
     let Target::Network(format) = target else {
         let whole = before.compare(&graph)?;
         tensors::write_with(out, ("format", "pt".into()), &foreign::constants(&graph))?;

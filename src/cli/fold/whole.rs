@@ -75,18 +75,18 @@ impl Before<'_> {
             return Ok(None);
         }
         // The fold keeps the precision of the constants.
-        convert(&mut graph, Kind::Double);
+        set_precision(&mut graph, Kind::Double);
         fold(&mut graph)?;
         let after = difference(&before, &run(&graph)?);
         // The network that is written has its constants in float32. Rounding them may change its
         // outputs as much as float32 does, so it is compared with this one, rounded as well.
-        convert(&mut graph, Kind::Float);
+        set_precision(&mut graph, Kind::Float);
         Ok(Some(finite::larger(after, difference(&run(&graph)?, &run(folded)?))))
     }
 }
 
 /// Converts the constants of a network that are no integers.
-pub fn convert(graph: &mut Graph, kind: Kind) {
+pub fn set_precision(graph: &mut Graph, kind: Kind) {
     let constants = graph.values.iter_mut().filter_map(|info| info.tensor.as_mut());
     for tensor in constants.filter(|tensor| [Kind::Float, Kind::Double].contains(&tensor.kind())) {
         *tensor = tensor.to_kind(kind);
