@@ -21,15 +21,15 @@ pub fn translate(site: &mut Site) -> Option<()> {
         "Reshape" => reshape(site),
         "Flatten" => {
             let x = site.x(0)?;
-            match site.int("axis", 1) {
+            let axis = site.int("axis", 1);
+            let axis = if axis < 0 { axis.checked_add(site.shape(0)?.len() as i64)? } else { axis };
+            match axis {
                 0 => site.out("aten::reshape", "", vec![x, Arg::integers(&[1, -1])]),
                 1 => site.out("aten::flatten", "using_ints", vec![x, Arg::Int(1), Arg::Int(-1)]),
                 // Two axes come out: all before this one, and all from it on.
                 axis => {
-                    let before = if axis > 0 { axis - 1 } else { axis - 1 + site.shape(0)?.len() as i64 };
-                    let behind =
-                        site.inner("aten::flatten", "using_ints", vec![x, Arg::Int(before + 1), Arg::Int(-1)])?;
-                    site.out("aten::flatten", "using_ints", vec![behind, Arg::Int(0), Arg::Int(before)])
+                    let behind = site.inner("aten::flatten", "using_ints", vec![x, Arg::Int(axis), Arg::Int(-1)])?;
+                    site.out("aten::flatten", "using_ints", vec![behind, Arg::Int(0), Arg::Int(axis.checked_sub(1)?)])
                 }
             }
         }

@@ -196,3 +196,48 @@ fn hostile_files_are_refused() {
         assert!(read(&bytes[..cut]).is_err());
     }
 }
+
+/// Operators on shapes and integers, whose results PyTorch has under other rules: a division
+/// truncates, an axis may be counted from the end, a padding may be computed, and a batch norm in
+/// training has results that nobody reads.
+#[test]
+fn shapes_and_integers_are_computed_as_onnx_says() {
+    let axis = |axis: i64| vec![AttributeProto::int("axis", axis)];
+    let training = vec![AttributeProto::int("training_mode", 1)];
+    let graph = GraphProto {
+        node: vec![
+            node("Flatten", &["x"], &["back"], axis(-1)),
+            node("Flatten", &["x"], &["third"], axis(2)),
+            node("Size", &["x"], &["size"], vec![]),
+            node("Shape", &["x"], &["shape"], vec![]),
+            node("Div", &["shape", "two"], &["half"], vec![]),
+            node("Mod", &["shape", "two"], &["rest"], vec![]),
+            node("Concat", &["half", "rest"], &["pads"], axis(0)),
+            node("Pad", &["x", "pads"], &["padded"], vec![]),
+            node("BatchNormalization", &["x", "one", "zero", "zero", "one"], &["norm", "m", "v"], training),
+        ],
+        name: "shapes".into(),
+        initializer: vec![
+            tensor("two", &Tensor::from_slice(&[2i64])),
+            tensor("one", &Tensor::ones([3], FLOAT)),
+            tensor("zero", &Tensor::zeros([3], FLOAT)),
+        ],
+        input: vec![value("x", &[1, 3, 5, 7])],
+        output: ["back", "third", "padded", "norm", "size", "half"].map(|name| value(name, &[])).into(),
+        value_info: vec![],
+    };
+    let bytes = model(17, 8, graph).encode_to_vec();
+    let x = Tensor::randn([1, 3, 5, 7], (Kind::Double, Device::Cpu));
+    assert!(run(&bytes, "back", &x).equal(&x.reshape([15, 7])));
+    assert!(run(&bytes, "third", &x).equal(&x.reshape([3, 35])));
+    assert_eq!(run(&bytes, "size", &x).int64_value(&[]), 105);
+    assert_eq!(Vec::<i64>::try_from(run(&bytes, "half", &x)).unwrap(), [0, 1, 2, 3]);
+    // 0, 1, 2, 3 in front, and 1, 1, 1, 1 behind.
+    assert!(run(&bytes, "padded", &x).equal(&x.constant_pad_nd([3, 1, 2, 1, 1, 1, 0, 1])));
+    let axes: &[i64] = &[2, 3];
+    let (mean, variance) = (x.mean_dim(axes, true, Kind::Double), x.var_dim(axes, false, true));
+    let expected = (&x - mean) / (variance + 1e-5).sqrt();
+    let error = (run(&bytes, "norm", &x) - expected).abs().max().double_value(&[]);
+    // The file has the eps in float32, of which 1e-5 is off by 1e-13.
+    assert!(error < 1e-10, "{error:e}");
+}

@@ -8,6 +8,8 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <mutex>
+#include <optional>
 #include <sstream>
 #include <string>
 
@@ -80,12 +82,21 @@ IValue to_ivalue(const Value& value, const c10::TypePtr& type, c10::optional<int
 // another shape than the weights, which libtorch leaves to Python to check.
 class WithoutMkldnn {
 public:
-    WithoutMkldnn() : before_(at::globalContext().userEnabledMkldnn()) { at::globalContext().setUserEnabledMkldnn(false); }
+    WithoutMkldnn() : turn_(mutex()), before_(at::globalContext().userEnabledMkldnn()) {
+        at::globalContext().setUserEnabledMkldnn(false);
+    }
     ~WithoutMkldnn() { at::globalContext().setUserEnabledMkldnn(before_); }
     WithoutMkldnn(const WithoutMkldnn&) = delete;
     WithoutMkldnn& operator=(const WithoutMkldnn&) = delete;
 
 private:
+    // The setting is that of the process, so that two calls at once would restore each other's.
+    static std::mutex& mutex() {
+        static std::mutex one;
+        return one;
+    }
+
+    std::lock_guard<std::mutex> turn_;
     bool before_;
 };
 
@@ -185,12 +196,9 @@ extern "C" char* foldconv_operator_call(
             const auto& argument = schema.arguments()[i];
             stack.push_back(to_ivalue(arguments[i], argument.type(), argument.N()));
         }
-        if (schema.name() == "aten::lstm") {
-            const WithoutMkldnn guard;
-            found.getOperation()(stack);
-        } else {
-            found.getOperation()(stack);
-        }
+        std::optional<WithoutMkldnn> guard;
+        if (schema.name() == "aten::lstm") guard.emplace();
+        found.getOperation()(stack);
         auto* values = allocate(stack.size());
         for (size_t i = 0; i < stack.size(); i++) values[i] = from_ivalue(stack[i]);
         *results = values;

@@ -78,14 +78,9 @@ fn frame(graph: &Graph, producers: &[Option<usize>], at: usize) -> Option<Frame>
         return None;
     }
     let Linear::Form { x, .. } = Linear::of(graph, producers, pad)? else { return None };
-    let (edges, edge) = if graph.written.contains(&padded) {
-        let edges = writes(graph, at, padded)?;
-        let edge = edge(graph, at, &edges, x)?;
-        (edges, edge)
-    } else {
-        let found = |edges: Edges| edge(graph, at, &edges, x).map(|edge| (edges, edge));
-        scatters(graph, at, padded).into_iter().find_map(found)?
-    };
+    let written = graph.written.contains(&padded);
+    let found = if written { Vec::from_iter(writes(graph, at, padded)) } else { scatters(graph, at, padded) };
+    let (edge, edges) = found.into_iter().find_map(|edges| Some((edge(graph, at, &edges, x)?, edges)))?;
     let layer = producers[x].filter(|layer| !graph.shares(&graph.nodes[*layer]))?;
     let (input, at_zero) = at_zero(graph, producers, layer, x)?;
     let fits = at_zero.size() == edge.size() && finite::relative_difference(&at_zero, &edge) < TOLERANCE;
