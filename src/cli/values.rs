@@ -18,6 +18,14 @@ pub fn number(text: &str) -> Result<f64, String> {
     text.parse().map_err(|_| "give a number".into())
 }
 
+/// Returns a parser of numbers in `range`.
+pub fn between(range: RangeInclusive<f64>) -> impl Fn(&str) -> Result<f64, String> + Clone {
+    move |text| {
+        let number = text.parse().ok().filter(|number| range.contains(number));
+        number.ok_or_else(|| format!("give a number from {} to {}", range.start(), range.end()))
+    }
+}
+
 /// Returns a parser of the forms `expanded` and `compact`.
 pub fn form() -> impl TypedValueParser<Value = Form> {
     let forms = [Form::Expanded, Form::Compact];

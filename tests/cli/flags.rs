@@ -72,7 +72,7 @@ impl VariablePaths {
             ("bench op", "operators") => "mdconv".into(),
             ("bench op", "channels" | "size") => "4".into(),
             ("bench op", "kernel" | "batch" | "rounds") | ("bench train", "steps" | "warmup") => "1".into(),
-            ("bench data", "seconds") => "1".into(),
+            ("bench data", "seconds") => "0.01".into(),
             ("import" | "bench import", "data") => "shapes".into(),
             ("import", "mean" | "std") => "0.5,0.5,0.5".into(),
             _ if flag.is_required_set() => panic!("{way}: give a good value of `{}` here", flag.get_id()),
