@@ -6,6 +6,7 @@ use crate::config::{Document, Mapping, Value};
 use crate::sweep::plan::prune::Prune;
 use anyhow::Result;
 use std::collections::BTreeSet;
+use std::path::Path;
 
 /// One config key and the values that a sweep gives it.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,6 +32,8 @@ pub struct SweepKeys {
     pub seeds: Option<Vec<u64>>,
     /// Rule for stopping trials early, if any.
     pub prune: Option<Prune>,
+    /// Folder of all files that the axes name, with a slash behind it; empty if they name none.
+    pub folder: String,
 }
 
 impl SweepKeys {
@@ -57,7 +60,15 @@ impl SweepKeys {
                 axes.push(Axis { key: section.into(), values: Vec::new() });
             }
         }
-        Ok(SweepKeys { grid, axes, baseline, seeds, prune })
+        let folder = common_folder(axes.iter().flat_map(|axis| &axis.values));
+        Ok(SweepKeys { grid, axes, baseline, seeds, prune, folder })
+    }
+
+    /// Returns the label of a value of an axis: files are named from [`SweepKeys::folder`] on, since
+    /// the folder is the same at every point, and another one on another machine.
+    pub fn label(&self, value: &Value) -> String {
+        let label = label(value);
+        if self.folder.is_empty() { label } else { label.replace(&self.folder, "") }
     }
 
     /// Returns true if the baseline replaces the section that contains `key`.
@@ -73,7 +84,7 @@ impl SweepKeys {
         let names_it = |axis: &&Axis| axis.key == section || axis.key == format!("{section}.name");
         let lead = inside().find(names_it).or_else(|| inside().next());
         match self.baseline.get(section) {
-            Some(value) if lead == Some(axis) => label(value),
+            Some(value) if lead == Some(axis) => self.label(value),
             _ => DASH.into(),
         }
     }
@@ -185,6 +196,28 @@ pub fn label(value: &Value) -> String {
     }
 }
 
+/// Returns the deepest folder that holds every absolute path among some values, with a slash behind
+/// it. Empty if there is no such path, or only the root holds all.
+fn common_folder<'v>(values: impl Iterator<Item = &'v Value>) -> String {
+    let mut paths = Vec::new();
+    values.for_each(|value| strings(value, &mut paths));
+    let mut folders = paths.into_iter().map(Path::new).filter(|path| path.is_absolute()).filter_map(Path::parent);
+    let first = folders.next();
+    let both = |a: &'v Path, b: &'v Path| a.ancestors().find(|folder| b.starts_with(folder)).unwrap_or(a);
+    let common = first.map(|first| folders.fold(first, both)).filter(|folder| folder.parent().is_some());
+    common.map(|folder| format!("{}/", folder.display())).unwrap_or_default()
+}
+
+/// Appends every string in a value to `found`.
+fn strings<'v>(value: &'v Value, found: &mut Vec<&'v str>) {
+    match value {
+        Value::String(text) => found.push(text),
+        Value::Sequence(items) => items.iter().for_each(|item| strings(item, found)),
+        Value::Mapping(mapping) => mapping.values().for_each(|item| strings(item, found)),
+        _ => {}
+    }
+}
+
 /// Appends the options of a section to `parts` as `key=value`, nested options as `key.key=value`.
 /// Leaves out `name`, which [`label`] puts first.
 fn options(mapping: &Mapping, prefix: &str, parts: &mut Vec<String>) {
@@ -254,6 +287,23 @@ mod tests {
         );
         let keys = read("{axes: {net: [1]}, baseline: {operator: {name: plain}}}").unwrap();
         assert_eq!(keys.axes[1], Axis { key: "operator".into(), values: vec![] });
+    }
+
+    #[test]
+    fn files_are_named_from_the_folder_on_that_holds_them_all() {
+        for (axes, labels) in [
+            ("{net.file: [/a/b/x.pt2, /a/b/y.pt2]}", ["x.pt2", "y.pt2"]),
+            ("{net.file: [/a/b/x.pt2, /a/c/x.pt2]}", ["b/x.pt2", "c/x.pt2"]),
+            ("{net.file: [/a/x.pt2, /b/x.pt2]}", ["/a/x.pt2", "/b/x.pt2"]),
+            (
+                "{net: [{name: graph, file: /a/x.pt2, init: scratch}, {name: smallnet}]}",
+                ["graph file=x.pt2 init=scratch", "smallnet"],
+            ),
+        ] {
+            let keys = read(&format!("{{axes: {axes}}}")).unwrap();
+            let found: Vec<String> = keys.axes[0].values.iter().map(|value| keys.label(value)).collect();
+            assert_eq!(found, labels, "{axes}");
+        }
     }
 
     #[test]

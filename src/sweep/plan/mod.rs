@@ -9,7 +9,7 @@ pub mod section;
 use crate::bad_request;
 use crate::config::{self, Config, Document, Mapping, TrainConfig, Value};
 use crate::net::Form;
-use crate::sweep::plan::axes::{Axis, DASH, SweepKeys, label, short};
+use crate::sweep::plan::axes::{Axis, DASH, SweepKeys, short};
 use crate::sweep::plan::paper::Paper;
 use crate::sweep::plan::prune::Prune;
 use anyhow::{Context, Result};
@@ -201,7 +201,7 @@ fn point(document: &Document, keys: &SweepKeys, choices: &[Choice]) -> Result<Po
         Choice::Base => None,
         Choice::Baseline => Some((keys.baseline_label(axis), keys.baseline_label(axis))),
         Choice::Value(at) => {
-            let label = label(&axis.values[*at]);
+            let label = keys.label(&axis.values[*at]);
             Some((label.clone(), short(&axis.key, &label)))
         }
     };
@@ -218,7 +218,7 @@ fn point(document: &Document, keys: &SweepKeys, choices: &[Choice]) -> Result<Po
 
     let coordinate = |(axis, shown): (&Axis, Option<(String, String)>)| {
         let (label, short) = shown.unwrap_or_else(|| {
-            let label = own_label(&axis.key, &written, &config);
+            let label = own_label(keys, &axis.key, &written, &config);
             (label.clone(), short(&axis.key, &label))
         });
         Coordinate { key: axis.key.clone(), label, short }
@@ -254,10 +254,10 @@ fn trial_keys(document: &Document, keys: &SweepKeys, choices: &[Choice]) -> Resu
 }
 
 /// Returns the label of a point's own value on an axis: the value in the file, or else the default.
-fn own_label(key: &str, written: &Value, config: &Config) -> String {
-    let look_up = |keys: &Value| key.split('.').try_fold(keys.clone(), |keys, part| keys.get(part).cloned());
+fn own_label(keys: &SweepKeys, key: &str, written: &Value, config: &Config) -> String {
+    let look_up = |from: &Value| key.split('.').try_fold(from.clone(), |inner, part| inner.get(part).cloned());
     let resolved = || look_up(&config.to_value());
-    look_up(written).or_else(resolved).map_or(DASH.into(), |value| label(&value))
+    look_up(written).or_else(resolved).map_or(DASH.into(), |value| keys.label(&value))
 }
 
 /// Builds the network of each point, which refuses an operator that does not fit its sites and an
