@@ -12,7 +12,7 @@
 //! 4. [`config`] (experiment files, resolved)
 //! 5. [`model`] (model files, and import of PyTorch's weights)
 //! 6. [`train`] (training of one trial)
-//! 7. [`export`] (models for other programs), [`mod@bench`] (latency and throughput)
+//! 7. [`export`] (models for other programs), [`mod@bench`] (throughput, costs)
 //! 8. [`sweep`] (the trials of a sweep)
 //! 9. [`report`] (tables, plots and the web page of a sweep)
 //! 10. [`cli`] (the command line)

@@ -1,8 +1,11 @@
-//! `foldconv bench`: benchmarks of training, of batches, of operators and of imports.
+//! `foldconv bench`: benchmarks of training, of forward passes, of batches, of operators and of
+//! imports.
+
+mod latency;
 
 use super::import::classes;
 use super::output::{json, print};
-use super::values::whole;
+use super::values::{between, whole};
 use super::{FromConfig, Machine};
 use crate::algebra::Geometry;
 use crate::bench::data::data_speed;
@@ -39,6 +42,8 @@ enum What {
     /// Measure training: images per second with data loading, time of each phase, memory, and the
     /// least time of a step
     Train(TrainOptions),
+    /// Measure the milliseconds of a forward pass of a model before and after its fold
+    Latency(latency::Options),
     /// Measure how many images per second the training batches yield by themselves
     Data(DataOptions),
     /// Measure the cost of operators, as multiples of the plain convolution
@@ -100,8 +105,8 @@ struct DataOptions {
     #[command(flatten)]
     from: FromConfig,
     /// Seconds to measure, after a warm-up of a tenth of that time
-    #[arg(long, default_value_t = 3, value_parser = whole::<u64>(1..=86400))]
-    seconds: u64,
+    #[arg(long, default_value_t = 3., value_parser = between(0.01..=86400.))]
+    seconds: f64,
 }
 
 #[derive(Debug, Args)]
@@ -120,6 +125,7 @@ pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
     let device = machine.prepare()?;
     match &options.what {
         What::Train(options) => train(options, device, as_json),
+        What::Latency(options) => latency::run(options, device, as_json),
         What::Data(options) => data(options, device, as_json),
         What::Op(options) => operators(options, device, as_json),
         What::Import(options) => import(options, as_json),
@@ -224,7 +230,7 @@ fn print_training(speed: &TrainSpeed) -> Result<()> {
 
 fn data(options: &DataOptions, device: Device, as_json: bool) -> Result<()> {
     let config = options.from.document()?.config()?;
-    let speed = data_speed(&config, device, Duration::from_secs(options.seconds))?;
+    let speed = data_speed(&config, device, Duration::from_secs_f64(options.seconds))?;
     if as_json {
         return json(&speed);
     }

@@ -4,12 +4,12 @@ use super::Machine;
 use super::output::{json, print};
 use super::readings::{self, Tried};
 use super::source::FromModel;
-use crate::bench::latency;
 use crate::data::batch::Batches;
 use crate::net::Form;
 use crate::text::{align_right, table, thousands};
 use crate::train::evaluate;
 use crate::train::result::{FoldResult, FormResult};
+use crate::tune::latencies;
 use crate::{bad_request, say};
 use anyhow::Result;
 use clap::Args;
@@ -62,15 +62,16 @@ pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
     let batches = Batches::test(&test, &data.augment(), &model.about.normalisation, device);
     let both = evaluate::compare(&expanded, &compact, &batches)?;
     let spec = data.spec();
-    let measure = |network, evaluation: evaluate::Evaluation| Measured {
-        result: evaluation.with_cost(network, spec),
-        latency_ms_1: 1e3 * latency(network, spec, 1),
-        latency_ms_128: 1e3 * latency(network, spec, 128),
+    let [one, many] = [1, 128].map(|batch| latencies(&[(&expanded, spec), (&compact, spec)], batch, device));
+    let measured = |form: usize, result| Measured {
+        result,
+        latency_ms_1: 1e3 * one[form].as_secs_f64(),
+        latency_ms_128: 1e3 * many[form].as_secs_f64(),
     };
     let comparison = Comparison {
         images: batches.len(),
-        expanded: measure(&expanded, both.expanded),
-        compact: measure(&compact, both.compact),
+        expanded: measured(0, both.expanded.with_cost(&expanded, spec)),
+        compact: measured(1, both.compact.with_cost(&compact, spec)),
         fold: both.agreement.into(),
         tried: if options.tries { Some(readings::try_all(&model, &test, device)?) } else { None },
     };

@@ -70,9 +70,9 @@ enum Command {
     Report(report::Options),
     /// Import weights trained with PyTorch as a model
     Import(Box<import::Options>),
-    /// Fold a model and verify the result
+    /// Fold a model, or a network of any blocks, and verify the result
     Fold(fold::Options),
-    /// Export a model to PyTorch or ONNX
+    /// Export a model, or a network of any blocks, to PyTorch, TorchScript or ONNX
     Export(export::Options),
     /// Compare a model's expanded and compact form
     Compare(compare::Options),
@@ -80,7 +80,7 @@ enum Command {
     Prove(prove::Options),
     /// Evaluate a model on the test split
     Eval(eval::Options),
-    /// Measure the speed of training, of batches, of operators or of imports
+    /// Measure the speed of training, of a forward pass, of batches, of operators or of imports
     Bench(bench::Options),
     /// List, check and fetch data sets
     Data(data::Options),

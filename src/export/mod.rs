@@ -21,9 +21,9 @@ pub enum Format {
     Safetensors,
     /// The state dict, for load_state_dict after torch.load
     Pytorch,
-    /// The network, for torch.jit.load; any batch
+    /// The network, for torch.jit.load; of any batch, if the network takes any
     Torchscript,
-    /// The network, for onnxruntime; any batch
+    /// The network, for onnxruntime; of any batch, if the network takes any
     Onnx,
 }
 

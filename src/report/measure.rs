@@ -7,19 +7,13 @@ use crate::net::{Built, InputSpec};
 use crate::report::latency::Latency;
 use crate::report::summary::{PointSummary, Summary};
 use crate::sweep::store::Store;
-use crate::timing;
-use crate::tune::channels_last;
+use crate::tune::latencies;
 use anyhow::{Context, Result};
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 use tch::Device;
 
 /// Maximum number of networks that are in memory at a time and run in turn.
 const IN_TURN: usize = 24;
-/// Minimum number of rounds of which the median is taken. LEAST_TIME is their minimum duration per
-/// network, up to 200 rounds.
-const LEAST_ROUNDS: usize = 10;
-const LEAST_TIME: Duration = Duration::from_millis(500);
 
 /// Measures the compact form of every point that has one, in turn, and writes `latency.json`.
 ///
@@ -35,8 +29,9 @@ pub fn measure(store: &Store, batches: &[i64], device: Device) -> Result<()> {
     let trials: Vec<&str> = trials.into_iter().collect();
     for hashes in trials.chunks(IN_TURN) {
         let networks = hashes.iter().map(|hash| network(store, hash, device)).collect::<Result<Vec<_>>>()?;
+        let in_turn: Vec<_> = networks.iter().map(|(built, spec)| (built, *spec)).collect();
         for batch in batches {
-            let times = interleaved(&networks, *batch, device);
+            let times = latencies(&in_turn, *batch, device);
             for (hash, time) in hashes.iter().zip(times) {
                 latency.milliseconds.entry(hash.to_string()).or_default().insert(*batch, 1e3 * time.as_secs_f64());
             }
@@ -55,22 +50,4 @@ fn network(store: &Store, hash: &str, device: Device) -> Result<(Built, InputSpe
     let path = store.trial(hash).join("compact.safetensors");
     let model = Model::load(&path)?;
     Ok((model.build(device).with_context(|| path.display().to_string())?, model.about.config.data.spec()))
-}
-
-/// Returns the median time of each network; all networks run in turn.
-fn interleaved(networks: &[(Built, InputSpec)], batch: i64, device: Device) -> Vec<Duration> {
-    let image = |spec: &InputSpec| channels_last(&[batch, spec.channels, spec.size, spec.size], device);
-    let runs: Vec<Box<dyn Fn() + '_>> = networks
-        .iter()
-        .map(|(built, spec)| {
-            let x = image(spec);
-            Box::new(move || drop(tch::no_grad(|| built.network.forward_t(&x, false)))) as Box<dyn Fn()>
-        })
-        .collect();
-    let runs: Vec<&dyn Fn()> = runs.iter().map(|run| run.as_ref()).collect();
-    // The first passes set up threads and workspaces, and determine how many rounds fill the time.
-    let warm: Duration = timing::interleaved(device, &runs, 2).iter().sum();
-    let each = warm.as_secs_f64().max(1e-6) / runs.len() as f64;
-    let rounds = (LEAST_TIME.as_secs_f64() / each).ceil() as usize;
-    timing::interleaved(device, &runs, rounds.clamp(LEAST_ROUNDS, 200))
 }

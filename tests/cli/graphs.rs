@@ -144,6 +144,33 @@ fn a_network_of_another_program_is_used_like_a_model_file() {
     }
 }
 
+/// Milliseconds of every batch that was asked for, before and after the fold; a compact model has
+/// only the latter, and a network of one batch is measured with that one.
+#[test]
+fn a_forward_pass_is_timed_in_both_forms() {
+    let (_guard, root) = folder(&[("a.yaml", TINY.as_bytes())]);
+    let at = |name: &str| arg(&root.join(name));
+    stdout(&run(["train", &at("a.yaml"), "--out", &at("own"), "--set", "train.epochs=1"]));
+    stdout(&run(["export", &at("own/model.safetensors"), "--format", "torchscript", "-o", &at("a.pt")]));
+    let timed = |file: &str, more: &[&str]| {
+        let found = json(&[&["bench", "latency", file, "--threads", "1"], more].concat());
+        assert_eq!((&found["device"], &found["threads"]), (&"cpu".into(), &1.into()));
+        let batches = found["batches"].as_array().unwrap().clone();
+        assert!(batches.iter().all(|batch| batch["compact_ms"].as_f64().unwrap() > 0.));
+        let of =
+            |batch: &Value| (batch["batch"].as_i64().unwrap(), batch["expanded_ms"].as_f64().is_some_and(|ms| ms > 0.));
+        batches.iter().map(of).collect::<Vec<_>>()
+    };
+    assert_eq!(timed(&at("own/model.safetensors"), &["--batch", "1,3"]), [(1, true), (3, true)]);
+    assert_eq!(timed(&at("own/compact.safetensors"), &[]), [(1, false), (128, false)]);
+    assert_eq!(timed(&at("a.pt"), &["--input", "2x3x32x32"]), [(2, true)]);
+    assert_eq!(timed(&at("a.pt"), &["--input", "2x3x32x32", "--batch", "5"]), [(5, true)]);
+    let text = stdout(&run(["bench", "latency", &fixture(), "--threads", "1"]));
+    assert!(text.contains("expanded / compact") && text.ends_with("on cpu, 1 thread\n"), "{text}");
+    let refused = error(&run(["bench", "latency", &fixture(), "--input", "1x4x13x13x13"]), 2);
+    assert!(refused.contains("5 sizes, and"), "{refused}");
+}
+
 /// A sweep over operators on the sites of a file, which lies beside its config.
 #[test]
 fn a_sweep_trains_operators_on_the_network_of_a_file() {

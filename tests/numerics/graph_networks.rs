@@ -11,6 +11,7 @@ use foldconv::model::{About, Model};
 use foldconv::net::graph::blueprint::{Blueprint, Step};
 use foldconv::net::{Built, Form, SiteKind};
 use foldconv::op::OperatorConfig;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use tch::nn;
 use tch::{Device, Kind, Tensor};
@@ -328,6 +329,42 @@ fn another_number_of_classes_gets_a_new_last_layer_and_scratch_new_weights() {
     let bound = (1f64 / 72.).sqrt();
     let largest = variables["layer1.0.conv1.weight"].abs().max().double_value(&[]);
     assert!(largest <= bound && largest > 0.9 * bound, "PyTorch's default: {largest} of {bound}");
+}
+
+/// The slopes of a PReLU and the factors of LayerScale have no usual initial values.
+#[test]
+fn fresh_weights_leave_numbers_of_other_operations_as_the_file_has_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let drawn = |size: &[i64]| Tensor::randn(size, (Kind::Float, Device::Cpu));
+    let tensors: BTreeMap<String, Tensor> =
+        [("conv.weight", &[8, 3, 3, 3][..]), ("act.weight", &[8]), ("scale", &[8, 1, 1]), ("fc.weight", &[4, 8])]
+            .map(|(name, size)| (name.to_string(), drawn(size)))
+            .into();
+    let forward = |x: &[Tensor]| {
+        let map = x[0].conv2d(&tensors["conv.weight"], None::<Tensor>, [1, 1], [1, 1], [1, 1], 1);
+        let map = map.prelu(&tensors["act.weight"]) * &tensors["scale"];
+        vec![map.mean_dim([2, 3].as_slice(), false, Kind::Float).linear(&tensors["fc.weight"], None::<&Tensor>)]
+    };
+    let network = export::Network {
+        name: "kept".into(),
+        tensors: tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect(),
+        forward: Box::new(forward),
+        inputs: vec![vec![3, 32, 32]],
+        batch: None,
+        metadata: Vec::new(),
+    };
+    let file = folder.path().join("kept.pt");
+    network.torchscript(&file).unwrap();
+    for (init, kept) in
+        [("file", &["conv.weight", "act.weight", "scale", "fc.weight"][..]), ("scratch", &["act.weight", "scale"])]
+    {
+        let config = config(&format!("{DATA}, net: {{name: graph, file: {}, init: {init}}}", file.display()));
+        let variables = config.build(Form::Expanded, Device::Cpu).unwrap().store.variables();
+        let is_kept = |name: &&String| variables[*name] == tensors[*name];
+        assert_eq!(variables.len(), tensors.len());
+        let found: BTreeSet<&str> = tensors.keys().filter(is_kept).map(String::as_str).collect();
+        assert_eq!(found, kept.iter().copied().collect(), "{init}");
+    }
 }
 
 #[test]

@@ -40,6 +40,15 @@ pub fn interleaved(device: Device, runs: &[&dyn Fn()], rounds: usize) -> Vec<Dur
     in_turns(&clocked, rounds)
 }
 
+/// Returns the median time of each run, without the first passes, which set up threads and
+/// workspaces. The runs take turns for half a second each, but for at least 10 and at most 200
+/// rounds.
+pub fn steady(device: Device, runs: &[&dyn Fn()]) -> Vec<Duration> {
+    let warm: Duration = interleaved(device, runs, 2).iter().sum();
+    let each = warm.as_secs_f64().max(1e-6) / runs.len().max(1) as f64;
+    interleaved(device, runs, ((0.5 / each).ceil() as usize).clamp(10, 200))
+}
+
 /// Like [`interleaved`], for runs that return their own time.
 fn in_turns(runs: &[&dyn Fn() -> Duration], rounds: usize) -> Vec<Duration> {
     let mut times = vec![Vec::with_capacity(rounds); runs.len()];

@@ -8,6 +8,7 @@ use crate::timing;
 use crate::trace::{self, SiteTrace};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::time::Duration;
 use tch::{Device, Kind, Tensor};
 
 /// The chosen algorithms of a model file, and the conditions under which they were measured.
@@ -99,6 +100,19 @@ fn time(kernels: &PerSample, input: &[i64], device: Device) -> Timed {
     let best = times.iter().enumerate().min_by_key(|(_, time)| **time).map_or(0, |(at, _)| at);
     let milliseconds = ways.iter().copied().zip(times.iter().map(|time| 1e3 * time.as_secs_f64())).collect();
     (milliseconds, ways[best])
+}
+
+/// Returns the median time that each network takes for a batch of `batch` random images in
+/// evaluation. The networks take turns, as in [`timing::steady`].
+pub fn latencies(networks: &[(&Built, InputSpec)], batch: i64, device: Device) -> Vec<Duration> {
+    let runs: Vec<Box<dyn Fn() + '_>> = networks
+        .iter()
+        .map(|(built, spec)| {
+            let x = channels_last(&[batch, spec.channels, spec.size, spec.size], device);
+            Box::new(move || drop(tch::no_grad(|| built.network.forward_t(&x, false)))) as Box<dyn Fn()>
+        })
+        .collect();
+    timing::steady(device, &runs.iter().map(|run| &**run).collect::<Vec<_>>())
 }
 
 /// Returns random numbers (N, C, H, W) in channels_last memory format.

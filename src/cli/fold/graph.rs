@@ -1,7 +1,7 @@
 //! `foldconv fold NETWORK -o OUT`: folds the linear regions of a network of another program.
 
 use super::Options;
-use super::whole::{Before, Whole, set_precision};
+use super::whole::{Before, Whole};
 use crate::cli::foreign;
 use crate::cli::output::{json, print};
 use crate::cli::values::Shape;
@@ -9,6 +9,7 @@ use crate::exchange::{self, Format};
 use crate::export;
 use crate::graph::counts::Totals;
 use crate::graph::fold::{Report, fold};
+use crate::graph::run::Place;
 use crate::onnx;
 use crate::text::{align_right, scientific, table, thousands};
 use crate::weights::tensors;
@@ -80,7 +81,7 @@ fn write(
         return Ok(whole);
     }
     // The files hold float32, and the fold computes constants in float64.
-    set_precision(&mut graph, Kind::Float);
+    graph.place(Place::FLOAT);
     let Target::Network(format) = target else {
         let whole = before.compare(&graph)?;
         tensors::write_with(out, ("format", "pt".into()), &foreign::constants(&graph))?;

@@ -8,7 +8,7 @@ use crate::graph::run::Place;
 use crate::text::scientific;
 use anyhow::{Result, bail};
 use std::path::Path;
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 /// Largest difference of a network after its fold, relative to the largest number of the output.
 /// float32 sums in another order stay far below; a wrong fold is off by 1e-1.
@@ -75,21 +75,13 @@ impl Before<'_> {
             return Ok(None);
         }
         // The fold keeps the precision of the constants.
-        set_precision(&mut graph, Kind::Double);
+        graph.place(Place::DOUBLE);
         fold(&mut graph)?;
         let after = difference(&before, &run(&graph)?);
         // The network that is written has its constants in float32. Rounding them may change its
         // outputs as much as float32 does, so it is compared with this one, rounded as well.
-        set_precision(&mut graph, Kind::Float);
+        graph.place(Place::FLOAT);
         Ok(Some(finite::larger(after, difference(&run(&graph)?, &run(folded)?))))
-    }
-}
-
-/// Converts the constants of a network that are no integers.
-pub fn set_precision(graph: &mut Graph, kind: Kind) {
-    let constants = graph.values.iter_mut().filter_map(|info| info.tensor.as_mut());
-    for tensor in constants.filter(|tensor| [Kind::Float, Kind::Double].contains(&tensor.kind())) {
-        *tensor = tensor.to_kind(kind);
     }
 }
 

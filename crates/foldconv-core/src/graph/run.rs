@@ -38,6 +38,14 @@ impl Place {
 const MOST_ELEMENTS: usize = 1 << 27;
 
 impl Graph {
+    /// Converts the constants to the device, and those that are no integers to the precision, so
+    /// that a run there need not do it.
+    pub fn place(&mut self, place: Place) {
+        for tensor in self.values.iter_mut().filter_map(|info| info.tensor.as_mut()) {
+            *tensor = place.cast(tensor);
+        }
+    }
+
     /// Runs the network and returns its outputs.
     ///
     /// # Errors
