@@ -1,13 +1,15 @@
 //! `foldconv describe`: layers, parameters and MACs of a model in both forms; or lists of the
 //! options that a config file may contain.
 
+mod layers;
+
 use super::imageless::model_of;
 use super::output::{json, print};
 use super::values::Shape;
 use crate::algebra::Geometry;
 use crate::config::{Config, Document, TrainConfig, Value};
 use crate::data::{Common, SourceConfig};
-use crate::error::suggest;
+use crate::error::{one_line, suggest};
 use crate::exchange::Format;
 use crate::model::{About, Model};
 use crate::net::NetConfig;
@@ -38,10 +40,10 @@ pub struct Options {
     /// Override a key of the YAML file, as train.epochs=3
     #[arg(long = "set", value_name = "KEY=VALUE", conflicts_with = "lists")]
     overrides: Vec<String>,
-    /// Shape of the input of a network of another program, such as 1x3x224x224 [default: that of
-    /// its file]
+    /// Shape of the input of a network of another program, such as 1x3x224x224; of several inputs,
+    /// once for each, in their order [default: those of its file]
     #[arg(long, value_name = "SHAPE", conflicts_with = "lists")]
-    input: Option<Shape>,
+    input: Vec<Shape>,
     #[command(flatten)]
     lists: Lists,
 }
@@ -180,10 +182,14 @@ pub fn run(options: &Options, as_json: bool) -> Result<()> {
         if !options.overrides.is_empty() {
             bad_request!("--set: overrides the keys of a YAML file, and {} is a model", target.display());
         }
-        let About { form, config, tuned, .. } = model_of(target, options.input.as_slice())?.about;
-        describe(Some(form), tuned, &config)?
+        let input = &options.input;
+        match (model_of(target, input), Format::of(target)) {
+            (Ok(Model { about: About { form, config, tuned, .. }, .. }), _) => describe(Some(form), tuned, &config)?,
+            (Err(reason), Some(format)) => return layers::describe(target, format, input, &one_line(&reason), as_json),
+            (Err(error), None) => return Err(error),
+        }
     } else {
-        if options.input.is_some() {
+        if !options.input.is_empty() {
             bad_request!("--input: is for networks of other programs; {} is none", target.display());
         }
         let document = Document::read(target, &options.overrides)?;

@@ -312,6 +312,15 @@ fn networks_of_two_inputs_and_of_images_are_compared() {
         let line = error(&run(&args), 2);
         assert!(line.contains(said), "{line}");
     }
+    // It has no sites, but layers, of which the fold leaves fewer.
+    let described = json(&["describe", &one, "--input", "1x3x8x8"]);
+    let convolutions = |form: &str| described[form]["convolutions"].as_i64().unwrap();
+    let layers = described["layers"].as_array().unwrap();
+    assert_eq!((convolutions("before"), convolutions("after"), layers.len()), (2, 1, 2), "{described}");
+    let macs: i64 = layers.iter().map(|layer| layer["macs"].as_i64().unwrap()).sum();
+    assert_eq!(described["before"]["macs"], macs);
+    let text = stdout(&run([&["describe", &two][..], &shapes].concat()));
+    assert!(text.contains("it has no sites for operators: ") && text.contains("returns [1, 4, 8, 8]"), "{text}");
     let (folded, other) = (at("one.onnx"), at("other.pt"));
     stdout(&run(["fold", &one, "-o", &folded, "--input", "1x3x8x8"]));
     branches(&other, 1, |y| y.relu() * 1.5);

@@ -64,8 +64,8 @@ impl SweepKeys {
         Ok(SweepKeys { grid, axes, baseline, seeds, prune, folder })
     }
 
-    /// Returns the label of a value of an axis: files are named from [`SweepKeys::folder`] on, since
-    /// the folder is the same at every point, and another one on another machine.
+    /// Returns the label of a value of an axis: files are named from [`SweepKeys::folder`] on,
+    /// since the folder is the same at every point, and another one on another machine.
     pub fn label(&self, value: &Value) -> String {
         let label = label(value);
         if self.folder.is_empty() { label } else { label.replace(&self.folder, "") }
