@@ -172,12 +172,33 @@ pub struct Node {
     pub inputs: Vec<usize>,
     /// Output values.
     pub outputs: Vec<usize>,
-    /// Shapes of the output values for a batch of 2; none for values that are not tensors.
-    pub sizes: Vec<Option<Vec<i64>>>,
-    /// Value of a constant or an attribute, as JSON; a tensor is {"tensor": its index in
+    /// Types of the output values for a batch of 2.
+    pub types: Vec<Type>,
+    /// Value that is the same for all images, as JSON; a tensor is {"tensor": its index in
     /// `tensors`}.
     #[serde(default)]
     pub value: serde_json::Value,
     /// Name of an attribute in the state dict.
     pub name: Option<String>,
+}
+
+/// Type of a value.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+pub enum Type {
+    /// A tensor.
+    Tensor(TensorType),
+    /// A list of tensors.
+    Tensors(Vec<TensorType>),
+    /// Anything else.
+    Other,
+}
+
+/// Shape and element type of a tensor.
+#[derive(Clone, Debug, Deserialize)]
+pub struct TensorType {
+    /// Shape.
+    pub size: Vec<i64>,
+    /// libtorch's number of the element type.
+    pub kind: i64,
 }

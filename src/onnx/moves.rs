@@ -18,6 +18,10 @@ pub fn translate(site: &mut Site) -> Option<()> {
         "Split" => split(site),
         "Slice" => slice(site),
         "Gather" => gather(site),
+        "GatherElements" => {
+            let args = vec![site.x(0)?, Arg::Int(site.int("axis", 0)), site.x(1)?, Arg::Bool(false)];
+            site.out("aten::gather", "", args)
+        }
         "Reshape" => reshape(site),
         "Flatten" => {
             let x = site.x(0)?;

@@ -1,7 +1,7 @@
 """graphs.py make FOLDER SIZE NAME=FORMATS...: exports networks as NAME.pt2, NAME.onnx (by the exporter that traces), NAME.dynamo.onnx (by the newer
-one), NAME.pt (traced) and NAME.script.pt, as FORMATS (comma-separated) says, with an input NAME.x, its output NAME.y, and counts.
+one), NAME.pt (traced) and NAME.script.pt, as FORMATS (comma-separated) says, with an input NAME.x, its outputs NAME.y.npz, and counts.
 graphs.py train FOLDER SIZE NAME=FORMATS...: exports networks as `make` does, in evaluation; then trains each in float64 and prints its losses.
-graphs.py run FOLDER FILE...: runs each file, NAME.….onnx or NAME.….pt, and prints its largest relative difference from the output; ONNX files are
+graphs.py run FOLDER FILE...: runs each file, NAME.….onnx or NAME.….pt, and prints its largest relative difference from an output; ONNX files are
 checked."""
 
 import copy
@@ -207,7 +207,85 @@ class Recurrent(torch.nn.Module):
         return self.rows(rows)[0][:, -1]
 
 
-OWN = {"unet": UNet, "detector": Detector, "framed": Framed, "diverse": Diverse, "computed": Computed, "recurrent": Recurrent}
+class Operations(torch.nn.Module):
+    """Operations behind a block, each with a result of its own, for a translation to be compared one by one."""
+
+    def __init__(self, deploy):
+        super().__init__()
+        self.block, self.heads = Block(3, 8, deploy), torch.nn.Linear(8, 24)
+        self.same = torch.nn.Conv2d(8, 8, (2, 3), padding="same", dilation=(1, 2))
+        self.wide = torch.nn.ConvTranspose2d(8, 4, 3, stride=2, padding=1, output_padding=1, groups=2)
+        generator = torch.Generator().manual_seed(1)
+        draw = lambda *size: torch.randn(*size, generator=generator)
+        for name, value in {
+            "gain": draw(8), "shift": draw(8), "bias": draw(64, 64), "table": draw(8, 5), "mask": draw(64, 64) > -1.0,
+            "rows": torch.tensor([3, -1, 0]), "columns": torch.tensor([[1], [-2]]), "places": torch.tensor([6, 1, 1]),
+        }.items():
+            self.register_buffer(name, value)
+
+    def forward(self, x):
+        y = torch.nn.functional.max_pool2d(self.block(x), 8)
+        tokens = y.flatten(2).transpose(1, 2)
+        return (*self.products(tokens), *self.norms(y, tokens), *self.numbers(y), *self.moves(y), *self.windows(y))
+
+    def products(self, tokens):
+        attention = torch.nn.functional.scaled_dot_product_attention
+        q, k, v = self.heads(tokens).reshape(-1, 64, 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0)
+        flat = q.flatten(0, 1)
+        return [
+            attention(q, k, v), attention(q, k, v, is_causal=True), attention(q, k, v, attn_mask=self.mask),
+            attention(q, k, v, attn_mask=self.bias, scale=0.3), torch.einsum("b h i d, b h j d -> b h i j", q, k),
+            torch.baddbmm(flat, flat @ flat.mT, flat, beta=0.5, alpha=2.0), torch.addmm(self.bias[:, :4], self.bias, q[0, 0]),
+        ]
+
+    def norms(self, y, tokens):
+        F = torch.nn.functional
+        return [
+            F.group_norm(y, 2, self.gain, self.shift), F.group_norm(y, 4), F.instance_norm(y), F.instance_norm(y, weight=self.gain, bias=self.shift),
+            F.layer_norm(tokens, (8,)), F.layer_norm(tokens, (8,), self.gain, self.shift), F.layer_norm(tokens, (8,), self.gain),
+            F.rms_norm(tokens, (8,), self.gain, 1e-3), F.rms_norm(tokens, (8,)), F.batch_norm(y, self.shift, self.gain.abs()),
+            F.normalize(y, dim=1), torch.linalg.vector_norm(y, dim=(2, 3)), y.amax((2, 3)), y.amin(1, keepdim=True), y.mean(), y.sum(), y.min(),
+            *y.max(1), *y.min(2, keepdim=True), y.sum((1, 3)), y.var((2, 3)), y.std(1, unbiased=False), *torch.var_mean(y, 1, correction=0),
+            y.argmin(1), F.log_softmax(y, 1), y.var(),
+        ]
+
+    def numbers(self, y):
+        F = torch.nn.functional
+        return [
+            F.softplus(y), F.logsigmoid(y), F.celu(y, 0.7), F.glu(y, 1), F.gelu(y), F.gelu(y, approximate="tanh"), F.silu(y), F.mish(y),
+            F.hardswish(y), F.hardsigmoid(y), F.elu(y, 0.8), F.selu(y), F.relu6(y * 9), F.hardtanh(y, -0.1, 0.2), F.leaky_relu(y, 0.2),
+            F.prelu(y, self.gain), torch.where(y > 0.1, y, -y), y.masked_fill(y <= 0, 0.5), y.clamp_min(0.2), y.clamp(max=0.3), y >= 0.1, y != 0.1,
+            y < y.flip(3), (y > 0) & (y < 0.3), ~(y > 0) | (y > 0.5), y.square(), (y.abs() + 1).rsqrt(), torch.expm1(y), torch.log1p(y.abs()), 1 - y,
+            torch.rsub(y, y.exp(), alpha=0.3), y.abs() ** 1.5, torch.remainder(y, 0.7), torch.div(y, 0.3, rounding_mode="floor"), y // 0.2,
+            torch.addcmul(y, y, y, value=0.5), torch.addcdiv(y, y, y.abs() + 1), torch.sub(y, y.square(), alpha=0.5), y.argmax(1) // 3, y.argmax(1) % 3,
+            y.argmax(1) * 2 - 9, torch.maximum(y, y.mT), torch.min(y, y.mT), y.argmax(1) / 3, y.long(), torch.cumsum(y, 1), y + y.argmax(1, keepdim=True),
+        ]
+
+    def moves(self, y):
+        F = torch.nn.functional
+        best = y.argmax(1, keepdim=True)
+        return [
+            y.roll((1, -2), (2, 3)), y.flip(3), y.flip((1, 2)), y.movedim(1, 3), y.movedim((0, 1), (1, 3)), y.swapaxes(1, 2), y.mT, y.repeat(1, 1, 2, 1),
+            y.repeat_interleave(2, 3), *y.chunk(3, 1), *y.split([2, 6], 1), *y.split(3, 2), *y.unbind(3)[:2], y.gather(1, best), y[:, [1, 0]],
+            y[:, :, self.rows, self.columns], y[..., self.rows], self.table[best.flatten(1)], F.embedding(best[:, 0], self.table),
+            y.index_select(1, self.places), y.narrow(2, 1, 3), y[:, 1:7:2, ..., -3:], torch.stack([y, y * 2], 1), torch.cat([y, best], 1), y.unflatten(1, (2, 4)),
+            y.flatten(1, 2), y[:, :1].squeeze(1), y.squeeze(1), y[:, :1].expand(-1, 3, -1, -1), y[:, :1].expand_as(y), y.tril(-1), y.triu(1),
+            torch.zeros_like(y) + 1, torch.full_like(y, 2.5) * y, y.new_ones(3) * 2, F.pixel_shuffle(y, 2), F.pixel_unshuffle(y, 2), F.channel_shuffle(y, 4),
+            F.pad(y, (1, 2, 0, 1), mode="reflect"), F.pad(y, (2, 1, 1, 0), mode="replicate"), F.pad(y, (1, -1), value=0.5), y.permute(0, -1, 1, 2),
+        ]
+
+    def windows(self, y):
+        F = torch.nn.functional
+        resize = lambda mode, size, **more: F.interpolate(y, size=size, mode=mode, **more)
+        return [
+            y.unfold(3, 3, 2), y.unfold(2, 4, 3), F.unfold(y, (3, 2), dilation=(1, 2), padding=(1, 0), stride=(2, 1)), resize("nearest", (5, 11)),
+            resize("nearest-exact", (5, 11)), resize("bilinear", (13, 9)), resize("bicubic", (13, 9)), resize("bicubic", (5, 16), align_corners=True),
+            F.interpolate(y, scale_factor=2.0), F.adaptive_avg_pool2d(y, (3, 4)), F.adaptive_max_pool2d(y, 4), F.avg_pool2d(y, 3, 2, 1, count_include_pad=False),
+            F.max_pool2d(y, 3, 2, 1), F.max_pool2d(y, 2, 3, ceil_mode=True), F.avg_pool2d(y, (2, 3)), self.same(y), self.wide(y),
+        ]
+
+
+OWN = {"operations": Operations, "unet": UNet, "detector": Detector, "framed": Framed, "diverse": Diverse, "computed": Computed, "recurrent": Recurrent}
 
 
 def build(name, deploy=False):
@@ -220,10 +298,18 @@ def build(name, deploy=False):
     return timm.create_model(name)
 
 
-def flat(outputs):
-    """The numbers of all outputs, one behind the other."""
+def arrays(outputs):
+    """The numbers of each output."""
     outputs = outputs if isinstance(outputs, (list, tuple)) else [outputs]
-    return numpy.concatenate([numpy.asarray(output.detach() if torch.is_tensor(output) else output).reshape(-1) for output in outputs])
+    return [numpy.asarray(output.detach() if torch.is_tensor(output) else output) for output in outputs]
+
+
+def difference(expected, found):
+    """The largest difference of two outputs, relative to the largest number; infinite for another shape or type."""
+    if expected.shape != found.shape or expected.dtype != found.dtype:
+        return float("inf")
+    expected, found = expected.astype(numpy.float64), found.astype(numpy.float64)
+    return float(numpy.abs(found - expected).max() / max(numpy.abs(expected).max(), 1e-30))
 
 
 def onnx(model, x, path, dynamo):
@@ -252,7 +338,7 @@ def make(folder, size, networks):
         if "script.pt" in formats:
             torch.jit.script(model).save(folder / f"{name}.script.pt")
         x.numpy().tofile(folder / f"{name}.x")
-        flat(output).tofile(folder / f"{name}.y")
+        numpy.savez(folder / f"{name}.y.npz", *arrays(output))
         facts[name] = {"before": before, "shape": list(x.shape)}
         if name in OWN:
             facts[name]["after"] = count(build(name, deploy=True).eval(), x)[0]
@@ -295,7 +381,7 @@ def run(folder, files):
     errors = {}
     for file in files:
         name = file.split(".")[0]
-        y = numpy.fromfile(folder / f"{name}.y", numpy.float32)
+        expected = list(numpy.load(folder / f"{name}.y.npz").values())
         size = round((numpy.fromfile(folder / f"{name}.x", numpy.float32).size / 3) ** 0.5)
         x = numpy.fromfile(folder / f"{name}.x", numpy.float32).reshape(1, 3, size, size)
         if file.endswith(".onnx"):
@@ -304,10 +390,14 @@ def run(folder, files):
 
             onnx.checker.check_model(folder / file)
             session = onnxruntime.InferenceSession(folder / file, providers=["CPUExecutionProvider"])
-            output = flat(session.run(None, {"images": x}))
+            outputs = arrays(session.run(None, {"images": x}))
         else:
-            output = flat(torch.jit.load(folder / file)(torch.from_numpy(x)))
-        errors[file] = float(numpy.abs(output - y).max() / numpy.abs(y).max())
+            outputs = arrays(torch.jit.load(folder / file)(torch.from_numpy(x)))
+        assert len(outputs) == len(expected)
+        differences = [difference(*pair) for pair in zip(expected, outputs)]
+        errors[file] = max(differences)
+        if not errors[file] < 1e-5:
+            print(file, {at: of for at, of in enumerate(differences) if not of < 1e-5}, file=sys.stderr)
     print(json.dumps(errors))
 
 

@@ -8,9 +8,11 @@
 #include <torch/csrc/jit/serialization/import.h>
 #include <torch/types.h>
 
+#include <algorithm>
 #include <sstream>
 #include <string>
 #include <unordered_map>
+#include <unordered_set>
 
 namespace {
 
@@ -31,7 +33,52 @@ bool is_known(torch::jit::NodeKind kind) {
     return kind == prim::Constant || kind == prim::GetAttr || kind == prim::dtype || kind == prim::device;
 }
 
-// Runs a node and writes the sizes of its outputs.
+// Maximum number of elements of a computed constant.
+constexpr int64_t kMostElements = 1 << 24;
+
+// Returns whether the outputs of a node are the same for all images, because its inputs are.
+bool is_fixed(const Node* node, const std::unordered_set<size_t>& fixed) {
+    if (is_known(node->kind())) return true;
+    const auto* schema = node->maybeSchema();
+    const bool random = schema && node->isNondeterministic();
+    return !random && std::all_of(node->inputs().begin(), node->inputs().end(), [&](const auto* input) {
+        return fixed.count(input->unique()) > 0;
+    });
+}
+
+// Returns whether the result of an operation is one tensor that is the same for all images.
+bool is_computed(
+    const Node* node, const std::unordered_set<size_t>& fixed, const std::unordered_map<size_t, c10::IValue>& values) {
+    if (node->outputs().size() != 1 || !fixed.count(node->output()->unique())) return false;
+    const auto& value = values.at(node->output()->unique());
+    return value.isTensor() && value.toTensor().defined() && value.toTensor().numel() <= kMostElements;
+}
+
+// Writes the size and the element type of a tensor.
+void write_type(std::ostringstream& out, const Tensor& tensor) {
+    out << "{\"size\":[";
+    for (int64_t d = 0; d < tensor.dim(); d++) out << (d ? "," : "") << tensor.size(d);
+    out << "],\"kind\":" << static_cast<int>(tensor.scalar_type()) << "}";
+}
+
+// Writes the type of a result: that of a tensor, those of a list of tensors, or null.
+void write_type(std::ostringstream& out, const c10::IValue& value) {
+    if (value.isTensor() && value.toTensor().defined()) {
+        write_type(out, value.toTensor());
+    } else if (value.isTensorList()) {
+        const auto tensors = value.toTensorVector();
+        out << "[";
+        for (size_t i = 0; i < tensors.size(); i++) {
+            out << (i ? "," : "");
+            write_type(out, tensors[i]);
+        }
+        out << "]";
+    } else {
+        out << "null";
+    }
+}
+
+// Runs a node and writes the types of its outputs.
 void run(std::ostringstream& out, Node* node, std::unordered_map<size_t, c10::IValue>& values) {
     torch::jit::Stack stack;
     for (const auto* input : node->inputs()) stack.push_back(values.at(input->unique()));
@@ -59,13 +106,7 @@ void run(std::ostringstream& out, Node* node, std::unordered_map<size_t, c10::IV
         const auto& value = stack[stack.size() - n + i];
         values[node->outputs()[i]->unique()] = value;
         out << (i ? "," : "");
-        if (!value.isTensor()) {
-            out << "null";
-            continue;
-        }
-        out << "[";
-        for (int64_t d = 0; d < value.toTensor().dim(); d++) out << (d ? "," : "") << value.toTensor().size(d);
-        out << "]";
+        write_type(out, value);
     }
     out << "]";
 }
@@ -73,11 +114,11 @@ void run(std::ostringstream& out, Node* node, std::unordered_map<size_t, c10::IV
 }  // namespace
 
 // Writes the operations of the file's forward to `json`, {"inputs": [id], "nodes": [{"op", "inputs",
-// "outputs", "sizes", "value"?, "name"?}], "outputs": [id]}, in the order in which they run. Ids
-// are those of values; sizes are those of the outputs for the example inputs (null for an output that
-// is not a tensor). Constants, attributes of modules, and precision and device of the images have a
-// value; attributes have the name that `state_dict()` gives them. The `n_tensors` tensors that
-// values refer to are returned in `tensors`.
+// "outputs", "types", "value"?, "name"?}], "outputs": [id]}, in the order in which they run. Ids
+// are those of values; types are those of the outputs for the example inputs: {"size", "kind"} of a
+// tensor, a list of these, or null. Constants, attributes of modules, precision and device of the
+// images, and tensors that are computed from these alone have a value; attributes have the name that
+// `state_dict()` gives them. The `n_tensors` tensors that values refer to are returned in `tensors`.
 //
 // The caller frees the string `json` and the array with `free`, and owns the tensors. Returns null,
 // or a message if the file can't be read, which the caller frees with `free`.
@@ -97,6 +138,8 @@ extern "C" char* foldconv_graph(
         std::unordered_map<size_t, c10::IValue> values;
         values[graph->inputs()[0]->unique()] = module._ivalue();
         for (int64_t i = 0; i < n_inputs; i++) values[graph->inputs().at(i + 1)->unique()] = *inputs[i];
+        // Values that are the same for all images.
+        std::unordered_set<size_t> fixed = {graph->inputs()[0]->unique()};
         // Prefixes of the names of a module's attributes, by the value of the module.
         std::unordered_map<size_t, std::string> prefixes;
         for (Node* node : graph->nodes()) {
@@ -106,14 +149,17 @@ extern "C" char* foldconv_graph(
             write_ids(out, node->inputs());
             out << ",\"outputs\":";
             write_ids(out, node->outputs());
-            out << ",\"sizes\":";
+            out << ",\"types\":";
             run(out, node, values);
+            if (is_fixed(node, fixed)) {
+                for (const auto* output : node->outputs()) fixed.insert(output->unique());
+            }
             if (node->kind() == torch::jit::prim::GetAttr) {
                 const auto name = prefixes[node->input()->unique()] + node->s(torch::jit::attr::name);
                 prefixes[node->output()->unique()] = name + ".";
                 out << ",\"name\":\"" << name << "\"";
             }
-            if (is_known(node->kind())) {
+            if (is_known(node->kind()) || is_computed(node, fixed, values)) {
                 out << ",\"value\":";
                 write(out, values.at(node->output()->unique()), &all);
             }

@@ -68,10 +68,10 @@ impl Node {
     fn layer_macs(&self, size: impl Fn(&str) -> Option<Vec<i64>>, result: &[i64]) -> i64 {
         let name = self.operator();
         let transposed = name.starts_with("conv_transpose") || self.arg("transposed") == Some(&Arg::Bool(true));
-        let layers = ["conv1d", "conv2d", "conv3d", "convolution", "_convolution", "linear"];
+        let layer = name.contains("conv") || name == "linear";
         // The kernel of a transposed convolution is (C_in, C_out/groups, …), and each number of the
         // input goes into its products.
-        let map = if transposed { size("input") } else { layers.contains(&name).then(|| result.to_vec()) };
+        let map = if transposed { size("input") } else { layer.then(|| result.to_vec()) };
         let (Some(map), Some(weight)) = (map, size("weight")) else { return 0 };
         count(&map).saturating_mul(weight.get(1..).map_or(0, count))
     }

@@ -53,7 +53,7 @@ impl Linear {
             _ => return None,
         }
         match node.operator() {
-            "conv2d" | "convolution" | "_convolution" => convolution(graph, node),
+            "conv2d" | "convolution" | "_convolution" | "_convolution_mode" => convolution(graph, node),
             "avg_pool2d" => mean(graph, node),
             "constant_pad_nd" | "pad" => padding(graph, node),
             "batch_norm" | "_native_batch_norm_legit_no_training" => batch_norm(graph, node),

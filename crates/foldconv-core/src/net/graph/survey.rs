@@ -110,9 +110,7 @@ fn fills(graph: &Graph) -> BTreeMap<Id, (Fill, bool)> {
         let weight = node.value("weight").and_then(|id| graph.values[id].tensor.as_ref()).map(Tensor::size);
         let uniform = Fill::Uniform(weight.map_or(1, |size| count(size.get(1..).unwrap_or_default()).max(1)));
         let named: &[(&str, Fill, bool)] = match node.operator() {
-            "linear" | "conv1d" | "conv2d" | "conv3d" | "convolution" | "conv_transpose2d" => {
-                &[("weight", uniform, true), ("bias", uniform, true)]
-            }
+            name if name == "linear" || name.contains("conv") => &[("weight", uniform, true), ("bias", uniform, true)],
             "batch_norm" | "instance_norm" | "layer_norm" | "group_norm" | "rms_norm" => &[
                 ("weight", Fill::Ones, true),
                 ("bias", Fill::Zeros, true),
