@@ -163,9 +163,10 @@ impl<'a> Site<'a> {
         }
     }
 
-    /// Returns whether the results of the node are integers, as far as that is known.
-    pub fn makes_whole(&self) -> bool {
+    /// Returns whether a result of the node holds integers, as far as that is known.
+    pub fn makes_whole(&self, result: usize) -> bool {
         match self.node.op_type.as_str() {
+            "TopK" if result == 1 => true,
             "Shape" | "Size" | "ArgMax" | "ArgMin" | "NonZero" => true,
             "Cast" => tensors::kind(self.int("to", 0) as i32).is_some_and(is_integer),
             "ConstantOfShape" => {
@@ -209,6 +210,14 @@ impl<'a> Site<'a> {
             return None;
         }
         self.call(name, overload, given, &[output])?;
+        self.builder.settle();
+        Some(())
+    }
+
+    /// Adds the call whose results are those of this node.
+    pub fn outs(&mut self, name: &str, overload: &str, given: Vec<Arg>) -> Option<()> {
+        let results: Vec<&str> = self.node.output.iter().map(String::as_str).collect();
+        self.call(name, overload, given, &results)?;
         self.builder.settle();
         Some(())
     }

@@ -100,6 +100,25 @@ pub fn translate(site: &mut Site) -> Option<()> {
             let args = vec![site.x(0)?, site.x(1)?];
             site.out("aten::type_as", "", args)
         }
+        "TopK" => {
+            let k = Arg::Int(*site.integers(1)?.first()?);
+            let [largest, sorted] = ["largest", "sorted"].map(|name| Arg::Bool(site.int(name, 1) != 0));
+            let args = vec![site.x(0)?, k, Arg::Int(site.int("axis", -1)), largest, sorted];
+            site.outs("aten::topk", "", args)
+        }
+        "GridSample" => {
+            let mode = match site.text("mode", "bilinear") {
+                "bilinear" | "linear" => 0,
+                "nearest" => 1,
+                "bicubic" | "cubic" => 2,
+                _ => return None,
+            };
+            let padding =
+                ["zeros", "border", "reflection"].iter().position(|of| *of == site.text("padding_mode", "zeros"))?;
+            let align = Arg::Bool(site.int("align_corners", 0) != 0);
+            let args = vec![site.x(0)?, site.x(1)?, Arg::Int(mode), Arg::Int(padding as i64), align];
+            site.out("aten::grid_sampler", "", args)
+        }
         "Einsum" => {
             let args = vec![Arg::Text(site.text("equation", "").into()), Arg::List(site.all()?), Arg::None];
             site.out("aten::einsum", "", args)

@@ -138,11 +138,10 @@ impl Reader<'_> {
         }
         let before = self.builder.graph.nodes.len();
         let mut site = Site::new(&mut self.builder, node, &self.facts, self.opset);
-        let is_whole = is_standard(&node.domain) && site.makes_whole();
+        let whole = (0..node.output.len()).filter(|at| is_standard(&node.domain) && site.makes_whole(*at));
+        let whole: Vec<usize> = whole.collect();
         let is_translated = is_standard(&node.domain) && operators::translate(&mut site).is_some();
-        if is_whole {
-            self.facts.whole.extend(node.output.iter().cloned());
-        }
+        self.facts.whole.extend(whole.into_iter().map(|at| node.output[at].clone()));
         if is_translated {
             return Ok(());
         }

@@ -226,7 +226,7 @@ class Operations(torch.nn.Module):
     def forward(self, x):
         y = torch.nn.functional.max_pool2d(self.block(x), 8)
         tokens = y.flatten(2).transpose(1, 2)
-        return (*self.products(tokens), *self.norms(y, tokens), *self.numbers(y), *self.moves(y), *self.windows(y))
+        return (*self.products(tokens), *self.norms(y, tokens), *self.numbers(y), *self.moves(y), *self.windows(y), *self.writes(y))
 
     def products(self, tokens):
         attention = torch.nn.functional.scaled_dot_product_attention
@@ -246,7 +246,7 @@ class Operations(torch.nn.Module):
             F.rms_norm(tokens, (8,), self.gain, 1e-3), F.rms_norm(tokens, (8,)), F.batch_norm(y, self.shift, self.gain.abs()),
             F.normalize(y, dim=1), torch.linalg.vector_norm(y, dim=(2, 3)), y.amax((2, 3)), y.amin(1, keepdim=True), y.mean(), y.sum(), y.min(),
             *y.max(1), *y.min(2, keepdim=True), y.sum((1, 3)), y.var((2, 3)), y.std(1, unbiased=False), *torch.var_mean(y, 1, correction=0),
-            y.argmin(1), F.log_softmax(y, 1), y.var(),
+            y.argmin(1), F.log_softmax(y, 1), y.var(), *y.topk(3, 1), *y.topk(2, 3, largest=False), y.topk(3, 1)[1] // 2,
         ]
 
     def numbers(self, y):
@@ -281,8 +281,22 @@ class Operations(torch.nn.Module):
             y.unfold(3, 3, 2), y.unfold(2, 4, 3), F.unfold(y, (3, 2), dilation=(1, 2), padding=(1, 0), stride=(2, 1)), resize("nearest", (5, 11)),
             resize("nearest-exact", (5, 11)), resize("bilinear", (13, 9)), resize("bicubic", (13, 9)), resize("bicubic", (5, 16), align_corners=True),
             F.interpolate(y, scale_factor=2.0), F.adaptive_avg_pool2d(y, (3, 4)), F.adaptive_max_pool2d(y, 4), F.avg_pool2d(y, 3, 2, 1, count_include_pad=False),
-            F.max_pool2d(y, 3, 2, 1), F.max_pool2d(y, 2, 3, ceil_mode=True), F.avg_pool2d(y, (2, 3)), self.same(y), self.wide(y),
+            F.max_pool2d(F.pad(-y, (0, 1, 0, 1)), 2, 1), F.max_pool2d(y, 3, 2, 1), F.max_pool2d(y, 2, 3, ceil_mode=True), F.avg_pool2d(y, (2, 3)), F.grid_sample(y, y[:, :2].permute(0, 2, 3, 1), align_corners=False),
+            F.grid_sample(y, y[:, :2].permute(0, 2, 3, 1) * 2.0, "nearest", "border", True), self.same(y), self.wide(y),
         ]
+
+    def writes(self, y):
+        strided, parts, whole = y.clone(), y * 1.0, y + 0.5
+        strided[:, 2::3] = strided[:, 2::3].sigmoid()
+        strided[:, 0::3] = strided[:, 0::3] * 2.0 + self.gain[:3, None, None]
+        part = parts[:, 1:3]
+        part.mul_(2.0)
+        parts[..., 0] = 0.5
+        parts[:, 1, 2:4].zero_()
+        before = whole[:, :2]
+        whole.mul_(3.0)
+        rows, columns = torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij")
+        return [strided, parts, part, before, whole, y + rows - 2.0 * columns]
 
 
 OWN = {"operations": Operations, "unet": UNet, "detector": Detector, "framed": Framed, "diverse": Diverse, "computed": Computed, "recurrent": Recurrent}

@@ -41,17 +41,24 @@ bool is_fixed(const Node* node, const std::unordered_set<size_t>& fixed) {
     if (is_known(node->kind())) return true;
     const auto* schema = node->maybeSchema();
     const bool random = schema && node->isNondeterministic();
+    // Of the other tensor, which may be of the images, only the element type is read.
+    if (node->kind() == c10::aten::type_as) return fixed.count(node->input(0)->unique()) > 0;
     return !random && std::all_of(node->inputs().begin(), node->inputs().end(), [&](const auto* input) {
         return fixed.count(input->unique()) > 0;
     });
 }
 
-// Returns whether the result of an operation is one tensor that is the same for all images.
+// Returns whether the result of an operation is a tensor, or a list of tensors, that is the same for
+// all images.
 bool is_computed(
     const Node* node, const std::unordered_set<size_t>& fixed, const std::unordered_map<size_t, c10::IValue>& values) {
     if (node->outputs().size() != 1 || !fixed.count(node->output()->unique())) return false;
     const auto& value = values.at(node->output()->unique());
-    return value.isTensor() && value.toTensor().defined() && value.toTensor().numel() <= kMostElements;
+    const auto fits = [](const Tensor& tensor) { return tensor.defined() && tensor.numel() <= kMostElements; };
+    if (value.isTensor()) return fits(value.toTensor());
+    if (!value.isTensorList() || node->kind() == torch::jit::prim::ListConstruct) return false;
+    const auto tensors = value.toTensorVector();
+    return std::all_of(tensors.begin(), tensors.end(), fits);
 }
 
 // Writes the size and the element type of a tensor.

@@ -7,8 +7,10 @@ mod operations;
 mod reductions;
 mod selections;
 mod shaping;
+mod view;
 mod windows;
 mod writer;
+mod writes;
 
 use super::recorded::{Graph, Network, numbered};
 use crate::onnx;
@@ -37,13 +39,15 @@ pub fn encode(network: &Network, graph: &Graph) -> Result<Vec<u8>> {
         _ => vec![graph.outputs[0]],
     };
     let mut outputs = Vec::new();
-    for ((id, name), result) in results.iter().zip(numbered("logits", "output", results.len())).zip(&graph.results) {
+    let names = numbered("logits", "output", results.len());
+    for ((id, name), result) in results.iter().zip(&names).zip(&graph.results) {
         let (size, number) = (writer.size(*id)?, element_type(result.kind())?);
-        writer.result(*id, &name, result.kind(), number)?;
+        writer.result(*id, name, result.kind(), number)?;
         // A result whose first size is another one for another batch has an image in each row.
         let rows = result.size().first() != size.first();
-        outputs.push(ValueInfoProto::of(&name, number, sizes(&size, rows)));
+        outputs.push(ValueInfoProto::of(name, number, sizes(&size, rows)));
     }
+    writer.keep(&names);
     let graph = GraphProto {
         node: writer.nodes,
         name: network.name.clone(),

@@ -83,6 +83,19 @@ impl Writer<'_> {
         Ok(vec![self.reduce(value, &input, &axes, keep)?, self.add(place, &[&input], more)])
     }
 
+    /// Translates the k largest or smallest numbers along a dimension, and their places. Arguments:
+    /// x, k, dimension, whether the largest, and whether in their order.
+    pub fn largest(&mut self, call: &Call) -> Result<Vec<String>> {
+        let x = call.x;
+        let (input, k) = (self.tensor(x[0])?, self.integers(&[self.integer(x[1])?])?);
+        let more = vec![
+            AttributeProto::int("axis", self.integer(x[2])?),
+            AttributeProto::int("largest", self.flag(x[3])?.into()),
+            AttributeProto::int("sorted", self.flag(x[4])?.into()),
+        ];
+        Ok(self.add_several("TopK", &[&input, &k], more, 2))
+    }
+
     /// Translates the variance and the mean.
     pub fn variance_and_mean(&mut self, call: &Call) -> Result<Vec<String>> {
         let (variance, mean) = self.variance(call)?;

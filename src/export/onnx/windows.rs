@@ -2,7 +2,7 @@
 
 use super::writer::{Call, Writer};
 use crate::onnx::proto::AttributeProto;
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tch::Tensor;
 
@@ -31,6 +31,7 @@ impl Writer<'_> {
             "upsample_bilinear2d" => self.resized(call, Interpolation::Linear)?,
             "upsample_bicubic2d" => self.resized(call, Interpolation::Cubic)?,
             "im2col" => self.columns(call)?,
+            "grid_sampler" | "grid_sampler_2d" => self.sampled(call)?,
             _ => return Ok(None),
         }))
     }
@@ -42,11 +43,14 @@ impl Writer<'_> {
         let (kernel, padding) = (self.per_axis(x[1], axes)?, self.per_axis(x[3], axes)?);
         let stride = self.per_axis(x[2], axes)?;
         let stride = if stride.is_empty() { kernel.clone() } else { stride };
-        let mut more = vec![
-            AttributeProto::ints("kernel_shape", kernel),
-            AttributeProto::ints("strides", stride),
-            AttributeProto::ints("pads", [&padding[..], &padding[..]].concat()),
-        ];
+        let mut more = vec![AttributeProto::ints("kernel_shape", kernel), AttributeProto::ints("strides", stride)];
+        // onnxruntime merges a padding with zeros into the pooling behind it, also into a maximum,
+        // which pads with -inf, unless the pooling says that it has none.
+        if padding.iter().all(|n| *n == 0) && call.op.starts_with("max") && !self.flag(x[5])? {
+            more.push(AttributeProto::text("auto_pad", "VALID"));
+        } else {
+            more.push(AttributeProto::ints("pads", [&padding[..], &padding[..]].concat()));
+        }
         let name = if call.op.starts_with("max") {
             more.push(AttributeProto::ints("dilations", self.per_axis(x[4], axes)?));
             more.push(AttributeProto::int("ceil_mode", self.flag(x[5])?.into()));
@@ -128,6 +132,25 @@ impl Writer<'_> {
         let (rows, columns) = (self.integers(&index(2))?, self.integers(&index(3))?);
         let middle = self.taken(call.x[0], &rows, 2)?;
         Ok(self.add("Gather", &[&middle, &columns], vec![AttributeProto::int("axis", 3)]))
+    }
+
+    /// Translates the numbers of a map at computed places. Arguments: x, places, interpolation,
+    /// padding, align_corners.
+    fn sampled(&mut self, call: &Call) -> Result<String> {
+        let x = call.x;
+        let name = |names: [&'static str; 3], id: usize| {
+            let at = usize::try_from(self.integer(id)?).unwrap_or(usize::MAX);
+            names.get(at).copied().context("an unknown mode")
+        };
+        let mode = name(["bilinear", "nearest", "bicubic"], x[2])?;
+        let padding = name(["zeros", "border", "reflection"], x[3])?;
+        let (input, places, align) = (self.tensor(x[0])?, self.tensor(x[1])?, self.flag(x[4])?);
+        let more = vec![
+            AttributeProto::text("mode", mode),
+            AttributeProto::text("padding_mode", padding),
+            AttributeProto::int("align_corners", align.into()),
+        ];
+        Ok(self.add("GridSample", &[&input, &places], more))
     }
 
     /// Translates the windows of a convolution, side by side: (N, C kh kw, windows). Arguments: x,

@@ -1,5 +1,6 @@
 //! The ONNX graph under construction, and what is known of each value of the recording.
 
+use super::view::View;
 use crate::export::recorded::{Node, TensorType, Type};
 use crate::graph::element_type;
 use crate::onnx;
@@ -40,6 +41,8 @@ pub struct Call<'n> {
 /// The ONNX graph under construction.
 pub struct Writer<'g> {
     known: HashMap<usize, Known>,
+    /// Values that are parts of others and share their memory.
+    pub views: HashMap<usize, View>,
     stored: &'g [Tensor],
     /// Names of the tensors of the recording that the file holds.
     held: HashSet<String>,
@@ -67,7 +70,14 @@ pub fn plain(kind: Kind) -> Kind {
 impl<'g> Writer<'g> {
     /// Begins a graph. `stored` are the tensors of the recording.
     pub fn new(stored: &'g [Tensor]) -> Writer<'g> {
-        Writer { known: HashMap::new(), stored, held: HashSet::new(), nodes: Vec::new(), initializers: Vec::new() }
+        Writer {
+            known: HashMap::new(),
+            views: HashMap::new(),
+            stored,
+            held: HashSet::new(),
+            nodes: Vec::new(),
+            initializers: Vec::new(),
+        }
     }
 
     /// Says what is known of a value.
@@ -78,10 +88,21 @@ impl<'g> Writer<'g> {
     /// Translates a node of the recording.
     pub fn node(&mut self, node: &Node) -> Result<()> {
         let out = *node.outputs.first().context("nothing comes out")?;
-        match (node.op.as_str(), node.value.get("tensor").and_then(Value::as_u64)) {
+        self.note_view(node);
+        let stored = |value: &Value| value.get("tensor").and_then(Value::as_u64).map(|at| at as usize);
+        let list = node.value.as_array().filter(|items| !items.is_empty()).map(|items| items.iter().map(stored));
+        if let Some(items) = list.and_then(|items| items.collect::<Option<Vec<usize>>>()) {
+            let ids = self.fresh(items.len());
+            for (id, at) in ids.iter().zip(items) {
+                self.define(*id, Known::Stored { name: format!("constant_{out}_{at}"), at });
+            }
+            self.define(out, Known::List(ids));
+            return Ok(());
+        }
+        match (node.op.as_str(), stored(&node.value)) {
             (_, Some(at)) => {
                 let name = node.name.clone().unwrap_or_else(|| format!("constant_{out}"));
-                self.define(out, Known::Stored { name, at: at as usize });
+                self.define(out, Known::Stored { name, at });
             }
             ("prim::Constant" | "prim::GetAttr" | "prim::dtype" | "prim::device", None) => {
                 self.define(out, Known::Constant(node.value.clone()));
@@ -96,15 +117,17 @@ impl<'g> Writer<'g> {
             (op, None) => {
                 let op = op.trim_start_matches("aten::");
                 // An operation in place has the name of the other and one more letter.
-                let plain = op.strip_suffix('_').filter(|plain| !plain.ends_with('_'));
-                self.call(node, plain.unwrap_or(op))?;
+                match op.strip_suffix('_').filter(|plain| !plain.ends_with('_')) {
+                    Some(plain) => self.write(node, plain)?,
+                    None => self.call(node, op)?,
+                }
             }
         }
         Ok(())
     }
 
     /// Translates a call of an operator, whose results are tensors or a list of tensors.
-    fn call(&mut self, node: &Node, op: &str) -> Result<()> {
+    pub fn call(&mut self, node: &Node, op: &str) -> Result<()> {
         let kind = |of: &TensorType| plain(element_type(of.kind).unwrap_or(Kind::Float));
         let (size, first, items) = match node.types.first() {
             Some(Type::Tensor(of)) => (&of.size[..], kind(of), &[][..]),
@@ -113,7 +136,7 @@ impl<'g> Writer<'g> {
         };
         let names = self.operation(&Call { op, x: &node.inputs, size, kind: first, items })?;
         if !items.is_empty() {
-            let ids: Vec<usize> = (0..items.len()).map(|at| usize::MAX - self.known.len() - at).collect();
+            let ids = self.fresh(items.len());
             for ((id, name), of) in ids.iter().zip(names).zip(items) {
                 self.define(*id, Known::Tensor { name, size: of.size.clone(), kind: kind(of) });
             }
@@ -125,6 +148,25 @@ impl<'g> Writer<'g> {
             self.define(*id, Known::Tensor { name, size: of.size.clone(), kind: kind(of) });
         }
         Ok(())
+    }
+
+    /// Removes operations and tensors that no result needs, such as parts of a tensor that was
+    /// written and is not read again.
+    pub fn keep(&mut self, results: &[String]) {
+        let mut read: HashSet<&str> = results.iter().map(String::as_str).collect();
+        let mut kept = vec![false; self.nodes.len()];
+        for (node, kept) in self.nodes.iter().zip(&mut kept).rev() {
+            *kept = node.output.iter().any(|name| read.contains(name.as_str()));
+            read.extend(node.input.iter().map(String::as_str).filter(|_| *kept));
+        }
+        self.initializers.retain(|tensor| read.contains(tensor.name.as_str()));
+        let mut kept = kept.into_iter();
+        self.nodes.retain(|_| kept.next().unwrap_or(true));
+    }
+
+    /// Returns ids that no value of the recording has.
+    fn fresh(&self, count: usize) -> Vec<usize> {
+        (0..count).map(|at| usize::MAX - self.known.len() - at).collect()
     }
 
     /// Writes a result of the network under its name.
