@@ -7,7 +7,7 @@ TORCH := 2.11.0
 VENV := .venv
 BINARY := $(or $(CARGO_TARGET_DIR),target)/release/foldconv
 
-.PHONY: setup setup-peer setup-browser setup-cuda demo build test lint soak fuzz bench-peer bench-report bench-sweep bench-data bench-graphs
+.PHONY: setup setup-peer setup-browser setup-cuda demo build test lint soak fuzz bench-peer bench-report bench-sweep bench-data bench-graphs bench-detectors
 
 setup: tools $(if $(LIBTORCH),,$(VENV)/.torch-$(TORCH))
 	@sh .ci/check-libtorch "$(or $(LIBTORCH),$(VENV)/libtorch)" $(TORCH)
@@ -106,6 +106,10 @@ bench-data: build setup-peer
 # Folds networks of timm and torchvision, and prints the table of docs/graphs.md.
 bench-graphs: build setup-peer
 	$(VENV)/bin/python benches/graphs.py --foldconv $(BINARY)
+
+# Folds detectors of ultralytics, and prints another table of that page. `.venv/bin/python -m pip install ultralytics` first.
+bench-detectors: build setup-peer
+	$(VENV)/bin/python benches/detectors.py --foldconv $(BINARY)
 
 # Feeds damaged files to each reader of foreign files, for FUZZ_SECONDS each; docs/reliability.md lists the failures
 # that it looks for. Findings are written to fuzz/artifacts. It runs without the address sanitizer, because libtorch was

@@ -178,6 +178,9 @@ pub struct Node {
     /// `tensors`}.
     #[serde(default)]
     pub value: serde_json::Value,
+    /// Whether weights are among the inputs, or computed from them.
+    #[serde(default)]
+    pub of_weights: bool,
     /// Name of an attribute in the state dict.
     pub name: Option<String>,
 }

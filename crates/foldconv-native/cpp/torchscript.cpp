@@ -121,11 +121,11 @@ void run(std::ostringstream& out, Node* node, std::unordered_map<size_t, c10::IV
 }  // namespace
 
 // Writes the operations of the file's forward to `json`, {"inputs": [id], "nodes": [{"op", "inputs",
-// "outputs", "types", "value"?, "name"?}], "outputs": [id]}, in the order in which they run. Ids
+// "outputs", "types", "value"?, "name"?, "of_weights"?}], "outputs": [id]}, in the order in which they run. Ids
 // are those of values; types are those of the outputs for the example inputs: {"size", "kind"} of a
 // tensor, a list of these, or null. Constants, attributes of modules, precision and device of the
-// images, and tensors that are computed from these alone have a value; attributes have the name that
-// `state_dict()` gives them. The `n_tensors` tensors that values refer to are returned in `tensors`.
+// images, and tensors that are computed from these alone have a value; "of_weights" says that
+// attributes are among these. Attributes have the name that `state_dict()` gives them. The `n_tensors` tensors that values refer to are returned in `tensors`.
 //
 // The caller frees the string `json` and the array with `free`, and owns the tensors. Returns null,
 // or a message if the file can't be read, which the caller frees with `free`.
@@ -145,6 +145,8 @@ extern "C" char* foldconv_graph(
         std::unordered_map<size_t, c10::IValue> values;
         values[graph->inputs()[0]->unique()] = module._ivalue();
         for (int64_t i = 0; i < n_inputs; i++) values[graph->inputs().at(i + 1)->unique()] = *inputs[i];
+        // Values that are computed from attributes of modules, among others.
+        std::unordered_set<size_t> weights;
         // Values that are the same for all images.
         std::unordered_set<size_t> fixed = {graph->inputs()[0]->unique()};
         // Prefixes of the names of a module's attributes, by the value of the module.
@@ -158,9 +160,14 @@ extern "C" char* foldconv_graph(
             write_ids(out, node->outputs());
             out << ",\"types\":";
             run(out, node, values);
-            if (is_fixed(node, fixed)) {
-                for (const auto* output : node->outputs()) fixed.insert(output->unique());
+            const bool is_attribute = node->kind() == torch::jit::prim::GetAttr;
+            const bool of_weights = is_attribute || std::any_of(
+                node->inputs().begin(), node->inputs().end(), [&](const auto* input) { return weights.count(input->unique()) > 0; });
+            for (const auto* output : node->outputs()) {
+                if (is_fixed(node, fixed)) fixed.insert(output->unique());
+                if (of_weights) weights.insert(output->unique());
             }
+            if (of_weights && !is_attribute) out << ",\"of_weights\":true";
             if (node->kind() == torch::jit::prim::GetAttr) {
                 const auto name = prefixes[node->input()->unique()] + node->s(torch::jit::attr::name);
                 prefixes[node->output()->unique()] = name + ".";

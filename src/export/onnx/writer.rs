@@ -85,10 +85,15 @@ impl<'g> Writer<'g> {
         self.known.insert(id, known);
     }
 
-    /// Translates a node of the recording.
+    /// Translates a node of the recording. What is computed from weights is computed in the file,
+    /// where ONNX can, so that the weights keep their names; what the code computes without them is
+    /// stored.
     pub fn node(&mut self, node: &Node) -> Result<()> {
         let out = *node.outputs.first().context("nothing comes out")?;
         self.note_view(node);
+        if node.of_weights && self.calculation(node).is_ok() {
+            return Ok(());
+        }
         let stored = |value: &Value| value.get("tensor").and_then(Value::as_u64).map(|at| at as usize);
         let list = node.value.as_array().filter(|items| !items.is_empty()).map(|items| items.iter().map(stored));
         if let Some(items) = list.and_then(|items| items.collect::<Option<Vec<usize>>>()) {
@@ -99,22 +104,29 @@ impl<'g> Writer<'g> {
             self.define(out, Known::List(ids));
             return Ok(());
         }
-        match (node.op.as_str(), stored(&node.value)) {
-            (_, Some(at)) => {
-                let name = node.name.clone().unwrap_or_else(|| format!("constant_{out}"));
-                self.define(out, Known::Stored { name, at });
-            }
-            ("prim::Constant" | "prim::GetAttr" | "prim::dtype" | "prim::device", None) => {
+        if let Some(at) = stored(&node.value) {
+            let name = node.name.clone().unwrap_or_else(|| format!("constant_{out}"));
+            self.define(out, Known::Stored { name, at });
+            return Ok(());
+        }
+        self.calculation(node)
+    }
+
+    /// Translates a node by what it does, whether or not its value is known.
+    fn calculation(&mut self, node: &Node) -> Result<()> {
+        let out = *node.outputs.first().context("nothing comes out")?;
+        match node.op.as_str() {
+            "prim::Constant" | "prim::GetAttr" | "prim::dtype" | "prim::device" => {
                 self.define(out, Known::Constant(node.value.clone()));
             }
-            ("prim::ListConstruct" | "prim::TupleConstruct", _) => self.define(out, Known::List(node.inputs.clone())),
-            ("prim::ListUnpack", _) => {
+            "prim::ListConstruct" | "prim::TupleConstruct" => self.define(out, Known::List(node.inputs.clone())),
+            "prim::ListUnpack" => {
                 let items = self.items(node.inputs[0])?;
                 for (output, item) in node.outputs.iter().zip(items) {
                     self.known.insert(*output, self.known(item)?.clone());
                 }
             }
-            (op, None) => {
+            op => {
                 let op = op.trim_start_matches("aten::");
                 // An operation in place has the name of the other and one more letter.
                 match op.strip_suffix('_').filter(|plain| !plain.ends_with('_')) {
