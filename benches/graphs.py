@@ -33,10 +33,10 @@ TIMM = """repvgg_a0 repvgg_b1 repvgg_b1g4 repvgg_b3 repvgg_d2se mobileone_s0 mob
 repvit_m0_9 repvit_m1_5 repvit_m2_3 repghostnet_050 repghostnet_200 levit_128 efficientvit_m0 tiny_vit_5m_224 mobilenetv4_conv_small resnet50 convnext_atto
 efficientnet_lite0""".split()
 TORCHVISION = """alexnet convnext_tiny densenet121 efficientnet_b0 efficientnet_v2_s googlenet inception_v3 mnasnet0_5 mobilenet_v2 mobilenet_v3_small
-mobilenet_v3_large regnet_x_400mf regnet_y_400mf resnet18 resnet50 resnext50_32x4d shufflenet_v2_x1_0 squeezenet1_0 squeezenet1_1 swin_t vgg11 vgg11_bn
+mobilenet_v3_large regnet_x_400mf regnet_y_400mf resnet18 resnext50_32x4d shufflenet_v2_x1_0 squeezenet1_0 squeezenet1_1 swin_t vgg11 vgg11_bn
 vit_b_16 wide_resnet50_2 maxvit_t""".split()
-# Networks that take no other size.
-SIZES = {"vit_b_16": 224, "maxvit_t": 224, "levit_128": 224, "efficientvit_m0": 224, "tiny_vit_5m_224": 224, "inception_v3": 128, "swin_t": 224}
+# Networks that take no other size, or whose pooling PyTorch's exporter of ONNX refuses at another one.
+SIZES = {"alexnet": 224, "vgg11": 224, "vgg11_bn": 224, "vit_b_16": 224, "maxvit_t": 224, "levit_128": 224, "efficientvit_m0": 224, "tiny_vit_5m_224": 224, "inception_v3": 128, "swin_t": 224}
 
 
 def export(model, x, path):
@@ -92,7 +92,10 @@ def error_of(document):
 
 def other(args, model, x, path, document):
     """The cell of another format, and whether its fold is as good as that of the first one."""
-    export(model, x, path)
+    try:
+        export(model, x, path)
+    except Exception as error:
+        return f"PyTorch does not export it ({type(error).__name__})", True
     found, seconds = fold(args, path, x, 1)
     path.unlink()
     if seconds is None:

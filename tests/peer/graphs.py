@@ -207,6 +207,18 @@ class Recurrent(torch.nn.Module):
         return self.rows(rows)[0][:, -1]
 
 
+class Attentive(torch.nn.Module):
+    """A block, and an attention between its pixels, which PyTorch traces as one operation."""
+
+    def __init__(self, deploy):
+        super().__init__()
+        self.block, self.attention = Block(3, 8, deploy), torch.nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x):
+        tokens = torch.nn.functional.max_pool2d(self.block(x), 8).flatten(2).transpose(1, 2)
+        return self.attention(tokens, tokens, tokens, need_weights=False)[0].mean(1)
+
+
 class Operations(torch.nn.Module):
     """Operations behind a block, each with a result of its own, for a translation to be compared one by one."""
 
@@ -299,7 +311,7 @@ class Operations(torch.nn.Module):
         return [strided, parts, part, before, whole, y + rows - 2.0 * columns]
 
 
-OWN = {"operations": Operations, "unet": UNet, "detector": Detector, "framed": Framed, "diverse": Diverse, "computed": Computed, "recurrent": Recurrent}
+OWN = {"operations": Operations, "attentive": Attentive, "unet": UNet, "detector": Detector, "framed": Framed, "diverse": Diverse, "computed": Computed, "recurrent": Recurrent}
 
 
 def build(name, deploy=False):

@@ -127,6 +127,7 @@ fn networks_in_torchscript_fold_as_far_as_their_own_methods_fold_them() {
 /// * writes through views, whose result nobody reads, but what shares its memory;
 /// * integers that divide with a rest, indexes in lists and tables, paddings of computed sizes;
 /// * more than a hundred other operations, each with a result that is compared by itself;
+/// * an attention that one operation computes;
 /// * an LSTM, which can't be written for another batch than that of its first state.
 #[test]
 fn networks_of_other_kinds_fold_around_what_is_no_convolution() {
@@ -136,7 +137,7 @@ fn networks_of_other_kinds_fold_around_what_is_no_convolution() {
         ("pt2", &["detector"], &["onnx", "pt", "safetensors"]),
         ("pt", &["detector"], &["onnx"]),
         ("pt2,pt,onnx,dynamo.onnx", &["diverse"], &["onnx"]),
-        ("pt2,pt", &["framed", "computed", "recurrent"], &["pt"]),
+        ("pt2,pt", &["framed", "computed", "recurrent", "attentive"], &["pt"]),
         ("pt2,pt", &["operations", "computed"], &["onnx"]),
         ("onnx,dynamo.onnx", &["computed"], &["onnx"]),
     ]);

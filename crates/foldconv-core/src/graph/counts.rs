@@ -61,6 +61,15 @@ impl Node {
                 let queries = of("query").map_or(0, |size| count(&size));
                 queries.saturating_add(products).saturating_mul(from_the_end("key", 1).unwrap_or(0))
             }
+            // Projections to queries, keys and values (3 E, E), the products of an attention, and a
+            // projection (E, E), which PyTorch calls as one where it runs in evaluation.
+            "_native_multi_head_attention" => {
+                let projections = ["qkv_weight", "proj_weight"].into_iter().filter_map(of);
+                let of_weights: i64 = projections.map(|size| count(&size)).sum();
+                let (queries, keys) = (of("query").map_or(0, |size| count(&size)), from_the_end("key", 1).unwrap_or(0));
+                let channels = from_the_end("query", 0).unwrap_or(1).max(1);
+                (queries / channels).saturating_mul(of_weights).saturating_add(queries.saturating_mul(2 * keys))
+            }
             _ => self.layer_macs(of, result),
         }
     }
