@@ -8,11 +8,12 @@ use super::output::{json, print};
 use super::values::Shape;
 use crate::algebra::Geometry;
 use crate::config::{Config, Document, TrainConfig, Value};
+use crate::data::augment::normalise::Normalisation;
 use crate::data::{Common, SourceConfig};
 use crate::error::{one_line, suggest};
 use crate::exchange::Format;
 use crate::model::{About, Model};
-use crate::net::NetConfig;
+use crate::net::{Built, NetConfig};
 use crate::net::{CompactAlgorithms, Form, Site};
 use crate::op::compact::per_sample::CompactAlgorithm;
 use crate::op::contract::operator::VariablePaths;
@@ -286,9 +287,24 @@ fn describe(form: Option<Form>, tuned: Option<Tuned>, config: &Config) -> Result
     let layers = sites.into_iter().zip(folded).zip(before.into_iter().zip(after));
     let layers = layers.map(|((site, compact), (before, after))| layer([site, compact], [before, after]));
     let (sites, config) = (layers.collect(), config.clone());
+    let compact = match with_regions(form, &config, &expanded)? {
+        Some(folded) => Cost { parameters: folded.parameters(), macs: folded.macs(spec) },
+        None => Cost { parameters: compact.parameters(), macs: compact_macs },
+    };
     let expanded = Cost { parameters: expanded.parameters(), macs: expanded_macs };
-    let compact = Cost { parameters: compact.parameters(), macs: compact_macs };
     Ok(Description { form, sites, config, expanded, compact, tuned })
+}
+
+/// Folds a network that a file describes. The linear regions between its sites fold too, so that it
+/// costs less than its sites; none for any other network, or one whose fold is refused.
+fn with_regions(form: Option<Form>, config: &Config, expanded: &Built) -> Result<Option<Built>> {
+    let config = config.with_layout()?;
+    if config.net.layout().is_none() || form == Some(Form::Compact) {
+        return Ok(None);
+    }
+    let about = About::new(Form::Expanded, config, Normalisation { mean: vec![], std: vec![] }, vec![]);
+    let folded = Model { about, tensors: expanded.store.variables() }.fold();
+    folded.ok().map(|model| model.build(Device::Cpu)).transpose()
 }
 
 /// Combines a site in both forms with the traces of both.

@@ -112,6 +112,10 @@ fn a_network_of_another_program_is_used_like_a_model_file() {
     assert!(found["fold"]["relative_difference"].as_f64().unwrap() < 1e-5);
     let described = json(&["describe", &script, "--input", "1x3x32x32"]);
     let count = |of: &Value| of["sites"].as_array().unwrap().len();
+    // Its costs are those of the fold, with the regions between the sites.
+    for key in ["parameters", "macs"] {
+        assert_eq!(described["compact"][key], found["compact"][key], "{key}");
+    }
     assert_eq!(count(&described), count(&json(&["describe", &model])));
     stdout(&run(["export", &script, "--format", "onnx", "-o", &at("a.onnx"), "--input", "1x3x32x32"]));
     assert!(stdout(&run(["prove", &at("a.onnx"), &model])).starts_with("the same function:"));
