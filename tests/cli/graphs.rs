@@ -284,6 +284,11 @@ fn an_onnx_file_has_what_the_operations_say() {
         let text = stdout(&run(["prove", &script, &onnx]));
         assert!(text.starts_with("the same function:"), "{name}: {text}");
     }
+    // libtorch lets a number have a dimension, which ONNX does not.
+    let (script, onnx) = (at("number.pt"), at("number.onnx"));
+    branches(&script, 1, |y| &y + y.mean(Kind::Float).transpose(0, -1));
+    let line = error(&run(["fold", &script, "-o", &onnx, "--input", "1x3x8x8"]), 1);
+    assert!(line.contains("aten::transpose: dimension 0 of 0"), "{line}");
 }
 
 /// Two inputs, whose shapes a TorchScript file leaves open, and test images in place of random

@@ -121,11 +121,13 @@ void run(std::ostringstream& out, Node* node, std::unordered_map<size_t, c10::IV
 }  // namespace
 
 // Writes the operations of the file's forward to `json`, {"inputs": [id], "nodes": [{"op", "inputs",
-// "outputs", "types", "value"?, "name"?, "of_weights"?}], "outputs": [id]}, in the order in which they run. Ids
-// are those of values; types are those of the outputs for the example inputs: {"size", "kind"} of a
-// tensor, a list of these, or null. Constants, attributes of modules, precision and device of the
-// images, and tensors that are computed from these alone have a value; "of_weights" says that
-// attributes are among these. Attributes have the name that `state_dict()` gives them. The `n_tensors` tensors that values refer to are returned in `tensors`.
+// "outputs", "types", "value"?, "name"?, "of_weights"?}], "outputs": [id]}, in the order in which
+// they run. Ids are those of values; types are those of the outputs for the example inputs:
+// {"size", "kind"} of a tensor, a list of these, or null. Constants, attributes of modules, precision
+// and device of the images, and tensors that are computed from these alone have a value;
+// "of_weights" says that attributes are among the inputs, or computed from them. Attributes have the
+// name that `state_dict()` gives them. The `n_tensors` tensors that values refer to are returned in
+// `tensors`.
 //
 // The caller frees the string `json` and the array with `free`, and owns the tensors. Returns null,
 // or a message if the file can't be read, which the caller frees with `free`.
@@ -163,8 +165,9 @@ extern "C" char* foldconv_graph(
             const bool is_attribute = node->kind() == torch::jit::prim::GetAttr;
             const bool of_weights = is_attribute || std::any_of(
                 node->inputs().begin(), node->inputs().end(), [&](const auto* input) { return weights.count(input->unique()) > 0; });
+            const bool same_for_all = is_fixed(node, fixed);
             for (const auto* output : node->outputs()) {
-                if (is_fixed(node, fixed)) fixed.insert(output->unique());
+                if (same_for_all) fixed.insert(output->unique());
                 if (of_weights) weights.insert(output->unique());
             }
             if (of_weights && !is_attribute) out << ",\"of_weights\":true";

@@ -46,21 +46,15 @@ impl Writer<'_> {
                 let soft = self.plain("Softplus", &[&negative]);
                 self.plain("Neg", &[&soft])
             }
-            "prelu" => self.prelu(call)?,
+            "prelu" => {
+                let (input, slopes) = (self.tensor(x[0])?, self.of_channels(x[1], call.size.len())?);
+                self.plain("PRelu", &[&input, &slopes])
+            }
             "glu" => self.gated(call)?,
             "gelu" if self.text(x[1])? == "tanh" => self.gelu_of_tanh(call)?,
             "gelu" => self.gelu(call)?,
             _ => return Ok(None),
         }))
-    }
-
-    /// Translates a PReLU, whose slopes are (C, 1, …) in ONNX, which aligns shapes at their ends.
-    fn prelu(&mut self, call: &Call) -> Result<String> {
-        let (input, slopes) = (self.tensor(call.x[0])?, self.tensor(call.x[1])?);
-        let shape = [vec![-1], vec![1; call.size.len().saturating_sub(2)]].concat();
-        let shape = self.integers(&shape)?;
-        let slopes = self.plain("Reshape", &[&slopes, &shape]);
-        Ok(self.plain("PRelu", &[&input, &slopes]))
     }
 
     /// Translates a gated linear unit: one half of a dimension, times the sigmoid of the other.

@@ -71,8 +71,7 @@ impl Writer<'_> {
         more.push(AttributeProto::ints("strides", self.per_axis(stride, kernel.len())?));
         more.push(AttributeProto::ints("dilations", self.per_axis(dilation, kernel.len())?));
         more.push(AttributeProto::ints("kernel_shape", kernel));
-        let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
-        Ok(self.add(op, &inputs, more))
+        Ok(self.add_list(op, &inputs, more))
     }
 
     /// Translates x Wᵀ + b.
@@ -108,8 +107,7 @@ impl Writer<'_> {
         let equation = self.text(call.x[0])?;
         let factors = self.items(call.x[1])?;
         let factors = factors.into_iter().map(|id| self.tensor_as(id, call.kind)).collect::<Result<Vec<_>>>()?;
-        let factors: Vec<&str> = factors.iter().map(String::as_str).collect();
-        Ok(self.add("Einsum", &factors, vec![AttributeProto::text("equation", &equation)]))
+        Ok(self.add_list("Einsum", &factors, vec![AttributeProto::text("equation", &equation)]))
     }
 
     /// Translates softmax(scale q kᵀ + mask) v. Arguments: q, k, v, mask, dropout, whether each
@@ -152,13 +150,20 @@ impl Writer<'_> {
         Ok(self.plain("MatMul", &[&weights, &values]))
     }
 
-    /// Returns the weight or bias of a norm, or a number for each of `length` channels where it has
-    /// none.
-    fn affine(&mut self, id: usize, otherwise: f64, length: i64) -> Result<String> {
+    /// Returns the weight or bias of a norm, or the same number everywhere where it has none.
+    fn affine(&mut self, id: usize, otherwise: f64, size: &[i64]) -> Result<String> {
         match self.is_none(id) {
-            true => self.store(&Tensor::full([length], otherwise, (Kind::Float, Device::Cpu))),
+            true => self.store(&Tensor::full(size, otherwise, (Kind::Float, Device::Cpu))),
             false => self.tensor(id),
         }
+    }
+
+    /// Returns one number for each channel in the shape (C, 1, …): ONNX aligns shapes at their
+    /// ends.
+    pub fn of_channels(&mut self, id: usize, rank: usize) -> Result<String> {
+        let shape = self.integers(&[vec![-1], vec![1; rank.saturating_sub(2)]].concat())?;
+        let numbers = self.tensor(id)?;
+        Ok(self.plain("Reshape", &[&numbers, &shape]))
     }
 
     /// Translates a batch norm. Arguments: x, weight, bias, mean, variance, training, momentum,
@@ -167,7 +172,7 @@ impl Writer<'_> {
         let x = call.x;
         ensure!(!self.flag(x[5])?, "a batch norm in training");
         let (channels, eps) = (call.size[1], self.number(x[7])?);
-        let (weight, bias) = (self.affine(x[1], 1., channels)?, self.affine(x[2], 0., channels)?);
+        let (weight, bias) = (self.affine(x[1], 1., &[channels])?, self.affine(x[2], 0., &[channels])?);
         let [input, mean, variance] = [self.tensor(x[0])?, self.tensor(x[3])?, self.tensor(x[4])?];
         let inputs = [&*input, &weight, &bias, &mean, &variance];
         Ok(self.add("BatchNormalization", &inputs, vec![AttributeProto::float("epsilon", eps)]))
@@ -177,20 +182,12 @@ impl Writer<'_> {
     fn layer_norm(&mut self, call: &Call) -> Result<String> {
         let x = call.x;
         let (shape, eps) = (self.list(x[1])?, self.number(x[4])?);
-        let (input, weight) = (
-            self.tensor(x[0])?,
-            match self.is_none(x[2]) {
-                true => self.store(&Tensor::ones(&shape, (Kind::Float, Device::Cpu)))?,
-                false => self.tensor(x[2])?,
-            },
-        );
-        let mut inputs = vec![input, weight];
+        let mut inputs = vec![self.tensor(x[0])?, self.affine(x[2], 1., &shape)?];
         if !self.is_none(x[3]) {
             inputs.push(self.tensor(x[3])?);
         }
-        let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
         let more = vec![AttributeProto::int("axis", -(shape.len() as i64)), AttributeProto::float("epsilon", eps)];
-        Ok(self.add("LayerNormalization", &inputs, more))
+        Ok(self.add_list("LayerNormalization", &inputs, more))
     }
 
     /// Translates x / √(mean(x²) + eps), times the weight. Arguments: x, shape, weight, eps.
@@ -227,9 +224,7 @@ impl Writer<'_> {
         let mut normed = self.plain("Reshape", &[&normed, &shape]);
         for (op, id) in [("Mul", x[2]), ("Add", x[3])] {
             if !self.is_none(id) {
-                let shape = [vec![-1], vec![1; call.size.len().saturating_sub(2)]].concat();
-                let (of_channels, shape) = (self.tensor(id)?, self.integers(&shape)?);
-                let of_channels = self.plain("Reshape", &[&of_channels, &shape]);
+                let of_channels = self.of_channels(id, call.size.len())?;
                 normed = self.plain(op, &[&normed, &of_channels]);
             }
         }
@@ -242,7 +237,7 @@ impl Writer<'_> {
         let x = call.x;
         ensure!(self.flag(x[5])?, "an instance norm with statistics of its own");
         let channels = *call.size.get(1).context("no channels")?;
-        let (weight, bias) = (self.affine(x[1], 1., channels)?, self.affine(x[2], 0., channels)?);
+        let (weight, bias) = (self.affine(x[1], 1., &[channels])?, self.affine(x[2], 0., &[channels])?);
         let (input, eps) = (self.tensor(x[0])?, self.number(x[7])?);
         let eps = vec![AttributeProto::float("epsilon", eps)];
         Ok(self.add("InstanceNormalization", &[&input, &weight, &bias], eps))

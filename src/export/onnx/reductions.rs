@@ -1,6 +1,6 @@
 //! Sums, means, extremes and variances along dimensions.
 
-use super::writer::{Call, Writer};
+use super::writer::{Call, Writer, axis};
 use crate::onnx::proto::AttributeProto;
 use anyhow::{Result, bail, ensure};
 use tch::Kind;
@@ -118,7 +118,8 @@ impl Writer<'_> {
         let size = self.size(x[0])?;
         let all: Vec<i64> = (0..size.len() as i64).collect();
         let over = if axes.is_empty() { &all } else { &axes };
-        let count: i64 = over.iter().map(|axis| size[super::writer::axis(*axis, size.len()) as usize]).product();
+        let length = |along: &i64| axis(*along, size.len()).map(|along| size[along as usize]);
+        let count: i64 = over.iter().map(length).product::<Result<i64>>()?;
         let center = self.reduce("ReduceMean", &input, &axes, true)?;
         let apart = self.plain("Sub", &[&input, &center]);
         let square = self.plain("Mul", &[&apart, &apart]);

@@ -44,7 +44,7 @@ impl Writer<'_> {
                 ensure!(!self.is_none(x[2]), "repetitions of all numbers");
                 let (times, along) = (self.integer(x[1])?, self.integer(x[2])?);
                 let size = self.size(x[0])?;
-                let length = size[axis(along, size.len()) as usize];
+                let length = size[axis(along, size.len())? as usize];
                 let at = self.integers(&(0..length * times).map(|at| at / times).collect::<Vec<_>>())?;
                 self.taken(x[0], &at, along)?
             }
@@ -93,7 +93,7 @@ impl Writer<'_> {
                 Ok(parts)
             }
             "chunk" | "unsafe_chunk" | "split" | "unsafe_split" | "split_with_sizes" | "tensor_split" => {
-                let along = axis(self.integer(x[2])?, rank);
+                let along = axis(self.integer(x[2])?, rank)?;
                 let lengths: Vec<i64> = call.items.iter().map(|item| item.size[along as usize]).collect();
                 let lengths = self.integers(&lengths)?;
                 let more = vec![AttributeProto::int("axis", along)];
@@ -144,9 +144,9 @@ impl Writer<'_> {
         ensure!(shifts.len() == along.len(), "a shift of all numbers");
         let mut map = self.tensor(call.x[0])?;
         for (shift, along) in shifts.into_iter().zip(along) {
-            let along = axis(along, call.size.len());
+            let along = axis(along, call.size.len())?;
             let length = call.size[along as usize];
-            let from = length - shift.rem_euclid(length);
+            let from = length - shift.rem_euclid(length.max(1));
             if from == length {
                 continue;
             }
@@ -161,7 +161,7 @@ impl Writer<'_> {
     fn windows_along(&mut self, call: &Call) -> Result<String> {
         let x = call.x;
         let rank = call.size.len();
-        let (along, length, step) = (axis(self.integer(x[1])?, rank - 1), self.integer(x[2])?, self.integer(x[3])?);
+        let (along, length, step) = (axis(self.integer(x[1])?, rank - 1)?, self.integer(x[2])?, self.integer(x[3])?);
         let count = call.size[along as usize];
         let places: Vec<i64> = (0..count).flat_map(|i| (0..length).map(move |j| i * step + j)).collect();
         let places = self.store(&Tensor::from_slice(&places).reshape([count, length]))?;

@@ -26,8 +26,8 @@ impl Writer<'_> {
             "transpose" | "swapaxes" | "swapdims" => {
                 let rank = rank()?;
                 let mut order: Vec<i64> = (0..rank as i64).collect();
-                let [a, b] = [self.integer(x[1])?, self.integer(x[2])?].map(|dimension| axis(dimension, rank) as usize);
-                order.swap(a, b);
+                let [a, b] = [axis(self.integer(x[1])?, rank)?, axis(self.integer(x[2])?, rank)?];
+                order.swap(a as usize, b as usize);
                 self.permuted(x[0], order)?
             }
             "t" | "numpy_T" => {
@@ -42,7 +42,7 @@ impl Writer<'_> {
             }
             "permute" => {
                 let rank = rank()?;
-                let order = self.list(x[1])?.into_iter().map(|of| axis(of, rank)).collect();
+                let order = self.list(x[1])?.into_iter().map(|of| axis(of, rank)).collect::<Result<_>>()?;
                 self.permuted(x[0], order)?
             }
             "movedim" => self.moved(call)?,
@@ -100,7 +100,7 @@ impl Writer<'_> {
     fn with_axes(&mut self, op: &str, x: usize, axes: &[i64]) -> Result<String> {
         let size = self.size(x)?;
         // PyTorch leaves a dimension that is not 1.
-        let is_one = |of: &i64| size.get(axis(*of, size.len()) as usize) == Some(&1);
+        let is_one = |of: &i64| axis(*of, size.len()).is_ok_and(|along| size[along as usize] == 1);
         let axes: Vec<i64> = axes.iter().copied().filter(|of| op != "Squeeze" || is_one(of)).collect();
         if axes.is_empty() {
             return self.of("Identity", x, vec![]);
@@ -118,7 +118,7 @@ impl Writer<'_> {
         let rank = call.size.len();
         let places = |id: usize| {
             let list = self.integer(id).map_or_else(|_| self.list(id), |one| Ok(vec![one]))?;
-            anyhow::Ok(list.into_iter().map(|of| axis(of, rank)).collect::<Vec<i64>>())
+            list.into_iter().map(|of| axis(of, rank)).collect::<Result<Vec<i64>>>()
         };
         let (from, to) = (places(call.x[1])?, places(call.x[2])?);
         let mut others = (0..rank as i64).filter(|of| !from.contains(of));
@@ -158,8 +158,7 @@ impl Writer<'_> {
                 _ => part,
             });
         }
-        let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        Ok(self.add("Concat", &names, vec![AttributeProto::int("axis", along)]))
+        Ok(self.add_list("Concat", &names, vec![AttributeProto::int("axis", along)]))
     }
 
     /// Translates a padding. PyTorch lists pairs from the last dimension on; ONNX lists all

@@ -1,8 +1,8 @@
 //! Poolings, resizing, and the windows of a convolution.
 
-use super::writer::{Call, Writer};
+use super::writer::{Call, Writer, number};
 use crate::onnx::proto::AttributeProto;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use tch::Tensor;
 
@@ -68,6 +68,7 @@ impl Writer<'_> {
     fn even_windows(&self, call: &Call) -> Result<Option<Vec<AttributeProto>>> {
         let input = self.size(call.x[0])?;
         let pairs = || input[2..].iter().zip(&call.size[2..]);
+        ensure!(pairs().all(|(_, to)| *to > 0), "no windows");
         let even = pairs().all(|(from, to)| from % to == 0);
         let window: Vec<i64> = pairs().map(|(from, to)| from / to).collect();
         Ok(even.then(|| {
@@ -89,7 +90,7 @@ impl Writer<'_> {
     fn adaptive_maximum(&mut self, call: &Call) -> Result<String> {
         match self.even_windows(call)? {
             Some(windows) => self.of("MaxPool", call.x[0], windows),
-            None => anyhow::bail!("windows of unequal size"),
+            None => bail!("windows of unequal size"),
         }
     }
 
@@ -109,8 +110,8 @@ impl Writer<'_> {
         for id in &x[3..] {
             match self.constant(*id)? {
                 Value::Null => {}
-                Value::Array(items) => factors.extend(items.iter().filter_map(float)),
-                factor => factors.extend(float(&factor)),
+                Value::Array(items) => factors.extend(items.iter().filter_map(number)),
+                factor => factors.extend(number(&factor)),
             }
         }
         for (factor, axis) in factors.into_iter().zip([2, 3]) {
@@ -177,10 +178,6 @@ impl Writer<'_> {
         let turned = self.add("Transpose", &[&map], vec![AttributeProto::ints("perm", [0, 1, 2, 4, 3, 5])]);
         self.reshape_to(&turned, &[size[1] * kernel[0] * kernel[1], counts[0] * counts[1]])
     }
-}
-
-fn float(value: &Value) -> Option<f64> {
-    value.as_f64().or_else(|| value.get("float")?.as_f64())
 }
 
 /// Returns the matrix (windows, length) whose product with a vector is its means over adaptive

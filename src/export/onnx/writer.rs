@@ -5,7 +5,7 @@ use crate::export::recorded::{Node, TensorType, Type};
 use crate::graph::element_type;
 use crate::onnx;
 use crate::onnx::proto::{AttributeProto, NodeProto, TensorProto};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use std::collections::{HashMap, HashSet};
 use tch::{Kind, Tensor};
@@ -53,13 +53,18 @@ pub struct Writer<'g> {
 }
 
 /// Returns a dimension counted from the front; a negative one is counted from the end.
-pub fn axis(dimension: i64, rank: usize) -> i64 {
-    if dimension < 0 { dimension + rank as i64 } else { dimension }
+///
+/// # Errors
+/// There is no such dimension: libtorch lets a number have one.
+pub fn axis(dimension: i64, rank: usize) -> Result<i64> {
+    let along = if dimension < 0 { dimension + rank as i64 } else { dimension };
+    ensure!((0..rank as i64).contains(&along), "dimension {dimension} of {rank}");
+    Ok(along)
 }
 
 /// Returns the element type that stands for one in the file, so that no other conversions are
 /// needed than between these three.
-pub fn plain(kind: Kind) -> Kind {
+fn kind_in_file(kind: Kind) -> Kind {
     match kind {
         Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16 => Kind::Float,
         Kind::Bool => Kind::Bool,
@@ -140,7 +145,7 @@ impl<'g> Writer<'g> {
 
     /// Translates a call of an operator, whose results are tensors or a list of tensors.
     pub fn call(&mut self, node: &Node, op: &str) -> Result<()> {
-        let kind = |of: &TensorType| plain(element_type(of.kind).unwrap_or(Kind::Float));
+        let kind = |of: &TensorType| kind_in_file(element_type(of.kind).unwrap_or(Kind::Float));
         let (size, first, items) = match node.types.first() {
             Some(Type::Tensor(of)) => (&of.size[..], kind(of), &[][..]),
             Some(Type::Tensors(items)) => (&[][..], items.first().map_or(Kind::Float, kind), &items[..]),
@@ -214,6 +219,11 @@ impl<'g> Writer<'g> {
         self.add(op, inputs, vec![])
     }
 
+    /// Adds an operation on a list of tensors.
+    pub fn add_list(&mut self, op: &str, inputs: &[String], attributes: Vec<AttributeProto>) -> String {
+        self.add(op, &inputs.iter().map(String::as_str).collect::<Vec<_>>(), attributes)
+    }
+
     /// Adds an operation on one argument.
     pub fn of(&mut self, op: &str, id: usize, attributes: Vec<AttributeProto>) -> Result<String> {
         let input = self.tensor(id)?;
@@ -246,7 +256,7 @@ impl<'g> Writer<'g> {
     }
 
     fn initializer(&mut self, name: &str, tensor: &Tensor) -> Result<String> {
-        let encoded = onnx::encode(name, &tensor.to_kind(plain(tensor.kind())));
+        let encoded = onnx::encode(name, &tensor.to_kind(kind_in_file(tensor.kind())));
         self.initializers.push(encoded.with_context(|| format!("a constant of {:?}", tensor.kind()))?);
         Ok(name.to_string())
     }
@@ -270,7 +280,7 @@ impl<'g> Writer<'g> {
     pub fn kind(&self, id: usize) -> Result<Kind> {
         Ok(match self.known(id)? {
             Known::Tensor { kind, .. } => *kind,
-            Known::Stored { at, .. } => plain(self.stored[*at].kind()),
+            Known::Stored { at, .. } => kind_in_file(self.stored[*at].kind()),
             Known::Constant(Value::Bool(_)) => Kind::Bool,
             Known::Constant(value) if value.is_i64() => Kind::Int64,
             _ => Kind::Float,
@@ -361,7 +371,7 @@ impl<'g> Writer<'g> {
 }
 
 /// Returns a number, which the recording has as it is, as a flag, or as {"float": number}.
-fn number(value: &Value) -> Option<f64> {
+pub fn number(value: &Value) -> Option<f64> {
     let float = || match value.get("float")? {
         Value::String(text) => text.parse().ok(),
         number => number.as_f64(),

@@ -20,7 +20,7 @@ impl Writer<'_> {
         let x = *node.inputs.first()?;
         let integer = |at: usize| self.integer(*node.inputs.get(at)?).ok();
         let size = self.size(x).ok()?;
-        let along = axis(integer(1)?, size.len());
+        let along = axis(integer(1)?, size.len()).ok()?;
         let length = *size.get(along as usize)?;
         let place = |at: i64| if at < 0 { at + length } else { at }.clamp(0, length);
         let bound = |at: usize, other: i64| if self.is_none(node.inputs[at]) { Some(other) } else { integer(at) };
@@ -29,7 +29,7 @@ impl Writer<'_> {
                 Step::Slice { along, from: place(bound(2, 0)?), to: place(bound(3, length)?), step: integer(4)? }
             }
             "aten::narrow" => Step::Slice { along, from: integer(2)?, to: integer(2)? + integer(3)?, step: 1 },
-            "aten::select" => Step::Select { along, at: axis(integer(2)?, length as usize) },
+            "aten::select" => Step::Select { along, at: axis(integer(2)?, length as usize).ok()? },
             _ => return None,
         };
         let mut view = self.views.get(&x).cloned().unwrap_or(View { base: x, steps: Vec::new() });
