@@ -46,14 +46,19 @@ def parser(description):
     return parser
 
 
+def binary(path):
+    """The path of foldconv, which runs in the root of the repository."""
+    if not path.is_file():
+        fail(f"no foldconv binary at {path}: run `cargo build --release` or give --foldconv PATH", 2)
+    return path.resolve()
+
+
 def parse(parser):
     """The arguments; the threads are set."""
     args = parser.parse_args()
     if args.json and not args.json.parent.is_dir():
         parser.error(f"--json {args.json}: no such folder")
-    if not args.foldconv.is_file():
-        fail(f"no foldconv binary at {args.foldconv}: run `cargo build --release` or give --foldconv PATH", 2)
-    args.foldconv = args.foldconv.resolve()  # it runs in the root of the repository
+    args.foldconv = binary(args.foldconv)
     torch.set_num_threads(args.threads)
     if args.device != "cpu":
         if not torch.cuda.is_available():

@@ -7,7 +7,6 @@ torch.export in evaluation, and folded by `foldconv fold` to ONNX. The package i
 
 import argparse
 import copy
-import importlib.util
 import json
 import logging
 import os
@@ -16,14 +15,10 @@ import tempfile
 import warnings
 from pathlib import Path
 
-import numpy
 import torch
 
 import common
-
-spec = importlib.util.spec_from_file_location("graphs", common.ROOT / "tests/peer/graphs.py")
-graphs = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(graphs)
+from graphs import graphs, millions, table
 
 NETWORKS = ["yolov9t", "yolov9c", "yolov8n", "yolo11n", "yolo11n-seg", "yolo11n-pose", "yolo11n-obb", "yolo12n"]
 
@@ -67,7 +62,7 @@ def row(args, name, folder):
     error = max(graphs.difference(a.numpy(), b) for a, b in zip(expected, found))
     theirs = graphs.count(copy.deepcopy(model).fuse(verbose=False), x)[0]
     before, after = document["before"], document["after"]
-    macs = [f"{macs / 1e6:,.2f}" for macs in (before["macs"], after["macs"], theirs[1])]
+    macs = [millions(macs) for macs in (before["macs"], after["macs"], theirs[1])]
     cells = [name, f"{before['convolutions']} → {after['convolutions']}", theirs[0], f"{macs[0]} → {macs[1]}", macs[2], f"{error:.0e}"]
     return "| " + " | ".join(map(str, cells)) + " |", error < 1e-5 and after["convolutions"] <= theirs[0] and after["macs"] <= theirs[1]
 
@@ -78,26 +73,19 @@ def main():
     parser.add_argument("--size", type=common.positive, default=128, help="height and width of the images")
     parser.add_argument("names", nargs="*", help="networks of ultralytics [default: all of the table]")
     args = parser.parse_args()
-    if not args.foldconv.is_file():
-        common.fail(f"no foldconv binary at {args.foldconv}: run `cargo build --release` or give --foldconv PATH", 2)
-    args.foldconv = args.foldconv.resolve()
+    args.foldconv = common.binary(args.foldconv)
     warnings.filterwarnings("ignore")
     logging.disable(logging.CRITICAL)
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ.update(YOLO_CONFIG_DIR=folder, YOLO_OFFLINE="true")
+    with tempfile.TemporaryDirectory() as settings:
+        os.environ.update(YOLO_CONFIG_DIR=settings, YOLO_OFFLINE="true")
         try:
             import ultralytics
         except ImportError:
             common.fail("ultralytics is missing: .venv/bin/python -m pip install ultralytics", 2)
-        print("| network | convolutions | ultralytics' | MACs, millions | ultralytics' | error |")
-        print("|---|" + "---:|" * 5, flush=True)
-        worse = []
-        for name in args.names or NETWORKS:
-            line, as_good = row(args, name, Path(folder))
-            print(line, flush=True)
-            worse += [] if as_good else [name]
+        columns = "convolutions; ultralytics'; MACs, millions; ultralytics'; error".split("; ")
+        worse = table(columns, args.names or NETWORKS, lambda name, folder: row(args, name, folder))
     print(f"\nImages of {args.size}x{args.size}, torch {torch.__version__}, ultralytics {ultralytics.__version__}")
-    print("As good as ultralytics', and equal to 1e-5: " + ("all" if not worse else "not " + ", ".join(worse)))
+    print(f"As good as ultralytics', and equal to 1e-5: {worse}")
 
 
 if __name__ == "__main__":

@@ -133,6 +133,19 @@ def line(args, name, folder):
     return "| " + " | ".join(map(str, row)) + " |", as_good and error is not None and error < 1e-5 and all(good for _, good in others)
 
 
+def table(columns, names, line):
+    """Prints the row of each network that `line` makes in a folder; returns which are as good as their package's."""
+    print("| network | " + " | ".join(columns) + " |")
+    print("|---|" + "---:|" * len(columns), flush=True)
+    worse = []
+    for name in names:
+        with tempfile.TemporaryDirectory() as folder:
+            row, as_good = line(name, Path(folder))
+        print(row, flush=True)
+        worse += [] if as_good else [name]
+    return "not " + ", ".join(worse) if worse else "all"
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--foldconv", type=Path, default=Path("target/release/foldconv"), help="the binary")
@@ -141,22 +154,14 @@ def main():
     parser.add_argument("--size", type=common.positive, default=64, help="height and width of the images")
     parser.add_argument("names", nargs="*", help="networks of timm or torchvision [default: all of the table]")
     args = parser.parse_args()
-    if not args.foldconv.is_file():
-        common.fail(f"no foldconv binary at {args.foldconv}: run `cargo build --release` or give --foldconv PATH", 2)
-    args.foldconv = args.foldconv.resolve()
+    args.foldconv = common.binary(args.foldconv)
     torch.set_num_threads(args.threads)
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
-    names, worse = args.names or TIMM + TORCHVISION, []
-    print("| network | image | convolutions | timm's | MACs, millions | timm's | error | of ONNX | of TorchScript | fold, s | timm's | command, s |")
-    print("|---|" + "---:|" * 11, flush=True)
-    for name in names:
-        with tempfile.TemporaryDirectory() as folder:
-            row, as_good = line(args, name, Path(folder))
-        print(row, flush=True)
-        worse += [] if as_good else [name]
+    columns = "image; convolutions; timm's; MACs, millions; timm's; error; of ONNX; of TorchScript; fold, s; timm's; command, s"
+    worse = table(columns.split("; "), args.names or TIMM + TORCHVISION, lambda name, folder: line(args, name, folder))
     print(f"\nSeconds of .pt2 files, medians of {args.rounds}, {args.threads} threads, torch {torch.__version__}, {common.cpu_model()}")
-    print("As good as timm's, and equal to 1e-5: " + ("all" if not worse else "not " + ", ".join(worse)))
+    print(f"As good as timm's, and equal to 1e-5: {worse}")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,17 @@ use tch::Tensor;
 /// # Errors
 /// A [`crate::error::BadRequest`] for a file that can't be read or run; those of [`write`].
 pub fn convert(model: &Path, from: exchange::Format, given: &[Vec<i64>], to: Format, out: &Path) -> Result<()> {
+    let (mut graph, inputs) = open(model, from, given)?;
+    let any_batch = graph.free_batch(&inputs);
+    write(&graph, model, (&inputs, any_batch), to, out)
+}
+
+/// Reads a network and runs it once, so that its shapes are known. `given` has the shapes of its
+/// inputs, and is empty for those of the file; returns these too.
+///
+/// # Errors
+/// A [`crate::error::BadRequest`] for a file that can't be read or run.
+pub fn open(model: &Path, from: exchange::Format, given: &[Vec<i64>]) -> Result<(Graph, Vec<Vec<i64>>)> {
     // A file may ask for tensors of any size, when it is read or run.
     machine::limit_memory();
     let mut graph = exchange::open(model, from)?.graph;
@@ -24,8 +35,7 @@ pub fn convert(model: &Path, from: exchange::Format, given: &[Vec<i64>], to: For
     if let Err(error) = graph.observe(&inputs.iter().map(zeros).collect::<Vec<_>>()) {
         bad_request!("{}: can't be run: {error:#}", model.display());
     }
-    let any_batch = graph.free_batch(&inputs);
-    write(&graph, model, (&inputs, any_batch), to, out)
+    Ok((graph, inputs))
 }
 
 /// Records a network. `inputs` are the shapes of its inputs, and whether it takes any batch.

@@ -1,10 +1,11 @@
 //! `foldconv bench latency MODEL`: the time of a forward pass before and after the fold.
 
+use crate::cli::foreign;
 use crate::cli::imageless::model_of;
 use crate::cli::output::{json, print};
 use crate::cli::values::{Shape, whole};
 use crate::device::{name, set_threads};
-use crate::exchange::{self, Format};
+use crate::exchange::Format;
 use crate::graph::Graph;
 use crate::graph::fold::fold;
 use crate::graph::run::Place;
@@ -12,7 +13,7 @@ use crate::net::Form;
 use crate::text::{align_right, table};
 use crate::timing;
 use crate::tune::latencies;
-use crate::{bad_request, machine, say};
+use crate::{bad_request, say};
 use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
@@ -91,16 +92,9 @@ fn of_model(options: &Options, device: Device) -> Result<Vec<Timed>> {
 
 /// Measures a network of another program, of any inputs and outputs.
 fn of_network(options: &Options, format: Format, device: Device) -> Result<Vec<Timed>> {
-    // A file may ask for tensors of any size, when it is read or run.
-    machine::limit_memory();
     let path = &options.model;
-    let mut before = exchange::open(path, format)?.graph;
-    let inputs = exchange::inputs(&before, path, &Shape::sizes(&options.input))?;
-    if let Err(error) = before.observe(&random(&inputs, Device::Cpu)) {
-        bad_request!("{}: can't be run: {error:#}", path.display());
-    }
-    let mut after = exchange::open(path, format)?.graph;
-    after.infer_sizes(&inputs);
+    let (mut before, inputs) = foreign::open(path, format, &Shape::sizes(&options.input))?;
+    let (mut after, _) = foreign::open(path, format, &inputs)?;
     fold(&mut after)?;
     let own = inputs.first().and_then(|size| size.first()).copied().unwrap_or(1);
     let any_batch = [&mut before, &mut after].map(|graph| graph.free_batch(&inputs)) == [true; 2];
@@ -114,7 +108,7 @@ fn of_network(options: &Options, format: Format, device: Device) -> Result<Vec<T
     let batches = if options.batch.is_empty() { vec![own] } else { options.batch.clone() };
     let time = |batch: i64| {
         let shapes: Vec<Vec<i64>> = inputs.iter().map(|size| with_batch(size, batch)).collect();
-        let x = random(&shapes, device);
+        let x: Vec<Tensor> = shapes.iter().map(|size| Tensor::randn(size, (Kind::Float, device))).collect();
         let run = |graph: &Graph| drop(tch::no_grad(|| graph.run(&x, place)));
         Timed::new(batch, &timing::steady(device, &[&|| run(&before), &|| run(&after)]))
     };
@@ -124,8 +118,4 @@ fn of_network(options: &Options, format: Format, device: Device) -> Result<Vec<T
 /// Returns the shape of an input for another number of images. A number has none.
 fn with_batch(size: &[i64], batch: i64) -> Vec<i64> {
     size.split_first().map(|(_, image)| [&[batch], image].concat()).unwrap_or_default()
-}
-
-fn random(shapes: &[Vec<i64>], device: Device) -> Vec<Tensor> {
-    shapes.iter().map(|size| Tensor::randn(size, (Kind::Float, device))).collect()
 }

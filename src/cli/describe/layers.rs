@@ -1,9 +1,8 @@
 //! Layers of a network of any kind: of one that is no classifier of images, and so has no sites.
 
-use crate::cli::output::{json, print};
+use crate::cli::output::{json, print, totals};
 use crate::cli::values::Shape;
 use crate::exchange::{self, Format};
-use crate::graph::counts::Totals;
 use crate::graph::fold::fold;
 use crate::graph::{Graph, Node};
 use crate::machine;
@@ -69,9 +68,6 @@ pub fn describe(path: &Path, format: Format, input: &[Shape], reason: &str, as_j
     let regions = fold(&mut graph)?.folded.len();
     let after = graph.totals();
     if as_json {
-        let [before, after] = [before, after].map(
-            |Totals { convolutions, parameters, macs }| serde_json::json!({"convolutions": convolutions, "parameters": parameters, "macs": macs}),
-        );
         return json(&serde_json::json!({
             "inputs": inputs, "layers": layers, "before": before, "after": after, "regions": regions, "no_sites": reason,
         }));
@@ -85,16 +81,7 @@ pub fn describe(path: &Path, format: Format, input: &[Shape], reason: &str, as_j
     }
     align_right(&mut rows, 4..6);
     print(&rows)?;
-    let mut rows = table(["network", "before its fold", "after"]);
-    for (name, of) in [
-        ("convolutions", [before.convolutions, after.convolutions]),
-        ("parameters and statistics", [before.parameters, after.parameters]),
-        ("MACs", [before.macs, after.macs]),
-    ] {
-        rows.add_row([name.to_string()].into_iter().chain(of.map(thousands)));
-    }
-    align_right(&mut rows, 1..3);
-    print(&rows)?;
+    totals(&before, &after)?;
     let inputs: Vec<String> = inputs.iter().map(|size| text(size)).collect();
     say!("input {}; {regions} regions fold; it has no sites for operators: {reason}", inputs.join(", "))
 }

@@ -3,7 +3,7 @@
 use super::Options;
 use super::whole::{Before, Whole};
 use crate::cli::foreign;
-use crate::cli::output::{json, print};
+use crate::cli::output::{json, print, totals};
 use crate::cli::values::Shape;
 use crate::exchange::{self, Format};
 use crate::export;
@@ -134,17 +134,7 @@ fn explain(report: &Report) -> Result<()> {
 }
 
 fn summary(options: &Options, Outcome { report, before, after, whole, .. }: &Outcome) -> Result<()> {
-    let mut rows = table(["", "before", "after"]);
-    let lines = [
-        ("convolutions", before.convolutions, after.convolutions),
-        ("parameters", before.parameters, after.parameters),
-        ("MACs", before.macs, after.macs),
-    ];
-    for (name, before, after) in lines {
-        rows.add_row([name.to_string(), thousands(before), thousands(after)]);
-    }
-    align_right(&mut rows, 1..3);
-    print(&rows)?;
+    totals(before, after)?;
     let worst = report.folded.iter().map(|folded| folded.error).fold(0., finite::larger);
     let whole = match whole {
         Ok(Whole { single, double: None }) => {
@@ -166,7 +156,6 @@ fn summary(options: &Options, Outcome { report, before, after, whole, .. }: &Out
 }
 
 fn document(options: &Options, Outcome { report, before, after, seconds, whole }: &Outcome) -> Result<()> {
-    let totals = |of: &Totals| serde_json::json!({"convolutions": of.convolutions, "parameters": of.parameters, "macs": of.macs});
     let regions: Vec<_> = report
         .folded
         .iter()
@@ -180,7 +169,7 @@ fn document(options: &Options, Outcome { report, before, after, seconds, whole }
     let refused: Vec<_> =
         report.refused.iter().map(|(node, reason)| serde_json::json!({"node": node, "reason": reason})).collect();
     json(&serde_json::json!({
-        "out": options.out, "before": totals(before), "after": totals(after), "not_run": whole.as_ref().err(),
+        "out": options.out, "before": before, "after": after, "not_run": whole.as_ref().err(),
         "relative_difference": whole.as_ref().ok().map(|whole| whole.single),
         "relative_difference_float64": whole.as_ref().ok().and_then(|whole| whole.double),
         "seconds": seconds, "regions": regions, "refused": refused,

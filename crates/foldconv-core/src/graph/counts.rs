@@ -2,10 +2,11 @@
 
 use super::{Arg, Graph, Id, Node};
 use crate::algebra::count;
+use serde::Serialize;
 use std::collections::BTreeMap;
 
 /// Totals of a graph.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Totals {
     /// Number of convolutions.
     pub convolutions: i64,
