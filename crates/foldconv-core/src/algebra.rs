@@ -7,6 +7,7 @@
 //! All folds rest on the window rule: tap `a` of output `i` reads the input at `stride*i - padding
 //! + dilation*a`.
 
+pub mod factor;
 mod form;
 mod geometry;
 
@@ -162,6 +163,11 @@ fn regroup(weight: &Tensor, from: i64, groups: i64) -> Tensor {
     let blocks = weight.reshape([groups, per_group, out / from, 1, inner, kh, kw]);
     let diagonal = Tensor::eye(per_group, options).reshape([1, per_group, 1, per_group, 1, 1, 1]);
     (blocks * diagonal).reshape([out, per_group * inner, kh, kw])
+}
+
+/// Returns the weight of a kernel with channel groups as that of one without (C_out, C_in, kh, kw).
+pub fn ungrouped(kernel: &Kernel) -> Tensor {
+    regroup(&kernel.weight, kernel.geometry.groups, 1)
 }
 
 /// Returns a tensor detached and in float64, the precision of folds.

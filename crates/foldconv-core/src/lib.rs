@@ -8,7 +8,7 @@
 //!    [`finite`], [`trace`], [`algebra`] (pure functions on kernels)
 //! 2. [`op`] (operators: expanded form and fold)
 //! 3. [`net`] (networks: sites on which operators stand)
-//! 4. [`fold`] (a network to its compact form), [`tune`] (choice of the fastest algorithm of each
+//! 4. [`fold`] (a network to its compact form), [`mod@unfold`] (the reverse), [`tune`] (choice of the fastest algorithm of each
 //!    compact operator), [`weights`] (tensors in files, and PyTorch's checkpoints)
 //! 5. [`graph`] (networks of any blocks, read from files: run and folded)
 
@@ -30,6 +30,7 @@ pub mod net;
 
 pub mod fold;
 pub mod tune;
+pub mod unfold;
 pub mod weights;
 
 pub mod graph;

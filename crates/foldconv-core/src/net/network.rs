@@ -74,6 +74,12 @@ pub trait Network: nn::ModuleT {
         Ok(())
     }
 
+    /// Prepares the modules that blocks share for operators that are unfolded (see
+    /// [`crate::op::contract::operator::Shared::settle`]).
+    fn settle(&self) {
+        self.extras().iter().flat_map(|extras| &extras.shared).for_each(|shared| shared.settle());
+    }
+
     /// Sets annealed quantities, such as a softmax temperature, to their values after `epochs`
     /// epochs.
     fn anneal(&self, epochs: f64) {

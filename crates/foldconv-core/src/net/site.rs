@@ -6,6 +6,7 @@ use crate::op::activation::Activation;
 use crate::op::compact::per_sample::PerSample;
 use crate::op::contract::algorithm::TrainAlgorithm;
 use crate::op::contract::operator::{After, Compact, Operator, VariablePaths};
+use crate::op::layers::unfold::{self, Trained, UnfoldError, UnfoldOptions};
 use crate::op::{OperatorConfig, Resolved};
 use crate::trace;
 use serde::{Deserialize, Serialize};
@@ -128,6 +129,11 @@ impl Site {
         }
     }
 
+    /// Returns whether the site is in expanded form.
+    pub fn is_expanded(&self) -> bool {
+        matches!(self.module, Module::Expanded(_))
+    }
+
     /// Returns the ways to compute the training pass, branches first; empty in compact form.
     pub fn algorithms(&self) -> &'static [TrainAlgorithm] {
         match &self.module {
@@ -159,6 +165,32 @@ impl Site {
             Module::Expanded(operator) => operator.fold(),
             Module::Compact(_) => Err(FoldError::Shape("this network is folded already".into())),
         }
+    }
+
+    /// Returns the trained convolution of the site, from which another operator can be unfolded.
+    ///
+    /// # Errors
+    /// [`UnfoldError`] if the site does not fold to one kernel.
+    pub fn trained(&self) -> Result<Trained, UnfoldError> {
+        match &self.module {
+            Module::Expanded(operator) => operator.trained(),
+            Module::Compact(Compact::Static(kernel)) => Ok(Trained { kernel: kernel.double(), norm: None }),
+            Module::Compact(_) => Err(UnfoldError::NoKernel),
+        }
+    }
+
+    /// Makes the operator compute the function of a trained convolution (see [`Operator::unfold`]).
+    /// Returns the relative distance of its kernel from the trained one.
+    ///
+    /// # Errors
+    /// [`UnfoldError`] if the operator can't, or only nearly and the options do not allow it.
+    pub fn unfold(&self, trained: &Trained, options: &UnfoldOptions) -> Result<f64, UnfoldError> {
+        let Module::Expanded(operator) = &self.module else { return Err(UnfoldError::NoKernel) };
+        let distance = operator.unfold(trained, options)?;
+        if distance > unfold::ROUNDING && !options.approximate {
+            return Err(UnfoldError::Unrepresentable(distance));
+        }
+        Ok(distance)
     }
 
     /// Returns the static kernel if the site is folded to one.

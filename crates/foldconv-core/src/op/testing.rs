@@ -9,7 +9,8 @@ use crate::algebra::Geometry;
 use crate::op::activation::Activation;
 use crate::op::compact::per_sample::CompactAlgorithm;
 use crate::op::contract::algorithm::TrainAlgorithm;
-use crate::op::contract::operator::{Compact, Operator, VariablePaths};
+use crate::op::contract::operator::{After, Compact, Operator, VariablePaths};
+use crate::op::layers::unfold::{Trained, UnfoldError, UnfoldOptions};
 use crate::op::{OperatorConfig, Resolved};
 use std::collections::HashMap;
 use tch::{Device, Kind, Tensor, nn};
@@ -247,4 +248,75 @@ pub fn windows(geometry: Geometry) -> Vec<Geometry> {
         Geometry { padding, ..geometry.stride(stride).dilation(dilation) }
     };
     [(1, 1), (2, 1), (1, 2), (2, 2)].map(|(stride, dilation)| window(stride, dilation)).to_vec()
+}
+
+/// Returns a trained plain convolution of the geometry, as a module and as what it learned.
+fn trained(geometry: Geometry, norm: bool) -> (nn::VarStore, Box<dyn Operator>, Trained) {
+    let mut store = nn::VarStore::new(Device::Cpu);
+    let root = store.root();
+    let place = VariablePaths {
+        conv: &root / "conv",
+        after: if norm { After::Norm(&root / "bn") } else { After::Bias },
+        block: None,
+    };
+    let plain = OperatorConfig::Plain(Default::default()).recipe().expanded(&place, geometry);
+    store.double();
+    tch::no_grad(|| {
+        for (name, mut variable) in store.variables() {
+            let _ = if name.ends_with("running_var") { variable.uniform_(0.5, 2.) } else { variable.normal_(0.3, 1.) };
+        }
+    });
+    let learned = plain.trained().unwrap();
+    (store, plain, learned)
+}
+
+/// Builds the expanded form in float64 with its initial values, and unfolds a trained convolution
+/// into it. Returns the distance too.
+fn unfolded(
+    config: &Resolved<OperatorConfig>,
+    learned: &Trained,
+    options: &UnfoldOptions,
+) -> (nn::VarStore, Box<dyn Operator>, Result<f64, UnfoldError>) {
+    let geometry = learned.kernel.geometry;
+    config.recipe().fits(&geometry).unwrap_or_else(|reason| panic!("{config:?} {geometry:?}: {reason}"));
+    let mut store = nn::VarStore::new(Device::Cpu);
+    let root = store.root();
+    let operator = config.recipe().expanded(&VariablePaths::new(&root / "conv", Some(&root / "bn")), geometry);
+    store.double();
+    let distance = operator.unfold(learned, options);
+    (store, operator, distance)
+}
+
+/// Checks that the operator unfolded from a trained convolution, with a batch norm and with a bias
+/// behind it, is the same function at evaluation, expanded and folded, and that it computes the same
+/// first training step if `trains` is set and the convolution has a batch norm. New branches begin
+/// at 0 and at other sizes; only at 0 is the training step the same. Tolerances are those of folds.
+pub fn unfolds_exactly(yaml: &str, geometries: &[Geometry], trains: bool) {
+    let config = options(yaml);
+    for (geometry, norm) in geometries.iter().flat_map(|geometry| [(geometry, true), (geometry, false)]) {
+        let (_store, plain, learned) = trained(*geometry, norm);
+        let x = Tensor::randn([3, geometry.in_channels, 6, 9], DOUBLE);
+        for scale in [None, Some(0.), Some(0.3)] {
+            let scale = UnfoldOptions { scale, ..UnfoldOptions::default() };
+            let (_own, operator, distance) = unfolded(&config, &learned, &scale);
+            let distance = distance.unwrap_or_else(|error| panic!("{yaml} {geometry:?} {scale:?}: {error}"));
+            assert!(distance < 1e-12, "{yaml} {geometry:?} {scale:?}: {distance:e}");
+            let y = plain.forward_t(&x, false);
+            let error = relative(&operator.forward_t(&x, false), &y);
+            assert!(error < 1e-12, "{yaml} {geometry:?} {scale:?}, norm {norm}: {error:e}");
+            if let Ok(folded) = operator.fold() {
+                let error = relative(&folded.apply(&x), &y);
+                assert!(error < 1e-12, "{yaml} {geometry:?} {scale:?}, norm {norm}, folded: {error:e}");
+            }
+            if norm && trains && scale.scale != Some(0.3) {
+                let error = relative(&operator.forward_t(&x, true), &plain.forward_t(&x, true));
+                assert!(error < 1e-12, "{yaml} {geometry:?} {scale:?}, training: {error:e}");
+            }
+        }
+    }
+}
+
+/// Returns the distance at which the operator takes over a trained convolution, or the refusal.
+pub fn unfolding_distance(yaml: &str, geometry: Geometry) -> Result<f64, UnfoldError> {
+    unfolded(&options(yaml), &trained(geometry, true).2, &UnfoldOptions::default()).2
 }

@@ -133,7 +133,7 @@ impl Bottleneck {
     /// output is zero at first.
     fn new(path: &nn::Path, channels: i64, config: &Config) -> Bottleneck {
         let (planes, norm) = (config.planes(channels), path / 1);
-        let mut second = Tied::new(&(path / 3), [planes, channels], config.blocks(), MatrixShape::Pointwise, true);
+        let second = Tied::new(&(path / 3), [planes, channels], config.blocks(), MatrixShape::Pointwise, true);
         second.zero();
         Bottleneck {
             first: Tied::new(&(path / 0), [channels, planes], config.blocks(), MatrixShape::Pointwise, true),

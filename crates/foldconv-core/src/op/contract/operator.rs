@@ -9,6 +9,7 @@ use crate::op::contract::algorithm::TrainAlgorithm;
 use crate::op::contract::naming::Naming;
 use crate::op::layers::se::Se;
 use crate::op::layers::tiling::TiedKernel;
+use crate::op::layers::unfold::{Trained, UnfoldError, UnfoldOptions};
 use crate::op::layers::{BatchNorm, Norm, empty_kernel};
 use serde::{Deserialize, Serialize};
 use tch::{Tensor, nn, nn::ModuleT};
@@ -43,6 +44,28 @@ pub trait Operator: nn::ModuleT {
     /// Sets annealed quantities, such as a softmax temperature, to their values after `epochs`
     /// epochs.
     fn anneal(&self, _epochs: f64) {}
+
+    /// Returns the trained convolution that the operator is, with its batch norm, if it has one
+    /// alone behind one kernel; else the kernel to which it folds.
+    ///
+    /// # Errors
+    /// [`UnfoldError`] if the operator does not fold to one kernel.
+    fn trained(&self) -> Result<Trained, UnfoldError> {
+        match self.fold()? {
+            Compact::Static(kernel) => Ok(Trained { kernel, norm: None }),
+            _ => Err(UnfoldError::NoKernel),
+        }
+    }
+
+    /// Takes values with which the operator computes the same function as a trained convolution of
+    /// the same geometry: at evaluation, and in training where the batch norm of the convolution
+    /// becomes one of the operator's (see [`crate::op::layers::unfold`]). Returns the relative
+    /// distance of its kernel from the trained one: 0, except if the operator can't represent every
+    /// kernel.
+    ///
+    /// # Errors
+    /// [`UnfoldError`] if the options of the operator rule it out.
+    fn unfold(&self, trained: &Trained, options: &UnfoldOptions) -> Result<f64, UnfoldError>;
 
     /// Folds the operator, at evaluation statistics, into the same function as one kernel or as one
     /// kernel per sample. The fold is computed in float64 and leaves the operator unchanged.
@@ -101,6 +124,10 @@ pub(crate) trait Recipe {
 pub trait Shared: nn::ModuleT {
     /// Sets annealed quantities to their values after `epochs` epochs; see [`Operator::anneal`].
     fn anneal(&self, _epochs: f64) {}
+
+    /// Takes values with which operators that were unfolded compute the function of their trained
+    /// convolutions: mixing weights that are the same for every input.
+    fn settle(&self) {}
 }
 
 /// The layer behind a convolution. `N` says where the variables of a batch norm are.

@@ -25,6 +25,14 @@ pub enum GateKind {
 }
 
 impl GateKind {
+    /// Returns the weight that each of `count` channels gets for equal scores of 0.
+    pub fn even(self, count: i64) -> f64 {
+        match self {
+            GateKind::Sigmoid => 0.5,
+            GateKind::Softmax => 1. / count as f64,
+        }
+    }
+
     /// Returns weights (N, K) for scores (N, K).
     pub fn weigh(self, scores: Tensor) -> Tensor {
         trace::gates(match self {
@@ -68,6 +76,13 @@ impl Gate {
     /// Returns weights (N, channels) for GAP(x) (N, C_in).
     pub fn weigh(&self, pooled: &Tensor) -> Tensor {
         self.kind.weigh(self.temperature.divide(self.fc2.forward(&self.fc1.forward(pooled).relu())))
+    }
+
+    /// Sets the last layer to 0, so that the weights are the same for every input. Returns that
+    /// weight.
+    pub fn settle(&self) -> f64 {
+        self.fc2.zero();
+        self.kind.even(self.fc2.outputs())
     }
 
     /// Sets the temperature to its value after `epochs` epochs.

@@ -67,6 +67,10 @@ impl Mix for Config {
         experts::fit(self.experts, geometry)
     }
 
+    fn gate(&self) -> GateKind {
+        self.gate
+    }
+
     fn routes_by_block(&self) -> bool {
         self.shared
     }
@@ -85,7 +89,7 @@ impl Mix for Config {
         Router {
             hidden: None,
             scores: Fc::new(path, "route.fc", &[self.experts, inputs], init, Some(init)),
-            gate: self.gate,
+            gate: Mix::gate(self),
             temperature: Divisor::new(&(path / "route"), self.temperature),
             prefix: "route.",
         }
@@ -138,5 +142,14 @@ mod tests {
         let site = Geometry::same(8, 8, 3);
         assert!(refusal("{name: condconv, experts: -1}", site).starts_with("experts: "));
         assert!(refusal("{name: condconv, temperature: 0}", site).starts_with("temperature: "));
+    }
+
+    #[test]
+    fn it_unfolds_exactly() {
+        let site = Geometry::same(8, 8, 3);
+        let sites = [site.stride(2), site.groups(2), Geometry::same(4, 6, 1), Geometry::same(4, 6, 5).dilation(2)];
+        for yaml in ["{name: condconv}", "{name: condconv, gate: softmax, experts: 3, bias: false}"] {
+            unfolds_exactly(yaml, &sites, true);
+        }
     }
 }

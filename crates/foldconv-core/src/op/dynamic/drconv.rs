@@ -19,7 +19,9 @@ use crate::op::activation::Activation;
 use crate::op::bounds;
 use crate::op::compact::regions::{self, RegionMaker, Regional};
 use crate::op::contract::operator::{Compact, Operator, Recipe, Shared, VariablePaths};
+use crate::op::dynamic::attention::GateKind;
 use crate::op::dynamic::experts;
+use crate::op::layers::unfold::{self, Trained, UnfoldError, UnfoldOptions};
 use crate::op::layers::{Norm, conv_weight, uniform};
 use crate::trace;
 use schemars::JsonSchema;
@@ -137,6 +139,29 @@ impl Generator {
                 &[geometry.out_channels * geometry.fan_in(), experts],
                 Init::Uniform { lo: -bound, up: bound },
             ),
+        }
+    }
+
+    /// Takes values with which the kernels of all regions are `weight` (C_out, C_in/g, kh, kw) for
+    /// every input; returns the relative distance from it. Pooled kernels have no taps of their own
+    /// for a constant input of the layers, and take the mean over the taps.
+    fn unfold(&self, weight: &Tensor, regions: i64, deviation: f64) -> f64 {
+        match self {
+            Generator::Pooled(layers) => {
+                let [squeeze, expand] = layers.as_ref();
+                std::iter::once(&squeeze.weight).chain(&squeeze.bias).for_each(|tensor| unfold::fill(tensor, 0.));
+                let mean = weight.mean_dim([2, 3].as_slice(), true, None);
+                let own = double(&expand.weight).flatten(1, -1).sum_dim_intlist([1].as_slice(), false, None);
+                let bias = mean.reshape([-1]).repeat([regions]) - own * GateKind::Sigmoid.even(1);
+                expand.bias.iter().for_each(|own| unfold::set(own, &bias));
+                unfold::distance(&mean.expand_as(weight), weight)
+            }
+            Generator::Mixed { route, bias, experts } => {
+                [route, bias].iter().for_each(|tensor| unfold::fill(tensor, 0.));
+                // Each weight is 2 sigmoid(0)/E = 1/E, so that the kernel is the mean of the experts.
+                unfold::set(experts, &unfold::spread(&weight.reshape([-1]), experts.size()[1], 1, deviation));
+                0.
+            }
         }
     }
 
@@ -358,6 +383,12 @@ impl Operator for DrConv {
         self.norm.forward(self.convolve(x, Some(shared), train), activation, train)
     }
 
+    fn unfold(&self, trained: &Trained, options: &UnfoldOptions) -> Result<f64, UnfoldError> {
+        let weight = self.norm.take(trained)?;
+        self.maker.bias.iter().for_each(|bias| unfold::fill(bias, 0.));
+        Ok(self.maker.generator.unfold(&weight, self.maker.regions, options.deviation()))
+    }
+
     fn fold(&self) -> Result<Compact, FoldError> {
         let maker = self.maker.behind(&self.norm);
         Ok(Compact::Regions(Regional { maker: Box::new(maker), geometry: self.maker.geometry }))
@@ -522,5 +553,16 @@ mod tests {
         let experts = Config { layout: DrConvLayout::Experts, ..Config::default() };
         assert!(experts.fits(&even).unwrap_err().starts_with("layout: "));
         assert_eq!(Config::default().fits(&even), Ok(()));
+    }
+
+    /// Kernels that are generated from a pooled map have no taps of their own while the map is not
+    /// looked at, so the layout of the paper takes over 1x1 kernels alone.
+    #[test]
+    fn unfolds_exactly() {
+        let site = Geometry::same(8, 8, 3);
+        let sites = [site.stride(2), site.groups(2), Geometry::same(4, 6, 1), Geometry::same(4, 6, 5)];
+        testing::unfolds_exactly("{name: drconv, layout: experts, regions: 3}", &sites, true);
+        testing::unfolds_exactly("{name: drconv, regions: 3}", &[Geometry::same(4, 6, 1).stride(2)], true);
+        assert!(testing::unfolding_distance("{name: drconv}", site).unwrap() > 0.5);
     }
 }

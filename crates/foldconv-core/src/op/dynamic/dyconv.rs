@@ -59,6 +59,10 @@ impl Mix for Config {
         bounds::variable("hidden", &[self.hidden_units(inputs), inputs.max(self.experts)])
     }
 
+    fn gate(&self) -> GateKind {
+        GateKind::Softmax
+    }
+
     fn routes_by_block(&self) -> bool {
         self.shared
     }
@@ -81,7 +85,7 @@ impl Mix for Config {
         Router {
             hidden: Some(layer("attention.fc1", hidden, inputs, None)),
             scores: layer("attention.fc2", self.experts, hidden, Some(Init::Const(0.))),
-            gate: GateKind::Softmax,
+            gate: Mix::gate(self),
             temperature: Divisor::new(&(path / "attention"), self.temperature),
             prefix: "attention.",
         }
@@ -129,5 +133,14 @@ mod tests {
         assert!(refusal("{name: dyconv, experts: 0}", site).starts_with("experts: "));
         assert!(refusal("{name: dyconv, hidden: 0}", site).starts_with("hidden: "));
         assert!(refusal("{name: dyconv, temperature: -1}", site).starts_with("temperature: "));
+    }
+
+    #[test]
+    fn it_unfolds_exactly() {
+        let site = Geometry::same(8, 8, 3);
+        let sites = [site.stride(2), site.groups(2), Geometry::same(4, 6, 1), Geometry::same(4, 6, 5).dilation(2)];
+        for yaml in ["{name: dyconv}", "{name: dyconv, experts: 1, bias: false}"] {
+            unfolds_exactly(yaml, &sites, true);
+        }
     }
 }

@@ -14,6 +14,7 @@ use crate::op::contract::naming::Naming;
 use crate::op::contract::operator::{Compact, Operator, Recipe, Shared, VariablePaths};
 use crate::op::dynamic::attention::GateKind;
 use crate::op::layers::temperature::Divisor;
+use crate::op::layers::unfold::{self, Trained, UnfoldError, UnfoldOptions};
 use crate::op::layers::{Norm, below};
 use crate::trace;
 use tch::{Kind, Tensor, nn, nn::Init};
@@ -50,6 +51,11 @@ impl Fc {
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let weight = self.weight.flatten(1, -1);
         algebra::linear(x, &weight, self.bias.as_ref())
+    }
+
+    /// Sets weight and bias to 0, so that the output is 0 for every input.
+    pub fn zero(&self) {
+        std::iter::once(&self.weight).chain(&self.bias).for_each(|tensor| unfold::fill(tensor, 0.));
     }
 
     /// Folds a norm behind the layer into it; detached, in float64.
@@ -102,6 +108,11 @@ impl Experts {
         Experts { shift: Some(shift), ..self }
     }
 
+    /// Returns the number of experts.
+    pub fn count(&self) -> i64 {
+        self.weight.size()[0]
+    }
+
     /// Returns the kernels (N, C_out, C_in/g, kh, kw) and the biases (N or 1, C_out) for mixing
     /// weights (N, K).
     pub fn mix(&self, mixing: &Tensor) -> (Tensor, Tensor) {
@@ -118,6 +129,14 @@ impl Experts {
             (None, None) => Tensor::zeros([1, size[1]], (weight.kind(), weight.device())),
         };
         (weight, bias)
+    }
+
+    /// Sets the experts to kernels whose sum with the weight `even` for each is `weight`, and which
+    /// deviate from their mean (see [`unfold::spread`]).
+    pub fn unfold(&self, weight: &Tensor, even: f64, deviation: f64) {
+        let mean = weight / (even * self.count() as f64);
+        unfold::set(&self.weight, &unfold::spread(&mean, self.count(), 0, deviation));
+        self.bias.iter().for_each(|bias| unfold::fill(bias, 0.));
     }
 
     /// Folds a norm behind the convolution into the experts; detached, in float64.
@@ -184,6 +203,10 @@ impl nn::ModuleT for Router {
 }
 
 impl Shared for Router {
+    fn settle(&self) {
+        self.scores.zero();
+    }
+
     fn anneal(&self, epochs: f64) {
         self.temperature.anneal(epochs);
     }
@@ -209,6 +232,8 @@ pub struct Mixture {
     experts: Experts,
     /// The operator's own router; none if the block's operators share one.
     router: Option<Router>,
+    /// Gate of the router, whether it is the operator's own or the block's.
+    gate: GateKind,
 }
 
 impl KernelMaker for Mixture {
@@ -226,8 +251,15 @@ impl TrainedMaker for Mixture {
         self.router.iter().for_each(|router| router.anneal(epochs));
     }
 
+    fn unfold(&self, weight: &Tensor, options: &UnfoldOptions) -> Result<f64, UnfoldError> {
+        self.router.iter().for_each(Router::settle);
+        self.experts.unfold(weight, self.gate.even(self.experts.count()), options.deviation());
+        Ok(0.)
+    }
+
     fn fold(&self, norm: &Norm) -> Mixture {
-        Mixture { experts: self.experts.fold(norm), router: self.router.as_ref().map(Router::fold) }
+        let (experts, router) = (self.experts.fold(norm), self.router.as_ref().map(Router::fold));
+        Mixture { experts, router, gate: self.gate }
     }
 }
 
@@ -244,6 +276,9 @@ pub trait Mix {
     /// Refuses a convolution that the operator can't replace, as `key: reason`.
     fn fits(&self, geometry: &Geometry) -> Result<(), String>;
 
+    /// Returns the function that turns scores into mixing weights.
+    fn gate(&self) -> GateKind;
+
     /// Whether the operators of a block share one router.
     fn routes_by_block(&self) -> bool;
 
@@ -256,7 +291,7 @@ pub trait Mix {
 
 fn mixture(config: &impl Mix, path: &nn::Path, geometry: &Geometry) -> Mixture {
     let router = (!config.routes_by_block()).then(|| config.router(path, geometry.in_channels));
-    Mixture { experts: config.experts(path, geometry), router }
+    Mixture { experts: config.experts(path, geometry), router, gate: config.gate() }
 }
 
 impl<M: Mix> Recipe for M {
@@ -285,8 +320,9 @@ impl<M: Mix> Recipe for M {
     }
 
     fn compact(&self, place: &VariablePaths, geometry: Geometry) -> Compact {
-        let Mixture { experts, router } = mixture(self, &place.conv, &geometry);
-        Compact::PerSample(PerSample::new(Mixture { experts: experts.with_shift(&place.conv), router }, geometry))
+        let Mixture { experts, router, gate } = mixture(self, &place.conv, &geometry);
+        let experts = experts.with_shift(&place.conv);
+        Compact::PerSample(PerSample::new(Mixture { experts, router, gate }, geometry))
     }
 }
 
@@ -300,6 +336,13 @@ pub trait TrainedMaker: KernelMaker + Sized {
 
     /// Anneals as [`Operator::anneal`] does.
     fn anneal(&self, _epochs: f64) {}
+
+    /// Takes values with which the kernel of every sample is `weight` (C_out, C_in/g, kh, kw) and
+    /// the bias 0. Returns the relative distance of the kernel from it.
+    ///
+    /// # Errors
+    /// [`UnfoldError`] if the options of the maker rule it out.
+    fn unfold(&self, weight: &Tensor, options: &UnfoldOptions) -> Result<f64, UnfoldError>;
 
     /// Folds `norm`, which stands behind the convolution, into the maker; detached, with running
     /// statistics, in float64.
@@ -343,6 +386,10 @@ impl<M: TrainedMaker + 'static> Operator for Dynamic<M> {
 
     fn anneal(&self, epochs: f64) {
         self.maker.anneal(epochs);
+    }
+
+    fn unfold(&self, trained: &Trained, options: &UnfoldOptions) -> Result<f64, UnfoldError> {
+        self.maker.unfold(&self.norm.take(trained)?, options)
     }
 
     fn fold(&self) -> Result<Compact, FoldError> {

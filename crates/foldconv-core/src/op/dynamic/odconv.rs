@@ -20,9 +20,11 @@ use crate::op::activation::Activation;
 use crate::op::bounds;
 use crate::op::compact::per_sample::{KernelMaker, PerSample};
 use crate::op::contract::operator::{Compact, Operator, Recipe, VariablePaths};
+use crate::op::dynamic::attention::GateKind;
 use crate::op::dynamic::experts::{self, Dynamic, Experts, Fc, TrainedMaker};
 use crate::op::layers::Norm;
 use crate::op::layers::temperature::{Divisor, Temperature};
+use crate::op::layers::unfold::{UnfoldError, UnfoldOptions};
 use crate::trace;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -195,6 +197,16 @@ impl TrainedMaker for Attended {
         self.attention.temperature.anneal(epochs);
     }
 
+    fn unfold(&self, weight: &Tensor, options: &UnfoldOptions) -> Result<f64, UnfoldError> {
+        let Attention { channel, filter, spatial, kernel, .. } = &self.attention;
+        let sigmoids = [Some(channel), filter.as_ref(), spatial.as_ref()];
+        sigmoids.into_iter().flatten().chain(kernel).for_each(Fc::zero);
+        let open = sigmoids.into_iter().flatten().fold(1., |open, _| open * GateKind::Sigmoid.even(1));
+        let count = if kernel.is_some() { self.experts.count() } else { 1 };
+        self.experts.unfold(&(weight / open), GateKind::Softmax.even(count), options.deviation());
+        Ok(0.)
+    }
+
     fn fold(&self, norm: &Norm) -> Attended {
         let (experts, attention) = (self.experts.fold(norm), self.attention.fold());
         Attended { experts, attention, geometry: self.geometry }
@@ -293,5 +305,15 @@ mod tests {
         let temperature = Temperature::Constant(f64::INFINITY);
         let options = OperatorConfig::OdConv(Config { temperature, ..Config::default() });
         assert!(refusal_of(options, site).starts_with("temperature: "));
+    }
+
+    #[test]
+    fn it_unfolds_exactly() {
+        let site = Geometry::same(8, 8, 3);
+        let sites = [site.stride(2), site.groups(2), Geometry::same(4, 6, 1), Geometry::same(4, 6, 5).dilation(2)];
+        for yaml in ["{name: odconv}", "{name: odconv, experts: 1}"] {
+            unfolds_exactly(yaml, &sites, true);
+            unfolds_exactly(yaml, &[site.groups(8)], true);
+        }
     }
 }

@@ -13,7 +13,9 @@ use crate::op::bounds;
 use crate::op::compact::per_sample::{KernelMaker, PerSample};
 use crate::op::contract::naming::Naming;
 use crate::op::contract::operator::{Compact, Operator, Recipe, Shared, VariablePaths};
+use crate::op::dynamic::attention::GateKind;
 use crate::op::dynamic::experts::{self, Dynamic, Fc, TrainedMaker};
+use crate::op::layers::unfold::{self, UnfoldError, UnfoldOptions};
 use crate::op::layers::{Norm, uniform};
 use crate::trace;
 use schemars::JsonSchema;
@@ -199,6 +201,17 @@ impl KernelMaker for Generator {
 }
 
 impl TrainedMaker for Generator {
+    /// Sets FC1 to 0, so that its activations are 1/2 for every input. The activations of a number
+    /// share it unevenly, or they would stay equal.
+    fn unfold(&self, weight: &Tensor, options: &UnfoldOptions) -> Result<f64, UnfoldError> {
+        self.activate.zero();
+        let width = self.weight.size()[1];
+        let share = weight.reshape([-1]) / (width as f64 * GateKind::Sigmoid.even(1));
+        let shares = unfold::spread(&share, width, 1, options.deviation());
+        unfold::set(&self.weight, &shares.reshape(self.weight.size()));
+        Ok(0.)
+    }
+
     fn fold(&self, norm: &Norm) -> Generator {
         let filters = algebra::double(&self.weight).reshape([self.geometry.out_channels, -1, 1, 1]);
         let Affine { scale, shift } = norm.affine(self.geometry.out_channels, filters.device());
@@ -284,5 +297,14 @@ mod tests {
         assert!(refusal("{name: weightnet, m: 3}", site).starts_with("m: "));
         assert!(refusal("{name: weightnet, m: 0}", site).starts_with("m: "));
         assert!(refusal("{name: weightnet}", Geometry::same(3, 8, 3)).starts_with("g: "));
+    }
+
+    #[test]
+    fn it_unfolds_exactly() {
+        let site = Geometry::same(8, 8, 3);
+        let sites = [site.stride(2), site.groups(2), Geometry::same(4, 6, 1), site.groups(8)];
+        for yaml in ["{name: weightnet}", "{name: weightnet, m: 6, g: 2}"] {
+            unfolds_exactly(yaml, &sites, true);
+        }
     }
 }

@@ -6,6 +6,7 @@ pub mod se;
 pub mod temperature;
 pub mod tied;
 pub mod tiling;
+pub mod unfold;
 
 use crate::algebra::{self, Affine, Geometry, Kernel};
 use crate::native::{self, BatchNormArgs, Term};
@@ -371,6 +372,16 @@ impl Linear {
             weight: path.var("weight", &[outputs, inputs], uniform(inputs)),
             bias: path.var("bias", &[outputs], uniform(inputs)),
         }
+    }
+
+    /// Returns the number of outputs.
+    pub fn outputs(&self) -> i64 {
+        self.weight.size()[0]
+    }
+
+    /// Sets weight and bias to 0.
+    pub fn zero(&self) {
+        [&self.weight, &self.bias].iter().for_each(|tensor| unfold::fill(tensor, 0.));
     }
 
     /// Returns y (N, out) for x (N, in).

@@ -153,6 +153,14 @@ impl Se {
         Se { names, first: layer(names[0], [channels, hidden]), second: layer(names[1], [hidden, channels]) }
     }
 
+    /// Sets the second layer to 0. Then the gate is [`Se::SETTLED`] for every input.
+    pub fn settle(&self) {
+        self.second.zero();
+    }
+
+    /// The gate after [`Se::settle`].
+    pub const SETTLED: f64 = 0.5;
+
     /// Returns a detached copy in another precision.
     pub fn to_kind(&self, kind: Kind) -> Se {
         Se { names: self.names, first: self.first.to_kind(kind), second: self.second.to_kind(kind) }

@@ -6,6 +6,7 @@
 use crate::algebra;
 use crate::op::bounds;
 use crate::op::layers::recipe::LayerRecipe;
+use crate::op::layers::unfold;
 use crate::op::layers::uniform;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -59,12 +60,8 @@ impl Tied {
     }
 
     /// Sets weight and bias to zero.
-    pub fn zero(&mut self) {
-        tch::no_grad(|| {
-            for tensor in std::iter::once(&mut self.weight).chain(self.bias.as_mut()) {
-                let _ = tensor.zero_();
-            }
-        });
+    pub fn zero(&self) {
+        std::iter::once(&self.weight).chain(&self.bias).for_each(|tensor| unfold::fill(tensor, 0.));
     }
 
     /// Returns y (N, outputs) for x (N, inputs).

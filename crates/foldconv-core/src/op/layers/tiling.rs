@@ -38,6 +38,21 @@ pub fn tile(thin: &Kernel, blocks: i64, order: Order) -> Kernel {
     }
 }
 
+/// Returns the thin kernel whose tiling is nearest to a kernel: the mean over the blocks. The
+/// weights of the kernel between blocks have no place in it.
+pub fn untile(kernel: &Kernel, thin: &Geometry, blocks: i64, order: Order) -> Tensor {
+    let (groups, parts) = (thin.groups, thin.groups * blocks);
+    let [out, inner, kh, kw] = thin.weight_size();
+    let dense = algebra::ungrouped(kernel).reshape([parts, out / groups, parts, inner, kh, kw]);
+    let diagonal = dense.diagonal(0, 0, 2).permute([4, 0, 1, 2, 3]);
+    let (split, axis) = match order {
+        Order::Code => ([blocks, groups], 0),
+        Order::Paper => ([groups, blocks], 1),
+    };
+    let by_block = diagonal.reshape([&split[..], &[out / groups, inner, kh, kw]].concat());
+    by_block.mean_dim([axis].as_slice(), false, None).reshape([out, inner, kh, kw])
+}
+
 /// A compact form that stays tied: one thin kernel, and a scale and a shift per channel, because a
 /// batch norm differs from block to block.
 #[derive(Debug)]

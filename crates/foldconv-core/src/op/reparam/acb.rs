@@ -12,8 +12,9 @@ use crate::op::bounds;
 use crate::op::contract::algorithm::TrainAlgorithm;
 use crate::op::contract::naming::Naming;
 use crate::op::contract::operator::{Compact, Operator, Recipe, VariablePaths};
+use crate::op::layers::unfold::{Trained, UnfoldError, UnfoldOptions};
 use crate::op::layers::{BatchNorm, ConvNorm, Norm};
-use crate::op::reparam::fused_conv;
+use crate::op::reparam::{branches, fused_conv};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Tensor, nn};
@@ -104,6 +105,14 @@ impl Operator for Acb {
             }
             _ => self.forward_activated(x, activation, true),
         }
+    }
+
+    fn unfold(&self, trained: &Trained, options: &UnfoldOptions) -> Result<f64, UnfoldError> {
+        let [square, vertical, horizontal] = &self.0;
+        square.take(trained)?;
+        let sizes = square.sizes(options.branch_scale());
+        [vertical, horizontal].iter().for_each(|branch| branch.begin(&sizes));
+        branches::correct(self, square, trained, options)
     }
 
     fn fold(&self) -> Result<Compact, FoldError> {
@@ -199,5 +208,12 @@ mod tests {
             let options = OperatorConfig::Acb(Config { gamma_init });
             assert!(refusal_of(options, Geometry::same(8, 8, 3)).starts_with("gamma_init: "));
         }
+    }
+
+    #[test]
+    fn unfolds_exactly() {
+        let sites =
+            [Geometry::same(4, 6, 3), Geometry::same(4, 4, 5).groups(4).stride(2), Geometry::same(3, 4, 3).dilation(2)];
+        crate::op::testing::unfolds_exactly("{name: acb, gamma_init: 0.3}", &sites, true);
     }
 }

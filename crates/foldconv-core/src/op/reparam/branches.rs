@@ -10,6 +10,7 @@ use crate::op::activation::Activation;
 use crate::op::contract::algorithm::TrainAlgorithm;
 use crate::op::contract::operator::{Compact, Operator};
 use crate::op::layers::se::Se;
+use crate::op::layers::unfold::{Trained, UnfoldError, UnfoldOptions};
 use crate::op::layers::{BatchNorm, ConvNorm, Norm};
 use crate::op::reparam::fused_conv;
 use crate::op::statistics::moments::Moments;
@@ -59,6 +60,23 @@ impl Skip {
 pub fn identity(geometry: &Geometry, options: (Kind, Device)) -> Tensor {
     let inner = geometry.in_channels / geometry.groups;
     Tensor::eye(inner, options).repeat([geometry.groups, 1]).reshape([geometry.out_channels, inner, 1, 1])
+}
+
+/// Corrects the main branch of an operator whose new branches do not begin at 0, so that the
+/// operator folds to the trained convolution. Returns the distance from it, 0.
+///
+/// # Errors
+/// Those of the operator's fold.
+pub fn correct(
+    operator: &dyn Operator,
+    main: &ConvNorm,
+    trained: &Trained,
+    options: &UnfoldOptions,
+) -> Result<f64, UnfoldError> {
+    if options.branch_scale() != 0. {
+        main.correct(&operator.trained()?.kernel, &trained.fold());
+    }
+    Ok(0.)
 }
 
 /// Creates a convolution and its batch norm on `path`/conv and `path`/bn.
@@ -176,10 +194,36 @@ impl Operator for Branches {
         }
     }
 
+    fn unfold(&self, trained: &Trained, options: &UnfoldOptions) -> Result<f64, UnfoldError> {
+        let Some((main, others)) = self.convs.split_first() else { return Ok(0.) };
+        let trained = match &self.gate {
+            None => trained.embedded(main.geometry())?,
+            Some(gate) => {
+                gate.settle();
+                trained.embedded(main.geometry())?.scaled(1. / Se::SETTLED)
+            }
+        };
+        main.take(&trained)?;
+        let sizes = main.sizes(options.branch_scale());
+        others.iter().for_each(|branch| branch.begin(&sizes));
+        self.skip.iter().for_each(|skip| drop(skip.norm.begin(&sizes)));
+        if options.branch_scale() != 0. {
+            main.correct(&self.sum()?, &trained.fold());
+        }
+        Ok(0.)
+    }
+
     fn fold(&self) -> Result<Compact, FoldError> {
+        let gate = self.gate.as_ref().map(|gate| gate.to_kind(Kind::Double));
+        Ok(Compact::with_gate(self.sum()?, gate))
+    }
+}
+
+impl Branches {
+    /// Returns the sum of the folded branches, without the gate.
+    fn sum(&self) -> Result<Kernel, FoldError> {
         let mut kernels = self.convs.iter().map(ConvNorm::fold).chain(self.skip.iter().map(Skip::fold));
         let first = kernels.next().ok_or_else(|| FoldError::Shape("a sum of no branches".into()))?;
-        let kernel = kernels.try_fold(first, |sum, branch| algebra::add(&sum, &branch))?;
-        Ok(Compact::with_gate(kernel, self.gate.as_ref().map(|gate| gate.to_kind(Kind::Double))))
+        kernels.try_fold(first, |sum, branch| algebra::add(&sum, &branch))
     }
 }

@@ -18,8 +18,9 @@ use crate::op::bounds;
 use crate::op::contract::algorithm::TrainAlgorithm;
 use crate::op::contract::naming::Naming;
 use crate::op::contract::operator::{Compact, Operator, Recipe, VariablePaths};
+use crate::op::layers::unfold::{Trained, UnfoldError, UnfoldOptions};
 use crate::op::layers::{BatchNorm, ConvNorm, Norm, conv_weight};
-use crate::op::reparam::branches::{centred, conv_bn, identity};
+use crate::op::reparam::branches::{centred, conv_bn, correct, identity};
 use crate::op::statistics::moments::{Moments, Statistics};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -165,6 +166,14 @@ impl Operator for Dbb {
             TrainAlgorithm::Moments => self.train_folded(x, activation),
             _ => self.forward_activated(x, activation, true),
         }
+    }
+
+    fn unfold(&self, trained: &Trained, options: &UnfoldOptions) -> Result<f64, UnfoldError> {
+        self.origin.take(trained)?;
+        let sizes = self.origin.sizes(options.branch_scale());
+        self.pointwise.iter().for_each(|conv| conv.begin(&sizes));
+        [&self.average, &self.chain].iter().for_each(|chain| drop(chain.norm.begin(&sizes)));
+        correct(self, &self.origin, trained, options)
     }
 
     fn fold(&self) -> Result<Compact, FoldError> {
@@ -426,5 +435,15 @@ mod tests {
             testing::refusal("{name: dbb}", Geometry::same(8, 8, 4)).starts_with("name: dbb stands in place of odd")
         );
         assert!(testing::refusal("{name: dbb}", site.padding(0)).starts_with("name: dbb stands where the padding is"));
+    }
+
+    #[test]
+    fn unfolds_exactly() {
+        let site = Geometry::same(8, 8, 3);
+        let sites =
+            [site, site.stride(2), Geometry::same(4, 6, 5), site.groups(2), site.groups(8), Geometry::same(4, 6, 1)];
+        for yaml in ["{name: dbb}", "{name: dbb, intermediate: 6, single_init: true}"] {
+            testing::unfolds_exactly(yaml, &sites, true);
+        }
     }
 }

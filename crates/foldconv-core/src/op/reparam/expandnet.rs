@@ -6,11 +6,12 @@
 //! `padding` places the padding. The reference pads on the first convolution, has no groups except
 //! depthwise, and has no dilation; here groups and dilation are those of the replaced convolution.
 
-use crate::algebra::{self, FoldError, Geometry, Kernel, MiddlePad};
+use crate::algebra::{self, FoldError, Geometry, Kernel, MiddlePad, factor};
 use crate::op::activation::Activation;
 use crate::op::bounds;
 use crate::op::contract::naming::Naming;
 use crate::op::contract::operator::{Compact, Operator, Recipe, VariablePaths};
+use crate::op::layers::unfold::{self, Trained, UnfoldError, UnfoldOptions};
 use crate::op::layers::{Norm, conv_weight, uniform};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -154,6 +155,7 @@ impl Recipe for Config {
 #[derive(Debug)]
 pub struct ExpandNet {
     chain: Vec<Kernel>,
+    variant: Variant,
     padding: PaddingPolicy,
     norm: Norm,
 }
@@ -170,6 +172,7 @@ impl ExpandNet {
         };
         ExpandNet {
             chain: config.chain(&geometry).into_iter().enumerate().map(convolution).collect(),
+            variant: config.variant,
             padding: config.padding,
             norm: place.norm(&geometry),
         }
@@ -195,6 +198,84 @@ impl ExpandNet {
     }
 }
 
+impl ExpandNet {
+    /// Returns the weights of the chain (g, C_out/g, C_in/g, kh, kw) whose composition is nearest
+    /// to kernels (g, C_out/g, C_in/g, kh, kw), and its relative distance from them.
+    fn factors(&self, kernels: &Tensor) -> Result<(Vec<Tensor>, f64), UnfoldError> {
+        let size = kernels.size();
+        let (groups, out, inner, taps) = (size[0], size[1], size[2], [size[3], size[4]]);
+        // Channels of each group behind each convolution of the chain.
+        let widths: Vec<i64> = self.chain.iter().map(|kernel| kernel.geometry.out_channels / groups).collect();
+        let isometry = |rows: i64, columns: i64| factor::isometry(kernels, [groups, rows, columns]);
+        let point = |matrices: Tensor| matrices.unsqueeze(-1).unsqueeze(-1);
+        match (self.variant, widths[..].len()) {
+            (Variant::Cl, _) => {
+                let (left, right) = (isometry(widths[1], out), isometry(widths[0], inner));
+                let middle = mixed(&left, kernels, &right);
+                Ok((vec![point(right), middle, point(left.transpose(1, 2))], 0.))
+            }
+            (Variant::Fc, _) => {
+                let matrices = kernels.flatten(2, -1);
+                let rank = out.min(inner * taps[0] * taps[1]).min(widths[0]);
+                let (u, v) = factor::low_rank(&matrices, rank);
+                let (left, right) = (isometry(widths[1], out), isometry(widths[0], rank));
+                let distance = unfold::distance(&u.matmul(&v), &matrices);
+                let first = right.matmul(&v).reshape([groups, widths[0], inner, taps[0], taps[1]]);
+                let second = left.matmul(&u).matmul(&right.transpose(1, 2));
+                Ok((vec![first, point(second), point(left.transpose(1, 2))], distance))
+            }
+            (Variant::Ck, 2) if widths[0] >= 4 * inner => {
+                let [first, second] = of_corners(kernels, &isometry(widths[0], 4 * inner));
+                Ok((vec![first, second], 0.))
+            }
+            (Variant::Ck, 3) if widths[0] >= 4 * inner && widths[1] >= 4 * out => {
+                // Outputs of a 5x5 for each corner of the 7x7, which the last 3x3 shifts there.
+                let inside = factor::corners(kernels).transpose(0, 1).flatten(1, 2);
+                let [first, second] = of_corners(&inside, &isometry(widths[0], 4 * inner));
+                let left = isometry(widths[1], 4 * out);
+                let unit = Tensor::eye(out, (Kind::Double, kernels.device()));
+                let last =
+                    left.matmul(&deltas(&unit).flatten(1, 2).flatten(2, -1)).reshape([groups, widths[1], out, 3, 3]);
+                let second = left.matmul(&second.flatten(2, -1)).reshape([groups, widths[1], widths[0], 3, 3]);
+                Ok((vec![first, second, last.transpose(1, 2)], 0.))
+            }
+            (Variant::Ck, _) => Err(UnfoldError::Options(
+                "variant: ck holds every kernel of 5x5 and 7x7 if `rate` is 4 or more and `expand_input` true, and not every larger one; use cl",
+            )),
+        }
+    }
+}
+
+/// Returns left K rightᵀ for each tap of K (g, o, i, kh, kw), left (g, a, o) and right (g, b, i).
+fn mixed(left: &Tensor, kernels: &Tensor, right: &Tensor) -> Tensor {
+    let by_tap = kernels.permute([0, 3, 4, 1, 2]);
+    let per_tap = |matrices: &Tensor| matrices.unsqueeze(1).unsqueeze(1);
+    per_tap(left).matmul(&by_tap).matmul(&per_tap(&right.transpose(1, 2))).permute([0, 3, 4, 1, 2])
+}
+
+/// Returns 3x3 kernels (1, 4, o, i, 3, 3) that apply a matrix (o, i) at each corner of the window.
+fn deltas(matrix: &Tensor) -> Tensor {
+    let at = |[row, column]: [i64; 2]| {
+        let kernel = Tensor::zeros([matrix.size()[0], matrix.size()[1], 3, 3], (matrix.kind(), matrix.device()));
+        kernel.select(3, column).select(2, row).copy_(matrix);
+        kernel
+    };
+    Tensor::stack(&factor::CORNERS.map(at), 0).unsqueeze(0)
+}
+
+/// Factors kernels (g, o, i, 5, 5) into two 3x3: the first shifts the input into the four corners,
+/// and the second sums the four parts of the kernel. `mixing` (g, m, 4 i) mixes the channels between
+/// them.
+fn of_corners(kernels: &Tensor, mixing: &Tensor) -> [Tensor; 2] {
+    let (groups, inner, m) = (kernels.size()[0], kernels.size()[2], mixing.size()[1]);
+    let unit = deltas(&Tensor::eye(inner, (Kind::Double, kernels.device()))).flatten(1, 2).flatten(2, -1);
+    let first = mixing.matmul(&unit.reshape([1, 4 * inner, -1])).reshape([groups, m, inner, 3, 3]);
+    // (4, g, o, i, 3, 3) to (g, o, 4 i, 3, 3).
+    let parts = factor::corners(kernels).permute([1, 2, 0, 3, 4, 5]).flatten(2, 3);
+    let identity = Tensor::eye(parts.size()[1], (Kind::Double, kernels.device())).unsqueeze(0);
+    [first, mixed(&identity, &parts, mixing)]
+}
+
 impl nn::ModuleT for ExpandNet {
     fn forward_t(&self, x: &Tensor, train: bool) -> Tensor {
         self.forward_activated(x, Activation::None, train)
@@ -210,6 +291,23 @@ impl Operator for ExpandNet {
             }
         };
         self.norm.forward(y, activation, train)
+    }
+
+    /// Takes factors of the trained kernel, mixed by random orthonormal matrices that cancel out.
+    fn unfold(&self, trained: &Trained, _options: &UnfoldOptions) -> Result<f64, UnfoldError> {
+        if self.padding == PaddingPolicy::Each && self.variant == Variant::Ck {
+            return Err(UnfoldError::Options("padding: `each` is never exact in `variant: ck`; use `first`"));
+        }
+        let weight = self.norm.take(trained)?;
+        let [out, inner, kh, kw] = trained.kernel.geometry.weight_size();
+        let groups = trained.kernel.geometry.groups;
+        let kernels = weight.reshape([groups, out / groups, inner, kh, kw]);
+        let (factors, distance) = self.factors(&kernels)?;
+        for (convolution, factor) in self.chain.iter().zip(factors) {
+            unfold::set(&convolution.weight, &factor.reshape(convolution.weight.size()));
+            convolution.bias.iter().for_each(|bias| unfold::fill(bias, 0.));
+        }
+        Ok(distance)
     }
 
     fn fold(&self) -> Result<Compact, FoldError> {
@@ -337,6 +435,39 @@ mod tests {
         for k in [1, 3, 6] {
             let reason = testing::refusal("{name: expandnet, variant: ck}", Geometry::same(4, 8, k));
             assert!(reason.starts_with("variant: ck"), "{reason}");
+        }
+    }
+
+    #[test]
+    fn unfolds_exactly() {
+        let site = Geometry::same(4, 8, 3);
+        let small = [site.stride(2), site.groups(2), Geometry::same(6, 4, 1), Geometry::same(3, 4, 5).dilation(2)];
+        let depthwise = [Geometry::same(4, 4, 3).groups(4)];
+        let large =
+            [Geometry::same(4, 6, 5).stride(2), Geometry::same(4, 4, 7).groups(2), Geometry::same(3, 2, 5).dilation(2)];
+        for (options, sites) in [
+            ("padding: first", &small[..]),
+            ("padding: each", &small),
+            ("padding: bias, bias: true, rate: 2", &small),
+            ("expand_input: false, rate: 1", &small),
+            ("variant: cl", &depthwise),
+            ("variant: fc, rate: 9", &small),
+            ("variant: fc, bias: true", &depthwise),
+            ("variant: ck", &large),
+        ] {
+            testing::unfolds_exactly(&format!("{{name: expandnet, {options}}}"), sites, true);
+        }
+    }
+
+    #[test]
+    fn what_a_chain_can_not_hold_is_refused() {
+        let distance =
+            |options: &str, site| testing::unfolding_distance(&format!("{{name: expandnet, {options}}}"), site);
+        // 3 channels in front of 27 numbers for each of 8 outputs.
+        assert!(distance("variant: fc, expand_input: false", Geometry::same(3, 8, 3)).unwrap() > 0.1);
+        for (options, k) in [("variant: ck, rate: 3", 5), ("variant: ck", 9), ("variant: ck, padding: each", 5)] {
+            let refusal = distance(options, Geometry::same(2, 2, k)).unwrap_err().to_string();
+            assert!(refusal.starts_with("variant: ck") || refusal.starts_with("padding: `each`"), "{refusal}");
         }
     }
 }

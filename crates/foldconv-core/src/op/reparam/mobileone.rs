@@ -150,4 +150,13 @@ mod tests {
         assert!(refusal(Geometry::same(8, 8, 2)).starts_with("name: mobileone stands in place of odd square kernels"));
         assert!(refusal(site.dilation(2)).starts_with("name: mobileone stands where the padding is"));
     }
+
+    #[test]
+    fn unfolds_exactly() {
+        let site = Geometry::same(8, 8, 3);
+        let sites = [site, site.stride(2), Geometry::same(4, 6, 1), site.groups(8)];
+        for yaml in ["{name: mobileone}", "{name: mobileone, branches: 1, se: true}"] {
+            testing::unfolds_exactly(yaml, &sites, true);
+        }
+    }
 }

@@ -13,6 +13,7 @@ use crate::op::activation::Activation;
 use crate::op::bounds;
 use crate::op::contract::naming::Naming;
 use crate::op::contract::operator::{Compact, Operator, Recipe, VariablePaths};
+use crate::op::layers::unfold::{self, Trained, UnfoldError, UnfoldOptions};
 use crate::op::layers::{BatchNorm, Norm};
 use crate::trace;
 use schemars::JsonSchema;
@@ -253,6 +254,17 @@ impl Operator for Orepa {
         self.norm.forward(y, activation, train)
     }
 
+    fn unfold(&self, trained: &Trained, options: &UnfoldOptions) -> Result<f64, UnfoldError> {
+        let wanted = self.norm.take(trained)?;
+        let Branches { origin, scales, .. } = &self.branches;
+        unfold::fill(scales, options.branch_scale());
+        unfold::fill(&scales.get(0), 1.);
+        unfold::fill(origin, 0.);
+        let others = self.branches.to_kind(Kind::Double).kernel(&self.geometry);
+        unfold::set(origin, &(wanted - others));
+        Ok(0.)
+    }
+
     fn fold(&self) -> Result<Compact, FoldError> {
         let weight = self.branches.to_kind(Kind::Double).kernel(&self.geometry);
         Ok(Compact::Static(self.norm.fold_into(Kernel { weight, bias: None, geometry: self.geometry })))
@@ -363,5 +375,20 @@ mod tests {
         assert!(testing::refusal("{name: orepa, expand: 0}", site).starts_with("expand: 0"));
         let options = OperatorConfig::Orepa(Config { scales: [f64::NAN, 0., 0., 0., 0., 0.], ..Config::default() });
         assert!(testing::refusal_of(options, site).starts_with("scales: "));
+    }
+
+    #[test]
+    fn unfolds_exactly() {
+        let site = Geometry::same(8, 8, 3);
+        let sites = [
+            site.stride(2),
+            site.groups(2),
+            site.groups(8),
+            Geometry::same(4, 6, 5).dilation(2),
+            Geometry::same(4, 6, 1),
+        ];
+        for yaml in ["{name: orepa}", "{name: orepa, scales: [1, 0, 0, 0, 0, 0], expand: 2}"] {
+            testing::unfolds_exactly(yaml, &sites, true);
+        }
     }
 }

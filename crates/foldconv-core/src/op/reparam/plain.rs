@@ -4,6 +4,7 @@ use crate::algebra::{FoldError, Geometry};
 use crate::op::activation::Activation;
 use crate::op::contract::algorithm::TrainAlgorithm;
 use crate::op::contract::operator::{Compact, Operator, Recipe, VariablePaths};
+use crate::op::layers::unfold::{Trained, UnfoldError, UnfoldOptions};
 use crate::op::layers::{ConvNorm, Norm};
 use crate::op::statistics::moments::Moments;
 use schemars::JsonSchema;
@@ -63,6 +64,15 @@ impl Operator for Plain {
             }
             _ => self.forward_activated(x, activation, true),
         }
+    }
+
+    fn trained(&self) -> Result<Trained, UnfoldError> {
+        Ok(self.branch.trained())
+    }
+
+    fn unfold(&self, trained: &Trained, _options: &UnfoldOptions) -> Result<f64, UnfoldError> {
+        self.branch.take(trained)?;
+        Ok(0.)
     }
 
     fn fold(&self) -> Result<Compact, FoldError> {

@@ -169,4 +169,13 @@ mod tests {
         assert!(refusal("small: 5", 3).starts_with("small: 5 must be less than the kernel, 3"));
         assert!(refusal("small: 5", 8).starts_with("name: replk stands in place of odd square kernels"));
     }
+
+    /// A larger kernel takes the trained one in its centre.
+    #[test]
+    fn unfolds_exactly() {
+        let site = Geometry::same(4, 6, 5);
+        testing::unfolds_exactly("{name: replk, small: 3}", &[site, site.groups(2).stride(2)], true);
+        let sites = [Geometry::same(4, 4, 3).groups(4), Geometry::same(3, 4, 1), Geometry::same(3, 4, 3).dilation(2)];
+        testing::unfolds_exactly("{name: replk, kernel: 5, small: 3}", &sites, true);
+    }
 }

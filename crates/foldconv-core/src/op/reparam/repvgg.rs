@@ -129,4 +129,13 @@ mod tests {
         assert!(refusal(Geometry::same(8, 8, 3).dilation(2)).contains("[2, 2], not [1, 1]"));
         assert!(refusal(Geometry::same(8, 8, 5).padding(0)).contains("[2, 2], not [0, 0]"));
     }
+
+    #[test]
+    fn unfolds_exactly() {
+        let site = Geometry::same(8, 8, 3);
+        for se in [false, true] {
+            let sites = [site, site.stride(2), Geometry::same(4, 6, 5), site.groups(8), site.dilation(2).padding(2)];
+            testing::unfolds_exactly(&format!("{{name: repvgg, se: {se}}}"), &sites, true);
+        }
+    }
 }

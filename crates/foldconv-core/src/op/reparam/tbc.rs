@@ -15,7 +15,8 @@ use crate::algebra::{self, FoldError, Geometry, Kernel};
 use crate::op::activation::Activation;
 use crate::op::bounds;
 use crate::op::contract::operator::{Compact, Operator, Recipe, VariablePaths};
-use crate::op::layers::tiling::{Order, TiedKernel, tile};
+use crate::op::layers::tiling::{Order, TiedKernel, tile, untile};
+use crate::op::layers::unfold::{self, Trained, UnfoldError, UnfoldOptions};
 use crate::op::layers::{Norm, conv_weight, empty_kernel, uniform};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -159,6 +160,20 @@ impl Operator for Tbc {
         self.norm.forward(tile(&self.thin, self.blocks, self.order).apply(x), activation, train)
     }
 
+    /// Takes the mean of the blocks on the diagonal of the trained kernel, which is the nearest
+    /// tied kernel.
+    fn unfold(&self, trained: &Trained, _options: &UnfoldOptions) -> Result<f64, UnfoldError> {
+        let weight = self.norm.take(trained)?;
+        let wanted = Kernel { weight, bias: None, geometry: trained.kernel.geometry };
+        let Kernel { bias, geometry, .. } = &self.thin;
+        let thin = untile(&wanted, geometry, self.blocks, self.order);
+        unfold::set(&self.thin.weight, &thin);
+        bias.iter().for_each(|bias| unfold::fill(bias, 0.));
+        let thin = Kernel { weight: thin, bias: None, geometry: *geometry };
+        let tied = tile(&thin, self.blocks, self.order);
+        Ok(unfold::distance(&algebra::ungrouped(&tied), &algebra::ungrouped(&wanted)))
+    }
+
     fn fold(&self) -> Result<Compact, FoldError> {
         let (thin, blocks, order) = (self.thin.double(), self.blocks, self.order);
         let norm = self.norm.affine(blocks * thin.geometry.out_channels, thin.weight.device());
@@ -265,5 +280,30 @@ mod tests {
         assert!(testing::refusal("{name: tbc}", site).starts_with("blocks: 2 blocks of 1 groups"));
         assert!(testing::refusal("{name: tbc, blocks: 0}", site).starts_with("blocks: 0"));
         assert!(testing::refusal("{name: tbc, groups: 0}", site).starts_with("groups: 0"));
+    }
+
+    /// A kernel whose blocks are equal is taken over exactly; of another, the mean of the blocks.
+    #[test]
+    fn unfolds_the_nearest_tied_kernel() {
+        let site = Geometry::same(8, 16, 3);
+        testing::unfolds_exactly("{name: tbc, blocks: 1}", &[site, site.groups(2)], true);
+        testing::unfolds_exactly(
+            "{name: tbc, blocks: 1, groups: 2, bias: true, keep_tied: true}",
+            &[site.groups(2)],
+            true,
+        );
+        for yaml in ["{name: tbc}", "{name: tgc, order: paper}"] {
+            let distance = testing::unfolding_distance(yaml, site).unwrap();
+            assert!((0.5..1.).contains(&distance), "{yaml}: {distance}");
+        }
+        for order in [Order::Code, Order::Paper] {
+            let thin = Kernel {
+                weight: Tensor::randn([8, 2, 3, 3], (Kind::Double, Device::Cpu)),
+                bias: None,
+                geometry: Geometry::same(4, 8, 3).groups(2),
+            };
+            let found = untile(&tile(&thin, 2, order), &thin.geometry, 2, order);
+            assert!(testing::relative(&found, &thin.weight) < 1e-15, "{order:?}");
+        }
     }
 }

@@ -28,6 +28,7 @@ use crate::op::contract::operator::{Compact, Operator, Recipe, VariablePaths};
 use crate::op::dynamic::dcd::branch::Branch;
 use crate::op::dynamic::dcd::kernel::DcdKernel;
 use crate::op::dynamic::dcd::residual::{Fuses, Latent, Residual};
+use crate::op::layers::unfold::{self, Trained, UnfoldError, UnfoldOptions};
 use crate::op::layers::{Norm, below, empty_kernel, empty_weight, uniform};
 use crate::op::statistics::moments::{self, SampleMoments};
 use schemars::JsonSchema;
@@ -363,6 +364,14 @@ impl Operator for Dcd {
         }
     }
 
+    /// Sets the layer of Λ to 0, so that Λ is 1, and P to 0.
+    fn unfold(&self, trained: &Trained, _options: &UnfoldOptions) -> Result<f64, UnfoldError> {
+        unfold::set(&self.weight, &self.norm.take(trained)?);
+        self.branch.scale.iter().for_each(|weight| unfold::fill(weight, 0.));
+        self.latent.iter().for_each(Latent::silence);
+        Ok(0.)
+    }
+
     fn fold(&self) -> Result<Compact, FoldError> {
         let mut branch = self.branch.to_kind(Kind::Double);
         let fixed = Kernel { weight: double(&self.weight), bias: None, geometry: self.geometry };
@@ -513,5 +522,17 @@ mod tests {
         }
         assert!(testing::refusal("{name: dcd, latent: 0}", site).starts_with("latent: 0"));
         assert!(testing::refusal("{name: dcd, squeeze: 0}", site).starts_with("squeeze: 0"));
+    }
+
+    #[test]
+    fn unfolds_exactly() {
+        let site = Geometry::same(8, 8, 3);
+        let sites = [site.stride(2), Geometry::same(4, 6, 1), Geometry::same(4, 6, 5)];
+        for yaml in ["{name: dcd}", "{name: dcd, style: paper, blocks: 2}", "{name: dcd, channel_attention: false}"] {
+            testing::unfolds_exactly(yaml, &sites, true);
+        }
+        let depthwise = [site.groups(8), site.groups(8).stride(2)];
+        testing::unfolds_exactly("{name: dcd, style: paper}", &depthwise, true);
+        testing::unfolds_exactly("{name: dcd, channel_fusion: false}", &depthwise, true);
     }
 }

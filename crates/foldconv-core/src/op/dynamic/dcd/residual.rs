@@ -5,7 +5,7 @@
 use crate::algebra::{self, Affine, Geometry, Kernel};
 use crate::op::activation::Activation;
 use crate::op::dynamic::dcd::branch::Branch;
-use crate::op::layers::{BatchNorm, Norm};
+use crate::op::layers::{BatchNorm, Norm, unfold};
 use crate::op::statistics::moments::SampleMoments;
 use crate::trace;
 use tch::{Kind, Tensor, nn};
@@ -168,6 +168,11 @@ impl Latent {
         let norm = |name: &str| Norm::Batch(BatchNorm::new(&(path / name), residual.p.geometry.in_channels));
         let norms = code.then(|| ["bn1", "bn2"].map(norm));
         Latent { residual, norms }
+    }
+
+    /// Sets P to 0, so that the path adds nothing.
+    pub fn silence(&self) {
+        unfold::fill(&self.residual.p.weight, 0.);
     }
 
     /// Computes y (N, C_out, H', W') from x (N, C_in, H, W) and Φ (N, B, L, L).

@@ -12,7 +12,7 @@ pub mod kernel;
 pub mod mdconv;
 mod train;
 
-use crate::algebra::{self, FoldError, Geometry, Kernel, MiddlePad};
+use crate::algebra::{self, FoldError, Geometry, Kernel, MiddlePad, factor};
 use crate::op::activation::Activation;
 use crate::op::bounds;
 use crate::op::compact::per_sample::{self, PerSample};
@@ -21,6 +21,7 @@ use crate::op::contract::operator::{Compact, Operator, Recipe, VariablePaths};
 use crate::op::dynamic::attention::{Gate, GateKind};
 use crate::op::dynamic::maconv::kernel::{GatedKernel, LowRank};
 use crate::op::layers::temperature::Temperature;
+use crate::op::layers::unfold::{self, Trained, UnfoldError, UnfoldOptions};
 use crate::op::layers::{BatchNorm, ConvNorm, Norm, empty_kernel, empty_weight};
 use crate::op::statistics::moments;
 use schemars::JsonSchema;
@@ -281,6 +282,40 @@ impl MaConv {
     }
 }
 
+impl MaConv {
+    /// Returns the kernel of the branches if every gate is `gate`, without the norm after the sum.
+    fn kernel_at(&self, gate: f64) -> Kernel {
+        let Parts { first, second, bypass } = self.parts(|norm, kernel| norm.fold_into(kernel.double()));
+        let second = Kernel { weight: second.weight * gate, ..second };
+        Parts { first, second, bypass }.compose()
+    }
+
+    /// Makes the chain the trained convolution, or the nearest one of its rank. `trained` is without
+    /// the norm after the sum.
+    fn unfold_chain(&self, trained: &Trained) -> Result<f64, UnfoldError> {
+        if self.middle == Middle::Relu {
+            return Err(UnfoldError::Options(
+                "middle: `relu` has no linear part without the bypass; use `bypass: true`",
+            ));
+        }
+        let gate = self.gate.as_ref().map_or(1., Gate::settle);
+        let (first, second) = (*self.first.geometry(), *self.second.geometry());
+        let [groups, m] = [first.groups, first.out_channels / first.groups];
+        let matrices = trained.kernel.weight.reshape([groups, -1, first.fan_in()]);
+        let (left, right) = factor::low_rank(&matrices, m);
+        let distance = unfold::distance(&left.matmul(&right), &matrices);
+        let kernel = |weight: Tensor, geometry: Geometry, bias: Option<Tensor>| Kernel {
+            weight: weight.reshape(geometry.weight_size()),
+            bias,
+            geometry,
+        };
+        self.first.take(&Trained { kernel: kernel(right, first, None), norm: None })?;
+        let Trained { kernel: Kernel { bias, .. }, norm } = trained.copy();
+        self.second.take(&Trained { kernel: kernel(left / gate, second, bias), norm })?;
+        Ok(distance)
+    }
+}
+
 /// The kernels W1, W2 and W0 of the expansion.
 struct Parts {
     first: Kernel,
@@ -352,6 +387,30 @@ impl Operator for MaConv {
 
     fn anneal(&self, epochs: f64) {
         self.gate.iter().for_each(|gate| gate.anneal(epochs));
+    }
+
+    /// Makes the bypass the trained convolution. Without a bypass, the chain becomes it, and only
+    /// the function at evaluation is the same.
+    fn unfold(&self, trained: &Trained, options: &UnfoldOptions) -> Result<f64, UnfoldError> {
+        let trained = match &self.after {
+            Norm::None => trained.copy(),
+            after => {
+                let kernel = Kernel { weight: after.take(trained)?, bias: None, geometry: self.geometry };
+                Trained { kernel, norm: None }
+            }
+        };
+        let Some(bypass) = &self.bypass else { return self.unfold_chain(&trained) };
+        let scale = options.branch_scale();
+        if scale != 0. && self.middle == Middle::Relu {
+            return Err(UnfoldError::Options("scale: with `middle: relu`, the bypass can't correct the chain; use 0"));
+        }
+        bypass.take(&trained)?;
+        self.second.begin(&bypass.sizes(scale));
+        if scale != 0. {
+            let gate = self.gate.as_ref().map_or(1., Gate::settle);
+            bypass.correct(&self.kernel_at(gate), &trained.fold());
+        }
+        Ok(0.)
     }
 
     fn fold(&self) -> Result<Compact, FoldError> {
@@ -444,5 +503,22 @@ mod tests {
             testing::trains_alike(&yaml, &[Geometry::same(8, 16, 1).groups(2)], &[Branches]);
         }
         testing::trains_alike("{name: maconv, middle: relu}", &points, &[Branches]);
+    }
+
+    #[test]
+    fn unfolds_exactly() {
+        let site = Geometry::same(8, 6, 3);
+        let sites = [site.stride(2), site.groups(2), Geometry::same(4, 6, 1), Geometry::same(4, 6, 5).dilation(2)];
+        for yaml in options() {
+            // Without the bypass, 6 channels hold every kernel of 6 outputs, at evaluation. Only with
+            // the bypass does the trained batch norm stay one.
+            let keeps_norm = yaml.contains("bypass: true") && !yaml.contains("bn: none");
+            testing::unfolds_exactly(&yaml, &sites, keeps_norm);
+        }
+        let narrow = |more: &str| {
+            testing::unfolding_distance(&format!("{{name: maconv, bypass: false, intermediate: 4{more}}}"), site)
+        };
+        assert!(narrow("").unwrap() > 0.05);
+        assert!(narrow(", middle: relu").unwrap_err().to_string().starts_with("middle: `relu`"));
     }
 }
