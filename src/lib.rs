@@ -25,7 +25,7 @@
 
 pub use foldconv_core::{
     algebra, bad_request, error, files, finite, fold, graph, native, net, op, options, pickle, registry, timing, trace,
-    tune, weights,
+    tune, unfold, weights,
 };
 
 pub mod device;

@@ -80,7 +80,7 @@ pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
         None => Vec::new(),
     };
     let (expanded, compact) = (model.build(device)?, folded.build(device)?);
-    let agreement = verify(&model, &expanded, &compact)?;
+    let agreement = verify(model.about.config.data.spec(), &expanded, &compact)?;
     if !agreement.holds() {
         bail!(
             "{}: the folded logits differ by {:.1e} of the largest on a random batch; nothing was written (are its numbers finite?)",
@@ -140,9 +140,8 @@ fn print_plan(choices: &[Choice], batch: i64) -> Result<()> {
     print(&rows)
 }
 
-/// Compares the logits of both forms on a batch of random images, drawn with seed 0.
-fn verify(model: &Model, expanded: &Built, compact: &Built) -> Result<Agreement> {
-    let spec = model.about.config.data.spec();
+/// Compares the logits of two forms of a network on a batch of random images, drawn with seed 0.
+pub(super) fn verify(spec: InputSpec, expanded: &Built, compact: &Built) -> Result<Agreement> {
     tch::manual_seed(0);
     let x = Tensor::randn([images(spec), spec.channels, spec.size, spec.size], (Kind::Float, expanded.store.device()));
     let mut agreement = Agreement::default();

@@ -19,6 +19,7 @@ mod report;
 mod source;
 mod sweep;
 mod train;
+mod unfold;
 mod values;
 mod worker;
 
@@ -72,6 +73,8 @@ enum Command {
     Import(Box<import::Options>),
     /// Fold a model, or a network of any blocks, and verify the result
     Fold(fold::Options),
+    /// Give an operator the function of a model's convolutions: the reverse of a fold
+    Unfold(unfold::Options),
     /// Export a model, or a network of any blocks, to PyTorch, TorchScript or ONNX
     Export(export::Options),
     /// Compare a model's expanded and compact form
@@ -155,6 +158,7 @@ impl Cli {
             Command::Report(options) => report::run(options, machine, json),
             Command::Import(options) => import::run(options, machine, json),
             Command::Fold(options) => fold::run(options, machine, json),
+            Command::Unfold(options) => unfold::run(options, machine, json),
             Command::Export(options) => export::run(options, json),
             Command::Compare(options) => compare::run(options, machine, json),
             Command::Prove(options) => {

@@ -212,26 +212,32 @@ fn read_mapping(path: &Path) -> Result<(Source, Mapping)> {
     }
 }
 
-/// Makes a relative `data.root` and `net.file` absolute, the latter also at the points of a sweep,
-/// taking them as relative to `folder`.
+/// Makes a relative `data.root`, `net.file` and `init.file` absolute, the files also at the points
+/// of a sweep, taking them as relative to `folder`.
 fn anchor_paths(keys: &mut Mapping, folder: &Path) {
-    for section in ["data", "net"] {
+    for section in ["data", "net", "init"] {
         if let Some(Value::Mapping(options)) = keys.get_mut(section) {
             anchor(options, folder);
         }
     }
-    points(keys, "net").filter_map(Value::as_mapping_mut).for_each(|net| anchor(net, folder));
-    points(keys, "net.file").for_each(|file| make_absolute(file, folder));
+    for section in ["net", "init"] {
+        points(keys, section).filter_map(Value::as_mapping_mut).for_each(|options| anchor(options, folder));
+    }
+    for key in ["net.file", "init.file"] {
+        points(keys, key).for_each(|file| make_absolute(file, folder));
+    }
 }
 
-/// Writes down the content of a network's file, so that a sweep that was started does not need the
-/// file to be reported. An axis of files has the content of each point's own.
+/// Writes down the content of a network's and of the weights' file, so that a sweep that was started
+/// does not need the file to be reported. An axis of files has the content of each point's own.
 fn pin_files(keys: &mut Mapping) {
-    points(keys, "net").filter_map(Value::as_mapping_mut).for_each(network::pin);
-    if points(keys, "net.file").next().is_none()
-        && let Some(Value::Mapping(net)) = keys.get_mut("net")
-    {
-        network::pin(net);
+    for (section, file) in [("net", "net.file"), ("init", "init.file")] {
+        points(keys, section).filter_map(Value::as_mapping_mut).for_each(network::pin);
+        if points(keys, file).next().is_none()
+            && let Some(Value::Mapping(options)) = keys.get_mut(section)
+        {
+            network::pin(options);
+        }
     }
 }
 

@@ -7,12 +7,14 @@
 //! module and [`mod@yaml`] parse YAML that users write.
 
 mod document;
+mod init;
 pub mod network;
 mod placement;
 pub mod schema;
 mod train;
 
 pub use document::{Document, SWEEP_KEYS, read_yaml, set, yaml};
+pub use init::{InitClassifier, InitConfig};
 pub use train::{EvalForm, Graphs, Schedule, TrainConfig};
 
 use crate::data::{Common, DataConfig};
@@ -61,6 +63,9 @@ pub struct Config {
     /// The last layer. Default `linear`.
     #[serde(default, skip_serializing_if = "registry::is_default")]
     pub classifier: Resolved<ClassifierConfig>,
+    /// Trained weights to begin with. Default: none, and the initial values are drawn.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init: Option<InitConfig>,
     /// Options of the training. Default: that of each key.
     #[serde(default)]
     pub train: TrainConfig,
@@ -101,7 +106,8 @@ impl Config {
             .map_err(|error| Wrong::in_section(&error.path().to_string(), &error.inner().to_string()))?;
         let checks =
             [("net", config.net.recipe().check()), ("data", config.data.check()), ("train", config.train.check())];
-        for (section, check) in checks {
+        let init = config.init.as_ref().map(|init| ("init", init.check()));
+        for (section, check) in checks.into_iter().chain(init) {
             check.map_err(|reason| Wrong::in_section(section, &reason))?;
         }
         if !(config.bn_eps > 0. && config.bn_eps <= 1.) {
@@ -110,8 +116,12 @@ impl Config {
         config.hashed()
     }
 
-    /// Fills in the hash of a network's file.
+    /// Fills in the hashes of files.
     fn hashed(mut self) -> Result<Config, Wrong> {
+        if let Some(init) = self.init.as_mut().filter(|init| init.sha256.is_none()) {
+            let hash = network::sha256(&init.file);
+            init.sha256 = Some(hash.map_err(|error| Wrong::in_section("init", &format!("file: {error:#}")))?);
+        }
         let NetConfig::Graph(net) = &mut self.net else { return Ok(self) };
         if self.bn_eps != layers::BN_EPS {
             return Err(Wrong::new("bn_eps: the file of the network says it for each batch norm; leave it out"));
@@ -147,6 +157,7 @@ impl Config {
         if let NetConfig::Graph(net) = &mut identity.net {
             net.file = PathBuf::new();
         }
+        identity.init.iter_mut().for_each(|init| init.file = PathBuf::new());
         identity.train.eval_form = EvalForm::default();
         identity.train.graphs = Graphs::default();
         let text = with_former_names(serde_json::to_value(&identity).unwrap_or_default()).to_string();
@@ -161,6 +172,22 @@ impl Config {
     /// Returns the resolved config as keys.
     pub fn to_value(&self) -> Value {
         serde_yaml::to_value(self).unwrap_or_default()
+    }
+
+    /// Returns the config with other values at dotted keys. `origin` is named in errors.
+    ///
+    /// # Errors
+    /// Those of [`Config::new`], and a key that can't be set.
+    pub fn changed<'k>(&self, values: impl IntoIterator<Item = (&'k str, Value)>, origin: &str) -> Result<Config> {
+        let Value::Mapping(mut keys) = self.to_value() else { return Ok(self.clone()) };
+        for (key, value) in values {
+            set(&mut keys, key, value)?;
+        }
+        let mut changed = Config::new(&keys, origin)?;
+        if let (NetConfig::Graph(net), Some(own)) = (&mut changed.net, self.net.graph()) {
+            net.layout = own.layout.clone();
+        }
+        Ok(changed)
     }
 
     /// Builds the network of the trial, with initial values drawn from libtorch's generator.
@@ -183,8 +210,35 @@ impl Config {
         let net = self.with_layout()?.net;
         let build = || Built::new(&net, &builder, self.data.spec(), device);
         let built = layers::with_bn(BnOptions { eps: self.bn_eps, ..BnOptions::DEFAULT }, build)?;
-        self.check_sites(&built.network.sites())?;
+        let sites = built.network.sites();
+        self.check_sites(&sites)?;
+        let frozen = self.init.as_ref().map_or(&[][..], |init| &init.freeze);
+        self.check_words("init.freeze", frozen, &sites)?;
         Ok(built)
+    }
+
+    /// Freezes the sites that `init.freeze` names.
+    pub fn freeze(&self, built: &Built) {
+        let words = self.init.as_ref().map_or(&[][..], |init| &init.freeze);
+        for site in built.network.sites() {
+            if SiteSelector::choose(words, site.kind, &site.name) == Some(true) {
+                site.freeze(&built.store);
+            }
+        }
+    }
+
+    /// Checks that each word is a kind or the name of a site.
+    fn check_words(&self, key: &str, words: &[String], sites: &[&Site]) -> Result<()> {
+        for wanted in words.iter().map(|word| SiteSelector::read(word).sites) {
+            if !SiteSelector::general().any(|kind| kind == wanted) && !sites.iter().any(|site| site.name == *wanted) {
+                let hint = suggest(wanted, SiteSelector::general());
+                bad_request!(
+                    "{key}: `{wanted}` is no kind and no site of {}{hint} (`foldconv describe` lists the sites)",
+                    self.net.name()
+                );
+            }
+        }
+        Ok(())
     }
 
     /// Checks that each word of `apply_to` is a kind or the name of a site, and that the operator
@@ -194,15 +248,7 @@ impl Config {
         if self.net.layout().is_some_and(|layout| layout.folded) {
             return Ok(());
         }
-        for wanted in self.apply_to.iter().map(|word| SiteSelector::read(word).sites) {
-            if !SiteSelector::general().any(|kind| kind == wanted) && !sites.iter().any(|site| site.name == *wanted) {
-                let hint = suggest(wanted, SiteSelector::general());
-                bad_request!(
-                    "apply_to: `{wanted}` is no kind and no site of {}{hint} (`foldconv describe` lists the sites)",
-                    self.net.name()
-                );
-            }
-        }
+        self.check_words("apply_to", &self.apply_to, sites)?;
         if SiteSelector::keep_defaults(&self.apply_to)
             && !sites.iter().any(|site| site.operator.name() == self.operator.name())
         {

@@ -39,14 +39,32 @@ pub fn sha256(path: &Path) -> Result<String> {
     Ok(hash)
 }
 
-/// Writes the SHA-256 of the file into the keys of a network that a file describes. Does nothing if
-/// they have it, or if the file can't be read: reading the keys as a config says so.
-pub fn pin(net: &mut Mapping) {
-    let file = net.get("file").and_then(|file| file.as_str()).map(PathBuf::from);
-    let is_graph = net.get("name").is_some_and(|name| name.as_str() == Some("graph"));
-    if let Some(hash) = file.filter(|_| is_graph && !net.contains_key("sha256")).and_then(|file| sha256(&file).ok()) {
-        net.insert("sha256".into(), hash.into());
+/// Writes the SHA-256 of the file into the keys of a section that names one. Does nothing if they
+/// have it, or if the file can't be read: reading the keys as a config says so.
+pub fn pin(section: &mut Mapping) {
+    let file = section.get("file").and_then(|file| file.as_str()).map(PathBuf::from);
+    // The section `init` has no name, and of the networks only `graph` has a file.
+    let has_file = section.get("name").is_none_or(|name| name.as_str() == Some("graph"));
+    let known = section.contains_key("sha256");
+    if let Some(hash) = file.filter(|_| has_file && !known).and_then(|file| sha256(&file).ok()) {
+        section.insert("sha256".into(), hash.into());
     }
+}
+
+/// Checks that a file is as the config says.
+///
+/// # Errors
+/// A [`crate::error::BadRequest`] if the file can't be read or has changed; `section` is that of the
+/// file.
+pub fn expect(section: &str, path: &Path, sha256: Option<&String>) -> Result<String> {
+    let hash = self::sha256(path)?;
+    if let Some(expected) = sha256.filter(|expected| **expected != hash) {
+        bad_request!(
+            "{section}.file: {}: has changed: its SHA-256 was {expected:.12}… and is {hash:.12}…; leave {section}.sha256 out to take it as it is",
+            path.display()
+        );
+    }
+    Ok(hash)
 }
 
 /// Reads the layout of the network in a file, as it is for images of `spec`.
@@ -56,13 +74,7 @@ pub fn pin(net: &mut Mapping) {
 /// be trained on such images.
 pub fn layout(net: &graph::Config, spec: InputSpec) -> Result<Layout> {
     let path = &net.file;
-    let hash = sha256(path)?;
-    if let Some(expected) = net.sha256.as_ref().filter(|expected| **expected != hash) {
-        bad_request!(
-            "net.file: {}: has changed: its SHA-256 was {expected:.12}… and is {hash:.12}…; leave net.sha256 out to take it as it is",
-            path.display()
-        );
-    }
+    let hash = expect("net", path, net.sha256.as_ref())?;
     let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some((_, _, layout)) = last.as_ref().filter(|(known, of, _)| *known == hash && *of == spec) {
         return Ok(layout.clone());

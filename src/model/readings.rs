@@ -2,14 +2,14 @@
 //! fit, because names and shapes don't determine every option.
 
 use super::{About, Model};
-use crate::config::{self, Config, yaml};
+use crate::config::{Config, yaml};
 use crate::data::augment::normalise::Normalisation;
 use crate::net::Built;
 use crate::net::NetConfig;
 use crate::op::{AttentionConfig, OperatorConfig};
 use crate::options::Entry;
 use serde::Serialize;
-use serde_yaml::{Mapping, Value};
+use serde_yaml::Value;
 use tch::Device;
 
 /// A reading of the weights that differs from the model's in one fact.
@@ -106,7 +106,7 @@ fn flow(options: &impl Serialize) -> String {
 /// other values that are in use.
 fn facts(config: &Config) -> Vec<(String, Value)> {
     let mut facts: Vec<(String, Value)> = BN_EPS.map(|eps| ("bn_eps".into(), eps.into())).into();
-    let keys = keys_of(config);
+    let keys = config.to_value();
     let sections: [(&str, Vec<Entry>); 3] = [
         ("net", NetConfig::entries()),
         ("operator", OperatorConfig::entries()),
@@ -129,20 +129,7 @@ fn facts(config: &Config) -> Vec<(String, Value)> {
     facts
 }
 
-fn keys_of(config: &Config) -> Mapping {
-    match serde_yaml::to_value(config) {
-        Ok(Value::Mapping(keys)) => keys,
-        _ => Mapping::new(),
-    }
-}
-
 /// Returns the config with another value at a key; None if the result is not a valid config.
 fn with(config: &Config, key: &str, value: Value) -> Option<Config> {
-    let mut keys = keys_of(config);
-    config::set(&mut keys, key, value).ok()?;
-    let mut changed = Config::new(&keys, "").ok()?;
-    if let (NetConfig::Graph(net), Some(own)) = (&mut changed.net, config.net.graph()) {
-        net.layout = own.layout.clone();
-    }
-    Some(changed)
+    config.changed([(key, value)], "").ok()
 }

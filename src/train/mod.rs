@@ -5,6 +5,7 @@ mod best;
 pub mod checkpoint;
 pub mod cuda_graph;
 pub mod evaluate;
+pub mod init;
 pub mod metrics;
 pub mod optimizer;
 pub mod progress;

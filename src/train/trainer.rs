@@ -9,6 +9,7 @@ use crate::net::Built;
 use crate::net::Form;
 use crate::train::cuda_graph::Steps;
 use crate::train::evaluate::Evaluator;
+use crate::train::init;
 use crate::train::optimizer::{Sgd, batch_loss};
 use crate::train::schedule::learning_rate;
 use anyhow::Result;
@@ -50,8 +51,11 @@ impl Trainer {
         tch::manual_seed(config.seed as i64);
         let network = config.build(Form::Expanded, device)?;
         network.network.try_training(&network.store, config.data.spec())?;
+        let normalisation = match init::begin(config, &network)? {
+            Some(normalisation) => normalisation,
+            None => Normalisation::for_images(&dataset.train)?,
+        };
         let sgd = Sgd::new(&network.store, &config.train);
-        let normalisation = Normalisation::for_images(&dataset.train)?;
         let augment = &config.data.augment();
         Ok(Trainer {
             config: config.clone(),

@@ -14,5 +14,6 @@ mod errors;
 mod flags;
 mod folder;
 mod graphs;
+mod init;
 mod launcher;
 mod train;

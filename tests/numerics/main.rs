@@ -15,3 +15,4 @@ mod parity;
 mod processors;
 mod properties;
 mod prove;
+mod unfold;

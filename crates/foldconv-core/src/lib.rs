@@ -8,8 +8,9 @@
 //!    [`finite`], [`trace`], [`algebra`] (pure functions on kernels)
 //! 2. [`op`] (operators: expanded form and fold)
 //! 3. [`net`] (networks: sites on which operators stand)
-//! 4. [`fold`] (a network to its compact form), [`mod@unfold`] (the reverse), [`tune`] (choice of the fastest algorithm of each
-//!    compact operator), [`weights`] (tensors in files, and PyTorch's checkpoints)
+//! 4. [`fold`] (a network to its compact form), [`mod@unfold`] (the reverse), [`tune`] (choice of
+//!    the fastest algorithm of each compact operator), [`weights`] (tensors in files, and PyTorch's
+//!    checkpoints)
 //! 5. [`graph`] (networks of any blocks, read from files: run and folded)
 
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::print_stderr))]

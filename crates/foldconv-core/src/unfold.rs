@@ -2,7 +2,6 @@
 //! trained convolutions (see [`crate::op::layers::unfold`]).
 
 use crate::net::{Built, Site};
-use crate::op::contract::operator::After;
 use crate::op::layers::unfold::{self, UnfoldError, UnfoldOptions};
 use std::collections::BTreeSet;
 
@@ -21,7 +20,7 @@ pub struct Refused {
 /// A network after unfolding.
 #[derive(Debug, Default)]
 pub struct Unfolded {
-    /// Sites whose operator is not the trained one, with the relative distance of their kernels from
+    /// Sites with an operator that was not trained, and the relative distance of their kernels from
     /// the trained ones.
     pub sites: Vec<(String, f64)>,
     /// Variables outside of these sites that the trained network lacks or has in another shape. They
@@ -39,15 +38,26 @@ pub fn unfold(trained: &Built, network: &Built, options: &UnfoldOptions) -> Resu
     network.network.settle();
     let (sites, theirs) = (network.network.sites(), trained.network.sites());
     let source = |site: &Site| theirs.iter().find(|other| other.name == site.name).copied();
-    let alike = |site: &Site| source(site).is_some_and(|other| other.is_expanded() && other.operator == site.operator);
+    // A plain convolution is taken over like any other: its batch norm may add another number to the
+    // variance.
+    let alike = |site: &Site| {
+        let same = |other: &Site| other.is_expanded() && other.operator == site.operator;
+        site.operator.name() != "plain" && source(site).is_some_and(same)
+    };
     let replaced: Vec<&Site> = sites.iter().copied().filter(|site| !alike(site)).collect();
     let kept = copy(trained, network, &replaced);
     let mut done = Unfolded { sites: Vec::new(), kept };
     for site in replaced {
         let refused = |reason| Refused { site: site.name.clone(), operator: site.operator.name(), reason };
-        let learned = source(site).ok_or(UnfoldError::NoKernel).and_then(Site::trained).map_err(refused)?;
+        let learned = source(site).ok_or(UnfoldError::Missing).and_then(Site::trained).map_err(refused)?;
+        let (found, expected) = (learned.kernel.geometry.weight_size(), site.geometry.weight_size());
+        if found != expected {
+            return Err(refused(UnfoldError::Shape(found, expected)));
+        }
         let distance = site.unfold(&learned, options).map_err(refused)?;
-        done.sites.push((site.name.clone(), distance));
+        if site.operator.name() != "plain" {
+            done.sites.push((site.name.clone(), distance));
+        }
     }
     Ok(done)
 }
@@ -58,7 +68,7 @@ fn copy(trained: &Built, network: &Built, replaced: &[&Site]) -> BTreeSet<String
     let theirs = trained.store.variables();
     let mut kept = BTreeSet::new();
     for (name, variable) in network.store.variables() {
-        if replaced.iter().any(|site| belongs(&name, site)) {
+        if replaced.iter().any(|site| site.owns(&name)) {
             continue;
         }
         match theirs.get(&name).filter(|value| value.size() == variable.size()) {
@@ -67,10 +77,4 @@ fn copy(trained: &Built, network: &Built, replaced: &[&Site]) -> BTreeSet<String
         }
     }
     kept
-}
-
-/// Returns whether a variable belongs to a site: to its convolution, or to the batch norm behind it.
-fn belongs(name: &str, site: &Site) -> bool {
-    let below = |path: &str| name.strip_prefix(path).is_some_and(|rest| rest.starts_with('.'));
-    below(&site.name) || matches!(&site.after, After::Norm(norm) if below(norm))
 }

@@ -93,6 +93,13 @@ impl<'a> SiteSelector<'a> {
         words.iter().all(|word| SiteSelector::read(word).leaves_out)
     }
 
+    /// Returns whether the last word that matches a site chooses it (true) or excludes it (false);
+    /// none if no word matches.
+    pub fn choose(words: &'a [String], kind: SiteKind, name: &str) -> Option<bool> {
+        let mut words = words.iter().rev().map(|word| SiteSelector::read(word));
+        words.find(|word| word.means(kind, name)).map(|word| !word.leaves_out)
+    }
+
     const ALL: &'static str = "all";
 
     /// Returns the words that are valid for any network: the kinds, and `all`.
@@ -170,9 +177,9 @@ impl<'a> Builder<'a> {
     ///
     /// # Errors
     /// A [`crate::error::BadRequest`] if the classifier does not fit.
-    pub fn classifier(&self, path: &nn::Path, inputs: i64, classes: i64) -> Result<Box<dyn ModuleT>> {
+    pub fn classifier(&self, path: &nn::Path, inputs: i64, classes: i64) -> Result<Classifier> {
         match self.classifier.recipe().build(path, inputs, classes) {
-            Ok(layer) => Ok(layer),
+            Ok(layer) => Ok(Classifier { name: dotted(path), layer }),
             Err(reason) => bad_request!("classifier.{reason} (at {})", dotted(path)),
         }
     }
@@ -185,8 +192,7 @@ impl<'a> Builder<'a> {
     /// Returns whether the last word of `apply_to` that matches a site chooses it (true) or
     /// excludes it (false); none if no word matches.
     fn wants(&self, kind: SiteKind, name: &str) -> Option<bool> {
-        let mut words = self.apply_to.iter().rev().map(|word| SiteSelector::read(word));
-        words.find(|word| word.means(kind, name)).map(|word| !word.leaves_out)
+        SiteSelector::choose(self.apply_to, kind, name)
     }
 
     /// Builds a site; also returns whether it got the operator of the config.
@@ -220,8 +226,8 @@ impl<'a> Builder<'a> {
             }
         };
         let operator = operator.clone();
-        let algorithm = Cell::default();
-        Ok((Site { name, after: norm, kind, geometry, operator, activation, block, algorithm, module }, chosen))
+        let (algorithm, frozen) = (Cell::default(), Cell::default());
+        Ok((Site { name, after: norm, kind, geometry, operator, activation, block, algorithm, frozen, module }, chosen))
     }
 }
 
@@ -272,6 +278,20 @@ impl Block<'_, '_> {
             },
         };
         Ok(BlockExtras { shared, attention })
+    }
+}
+
+/// The last layer of a network: features (N, inputs) to logits (N, classes).
+#[derive(Debug)]
+pub struct Classifier {
+    /// Dotted path of its variables.
+    pub name: String,
+    layer: Box<dyn ModuleT>,
+}
+
+impl ModuleT for Classifier {
+    fn forward_t(&self, x: &Tensor, train: bool) -> Tensor {
+        self.layer.forward_t(x, train)
     }
 }
 

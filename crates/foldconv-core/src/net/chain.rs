@@ -2,12 +2,12 @@
 //! residual block are parts.
 
 use crate::algebra;
-use crate::net::builder::BlockExtras;
+use crate::net::builder::{BlockExtras, Classifier};
 use crate::net::network::Network;
 use crate::net::site::Site;
 use crate::op::activation::Activation;
 use std::fmt::Debug;
-use tch::{Tensor, nn, nn::ModuleT};
+use tch::{Tensor, nn};
 
 /// A part of a network: x (N, C, H, W) to y (N, C', H', W').
 pub trait Part: Debug + Send {
@@ -119,7 +119,7 @@ pub struct Chain {
     /// Dropout probability of the features in training.
     pub dropout: f64,
     /// Classifier: features to logits.
-    pub classifier: Box<dyn ModuleT>,
+    pub classifier: Classifier,
 }
 
 impl nn::ModuleT for Chain {
@@ -130,6 +130,10 @@ impl nn::ModuleT for Chain {
 }
 
 impl Network for Chain {
+    fn classifier(&self) -> Option<&str> {
+        Some(&self.classifier.name)
+    }
+
     fn sites(&self) -> Vec<&Site> {
         self.parts.sites()
     }

@@ -19,7 +19,9 @@ pub mod smallnet;
 pub mod tied_resnet;
 pub mod vgg;
 
-pub use builder::{Block, BlockExtras, Builder, CompactAlgorithms, DefaultOperator, SitePlan, SiteSelector};
+pub use builder::{
+    Block, BlockExtras, Builder, Classifier, CompactAlgorithms, DefaultOperator, SitePlan, SiteSelector,
+};
 pub use built::Built;
 use family::Member;
 pub use network::{InputSpec, NetRecipe, Network, Stem};

@@ -56,6 +56,12 @@ pub trait Network: nn::ModuleT {
         Vec::new()
     }
 
+    /// Returns the dotted path of the last layer's variables; none for a network that has no last
+    /// layer of its own.
+    fn classifier(&self) -> Option<&str> {
+        None
+    }
+
     /// Folds the linear regions around the folded sites of a network in compact form, and returns
     /// the layout of the result with its tensors; none for a network that no file describes.
     ///

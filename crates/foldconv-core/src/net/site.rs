@@ -85,6 +85,8 @@ pub struct Site {
     pub block: Option<i64>,
     /// Requested computation of the training pass.
     pub(super) algorithm: Cell<TrainAlgorithm>,
+    /// Whether training leaves the site as it is.
+    pub(super) frozen: Cell<bool>,
     pub(super) module: Module,
 }
 
@@ -105,6 +107,7 @@ impl Site {
     /// Returns y of x (N, C_in, H, W); `shared` is the tensor that the operators of the block
     /// share.
     pub fn forward(&self, x: &Tensor, shared: Option<&Tensor>, train: bool) -> Tensor {
+        let train = train && !self.frozen.get();
         let run = || match (&self.module, shared) {
             (Module::Expanded(operator), None) if train => {
                 operator.train_with(self.algorithm_on(&**operator, x), x, self.activation)
@@ -146,6 +149,21 @@ impl Site {
     /// branches.
     pub fn set_algorithm(&self, algorithm: TrainAlgorithm) {
         self.algorithm.set(algorithm);
+    }
+
+    /// Freezes the site: in training its variables of `store` keep their values, and its batch norms
+    /// use their running statistics.
+    pub fn freeze(&self, store: &nn::VarStore) {
+        self.frozen.set(true);
+        let own = store.variables().into_iter().filter(|(name, _)| self.owns(name));
+        own.for_each(|(_, variable)| drop(variable.set_requires_grad(false)));
+    }
+
+    /// Returns whether a variable belongs to the site: to its operator, or to the batch norm behind
+    /// it.
+    pub fn owns(&self, variable: &str) -> bool {
+        let below = |path: &str| variable.strip_prefix(path).is_some_and(|rest| rest.starts_with('.'));
+        below(&self.name) || matches!(&self.after, After::Norm(norm) if below(norm))
     }
 
     /// Sets annealed quantities, such as a softmax temperature, to their values after `epochs`

@@ -9,11 +9,15 @@ use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
+use std::io::Read;
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
 /// Key of the JSON document in the metadata of the file.
 const DOCUMENT: &str = "foldconv";
+
+/// Bytes of a header that are read to tell what a file is.
+const LONGEST_HEADER: u64 = 1 << 27;
 
 /// Beginning of a sealed document. The digits of the hash follow, then [`SEALED`] and the keys of
 /// the document.
@@ -134,6 +138,19 @@ pub fn bytes(tensor: &Tensor) -> Cow<'_, [u8]> {
     let mut bytes = vec![0; length];
     tensor.copy_data_u8(&mut bytes, tensor.numel());
     Cow::Owned(bytes)
+}
+
+/// Returns whether [`write()`] wrote a file, by the metadata in its header.
+pub fn is_ours(path: &Path) -> bool {
+    let header = || -> Option<serde_json::Value> {
+        let mut file = std::fs::File::open(path).ok()?;
+        let mut length = [0; 8];
+        file.read_exact(&mut length).ok()?;
+        let mut header = Vec::new();
+        file.take(u64::from_le_bytes(length).min(LONGEST_HEADER)).read_to_end(&mut header).ok()?;
+        serde_json::from_slice(&header).ok()
+    };
+    header().is_some_and(|header| header["__metadata__"].get(DOCUMENT).is_some())
 }
 
 /// Reads a file that [`write()`] wrote.

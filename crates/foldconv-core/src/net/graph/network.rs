@@ -6,7 +6,7 @@ use crate::error::one_line;
 use crate::graph::run::{Place, step};
 use crate::graph::{Id, Node, Operators};
 use crate::native::dispatch::Value;
-use crate::net::builder::{Builder, DefaultOperator, SitePlan};
+use crate::net::builder::{Builder, Classifier, DefaultOperator, SitePlan};
 use crate::net::network::{InputSpec, Network};
 use crate::net::site::{Form, Site};
 use crate::op::contract::operator::After;
@@ -33,7 +33,7 @@ pub struct GraphNetwork {
 #[derive(Debug)]
 pub(super) enum Part {
     Site(Box<Site>),
-    Classifier(Box<dyn ModuleT>),
+    Classifier(Classifier),
     Call(Node),
 }
 
@@ -143,6 +143,10 @@ impl nn::ModuleT for GraphNetwork {
 }
 
 impl Network for GraphNetwork {
+    fn classifier(&self) -> Option<&str> {
+        self.parts.iter().find_map(|part| if let Part::Classifier(layer) = part { Some(&*layer.name) } else { None })
+    }
+
     fn fold_regions(&self, store: &nn::VarStore, spec: InputSpec) -> Result<Option<Blueprint>> {
         super::regions::fold(self, store, spec).map(Some)
     }

@@ -73,6 +73,12 @@ pub enum UnfoldError {
     /// The operator has no way to represent an arbitrary kernel with these options.
     #[error("{0}")]
     Options(&'static str),
+    /// The trained network has no such convolution.
+    #[error("the trained network has no such convolution")]
+    Missing,
+    /// The kernel of the trained convolution has another shape: that one, and the shape here.
+    #[error("its trained kernel is {0:?}, and the convolution here has {1:?}")]
+    Shape([i64; 4], [i64; 4]),
     /// The trained operator does not fold to one kernel.
     #[error("the trained operator does not fold to one kernel, of which another could be made")]
     NoKernel,
