@@ -228,8 +228,9 @@ fn anchor_paths(keys: &mut Mapping, folder: &Path) {
     }
 }
 
-/// Writes down the content of a network's and of the weights' file, so that a sweep that was started
-/// does not need the file to be reported. An axis of files has the content of each point's own.
+/// Writes down the content of a network's and of the weights' file, so that a sweep that was
+/// started does not need the file to be reported. An axis of files has the content of each point's
+/// own.
 fn pin_files(keys: &mut Mapping) {
     for (section, file) in [("net", "net.file"), ("init", "init.file")] {
         points(keys, section).filter_map(Value::as_mapping_mut).for_each(network::pin);

@@ -54,8 +54,8 @@ pub fn pin(section: &mut Mapping) {
 /// Checks that a file is as the config says.
 ///
 /// # Errors
-/// A [`crate::error::BadRequest`] if the file can't be read or has changed; `section` is that of the
-/// file.
+/// A [`crate::error::BadRequest`] if the file can't be read or has changed; `section` is that of
+/// the file.
 pub fn expect(section: &str, path: &Path, sha256: Option<&String>) -> Result<String> {
     let hash = self::sha256(path)?;
     if let Some(expected) = sha256.filter(|expected| **expected != hash) {

@@ -44,7 +44,8 @@ fn every_file_is_in_the_table_above() {
 fn every_file_is_planned_as_its_header_says_and_its_networks_can_be_built() {
     for (name, points, trials, published) in FILES {
         let path = folder().join(format!("{name}.yaml"));
-        // The weights that trials begin with are not in the repository; a plan only needs their hash.
+        // The weights that trials begin with are not in the repository; a plan only needs their
+        // hash.
         let weights = format!("init.file={}", path.display());
         let overrides = if name.starts_with("finetune") { vec![weights] } else { Vec::new() };
         let plan = Plan::new(&Document::read(&path, &overrides).unwrap()).unwrap_or_else(|error| panic!("{error:#}"));

@@ -23,14 +23,14 @@ pub struct Unfolded {
     /// Sites with an operator that was not trained, and the relative distance of their kernels from
     /// the trained ones.
     pub sites: Vec<(String, f64)>,
-    /// Variables outside of these sites that the trained network lacks or has in another shape. They
-    /// keep their values.
+    /// Variables outside of these sites that the trained network lacks or has in another shape.
+    /// They keep their values.
     pub kept: BTreeSet<String>,
 }
 
-/// Gives `network`, an expanded network with its initial values, the function of `trained`, the same
-/// network with other operators or in compact form. Sites with the same operator in expanded form
-/// take over all of its variables.
+/// Gives `network`, an expanded network with its initial values, the function of `trained`, the
+/// same network with other operators or in compact form. Sites with the same operator in expanded
+/// form take over all of its variables.
 ///
 /// # Errors
 /// [`Refused`] for the first site whose operator can't compute the trained function.
@@ -38,8 +38,8 @@ pub fn unfold(trained: &Built, network: &Built, options: &UnfoldOptions) -> Resu
     network.network.settle();
     let (sites, theirs) = (network.network.sites(), trained.network.sites());
     let source = |site: &Site| theirs.iter().find(|other| other.name == site.name).copied();
-    // A plain convolution is taken over like any other: its batch norm may add another number to the
-    // variance.
+    // A plain convolution is taken over like any other: its batch norm may add another number to
+    // the variance.
     let alike = |site: &Site| {
         let same = |other: &Site| other.is_expanded() && other.operator == site.operator;
         site.operator.name() != "plain" && source(site).is_some_and(same)

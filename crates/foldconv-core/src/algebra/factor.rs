@@ -22,8 +22,8 @@ pub fn low_rank(matrices: &Tensor, m: i64) -> (Tensor, Tensor) {
     (Tensor::cat(&[left, zeros], 2), Tensor::cat(&[right, drawn], 1))
 }
 
-/// Draws matrices Q (G, rows, columns) with orthonormal columns, Qᵀ Q = I. There must be at least as
-/// many rows as columns.
+/// Draws matrices Q (G, rows, columns) with orthonormal columns, Qᵀ Q = I. There must be at least
+/// as many rows as columns.
 pub fn isometry(like: &Tensor, [groups, rows, columns]: [i64; 3]) -> Tensor {
     Tensor::linalg_qr(&Tensor::randn([groups, rows, columns], (Kind::Double, like.device())), "reduced").0
 }

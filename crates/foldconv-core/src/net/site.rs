@@ -151,8 +151,8 @@ impl Site {
         self.algorithm.set(algorithm);
     }
 
-    /// Freezes the site: in training its variables of `store` keep their values, and its batch norms
-    /// use their running statistics.
+    /// Freezes the site: in training its variables of `store` keep their values, and its batch
+    /// norms use their running statistics.
     pub fn freeze(&self, store: &nn::VarStore) {
         self.frozen.set(true);
         let own = store.variables().into_iter().filter(|(name, _)| self.owns(name));

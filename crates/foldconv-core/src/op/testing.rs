@@ -288,9 +288,10 @@ fn unfolded(
 }
 
 /// Checks that the operator unfolded from a trained convolution, with a batch norm and with a bias
-/// behind it, is the same function at evaluation, expanded and folded, and that it computes the same
-/// first training step if `trains` is set and the convolution has a batch norm. New branches begin
-/// at 0 and at other sizes; only at 0 is the training step the same. Tolerances are those of folds.
+/// behind it, is the same function at evaluation, expanded and folded, and that it computes the
+/// same first training step if `trains` is set and the convolution has a batch norm. New branches
+/// begin at 0 and at other sizes; only at 0 is the training step the same. Tolerances are those of
+/// folds.
 pub fn unfolds_exactly(yaml: &str, geometries: &[Geometry], trains: bool) {
     let config = options(yaml);
     for (geometry, norm) in geometries.iter().flat_map(|geometry| [(geometry, true), (geometry, false)]) {

@@ -158,7 +158,8 @@ impl Generator {
             }
             Generator::Mixed { route, bias, experts } => {
                 [route, bias].iter().for_each(|tensor| unfold::fill(tensor, 0.));
-                // Each weight is 2 sigmoid(0)/E = 1/E, so that the kernel is the mean of the experts.
+                // Each weight is 2 sigmoid(0)/E = 1/E, so that the kernel is the mean of the
+                // experts.
                 unfold::set(experts, &unfold::spread(&weight.reshape([-1]), experts.size()[1], 1, deviation));
                 0.
             }

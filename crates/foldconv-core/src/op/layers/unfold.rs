@@ -172,8 +172,8 @@ impl BatchNorm {
         TrainedNorm { weight, bias, running_mean, running_var, eps: self.options.eps }
     }
 
-    /// Takes over a trained batch norm, or without one becomes the identity plus a bias. The bias of
-    /// the kernel goes into the running mean; the statistics of a batch contain it anyway.
+    /// Takes over a trained batch norm, or without one becomes the identity plus a bias. The bias
+    /// of the kernel goes into the running mean; the statistics of a batch contain it anyway.
     fn take(&self, trained: &Trained) {
         let eps = self.options.eps;
         let bias = trained.kernel.bias_or_zeros();
@@ -217,8 +217,8 @@ impl Norm {
         Ok(folded.weight)
     }
 
-    /// Returns the channels (C_out) whose scale at evaluation is large enough to divide by: 1 there,
-    /// 0 elsewhere.
+    /// Returns the channels (C_out) whose scale at evaluation is large enough to divide by: 1
+    /// there, 0 elsewhere.
     fn correctable(&self, channels: i64, like: &Tensor) -> Tensor {
         let scale = self.affine(channels, like.device()).scale.abs();
         scale.gt_tensor(&(scale.max() * 1e-3)).to_kind(Kind::Double)

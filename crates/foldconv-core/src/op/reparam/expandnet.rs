@@ -264,8 +264,8 @@ fn deltas(matrix: &Tensor) -> Tensor {
 }
 
 /// Factors kernels (g, o, i, 5, 5) into two 3x3: the first shifts the input into the four corners,
-/// and the second sums the four parts of the kernel. `mixing` (g, m, 4 i) mixes the channels between
-/// them.
+/// and the second sums the four parts of the kernel. `mixing` (g, m, 4 i) mixes the channels
+/// between them.
 fn of_corners(kernels: &Tensor, mixing: &Tensor) -> [Tensor; 2] {
     let (groups, inner, m) = (kernels.size()[0], kernels.size()[2], mixing.size()[1]);
     let unit = deltas(&Tensor::eye(inner, (Kind::Double, kernels.device()))).flatten(1, 2).flatten(2, -1);

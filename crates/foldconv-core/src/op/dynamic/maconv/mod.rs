@@ -290,8 +290,8 @@ impl MaConv {
         Parts { first, second, bypass }.compose()
     }
 
-    /// Makes the chain the trained convolution, or the nearest one of its rank. `trained` is without
-    /// the norm after the sum.
+    /// Makes the chain the trained convolution, or the nearest one of its rank. `trained` is
+    /// without the norm after the sum.
     fn unfold_chain(&self, trained: &Trained) -> Result<f64, UnfoldError> {
         if self.middle == Middle::Relu {
             return Err(UnfoldError::Options(
@@ -510,8 +510,8 @@ mod tests {
         let site = Geometry::same(8, 6, 3);
         let sites = [site.stride(2), site.groups(2), Geometry::same(4, 6, 1), Geometry::same(4, 6, 5).dilation(2)];
         for yaml in options() {
-            // Without the bypass, 6 channels hold every kernel of 6 outputs, at evaluation. Only with
-            // the bypass does the trained batch norm stay one.
+            // Without the bypass, 6 channels hold every kernel of 6 outputs, at evaluation. Only
+            // with the bypass does the trained batch norm stay one.
             let keeps_norm = yaml.contains("bypass: true") && !yaml.contains("bn: none");
             testing::unfolds_exactly(&yaml, &sites, keeps_norm);
         }
