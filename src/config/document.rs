@@ -212,40 +212,47 @@ fn read_mapping(path: &Path) -> Result<(Source, Mapping)> {
     }
 }
 
-/// Makes a relative `data.root`, `net.file` and `init.file` absolute, the files also at the points
-/// of a sweep, taking them as relative to `folder`.
+/// Dotted keys of files whose content counts: the section of each, and the key of the file in it.
+const FILES: [(&str, &str); 3] = [("net", "file"), ("init", "file"), ("train.distill", "teacher")];
+
+/// Makes relative paths absolute, taking them as relative to `folder`: `data.root`, and the files in
+/// [`FILES`], also at the points of a sweep.
 fn anchor_paths(keys: &mut Mapping, folder: &Path) {
-    for section in ["data", "net", "init"] {
-        if let Some(Value::Mapping(options)) = keys.get_mut(section) {
-            anchor(options, folder);
-        }
+    if let Some(Value::Mapping(data)) = keys.get_mut("data") {
+        anchor(data, folder);
     }
-    for section in ["net", "init"] {
-        points(keys, section).filter_map(Value::as_mapping_mut).for_each(|options| anchor(options, folder));
-    }
-    for key in ["net.file", "init.file"] {
-        points(keys, key).for_each(|file| make_absolute(file, folder));
+    for (section, key) in FILES {
+        let place =
+            |options: &mut Mapping| options.get_mut(key).into_iter().for_each(|file| make_absolute(file, folder));
+        look_up_mut(keys, section).into_iter().for_each(place);
+        points(keys, section).filter_map(Value::as_mapping_mut).for_each(place);
+        points(keys, &format!("{section}.{key}")).for_each(|file| make_absolute(file, folder));
     }
 }
 
-/// Writes down the content of a network's and of the weights' file, so that a sweep that was
-/// started does not need the file to be reported. An axis of files has the content of each point's
-/// own.
+/// Writes down the content of the files in [`FILES`], so that a sweep that was started does not need
+/// them to be reported. An axis of files has the content of each point's own.
 fn pin_files(keys: &mut Mapping) {
-    for (section, file) in [("net", "net.file"), ("init", "init.file")] {
-        points(keys, section).filter_map(Value::as_mapping_mut).for_each(network::pin);
-        if points(keys, file).next().is_none()
-            && let Some(Value::Mapping(options)) = keys.get_mut(section)
+    for (section, key) in FILES {
+        points(keys, section).filter_map(Value::as_mapping_mut).for_each(|options| network::pin(options, key));
+        if points(keys, &format!("{section}.{key}")).next().is_none()
+            && let Some(options) = look_up_mut(keys, section)
         {
-            network::pin(options);
+            network::pin(options, key);
         }
     }
+}
+
+/// Returns the section at a dotted key.
+fn look_up_mut<'k>(keys: &'k mut Mapping, dotted: &str) -> Option<&'k mut Mapping> {
+    dotted.split('.').try_fold(keys, |keys, section| keys.get_mut(section)?.as_mapping_mut())
 }
 
 /// Returns the values of an axis.
-fn points<'k>(keys: &'k mut Mapping, axis: &'k str) -> impl Iterator<Item = &'k mut Value> {
+fn points<'k>(keys: &'k mut Mapping, axis: &str) -> impl Iterator<Item = &'k mut Value> {
+    let axis = axis.to_string();
     let sections = keys.iter_mut().filter(|(key, _)| matches!(key.as_str(), Some("axes" | "vary")));
-    let axes = sections.filter_map(move |(_, axes)| axes.as_mapping_mut()?.get_mut(axis));
+    let axes = sections.filter_map(move |(_, axes)| axes.as_mapping_mut()?.get_mut(&*axis));
     axes.filter_map(Value::as_sequence_mut).flatten()
 }
 

@@ -6,6 +6,7 @@
 //! and `paper`. `base: other.yaml` reads the keys of another file first, one level deep. Only this
 //! module and [`mod@yaml`] parse YAML that users write.
 
+mod distill;
 mod document;
 mod init;
 pub mod network;
@@ -13,9 +14,10 @@ mod placement;
 pub mod schema;
 mod train;
 
+pub use distill::{DistillConfig, DistillKind};
 pub use document::{Document, SWEEP_KEYS, read_yaml, set, yaml};
 pub use init::{InitClassifier, InitConfig};
-pub use train::{EvalForm, Graphs, Schedule, TrainConfig};
+pub use train::{EmaConfig, EvalForm, Graphs, OptimizerName, Schedule, TrainConfig};
 
 use crate::data::{Common, DataConfig};
 use crate::error::{BadRequest, suggest};
@@ -118,17 +120,21 @@ impl Config {
 
     /// Fills in the hashes of files.
     fn hashed(mut self) -> Result<Config, Wrong> {
+        let hash = |file: &Path, key: &str| {
+            network::sha256(file).map_err(|error| Wrong::new(&format!("{key}: {error:#}"))).map(Some)
+        };
         if let Some(init) = self.init.as_mut().filter(|init| init.sha256.is_none()) {
-            let hash = network::sha256(&init.file);
-            init.sha256 = Some(hash.map_err(|error| Wrong::in_section("init", &format!("file: {error:#}")))?);
+            init.sha256 = hash(&init.file, "init.file")?;
+        }
+        if let Some(distill) = self.train.distill.as_mut().filter(|distill| distill.sha256.is_none()) {
+            distill.sha256 = hash(&distill.teacher, "train.distill.teacher")?;
         }
         let NetConfig::Graph(net) = &mut self.net else { return Ok(self) };
         if self.bn_eps != layers::BN_EPS {
             return Err(Wrong::new("bn_eps: the file of the network says it for each batch norm; leave it out"));
         }
         if net.sha256.is_none() {
-            let hash = network::sha256(&net.file);
-            net.sha256 = Some(hash.map_err(|error| Wrong::in_section("net", &format!("file: {error:#}")))?);
+            net.sha256 = hash(&net.file, "net.file")?;
         }
         Ok(self)
     }
@@ -148,8 +154,8 @@ impl Config {
     }
 
     /// Returns the name of the trial: a hash of everything that its result depends on. The hash
-    /// leaves out the folder of the data (`data.root`) and of a network's file, of which the
-    /// content counts, the form that is evaluated after each epoch (`train.eval_form`; both forms
+    /// leaves out the folder of the data (`data.root`) and the paths of a network's, of the weights'
+    /// and of a teacher's file, of which the content counts, the form that is evaluated after each epoch (`train.eval_form`; both forms
     /// are evaluated at the end), and whether steps are recorded as CUDA graphs (`train.graphs`).
     pub fn hash(&self) -> String {
         let mut identity = self.clone();
@@ -158,6 +164,7 @@ impl Config {
             net.file = PathBuf::new();
         }
         identity.init.iter_mut().for_each(|init| init.file = PathBuf::new());
+        identity.train.distill.iter_mut().for_each(|distill| distill.teacher = PathBuf::new());
         identity.train.eval_form = EvalForm::default();
         identity.train.graphs = Graphs::default();
         let text = with_former_names(serde_json::to_value(&identity).unwrap_or_default()).to_string();

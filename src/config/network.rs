@@ -39,11 +39,11 @@ pub fn sha256(path: &Path) -> Result<String> {
     Ok(hash)
 }
 
-/// Writes the SHA-256 of the file into the keys of a section that names one. Does nothing if they
+/// Writes the SHA-256 of the file at `key` into the keys of a section that names one. Does nothing if they
 /// have it, or if the file can't be read: reading the keys as a config says so.
-pub fn pin(section: &mut Mapping) {
-    let file = section.get("file").and_then(|file| file.as_str()).map(PathBuf::from);
-    // The section `init` has no name, and of the networks only `graph` has a file.
+pub fn pin(section: &mut Mapping, key: &str) {
+    let file = section.get(key).and_then(|file| file.as_str()).map(PathBuf::from);
+    // Of the networks only `graph` has a file; other sections have no name.
     let has_file = section.get("name").is_none_or(|name| name.as_str() == Some("graph"));
     let known = section.contains_key("sha256");
     if let Some(hash) = file.filter(|_| has_file && !known).and_then(|file| sha256(&file).ok()) {

@@ -50,7 +50,18 @@ mod tests {
     use super::*;
 
     fn row(epoch: u64, top1: f64) -> Row {
-        let row = Row { epoch, lr: 0.1, train_loss: 2., loss: 1., top1, top5: 90., images_per_second: 1., seconds: 1. };
+        let row = Row {
+            epoch,
+            lr: 0.1,
+            train_loss: 2.,
+            loss: 1.,
+            top1,
+            top5: 90.,
+            images_per_second: 1.,
+            seconds: 1.,
+            ema_top1: None,
+            ema_loss: None,
+        };
         Row { loss: 100. - top1, ..row }
     }
 

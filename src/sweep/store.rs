@@ -257,6 +257,7 @@ pub(crate) mod tests {
         let form =
             |top1: f64, parameters| FormResult { top1, top5: top1.max(98.5), loss: 0.625, parameters, macs: 1_234_567 };
         TrialResult {
+            ema: None,
             hash: hash.into(),
             seed,
             epochs: 200,

@@ -4,10 +4,10 @@
 
 use crate::fold;
 use crate::model::{About, Model};
-use crate::net::Built;
 use crate::op::compact::per_sample::{self, Choices};
 use crate::train::algorithm::TrainAlgorithms;
-use crate::train::optimizer::Sgd;
+use crate::train::ema::Ema;
+use crate::train::trainer::Trainer;
 use crate::weights::tensors;
 use crate::{bad_request, files, note};
 use anyhow::{Context, Result};
@@ -94,10 +94,17 @@ pub struct Row {
     pub images_per_second: f64,
     /// Seconds since the start, including earlier runs.
     pub seconds: f64,
+    /// Top-1 of the average of the network on the images that are watched, in percent, if it is
+    /// averaged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ema_top1: Option<f64>,
+    /// Loss of the average on these images.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ema_loss: Option<f64>,
 }
 
 /// Names that can't be those of variables, because a variable's name has no blank.
-const VELOCITY: &str = "optimizer velocity";
+const OPTIMIZER: &str = "optimizer ";
 const LOSSES: &str = "losses of the epoch";
 
 /// Name of the last checkpoint of a trial.
@@ -107,9 +114,10 @@ pub const BEFORE: &str = "checkpoint.before.safetensors";
 
 /// Writes a checkpoint of the trial in `folder`. `losses` are the losses of the steps of the
 /// running epoch. The previous checkpoint is kept as [`BEFORE`].
-pub fn save(folder: &Path, progress: &Progress, network: &Built, sgd: &Sgd, losses: &Tensor) -> Result<()> {
-    let mut all = network.store.variables();
-    all.insert(VELOCITY.into(), sgd.velocity());
+pub fn save(folder: &Path, progress: &Progress, trainer: &Trainer, losses: &Tensor) -> Result<()> {
+    let mut all = trainer.network.store.variables();
+    all.extend(trainer.optimizer.state().into_iter().map(|(name, tensor)| (format!("{OPTIMIZER}{name}"), tensor)));
+    all.extend(trainer.ema.iter().flat_map(Ema::tensors));
     all.insert(LOSSES.into(), losses.shallow_clone());
     let progress = Progress { choices: per_sample::choices(), ..progress.clone() };
     tensors::write_keeping(&folder.join(LAST), Some(&folder.join(BEFORE)), &progress, &all)
@@ -120,13 +128,14 @@ pub fn save(folder: &Path, progress: &Progress, network: &Built, sgd: &Sgd, loss
 ///
 /// # Errors
 /// There are checkpoints but none can be read, or the checkpoint does not fit the network.
-pub fn load(folder: &Path, network: &Built, sgd: &mut Sgd, losses: &mut Tensor) -> Result<Option<Progress>> {
+pub fn load(folder: &Path, trainer: &mut Trainer, losses: &mut Tensor) -> Result<Option<Progress>> {
     let Some((progress, all)) = newest(folder)? else { return Ok(None) };
     let path = folder.join(LAST);
     per_sample::choose(progress.choices.clone());
     let take = |name: &str| all.get(name).with_context(|| format!("{}: no {name} in it", path.display()));
-    fold::assign(&network.store, &all).with_context(|| path.display().to_string())?;
-    sgd.set_velocity(take(VELOCITY)?)?;
+    fold::assign(&trainer.network.store, &all).with_context(|| path.display().to_string())?;
+    trainer.optimizer.restore(|name| take(&format!("{OPTIMIZER}{name}")))?;
+    trainer.ema.iter_mut().try_for_each(|ema| ema.restore(&all)).with_context(|| path.display().to_string())?;
     losses.f_copy_(take(LOSSES)?).with_context(|| path.display().to_string())?;
     Ok(Some(progress))
 }
@@ -147,7 +156,7 @@ pub fn load_model(path: &Path) -> Result<Model> {
     let Some(about) = about else {
         bad_request!("{}: a checkpoint of an earlier build; train the trial one epoch further", path.display());
     };
-    tensors.retain(|name, _| ![VELOCITY, LOSSES].contains(&&**name));
+    tensors.retain(|name, _| !(name.starts_with(OPTIMIZER) || Ema::owns(name) || name == LOSSES));
     let (epochs, steps) =
         (about.config.train.epochs, if step > 0 { format!(" and {step} steps") } else { String::new() });
     note!("{}: the weights after epoch {epoch} of {epochs}{steps}", path.display());
@@ -193,35 +202,32 @@ fn newest(folder: &Path) -> Result<Option<Content>> {
 mod tests {
     use super::*;
     use crate::config::{self, Config};
-    use crate::net::Form;
     use crate::op::compact::per_sample::ConvAlgorithm;
     use tch::{Device, Kind};
 
     /// A trial's folder, and the state that is saved there.
     struct Saved {
         folder: tempfile::TempDir,
-        network: Built,
-        sgd: Sgd,
+        trainer: Trainer,
         losses: Tensor,
     }
 
     impl Saved {
         fn new() -> Saved {
-            let keys = config::named("--config", "{data: {name: shapes}, net: {name: smallnet}}").unwrap();
-            let config = Config::new(&keys, "a.yaml").unwrap();
-            let network = config.build(Form::Expanded, Device::Cpu).unwrap();
-            let sgd = Sgd::new(&network.store, &config.train);
-            Saved { folder: tempfile::tempdir().unwrap(), network, sgd, losses: Tensor::from_slice(&[1f32, 2.]) }
+            let yaml = "{data: {name: shapes, train: 2, test: 2}, net: {name: smallnet}}";
+            let config = Config::new(&config::named("--config", yaml).unwrap(), "a.yaml").unwrap();
+            let trainer = Trainer::new(&config, config.data.load().unwrap(), Device::Cpu).unwrap();
+            Saved { folder: tempfile::tempdir().unwrap(), trainer, losses: Tensor::from_slice(&[1f32, 2.]) }
         }
 
         fn save(&self, epoch: u64) {
             let progress = Progress { epoch, ..Progress::default() };
-            save(self.folder.path(), &progress, &self.network, &self.sgd, &self.losses).unwrap();
+            save(self.folder.path(), &progress, &self.trainer, &self.losses).unwrap();
         }
 
         /// Returns the epoch that is restored.
         fn load(&mut self) -> Result<Option<u64>> {
-            let progress = load(self.folder.path(), &self.network, &mut self.sgd, &mut self.losses)?;
+            let progress = load(self.folder.path(), &mut self.trainer, &mut self.losses)?;
             Ok(progress.map(|progress| progress.epoch))
         }
 

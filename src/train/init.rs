@@ -131,7 +131,10 @@ fn source(config: &Config, init: &InitConfig) -> Result<Source> {
         return model(config, path);
     }
     match Format::of(path) {
-        Some(Format::Exported | Format::Onnx) => exported(config, path),
+        Some(Format::Exported | Format::Onnx) => {
+            let network = exported(config, path, Device::Cpu)?;
+            Ok(Source { network, normalisation: None, new_classifier: false })
+        }
         Some(Format::TorchScript) | None => state_dict(config, init),
     }
 }
@@ -169,12 +172,14 @@ fn without_file(net: &NetConfig) -> NetConfig {
     net
 }
 
-/// Reads the network of another program.
-fn exported(config: &Config, path: &Path) -> Result<Source> {
+/// Reads the network of another program, for the data of a config.
+///
+/// # Errors
+/// A [`crate::error::BadRequest`] if it can't be read, or does not take the images.
+pub fn exported(config: &Config, path: &Path, device: Device) -> Result<Built> {
     let net =
         graph::Config { file: path.to_path_buf(), init: graph::Init::File, sha256: None, layout: Layout::default() };
-    let network = plain(config, NetConfig::Graph(net)).build(Form::Expanded, Device::Cpu)?;
-    Ok(Source { network, normalisation: None, new_classifier: false })
+    plain(config, NetConfig::Graph(net)).build(Form::Expanded, device)
 }
 
 /// Reads a PyTorch file with a state dict.

@@ -50,7 +50,11 @@ impl Metrics {
         let mut csv = csv::WriterBuilder::new().has_headers(false).from_writer(Vec::new());
         if is_empty {
             let loss = format!("{}_loss", self.watched.name());
-            csv.write_record(["epoch", "lr", "train_loss", &loss, "top1", "top5", "images_per_second", "seconds"])?;
+            let mut columns = vec!["epoch", "lr", "train_loss", &loss, "top1", "top5", "images_per_second", "seconds"];
+            if row.ema_top1.is_some() {
+                columns.extend(["ema_top1", "ema_loss"]);
+            }
+            csv.write_record(columns)?;
         }
         csv.serialize(row)?;
         let line = csv.into_inner()?;
@@ -96,7 +100,18 @@ mod tests {
     use super::*;
 
     fn row(epoch: u64) -> Row {
-        Row { epoch, lr: 0.1, train_loss: 2., loss: 1.5, top1: 50., top5: 90., images_per_second: 1e3, seconds: 2. }
+        Row {
+            epoch,
+            lr: 0.1,
+            train_loss: 2.,
+            loss: 1.5,
+            top1: 50.,
+            top5: 90.,
+            images_per_second: 1e3,
+            seconds: 2.,
+            ema_top1: None,
+            ema_loss: None,
+        }
     }
 
     fn text(folder: &Path) -> String {

@@ -30,6 +30,9 @@ pub struct TrialResult {
     pub compact: Option<FormResult>,
     /// Comparison of the two forms.
     pub fold: FoldResult,
+    /// Results of the moving average of the network; none if the network is not averaged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ema: Option<EmaResult>,
     /// Results on the held-out training images, with the best epoch; none if no images were held
     /// out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -113,13 +116,21 @@ impl TrialResult {
         {
             return Err(format!("validation.best.epoch: {} of {epochs}", best.epoch));
         }
+        if self.ema.is_some() != config.train.ema.is_some() {
+            return Err(format!(
+                "ema: is {}, unlike its config's",
+                if self.ema.is_some() { "there" } else { "missing" }
+            ));
+        }
         if self.seconds < 0. {
             return Err(format!("seconds: {}", self.seconds));
         }
         let validation = self.validation.as_ref();
         let best = validation.map(|validation| [Some(&validation.expanded), validation.compact.as_ref()]);
+        let averaged = self.ema.as_ref().map(|ema| [Some(&ema.expanded), ema.compact.as_ref()]);
+        let own = [Some(&self.expanded), self.compact.as_ref()];
         let forms =
-            || [Some(&self.expanded), self.compact.as_ref()].into_iter().chain(best.into_iter().flatten()).flatten();
+            || own.into_iter().chain(best.into_iter().flatten()).chain(averaged.into_iter().flatten()).flatten();
         let counts = forms().flat_map(|form| [("parameters", form.parameters), ("macs", form.macs)]);
         if let Some((key, count)) = counts.into_iter().find(|(_, count)| !(1..=MOST_COUNTED).contains(count)) {
             return Err(format!("{key}: {count}"));
@@ -169,6 +180,17 @@ pub struct FormResult {
     pub parameters: i64,
     /// Multiply-accumulates for one image.
     pub macs: i64,
+}
+
+/// Results of the moving average of a network on the test split.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EmaResult {
+    /// Results of the expanded form.
+    pub expanded: FormResult,
+    /// Results of the folded network; none if the fold was refused.
+    pub compact: Option<FormResult>,
+    /// Comparison of the two forms.
+    pub fold: FoldResult,
 }
 
 /// Results of a trial on the held-out images.

@@ -77,7 +77,9 @@ impl Events {
             (top1, row.top1),
             (top5, row.top5),
         ];
-        let scalars = scalars.into_iter().map(|(tag, value)| {
+        let averaged = [("ema_top1", row.ema_top1), ("ema_loss", row.ema_loss)].into_iter();
+        let averaged = averaged.filter_map(|(tag, value)| Some((format!("{}/{tag}", watched.name()), value?)));
+        let scalars = scalars.into_iter().chain(averaged).map(|(tag, value)| {
             let mut summary = tagged(&tag);
             summary.set_simple_value(value as f32);
             summary

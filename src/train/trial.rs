@@ -1,7 +1,7 @@
 //! A trial in its folder, advanced one step at a time, so that a caller can train one trial to its
 //! end or several in turns.
 
-use crate::config::{Config, EvalForm};
+use crate::config::{Config, EvalForm, TrainConfig};
 use crate::data::batch::{Prepared, Stream};
 use crate::fold;
 use crate::model::{About, Model};
@@ -12,8 +12,9 @@ use crate::trace;
 use crate::train::algorithm;
 use crate::train::checkpoint::{self, Progress, Row};
 use crate::train::metrics::Metrics;
+use crate::train::precise_bn;
 use crate::train::progress;
-use crate::train::result::{FoldResult, FormResult, TrialResult, ValidationResult};
+use crate::train::result::{EmaResult, FoldResult, FormResult, TrialResult, ValidationResult};
 use crate::train::tensorboard::Events;
 use crate::train::trainer::Trainer;
 use crate::train::{best, evaluate, version};
@@ -30,7 +31,8 @@ const WATCHED: usize = 64;
 
 /// A trial that is trained in its folder. Writes config.yaml, metrics.csv, checkpoint.safetensors,
 /// model.safetensors, compact.safetensors, result.json and tensorboard/; best.safetensors if
-/// training images are held out; and progress.json during training.
+/// training images are held out; ema.safetensors and ema.compact.safetensors if the network is
+/// averaged; and progress.json during training.
 pub struct Trial {
     trainer: Trainer,
     /// Network in compact form, for evaluation.
@@ -199,6 +201,7 @@ impl Trial {
         let train_loss = self.check_losses(steps)?;
         let images = self.trainer.train.len() as f64 - running.first as f64 * self.trainer.config.train.batch as f64;
         let images_per_second = images / running.clock.elapsed().as_secs_f64();
+        let averaged = self.evaluate_ema()?;
         let evaluation = self.evaluate()?;
         let row = Row {
             epoch: epoch + 1,
@@ -209,6 +212,8 @@ impl Trial {
             top5: evaluation.top5,
             images_per_second,
             seconds: self.seconds(),
+            ema_top1: averaged.map(|averaged| averaged.top1),
+            ema_loss: averaged.map(|averaged| averaged.loss),
         };
         // The row is written before the checkpoint, so that metrics.csv has a row for every epoch
         // in the checkpoint.
@@ -239,6 +244,16 @@ impl Trial {
         let named: Vec<u64> = before.iter().chain(&self.progress.best).map(|best| best.epoch).collect();
         best::forget_others(&self.folder, &named);
         Ok(())
+    }
+
+    /// Evaluates the average of the network, if there is one, on the images that are watched.
+    fn evaluate_ema(&mut self) -> Result<Option<evaluate::Evaluation>> {
+        let Trainer { config, ema, .. } = &self.trainer;
+        let Some(ema) = ema else { return Ok(None) };
+        let folds = config.train.eval_form == EvalForm::Folded && fold::fold_into(&ema.network, &self.compact)?.is_ok();
+        let network = if folds { &self.compact } else { &ema.network };
+        let images = self.trainer.watched();
+        evaluate::evaluate_some(network, images, images.len()).map(Some)
     }
 
     /// Evaluates the network on the held-out images if any, else on the test split; in compact form
@@ -285,7 +300,7 @@ impl Trial {
 
     fn save(&mut self) -> Result<()> {
         let progress = Progress { seconds: self.seconds(), about: Some(self.about()), ..self.progress.clone() };
-        checkpoint::save(&self.folder, &progress, &self.trainer.network, &self.trainer.sgd, &self.losses)
+        checkpoint::save(&self.folder, &progress, &self.trainer, &self.losses)
     }
 
     /// Description of a network in a model file.
@@ -300,10 +315,33 @@ impl Trial {
         Model { about: self.about(), tensors: self.trainer.network.store.variables() }
     }
 
+    /// Computes the statistics of the batch norms anew, if the config asks for it.
+    fn settle_statistics(&self, network: &Built) -> Result<()> {
+        let TrainConfig { precise_bn, batch, epochs, .. } = self.trainer.config.train;
+        let batches = (precise_bn as usize).div_ceil(batch);
+        if batches == 0 {
+            return Ok(());
+        }
+        // The images of an epoch that is not trained on, in its order.
+        precise_bn::compute(network, self.trainer.batches(epochs, 0).take(batches))
+    }
+
+    /// Measures the average of the network, if there is one, and saves it in both forms.
+    fn finish_ema(&self) -> Result<Option<EmaResult>> {
+        let Some(ema) = &self.trainer.ema else { return Ok(None) };
+        self.settle_statistics(&ema.network)?;
+        let model = Model { about: self.about(), tensors: ema.network.store.variables() };
+        model.save(&self.folder.join("ema.safetensors"))?;
+        let (expanded, compact, fold) = self.measure(&ema.network, Some("ema.compact.safetensors"))?;
+        Ok(Some(EmaResult { expanded, compact, fold }))
+    }
+
     /// Folds the network, compares both forms and writes the result.
     fn finish(&self) -> Result<TrialResult> {
         let Trainer { config, network, .. } = &self.trainer;
         let device = network.store.device();
+        let ema = self.finish_ema()?;
+        self.settle_statistics(network)?;
         self.model().save(&self.folder.join("model.safetensors"))?;
         let last = self.measure(network, Some("compact.safetensors"))?;
         let validation = self.validation(&last)?;
@@ -317,6 +355,7 @@ impl Trial {
             expanded,
             compact,
             fold,
+            ema,
             validation,
             seconds: self.seconds(),
             version: version(),
@@ -372,8 +411,7 @@ type Measured = (FormResult, Option<FormResult>, FoldResult);
 /// Returns the progress of training: from the checkpoint in the folder, or from the start if there
 /// is none.
 fn resume(trainer: &mut Trainer, folder: &Path, hash: String, losses: &mut Tensor) -> Result<Progress> {
-    let Trainer { network, sgd, .. } = trainer;
-    let Some(progress) = checkpoint::load(folder, network, sgd, losses)? else {
+    let Some(progress) = checkpoint::load(folder, trainer, losses)? else {
         return Ok(Progress { hash, ..Progress::default() });
     };
     if progress.hash != hash {

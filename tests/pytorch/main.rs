@@ -12,3 +12,4 @@ mod graphs;
 mod import;
 mod tensorboard;
 mod torchvision;
+mod training;

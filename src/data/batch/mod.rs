@@ -39,6 +39,22 @@ pub struct Mixed {
     pub shares: Tensor,
 }
 
+impl Batch {
+    /// Splits the batch into `count` parts, which differ by one image in size at most; fewer if it
+    /// has fewer images. The parts are views.
+    pub fn parts(&self, count: i64) -> Vec<Batch> {
+        let size = self.labels.size()[0];
+        let count = count.clamp(1, size.max(1));
+        let part = |at: i64| {
+            let (from, to) = (at * size / count, (at + 1) * size / count);
+            let of = |tensor: &Tensor| tensor.narrow(0, from, to - from);
+            let mixed = |Mixed { labels, shares }: &Mixed| Mixed { labels: of(labels), shares: shares.shallow_clone() };
+            Batch { images: of(&self.images), labels: of(&self.labels), mixed: self.mixed.as_ref().map(mixed) }
+        };
+        (0..count).map(part).collect()
+    }
+}
+
 /// Iterator over batches. An error ends it; the error is one line that says what is damaged.
 pub type Stream = Box<dyn Iterator<Item = Result<Prepared>>>;
 

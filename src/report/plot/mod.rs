@@ -130,8 +130,19 @@ pub(crate) mod tests {
                 for (epoch, top1) in [(1, top1 - 10.), (2, top1)] {
                     let loss = 100. / top1;
                     let (lr, top5, images_per_second, seconds) = (0.1, 99., 1000., 2.);
-                    csv.serialize(Row { epoch, lr, train_loss: loss, loss, top1, top5, images_per_second, seconds })
-                        .unwrap();
+                    csv.serialize(Row {
+                        epoch,
+                        lr,
+                        train_loss: loss,
+                        loss,
+                        top1,
+                        top5,
+                        images_per_second,
+                        seconds,
+                        ema_top1: None,
+                        ema_loss: None,
+                    })
+                    .unwrap();
                 }
                 csv.flush().unwrap();
             }

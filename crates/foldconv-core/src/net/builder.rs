@@ -2,7 +2,7 @@
 
 use crate::algebra::Geometry;
 use crate::bad_request;
-use crate::net::site::{Form, Module, Site, SiteKind};
+use crate::net::site::{Form, Module, Site, SiteKind, Watched};
 use crate::op::activation::Activation;
 use crate::op::compact::per_sample::CompactAlgorithm;
 use crate::op::contract::operator::{After, Shared, VariablePaths};
@@ -226,8 +226,20 @@ impl<'a> Builder<'a> {
             }
         };
         let operator = operator.clone();
-        let (algorithm, frozen) = (Cell::default(), Cell::default());
-        Ok((Site { name, after: norm, kind, geometry, operator, activation, block, algorithm, frozen, module }, chosen))
+        let site = Site {
+            name,
+            after: norm,
+            kind,
+            geometry,
+            operator,
+            activation,
+            block,
+            algorithm: Cell::default(),
+            frozen: Cell::default(),
+            output: Watched::default(),
+            module,
+        };
+        Ok((site, chosen))
     }
 }
 

@@ -6,6 +6,7 @@ use crate::net::builder::{BlockExtras, Classifier};
 use crate::net::network::Network;
 use crate::net::site::Site;
 use crate::op::activation::Activation;
+use std::cell::Cell;
 use std::fmt::Debug;
 use tch::{Tensor, nn};
 
@@ -21,6 +22,11 @@ pub trait Part: Debug + Send {
 
     /// Returns the modules that the blocks have in addition to their sites.
     fn extras(&self) -> Vec<&BlockExtras> {
+        Vec::new()
+    }
+
+    /// Returns the residual blocks, in the order in which they run.
+    fn residuals(&self) -> Vec<&Residual> {
         Vec::new()
     }
 }
@@ -49,6 +55,10 @@ impl Part for Parts {
 
     fn extras(&self) -> Vec<&BlockExtras> {
         self.iter().flat_map(|part| part.extras()).collect()
+    }
+
+    fn residuals(&self) -> Vec<&Residual> {
+        self.iter().flat_map(|part| part.residuals()).collect()
     }
 }
 
@@ -87,6 +97,8 @@ pub struct Residual {
     pub shortcut: Option<Parts>,
     /// Activation after the sum.
     pub activation: Activation,
+    /// Probability with which the main branch of a sample is left out in training.
+    pub drop_path: Cell<f64>,
     /// The attention, and the tensor that the operators share.
     pub extras: BlockExtras,
 }
@@ -97,7 +109,7 @@ impl Part for Residual {
         let y = self.extras.attend(self.main.forward(x, shared.as_ref(), train), train);
         let sum = match &self.shortcut {
             None => y,
-            Some(parts) => y + parts.forward(x, shared.as_ref(), train),
+            Some(parts) => drop_path(y, self.drop_path.get(), train) + parts.forward(x, shared.as_ref(), train),
         };
         self.activation.apply(sum)
     }
@@ -109,6 +121,22 @@ impl Part for Residual {
     fn extras(&self) -> Vec<&BlockExtras> {
         vec![&self.extras]
     }
+
+    fn residuals(&self) -> Vec<&Residual> {
+        vec![self]
+    }
+}
+
+/// Sets y (N, C, H, W) to 0 for each sample with the given probability in training, and scales the
+/// others so that the mean stays.
+fn drop_path(y: Tensor, probability: f64, train: bool) -> Tensor {
+    if !train || probability == 0. {
+        return y;
+    }
+    let kept = 1. - probability;
+    let size = [y.size()[0], 1, 1, 1];
+    let mask = Tensor::empty(size, (y.kind(), y.device())).bernoulli_float_(kept);
+    y * (mask / kept)
 }
 
 /// A network of parts, mean over the map, dropout and classifier.
@@ -117,7 +145,7 @@ pub struct Chain {
     /// Parts that compute the last map (N, features, H, W).
     pub parts: Parts,
     /// Dropout probability of the features in training.
-    pub dropout: f64,
+    pub dropout: Cell<f64>,
     /// Classifier: features to logits.
     pub classifier: Classifier,
 }
@@ -125,11 +153,24 @@ pub struct Chain {
 impl nn::ModuleT for Chain {
     fn forward_t(&self, x: &Tensor, train: bool) -> Tensor {
         let pooled = algebra::global_mean(&self.parts.forward(x, None, train));
-        self.classifier.forward_t(&pooled.dropout(self.dropout, train), train)
+        self.classifier.forward_t(&pooled.dropout(self.dropout.get(), train), train)
     }
 }
 
 impl Network for Chain {
+    fn set_drop_path(&self, most: f64) -> bool {
+        let blocks = self.parts.residuals().into_iter().filter(|block| block.shortcut.is_some());
+        let blocks: Vec<&Residual> = blocks.collect();
+        let last = blocks.len().saturating_sub(1).max(1) as f64;
+        blocks.iter().enumerate().for_each(|(at, block)| block.drop_path.set(most * at as f64 / last));
+        !blocks.is_empty()
+    }
+
+    fn set_dropout(&self, probability: f64) -> bool {
+        self.dropout.set(probability);
+        true
+    }
+
     fn classifier(&self) -> Option<&str> {
         Some(&self.classifier.name)
     }

@@ -90,7 +90,13 @@ fn new_block(path: &nn::Path, builder: &Builder, shape: Shape, shortcut: Shortcu
         _ => residual::projection(&mut block, &shape, "shortcut.0", "shortcut.1")?,
     };
     let shortcut: Option<Parts> = Some(shortcut);
-    Ok(Box::new(Residual { main, shortcut, activation: Activation::Relu, extras: block.finish(outputs)? }))
+    Ok(Box::new(Residual {
+        main,
+        shortcut,
+        activation: Activation::Relu,
+        extras: block.finish(outputs)?,
+        drop_path: Default::default(),
+    }))
 }
 
 /// Subsampling to every `stride`th row and column, with channels of zeros before and after the

@@ -97,7 +97,7 @@ impl NetRecipe for Config {
         let outputs = make_divisible(1280. * self.width.max(1.));
         parts.push(Box::new(site(parts.len(), SiteKind::Pointwise, Geometry::same(inputs, outputs, 1))?));
         let classifier = builder.classifier(&below(root, "classifier.1"), outputs, spec.classes)?;
-        Ok(Box::new(Chain { parts, dropout: self.dropout, classifier }))
+        Ok(Box::new(Chain { parts, dropout: self.dropout.into(), classifier }))
     }
 }
 
@@ -140,6 +140,12 @@ impl Config {
         let (conv, bn) = ((at + 1).to_string(), (at + 2).to_string());
         add(&conv, &bn, SiteKind::Pointwise, Geometry::same(hidden, outputs, 1), Activation::None)?;
         let shortcut = (stride == 1 && inputs == outputs).then(Parts::new);
-        Ok(Residual { main, shortcut, activation: Activation::None, extras: block.finish(outputs)? })
+        Ok(Residual {
+            main,
+            shortcut,
+            activation: Activation::None,
+            extras: block.finish(outputs)?,
+            drop_path: Default::default(),
+        })
     }
 }

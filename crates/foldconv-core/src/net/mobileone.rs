@@ -93,13 +93,13 @@ impl Family for Config {
             }
         }
         let classifier = builder.classifier(&(root / "linear"), inputs, spec.classes)?;
-        Ok(Box::new(Chain { parts, dropout: 0., classifier }))
+        Ok(Box::new(Chain { parts, dropout: 0.0.into(), classifier }))
     }
 }
 
 fn new_block(main: Parts, block: Block, outputs: i64) -> Result<Box<dyn Part>> {
     let extras = block.finish(outputs)?;
-    Ok(Box::new(Residual { main, shortcut: None, activation: Activation::None, extras }))
+    Ok(Box::new(Residual { main, shortcut: None, activation: Activation::None, extras, drop_path: Default::default() }))
 }
 
 /// Builds a convolution of this name and kind with its operator, followed by ReLU; if `gated`, with

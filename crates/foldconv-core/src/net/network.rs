@@ -62,6 +62,19 @@ pub trait Network: nn::ModuleT {
         None
     }
 
+    /// Sets the probability with which the main branches of residual blocks are left out in training:
+    /// 0 at the first block, rising linearly to `most` at the last. Returns whether the network has
+    /// such blocks.
+    fn set_drop_path(&self, _most: f64) -> bool {
+        false
+    }
+
+    /// Sets the dropout of the features before the last layer in training. Returns whether the
+    /// network has such a place.
+    fn set_dropout(&self, _probability: f64) -> bool {
+        false
+    }
+
     /// Folds the linear regions around the folded sites of a network in compact form, and returns
     /// the layout of the result with its tensors; none for a network that no file describes.
     ///

@@ -75,7 +75,13 @@ impl Family for Config {
             let site = block
                 .site_below(root, SitePlan { conv, after: After::Norm(bn), kind, geometry, activation, default })?;
             let (main, extras): (Parts, _) = (vec![Box::new(site)], block.finish(outputs)?);
-            parts.push(Box::new(Residual { main, shortcut: None, activation: Activation::None, extras }));
+            parts.push(Box::new(Residual {
+                main,
+                shortcut: None,
+                activation: Activation::None,
+                extras,
+                drop_path: Default::default(),
+            }));
             inputs = outputs;
             Ok(())
         };
@@ -87,6 +93,6 @@ impl Family for Config {
             }
         }
         let classifier = builder.classifier(&(root / "linear"), inputs, spec.classes)?;
-        Ok(Box::new(Chain { parts, dropout: 0., classifier }))
+        Ok(Box::new(Chain { parts, dropout: 0.0.into(), classifier }))
     }
 }

@@ -80,7 +80,7 @@ impl Stages<'_> {
             }
         }
         let classifier = builder.classifier(&(root / self.classifier), inputs, spec.classes)?;
-        Ok(Chain { parts, dropout: 0., classifier })
+        Ok(Chain { parts, dropout: 0.0.into(), classifier })
     }
 }
 

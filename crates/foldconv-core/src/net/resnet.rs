@@ -146,5 +146,11 @@ fn new_block(
         }
     };
     let shortcut = Some(residual::projection(&mut block, &shape, "downsample.0", "downsample.1")?);
-    Ok(Box::new(Residual { main, shortcut, activation: Activation::Relu, extras: block.finish(outputs)? }))
+    Ok(Box::new(Residual {
+        main,
+        shortcut,
+        activation: Activation::Relu,
+        extras: block.finish(outputs)?,
+        drop_path: Default::default(),
+    }))
 }

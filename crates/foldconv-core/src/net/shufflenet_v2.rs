@@ -90,7 +90,7 @@ impl NetRecipe for Config {
         }
         parts.push(Box::new(site("conv5.0", "conv5.1", SiteKind::Pointwise, Geometry::same(inputs, last, 1))?));
         let classifier = builder.classifier(&(root / "fc"), last, spec.classes)?;
-        Ok(Box::new(Chain { parts, dropout: 0., classifier }))
+        Ok(Box::new(Chain { parts, dropout: 0.0.into(), classifier }))
     }
 }
 

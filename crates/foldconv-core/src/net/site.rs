@@ -10,7 +10,7 @@ use crate::op::layers::unfold::{self, Trained, UnfoldError, UnfoldOptions};
 use crate::op::{OperatorConfig, Resolved};
 use crate::trace;
 use serde::{Deserialize, Serialize};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fmt::Debug;
 use tch::{Tensor, nn};
 
@@ -87,7 +87,16 @@ pub struct Site {
     pub(super) algorithm: Cell<TrainAlgorithm>,
     /// Whether training leaves the site as it is.
     pub(super) frozen: Cell<bool>,
+    /// The last output, if it is watched.
+    pub(super) output: Watched,
     pub(super) module: Module,
+}
+
+/// Whether the outputs of a site are kept, and the last one.
+#[derive(Debug, Default)]
+pub(super) struct Watched {
+    wanted: Cell<bool>,
+    last: RefCell<Option<Tensor>>,
 }
 
 /// The module of a site.
@@ -116,7 +125,11 @@ impl Site {
             (Module::Expanded(operator), Some(shared)) => operator.forward_shared(x, shared, self.activation, train),
             (Module::Compact(compact), shared) => self.activation.apply(compact.apply_shared(x, shared)),
         };
-        trace::site(x, run)
+        let y = trace::site(x, run);
+        if self.output.wanted.get() {
+            *self.output.last.borrow_mut() = Some(y.shallow_clone());
+        }
+        y
     }
 
     /// Returns the computation of the training pass for this input: the requested one if it is
@@ -149,6 +162,16 @@ impl Site {
     /// branches.
     pub fn set_algorithm(&self, algorithm: TrainAlgorithm) {
         self.algorithm.set(algorithm);
+    }
+
+    /// Keeps the output of each forward pass for [`Site::watched`].
+    pub fn watch(&self) {
+        self.output.wanted.set(true);
+    }
+
+    /// Returns the output of the last forward pass, if the site is watched.
+    pub fn watched(&self) -> Option<Tensor> {
+        self.output.last.borrow().as_ref().map(Tensor::shallow_clone)
     }
 
     /// Freezes the site: in training its variables of `store` keep their values, and its batch

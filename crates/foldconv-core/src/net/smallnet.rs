@@ -52,7 +52,7 @@ impl NetRecipe for Config {
             inputs = outputs;
         }
         let classifier = builder.classifier(&(root / "classifier"), inputs, spec.classes)?;
-        Ok(Box::new(Chain { parts, dropout: 0., classifier }))
+        Ok(Box::new(Chain { parts, dropout: 0.0.into(), classifier }))
     }
 }
 
@@ -69,5 +69,11 @@ fn block(path: &nn::Path, builder: &Builder, inputs: i64, outputs: i64) -> Resul
         Box::new(site("pointwise", SiteKind::Pointwise, Geometry::same(inputs, outputs, 1))?),
         Box::new(site("depthwise", SiteKind::Depthwise, depthwise)?),
     ];
-    Ok(Residual { main, shortcut: None, activation: Activation::None, extras: block.finish(outputs)? })
+    Ok(Residual {
+        main,
+        shortcut: None,
+        activation: Activation::None,
+        extras: block.finish(outputs)?,
+        drop_path: Default::default(),
+    })
 }

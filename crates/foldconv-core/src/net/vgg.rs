@@ -77,11 +77,17 @@ impl NetRecipe for Config {
                 (inputs, at) = (outputs, at + 3);
             }
             let extras = block.finish(outputs)?;
-            parts.push(Box::new(Residual { main, shortcut: None, activation: Activation::None, extras }));
+            parts.push(Box::new(Residual {
+                main,
+                shortcut: None,
+                activation: Activation::None,
+                extras,
+                drop_path: Default::default(),
+            }));
             parts.push(Box::new(MaxPool::new(2, 2, 0)));
             at += 1;
         }
         let classifier = builder.classifier(&(root / "classifier"), inputs, spec.classes)?;
-        Ok(Box::new(Chain { parts, dropout: self.dropout, classifier }))
+        Ok(Box::new(Chain { parts, dropout: self.dropout.into(), classifier }))
     }
 }
