@@ -56,6 +56,7 @@ fn fabricate(root: &Path) -> Result<Store> {
         let top1 = 70. + (at / 5) as f64 / 10. + (at * 7 % 5) as f64 / 4.;
         let form = FormResult { top1, top5: 98., loss: 0.6, parameters: 5000 + at as i64, macs: 1_000_000 + at as i64 };
         let result = TrialResult {
+            ema: None,
             hash: trial.hash.clone(),
             seed: trial.config.seed,
             epochs: EPOCHS,

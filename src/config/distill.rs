@@ -13,7 +13,7 @@ pub struct DistillConfig {
     /// SHA-256 of the file. Default: that of the file as it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
-    /// What is learned of the teacher's logits. Default `soft`.
+    /// Part of the teacher's logits that is learned. Default `soft`.
     #[serde(default)]
     pub kind: DistillKind,
     /// Share of the teacher in the loss; the labels have the rest. Default 0.5.
@@ -31,7 +31,7 @@ pub struct DistillConfig {
     pub feature_weight: f64,
 }
 
-/// What is learned of a teacher's logits.
+/// Part of a teacher's logits that is learned.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DistillKind {

@@ -215,8 +215,8 @@ fn read_mapping(path: &Path) -> Result<(Source, Mapping)> {
 /// Dotted keys of files whose content counts: the section of each, and the key of the file in it.
 const FILES: [(&str, &str); 3] = [("net", "file"), ("init", "file"), ("train.distill", "teacher")];
 
-/// Makes relative paths absolute, taking them as relative to `folder`: `data.root`, and the files in
-/// [`FILES`], also at the points of a sweep.
+/// Makes relative paths absolute, taking them as relative to `folder`: `data.root`, and the files
+/// in [`FILES`], also at the points of a sweep.
 fn anchor_paths(keys: &mut Mapping, folder: &Path) {
     if let Some(Value::Mapping(data)) = keys.get_mut("data") {
         anchor(data, folder);
@@ -230,8 +230,8 @@ fn anchor_paths(keys: &mut Mapping, folder: &Path) {
     }
 }
 
-/// Writes down the content of the files in [`FILES`], so that a sweep that was started does not need
-/// them to be reported. An axis of files has the content of each point's own.
+/// Writes down the content of the files in [`FILES`], so that a sweep that was started does not
+/// need them to be reported. An axis of files has the content of each point's own.
 fn pin_files(keys: &mut Mapping) {
     for (section, key) in FILES {
         points(keys, section).filter_map(Value::as_mapping_mut).for_each(|options| network::pin(options, key));

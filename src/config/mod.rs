@@ -154,9 +154,10 @@ impl Config {
     }
 
     /// Returns the name of the trial: a hash of everything that its result depends on. The hash
-    /// leaves out the folder of the data (`data.root`) and the paths of a network's, of the weights'
-    /// and of a teacher's file, of which the content counts, the form that is evaluated after each epoch (`train.eval_form`; both forms
-    /// are evaluated at the end), and whether steps are recorded as CUDA graphs (`train.graphs`).
+    /// leaves out the folder of the data (`data.root`) and the paths of a network's, of the
+    /// weights' and of a teacher's file, of which the content counts, the form that is evaluated
+    /// after each epoch (`train.eval_form`; both forms are evaluated at the end), and whether steps
+    /// are recorded as CUDA graphs (`train.graphs`).
     pub fn hash(&self) -> String {
         let mut identity = self.clone();
         identity.data.common.root = None;

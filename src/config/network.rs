@@ -39,8 +39,8 @@ pub fn sha256(path: &Path) -> Result<String> {
     Ok(hash)
 }
 
-/// Writes the SHA-256 of the file at `key` into the keys of a section that names one. Does nothing if they
-/// have it, or if the file can't be read: reading the keys as a config says so.
+/// Writes the SHA-256 of the file at `key` into the keys of a section that names one. Does nothing
+/// if they have it, or if the file can't be read: reading the keys as a config says so.
 pub fn pin(section: &mut Mapping, key: &str) {
     let file = section.get(key).and_then(|file| file.as_str()).map(PathBuf::from);
     // Of the networks only `graph` has a file; other sections have no name.

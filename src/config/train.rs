@@ -26,14 +26,14 @@ pub struct TrainConfig {
     /// Learning rate at the end of `cosine` and `linear`. Default 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_lr: Option<f64>,
-    /// Number of epochs between two falls of `step`.
+    /// Number of epochs between two falls of `step`. Default: none, and `step` needs it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub step_size: Option<f64>,
-    /// Epochs after which `multi_step` falls.
+    /// Epochs after which `multi_step` falls. Default: none, and `multi_step` needs them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub milestones: Option<Vec<f64>>,
-    /// Factor of the learning rate at each fall of `step` and `multi_step`, default 0.1; and per
-    /// epoch in `exponential`.
+    /// Factor of the learning rate at each fall of `step` and `multi_step`, and per epoch in
+    /// `exponential`, which needs it. Default 0.1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gamma: Option<f64>,
     /// Share of the steps in which `one_cycle` rises. Default 0.3.
@@ -61,8 +61,8 @@ pub struct TrainConfig {
     /// Share of the old mean square of the gradient, of `rmsprop`. Default 0.9.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub alpha: Option<f64>,
-    /// Number that keeps divisions finite: added to the root of the mean square in `adamw` (default
-    /// 1e-8) and `lamb` (1e-6), and to the mean square itself in `rmsprop` (1e-3).
+    /// Number that keeps divisions finite: added to the root of the mean square in `adamw` and
+    /// `lamb`, and to the mean square itself in `rmsprop`. Default: 1e-8, 1e-6 and 1e-3.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eps: Option<f64>,
     /// Weight decay: an L2 penalty added to the gradient in `sgd` and `rmsprop`, and decoupled from
@@ -83,14 +83,14 @@ pub struct TrainConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ema: Option<EmaConfig>,
     /// Number of training images over which the running statistics of the batch norms are computed
-    /// anew before the last fold (Wu & Johnson, "Rethinking 'Batch' in BatchNorm", 2021). Default 0:
-    /// they stay.
+    /// anew before the last fold (Wu & Johnson, "Rethinking 'Batch' in BatchNorm", 2021). Default
+    /// 0: they stay.
     #[serde(skip_serializing_if = "registry::is_default")]
     pub precise_bn: u64,
-    /// Largest probability with which a residual branch of a sample is left out in training, and the
-    /// others are scaled to keep the mean; it grows linearly from 0 at the first block to this at
-    /// the last (stochastic depth; Huang et al., ECCV 2016; per sample, as timm's DropPath). Default
-    /// 0.
+    /// Largest probability with which a residual branch of a sample is left out in training, and
+    /// the others are scaled to keep the mean; it grows linearly from 0 at the first block to this
+    /// at the last (stochastic depth; Huang et al., ECCV 2016; per sample, as timm's DropPath).
+    /// Default 0.
     #[serde(skip_serializing_if = "registry::is_default")]
     pub drop_path: f64,
     /// Dropout of the features before the last layer in training. Default: that of the network.

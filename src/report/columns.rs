@@ -110,6 +110,10 @@ pub fn columns(summary: &Summary) -> Vec<Column<'_>> {
     columns
 }
 
+/// Footnote of the column of averaged networks.
+const AVERAGED: &str =
+    "EMA top-1 is that of the moving average of the network (`train.ema`), in compact form if it folds.";
+
 fn accuracy() -> Vec<Column<'static>> {
     vec![
         Column::shown("n", |point| Some(point.count())),
@@ -119,6 +123,12 @@ fn accuracy() -> Vec<Column<'static>> {
         Column::shown("compact top-1, %", |point| Some(point.compact_top1()?.to_string()))
             .form("compact", |result| result.compact.as_ref())
             .json("compact_top1", PointSummary::compact_top1),
+        Column::shown("EMA top-1, %", |point| Some(point.ema_top1()?.to_string()))
+            .optional()
+            .footnote(Some(AVERAGED.into()))
+            .form("ema_expanded", |result| Some(&result.ema.as_ref()?.expanded))
+            .form("ema_compact", |result| result.ema.as_ref()?.compact.as_ref())
+            .json("ema_top1", PointSummary::ema_top1),
         Column::shown("agreement, %", |point| Some(rounded_down(point.worst_fold()?.0)))
             .csv("agreement", |result| Some(result.fold.verified()?.0.to_string()))
             .json("agreement", |point| point.worst_fold().map(|(agreement, _)| agreement)),

@@ -299,6 +299,16 @@ impl PointSummary {
         Statistics::of(&self.compact().map(|form| form.top1).collect::<Vec<_>>())
     }
 
+    /// Returns the top-1 of the averaged networks over the seeds, in compact form if they fold, in
+    /// percent; none if any seed was pruned.
+    pub fn ema_top1(&self) -> Option<Statistics> {
+        if self.is_pruned() {
+            return None;
+        }
+        let averaged = self.results().filter_map(|result| result.ema.as_ref());
+        Statistics::of(&averaged.map(|ema| ema.compact.as_ref().unwrap_or(&ema.expanded).top1).collect::<Vec<_>>())
+    }
+
     /// Returns the results on the validation images, over the seeds; none if any seed was pruned or
     /// no images were held out.
     pub fn validation(&self) -> Option<Validation> {

@@ -4,10 +4,11 @@
 
 use crate::fold;
 use crate::model::{About, Model};
+use crate::net::Built;
 use crate::op::compact::per_sample::{self, Choices};
 use crate::train::algorithm::TrainAlgorithms;
 use crate::train::ema::Ema;
-use crate::train::trainer::Trainer;
+use crate::train::optimizer::Optimizer;
 use crate::weights::tensors;
 use crate::{bad_request, files, note};
 use anyhow::{Context, Result};
@@ -114,10 +115,17 @@ pub const BEFORE: &str = "checkpoint.before.safetensors";
 
 /// Writes a checkpoint of the trial in `folder`. `losses` are the losses of the steps of the
 /// running epoch. The previous checkpoint is kept as [`BEFORE`].
-pub fn save(folder: &Path, progress: &Progress, trainer: &Trainer, losses: &Tensor) -> Result<()> {
-    let mut all = trainer.network.store.variables();
-    all.extend(trainer.optimizer.state().into_iter().map(|(name, tensor)| (format!("{OPTIMIZER}{name}"), tensor)));
-    all.extend(trainer.ema.iter().flat_map(Ema::tensors));
+pub fn save(
+    folder: &Path,
+    progress: &Progress,
+    network: &Built,
+    optimizer: &Optimizer,
+    ema: Option<&Ema>,
+    losses: &Tensor,
+) -> Result<()> {
+    let mut all = network.store.variables();
+    all.extend(optimizer.state().into_iter().map(|(name, tensor)| (format!("{OPTIMIZER}{name}"), tensor)));
+    all.extend(ema.into_iter().flat_map(Ema::tensors));
     all.insert(LOSSES.into(), losses.shallow_clone());
     let progress = Progress { choices: per_sample::choices(), ..progress.clone() };
     tensors::write_keeping(&folder.join(LAST), Some(&folder.join(BEFORE)), &progress, &all)
@@ -128,14 +136,20 @@ pub fn save(folder: &Path, progress: &Progress, trainer: &Trainer, losses: &Tens
 ///
 /// # Errors
 /// There are checkpoints but none can be read, or the checkpoint does not fit the network.
-pub fn load(folder: &Path, trainer: &mut Trainer, losses: &mut Tensor) -> Result<Option<Progress>> {
+pub fn load(
+    folder: &Path,
+    network: &Built,
+    optimizer: &mut Optimizer,
+    ema: Option<&mut Ema>,
+    losses: &mut Tensor,
+) -> Result<Option<Progress>> {
     let Some((progress, all)) = newest(folder)? else { return Ok(None) };
     let path = folder.join(LAST);
     per_sample::choose(progress.choices.clone());
     let take = |name: &str| all.get(name).with_context(|| format!("{}: no {name} in it", path.display()));
-    fold::assign(&trainer.network.store, &all).with_context(|| path.display().to_string())?;
-    trainer.optimizer.restore(|name| take(&format!("{OPTIMIZER}{name}")))?;
-    trainer.ema.iter_mut().try_for_each(|ema| ema.restore(&all)).with_context(|| path.display().to_string())?;
+    fold::assign(&network.store, &all).with_context(|| path.display().to_string())?;
+    optimizer.restore(|name| take(&format!("{OPTIMIZER}{name}")))?;
+    ema.map_or(Ok(()), |ema| ema.restore(&all)).with_context(|| path.display().to_string())?;
     losses.f_copy_(take(LOSSES)?).with_context(|| path.display().to_string())?;
     Ok(Some(progress))
 }
@@ -202,13 +216,15 @@ fn newest(folder: &Path) -> Result<Option<Content>> {
 mod tests {
     use super::*;
     use crate::config::{self, Config};
+    use crate::net::Form;
     use crate::op::compact::per_sample::ConvAlgorithm;
     use tch::{Device, Kind};
 
     /// A trial's folder, and the state that is saved there.
     struct Saved {
         folder: tempfile::TempDir,
-        trainer: Trainer,
+        network: Built,
+        optimizer: Optimizer,
         losses: Tensor,
     }
 
@@ -216,18 +232,19 @@ mod tests {
         fn new() -> Saved {
             let yaml = "{data: {name: shapes, train: 2, test: 2}, net: {name: smallnet}}";
             let config = Config::new(&config::named("--config", yaml).unwrap(), "a.yaml").unwrap();
-            let trainer = Trainer::new(&config, config.data.load().unwrap(), Device::Cpu).unwrap();
-            Saved { folder: tempfile::tempdir().unwrap(), trainer, losses: Tensor::from_slice(&[1f32, 2.]) }
+            let network = config.build(Form::Expanded, Device::Cpu).unwrap();
+            let optimizer = Optimizer::new(&network.store, &config.train);
+            Saved { folder: tempfile::tempdir().unwrap(), network, optimizer, losses: Tensor::from_slice(&[1f32, 2.]) }
         }
 
         fn save(&self, epoch: u64) {
             let progress = Progress { epoch, ..Progress::default() };
-            save(self.folder.path(), &progress, &self.trainer, &self.losses).unwrap();
+            save(self.folder.path(), &progress, &self.network, &self.optimizer, None, &self.losses).unwrap();
         }
 
         /// Returns the epoch that is restored.
         fn load(&mut self) -> Result<Option<u64>> {
-            let progress = load(self.folder.path(), &mut self.trainer, &mut self.losses)?;
+            let progress = load(self.folder.path(), &self.network, &mut self.optimizer, None, &mut self.losses)?;
             Ok(progress.map(|progress| progress.epoch))
         }
 

@@ -23,8 +23,8 @@ pub struct Teacher {
 }
 
 impl Teacher {
-    /// Loads the teacher that a config asks for. `student` is the network in training, of whose sites
-    /// those that are compared are watched.
+    /// Loads the teacher that a config asks for. `student` is the network in training, of whose
+    /// sites those that are compared are watched.
     ///
     /// # Errors
     /// A [`crate::error::BadRequest`] if the file can't be read, or does not fit the images, the
@@ -77,8 +77,8 @@ impl Teacher {
         self.options.features.iter().filter_map(pair).collect()
     }
 
-    /// Returns the loss of a batch: that of the labels and that of the teacher. `logits` (N, classes)
-    /// are those of the student, whose forward pass of `images` has just run.
+    /// Returns the loss of a batch: that of the labels and that of the teacher. `logits` (N,
+    /// classes) are those of the student, whose forward pass of `images` has just run.
     pub fn loss(&self, labels: Tensor, logits: &Tensor, images: &Tensor, student: &dyn Network) -> Tensor {
         let DistillConfig { alpha, temperature, kind, feature_weight, .. } = self.options;
         let theirs = tch::no_grad(|| {

@@ -1,6 +1,6 @@
 //! Precise statistics of batch norms: means over many batches at fixed weights (Wu & Johnson,
-//! "Rethinking 'Batch' in BatchNorm", 2021), instead of moving averages over batches at weights that
-//! changed meanwhile.
+//! "Rethinking 'Batch' in BatchNorm", 2021), instead of moving averages over batches at weights
+//! that changed meanwhile.
 
 use crate::data::batch::{Batch, Prepared};
 use crate::net::Built;

@@ -5,9 +5,9 @@ use crate::config::{Schedule, TrainConfig};
 /// Returns the learning rate of a step (from 0) out of `epochs * steps_per_epoch`: a linear rise
 /// over the warm-up, then the schedule.
 ///
-/// Cosine and line reach the lowest rate one step after the last, as PyTorch's CosineAnnealingLR and
-/// LinearLR do if stepped once per batch. The epochs of the other schedules count from the first
-/// step, warm-up included.
+/// Cosine and line reach the lowest rate one step after the last, as PyTorch's CosineAnnealingLR
+/// and LinearLR do if stepped once per batch. The epochs of the other schedules count from the
+/// first step, warm-up included.
 pub fn learning_rate(config: &TrainConfig, steps_per_epoch: u64, step: u64) -> f64 {
     let warmup = config.warmup * steps_per_epoch as f64;
     let total = (config.epochs * steps_per_epoch) as f64;

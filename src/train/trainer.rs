@@ -121,8 +121,8 @@ impl Trainer {
     }
 
     /// Runs one step as [`Trainer::step`] does, on a batch already built and never recorded; `done`
-    /// is called after the forward pass, after the backward pass and after the update, the first two
-    /// for each part of the batch.
+    /// is called after the forward pass, after the backward pass and after the update, the first
+    /// two for each part of the batch.
     pub fn step_by_phase(&mut self, batch: &Batch, epoch: u64, step: u64, done: &mut dyn FnMut()) -> Tensor {
         self.prepare(epoch, step);
         let Trainer { network, optimizer, ema, teacher, config, .. } = self;
@@ -156,7 +156,7 @@ fn regularise(config: &Config, network: &dyn Network) -> Result<()> {
     Ok(())
 }
 
-/// What a step reads and changes.
+/// State that a step reads and changes.
 struct Parts<'a> {
     network: &'a Built,
     optimizer: &'a mut Optimizer,
@@ -270,8 +270,8 @@ mod tests {
         assert!(error(&found["classifier.weight"], &variables(&trainer)["classifier.weight"]) > 1e-3);
     }
 
-    /// Precise statistics equal the means of the statistics of the batches at the input of the first
-    /// batch norm, which training does not change.
+    /// Precise statistics equal the means of the statistics of the batches at the input of the
+    /// first batch norm, which training does not change.
     #[test]
     fn precise_statistics_are_means_over_batches() {
         let mut trainer = trainer("{name: resnet20, width: 0.5}", "");

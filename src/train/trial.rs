@@ -300,7 +300,8 @@ impl Trial {
 
     fn save(&mut self) -> Result<()> {
         let progress = Progress { seconds: self.seconds(), about: Some(self.about()), ..self.progress.clone() };
-        checkpoint::save(&self.folder, &progress, &self.trainer, &self.losses)
+        let Trainer { network, optimizer, ema, .. } = &self.trainer;
+        checkpoint::save(&self.folder, &progress, network, optimizer, ema.as_ref(), &self.losses)
     }
 
     /// Description of a network in a model file.
@@ -411,7 +412,8 @@ type Measured = (FormResult, Option<FormResult>, FoldResult);
 /// Returns the progress of training: from the checkpoint in the folder, or from the start if there
 /// is none.
 fn resume(trainer: &mut Trainer, folder: &Path, hash: String, losses: &mut Tensor) -> Result<Progress> {
-    let Some(progress) = checkpoint::load(folder, trainer, losses)? else {
+    let Trainer { network, optimizer, ema, .. } = trainer;
+    let Some(progress) = checkpoint::load(folder, network, optimizer, ema.as_mut(), losses)? else {
         return Ok(Progress { hash, ..Progress::default() });
     };
     if progress.hash != hash {

@@ -67,6 +67,7 @@ impl VariablePaths {
             ("data check", "name") => if tried == "root" { "cifar10" } else { "shapes" }.into(),
             ("data check", "overrides") if tried != "root" => "train=10".into(),
             // Refused before any network request.
+            ("unfold", "operator") => "maconv".into(),
             ("data fetch", "name") => "cifar10".into(),
             ("data fetch", "url") => "file:///".into(),
             ("bench op", "operators") => "mdconv".into(),

@@ -16,4 +16,5 @@ mod folder;
 mod graphs;
 mod init;
 mod launcher;
+mod recipes;
 mod train;

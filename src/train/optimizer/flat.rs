@@ -37,7 +37,7 @@ impl Segments {
         self
     }
 
-    /// Returns the number of zeros behind a tensor of so many elements.
+    /// Returns the number of zeros behind a tensor with `length` elements.
     fn gap(&self, length: i64) -> i64 {
         let unit = self.zeros.size()[0];
         (unit - length % unit) % unit
@@ -93,8 +93,8 @@ impl Segments {
         Tensor::stack(&parts.map(|(place, length)| front.narrow(0, place, *length).norm()).collect::<Vec<_>>(), 0)
     }
 
-    /// Returns one number of each tensor, repeated for its elements, for the first `length` elements
-    /// of a buffer.
+    /// Returns one number of each tensor, repeated for its elements, for the first `length`
+    /// elements of a buffer.
     pub fn spread(&self, values: &Tensor, length: i64) -> Tensor {
         match &self.owners {
             Some(owners) => values.index_select(0, &owners.narrow(0, 0, length)),

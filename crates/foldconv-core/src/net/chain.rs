@@ -183,3 +183,24 @@ impl Network for Chain {
         self.parts.extras()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::{Device, Kind};
+
+    /// Each sample keeps all of its map or nothing. The mean over 4000 samples is within five
+    /// standard errors.
+    #[test]
+    fn paths_are_dropped_by_sample_and_keep_the_mean() {
+        let (n, probability) = (4000, 0.3);
+        let ones = Tensor::ones([n, 2, 1, 3], (Kind::Double, Device::Cpu));
+        let dropped = drop_path(ones.shallow_clone(), probability, true);
+        let first = dropped.narrow(1, 0, 1).narrow(3, 0, 1);
+        assert_eq!(dropped, first.expand_as(&dropped));
+        let kept = first.gt(0.).sum(Kind::Double).double_value(&[]) / n as f64;
+        assert!((kept - 0.7).abs() < 5. * (0.3f64 * 0.7 / n as f64).sqrt(), "{kept}");
+        assert!((first.max().double_value(&[]) - 1. / 0.7).abs() < 1e-12);
+        assert_eq!(drop_path(ones.shallow_clone(), probability, false), ones);
+    }
+}

@@ -62,9 +62,9 @@ pub trait Network: nn::ModuleT {
         None
     }
 
-    /// Sets the probability with which the main branches of residual blocks are left out in training:
-    /// 0 at the first block, rising linearly to `most` at the last. Returns whether the network has
-    /// such blocks.
+    /// Sets the probability with which the main branches of residual blocks are left out in
+    /// training: 0 at the first block, rising linearly to `most` at the last. Returns whether the
+    /// network has such blocks.
     fn set_drop_path(&self, _most: f64) -> bool {
         false
     }
