@@ -3,7 +3,7 @@
 //! `UPDATE_DOCS=1 cargo test --test cli docs::` writes both.
 
 use crate::common::{arg, folder, run, stdout};
-use foldconv::config::{Config, TrainConfig};
+use foldconv::config::{Config, InitConfig, TrainConfig};
 use foldconv::data::{Common, SourceConfig};
 use foldconv::net::NetConfig;
 use foldconv::op::{AttentionConfig, ClassifierConfig, OperatorConfig};
@@ -140,7 +140,11 @@ fn reference() -> String {
         names("name", AttentionConfig::entries()),
         "## `classifier`".into(),
         names("name", ClassifierConfig::entries()),
+        "## `init`".into(),
+        "[training.md](training.md) says how operators take over trained weights.".into(),
+        inside(&trial, "init"),
         "## `train`".into(),
+        "[training.md](training.md) has the sources.".into(),
         keys(&dotted(&section::<TrainConfig>())),
         "## A sweep".into(),
         top(&sweep),
@@ -204,6 +208,29 @@ fn every_option_says_its_meaning_and_a_default_that_is_the_codes() {
         }
     }
     assert!(compared > 60, "{compared}");
+}
+
+/// docs/training.md has every key of `train` and `init`, with the default of the code.
+#[test]
+fn the_guide_to_training_has_every_key() {
+    let text = std::fs::read_to_string(doc("training.md")).unwrap();
+    let (train, init) = (section::<TrainConfig>(), section::<InitConfig>());
+    let init = dotted(&init).into_iter().map(|(key, option)| (format!("init.{key}"), option));
+    let mut compared = 0;
+    for (key, option) in dotted(&train).into_iter().chain(init) {
+        assert!(text.contains(&format!("`{key}`")), "docs/training.md lacks `{key}`");
+        let row = text.lines().find(|line| line.starts_with(&format!("| `{key}` |")));
+        let (Some(row), Some(coded)) = (row, &option.default) else { continue };
+        let told = row.split('|').nth(2).unwrap().trim().trim_matches('`').to_string();
+        let same = match (coded.parse::<f64>(), told.parse::<f64>()) {
+            (Ok(coded), Ok(told)) => coded == told,
+            _ if coded.starts_with(['{', '[']) || coded.is_empty() => continue,
+            _ => *coded == told,
+        };
+        assert!(same, "docs/training.md: {key}: `{told}`, and the code has {coded}");
+        compared += 1;
+    }
+    assert!(compared > 15, "{compared}");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use tch::Device;
 
 /// Name, number of points, number of trials, and number of published numbers of each file.
-const FILES: [(&str, usize, usize, usize); 16] = [
+const FILES: [(&str, usize, usize, usize); 24] = [
     ("acnet-cifar10", 4, 20, 4),
     ("acnet-cifar100", 3, 15, 3),
     ("cifar10", 5, 25, 0),
@@ -17,11 +17,19 @@ const FILES: [(&str, usize, usize, usize); 16] = [
     ("drconv-cifar100", 5, 25, 0),
     ("finetune-cifar10", 5, 15, 0),
     ("folder-tiny10", 3, 9, 0),
+    ("imagenet-blocks", 8, 8, 8),
     ("imagenet-data", 6, 6, 0),
+    ("imagenet-dcd", 2, 2, 1),
+    ("imagenet-dcd-resnet50", 2, 2, 0),
     ("imagenet-mobilenet_v2", 20, 20, 6),
+    ("imagenet-mobileone", 6, 6, 2),
+    ("imagenet-odconv", 6, 6, 6),
+    ("imagenet-odconv-mobilenet_v2", 9, 9, 9),
+    ("imagenet-repvgg", 12, 12, 6),
     ("imagenet-resnet18", 4, 4, 1),
     ("imagenet-se", 4, 4, 0),
     ("imagenet-shufflenet_v2", 8, 8, 3),
+    ("imagenet-torchvision", 2, 2, 1),
     ("smallnet-cifar10", 19, 57, 0),
     ("svhn", 5, 25, 0),
     ("tied", 9, 45, 0),
