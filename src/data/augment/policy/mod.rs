@@ -76,12 +76,14 @@ pub fn is_signed(operation: Operation) -> bool {
     matches!(operation, ShearX | ShearY | TranslateX | TranslateY | Rotate | Brightness | Color | Contrast | Sharpness)
 }
 
-/// Returns number `at` of `count` evenly spaced float32 numbers, counted from the nearer end as
-/// torch.linspace does. Truncated magnitudes depend on this rounding.
+/// Returns number `at` of `count` evenly spaced float32 numbers, counted from the nearer end and
+/// rounded once, as torch.linspace does on CPUs with fused multiply-add. Truncated magnitudes depend
+/// on this rounding.
 fn spaced(first: f64, last: f64, count: usize, at: usize) -> f64 {
     let (first, last) = (first as f32, last as f32);
     let step = (last - first) / (count - 1) as f32;
-    f64::from(if at < count / 2 { first + step * at as f32 } else { last - step * (count - 1 - at) as f32 })
+    let [forth, back] = [at, count - 1 - at].map(|steps| steps as f32);
+    f64::from(if at < count / 2 { step.mul_add(forth, first) } else { (-step).mul_add(back, last) })
 }
 
 /// Draws the operations of the policy of `augment` for an image of [width, height], with their
