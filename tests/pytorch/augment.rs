@@ -1,6 +1,6 @@
-//! Resizing, colour changes, operations of policies and boxes compared with PIL and torchvision. Needs `make setup-peer`; without
-//! it the test says so and passes, unless FOLDCONV_PEER is set. FOLDCONV_IMAGES may name a folder
-//! of JPEG files, some of which are then compared too.
+//! Resizing, colour changes, operations of policies and boxes compared with PIL and torchvision.
+//! Needs `make setup-peer`; without it the test says so and passes, unless FOLDCONV_PEER is set.
+//! FOLDCONV_IMAGES may name a folder of JPEG files, some of which are then compared too.
 
 use crate::common::arg;
 use crate::common::peer::{peer, script};

@@ -112,9 +112,9 @@ impl RandomErasing {
     }
 }
 
-/// Returns [width, height] of the rectangle with a share of the area of an image of [width, height],
-/// and with the given ratio of height to width. Returns None if a side is not shorter than the
-/// image's.
+/// Returns [width, height] of the rectangle with a share of the area of an image of [width,
+/// height], and with the given ratio of height to width. Returns None if a side is not shorter than
+/// the image's.
 pub fn erased_sides([width, height]: [usize; 2], share: f64, ratio: f64) -> Option<[usize; 2]> {
     let area = (width * height) as f64 * share;
     let side = |square: f64| square.sqrt().round_ties_even() as usize;
@@ -208,7 +208,7 @@ mod tests {
 
     #[test]
     fn a_box_of_cutmix_has_the_share_of_its_clipped_area() {
-        // 1 - 0.75 is a quarter of the area, half of each side: 2 pixels on each side of the centre.
+        // A quarter of the area is half of each side: 2 pixels on each side of the centre.
         assert_eq!(cutmix(0.75, 8, [4, 4]), (Region { left: 2, top: 2, width: 4, height: 4 }, 0.75));
         assert_eq!(cutmix(0.75, 8, [0, 7]), (Region { left: 0, top: 5, width: 2, height: 3 }, 1. - 6. / 64.));
         assert_eq!(cutmix(0., 8, [4, 4]), (Region { left: 0, top: 0, width: 8, height: 8 }, 0.));

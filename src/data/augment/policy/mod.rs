@@ -1,7 +1,7 @@
 //! Policies of operations on 8-bit images: TrivialAugment (Müller and Hutter, "TrivialAugment:
 //! Tuning-free Yet State-of-the-Art Data Augmentation", arXiv:2103.10158), RandAugment (Cubuk et
-//! al., arXiv:1909.13719) and AutoAugment (Cubuk et al., arXiv:1805.09501), with the operations, the
-//! magnitudes and the tables of torchvision.
+//! al., arXiv:1909.13719) and AutoAugment (Cubuk et al., arXiv:1805.09501), with the operations,
+//! the magnitudes and the tables of torchvision.
 
 pub mod operations;
 pub mod tables;
@@ -77,8 +77,8 @@ pub fn is_signed(operation: Operation) -> bool {
 }
 
 /// Returns number `at` of `count` evenly spaced float32 numbers, counted from the nearer end and
-/// rounded once, as torch.linspace does on CPUs with fused multiply-add. Truncated magnitudes depend
-/// on this rounding.
+/// rounded once, as torch.linspace does on CPUs with fused multiply-add. Truncated magnitudes
+/// depend on this rounding.
 fn spaced(first: f64, last: f64, count: usize, at: usize) -> f64 {
     let (first, last) = (first as f32, last as f32);
     let step = (last - first) / (count - 1) as f32;

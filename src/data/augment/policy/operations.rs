@@ -1,6 +1,6 @@
-//! Operations on the pixels of 8-bit images, in the arithmetic of PIL as torchvision's policies call
-//! it. Images have 1 or 3 channels. Affine operations take the nearest pixel, and what comes from
-//! outside the image is black.
+//! Operations on the pixels of 8-bit images, in the arithmetic of PIL as torchvision's policies
+//! call it. Images have 1 or 3 channels. Affine operations take the nearest pixel, and what comes
+//! from outside the image is black.
 
 use super::super::image::Image;
 use super::super::jitter::{self, Change, blend, map};

@@ -4,8 +4,8 @@
 use super::super::AutoAugment;
 use super::operations::Operation::{self, *};
 
-/// Two operations that are applied one after the other: the operation, its probability in tenths and
-/// its magnitude, from 0 to 9. An operation without a magnitude has 0.
+/// Two operations that are applied one after the other: the operation, its probability in tenths
+/// and its magnitude, from 0 to 9. An operation without a magnitude has 0.
 pub type Pair = [(Operation, u8, u8); 2];
 
 /// Returns the pairs that were found on a data set.
