@@ -79,11 +79,14 @@ fn operation(name: &str) -> Operation {
     all.find(|operation| format!("{operation:?}") == name).unwrap_or_else(|| panic!("{name}"))
 }
 
+/// Two operations of AutoAugment: name, probability and magnitude.
+type Pair = [(String, f64, Option<u8>); 2];
+
 /// Results of PIL and torchvision.
 #[derive(Debug, Deserialize)]
 struct Results {
     cases: Vec<Case>,
-    policies: BTreeMap<String, Vec<[(String, f64, Option<u8>); 2]>>,
+    policies: BTreeMap<String, Vec<Pair>>,
     spaces: Vec<Space>,
     erased: Vec<Erasing>,
     cut: Vec<Cut>,
