@@ -124,7 +124,7 @@ impl Batches {
         });
         let transform = if training { Transform::train(augment, size) } else { Transform::test(augment, size) };
         let maker = match images {
-            // Only the CPU resizes images and changes colours.
+            // Only the CPU resizes images, changes their values and fills in noise.
             Images::Memory(split) if gather && transform.only_takes() => {
                 Maker::Gathered(Rc::new(Gathered::new(split, transform, augment.pad, normalisation, device)))
             }

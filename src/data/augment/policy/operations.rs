@@ -110,10 +110,16 @@ fn moved<const CHANNELS: usize>(image: &Image, [a, b, c, d, e, f]: [f64; 6]) -> 
             (inside(start[0], right[0], width, width), inside(start[1], right[1], image.height, width));
         let (first, end) = (across.0.max(along.0), across.1.min(along.1));
         let [mut x, mut y] = [start[0] + right[0] * first as i64, start[1] + right[1] * first as i64];
-        for out in row.iter_mut().take(end).skip(first) {
-            *out = source[(y >> 16) as usize * width + (x >> 16) as usize];
-            x += right[0];
-            y += right[1];
+        let place = |x: i64, y: i64| (y >> 16) as usize * width + (x >> 16) as usize;
+        if first < end && right == [1 << 16, 0] {
+            // Shears along x and translations move rows as they are.
+            row[first..end].copy_from_slice(&source[place(x, y)..][..end - first]);
+        } else {
+            for out in row.iter_mut().take(end).skip(first) {
+                *out = source[place(x, y)];
+                x += right[0];
+                y += right[1];
+            }
         }
         start = [start[0] + down[0], start[1] + down[1]];
     }
