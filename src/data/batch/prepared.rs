@@ -27,13 +27,13 @@ enum Source {
 
 /// Options of mixing the images of a batch in pairs.
 #[derive(Clone, Copy, Debug)]
-pub struct Mixing {
+pub(super) struct Mixing {
     /// Parameter alpha of mixup.
-    pub mixup: Option<f64>,
+    pub(super) mixup: Option<f64>,
     /// Parameter alpha of CutMix. With mixup, each batch has one of the two with probability 1/2.
-    pub cutmix: Option<f64>,
+    pub(super) cutmix: Option<f64>,
     /// Height and width of the images.
-    pub size: usize,
+    pub(super) size: usize,
 }
 
 /// Random numbers of mixup and CutMix.
