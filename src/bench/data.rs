@@ -1,7 +1,6 @@
 //! Throughput of the making of batches.
 
 use crate::config::Config;
-use crate::data::augment::draw::shuffled;
 use crate::data::augment::normalise::Normalisation;
 use crate::data::batch::{Batch, Batches, Stream};
 use crate::device::set_threads;
@@ -36,7 +35,7 @@ pub fn data_speed(config: &Config, device: Device, at_least: Duration) -> Result
     let mut epoch = 0;
     let mut next_epoch = || -> Stream {
         epoch += 1;
-        train.epoch(shuffled(train.len(), seed, epoch), batch, seed, epoch)
+        train.epoch(train.order(seed, epoch), batch, seed, epoch)
     };
     let mut batches = next_epoch();
     let mut run = |time: Duration| -> Result<(usize, f64)> {

@@ -104,7 +104,7 @@ impl Trainer {
     /// Returns the batches of an epoch, from `step` on.
     pub fn batches(&self, epoch: u64, step: u64) -> Stream {
         let (seed, batch) = (self.config.seed, self.config.train.batch);
-        let mut order = draw::shuffled(self.train.len(), seed, epoch);
+        let mut order = self.train.order(seed, epoch);
         order.drain(..(step as usize * batch).min(order.len()));
         self.train.epoch(order, batch, seed, epoch)
     }

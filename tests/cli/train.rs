@@ -11,9 +11,10 @@ use serde_json::Value;
 use std::path::Path;
 use tch::Device;
 
-/// A config that trains long enough to be interrupted, with dropout, so that the state of the
-/// random generator matters too.
-const LONG: &str = "data: {name: shapes, train: 352, test: 50, validation: 32, augment: {pad: 2, flip: true}}
+/// A config that trains long enough to be interrupted, with dropout and all that augmentation
+/// draws, so that the state of every random generator matters.
+const LONG: &str = "data: {name: shapes, train: 352, test: 50, validation: 32, augment: {pad: 2, flip: true,
+  trivial_augment: true, random_erasing: 0.5, mixup: 0.2, cutmix: 1, repeats: 3}}
 net: {name: mobilenet_v2, width: 0.1, stem: cifar, dropout: 0.5}
 operator: {name: maconv, intermediate: 4}
 train: {epochs: 4, batch: 32, warmup: 1, label_smoothing: 0.1, decay_norm_and_bias: false, algorithm: moments}

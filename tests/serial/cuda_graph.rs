@@ -78,7 +78,9 @@ fn same(a: &[Tensor], b: &[Tensor]) -> bool {
 #[test]
 fn recorded_steps_are_the_same_to_the_bit() {
     let _turn = common::turn();
-    for more in ["", ", cutout: 8", ", cutout: 8, mixup: 0.2"] {
+    let all = ", cutout: 8, random_erasing: 0.5, mixup: 0.2, cutmix: 1, repeats: 2";
+    let cut = ", trivial_augment: true, random_erasing: {probability: 0.5, value: noise}, cutmix: 1";
+    for more in ["", ", cutout: 8", ", cutout: 8, mixup: 0.2", cut, all] {
         let expected = trained(more, false, 0, None);
         for gathered in [false, true] {
             let (steps, asked) = pretended(false);

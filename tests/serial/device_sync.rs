@@ -32,6 +32,8 @@ fn no_step_waits_for_the_device() {
         ("mdconv", "per_sample", ", cutout: 8", true),
         ("dcd", "per_sample", ", mixup: 0.2", false),
         ("condconv", "branches", ", cutout: 8, mixup: 0.2", true),
+        ("plain", "branches", ", random_erasing: 0.5, mixup: 0.2, cutmix: 1, repeats: 2", true),
+        ("plain", "branches", ", rand_augment: 2, cutmix: 1", false),
     ] {
         let mut trainer = trainer(operator, algorithm, augment, gathered);
         // The first step makes the measurements that each new shape needs.

@@ -1,4 +1,4 @@
-//! Random numbers of the augmentation, which depend only on (seed, epoch, index): a counter mixed
+//! Random numbers of the augmentation, which depend only on (seed, epoch, visit): a counter mixed
 //! by SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", 2014).
 
 use rand::Rng;
@@ -13,13 +13,14 @@ pub struct Draws {
 }
 
 impl Draws {
-    /// Returns the random numbers of the image `index` in an epoch.
-    pub fn new(seed: u64, epoch: u64, index: i64) -> Draws {
-        Draws { state: mix(mix(seed) ^ epoch) ^ index as u64 }
+    /// Returns the random numbers of a visit of an epoch to an image: its index, or one of
+    /// [`visits`].
+    pub fn new(seed: u64, epoch: u64, visit: i64) -> Draws {
+        Draws { state: mix(mix(seed) ^ epoch) ^ visit as u64 }
     }
 
-    /// Returns the random numbers of the batch whose first image is `first`. They differ from the
-    /// random numbers of that image.
+    /// Returns the random numbers of the batch whose first visit is `first`. They differ from the
+    /// random numbers of that visit.
     pub fn of_batch(seed: u64, epoch: u64, first: i64) -> Draws {
         Draws { state: !mix(Draws::new(seed, epoch, first).state) }
     }
@@ -82,11 +83,44 @@ impl Draws {
         (1. - self.uniform()).ln()
     }
 
-    /// Draws a standard normal number by the Box-Muller transform; the second number of the pair is
-    /// not used.
+    /// Draws a standard normal number; the second number of the pair is not used.
     fn normal(&mut self) -> f64 {
-        (-2. * self.log_uniform()).sqrt() * (std::f64::consts::TAU * self.uniform()).cos()
+        self.normal_pair()[0]
     }
+
+    /// Draws two independent standard normal numbers by the Box-Muller transform.
+    fn normal_pair(&mut self) -> [f64; 2] {
+        let length = (-2. * self.log_uniform()).sqrt();
+        let (sin, cos) = (std::f64::consts::TAU * self.uniform()).sin_cos();
+        [length * cos, length * sin]
+    }
+
+    /// Fills `out` with standard normal numbers.
+    pub fn fill_normal(&mut self, out: &mut [f32]) {
+        for pair in out.chunks_mut(2) {
+            let drawn = self.normal_pair();
+            pair.iter_mut().zip(drawn).for_each(|(out, value)| *out = value as f32);
+        }
+    }
+}
+
+/// Number of bits of a visit that hold the index of its image. The repetition lies above them.
+const INDEX_BITS: u32 = 48;
+
+/// Returns the visits of an epoch: each image of `order` comes `repeats` times, one time after the
+/// other, until there are as many visits as `order` has images. The first visit to an image is its
+/// index.
+pub fn visits(order: &[i64], repeats: i64) -> Vec<i64> {
+    let repeated = |index: &i64| {
+        let index = *index;
+        (0..repeats.max(1)).map(move |repetition| index | repetition << INDEX_BITS)
+    };
+    order.iter().flat_map(repeated).take(order.len()).collect()
+}
+
+/// Returns the index of the image of a visit.
+pub fn image_of(visit: i64) -> i64 {
+    visit & ((1 << INDEX_BITS) - 1)
 }
 
 /// Returns the order in which an epoch visits `n` images.
@@ -125,6 +159,35 @@ mod tests {
         assert_eq!(shuffled(100, 1, 2), shuffled(100, 1, 2));
         assert_ne!(shuffled(100, 1, 2), shuffled(100, 1, 3));
         assert_ne!(shuffled(100, 1, 2), shuffled(100, 2, 2));
+    }
+
+    #[test]
+    fn an_image_is_visited_as_often_as_asked_in_an_epoch_of_the_same_length() {
+        let images = |visits: &[i64]| visits.iter().map(|visit| image_of(*visit)).collect::<Vec<_>>();
+        let order = [4, 2, 0, 1, 3];
+        assert_eq!(visits(&order, 1), order);
+        let twice = visits(&order, 2);
+        assert_eq!(images(&twice), [4, 4, 2, 2, 0]);
+        assert_eq!((twice[0], twice[2], twice[4]), (4, 2, 0), "the first visit is the index");
+        assert_eq!(images(&visits(&order, 9)), [4; 5]);
+        let mut drawn: Vec<u64> = visits(&order, 9).into_iter().map(|visit| Draws::new(1, 2, visit).bits()).collect();
+        drawn.sort();
+        drawn.dedup();
+        assert_eq!(drawn.len(), 5, "each visit has random numbers of its own");
+    }
+
+    #[test]
+    fn normal_numbers_have_mean_0_variance_1_and_no_correlation() {
+        let mut numbers = vec![0f32; 100_001];
+        Draws::new(5, 6, 7).fill_normal(&mut numbers);
+        let n = numbers.len() as f64;
+        let mean = |value: &dyn Fn(f64) -> f64| numbers.iter().map(|x| value(f64::from(*x))).sum::<f64>() / n;
+        let pairs = numbers.chunks_exact(2).map(|pair| f64::from(pair[0] * pair[1])).sum::<f64>() / (n / 2.);
+        // The variances of x, x^2, x^4 and x y are 1, 2, 96 and 1; five standard errors of each.
+        assert!(mean(&|x| x).abs() < 5. / n.sqrt());
+        assert!((mean(&|x| x * x) - 1.).abs() < 5. * (2. / n).sqrt());
+        assert!((mean(&|x| x.powi(4)) - 3.).abs() < 5. * (96. / n).sqrt());
+        assert!(pairs.abs() < 5. * (2. / n).sqrt());
     }
 
     #[test]

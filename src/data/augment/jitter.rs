@@ -46,7 +46,7 @@ pub fn apply(image: &mut Image, change: Change) {
 }
 
 /// Returns from + f (x - from), computed in float32 and truncated to a byte.
-fn blend(from: u8, x: u8, factor: f32) -> u8 {
+pub(super) fn blend(from: u8, x: u8, factor: f32) -> u8 {
     // `as` truncates the fraction and saturates at 0 and 255.
     (f32::from(from) + factor * (f32::from(x) - f32::from(from))) as u8
 }
@@ -56,7 +56,8 @@ fn blended(from: u8, factor: f64) -> [u8; 256] {
     std::array::from_fn(|x| blend(from, x as u8, factor as f32))
 }
 
-fn map(image: &mut Image, table: &[u8; 256]) {
+/// Maps all bytes of an image by a table.
+pub(super) fn map(image: &mut Image, table: &[u8; 256]) {
     image.pixels.iter_mut().for_each(|pixel| *pixel = table[usize::from(*pixel)]);
 }
 

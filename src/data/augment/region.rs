@@ -1,7 +1,7 @@
 //! Selection of the pixels of an image that are taken or erased.
 
 use super::draw::Draws;
-use super::{Augment, RandomResizedCrop};
+use super::{Augment, RandomErasing, RandomResizedCrop};
 
 /// A rectangle of pixels inside an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,6 +93,47 @@ pub fn cutout(side: usize, size: usize, draws: &mut Draws) -> Region {
     Region { left, top, width, height }
 }
 
+impl RandomErasing {
+    /// Draws the rectangle to erase from an image of [width, height] as torchvision's RandomErasing
+    /// does. The region is empty if nothing is to be erased: with probability 1 - p, or after ten
+    /// draws that don't fit.
+    pub fn draw(&self, size: [usize; 2], draws: &mut Draws) -> Region {
+        let none = Region { left: 0, top: 0, width: 0, height: 0 };
+        if draws.uniform() >= self.probability {
+            return none;
+        }
+        let drawn = (0..10).find_map(|_| {
+            let share = draws.between(self.scale[0], self.scale[1]);
+            erased_sides(size, share, draws.between(self.ratio[0].ln(), self.ratio[1].ln()).exp())
+        });
+        let Some([width, height]) = drawn else { return none };
+        let mut place = |length: usize, side: usize| draws.below((length - side) as u64 + 1) as usize;
+        Region { top: place(size[1], height), left: place(size[0], width), width, height }
+    }
+}
+
+/// Returns [width, height] of the rectangle with a share of the area of an image of [width,
+/// height], and with the given ratio of height to width. Returns None if a side is not shorter than
+/// the image's.
+pub fn erased_sides([width, height]: [usize; 2], share: f64, ratio: f64) -> Option<[usize; 2]> {
+    let area = (width * height) as f64 * share;
+    let side = |square: f64| square.sqrt().round_ties_even() as usize;
+    let (w, h) = (side(area / ratio), side(area * ratio));
+    (w < width && h < height).then_some([w, h])
+}
+
+/// Returns the box of CutMix around a centre (x, y), clipped at the border of a square image, and
+/// the share of the image outside the box. `share` is the share before clipping.
+pub fn cutmix(share: f64, size: usize, [x, y]: [usize; 2]) -> (Region, f64) {
+    let half = (0.5 * (1. - share).sqrt() * size as f64) as usize;
+    let span = |centre: usize| {
+        let start = centre.saturating_sub(half);
+        (start, (centre + half).min(size) - start)
+    };
+    let ((left, width), (top, height)) = (span(x), span(y));
+    (Region { left, top, width, height }, 1. - (width * height) as f64 / (size * size) as f64)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -142,6 +183,36 @@ mod tests {
         // torchvision: w = h * 4 / 3 for a wide image, h = w / 0.75 for a high one.
         assert_eq!(crop.draw([300, 30], &mut draws), Region { left: 130, top: 0, width: 40, height: 30 });
         assert_eq!(crop.draw([30, 300], &mut draws), Region { left: 0, top: 130, width: 30, height: 40 });
+    }
+
+    #[test]
+    fn erased_rectangles_come_with_their_probability_and_keep_to_their_bounds() {
+        let erasing = RandomErasing { probability: 0.3, scale: [0.1, 0.2], ratio: [0.5, 2.], ..RandomErasing::new(1.) };
+        let n = 20_000;
+        let drawn = (0..n).map(|index| erasing.draw([400, 300], &mut Draws::new(4, 1, index)));
+        let drawn: Vec<Region> = drawn.filter(|region| region.width > 0).collect();
+        // Five standard errors of a count: sqrt(20000 0.3 0.7) = 65.
+        assert!((drawn.len() as i64 - 6000).abs() < 324, "{}", drawn.len());
+        let (mut areas, mut ratios) = (0., 0.);
+        for region in &drawn {
+            assert!(region.left + region.width <= 400 && region.top + region.height <= 300);
+            areas += (region.width * region.height) as f64 / 120_000. / drawn.len() as f64;
+            ratios += (region.height as f64 / region.width as f64).ln() / drawn.len() as f64;
+        }
+        // Five standard errors of the means of uniform numbers: 0.1 and 2 ln 2 over sqrt(12 6000).
+        assert!((areas - 0.15).abs() < 0.002, "{areas}");
+        assert!(ratios.abs() < 0.026, "{ratios}");
+        let none = RandomErasing { scale: [1., 1.], ..RandomErasing::new(1.) };
+        assert_eq!(none.draw([30, 20], &mut Draws::new(0, 0, 0)).width, 0, "what never fits erases nothing");
+    }
+
+    #[test]
+    fn a_box_of_cutmix_has_the_share_of_its_clipped_area() {
+        // A quarter of the area is half of each side: 2 pixels on each side of the centre.
+        assert_eq!(cutmix(0.75, 8, [4, 4]), (Region { left: 2, top: 2, width: 4, height: 4 }, 0.75));
+        assert_eq!(cutmix(0.75, 8, [0, 7]), (Region { left: 0, top: 5, width: 2, height: 3 }, 1. - 6. / 64.));
+        assert_eq!(cutmix(0., 8, [4, 4]), (Region { left: 0, top: 0, width: 8, height: 8 }, 0.));
+        assert_eq!(cutmix(0.99, 8, [3, 3]).1, 1., "a box of less than two pixels is empty");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use super::draw::Draws;
 use super::image::{Image, View};
 use super::normalise::Normaliser;
 use super::region::{Region, Window, cutout};
-use super::{Augment, jitter, resize};
+use super::{Augment, Erased, jitter, policy, resize};
 use anyhow::Result;
 
 /// Transform of the images of a split into the floats that a network gets. Random numbers come from
@@ -36,8 +36,21 @@ impl Transform {
     /// Whether the transform only selects and mirrors pixels and doesn't change their values before
     /// normalisation. Whole batches can then be gathered on the device.
     pub fn only_takes(&self) -> bool {
-        let Augment { random_resized_crop, resize, jitter, .. } = &self.augment;
-        random_resized_crop.is_none() && resize.is_none() && (jitter.is_none() || !self.training)
+        let Augment { random_resized_crop, resize, .. } = &self.augment;
+        random_resized_crop.is_none() && resize.is_none() && !self.changes_values()
+    }
+
+    /// Whether the transform changes the values of pixels before normalisation, or fills in others
+    /// than 0 after it.
+    fn changes_values(&self) -> bool {
+        let Augment { jitter, trivial_augment, rand_augment, auto_augment, .. } = &self.augment;
+        let policy = *trivial_augment || rand_augment.is_some() || auto_augment.is_some();
+        self.training && (jitter.is_some() || policy || self.noise())
+    }
+
+    /// Whether random erasing fills in noise.
+    fn noise(&self) -> bool {
+        self.augment.random_erasing.is_some_and(|erasing| erasing.value == Erased::Noise)
     }
 
     /// Returns the image as the network sees it, before normalisation.
@@ -62,6 +75,10 @@ impl Transform {
                 image.cut(&self.window(image.size(), draws))
             }
         };
+        if self.training {
+            let operations = policy::draw(&self.augment, [self.size; 2], draws);
+            operations.into_iter().for_each(|(one, m)| policy::operations::apply(&mut image, one, m));
+        }
         if let Some(options) = self.augment.jitter.filter(|_| self.training) {
             jitter::draw(&options, draws).into_iter().for_each(|change| jitter::apply(&mut image, change));
         }
@@ -79,8 +96,13 @@ impl Transform {
         } else {
             normaliser.row(&self.apply(image, draws)?.pixels, out);
         }
-        if let Some(region) = self.erased(draws) {
-            erase(region, self.size * image.channels, image.channels, out);
+        let [cutout, erased] = self.erased(draws);
+        let stride = self.size * image.channels;
+        for region in cutout.into_iter().chain(erased.filter(|_| !self.noise())) {
+            rows(region, stride, image.channels, out).for_each(|row| row.fill(0.));
+        }
+        if let Some(region) = erased.filter(|_| self.noise()) {
+            rows(region, stride, image.channels, out).for_each(|row| draws.fill_normal(row));
         }
         Ok(())
     }
@@ -94,10 +116,13 @@ impl Transform {
         }
     }
 
-    /// Returns the region to set to 0 after normalisation, if there is cutout.
-    pub fn erased(&self, draws: &mut Draws) -> Option<Region> {
-        let side = self.augment.cutout.filter(|_| self.training)?;
-        Some(cutout(side as usize, self.size, draws))
+    /// Returns the regions of cutout and of random erasing; each is None if the option is not
+    /// given. The region of random erasing is empty if the image is not erased.
+    pub fn erased(&self, draws: &mut Draws) -> [Option<Region>; 2] {
+        let Augment { cutout: side, random_erasing, .. } = self.augment;
+        let square = side.filter(|_| self.training).map(|side| cutout(side as usize, self.size, draws));
+        let rectangle = random_erasing.filter(|_| self.training);
+        [square, rectangle.map(|erasing| erasing.draw([self.size; 2], draws))]
     }
 
     /// Returns the length of the shorter side after resizing; None if images are not resized.
@@ -125,8 +150,11 @@ fn write_window(image: View, window: &Window, normaliser: &Normaliser, out: &mut
     }
 }
 
-fn erase(region: Region, stride: usize, channels: usize, out: &mut [f32]) {
-    for row in out.chunks_exact_mut(stride.max(1)).skip(region.top).take(region.height) {
-        row[region.left * channels..(region.left + region.width) * channels].fill(0.);
-    }
+/// Returns the parts of the rows of an image that a region covers.
+fn rows(region: Region, stride: usize, channels: usize, out: &mut [f32]) -> impl Iterator<Item = &mut [f32]> {
+    let Region { left, top, width, height } = region;
+    out.chunks_exact_mut(stride.max(1))
+        .skip(top)
+        .take(height)
+        .map(move |row| &mut row[left * channels..(left + width) * channels])
 }

@@ -3,7 +3,7 @@
 
 use super::Stream;
 use super::prepared::Prepared;
-use crate::data::augment::draw::Draws;
+use crate::data::augment::draw::{Draws, image_of};
 use crate::data::augment::image::View;
 use crate::data::augment::normalise::{Normalisation, Normaliser};
 use crate::data::augment::transform::Transform;
@@ -40,7 +40,7 @@ impl Reader {
         self.files.len()
     }
 
-    /// Returns the batches of the images of `order`, `size` images each, with the random numbers of
+    /// Returns the batches of the visits of `order`, `size` images each, with the random numbers of
     /// (seed, epoch).
     pub fn batches(&self, order: Vec<i64>, size: usize, seed: u64, epoch: u64) -> Stream {
         let plan = EpochPlan {
@@ -73,15 +73,16 @@ impl Work for Drawn {
 
     fn run(&self, item: usize, row: &mut [f32]) -> Result<Option<i64>> {
         let Reader { files, transform, normaliser, .. } = &self.reader;
-        let index = self.order[item];
-        let Some(image) = files.read(index as usize)? else { return Ok(None) };
+        let visit = self.order[item];
+        let index = image_of(visit) as usize;
+        let Some(image) = files.read(index)? else { return Ok(None) };
         let view = View { width: image.width, height: image.height, channels: CHANNELS, pixels: &image.pixels };
-        transform.write(view, &mut Draws::new(self.seed, self.epoch, index), normaliser, row)?;
-        Ok(Some(files.label(index as usize)))
+        transform.write(view, &mut Draws::new(self.seed, self.epoch, visit), normaliser, row)?;
+        Ok(Some(files.label(index)))
     }
 
     fn name(&self, item: usize) -> String {
-        self.reader.files.path(self.order[item] as usize).display().to_string()
+        self.reader.files.path(image_of(self.order[item]) as usize).display().to_string()
     }
 }
 

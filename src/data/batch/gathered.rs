@@ -3,7 +3,7 @@
 //! which is sent to the device; the operations read nothing else that changes from batch to batch.
 
 use super::send;
-use crate::data::augment::draw::Draws;
+use crate::data::augment::draw::{Draws, image_of};
 use crate::data::augment::normalise::Normalisation;
 use crate::data::augment::transform::Transform;
 use crate::data::dataset::Split;
@@ -54,29 +54,29 @@ impl Gathered {
         self.labels.size()[0] as usize
     }
 
-    /// Draws windows and erased regions for the images at `indices`. Returns them as a tensor on
-    /// the device with one row per image.
-    pub(super) fn draw(&self, indices: &[i64], draws: &dyn Fn(i64) -> Draws) -> Tensor {
+    /// Draws windows and erased regions for the images of `visits`. Returns them as a tensor on the
+    /// device with one row per image.
+    pub(super) fn draw(&self, visits: &[i64], draws: &dyn Fn(i64) -> Draws) -> Tensor {
         let mut rows = Vec::new();
-        for index in indices {
-            let mut draws = draws(*index);
+        for visit in visits {
+            let mut draws = draws(*visit);
             let window = self.transform.window([self.size as usize; 2], &mut draws);
-            rows.extend([*index, window.top + self.pad, window.left + self.pad, i64::from(window.flip)]);
-            if let Some(region) = self.transform.erased(&mut draws) {
+            rows.extend([image_of(*visit), window.top + self.pad, window.left + self.pad, i64::from(window.flip)]);
+            for region in self.transform.erased(&mut draws).into_iter().flatten() {
                 let (bottom, right) = (region.top + region.height, region.left + region.width);
                 rows.extend([region.top, bottom, region.left, right].map(|at| at as i64));
             }
         }
-        send(Tensor::from_slice(&rows).view([indices.len() as i64, -1]), self.pixels.device())
+        send(Tensor::from_slice(&rows).view([visits.len() as i64, -1]), self.pixels.device())
     }
 
     /// Makes images, float32 (n, C, H, W), and labels (n) from the rows of [`Self::draw`]: int64
-    /// (n, 4), or (n, 8) with an erased region.
+    /// (n, 4), and 4 more columns for each erased region.
     pub(super) fn make(&self, drawn: &Tensor) -> (Tensor, Tensor) {
         let columns = drawn.unsqueeze(2).unbind(1);
         let (place, edges) = columns.split_at(4);
         let mut images = self.gather(place);
-        if !edges.is_empty() {
+        for edges in edges.chunks_exact(4) {
             images *= self.kept(edges);
         }
         (images.permute([0, 3, 1, 2]), self.labels.index_select(0, &drawn.select(1, 0)))

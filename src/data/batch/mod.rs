@@ -6,13 +6,14 @@ mod prepared;
 mod rows;
 
 use crate::data::augment::Augment;
-use crate::data::augment::draw::Draws;
+use crate::data::augment::draw::{self, Draws};
 use crate::data::augment::normalise::Normalisation;
 use crate::data::augment::transform::Transform;
 use crate::data::dataset::Images;
 use anyhow::Result;
 use files::Reader;
 use gathered::Gathered;
+use prepared::Mixing;
 pub use prepared::Prepared;
 use rows::Rows;
 use std::rc::Rc;
@@ -25,11 +26,11 @@ pub struct Batch {
     pub images: Tensor,
     /// Classes, int64 (n), on the device.
     pub labels: Tensor,
-    /// Second label of each image, if mixup mixed two images.
+    /// Second label of each image, if mixup or CutMix mixed two images.
     pub mixed: Option<Mixed>,
 }
 
-/// Labels and shares that mixup added to a batch.
+/// Labels and shares that mixup or CutMix added to a batch.
 #[derive(Debug)]
 pub struct Mixed {
     /// Class of the second image, int64 (n).
@@ -62,8 +63,10 @@ pub type Stream = Box<dyn Iterator<Item = Result<Prepared>>>;
 #[derive(Debug)]
 pub struct Batches {
     maker: Maker,
-    /// Parameter alpha of mixup, in training only.
-    mixup: Option<f64>,
+    /// Mixup and CutMix, in training only.
+    mixing: Mixing,
+    /// Number of times that an epoch visits each of its images.
+    repeats: i64,
 }
 
 /// Maker of the batches, depending on the place of the images.
@@ -79,7 +82,7 @@ enum Maker {
 
 impl Maker {
     fn batches(&self, order: Vec<i64>, size: usize, seed: u64, epoch: u64) -> Stream {
-        let draws = move |index| Draws::new(seed, epoch, index);
+        let draws = move |visit| Draws::new(seed, epoch, visit);
         match self {
             Maker::Rows(rows) => {
                 let rows = Rc::clone(rows);
@@ -138,14 +141,16 @@ impl Batches {
         });
         let transform = if training { Transform::train(augment, size) } else { Transform::test(augment, size) };
         let maker = match images {
-            // Only the CPU resizes images and changes colours.
+            // Only the CPU resizes images, changes their values and fills in noise.
             Images::Memory(split) if gather && transform.only_takes() => {
                 Maker::Gathered(Rc::new(Gathered::new(split, transform, augment.pad, normalisation, device)))
             }
             Images::Memory(split) => Maker::Rows(Rc::new(Rows::new(split, transform, normalisation, device))),
             Images::Files(files) => Maker::Reader(Box::new(Reader::new(files, transform, normalisation, device))),
         };
-        Batches { maker, mixup: augment.mixup.filter(|_| training) }
+        let alpha = |alpha: Option<f64>| alpha.filter(|_| training);
+        let mixing = Mixing { mixup: alpha(augment.mixup), cutmix: alpha(augment.cutmix), size: size as usize };
+        Batches { maker, mixing, repeats: augment.repeats.filter(|_| training).unwrap_or(1) }
     }
 
     /// Returns the number of images.
@@ -162,21 +167,28 @@ impl Batches {
         self.len() == 0
     }
 
-    /// Returns the batches of the images of `order`, `size` images each (the last has the rest),
-    /// with the random numbers of an epoch. The random numbers of an image depend on (seed, epoch,
-    /// its index) alone; mixup's share and pairs depend on (seed, epoch, index of the batch's first
-    /// image). A resumed epoch therefore gives the same batches for the rest of its order.
+    /// Returns the order in which an epoch visits the images, as long as there are images. With
+    /// `repeats`, each of the first images of a random order is visited several times.
+    pub fn order(&self, seed: u64, epoch: u64) -> Vec<i64> {
+        draw::visits(&draw::shuffled(self.len(), seed, epoch), self.repeats)
+    }
+
+    /// Returns the batches of the visits of `order` (indices, or a part of [`Self::order`]), `size`
+    /// images each (the last has the rest), with the random numbers of an epoch. The random numbers
+    /// of an image depend on (seed, epoch, its index, the repetition) alone; the shares, the pairs
+    /// and the box of mixup and CutMix depend on (seed, epoch, the batch's first visit). A resumed
+    /// epoch therefore gives the same batches for the rest of its order.
     pub fn epoch(&self, order: Vec<i64>, size: usize, seed: u64, epoch: u64) -> Stream {
         let firsts: Vec<i64> = order.iter().copied().step_by(size).collect();
         let batches = self.maker.batches(order, size, seed, epoch);
-        match self.mixup {
-            Some(alpha) => Box::new(
-                batches
-                    .zip(firsts)
-                    .map(move |(batch, first)| Ok(batch?.mixed(alpha, &mut Draws::of_batch(seed, epoch, first)))),
-            ),
-            None => batches,
+        let mixing = self.mixing;
+        if mixing.mixup.is_none() && mixing.cutmix.is_none() {
+            return batches;
         }
+        let mixed = batches
+            .zip(firsts)
+            .map(move |(batch, first)| Ok(batch?.mixed(mixing, &mut Draws::of_batch(seed, epoch, first))));
+        Box::new(mixed)
     }
 
     /// Returns the batches of all images in their order, `size` images each.

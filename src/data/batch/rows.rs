@@ -3,7 +3,7 @@
 //! materialised.
 
 use super::prepared::Prepared;
-use crate::data::augment::draw::Draws;
+use crate::data::augment::draw::{Draws, image_of};
 use crate::data::augment::image::View;
 use crate::data::augment::normalise::{Normalisation, Normaliser};
 use crate::data::augment::transform::Transform;
@@ -55,43 +55,43 @@ impl Rows {
         self.labels.len()
     }
 
-    /// Prepares a batch of the images at `indices`, with the random numbers that `draws` gives for
-    /// each index.
-    pub(super) fn prepare(&self, indices: &[i64], draws: &(dyn Fn(i64) -> Draws + Sync)) -> Result<Prepared> {
-        let (n, size, channels) = (indices.len() as i64, self.transform.size() as i64, self.images.size()[3]);
+    /// Prepares a batch of the images of `visits`, with the random numbers that `draws` gives for
+    /// each visit.
+    pub(super) fn prepare(&self, visits: &[i64], draws: &(dyn Fn(i64) -> Draws + Sync)) -> Result<Prepared> {
+        let (n, size, channels) = (visits.len() as i64, self.transform.size() as i64, self.images.size()[3]);
         let images = Tensor::empty([n, size, size, channels], (Kind::Float, Device::Cpu));
         // SAFETY: the tensor is float32, contiguous and on the CPU, and nothing else refers to it
         // yet.
         let floats = unsafe { std::slice::from_raw_parts_mut(images.data_ptr().cast(), images.numel()) };
-        self.fill(indices, draws, floats)?;
-        let labels: Vec<i64> = indices.iter().map(|index| self.labels[*index as usize]).collect();
+        self.fill(visits, draws, floats)?;
+        let labels: Vec<i64> = visits.iter().map(|visit| self.labels[image_of(*visit) as usize]).collect();
         Ok(Prepared::made(images, &labels, self.device))
     }
 
-    /// Writes the images at `indices` into a batch. The helpers and this thread take [`GRAIN`]
+    /// Writes the images of `visits` into a batch. The helpers and this thread take [`GRAIN`]
     /// images at a time.
-    fn fill(&self, indices: &[i64], draws: &(dyn Fn(i64) -> Draws + Sync), floats: &mut [f32]) -> Result<()> {
+    fn fill(&self, visits: &[i64], draws: &(dyn Fn(i64) -> Draws + Sync), floats: &mut [f32]) -> Result<()> {
         let [height, width, channels] = [1, 2, 3].map(|dim| self.images.size()[dim] as usize);
         let (input, output) = (height * width * channels, self.transform.size().pow(2) * channels);
         let (pixels, transform, normaliser) = (self.pixels(), &self.transform, &self.normaliser);
-        let image = |index: i64, out: &mut [f32]| {
-            let pixels = &pixels[index as usize * input..][..input];
-            transform.write(View { width, height, channels, pixels }, &mut draws(index), normaliser, out)
+        let image = |visit: i64, out: &mut [f32]| {
+            let pixels = &pixels[image_of(visit) as usize * input..][..input];
+            transform.write(View { width, height, channels, pixels }, &mut draws(visit), normaliser, out)
         };
-        let parts = Mutex::new(indices.chunks(GRAIN).zip(floats.chunks_mut(GRAIN * output)));
+        let parts = Mutex::new(visits.chunks(GRAIN).zip(floats.chunks_mut(GRAIN * output)));
         let failed = Mutex::new(None);
         let work = || {
             let next = || parts.lock().unwrap_or_else(PoisonError::into_inner).next();
-            while let Some((indices, floats)) = next() {
-                for (index, out) in indices.iter().zip(floats.chunks_exact_mut(output)) {
-                    if let Err(error) = image(*index, out) {
+            while let Some((visits, floats)) = next() {
+                for (visit, out) in visits.iter().zip(floats.chunks_exact_mut(output)) {
+                    if let Err(error) = image(*visit, out) {
                         *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
                     }
                 }
             }
         };
         match &self.helpers {
-            Some(helpers) if indices.len() > GRAIN => helpers.in_place_scope(|scope| {
+            Some(helpers) if visits.len() > GRAIN => helpers.in_place_scope(|scope| {
                 for _ in 0..helpers.current_num_threads() {
                     scope.spawn(|_| work());
                 }

@@ -156,24 +156,36 @@ fn a_gathered_batch_is_made_of_a_few_numbers_an_image_wherever_they_lie() {
     for (cutout, mixup, sizes) in [
         (None, None, vec![vec![6, 4]]),
         (Some(3), None, vec![vec![6, 8]]),
-        (Some(3), Some(1.), vec![vec![6, 8], vec![6], vec![2]]),
+        (Some(3), Some(1.), vec![vec![6, 8], vec![6], vec![2], vec![]]),
     ] {
         let augment = Augment { pad: 2, flip: true, cutout, mixup, ..Augment::default() };
-        let batches = Batches::gathered(&in_memory(&split), &augment, &identity(), Device::Cpu, true);
-        let expected: Vec<Batch> =
-            made(training(&split, &augment, &identity()).epoch(order.clone(), 6, 1, 2)).collect();
-        let prepared: Vec<Prepared> = batches.epoch(order.clone(), 6, 1, 2).map(Result::unwrap).collect();
-        let mut own = prepared[0].copy();
-        assert_eq!(own.tensors().iter().map(Tensor::size).collect::<Vec<_>>(), sizes);
-        let places: Vec<_> = own.tensors().iter().map(Tensor::data_ptr).collect();
-        for (prepared, expected) in prepared.iter().zip(&expected) {
-            own.set(prepared);
-            let batch = own.batch();
-            assert!(batch.images.equal(&expected.images) && batch.labels.equal(&expected.labels), "{augment:?}");
-            assert_eq!(batch.mixed.map(|mixed| mixed.labels), expected.mixed.as_ref().map(|mixed| mixed.labels.copy()));
-        }
-        assert_eq!(own.tensors().iter().map(Tensor::data_ptr).collect::<Vec<_>>(), places);
+        alike_wherever_they_lie(&split, &order, &augment, &sizes);
     }
+    let erased = "{pad: 2, cutout: 3, random_erasing: 0.7, cutmix: 1, repeats: 2}";
+    let sizes = [vec![6, 12], vec![6], vec![2], vec![4]];
+    alike_wherever_they_lie(&split, &order, &serde_yaml::from_str(erased).unwrap(), &sizes);
+    let both = "{flip: true, random_erasing: 0.7, mixup: 0.5, cutmix: 1}";
+    let sizes = [vec![6, 8], vec![6], vec![2], vec![], vec![4]];
+    alike_wherever_they_lie(&split, &order, &serde_yaml::from_str(both).unwrap(), &sizes);
+}
+
+/// Asserts that gathered batches, copied into the tensors of the first, are those of the CPU, and
+/// that these tensors have the given sizes.
+fn alike_wherever_they_lie(split: &Split, order: &[i64], augment: &Augment, sizes: &[Vec<i64>]) {
+    let order = order.to_vec();
+    let batches = Batches::gathered(&in_memory(split), augment, &identity(), Device::Cpu, true);
+    let expected: Vec<Batch> = made(training(split, augment, &identity()).epoch(order.clone(), 6, 1, 2)).collect();
+    let prepared: Vec<Prepared> = batches.epoch(order.clone(), 6, 1, 2).map(Result::unwrap).collect();
+    let mut own = prepared[0].copy();
+    assert_eq!(own.tensors().iter().map(Tensor::size).collect::<Vec<_>>(), sizes);
+    let places: Vec<_> = own.tensors().iter().map(Tensor::data_ptr).collect();
+    for (prepared, expected) in prepared.iter().zip(&expected) {
+        own.set(prepared);
+        let batch = own.batch();
+        assert!(batch.images.equal(&expected.images) && batch.labels.equal(&expected.labels), "{augment:?}");
+        assert_eq!(batch.mixed.map(|mixed| mixed.labels), expected.mixed.as_ref().map(|mixed| mixed.labels.copy()));
+    }
+    assert_eq!(own.tensors().iter().map(Tensor::data_ptr).collect::<Vec<_>>(), places);
 }
 
 #[test]
@@ -216,6 +228,101 @@ fn a_mixed_batch_is_the_two_images_weighted_and_keeps_their_labels() {
     assert!((&batch.images - expected).abs().max().double_value(&[]) < 5e-5);
     assert_eq!(batch.images.stride(), [192, 1, 24, 3], "channels_last");
     assert_ne!(one(&mixing, &order, 3, 1).mixed.unwrap().shares, shares);
+}
+
+/// Each pixel of a batch with CutMix is that of the image or of its partner; those of the partner
+/// form a box, and their number gives the shares.
+#[test]
+fn a_cut_batch_has_a_box_of_the_partner_and_shares_of_its_area() {
+    let split = split(30, 3);
+    let order: Vec<i64> = (0..30).collect();
+    let x = one(&training(&split, &Augment::default(), &identity()), &order, 3, 0).images;
+    let both = Augment { cutmix: Some(1.), mixup: Some(1.), ..Augment::default() };
+    let (mut cut, mut boxes) = (0, std::collections::BTreeSet::new());
+    for (augment, epochs) in [(Augment { mixup: None, ..both }, 40), (both, 400)] {
+        let batches = training(&split, &augment, &identity());
+        for epoch in 0..epochs {
+            let batch = one(&batches, &order, 3, epoch);
+            let Mixed { labels: others, shares } = batch.mixed.unwrap();
+            assert_eq!(batch.images.stride(), [192, 1, 24, 3], "channels_last");
+            let partners = x.index_select(0, &others);
+            let own = batch.images.eq_tensor(&x).all_dim(1, false).all_dim(0, false);
+            let of_partner = batch.images.eq_tensor(&partners).all_dim(1, false).all_dim(0, false);
+            if !bool::try_from(own.logical_or(&of_partner).all()).unwrap() {
+                assert!(augment.mixup.is_some(), "neither image");
+                continue;
+            }
+            cut += i64::from(augment.mixup.is_some());
+            let (inside, area) = (own.logical_not(), own.logical_not().sum(Kind::Int64).int64_value(&[]));
+            let extent = |dim: i64| inside.any_dim(dim, false).sum(Kind::Int64).int64_value(&[]);
+            assert_eq!(extent(0) * extent(1), area, "a box");
+            assert_eq!(Vec::<f32>::try_from(&shares).unwrap(), [1. - area as f32 / 64., area as f32 / 64.]);
+            boxes.insert((extent(0), extent(1)));
+        }
+    }
+    // One of the two with probability 1/2: 200 of 400, within five standard errors of 10.
+    assert!((cut - 200).abs() < 50, "{cut} of 400");
+    assert!(boxes.len() > 15, "{boxes:?}");
+}
+
+#[test]
+fn a_repeated_image_comes_several_times_with_numbers_of_its_own() {
+    let split = split(10, 3);
+    let augment: Augment = serde_yaml::from_str("{pad: 2, flip: true, mixup: 1, repeats: 3}").unwrap();
+    let plain = training(&split, &Augment { mixup: None, repeats: None, ..augment }, &identity());
+    let batches = training(&split, &Augment { mixup: None, ..augment }, &identity());
+    let (order, shuffled) = (batches.order(4, 1), plain.order(4, 1));
+    assert_eq!(shuffled, draw::shuffled(10, 4, 1));
+    let repeated = one(&batches, &order, 4, 1);
+    let expected: Vec<i64> = (0..10).map(|at| shuffled[at / 3]).collect();
+    // Labels are indices here.
+    assert_eq!(Vec::<i64>::try_from(&repeated.labels).unwrap(), expected);
+    let first = one(&plain, &shuffled, 4, 1).images;
+    for at in 0..4 {
+        assert!(repeated.images.get(3 * at).equal(&first.get(at)), "the first visit is that without repeats");
+    }
+    let pairs = (0..10).filter(|at| at % 3 > 0);
+    let different = pairs.filter(|at| !repeated.images.get(*at).equal(&repeated.images.get(at - at % 3))).count();
+    assert!(different >= 4, "{different} of 6 differ");
+    // The rest of an interrupted epoch, which begins within the visits to an image.
+    let mixing = training(&split, &augment, &identity());
+    let whole: Vec<Batch> = made(mixing.epoch(order.clone(), 4, 4, 1)).collect();
+    let rest: Vec<Batch> = made(mixing.epoch(order[4..].to_vec(), 4, 4, 1)).collect();
+    assert_eq!((whole.len(), rest.len()), (3, 2));
+    for (whole, rest) in whole[1..].iter().zip(&rest) {
+        assert!(whole.images.equal(&rest.images) && whole.labels.equal(&rest.labels));
+    }
+}
+
+#[test]
+fn operations_and_noise_apply_to_training_images_alone_and_only_on_the_cpu() {
+    let split = split(30, 3);
+    let order: Vec<i64> = (0..30).collect();
+    let of = |yaml: &str| serde_yaml::from_str::<Augment>(yaml).unwrap();
+    let plain = one(&training(&split, &Augment::default(), &identity()), &order, 1, 1).images;
+    for yaml in [
+        "trivial_augment: true",
+        "rand_augment: {operations: 1, magnitude: 30}",
+        "auto_augment: svhn",
+        "random_erasing: {probability: 1, value: noise}",
+    ] {
+        let images = one(&training(&split, &of(yaml), &identity()), &order, 1, 1).images;
+        let changed = (0..30).filter(|at| !images.get(*at).equal(&plain.get(*at))).count();
+        assert!(changed > 15, "{yaml}: {changed}");
+        assert!(!Transform::train(&of(yaml), 8).only_takes() && Transform::test(&of(yaml), 8).only_takes());
+        let batches = Batches::test(&in_memory(&split), &of(yaml), &identity(), Device::Cpu);
+        assert!(made(batches.in_order(30)).next().unwrap().images.equal(&plain), "{yaml}");
+    }
+    assert!(Transform::train(&of("random_erasing: 1"), 8).only_takes());
+    let noise = of("random_erasing: {probability: 1, value: noise}");
+    let (noisy, black) =
+        (training(&split, &noise, &identity()), training(&split, &of("random_erasing: 1"), &identity()));
+    let (noisy, black) = (one(&noisy, &order, 1, 1).images, one(&black, &order, 1, 1).images);
+    let erased = black.ne_tensor(&plain).any_dim(1, true);
+    assert!(noisy.where_self(&erased.logical_not(), &plain).equal(&plain), "the same place is erased");
+    let numbers = noisy.masked_select(&erased);
+    // Five standard errors of the mean of standard normal numbers.
+    assert!(numbers.mean(Kind::Double).double_value(&[]).abs() < 5. / (numbers.numel() as f64).sqrt());
 }
 
 #[test]
