@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use tch::Device;
 
 /// Name, number of points, number of trials, and number of published numbers of each file.
-const FILES: [(&str, usize, usize, usize); 24] = [
+const FILES: [(&str, usize, usize, usize); 26] = [
     ("acnet-cifar10", 4, 20, 4),
     ("acnet-cifar100", 3, 15, 3),
     ("cifar10", 5, 25, 0),
@@ -21,11 +21,13 @@ const FILES: [(&str, usize, usize, usize); 24] = [
     ("imagenet-data", 6, 6, 0),
     ("imagenet-dcd", 2, 2, 1),
     ("imagenet-dcd-resnet50", 2, 2, 0),
+    ("imagenet-long", 2, 2, 0),
     ("imagenet-mobilenet_v2", 20, 20, 6),
     ("imagenet-mobileone", 6, 6, 2),
     ("imagenet-odconv", 6, 6, 6),
     ("imagenet-odconv-mobilenet_v2", 9, 9, 9),
     ("imagenet-repvgg", 12, 12, 6),
+    ("imagenet-resnest", 2, 2, 1),
     ("imagenet-resnet18", 4, 4, 1),
     ("imagenet-se", 4, 4, 0),
     ("imagenet-shufflenet_v2", 8, 8, 3),
