@@ -7,7 +7,7 @@ TORCH := 2.11.0
 VENV := .venv
 BINARY := $(or $(CARGO_TARGET_DIR),target)/release/foldconv
 
-.PHONY: setup setup-peer setup-browser setup-cuda demo build test lint soak fuzz bench-peer bench-report bench-sweep bench-data bench-graphs bench-detectors
+.PHONY: setup setup-peer setup-browser setup-cuda demo build test lint soak fuzz bench-peer bench-report bench-sweep bench-data bench-graphs bench-detectors bench-recipes
 
 setup: tools $(if $(LIBTORCH),,$(VENV)/.torch-$(TORCH))
 	@sh .ci/check-libtorch "$(or $(LIBTORCH),$(VENV)/libtorch)" $(TORCH)
@@ -102,6 +102,11 @@ bench-sweep: build
 bench-data: build setup-peer
 	$(VENV)/bin/python benches/data.py --foldconv $(BINARY)
 	$(VENV)/bin/python benches/files.py --foldconv $(BINARY)
+
+# Measures a step with each optimizer and with a moving average, as multiples of SGD's, and prints the table of
+# docs/training.md.
+bench-recipes: build setup
+	$(VENV)/bin/python benches/recipes.py --foldconv $(BINARY)
 
 # Folds networks of timm and torchvision, and prints the table of docs/graphs.md.
 bench-graphs: build setup-peer

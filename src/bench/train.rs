@@ -54,7 +54,7 @@ pub struct Phases {
     pub forward_seconds: f64,
     /// Backward pass, from loss to gradients.
     pub backward_seconds: f64,
-    /// Update of the parameters.
+    /// Update of the parameters, and of their average if there is one.
     pub optimizer_seconds: f64,
 }
 
@@ -80,13 +80,19 @@ impl Steps {
         Ok(())
     }
 
-    /// Runs the next step and calls `done` after each phase.
-    fn step_by_phase(&mut self, done: &mut dyn FnMut()) -> Result<()> {
+    /// Runs the next step, and returns the seconds of waiting for the batch, and of each phase.
+    fn step_by_phase(&mut self, device: Device) -> Result<[Duration; 4]> {
+        let (mut times, mut last) = ([Duration::ZERO; 4], Instant::now());
+        let mut add = |phase: usize| {
+            synchronize(device);
+            times[phase] += last.elapsed();
+            last = Instant::now();
+        };
         let (batch, epoch, at) = self.batch()?;
         let batch = batch.batch();
-        done();
-        let _loss = self.trainer.step_by_phase(&batch, epoch, at, done);
-        Ok(())
+        add(0);
+        let _loss = self.trainer.step_by_phase(&batch, epoch, at, &mut |phase| add(1 + phase as usize));
+        Ok(times)
     }
 
     /// Runs the next step and returns the number of operations that waited for the device.
@@ -127,12 +133,8 @@ pub fn train_speed(config: &Config, device: Device, warmup: u64, steps: u64) -> 
         let mut done = Ok(());
         whole.push(clock(device, || done = training.step()));
         done?;
-        let (mut last, mut at) = (Instant::now(), 0);
-        training.step_by_phase(&mut || {
-            synchronize(device);
-            phases[at].push(last.elapsed());
-            (last, at) = (Instant::now(), at + 1);
-        })?;
+        let times = training.step_by_phase(device)?;
+        phases.iter_mut().zip(times).for_each(|(phase, time)| phase.push(time));
     }
     let peak = peak.and_then(|peak| peak.bytes());
     let waits = training.waits()?;

@@ -18,6 +18,17 @@ use crate::train::schedule::learning_rate;
 use anyhow::Result;
 use tch::{Device, Kind, Tensor};
 
+/// Phase of a step.
+#[derive(Clone, Copy, Debug)]
+pub enum Phase {
+    /// Forward pass, from images to loss.
+    Forward,
+    /// Backward pass, from loss to gradients.
+    Backward,
+    /// Update of the parameters and of their average.
+    Update,
+}
+
 /// A network in training.
 #[derive(Debug)]
 pub struct Trainer {
@@ -116,14 +127,13 @@ impl Trainer {
         let Trainer { network, optimizer, ema, teacher, config, steps, loss, .. } = self;
         let (ema, teacher) = (ema.as_mut(), teacher.as_ref());
         let mut parts = Parts { network, optimizer, ema, teacher, train: &config.train };
-        steps.run(batch, &mut |batch| loss.copy_(&parts.compute(batch, &mut || ())));
+        steps.run(batch, &mut |batch| loss.copy_(&parts.compute(batch, &mut |_| ())));
         loss.copy()
     }
 
     /// Runs one step as [`Trainer::step`] does, on a batch already built and never recorded; `done`
-    /// is called after the forward pass, after the backward pass and after the update, the first
-    /// two for each part of the batch.
-    pub fn step_by_phase(&mut self, batch: &Batch, epoch: u64, step: u64, done: &mut dyn FnMut()) -> Tensor {
+    /// is called after each phase. The passes come once for each part of the batch.
+    pub fn step_by_phase(&mut self, batch: &Batch, epoch: u64, step: u64, done: &mut dyn FnMut(Phase)) -> Tensor {
         self.prepare(epoch, step);
         let Trainer { network, optimizer, ema, teacher, config, .. } = self;
         let (ema, teacher) = (ema.as_mut(), teacher.as_ref());
@@ -168,27 +178,27 @@ struct Parts<'a> {
 impl Parts<'_> {
     /// Runs forward, backward and update. All tensors that it reads, apart from the batch, stay at
     /// their addresses, as recording requires.
-    fn compute(&mut self, batch: &Batch, done: &mut dyn FnMut()) -> Tensor {
+    fn compute(&mut self, batch: &Batch, done: &mut dyn FnMut(Phase)) -> Tensor {
         let precision = self.train.precision;
         precision.step(|| {
             let (loss, gradient) = self.differentiate(batch, done);
             self.optimizer.update(gradient);
             self.ema.iter_mut().for_each(|ema| ema.update(self.optimizer.flat()));
-            done();
+            done(Phase::Update);
             loss
         })
     }
 
     /// Returns the mean loss of the batch and its gradient, computed in as many parts as the config
     /// says.
-    fn differentiate(&self, batch: &Batch, done: &mut dyn FnMut()) -> (Tensor, Tensor) {
+    fn differentiate(&self, batch: &Batch, done: &mut dyn FnMut(Phase)) -> (Tensor, Tensor) {
         let size = batch.labels.size()[0];
         let parts = batch.parts(self.train.accumulate as i64);
         let computed = parts.iter().map(|part| {
             let loss = self.loss(part);
-            done();
+            done(Phase::Forward);
             let gradient = self.optimizer.gradient(&loss);
-            done();
+            done(Phase::Backward);
             if parts.len() == 1 {
                 return (loss.detach(), gradient);
             }

@@ -10,6 +10,7 @@ mod export;
 mod files;
 mod graphs;
 mod import;
+mod init;
 mod tensorboard;
 mod torchvision;
 mod training;

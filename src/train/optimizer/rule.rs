@@ -116,7 +116,8 @@ impl Update<'_> {
         let [mean, square] = self.state else { return self.gradient.shallow_clone() };
         let _ = mean.lerp_(&self.gradient, 1. - first);
         let _ = square.lerp_(&self.gradient.square(), 1. - second);
-        let correction = |beta: f64| Tensor::from(beta).to_device(self.steps.device()).pow(self.steps) * -1. + 1.;
+        // 1 - beta^t, of a number of steps that recorded steps count on the device.
+        let correction = |beta: f64| (self.steps * beta.ln()).exp() * -1. + 1.;
         let root = square.sqrt().g_div_(&correction(second).sqrt()).g_add_scalar_(eps);
         (&*mean / root).g_div_(&correction(first))
     }

@@ -103,6 +103,13 @@ pub struct Residual {
     pub extras: BlockExtras,
 }
 
+impl Residual {
+    /// Creates a block that keeps the main branch of every sample in training.
+    pub fn new(main: Parts, shortcut: Option<Parts>, activation: Activation, extras: BlockExtras) -> Residual {
+        Residual { main, shortcut, activation, drop_path: Cell::default(), extras }
+    }
+}
+
 impl Part for Residual {
     fn forward(&self, x: &Tensor, _shared: Option<&Tensor>, train: bool) -> Tensor {
         let shared = self.extras.share(x, train);

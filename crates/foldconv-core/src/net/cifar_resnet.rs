@@ -90,13 +90,7 @@ fn new_block(path: &nn::Path, builder: &Builder, shape: Shape, shortcut: Shortcu
         _ => residual::projection(&mut block, &shape, "shortcut.0", "shortcut.1")?,
     };
     let shortcut: Option<Parts> = Some(shortcut);
-    Ok(Box::new(Residual {
-        main,
-        shortcut,
-        activation: Activation::Relu,
-        extras: block.finish(outputs)?,
-        drop_path: Default::default(),
-    }))
+    Ok(Box::new(Residual::new(main, shortcut, Activation::Relu, block.finish(outputs)?)))
 }
 
 /// Subsampling to every `stride`th row and column, with channels of zeros before and after the

@@ -140,12 +140,6 @@ impl Config {
         let (conv, bn) = ((at + 1).to_string(), (at + 2).to_string());
         add(&conv, &bn, SiteKind::Pointwise, Geometry::same(hidden, outputs, 1), Activation::None)?;
         let shortcut = (stride == 1 && inputs == outputs).then(Parts::new);
-        Ok(Residual {
-            main,
-            shortcut,
-            activation: Activation::None,
-            extras: block.finish(outputs)?,
-            drop_path: Default::default(),
-        })
+        Ok(Residual::new(main, shortcut, Activation::None, block.finish(outputs)?))
     }
 }

@@ -99,7 +99,7 @@ impl Family for Config {
 
 fn new_block(main: Parts, block: Block, outputs: i64) -> Result<Box<dyn Part>> {
     let extras = block.finish(outputs)?;
-    Ok(Box::new(Residual { main, shortcut: None, activation: Activation::None, extras, drop_path: Default::default() }))
+    Ok(Box::new(Residual::new(main, None, Activation::None, extras)))
 }
 
 /// Builds a convolution of this name and kind with its operator, followed by ReLU; if `gated`, with

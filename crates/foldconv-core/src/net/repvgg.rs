@@ -75,13 +75,7 @@ impl Family for Config {
             let site = block
                 .site_below(root, SitePlan { conv, after: After::Norm(bn), kind, geometry, activation, default })?;
             let (main, extras): (Parts, _) = (vec![Box::new(site)], block.finish(outputs)?);
-            parts.push(Box::new(Residual {
-                main,
-                shortcut: None,
-                activation: Activation::None,
-                extras,
-                drop_path: Default::default(),
-            }));
+            parts.push(Box::new(Residual::new(main, None, Activation::None, extras)));
             inputs = outputs;
             Ok(())
         };

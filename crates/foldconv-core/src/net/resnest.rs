@@ -103,13 +103,7 @@ fn new_block(path: &nn::Path, builder: &Builder, shape: Shape, standing: Default
         shortcut.insert(0, Box::new(Mean { window: stride, stride, padding: 0 }));
     }
     let extras = block.finish(outputs)?;
-    Ok(Box::new(Residual {
-        main,
-        shortcut: Some(shortcut),
-        activation: Activation::Relu,
-        extras,
-        drop_path: Default::default(),
-    }))
+    Ok(Box::new(Residual::new(main, Some(shortcut), Activation::Relu, extras)))
 }
 
 /// Average pooling. With padding, the zeros of the padding count, and only whole windows are used.

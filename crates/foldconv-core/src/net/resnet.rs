@@ -146,11 +146,5 @@ fn new_block(
         }
     };
     let shortcut = Some(residual::projection(&mut block, &shape, "downsample.0", "downsample.1")?);
-    Ok(Box::new(Residual {
-        main,
-        shortcut,
-        activation: Activation::Relu,
-        extras: block.finish(outputs)?,
-        drop_path: Default::default(),
-    }))
+    Ok(Box::new(Residual::new(main, shortcut, Activation::Relu, block.finish(outputs)?)))
 }

@@ -69,11 +69,5 @@ fn block(path: &nn::Path, builder: &Builder, inputs: i64, outputs: i64) -> Resul
         Box::new(site("pointwise", SiteKind::Pointwise, Geometry::same(inputs, outputs, 1))?),
         Box::new(site("depthwise", SiteKind::Depthwise, depthwise)?),
     ];
-    Ok(Residual {
-        main,
-        shortcut: None,
-        activation: Activation::None,
-        extras: block.finish(outputs)?,
-        drop_path: Default::default(),
-    })
+    Ok(Residual::new(main, None, Activation::None, block.finish(outputs)?))
 }

@@ -155,13 +155,7 @@ impl Config {
         let last = Geometry::same(inner, outputs, 1);
         main.push(Box::new(block.site(pointwise("conv3", "bn3", last, Activation::None, DefaultOperator::Plain))?));
         let shortcut = Some(residual::projection(&mut block, &shape, "downsample.0", "downsample.1")?);
-        Ok(Box::new(Residual {
-            main,
-            shortcut,
-            activation: relu,
-            extras: block.finish(outputs)?,
-            drop_path: Default::default(),
-        }))
+        Ok(Box::new(Residual::new(main, shortcut, relu, block.finish(outputs)?)))
     }
 
     fn splits(&self, block: &mut Block, geometry: Geometry) -> Result<Splits> {

@@ -77,13 +77,7 @@ impl NetRecipe for Config {
                 (inputs, at) = (outputs, at + 3);
             }
             let extras = block.finish(outputs)?;
-            parts.push(Box::new(Residual {
-                main,
-                shortcut: None,
-                activation: Activation::None,
-                extras,
-                drop_path: Default::default(),
-            }));
+            parts.push(Box::new(Residual::new(main, None, Activation::None, extras)));
             parts.push(Box::new(MaxPool::new(2, 2, 0)));
             at += 1;
         }

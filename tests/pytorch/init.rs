@@ -1,0 +1,40 @@
+//! Trials that begin with networks trained in PyTorch: the function is PyTorch's. Needs
+//! `make setup-peer`; without it the test says so and passes, unless FOLDCONV_PEER is set.
+
+use crate::common::arg;
+use crate::common::peer::{peer, script};
+use foldconv::config::{self, Config};
+use foldconv::net::Form;
+use foldconv::train::init;
+use std::collections::HashMap;
+use tch::{Device, Tensor};
+
+#[test]
+fn networks_of_pytorch_are_unfolded_to_the_same_function() {
+    if !peer() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let classes = config::data_section("shapes", &[]).unwrap().spec().classes;
+    script("init.py", &[arg(folder.path()), classes.to_string()]);
+    let io: HashMap<String, Tensor> =
+        Tensor::read_safetensors(folder.path().join("io.safetensors")).unwrap().into_iter().collect();
+    let begun = |file: &str, more: &str| {
+        let file = arg(&folder.path().join(file));
+        let yaml = format!(
+            "{{data: {{name: shapes, size: 64}}, net: resnet18, init: {{file: {file}, unfold: true}}, {more}}}"
+        );
+        let config = Config::new(&config::named("--config", &yaml).unwrap(), "a.yaml").unwrap();
+        let network = config.build(Form::Expanded, Device::Cpu).unwrap();
+        assert!(init::begin(&config, &network).unwrap().is_none(), "PyTorch's files have no normalisation");
+        tch::no_grad(|| network.network.forward_t(&io["x"], false))
+    };
+    for file in ["net.pt2", "net.onnx", "net.pth", "net.pt"] {
+        for more in ["operator: dbb", "operator: {name: maconv}, apply_to: [all]", "operator: plain"] {
+            let logits = begun(file, more);
+            let error = (&logits - &io["logits"]).abs().max() / io["logits"].abs().max();
+            // float32 with other convolutions: a few hundred roundings of 6e-8.
+            assert!(error.double_value(&[]) < 2e-5, "{file}, {more}: {error:?}");
+        }
+    }
+}
