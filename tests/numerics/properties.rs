@@ -1,6 +1,7 @@
 //! Properties of every operator, on randomly drawn options and convolutions: the folded operator is
-//! the same function with the same gradient; a model file reads back as the same bytes; the
-//! described counts equal those of the tensors and of PyTorch.
+//! the same function with the same gradient; the operator takes over a trained convolution; a model
+//! file reads back as the same bytes; the described counts equal those of the tensors and of
+//! PyTorch.
 //!
 //! Tolerance: in float64 two forms differ by the rounding of a few hundred sums, about 1e-15
 //! relative; 1e-10 leaves room for running variances and gains that amplify this rounding, and is
@@ -18,6 +19,7 @@ use foldconv::model::Model;
 use foldconv::net::{Form, Site};
 use foldconv::op::activation::Activation;
 use foldconv::op::contract::operator::{Compact, Operator, Shared, VariablePaths};
+use foldconv::op::layers::unfold::{UnfoldError, UnfoldOptions};
 use foldconv::op::{OperatorConfig, Resolved};
 use foldconv::options::Entry;
 use proptest::prelude::*;
@@ -118,6 +120,40 @@ fn may_refuse(given: &Given, error: &FoldError) -> bool {
     }
 }
 
+/// Checks that the operator, with values as after training, takes over the function of a trained
+/// convolution with a batch norm. New branches begin at 0 and at another size.
+fn check_unfolding(
+    name: &str,
+    text: &str,
+    config: &Resolved<OperatorConfig>,
+    x: &Tensor,
+    geometry: Geometry,
+) -> Result<(), TestCaseError> {
+    let plain = Expanded::new(Resolved::plain(), geometry);
+    let (trained, expected) = (plain.operator.trained().unwrap(), plain.forward(x));
+    for scale in [None, Some(0.2)] {
+        let expanded = Expanded::new(config, geometry);
+        expanded.shared.iter().for_each(|shared| shared.settle());
+        match expanded.operator.unfold(&trained, &UnfoldOptions { scale, approximate: true }) {
+            Ok(distance) if distance < TOLERANCE => {
+                let error = relative(&expanded.forward(x), &expected);
+                prop_assert!(error < TOLERANCE, "{text} {geometry:?}, unfolded, {scale:?}: {error:e}");
+            }
+            Ok(distance) => {
+                let narrow = ["tbc", "tgc", "drconv"].contains(&name) || text.contains("bypass: false");
+                let narrow = narrow || text.contains("variant: fc");
+                prop_assert!(narrow && distance < 1., "{text} {geometry:?}: unfolded at a distance of {distance}");
+            }
+            Err(UnfoldError::Options(reason)) => {
+                let known = ["relu", "ck"].iter().any(|word| text.contains(word));
+                prop_assert!(known, "{text} {geometry:?}: {reason}");
+            }
+            Err(error) => prop_assert!(false, "{text} {geometry:?}: {error}"),
+        }
+    }
+    Ok(())
+}
+
 fn check(name: &str, given: &Given, geometry: Geometry, size: [i64; 2], seed: u32) -> Result<(), TestCaseError> {
     let text = yaml(name, given);
     let read = serde_yaml::from_str::<OperatorConfig>(&text);
@@ -142,7 +178,7 @@ fn check(name: &str, given: &Given, geometry: Geometry, size: [i64; 2], seed: u3
         let error = relative(found, expected);
         prop_assert!(error < TOLERANCE, "{text} {what}: {error:e}");
     }
-    Ok(())
+    check_unfolding(name, &text, &config, &x, geometry)
 }
 
 /// Runs the cases of an operator. Returns the option values that occurred in none of the checked

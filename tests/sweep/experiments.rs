@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use tch::Device;
 
 /// Name, number of points, number of trials, and number of published numbers of each file.
-const FILES: [(&str, usize, usize, usize); 26] = [
+const FILES: [(&str, usize, usize, usize); 27] = [
     ("acnet-cifar10", 4, 20, 4),
     ("acnet-cifar100", 3, 15, 3),
     ("cifar10", 5, 25, 0),
@@ -32,6 +32,7 @@ const FILES: [(&str, usize, usize, usize); 26] = [
     ("imagenet-se", 4, 4, 0),
     ("imagenet-shufflenet_v2", 8, 8, 3),
     ("imagenet-torchvision", 2, 2, 1),
+    ("imagenet-weightnet", 8, 8, 8),
     ("smallnet-cifar10", 19, 57, 0),
     ("svhn", 5, 25, 0),
     ("tied", 9, 45, 0),
