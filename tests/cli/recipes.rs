@@ -13,7 +13,7 @@ seed: 2
 /// The section `train` of each recipe. `TEACHER` is a model.
 const RECIPES: [&str; 4] = [
     "{optimizer: adamw, lr: 0.003, weight_decay: 0.05, ema: {decay: 0.99}, clip_norm: 1, drop_path: 0.2, dropout: 0.1}",
-    "{optimizer: lamb, lr: 0.01, schedule: one_cycle, accumulate: 3, decay_norm_and_bias: false}",
+    "{optimizer: lamb, lr: 0.01, schedule: one_cycle, accumulate: 3, decay_norm_and_bias: false, ema: {decay: 0.9}}",
     "{optimizer: rmsprop, lr: 0.003, schedule: step, step_size: 1, gamma: 0.9, ema: {decay: 0.9, warmup: false}, precise_bn: 64}",
     "{nesterov: true, schedule: multi_step, milestones: [1], ema: {decay: 0.95}, distill: {teacher: TEACHER, features: [layer1.0.conv1]}}",
 ];
