@@ -148,9 +148,7 @@ fn model(config: &Config, path: &Path) -> Result<Source> {
         let with = if theirs == config.net.name() { " with other options" } else { "" };
         bad_request!("init.file: {file}: is a {theirs}{with}, and net is {}", config.net.name());
     }
-    if own.bn_eps != config.bn_eps {
-        bad_request!("init.file: {file}: its batch norms add {0} to the variance; give bn_eps: {0}", own.bn_eps);
-    }
+    expect_eps(&[own.bn_eps], config, path)?;
     let normalisation = model.about.normalisation.clone();
     let channels = config.data.spec().channels;
     if normalisation.mean.len() as i64 != channels {
@@ -161,6 +159,22 @@ fn model(config: &Config, path: &Path) -> Result<Source> {
     }
     let network = model.build(Device::Cpu)?;
     Ok(Source { network, normalisation: Some(normalisation), new_classifier: false })
+}
+
+/// Checks that batch norms add the same number to the variance in a file, if it says one, and in
+/// the trial.
+fn expect_eps(theirs: &[f64], config: &Config, path: &Path) -> Result<()> {
+    match theirs {
+        [] => Ok(()),
+        [eps] if *eps == config.bn_eps => Ok(()),
+        [eps] => {
+            bad_request!("init.file: {}: its batch norms add {eps} to the variance; give bn_eps: {eps}", path.display())
+        }
+        several => bad_request!(
+            "init.file: {}: its batch norms add {several:?} to the variance, and a trial has one bn_eps; export it as .pt2",
+            path.display()
+        ),
+    }
 }
 
 /// Returns a network with the path of its file left out; the hash of the content tells files apart.
@@ -187,6 +201,7 @@ fn state_dict(config: &Config, init: &InitConfig) -> Result<Source> {
     let (path, file) = (&init.file, init.file.display());
     let config = &if init.unfold { plain(config, config.net.clone()) } else { Config { init: None, ..config.clone() } };
     let checkpoint = Checkpoint::open(path)?;
+    expect_eps(&checkpoint.bn_eps()?, config, path)?;
     let names = || Ok(config.build(Form::Expanded, Device::Cpu)?.names());
     let state = StateDict::find(&checkpoint, path, None, &NameMap::default(), &names)?;
     let form = if init.unfold { None } else { Some(Form::Expanded) };

@@ -1,5 +1,5 @@
 """init.py FOLDER CLASSES: leaves a ResNet-18 of torchvision with statistics as after training in FOLDER, as net.pt2, net.onnx, net.pth and
-net.pt, and an input with its logits as io.safetensors."""
+net.pt, another eps of its batch norms as eps.pt, and an input with its logits as io.safetensors."""
 
 import sys
 import warnings
@@ -28,4 +28,8 @@ torch.export.save(exported, folder / "net.pt2")
 torch.onnx.export(net, (x,), folder / "net.onnx", dynamo=True, dynamic_shapes=({0: batch},), external_data=False)
 torch.save(net.state_dict(), folder / "net.pth")
 torch.jit.trace(net, x).save(folder / "net.pt")
+for module in net.modules():
+    if isinstance(module, torch.nn.BatchNorm2d):
+        module.eps = 1e-3
+torch.jit.trace(net, x).save(folder / "eps.pt")
 save_file({"x": x, "logits": logits}, folder / "io.safetensors")

@@ -19,14 +19,18 @@ fn networks_of_pytorch_are_unfolded_to_the_same_function() {
     script("init.py", &[arg(folder.path()), classes.to_string()]);
     let io: HashMap<String, Tensor> =
         Tensor::read_safetensors(folder.path().join("io.safetensors")).unwrap().into_iter().collect();
-    let begun = |file: &str, more: &str| {
+    let begin = |file: &str, more: &str| {
         let file = arg(&folder.path().join(file));
         let yaml = format!(
             "{{data: {{name: shapes, size: 64}}, net: resnet18, init: {{file: {file}, unfold: true}}, {more}}}"
         );
         let config = Config::new(&config::named("--config", &yaml).unwrap(), "a.yaml").unwrap();
         let network = config.build(Form::Expanded, Device::Cpu).unwrap();
-        assert!(init::begin(&config, &network).unwrap().is_none(), "PyTorch's files have no normalisation");
+        (init::begin(&config, &network), network)
+    };
+    let begun = |file: &str, more: &str| {
+        let (normalisation, network) = begin(file, more);
+        assert!(normalisation.unwrap().is_none(), "PyTorch's files have no normalisation");
         tch::no_grad(|| network.network.forward_t(&io["x"], false))
     };
     for file in ["net.pt2", "net.onnx", "net.pth", "net.pt"] {
@@ -37,4 +41,6 @@ fn networks_of_pytorch_are_unfolded_to_the_same_function() {
             assert!(error.double_value(&[]) < 2e-5, "{file}, {more}: {error:?}");
         }
     }
+    let refused = begin("eps.pt", "operator: dbb").0.unwrap_err().to_string();
+    assert!(refused.ends_with("its batch norms add 0.001 to the variance; give bn_eps: 0.001"), "{refused}");
 }
