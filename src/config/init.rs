@@ -25,6 +25,10 @@ pub struct InitConfig {
     /// false: the trial is refused.
     #[serde(default)]
     pub approximate: bool,
+    /// Number of training images from which batch norms take their statistics where the file has a
+    /// kernel without a batch norm, as in a folded model. Default 512.
+    #[serde(default = "images", skip_serializing_if = "is_images")]
+    pub calibrate: u64,
     /// The last layer: that of the file, or a new one. Default: that of the file if its shape fits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub classifier: Option<InitClassifier>,
@@ -42,6 +46,14 @@ pub enum InitClassifier {
     New,
     /// That of the file.
     Keep,
+}
+
+fn images() -> u64 {
+    512
+}
+
+fn is_images(number: &u64) -> bool {
+    *number == images()
 }
 
 impl InitConfig {

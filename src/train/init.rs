@@ -2,11 +2,13 @@
 
 use crate::config::{Config, InitClassifier, InitConfig, network as file};
 use crate::data::augment::normalise::Normalisation;
+use crate::data::batch::Prepared;
 use crate::exchange::Format;
 use crate::model::import::ImportPlan;
 use crate::net::graph::{self, Layout};
 use crate::net::{Built, Form, NetConfig};
 use crate::op::Resolved;
+use crate::op::layers::calibrate;
 use crate::op::layers::unfold::{UnfoldOptions, set};
 use crate::train::checkpoint::load_model;
 use crate::unfold::{Unfolded, unfold};
@@ -50,6 +52,27 @@ pub fn begin(config: &Config, network: &Built) -> Result<Option<Normalisation>> 
     };
     config.freeze(network);
     Ok(normalisation)
+}
+
+/// Gives batch norms whose kernels had none in the file the statistics of the images in `batches`.
+///
+/// # Errors
+/// An image can't be read.
+pub fn calibrate(network: &Built, batches: impl Iterator<Item = Result<Prepared>>) -> Result<()> {
+    let run = || {
+        tch::no_grad(|| {
+            batches.into_iter().try_for_each(|batch| -> Result<()> {
+                let _ = network.network.forward_t(&batch?.batch().images, false);
+                Ok(())
+            })
+        })
+    };
+    let (outcome, norms) = calibrate::calibrate(run);
+    outcome?;
+    if norms > 0 {
+        note!("{norms} batch norms that the file lacks begin with the statistics of training images");
+    }
+    Ok(())
 }
 
 fn take(config: &Config, init: &InitConfig, network: &Built) -> Result<Option<Normalisation>> {

@@ -74,10 +74,14 @@ impl Trainer {
             Some(normalisation) => normalisation,
             None => Normalisation::for_images(&dataset.train)?,
         };
+        let augment = &config.data.augment();
+        let train = Batches::train(&dataset.train, augment, &normalisation, device);
+        if let Some(init) = &config.init {
+            init::calibrate(&network, sample(config, &train, init.calibrate))?;
+        }
         let optimizer = Optimizer::new(&network.store, &config.train);
         let ema = Ema::new(config, &network, &optimizer)?;
         let teacher = Teacher::load(config, &network, &normalisation)?;
-        let augment = &config.data.augment();
         Ok(Trainer {
             config: config.clone(),
             network,
@@ -87,7 +91,7 @@ impl Trainer {
             steps: Steps::new("training steps", config.train.graphs, device),
             evaluator: Evaluator::new(Steps::new("evaluations", config.train.graphs, device), device),
             loss: Tensor::zeros([0; 0], (Kind::Float, device)),
-            train: Batches::train(&dataset.train, augment, &normalisation, device),
+            train,
             validation: dataset.validation.map(|images| Batches::test(&images, augment, &normalisation, device)),
             test: Batches::test(&dataset.test, augment, &normalisation, device),
             normalisation,
@@ -147,6 +151,14 @@ impl Trainer {
         self.network.network.anneal(epoch as f64 + step as f64 / self.steps_per_epoch() as f64);
         self.optimizer.set_lr(self.learning_rate(epoch, step));
     }
+}
+
+/// Returns at least `count` training images in batches, those of an epoch that is not trained on.
+pub fn sample(config: &Config, train: &Batches, count: u64) -> impl Iterator<Item = Result<Prepared>> {
+    let (seed, TrainConfig { epochs, batch, .. }) = (config.seed, &config.train);
+    let (epochs, batch) = (*epochs, *batch);
+    let batches = (count as usize).div_ceil(batch);
+    train.epoch(train.order(seed, epochs), batch, seed, epochs).take(batches)
 }
 
 /// Sets drop path and dropout.

@@ -1,7 +1,7 @@
 //! A trial in its folder, advanced one step at a time, so that a caller can train one trial to its
 //! end or several in turns.
 
-use crate::config::{Config, EvalForm, TrainConfig};
+use crate::config::{Config, EvalForm};
 use crate::data::batch::{Prepared, Stream};
 use crate::fold;
 use crate::model::{About, Model};
@@ -16,7 +16,7 @@ use crate::train::precise_bn;
 use crate::train::progress;
 use crate::train::result::{EmaResult, FoldResult, FormResult, TrialResult, ValidationResult};
 use crate::train::tensorboard::Events;
-use crate::train::trainer::Trainer;
+use crate::train::trainer::{Trainer, sample};
 use crate::train::{best, evaluate, version};
 use crate::{bad_request, device, files, note};
 use anyhow::{Result, bail};
@@ -318,13 +318,11 @@ impl Trial {
 
     /// Computes the statistics of the batch norms anew, if the config asks for it.
     fn settle_statistics(&self, network: &Built) -> Result<()> {
-        let TrainConfig { precise_bn, batch, epochs, .. } = self.trainer.config.train;
-        let batches = (precise_bn as usize).div_ceil(batch);
-        if batches == 0 {
-            return Ok(());
+        let Trainer { config, train, .. } = &self.trainer;
+        match config.train.precise_bn {
+            0 => Ok(()),
+            count => precise_bn::compute(network, sample(config, train, count)),
         }
-        // The images of an epoch that is not trained on, in its order.
-        precise_bn::compute(network, self.trainer.batches(epochs, 0).take(batches))
     }
 
     /// Measures the average of the network, if there is one, and saves it in both forms.

@@ -1,6 +1,7 @@
 //! Layers of which operators and networks are made, with PyTorch's initial values (tch's own
 //! differ) and PyTorch's names.
 
+pub mod calibrate;
 pub mod recipe;
 pub mod se;
 pub mod temperature;
@@ -155,6 +156,7 @@ impl BatchNorm {
     /// Normalises with the statistics of the batch in training, and with the running statistics
     /// otherwise.
     fn forward(&self, x: &Tensor, train: bool) -> Tensor {
+        self.see(x);
         let (weight, bias) = (Some(&self.weight), Some(&self.bias));
         let (mean, var) = (Some(&self.running_mean), Some(&self.running_var));
         let BnOptions { eps, momentum } = self.options;
