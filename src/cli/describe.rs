@@ -7,7 +7,7 @@ use super::imageless::model_of;
 use super::output::{json, print};
 use super::values::Shape;
 use crate::algebra::Geometry;
-use crate::config::{Config, Document, TrainConfig, Value};
+use crate::config::{Config, Document, InitConfig, TrainConfig, Value};
 use crate::data::augment::normalise::Normalisation;
 use crate::data::{Common, SourceConfig};
 use crate::error::{one_line, suggest};
@@ -64,7 +64,7 @@ struct Lists {
     /// share
     #[arg(long, value_name = "NAME", num_args = 0..)]
     data: Option<Vec<String>>,
-    /// List the keys of the section train
+    /// List the keys of the sections train and init
     #[arg(long)]
     train: bool,
     /// List the keys of a sweep
@@ -100,7 +100,8 @@ impl Lists {
             let common = Options(options::section::<Common>());
             (vec![("data", common), ("set", Entries(SourceConfig::entries()))], &**names)
         } else if self.train {
-            (vec![("train", Options(options::section::<TrainConfig>()))], &[][..])
+            let init = Options(options::section::<InitConfig>());
+            (vec![("train", Options(options::section::<TrainConfig>())), ("init", init)], &[][..])
         } else if self.sweep {
             let rules = Entries(options::variants::<Prune>());
             (vec![("sweep", Options(options::section::<SweepSection>())), ("prune", rules)], &[][..])

@@ -126,7 +126,9 @@ fn sections_and_single_names_are_listed() {
     let named: Vec<&str> = one.lines().filter(|line| line.contains(": {name: ")).collect();
     assert_eq!(named, ["operator: {name: maconv}", "attention: {name: se}"]);
     let train = stdout(&run(["describe", "--train"]));
-    assert!(train.contains("label_smoothing") && train.contains("cosine | constant"), "{train}");
+    for part in ["label_smoothing", "cosine | constant", "ema.decay", "distill.teacher", "freeze"] {
+        assert!(train.contains(part), "{part}: {train}");
+    }
     let data = document(&["describe", "--data", "shapes"]);
     assert_eq!((&data["set"][0]["name"], &data["data"][1]["key"]), (&"shapes".into(), &"limit".into()));
     assert_eq!(data["set"].as_array().unwrap().len(), 1);
