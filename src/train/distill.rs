@@ -145,5 +145,9 @@ fn read(config: &Config, path: &Path, spec: InputSpec, device: Device) -> Result
             "train.distill.teacher: {file}: give a model of foldconv (`foldconv import` makes one of a state dict), or a .pt2, .onnx or .pt file"
         );
     }
-    Ok((init::exported(config, path, device)?, None))
+    let (network, classes) = init::exported(config, path, device)?;
+    if classes != spec.classes {
+        bad_request!("train.distill.teacher: {file}: knows {classes} classes, and the data has {}", spec.classes);
+    }
+    Ok((network, None))
 }

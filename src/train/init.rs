@@ -155,8 +155,8 @@ fn source(config: &Config, init: &InitConfig) -> Result<Source> {
     }
     match Format::of(path) {
         Some(Format::Exported | Format::Onnx) => {
-            let network = exported(config, path, Device::Cpu)?;
-            Ok(Source { network, normalisation: None, new_classifier: false })
+            let (network, classes) = exported(config, path, Device::Cpu)?;
+            Ok(Source { network, normalisation: None, new_classifier: classes != config.data.spec().classes })
         }
         Some(Format::TorchScript) | None => state_dict(config, init),
     }
@@ -209,14 +209,16 @@ fn without_file(net: &NetConfig) -> NetConfig {
     net
 }
 
-/// Reads the network of another program, for the data of a config.
+/// Reads the network of another program, for the data of a config. Returns the number of classes in
+/// the file too: if it is another than the data's, the last layer is a new one.
 ///
 /// # Errors
 /// A [`crate::error::BadRequest`] if it can't be read, or does not take the images.
-pub fn exported(config: &Config, path: &Path, device: Device) -> Result<Built> {
+pub fn exported(config: &Config, path: &Path, device: Device) -> Result<(Built, i64)> {
     let net =
         graph::Config { file: path.to_path_buf(), init: graph::Init::File, sha256: None, layout: Layout::default() };
-    plain(config, NetConfig::Graph(net)).build(Form::Expanded, device)
+    let config = plain(config, NetConfig::Graph(net)).with_layout()?;
+    Ok((config.build(Form::Expanded, device)?, file::classes(&config)))
 }
 
 /// Reads a PyTorch file with a state dict.
