@@ -62,8 +62,8 @@ pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
         Err(refused) => bad_request!("{file}: {refused}"),
     };
     let agreement = verify(model.about.config.data.spec(), &trained, &network)?;
-    let farthest = unfolded.sites.iter().map(|(_, distance)| *distance).fold(0., f64::max);
-    if farthest < 1e-6 && !agreement.holds() {
+    let farthest = unfolded.farthest();
+    if farthest.is_none() && !agreement.holds() {
         note!(
             "{file}: the unfolded logits differ by {:.1e} of the largest on a random batch",
             agreement.relative_difference()
@@ -82,8 +82,8 @@ pub fn run(options: &Options, machine: &Machine, as_json: bool) -> Result<()> {
                 .collect::<Vec<_>>(),
         }));
     }
-    if farthest > 1e-6 {
-        note!("approximated: {farthest:.2} of a kernel at most, as a relative distance");
+    if let Some((_, distance)) = farthest {
+        note!("approximated: {distance:.2} of a kernel at most, as a relative distance");
     }
     say!(
         "{}: {} sites with {}, {} parameters, {} before; on {} random images the largest logit difference is {:.1e} ({:.1e} of the largest logit)",

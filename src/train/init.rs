@@ -11,7 +11,7 @@ use crate::op::Resolved;
 use crate::op::layers::calibrate;
 use crate::op::layers::unfold::{UnfoldOptions, set};
 use crate::train::checkpoint::load_model;
-use crate::unfold::{Unfolded, unfold};
+use crate::unfold::unfold;
 use crate::weights::pairing::{Pairing, Wrong};
 use crate::weights::pytorch::Checkpoint;
 use crate::weights::state_dict::{NameMap, StateDict};
@@ -85,11 +85,11 @@ fn take(config: &Config, init: &InitConfig, network: &Built) -> Result<Option<No
     let drawn: Vec<Tensor> = classifier.iter().map(|(_, variable)| variable.copy()).collect();
     tch::manual_seed(config.seed as i64);
     let options = UnfoldOptions { scale: init.scale, approximate: init.approximate };
-    let Unfolded { sites, mut kept } = match unfold(&trained, network, &options) {
+    let mut unfolded = match unfold(&trained, network, &options) {
         Ok(unfolded) => unfolded,
         Err(refused) => bad_request!("init.file: {file}: {refused}"),
     };
-    let differs = new_classifier || classifier.iter().any(|(name, _)| kept.contains(name));
+    let differs = new_classifier || classifier.iter().any(|(name, _)| unfolded.kept.contains(name));
     if differs && init.classifier == Some(InitClassifier::Keep) {
         bad_request!(
             "init.classifier: {file}: its last layer does not fit one of {} classes; give `new`",
@@ -100,6 +100,7 @@ fn take(config: &Config, init: &InitConfig, network: &Built) -> Result<Option<No
     if is_new {
         classifier.iter().zip(&drawn).for_each(|((_, variable), drawn)| set(variable, drawn));
     }
+    let kept = &mut unfolded.kept;
     kept.retain(|name| !classifier.iter().any(|(own, _)| own == name));
     if !init.unfold && !kept.is_empty() {
         let names: Vec<&str> = kept.iter().take(3).map(String::as_str).collect();
@@ -107,11 +108,13 @@ fn take(config: &Config, init: &InitConfig, network: &Built) -> Result<Option<No
     }
     note!(
         "{file}: weights to begin with{}{}",
-        if sites.is_empty() { String::new() } else { format!(", {} operators unfolded", sites.len()) },
+        match unfolded.sites.len() {
+            0 => String::new(),
+            sites => format!(", {sites} operators unfolded"),
+        },
         if is_new { ", a new last layer" } else { "" }
     );
-    if let Some((site, distance)) = sites.iter().max_by(|(_, a), (_, b)| a.total_cmp(b)).filter(|(_, far)| *far > 1e-6)
-    {
+    if let Some((site, distance)) = unfolded.farthest() {
         note!("{file}: approximated, by {distance:.2} of the kernel at most (at {site})");
     }
     Ok(normalisation)

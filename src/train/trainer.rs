@@ -155,8 +155,7 @@ impl Trainer {
 
 /// Returns at least `count` training images in batches, those of an epoch that is not trained on.
 pub fn sample(config: &Config, train: &Batches, count: u64) -> impl Iterator<Item = Result<Prepared>> {
-    let (seed, TrainConfig { epochs, batch, .. }) = (config.seed, &config.train);
-    let (epochs, batch) = (*epochs, *batch);
+    let (seed, epochs, batch) = (config.seed, config.train.epochs, config.train.batch);
     let batches = (count as usize).div_ceil(batch);
     train.epoch(train.order(seed, epochs), batch, seed, epochs).take(batches)
 }

@@ -5,6 +5,9 @@ use crate::net::{Built, Site};
 use crate::op::layers::unfold::{self, UnfoldError, UnfoldOptions};
 use std::collections::BTreeSet;
 
+/// Relative distance of a kernel up to which it is the trained one, rounded to float32.
+const ROUNDING: f64 = 1e-6;
+
 /// An operator that can't be unfolded, and its site.
 #[derive(Debug, thiserror::Error)]
 #[error("{site} ({operator}) can't be unfolded: {reason}")]
@@ -26,6 +29,15 @@ pub struct Unfolded {
     /// Variables outside of these sites that the trained network lacks or has in another shape.
     /// They keep their values.
     pub kept: BTreeSet<String>,
+}
+
+impl Unfolded {
+    /// Returns the site whose kernel is farthest from the trained one, and its relative distance;
+    /// none if all are equal up to rounding.
+    pub fn farthest(&self) -> Option<(&str, f64)> {
+        let sites = self.sites.iter().map(|(site, distance)| (site.as_str(), *distance));
+        sites.max_by(|(_, a), (_, b)| a.total_cmp(b)).filter(|(_, distance)| *distance > ROUNDING)
+    }
 }
 
 /// Gives `network`, an expanded network with its initial values, the function of `trained`, the
